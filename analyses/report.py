@@ -1,0 +1,238 @@
+"""The report of a task: all studies of one model on one task, in one page with its figures and tables.
+
+1. Load the model, write the prompts, and measure whether the model can do the task at all.
+2. Run every study of this package in its `ORDER`; each gives its measurements, its section and its findings.
+3. Check the numbers: logits against transformers, the sum of components, patching everything and nothing.
+4. Write the page. The sentences of its summary are made from the numbers above them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+import analyses
+from interp import stats
+from interp.edits import Edit, Variant
+from interp.errors import InterpError
+from interp.glyphs import visible
+from interp.gpt import GPT
+from interp.metrics import METRICS
+from interp.prompts import PromptPairs
+from interp.provenance import provenance
+from interp.sweep import sweep
+from interp.tasks import get_task
+from interp.ui.folder import check_output
+from interp.ui.page import Section, write_report
+from interp.weights.load import load
+from interp.weights.parity import check_against_transformers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_PROMPTS = 20
+
+
+@dataclass
+class Story:
+    """A report as it grows."""
+
+    sections: list[Section] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
+    results: dict[str, pd.DataFrame] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, name: str, work: Callable[[], Any]) -> Any:
+        """The result of `work`, whose time goes to the manifest."""
+        start = time.perf_counter()
+        result = work()
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+        return result
+
+
+def studies() -> list[ModuleType]:
+    """The modules of this package that have a section in a report, in the order of the story."""
+    found = [importlib.import_module(f"analyses.{info.name}") for info in pkgutil.iter_modules(analyses.__path__) if info.name not in ("cli", "report")]
+    return sorted((module for module in found if hasattr(module, "report")), key=lambda module: module.ORDER)
+
+
+def write(
+    task: str,
+    source: Any = "smollm2-135m",
+    *,
+    out: str | Path,
+    n: int = 16,
+    seed: int = 0,
+    device: str | None = None,
+    dtype: str | None = None,
+    check: bool = True,
+    quiet: bool = False,
+) -> Path:
+    """Write the report of a model on a task and return the path of its page.
+
+    Args:
+        task: a name of `interp.tasks.TASKS`.
+        source: as `interp.load` takes it.
+        out: the folder; an earlier report there is replaced when the new one is complete.
+        n: how many prompts.
+        seed: of the prompts.
+        device, dtype: as in `interp.load`.
+        check: compare the logits with transformers', which has to load the model too.
+        quiet: no progress on stderr.
+
+    Raises:
+        InterpError: a task, model or folder that does not do; before anything is computed where possible.
+    """
+    make = get_task(task)
+    check_output(out)
+    story = Story()
+    modules = studies()
+    steps = tqdm(total=len(modules) + 3, desc="report", unit="step", disable=True if quiet else None)
+
+    def step(name: str, work: Callable[[], Any]) -> Any:
+        steps.set_postfix_str(name)
+        result = story.timed(name, work)
+        steps.update()
+        return result
+
+    with steps:
+        model = step("load", lambda: load(source, device=device, dtype=dtype))
+        pairs = make(model, n=n, seed=seed)
+        step("behaviour", lambda: behaviour(model, pairs, story))
+        for module in modules:
+            name = module.__name__.rpartition(".")[2]
+            frame, section, findings = step(name, lambda module=module: module.report(model, pairs, story.results))
+            story.results[name] = frame
+            story.sections.append(section)
+            story.findings += findings
+        step("checks", lambda: checks(model, pairs, story, compare=check))
+    manifest = provenance(
+        model, pairs, metric="logit_diff", seed=seed, extra={"task": task, "seconds": story.seconds, "n_prompts": len(pairs)}
+    )
+    return write_report(
+        out,
+        title=f"{model.cfg.model_name} on {make.__name__.replace('_', ' ')}",
+        question=_question(make),
+        summary=story.findings,
+        sections=story.sections,
+        manifest=manifest,
+    )
+
+
+def _question(make: Callable[..., PromptPairs]) -> str:
+    doc = (make.__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(doc.split())
+
+
+@torch.no_grad()
+def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
+    """Whether the model does the task, and the prompts it was asked with."""
+    import pandas as pd
+
+    rows = []
+    mask = None if bool(pairs.mask.all()) else pairs.mask.to(model.device)
+    for side in ("clean", "corrupt"):
+        logits = model(getattr(pairs, side), attention_mask=mask)
+        last = logits[torch.arange(len(pairs)), pairs.last]
+        for metric in ("logit_diff", "correct", "prob", "rank"):
+            values = METRICS[metric].fn(last, pairs.answers.to(last.device), None)
+            rows += [{"side": side, "metric": metric, "prompt": i, "value": float(v)} for i, v in enumerate(values)]
+        if side == "clean":
+            first = [visible(model.to_str_tokens(last[i].argmax()[None])[0]) for i in range(len(pairs))]
+    frame = pd.DataFrame(rows)
+    story.results["behaviour"] = frame
+    table = stats.summarise(frame, by=["side", "metric"])
+    at = table.set_index(["side", "metric"])
+    accuracy, clean, corrupt = (at.loc[key] for key in (("clean", "correct"), ("clean", "logit_diff"), ("corrupt", "logit_diff")))
+    able = "does" if accuracy["ci_low"] > 0.5 or (accuracy["value"] == 1.0) else "does not reliably do"
+    story.findings.append(
+        f"{model.cfg.model_name} {able} the task: it prefers the right answer in {accuracy['value']:.0%} of "
+        f"{len(pairs)} prompts, by {clean['value']:.2f} logits on average (95% interval {clean['ci_low']:.2f} to "
+        f"{clean['ci_high']:.2f}); on the corrupt prompts the difference is {corrupt['value']:.2f}."
+    )
+    values = frame[frame["side"] == "clean"].pivot(index="prompt", columns="metric", values="value")
+    shown = pd.DataFrame(
+        {
+            "clean prompt": pairs.clean_texts,
+            "corrupt prompt": pairs.corrupt_texts,
+            "right": [visible(model.to_str_tokens(a[:1])[0]) for a in pairs.answers],
+            "wrong": [visible(model.to_str_tokens(a[1:])[0]) for a in pairs.answers],
+            "model says": first,
+            "logit difference": values["logit_diff"],
+            "probability": values["prob"],
+        }
+    )
+    roles = ", ".join(f"{role} ({pairs.labels(0)[at]})" for role, at in pairs.roles[0].items())
+    text = [
+        "Each clean prompt has a corrupt counterpart of the same length, which differs in one respect and has the opposite "
+        "answer. The logit difference is the logit of the right answer minus that of the wrong one, at the last position.",
+        f"Roles of positions, with those of the first prompt: {roles}." if roles else "",
+    ]
+    caption = "The prompts" if len(pairs) <= MOST_PROMPTS else f"The first {MOST_PROMPTS} of {len(pairs)} prompts"
+    story.sections.append(
+        Section(
+            title="Prompts and behaviour",
+            anchor="prompts",
+            text=[part for part in text if part],
+            tables=[("Behaviour on both sides, with 95% bootstrap intervals over prompts", table), (caption, shown.head(MOST_PROMPTS))],
+        )
+    )
+
+
+def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> None:
+    """Identities that must hold, with the differences that were measured."""
+    import pandas as pd
+
+    rows: list[tuple[str, str, float | None, float | None, str]] = []
+
+    def hold(what: str, how: str, difference: float, limit: float) -> None:
+        rows.append((what, how, difference, limit, "holds" if difference <= limit else "FAILS"))
+
+    largest = float(story.results["behaviour"].query("metric == 'logit_diff'")["value"].abs().max())
+    limit = 2e-5 if model.dtype in (torch.float32, torch.float64) else 2e-2
+    if compare:
+        try:
+            found = check_against_transformers(model)
+            hold("logits equal transformers'", "largest absolute difference, random tokens", found["max_abs"], found["tolerance"])
+        except (InterpError, OSError, ValueError, ImportError) as error:
+            rows.append(("logits equal transformers'", f"not checked: {error}", None, None, "not checked"))
+    else:
+        rows.append(("logits equal transformers'", "not checked: --no-check", None, None, "not checked"))
+    if "head_attribution" in story.results:
+        frame = story.results["head_attribution"]
+        residue = frame.loc[frame["kind"] == "residue", "value"].abs().max()
+        hold("components sum to the logit difference", "largest residue of any prompt", float(residue), limit * 10 * largest)
+    last = model.cfg.n_layers - 1
+    variants = [
+        Variant([Edit("resid_post", {"layer": last})], {"cell": "everything"}),
+        Variant([Edit("resid_pre", {"layer": 0}, source="base")], {"cell": "nothing"}),
+    ]
+    frame = sweep(model, pairs, variants, progress=False)
+    for cell, against in (("everything", "source"), ("nothing", "base")):
+        part = frame[frame["cell"] == cell]
+        gap = float((part["value"] - part[f"{against}_value"]).abs().max())
+        hold(f"patching {cell} equals the {against} run", "largest difference of the metric", gap, limit * largest)
+    table = pd.DataFrame(rows, columns=["check", "measured", "difference", "limit", "result"])
+    failed = table[table["result"] == "FAILS"]
+    story.findings.append(
+        f"Checks: {', '.join(failed['check'])} failed; read the numbers above with care."
+        if len(failed)
+        else f"All {int((table['result'] == 'holds').sum())} numerical checks that were run hold."
+    )
+    story.sections.append(
+        Section(
+            title="Checks",
+            anchor="checks",
+            text=["Identities that must hold if the numbers above are right, with the differences measured in this run."],
+            tables=[("Identities and measured differences", table)],
+        )
+    )

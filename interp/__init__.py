@@ -1,0 +1,67 @@
+"""A mechanistic interpretability toolkit: models whose every intermediate value can be read, replaced and differentiated.
+
+    import interp
+
+    model = interp.load("smollm2-135m")
+    logits, cache = model.run_with_cache("When John and Mary went to the store, John gave a bottle of milk to")
+    cache["pattern", 19]
+
+Importing does nothing else. Rooms whose imports are slow (pandas, matplotlib, transformers) load when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from interp import errors, metrics, sites, stats, tasks
+from interp.attention import PastKeyValues
+from interp.cache import ActivationCache
+from interp.config import ModelConfig, RopeScaling
+from interp.edits import Edit, Variant
+from interp.errors import InterpError
+from interp.gpt import GPT
+from interp.hooks import HookPoint
+from interp.metrics import Metric
+from interp.prompts import PromptPairs
+from interp.sites import get_act_name
+from interp.sweep import sweep
+from interp.tokens import Tokenizer
+from interp.weights.load import load
+from interp.weights.transformer_lens import load_transformer_lens
+
+if TYPE_CHECKING:
+    from interp import figures
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GPT",
+    "ActivationCache",
+    "Edit",
+    "HookPoint",
+    "InterpError",
+    "Metric",
+    "ModelConfig",
+    "PastKeyValues",
+    "PromptPairs",
+    "RopeScaling",
+    "Tokenizer",
+    "Variant",
+    "errors",
+    "figures",
+    "get_act_name",
+    "load",
+    "load_transformer_lens",
+    "metrics",
+    "sites",
+    "stats",
+    "sweep",
+    "tasks",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "figures":
+        return importlib.import_module("interp.figures")
+    raise AttributeError(f"module 'interp' has no attribute {name!r}")

@@ -1,0 +1,327 @@
+"""The attention mixer: queries, keys and values, positions, a fused or an explicit path, keys and values of a prefix.
+
+Multi-head attention after Vaswani et al. 2017 ("Attention Is All You Need", section 3.2), with fewer key and value heads
+than query heads where a model says so (Ainslie et al. 2023, "GQA", section 2.2).
+
+1. x, the normalised residual stream, is projected to q, k and v; rotary models turn q and k by their position.
+2. Keys and values of an earlier part of the prompt, if given, are put in front.
+3. Fused path: one kernel from q, k, v to z. Explicit path, in the layers where somebody asked for the scores or the
+   pattern: scores = q k / sqrt(d_head), pattern = softmax(scores), z = pattern v.
+4. W_O maps z back to the residual stream: all heads at once or, where somebody asked for `result`, one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, repeat
+from torch import Tensor, nn
+
+from interp.config import ModelConfig
+from interp.errors import PromptError
+from interp.hooks import HookPoint
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every attention layer of one forward shares.
+
+    `positions` [batch or 1, pos] counts from the start of each real prompt. `allowed` [batch or 1, 1, query, key] is
+    None where no mask is needed beyond `causal`. `bias` is ALiBi's, `cos` and `sin` [batch or 1, pos, 1, rotary_dim / 2]
+    are the rotary embedding's.
+    """
+
+    positions: Tensor
+    allowed: Tensor | None
+    causal: bool
+    bias: Tensor | None
+    cos: Tensor | None
+    sin: Tensor | None
+
+
+class PastKeyValues:
+    """Keys and values of the part of a prompt that went through the model before, for every layer.
+
+    Pass the same object to one forward after another; each appends its own positions. Room grows by doubling, so that a
+    token costs its own copy and no other.
+    """
+
+    def __init__(self, n_layers: int) -> None:
+        self._room: list[tuple[Tensor, Tensor] | None] = [None] * n_layers
+        self._lengths = [0] * n_layers
+        self.attention_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Positions that every layer holds."""
+        return self._lengths[-1] if self._lengths else 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append k, v [batch, pos, kv_head, d_head] to a layer and return all that it holds now."""
+        start = self._lengths[layer]
+        stop = start + k.shape[1]
+        room = self._room[layer]
+        if room is None or room[0].shape[1] < stop:
+            grown = tuple(new.new_empty(new.shape[0], max(2 * start, stop), *new.shape[2:]) for new in (k, v))
+            if room is not None:
+                grown[0][:, :start], grown[1][:, :start] = room[0][:, :start], room[1][:, :start]
+            room = self._room[layer] = (grown[0], grown[1])
+        room[0][:, start:stop], room[1][:, start:stop] = k, v
+        self._lengths[layer] = stop
+        return room[0][:, :stop], room[1][:, :stop]
+
+
+def make_context(
+    cfg: ModelConfig,
+    n_pos: int,
+    *,
+    n_past: int = 0,
+    attention_mask: Tensor | None = None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Context:
+    """Positions, mask and rotary angles for `n_pos` tokens that follow `n_past` earlier ones.
+
+    `attention_mask` [batch, n_past + n_pos] is True at real tokens. Padding positions look at themselves alone, so that
+    no row of the pattern is empty; real positions never look at padding.
+    """
+    n_keys = n_past + n_pos
+    if attention_mask is not None and bool(attention_mask.all()):
+        attention_mask = None
+    if attention_mask is None:
+        key_positions = torch.arange(n_keys, device=device)[None]
+        # The kernel's own causal mask serves a whole prompt; a single new token sees everything.
+        plain = not cfg.causal or n_past == 0 or n_pos == 1
+        allowed = None if plain else _causal(n_pos, n_keys, device)[None, None]
+        causal = cfg.causal and n_past == 0
+    else:
+        key_positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        allowed = attention_mask[:, None, None, :].expand(-1, 1, n_pos, n_keys)
+        if cfg.causal:
+            allowed = allowed & _causal(n_pos, n_keys, device)
+        allowed = allowed | torch.eye(n_pos, n_keys, dtype=torch.bool, device=device).roll(n_past, 1)
+        causal = False
+    positions = key_positions[:, n_past:]
+    bias = _alibi(cfg, positions, key_positions, dtype) if cfg.positional_embedding_type == "alibi" else None
+    cos, sin = _rotary_angles(cfg, positions, dtype) if cfg.positional_embedding_type == "rotary" else (None, None)
+    return Context(positions, allowed, causal, bias, cos, sin)
+
+
+def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
+    """True where a key is not later than the query; the last query stands on the last key.  # [query, key]"""
+    return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(n_keys - n_queries)
+
+
+def _alibi(cfg: ModelConfig, positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
+    """Minus slope times distance (Press et al. 2021, section 3 and footnote on head counts).  # [batch, head, query, key]"""
+    power = 2 ** math.floor(math.log2(cfg.n_heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(cfg.n_heads - power)]
+    distance = (positions[:, None, :, None] - key_positions[:, None, None, :]).abs()
+    return (-torch.tensor(slopes, device=positions.device)[:, None, None] * distance).to(dtype)
+
+
+def _rotary_angles(cfg: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of position times frequency, theta_i = base^(-2i/dim) (Su et al. 2021, section 3.2.2)."""
+    assert cfg.rotary_dim is not None
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    steps = torch.arange(0, cfg.rotary_dim, 2, device=positions.device).to(wide)
+    frequency = 1.0 / cfg.rotary_base ** (steps / cfg.rotary_dim)
+    scaling = cfg.rope_scaling
+    if scaling is not None and scaling.kind == "linear":
+        frequency = frequency / scaling.factor
+    elif scaling is not None:
+        # Between the two wavelengths the divided and the plain frequency are blended.
+        turns = scaling.original_n_ctx * frequency / (2 * math.pi)
+        plain = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        plain = plain.clamp(0, 1)
+        frequency = plain * frequency + (1 - plain) * frequency / scaling.factor
+    angle = (positions[..., None].to(wide) * frequency)[:, :, None]  # [batch, pos, 1, rotary_dim / 2]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+class Attention(nn.Module):
+    """The attention of one layer: normalised residual stream [batch, pos, d_model] in, the same shape out.
+
+    Weights lie as the matrix products want them: `W_qkv` [(head + 2 kv_head) * d_head, d_model] holds queries, keys and
+    values under one another. `W_Q` and the rest are views in TransformerLens's shapes.
+    """
+
+    def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint]) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.layer = layer
+        rows = (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head
+        self.W_qkv = nn.Parameter(torch.empty(rows, cfg.d_model))
+        self.b_qkv = nn.Parameter(torch.empty(rows)) if cfg.attn_in_bias else None
+        self.W_z = nn.Parameter(torch.empty(cfg.d_model, cfg.n_heads * cfg.d_head))
+        self.b_z = nn.Parameter(torch.empty(cfg.d_model)) if cfg.attn_out_bias else None
+        here = f"blocks.{layer}.attn.hook_"
+        self.hook_q, self.hook_k, self.hook_v = (points[here + name] for name in "qkv")
+        self.hook_attn_scores, self.hook_pattern = points[here + "attn_scores"], points[here + "pattern"]
+        self.hook_z, self.hook_result = points[here + "z"], points[here + "result"]
+        self.hook_rot_q, self.hook_rot_k = points.get(here + "rot_q"), points.get(here + "rot_k")
+
+    def forward(
+        self, x: Tensor, context: Context, *, split: Mapping[str, Tensor] | None = None, past: PastKeyValues | None = None
+    ) -> Tensor:
+        """What the layer adds to the residual stream.
+
+        `split` maps "q", "k" or "v" to an input of its own for every head, [batch, pos, head, d_model].
+        """
+        q, k, v = self.project(x, split or {})
+        if context.cos is not None and self.hook_rot_q is not None and self.hook_rot_k is not None:
+            q = self.hook_rot_q(self.rotate(q, context))
+            k = self.hook_rot_k(self.rotate(k, context))
+        if past is not None:
+            k, v = past.extend(self.layer, k, v)
+        explicit = self.hook_attn_scores or self.hook_pattern
+        z = self.hook_z((self.attend if explicit else self.attend_fused)(q, k, v, context))
+        if self.hook_result:
+            out = self.hook_result(self.head_results(z)).sum(2)  # [batch, pos, d_model]
+            return out if self.b_z is None else out + self.b_z
+        return F.linear(rearrange(z, "batch pos head d_head -> batch pos (head d_head)"), self.W_z, self.b_z)
+
+    def project(self, x: Tensor, split: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [batch, pos, head, d_head], keys and values [batch, pos, kv_head, d_head]."""
+        cfg = self.cfg
+        qkv = F.linear(x, self.W_qkv, self.b_qkv).unflatten(-1, (-1, cfg.d_head))
+        q, k, v = qkv.split([cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads], dim=2)
+        if split:
+            parts = {"q": (q, self.W_Q, self.b_Q), "k": (k, self.W_K, self.b_K), "v": (v, self.W_V, self.b_V)}
+            q, k, v = (
+                einsum(split[name], W, "batch pos head d_model, head d_model d_head -> batch pos head d_head") + b
+                if name in split
+                else plain
+                for name, (plain, W, b) in parts.items()
+            )
+        return self.hook_q(q), self.hook_k(k), self.hook_v(v)
+
+    def rotate(self, x: Tensor, context: Context) -> Tensor:
+        """Turn pairs of the first `rotary_dim` channels of x [batch, pos, head, d_head] by their position's angle."""
+        assert context.cos is not None and context.sin is not None and self.cfg.rotary_dim is not None
+        turned, rest = x[..., : self.cfg.rotary_dim], x[..., self.cfg.rotary_dim :]
+        if self.cfg.rotary_adjacent_pairs:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+        else:
+            a, b = turned.chunk(2, dim=-1)
+        new = (a * context.cos - b * context.sin, b * context.cos + a * context.sin)
+        if self.cfg.rotary_adjacent_pairs:
+            new = (torch.stack(new, dim=-1).flatten(-2),)
+        return torch.cat((*new, rest), dim=-1)
+
+    def attend_fused(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """z [batch, pos, head, d_head] from one kernel, which forms no pattern."""
+        assert self.cfg.attn_scale is not None
+        mask, causal = context.allowed, context.causal
+        if context.bias is not None:
+            allowed = self._allowed(context)
+            mask = context.bias if allowed is None else context.bias.masked_fill(~allowed, float("-inf"))
+            causal = False
+        z = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=causal,
+            scale=1 / self.cfg.attn_scale,
+            enable_gqa=self.cfg.n_kv_heads < self.cfg.n_heads,
+        )
+        return z.transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """z [batch, pos, head, d_head], by way of the scores and the pattern [batch, head, query, key]."""
+        pattern = self.hook_pattern(self.softmax(self.hook_attn_scores(self.scores(q, k, context))))
+        return einsum(pattern, self.to_query_heads(v), "batch head query key, batch key head d -> batch query head d")
+
+    def scores(self, q: Tensor, k: Tensor, context: Context) -> Tensor:
+        """Scaled scores [batch, head, query, key] of rotated q and k; -inf where a query may not look."""
+        assert self.cfg.attn_scale is not None
+        keys = self.to_query_heads(k)
+        scores = einsum(q, keys, "batch query head d, batch key head d -> batch head query key") / self.cfg.attn_scale
+        if context.bias is not None:
+            scores = scores + context.bias
+        allowed = self._allowed(context)
+        return scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Softmax over the keys, in float32 at least."""
+        wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
+        return scores.softmax(-1, dtype=wide).to(scores.dtype)
+
+    def to_query_heads(self, x: Tensor) -> Tensor:
+        """Keys or values [batch, pos, kv_head, d_head], repeated for the query heads that share them."""
+        group = self.cfg.n_heads // self.cfg.n_kv_heads
+        return x if group == 1 else repeat(x, "batch pos kv_head d -> batch pos (kv_head group) d", group=group)
+
+    def head_results(self, z: Tensor) -> Tensor:
+        """What each head adds to the residual stream, without b_O.  # [batch, pos, head, d_model]"""
+        return einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model")
+
+    def _allowed(self, context: Context) -> Tensor | None:
+        if context.causal:
+            n = context.positions.shape[1]
+            return _causal(n, n, context.positions.device)
+        return context.allowed
+
+    def _rows(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        heads = parameter.unflatten(0, (-1, self.cfg.d_head))  # [all heads, d_head, ...]
+        q, k, v = heads.split([self.cfg.n_heads, self.cfg.n_kv_heads, self.cfg.n_kv_heads])
+        return q, k, v
+
+    def _biases(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._rows(self.W_qkv.new_zeros(self.W_qkv.shape[0]) if self.b_qkv is None else self.b_qkv)
+
+    @property
+    def W_Q(self) -> Tensor:
+        """Query weights [head, d_model, d_head]; a view, as the other weights here."""
+        return self._rows(self.W_qkv)[0].transpose(1, 2)
+
+    @property
+    def W_K(self) -> Tensor:
+        """Key weights [kv_head, d_model, d_head]."""
+        return self._rows(self.W_qkv)[1].transpose(1, 2)
+
+    @property
+    def W_V(self) -> Tensor:
+        """Value weights [kv_head, d_model, d_head]."""
+        return self._rows(self.W_qkv)[2].transpose(1, 2)
+
+    @property
+    def W_O(self) -> Tensor:
+        """Output weights [head, d_head, d_model]."""
+        return rearrange(self.W_z, "d_model (head d_head) -> head d_head d_model", d_head=self.cfg.d_head)
+
+    @property
+    def b_Q(self) -> Tensor:
+        """Query biases [head, d_head]; zeros where the model has none."""
+        return self._biases()[0]
+
+    @property
+    def b_K(self) -> Tensor:
+        """Key biases [kv_head, d_head]; zeros where the model has none."""
+        return self._biases()[1]
+
+    @property
+    def b_V(self) -> Tensor:
+        """Value biases [kv_head, d_head]; zeros where the model has none."""
+        return self._biases()[2]
+
+    @property
+    def b_O(self) -> Tensor:
+        """Output bias [d_model]; zeros where the model has none."""
+        return self.W_z.new_zeros(self.cfg.d_model) if self.b_z is None else self.b_z
+
+
+def check_attention_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The mask as booleans, or a `PromptError` when it does not fit tokens of `shape` or leaves a prompt empty."""
+    if tuple(mask.shape) != shape:
+        raise PromptError(f"attention_mask has shape {list(mask.shape)}, expected [batch, pos] = {list(shape)}")
+    mask = mask.bool()
+    if not bool(mask.any(1).all()):
+        row = int((~mask.any(1)).nonzero()[0])
+        raise PromptError(f"prompt {row} is empty: its attention_mask has no real token")
+    return mask

@@ -1,0 +1,226 @@
+"""The command line that every study shares: which model, which prompts, where the results go.
+
+A study's module calls `study_command` once and gets a click command: a table on stdout (or JSON, or CSV), progress on
+stderr, with `--out` the figure, its numbers and their provenance. What `interp` refuses ends in one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from interp.errors import InterpError, OutputError, PromptError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from interp.gpt import GPT
+    from interp.prompts import PromptPairs
+
+MOST_ROWS = 40
+
+
+class RefusedError(click.ClickException):
+    """An `InterpError` as the command line shows it: one line, exit code 2."""
+
+    exit_code = 2
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Turn what `interp` refuses into one line without a traceback, and an interrupt into exit code 130."""
+    try:
+        yield
+    except InterpError as error:
+        raise RefusedError(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--model`, `--device` and `--dtype`."""
+    for add in (
+        click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64."),
+        click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is by default."),
+        click.option("--model", "source", default="smollm2-135m", show_default=True, help="Name, folder or .gguf file."),
+    ):
+        command = add(command)
+    return command
+
+
+def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--task`, `--n` and `--seed`, or `--prompt` with its answers and its corrupt counterpart."""
+    for add in (
+        click.option("--wrong", default=None, help="The token that the answer is weighed against."),
+        click.option("--answer", default=None, help="The right next token; the model's own first choice by default."),
+        click.option("--corrupt", default=None, help="With --prompt: a prompt of equal length that differs in one respect."),
+        click.option("--prompt", default=None, help="A prompt of your own instead of a task."),
+        click.option("--seed", default=0, show_default=True, help="Seed of the task's prompts."),
+        click.option("--n", default=16, show_default=True, help="How many prompts the task writes."),
+        click.option("--task", default="ioi", show_default=True, help="The task that writes the prompts."),
+    ):
+        command = add(command)
+    return command
+
+
+def load_prompts(
+    model: GPT,
+    *,
+    task: str = "ioi",
+    n: int = 16,
+    seed: int = 0,
+    prompt: str | None = None,
+    corrupt: str | None = None,
+    answer: str | None = None,
+    wrong: str | None = None,
+) -> PromptPairs:
+    """The prompts that the options ask for: a task's, or the one that was typed."""
+    from interp.prompts import PromptPairs
+    from interp.tasks import get_task
+
+    if prompt is None:
+        if corrupt or answer or wrong:
+            raise PromptError("--corrupt, --answer and --wrong belong to --prompt")
+        return get_task(task)(model, n=n, seed=seed)
+    first, second = _own_choices(model, prompt, answer)
+    return PromptPairs.from_text(
+        model, clean=[prompt], corrupt=[corrupt or prompt], answers=[(answer or first, wrong or second)], name="prompt"
+    )
+
+
+def _own_choices(model: GPT, prompt: str, answer: str | None) -> tuple[int, int]:
+    """The model's likeliest next token and its likeliest other one than the answer."""
+    import torch
+
+    with torch.no_grad():
+        ranked = model(prompt)[0, -1].topk(2).indices.tolist()
+    if answer is not None:
+        given = model.to_single_token(answer)
+        ranked = [given, *(token for token in ranked if token != given)]
+    return ranked[0], ranked[1]
+
+
+def study_command(
+    run: Callable[..., pd.DataFrame],
+    *,
+    plot: Callable[[pd.DataFrame], Figure],
+    summary: Callable[[pd.DataFrame], pd.DataFrame],
+    options: Sequence[Callable[..., Any]] = (),
+) -> click.Command:
+    """The command of one study.
+
+    Args:
+        run: the study, `run(model, pairs, **options)`; its module's docstring is the command's help.
+        plot: its figure.
+        summary: the table that is printed.
+        options: click options of this study; their names are `run`'s keywords.
+    """
+    module = inspect.getmodule(run)
+    assert module is not None and module.__doc__ is not None
+    spec = module.__spec__.name if module.__spec__ is not None else module.__name__
+    name = spec.rpartition(".")[2].replace("_", "-")
+
+    @click.command(name, help=_reflow(module.__doc__))
+    @model_options
+    @prompt_options
+    @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for the figure, its CSV and a manifest.")
+    @click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
+    @click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")
+    @click.option("--quiet", is_flag=True, help="No progress.")
+    def command(
+        source: str,
+        device: str | None,
+        dtype: str,
+        out: Path | None,
+        as_json: bool,
+        as_csv: bool,
+        quiet: bool,
+        task: str,
+        n: int,
+        seed: int,
+        prompt: str | None,
+        corrupt: str | None,
+        answer: str | None,
+        wrong: str | None,
+        **chosen: Any,
+    ) -> None:
+        with refusals():
+            if as_json and as_csv:
+                raise PromptError("choose one of --json and --csv")
+            if out is not None:
+                _check_folder(out)
+            from interp.weights.load import load
+
+            model = load(source, device=device, dtype=dtype)
+            pairs = load_prompts(
+                model, task=task, n=n, seed=seed, prompt=prompt, corrupt=corrupt, answer=answer, wrong=wrong
+            )
+            if "progress" in inspect.signature(run).parameters:
+                chosen["progress"] = False if quiet else None
+            frame = run(model, pairs, **chosen)
+            show(frame if as_json or as_csv else summary(frame), as_json=as_json, as_csv=as_csv)
+            if out is not None:
+                for path in save_study(out, name, frame, plot(frame), model, pairs, seed=seed, options=chosen):
+                    click.echo(path, err=True)
+
+    return functools.reduce(lambda made, add: add(made), options, command)
+
+
+def show(frame: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False) -> None:
+    """Print a table to stdout: JSON lines, CSV, or columns for the eye (the first rows, when there are many)."""
+    if as_json:
+        click.echo(frame.to_json(orient="records", lines=True, force_ascii=False), nl=False)
+    elif as_csv:
+        click.echo(frame.to_csv(index=False), nl=False)
+    else:
+        click.echo(frame.head(MOST_ROWS).to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep=""))
+        if len(frame) > MOST_ROWS:
+            click.echo(f"... {len(frame) - MOST_ROWS} more rows: --csv prints every measurement", err=True)
+
+
+def save_study(
+    out: Path,
+    name: str,
+    frame: pd.DataFrame,
+    figure: Figure,
+    model: GPT,
+    pairs: PromptPairs,
+    *,
+    seed: int,
+    options: dict[str, Any],
+) -> list[Path]:
+    """Write the figure (PDF, SVG, PNG), every measurement (CSV) and `<name>.manifest.json`; the paths."""
+    from interp.canvas import save
+    from interp.provenance import provenance
+
+    _check_folder(out)
+    paths = save(figure, frame, out / name)
+    manifest = out / f"{name}.manifest.json"
+    record = provenance(model, pairs, metric=options.get("metric"), seed=seed, extra={"study": name, "options": options})
+    manifest.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    return [*paths, manifest]
+
+
+def _check_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write to the folder {str(out)!r}: {error.strerror or error}") from error
+
+
+def _reflow(doc: str) -> str:
+    """A module's docstring for click: numbered steps keep their lines."""
+    return "\n\n".join("\b\n" + part if part.lstrip().startswith("1.") else part for part in doc.strip().split("\n\n"))

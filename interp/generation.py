@@ -1,0 +1,136 @@
+"""Continuing a prompt token by token, with the keys and values of what came before kept.
+
+1. The prompt goes through the model once. 2. The last position's logits give the next token: the most likely one, or a
+draw from softmax(logits / temperature) restricted to the `top_k` likeliest and to the smallest set that holds the
+probability `top_p` (Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration", section 3.1). 3. Only the new
+token goes through the model, reading earlier keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.attention import PastKeyValues
+from interp.errors import PromptError
+
+if TYPE_CHECKING:
+    from interp.model import HookedModel
+
+
+def sample(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw a token from each row of logits [batch, d_vocab] -> [batch]."""
+    if temperature < 0:
+        raise PromptError(f"temperature must be at least 0, not {temperature}")
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if top_k is not None:
+        if top_k < 1:
+            raise PromptError(f"top_k must be at least 1, not {top_k}")
+        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    if top_p is not None:
+        if not 0 < top_p <= 1:
+            raise PromptError(f"top_p must lie in (0, 1], not {top_p}")
+        ordered, index = logits.sort(-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of the likelier tokens
+        ordered = ordered.masked_fill(before >= top_p, float("-inf"))
+        logits = torch.full_like(logits, float("-inf")).scatter(-1, index, ordered)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+
+@torch.no_grad()
+def generate(
+    model: HookedModel,
+    input: str | Sequence[str] | Tensor,
+    max_new_tokens: int = 10,
+    *,
+    do_sample: bool = True,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop_at_eos: bool = True,
+    eos_token_id: int | None = None,
+    use_past_kv_cache: bool = True,
+    prepend_bos: bool | None = None,
+    attention_mask: Tensor | None = None,
+) -> Any:
+    """Continue each prompt by up to `max_new_tokens` tokens. Hooks on the model run at every step.
+
+    With kept keys and values (the default) a hook sees the whole prompt once and then one position at a time.
+
+    Args:
+        model: the model.
+        input: a text, several texts (padded on the left), or token ids [batch, pos].
+        max_new_tokens: how many to add at most.
+        do_sample: draw; False always takes the likeliest token (greedy), as `temperature=0` does.
+        temperature: divides the logits.
+        top_k: draw among so many likeliest tokens.
+        top_p: draw among the likeliest tokens that together hold this probability.
+        seed: makes the draw repeatable, without touching torch's global generator.
+        stop_at_eos: end a prompt at its end-of-sequence token; the rest of its row is padding.
+        eos_token_id: that token, if not the tokenizer's.
+        use_past_kv_cache: keep keys and values; False runs the whole text again for each token.
+        prepend_bos: as in `to_tokens`.
+        attention_mask: [batch, pos], True at real tokens; ids that are padded must be so on the left.
+
+    Returns:
+        The prompt and its continuation: text for a text, a list for several, ids [batch, pos + new] for ids.
+    """
+    if isinstance(input, Tensor):
+        tokens = (input[None] if input.ndim == 1 else input).to(model.device)
+        mask = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.to(model.device).bool()
+        if not bool(mask[:, -1].all()):
+            raise PromptError("prompts of different lengths must be padded on the left to be continued")
+    else:
+        tokens, mask = model.to_batch(input, prepend_bos, "left")
+    tokenizer = model.tokenizer
+    if eos_token_id is None and tokenizer is not None:
+        eos_token_id = tokenizer.eos_token_id
+    fill = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else eos_token_id
+    generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+    if not do_sample:
+        temperature = 0
+
+    n_prompt = tokens.shape[1]
+    past = PastKeyValues(model.cfg.n_layers) if use_past_kv_cache else None
+    done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
+    for step in range(max_new_tokens):
+        seen = tokens[:, -1:] if past is not None and step else tokens
+        logits = model(seen, attention_mask=mask, past_kv_cache=past)[:, -1]
+        new = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        if stop_at_eos and eos_token_id is not None:
+            assert fill is not None
+            new = torch.where(done, fill, new)
+            done = done | (new == eos_token_id)
+        tokens = torch.cat([tokens, new[:, None]], dim=1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        if bool(done.all()):
+            break
+    if isinstance(input, Tensor):
+        return tokens
+    lengths = mask[:, :n_prompt].sum(1).tolist()
+    texts = [_text(model, row[n_prompt - n :], n, eos_token_id if stop_at_eos else None) for row, n in zip(tokens, lengths, strict=True)]
+    return texts[0] if isinstance(input, str) else texts
+
+
+def _text(model: HookedModel, row: Tensor, n_prompt: int, eos_token_id: int | None) -> str:
+    """A row as text, without its padding and without the end-of-sequence token that ended it."""
+    ids = row.tolist()
+    if eos_token_id is not None and eos_token_id in ids[n_prompt:]:
+        ids = ids[: ids.index(eos_token_id, n_prompt)]
+    text = model.to_string(ids)
+    assert isinstance(text, str)
+    return text

@@ -1,0 +1,85 @@
+"""What the figures' font can draw: token text made visible, measured and cut to fit.
+
+Figures use one font that ships with matplotlib, so that they look the same everywhere. It has no glyphs for Chinese,
+Japanese, Korean and some other scripts; such characters are written as their code, never as an empty box.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import groupby
+
+from matplotlib import font_manager
+from matplotlib.textpath import TextToPath
+
+from interp import tokens as text_of
+
+FAMILY = "DejaVu Sans"
+
+
+@lru_cache(maxsize=1)
+def _glyphs() -> frozenset[int]:
+    return frozenset(font_manager.get_font(font_manager.findfont(FAMILY)).get_charmap())
+
+
+def drawable(text: str) -> str:
+    """`text` with the characters that the font lacks, and control characters, written as their codes in hex.
+
+    >>> print(drawable("naïve Жα 中文!"))
+    naïve Жα <4E2D 6587>!
+    """
+
+    def pieces() -> Iterator[str]:
+        for missing, run in groupby(text, key=lambda c: not c.isprintable() or ord(c) not in _glyphs()):
+            characters = list(run)
+            yield "<" + " ".join(f"{ord(c):04X}" for c in characters) + ">" if missing else "".join(characters)
+
+    return "".join(pieces())
+
+
+def written(text: str) -> str:
+    """Text that a study wrote, drawable, with its own line breaks."""
+    return "\n".join(map(drawable, text.split("\n")))
+
+
+def visible(token: str) -> str:
+    r"""One token as it is printed in a figure: without its leading space, other invisible characters shown.
+
+    >>> print(visible(" Mary"), visible("\n"), visible("  "))
+    Mary ⏎ ··
+    """
+    return drawable(text_of.labels([token])[0].partition(": ")[2])
+
+
+def position_labels(tokens: Sequence[str]) -> list[str]:
+    """Axis labels `9: John` of a prompt's tokens; labels that already read so are only made drawable.
+
+    >>> position_labels(["When", " John"]) == position_labels(["0: When", "1: John"]) == ["0: When", "1: John"]
+    True
+    """
+    numbered = all(re.match(rf"{position}: .", token, re.DOTALL) for position, token in enumerate(tokens))
+    return [drawable(label) for label in (tokens if numbered else text_of.labels(tokens))]
+
+
+@lru_cache(maxsize=4096)
+def width(text: str, size: float) -> float:
+    """Width in points of one line of text at a font size in points."""
+    font = font_manager.FontProperties(family=FAMILY, size=size)
+    return TextToPath().get_text_width_height_descent(text, font, ismath=False)[0]
+
+
+def shorten(text: str, size: float, room: float) -> str:
+    """`text`, cut with an ellipsis where it is wider than `room` points.
+
+    >>> shorten("internationalisation", 7, 40)
+    'internati…'
+    """
+    if width(text, size) <= room:
+        return text
+    for end in range(len(text) - 1, 0, -1):
+        cut = text[:end].rstrip() + "…"
+        if width(cut, size) <= room:
+            return cut
+    return "…"

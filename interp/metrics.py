@@ -1,0 +1,221 @@
+"""Metrics: one number for each prompt from the logits at its last real token.
+
+1. A run gives logits; `at_last` takes each prompt's last real position. 2. A `Metric` turns these rows and the pair of
+answers into one value a row. 3. `normalised_effect` places a value between a base run (0) and a source run (1), so that
+prompts of different difficulty can be averaged.
+
+Logits in half precision are computed with in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.errors import PromptError, unknown
+
+if TYPE_CHECKING:
+    from interp.prompts import PromptPairs
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number for each prompt.
+
+    Attributes:
+        name: how tables call it.
+        fn: `fn(logits, answers, reference) -> [rows]`, of logits [rows, d_vocab_out] at each prompt's last real
+            position, answers [rows, 2] (right, wrong) and reference logits [rows, d_vocab_out] or None. Where `whole`
+            is True: `fn(logits, pairs) -> [rows]`, of logits [rows, pos, d_vocab_out] and the rows' `PromptPairs`.
+        definition: what it is, in one line, for provenance and captions.
+        unit: what it counts.
+        needs_reference: whether `fn` compares with another run.
+        whole: whether `fn` reads every position.
+    """
+
+    name: str
+    fn: Callable[..., Tensor]
+    definition: str
+    unit: str
+    needs_reference: bool = False
+    whole: bool = False
+
+
+def get_metric(metric: str | Metric | Callable[..., Tensor]) -> Metric:
+    """A `Metric` from its name, from itself, or from a function `fn(logits [rows, pos, d_vocab_out], pairs) -> [rows]`.
+
+    Raises:
+        UnknownName: no metric has this name; the message offers the nearest.
+
+    >>> get_metric("logit_diff").unit
+    'logits'
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, str):
+        if metric not in METRICS:
+            raise unknown("metric", metric, METRICS)
+        return METRICS[metric]
+    if not callable(metric):
+        raise unknown("metric", metric, METRICS)
+    name = getattr(metric, "__name__", "custom")
+    says = (getattr(metric, "__doc__", None) or "").strip().partition("\n")[0]
+    own = "custom" if name == "<lambda>" else name
+    return Metric(own, metric, says or f"the function {own}(logits, pairs)", "", whole=True)
+
+
+def at_last(logits: Tensor, pairs: PromptPairs) -> Tensor:
+    """Logits at each prompt's last real position: [rows, pos, d_vocab_out] -> [rows, d_vocab_out].
+
+    Raises:
+        PromptError: logits that are not one row of positions for each pair.
+    """
+    if logits.ndim != 3 or logits.shape[:2] != pairs.mask.shape:
+        raise PromptError(
+            f"logits are {list(logits.shape)}, expected [rows, pos, d_vocab_out] of {len(pairs)} pairs padded to "
+            f"{pairs.mask.shape[1]} positions"
+        )
+    return logits[torch.arange(len(pairs), device=logits.device), pairs.last.to(logits.device)]
+
+
+def measure(
+    metric: str | Metric | Callable[..., Tensor],
+    logits: Tensor,
+    pairs: PromptPairs,
+    *,
+    reference: Tensor | None = None,
+) -> Tensor:
+    """A metric for each pair [rows] of the logits [rows, pos, d_vocab_out] that a run on these pairs gave.
+
+    Args:
+        metric: as `get_metric` takes it.
+        logits: of the run.
+        pairs: the prompts of its rows.
+        reference: logits of another run on them, of the same shape, for metrics that compare.
+
+    Raises:
+        PromptError: logits of another shape, answers outside their vocabulary, a reference that is missing, or a metric
+            that does not return one number a row.
+    """
+    metric = get_metric(metric)
+    last = at_last(logits, pairs)
+    if metric.whole:
+        value = metric.fn(logits, pairs)
+    else:
+        if metric.needs_reference and reference is None:
+            raise PromptError(f"metric {metric.name!r} compares with a reference run, and none was given")
+        answers = pairs.answers.to(logits.device)
+        check_answers(answers, logits.shape[-1])
+        value = metric.fn(last, answers, None if reference is None else at_last(reference, pairs))
+    if not isinstance(value, Tensor) or list(value.shape) != [len(pairs)]:
+        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise PromptError(
+            f"metric {metric.name!r} returned {shape}, expected a tensor [{len(pairs)}], one number a row"
+        )
+    return value
+
+
+def check_answers(answers: Tensor, d_vocab_out: int) -> None:
+    """Refuse answers [rows, 2] that the model cannot give."""
+    wrong = (answers < 0) | (answers >= d_vocab_out)
+    if bool(wrong.any()):
+        row, which = wrong.nonzero()[0].tolist()
+        raise PromptError(
+            f"pair {row}: the {('right', 'wrong')[which]} answer, id {int(answers[row, which])}, is out of range: "
+            f"the model's answers are 0 to {d_vocab_out - 1}"
+        )
+
+
+def normalised_effect(
+    value: Any, base: Any, source: Any, *, least: float = 1e-5
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """(value - base) / (source - base): 0 where a run is like the base, 1 where it is like the source.
+
+    NaN where the base and source runs do not differ, |source - base| <= least * max(|source|, |base|): there is nothing
+    to explain, and the ratio would be rounding error.
+
+    Args:
+        value: metric of the edited run; array, tensor or column, of any shape that broadcasts with the others.
+        base: metric of the run that is edited.
+        source: metric of the run that edits copy from.
+        least: the smallest relative difference that counts.
+
+    >>> normalised_effect([1.0, 3.0], [1.0, 1.0], [5.0, 1.0])
+    array([ 0., nan])
+    """
+    value, base, source = (_plain(x) for x in (value, base, source))
+    gap = source - base
+    gap = np.where(np.abs(gap) > least * np.maximum(np.abs(source), np.abs(base)), gap, np.nan)
+    return np.asarray((value - base) / gap)
+
+
+def _plain(x: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    if isinstance(x, Tensor):
+        x = x.detach().cpu().double()
+    return np.asarray(x, dtype=np.float64)
+
+
+def _full(logits: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return logits.float() if logits.dtype.itemsize < 4 else logits
+
+
+def _pick(logits: Tensor, answers: Tensor) -> Tensor:
+    """Logits of the right and of the wrong answer: [rows, d_vocab_out] -> [rows, 2]."""
+    return _full(logits.gather(-1, answers))
+
+
+def _logit_diff(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
+    right, wrong = _pick(logits, answers).unbind(-1)
+    return right - wrong
+
+
+def _logit(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
+    return _pick(logits, answers[:, :1])[:, 0]
+
+
+def _log_prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
+    return _logit(logits, answers) - _full(logits).logsumexp(-1)
+
+
+def _prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
+    return _log_prob(logits, answers).exp()
+
+
+def _rank(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
+    right = logits.gather(-1, answers[:, :1])  # [rows, 1]
+    above = (logits > right).sum(-1)  # [rows]
+    return _full(torch.where(right[:, 0].isnan(), right[:, 0], above.to(torch.float32)))
+
+
+def _correct(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
+    difference = _logit_diff(logits, answers)
+    return torch.where(difference.isnan(), difference, (difference > 0).to(difference.dtype))
+
+
+def _kl(logits: Tensor, answers: Tensor, reference: Tensor | None) -> Tensor:
+    if reference is None:
+        raise PromptError("metric 'kl' compares with a reference run, and none was given")
+    run = _full(logits).log_softmax(-1)  # [rows, d_vocab_out]
+    ref = _full(reference).log_softmax(-1)
+    ratio = (ref - run).masked_fill(ref == float("-inf"), 0)  # what the reference never says costs nothing
+    return (ref.exp() * ratio).sum(-1)
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("logit_diff", _logit_diff, "logit of the right answer minus logit of the wrong answer", "logits"),
+        Metric("logit", _logit, "logit of the right answer", "logits"),
+        Metric("log_prob", _log_prob, "natural logarithm of the right answer's probability", "nats"),
+        Metric("prob", _prob, "probability of the right answer", "probability"),
+        Metric("rank", _rank, "number of tokens with a logit strictly above the right answer's; 0 is top", "tokens"),
+        Metric("correct", _correct, "1 where the right answer's logit is above the wrong one's, else 0", "fraction"),
+        Metric("kl", _kl, "KL(reference run || this run) of next-token distributions", "nats", needs_reference=True),
+    )
+}

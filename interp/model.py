@@ -1,0 +1,295 @@
+"""`HookedModel`: what every model here can do, whatever its layers are made of.
+
+Running with hooks and with a cache, text in and out, generation. A subclass provides the forward, its hook points and
+the few pieces of the residual stream that decompositions need.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from interp.cache import ActivationCache, PosSlice, Recorder
+from interp.config import ModelConfig
+from interp.errors import HookError, PromptError
+from interp.generation import generate
+from interp.hooks import Hook, HookFunction, HookPoint, attached, by_position
+from interp.sites import NameFilter, match
+from interp.tokens import Tokenizer, pad
+
+HookList = Sequence[tuple[NameFilter, HookFunction]]
+
+
+class Scales(Protocol):
+    """A norm, as decompositions see it."""
+
+    def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
+        """x as the norm hands it on, divided by a given scale, without the norm's bias."""
+        ...
+
+
+class HookedModel(nn.Module, ABC):
+    """A language model whose every intermediate value can be read, replaced and differentiated.
+
+    Attributes:
+        cfg: its configuration.
+        tokenizer: text to ids; None when the weights came without one.
+        source: where the weights came from (`interp.weights.checkpoint.Source`); None for an untrained model.
+        hook_dict: every hook point by its full site name, in the order of computation.
+    """
+
+    def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer | None, points: dict[str, HookPoint]) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.tokenizer = tokenizer
+        self.source: Any = None
+        self.hook_dict = points
+
+    @abstractmethod
+    def forward(self, input: str | Sequence[str] | Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Logits [batch, pos, d_vocab_out] of tokens [batch, pos]."""
+
+    @abstractmethod
+    def derive(self, name: str, tensors: Mapping[str, Tensor], attention_mask: Tensor | None) -> Tensor | None:
+        """The value of a site from those of its neighbours in one run, or None when they do not determine it."""
+
+    @abstractmethod
+    def head_results(self, layer: int, z: Tensor) -> Tensor:
+        """What each head adds to the residual stream.  # [..., head, d_head] -> [..., head, d_model]"""
+
+    @abstractmethod
+    def norm_before(self, layer: int, *, mlp_input: bool = False) -> Scales | None:
+        """The norm between the residual stream and a reader: a layer, its MLP, or (n_layers) the unembedding."""
+
+    @property
+    @abstractmethod
+    def W_U(self) -> Tensor:
+        """Unembedding [d_model, d_vocab_out]."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    # Hooks
+
+    @contextmanager
+    def hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = ()) -> Iterator[Self]:
+        """Attach hooks for the length of a `with` block; they go again even when something raises.
+
+        Args:
+            fwd_hooks: pairs `(names, fn)`. `names` is a full site name, a glob, a predicate or a list of these;
+                `fn(tensor, hook)` returns a new tensor, or None to leave it.
+            bwd_hooks: the same for gradients.
+
+        Raises:
+            UnknownName: a name that matches no site.
+            HookError: a hook that never ran, or that returned another shape or dtype.
+        """
+        with attached(self.hook_dict, fwd_hooks, bwd_hooks):
+            yield self
+
+    def run_with_hooks(
+        self, input: str | Sequence[str] | Tensor, *args: Any, fwd_hooks: HookList = (), bwd_hooks: HookList = (), **kwargs: Any
+    ) -> Any:
+        """One forward with hooks attached; arguments as `forward` and `hooks` take them.
+
+        A backward hook stays with this run's graph, so it also runs in a later `backward()` on the result.
+        """
+        with self.hooks(fwd_hooks, bwd_hooks):
+            return self(input, *args, **kwargs)
+
+    def run_with_cache(
+        self,
+        input: str | Sequence[str] | Tensor,
+        *args: Any,
+        names_filter: NameFilter = None,
+        layers: Iterable[int] | None = None,
+        pos_slice: PosSlice = None,
+        device: str | torch.device | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        detach: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """One forward that keeps what it computed.
+
+        Args:
+            input: as `forward` takes it, and so are the further arguments.
+            names_filter: sites to keep, as a name, glob, predicate or list; None keeps every site that the forward
+                computes anyway. On-demand sites that are named here are computed for it.
+            layers: keep only sites of these layers, and those that belong to none.
+            pos_slice: keep only these positions (query positions of a pattern); an int drops the axis.
+            device: move what is kept there.
+            remove_batch_dim: drop the batch axis of a batch of one.
+            incl_bwd: run `backward()` on the output, a scalar (`return_type="loss"`), and keep gradients under
+                `<name>_grad`.
+            detach: False keeps the graph, to differentiate through the kept tensors with `torch.autograd.grad`.
+
+        Returns:
+            `(output, cache)`.
+        """
+        wanted = self._select(names_filter, layers)
+        recorder = Recorder(pos_slice=pos_slice, device=device, detach=detach, copy_views=wanted is not None)
+        tokens, mask = self._input(input, kwargs.pop("prepend_bos", None), kwargs.pop("attention_mask", None))
+        with ExitStack() as stack:
+            if incl_bwd:
+                always = [n for n, point in self.hook_dict.items() if not point.site.on_demand]
+                stack.enter_context(attached(self.hook_dict, (), [(wanted or always, recorder.store_gradient)]))
+            stack.enter_context(attached(self.hook_dict, readers=[(wanted, recorder.store)]))
+            output = self(tokens, *args, attention_mask=mask, **kwargs)
+            if incl_bwd:
+                if output.ndim:
+                    raise HookError('incl_bwd=True needs a scalar output to differentiate: pass return_type="loss"')
+                output.backward()
+        recorder.check()
+        whole = pos_slice is None and kwargs.get("past_kv_cache") is None
+        cache = ActivationCache(recorder.tensors, self, attention_mask=mask, whole=whole)
+        return output, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def _select(self, names_filter: NameFilter, layers: Iterable[int] | None) -> list[str] | None:
+        """The site names to keep, or None for all that is computed anyway."""
+        if names_filter is None and layers is None:
+            return None
+        names = match(names_filter, self.hook_dict)
+        if names_filter is None:
+            names = [n for n in names if not self.hook_dict[n].site.on_demand]
+        if layers is not None:
+            keep = set()
+            for layer in layers:
+                if not -self.cfg.n_layers <= layer < self.cfg.n_layers:
+                    raise PromptError(f"layer {layer} is not one of this model's {self.cfg.n_layers} layers")
+                keep.add(layer % self.cfg.n_layers)
+            names = [n for n in names if not self.hook_dict[n].site.per_layer or self.hook_dict[n].layer() in keep]
+        return names
+
+    def add_hook(self, names: NameFilter, hook: HookFunction, dir: str = "fwd") -> None:
+        """Attach a hook until `reset_hooks`; prefer `hooks`, which detaches by itself.
+
+        Args:
+            names: full site name, glob, predicate or list.
+            hook: `fn(tensor, hook)`, as in `hooks`.
+            dir: "fwd" or "bwd".
+        """
+        if dir not in ("fwd", "bwd"):
+            raise HookError(f"dir must be 'fwd' or 'bwd', not {dir!r}")
+        for name in match(names, self.hook_dict):
+            self.hook_dict[name].attach(Hook(by_position(hook), backward=dir == "bwd"))
+
+    def reset_hooks(self) -> None:
+        """Detach every hook."""
+        for point in self.hook_dict.values():
+            point.clear()
+
+    # Text
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise PromptError("this model has no tokenizer: give token ids, or set model.tokenizer")
+        return self.tokenizer
+
+    def to_tokens(
+        self, text: str | Sequence[str], prepend_bos: bool | None = None, padding_side: str = "right"
+    ) -> Tensor:
+        """Token ids [batch, pos] of a text or of several, which are padded to one length.
+
+        Args:
+            text: one text or several.
+            prepend_bos: True puts one beginning-of-sequence token first, False none; None does what the model's own
+                tokenizer does. (TransformerLens 1-3 always put one.)
+            padding_side: "right" or "left". A left-padded batch needs its mask in the forward: see `to_batch`.
+        """
+        return self.to_batch(text, prepend_bos, padding_side)[0]
+
+    def to_batch(
+        self, text: str | Sequence[str], prepend_bos: bool | None = None, padding_side: str = "right"
+    ) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, both [batch, pos]; the mask is True at real tokens."""
+        texts = [text] if isinstance(text, str) else list(text)
+        tokenizer = self._tokenizer()
+        rows = [tokenizer.encode(one, prepend_bos=prepend_bos) for one in texts]
+        if not rows:
+            raise PromptError("no prompt was given")
+        for at, row in enumerate(rows):
+            if not row:
+                raise PromptError(f"prompt {at} is empty: {texts[at]!r} has no token")
+        fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        tokens, mask = pad(rows, fill, padding_side)
+        return tokens.to(self.device), mask.to(self.device)
+
+    def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
+        """Text of token ids: a list for [batch, pos], one text for [pos] or a single id."""
+        ids = torch.as_tensor(tokens)
+        if ids.ndim == 2:
+            return [self._tokenizer().decode(row) for row in ids.tolist()]
+        return self._tokenizer().decode(ids.reshape(-1).tolist())
+
+    def to_str_tokens(self, input: str | Tensor | Sequence[int], prepend_bos: bool | None = None) -> list[str]:
+        """The tokens of one prompt, each as text."""
+        if isinstance(input, str):
+            return self._tokenizer().str_tokens(self._tokenizer().encode(input, prepend_bos=prepend_bos))
+        ids = torch.as_tensor(input)
+        if ids.ndim == 2 and ids.shape[0] != 1:
+            raise PromptError(f"to_str_tokens takes one prompt, not a batch of {ids.shape[0]}")
+        return self._tokenizer().str_tokens(ids.reshape(-1).tolist())
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is exactly one token.
+
+        Raises:
+            PromptError: it is none or several; the message shows them.
+        """
+        token = self._tokenizer().single_id(text)
+        if token is None:
+            pieces = self.to_str_tokens(text, prepend_bos=False)
+            hint = f"; with a space in front, {' ' + text!r} is one" if self._tokenizer().single_id(" " + text) is not None else ""
+            raise PromptError(f"{text!r} is not one token but {len(pieces)}: {pieces}{hint}")
+        return token
+
+    def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Tensor:
+        """Columns of W_U: [d_model] for one token, [batch, d_model] or [batch, pos, d_model] for more."""
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)
+        ids = torch.as_tensor(tokens, device=self.device)
+        return self.W_U.T[ids]
+
+    def generate(self, input: str | Sequence[str] | Tensor, max_new_tokens: int = 10, **options: Any) -> Any:
+        """Continue prompts; see `interp.generation.generate` for the options. Text in gives text out, ids give ids."""
+        return generate(self, input, max_new_tokens, **options)
+
+    # Input
+
+    def _input(
+        self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens [batch, pos] (or a residual stream, unchanged) and the mask of a padded batch."""
+        if not isinstance(input, Tensor):
+            if attention_mask is not None:
+                raise PromptError("attention_mask belongs to token ids; text brings its own")
+            tokens, mask = self.to_batch(cast(Any, input), prepend_bos)
+            return tokens, None if bool(mask.all()) else mask
+        if input.is_floating_point():
+            return input, attention_mask
+        tokens = input[None] if input.ndim == 1 else input
+        if tokens.ndim != 2 or tokens.dtype == torch.bool:
+            raise PromptError(f"tokens must be whole numbers [batch, pos], not {list(input.shape)} {input.dtype}")
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(self.device)
+        return tokens.to(self.device), attention_mask
+
+    def _check_tokens(self, tokens: Tensor, n_past: int) -> None:
+        if tokens.numel() == 0:
+            raise PromptError(f"the prompt is empty: tokens have shape {list(tokens.shape)}, expected [batch, pos] with pos > 0")
+        if tokens.shape[1] + n_past > self.cfg.n_ctx:
+            raise PromptError(f"a prompt of {tokens.shape[1] + n_past} tokens is longer than the model's context of {self.cfg.n_ctx}")
+        low, high = (int(x) for x in torch.aminmax(tokens))
+        if low < 0 or high >= self.cfg.d_vocab:
+            raise PromptError(f"token id {low if low < 0 else high} is out of range: this model's ids are 0 to {self.cfg.d_vocab - 1}")

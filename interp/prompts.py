@@ -1,0 +1,373 @@
+"""`PromptPairs`: clean and corrupt prompts that differ in one respect, their answers, and where their roles stand.
+
+1. A pair is two prompts of equal length, position by position comparable, and two answers: the clean prompt's `right`
+one and the `wrong` one it is weighed against. 2. Pairs of different lengths are padded on the right, and `mask` says
+what is real, so that position p means the p-th token of the prompt in every pair. 3. A role names a position by what
+the token does there (the subject, the end), which differs from pair to pair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from interp.errors import OutputError, PromptError, unknown
+from interp.pairing import Roles, answer_ids, check_rows, encode_prompts, role_positions
+from interp.tokens import labels, pad
+
+if TYPE_CHECKING:
+    from interp.model import HookedModel
+
+FORMAT = "interp.PromptPairs 1"
+TENSORS = ("clean", "corrupt", "mask")
+TUPLES = ("roles", "clean_texts", "corrupt_texts", "str_tokens", "corrupt_str_tokens")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PromptPairs:
+    """n pairs of prompts; make them with `from_text`, `from_tokens` or a task of `interp.tasks`.
+
+    Attributes:
+        clean: token ids [n, pos] int64, padded on the right.
+        corrupt: the same for the corrupt prompts; each has the length of its clean prompt.
+        mask: [n, pos] bool, True at real tokens of both.
+        answers: ids [n, 2] of the clean prompt's right answer and of the wrong one.
+        roles: for each pair, role -> position from the start of the real prompt.
+        clean_texts, corrupt_texts: the prompts as text.
+        str_tokens, corrupt_str_tokens: the tokens of each prompt as text, without padding.
+        name: the task, or `custom`.
+        notes: how the pairs were made (seed, templates, what was left out), in plain JSON values.
+
+    Raises:
+        PromptError: shapes, lengths, answers or role positions that contradict each other; the message names the pair.
+    """
+
+    clean: Tensor
+    corrupt: Tensor
+    mask: Tensor
+    answers: Tensor
+    roles: tuple[dict[str, int], ...]
+    clean_texts: tuple[str, ...]
+    corrupt_texts: tuple[str, ...]
+    str_tokens: tuple[tuple[str, ...], ...]
+    corrupt_str_tokens: tuple[tuple[str, ...], ...]
+    name: str = "custom"
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = list(self.clean.shape)
+        if len(shape) != 2 or 0 in shape:
+            raise PromptError(f"clean must be token ids [n, pos] of at least one pair, not {shape}")
+        n = shape[0]
+        for what in TENSORS:
+            if list(getattr(self, what).shape) != shape:
+                raise PromptError(f"{what} is {list(getattr(self, what).shape)}, expected the shape of clean, {shape}")
+        if (
+            self.mask.dtype != torch.bool
+            or not bool(self.mask[:, 0].all())
+            or bool((self.mask[:, 1:] > self.mask[:, :-1]).any())
+        ):
+            raise PromptError("mask must be bool: True at the tokens of each prompt, then False at the padding")
+        if list(self.answers.shape) != [n, 2]:
+            raise PromptError(
+                f"answers is {list(self.answers.shape)}, expected [{n}, 2]: right and wrong for each pair"
+            )
+        for what in TUPLES:
+            if len(getattr(self, what)) != n:
+                raise PromptError(f"{what} has {len(getattr(self, what))} entries, expected one for each of {n} pairs")
+        for at, (length, (right, wrong)) in enumerate(zip(self.lengths.tolist(), self.answers.tolist(), strict=True)):
+            if right == wrong:
+                raise PromptError(f"pair {at}: the right and the wrong answer are the same token, id {right}")
+            for what in ("str_tokens", "corrupt_str_tokens"):
+                if len(getattr(self, what)[at]) != length:
+                    raise PromptError(f"pair {at}: {what} names {len(getattr(self, what)[at])} tokens of {length}")
+            for role, position in self.roles[at].items():
+                if not 0 <= position < length:
+                    raise PromptError(f"pair {at}: role {role!r} is at {position}, but positions are 0 to {length - 1}")
+
+    @classmethod
+    def from_text(
+        cls,
+        model: HookedModel,
+        clean: str | Sequence[str],
+        corrupt: str | Sequence[str] | None = None,
+        *,
+        answers: Sequence[Any],
+        roles: Roles | Sequence[Roles] | None = None,
+        prepend_bos: bool | None = None,
+        name: str = "custom",
+        notes: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Pairs of prompts from text, as `model`'s tokenizer cuts it.
+
+        Args:
+            model: its tokenizer, context length and vocabulary decide what is possible.
+            clean: one prompt, or several.
+            corrupt: as many; None takes the clean prompts again, for studies without a contrast.
+            answers: `(right, wrong)` for each pair, each a text that is one token (mind the leading space) or an id;
+                for one pair it may stand alone.
+            roles: role -> position for each pair, or one mapping for all. A position is a number (negative from the
+                end) or the text of a token that occurs once in the clean prompt: `{"IO": " Mary", "END": -1}`.
+            prepend_bos: as in `model.to_tokens`.
+            name: a name for tables and files.
+            notes: what to remember of how the pairs were made.
+
+        Raises:
+            PromptError: counts that differ, an empty or too long prompt, a pair of unequal lengths, an answer that is
+                not one token, equal answers, a role that is not there; the message names the pair, counted from 0.
+        """
+        clean_texts = [clean] if isinstance(clean, str) else list(clean)
+        corrupt_texts = clean_texts if corrupt is None else [corrupt] if isinstance(corrupt, str) else list(corrupt)
+        rows, corrupt_rows = (encode_prompts(model, texts, prepend_bos) for texts in (clean_texts, corrupt_texts))
+        tokenizer = model.tokenizer
+        assert tokenizer is not None  # encode_prompts refuses
+        shown, corrupt_shown = ([tuple(tokenizer.str_tokens(row)) for row in side] for side in (rows, corrupt_rows))
+        check_rows(rows, corrupt_rows, shown, corrupt_shown)
+        pairs = cls.from_tokens(
+            rows,
+            corrupt_rows,
+            answers=answer_ids(answers, len(rows), model),
+            roles=role_positions(roles, rows, tokenizer),
+            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0),
+            name=name,
+            notes=notes,
+        )
+        return dataclasses.replace(
+            pairs,
+            clean_texts=tuple(clean_texts),
+            corrupt_texts=tuple(corrupt_texts),
+            str_tokens=tuple(shown),
+            corrupt_str_tokens=tuple(corrupt_shown),
+        )
+
+    @classmethod
+    def from_tokens(
+        cls,
+        clean: Sequence[Sequence[int]] | Tensor,
+        corrupt: Sequence[Sequence[int]] | Tensor | None = None,
+        *,
+        answers: Sequence[Any] | Tensor,
+        roles: Roles | Sequence[Roles] | None = None,
+        pad_id: int = 0,
+        name: str = "custom",
+        notes: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Pairs of prompts from token ids, for models without a tokenizer; a token's label is its id.
+
+        Args:
+            clean: ids of each prompt, which may differ in length; a tensor is [n, pos] without padding.
+            corrupt: as in `from_text`, as ids.
+            answers: ids `(right, wrong)` for each pair.
+            roles: as in `from_text`, positions only.
+            pad_id: what stands behind the end of the shorter prompts.
+            name: as in `from_text`.
+            notes: as in `from_text`.
+
+        Raises:
+            PromptError: as in `from_text`.
+
+        >>> pairs = PromptPairs.from_tokens([[5, 6, 7], [5, 8]], [[5, 9, 7], [5, 6]], answers=[(1, 2), (3, 4)])
+        >>> pairs.lengths.tolist(), pairs.labels(1)
+        ([3, 2], ['0: 5', '1: 8'])
+        """
+        rows = [[int(token) for token in row] for row in clean]
+        corrupt_rows = rows if corrupt is None else [[int(token) for token in row] for row in corrupt]
+        shown, corrupt_shown = (
+            tuple(tuple(str(token) for token in row) for row in side) for side in (rows, corrupt_rows)
+        )
+        check_rows(rows, corrupt_rows, shown, corrupt_shown)
+        tokens, mask = pad(rows, pad_id)
+        return cls(
+            clean=tokens,
+            corrupt=pad(corrupt_rows, pad_id)[0],
+            mask=mask,
+            answers=answer_ids(answers, len(rows), None),
+            roles=role_positions(roles, rows, None),
+            clean_texts=tuple(map(" ".join, shown)),
+            corrupt_texts=tuple(map(" ".join, corrupt_shown)),
+            str_tokens=shown,
+            corrupt_str_tokens=corrupt_shown,
+            name=name,
+            notes=dict(notes or {}),
+        )
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of real tokens of each pair [n]."""
+        return self.mask.sum(1)
+
+    @property
+    def last(self) -> Tensor:
+        """The position of each pair's last real token [n], where the answer is read."""
+        return self.lengths - 1
+
+    @property
+    def role_names(self) -> tuple[str, ...]:
+        """The roles that every pair has, in the order of the first."""
+        return tuple(role for role in self.roles[0] if all(role in of_pair for of_pair in self.roles))
+
+    def role_positions(self, role: str) -> Tensor:
+        """Where a role stands in each pair [n].
+
+        Raises:
+            UnknownName: a role that no pair has.
+            PromptError: a role that some pair lacks.
+        """
+        known = dict.fromkeys(name for of_pair in self.roles for name in of_pair)
+        if role not in known:
+            raise unknown("role", role, known)
+        for at, of_pair in enumerate(self.roles):
+            if role not in of_pair:
+                raise PromptError(
+                    f"pair {at} has no role {role!r}, only {', '.join(map(repr, of_pair)) or 'none at all'}"
+                )
+        return torch.tensor([of_pair[role] for of_pair in self.roles], device=self.clean.device)
+
+    def labels(self, index: int) -> list[str]:
+        """Axis labels for the positions of one clean prompt, such as `9: John`."""
+        return labels(self.str_tokens[self._chosen(index)[0]])
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __iter__(self) -> Iterator[PromptPairs]:
+        return (self[at] for at in range(len(self)))
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor) -> PromptPairs:
+        """Some of the pairs: by number, slice, numbers, or a bool for each; padding that none of them needs goes."""
+        chosen = self._chosen(index)
+        width = int(self.lengths[chosen].max())
+        taken: dict[str, Any] = {what: getattr(self, what)[chosen, :width] for what in TENSORS}
+        taken |= {what: tuple(getattr(self, what)[at] for at in chosen) for what in TUPLES}
+        return dataclasses.replace(self, **taken, answers=self.answers[chosen])
+
+    def _chosen(self, index: Any) -> list[int]:
+        n = len(self)
+        if isinstance(index, slice):
+            chosen = list(range(n)[index])
+        else:
+            wanted = torch.as_tensor(index).cpu().reshape(-1)
+            if wanted.dtype == torch.bool:
+                if len(wanted) != n:
+                    raise PromptError(f"{len(wanted)} bools cannot select among {n} pairs: give one for each")
+                wanted = wanted.nonzero()[:, 0]
+            chosen = wanted.tolist()
+        for at in chosen:
+            if not isinstance(at, int) or not -n <= at < n:
+                raise PromptError(f"there is no pair {at}: these are {n}, numbered 0 to {n - 1}")
+        if not chosen:
+            raise PromptError(f"{index} selects none of the {n} pairs")
+        return [at % n for at in chosen]
+
+    def __repr__(self) -> str:
+        lengths = self.lengths
+        return (
+            f"PromptPairs({self.name!r}, n={len(self)}, {int(lengths.min())} to {int(lengths.max())} tokens, "
+            f"roles={self.role_names})"
+        )
+
+    def to(self, device: str | torch.device) -> PromptPairs:
+        """The same pairs with their tensors on a device."""
+        moved = {what: getattr(self, what).to(device) for what in (*TENSORS, "answers")}
+        return dataclasses.replace(self, **moved)
+
+    def digest(self) -> str:
+        """SHA-256 of what a model is given and scored on: token ids without padding, answers and roles."""
+        content = [
+            [row["clean"], row["corrupt"], row["answers"], sorted(row["roles"].items())] for row in self._plain_pairs()
+        ]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+    def _plain_pairs(self) -> list[dict[str, Any]]:
+        """Each pair as plain JSON values."""
+        lengths = self.lengths.tolist()
+        return [
+            {
+                "clean": self.clean[at, :length].tolist(),
+                "corrupt": self.corrupt[at, :length].tolist(),
+                "answers": self.answers[at].tolist(),
+                "roles": self.roles[at],
+                "clean_text": self.clean_texts[at],
+                "corrupt_text": self.corrupt_texts[at],
+                "str_tokens": self.str_tokens[at],
+                "corrupt_str_tokens": self.corrupt_str_tokens[at],
+            }
+            for at, length in enumerate(lengths)
+        ]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the pairs as JSON, whole or not at all; `load` reads them back.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        path = Path(path)
+        padding = self.clean[~self.mask]
+        content = {
+            "format": FORMAT,
+            "name": self.name,
+            "digest": self.digest(),
+            "notes": self.notes,
+            "pad_id": int(padding[0]) if len(padding) else 0,
+            "pairs": self._plain_pairs(),
+        }
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise OutputError(f"prompt pairs cannot be written to {str(path)!r}: {error.strerror or error}") from None
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The pairs that `save` wrote.
+
+        Raises:
+            PromptError: a file that is missing, is something else, or was changed since.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PromptError(f"prompt pairs cannot be read from {str(path)!r}: {error.strerror or error}") from None
+        except ValueError as error:
+            raise PromptError(f"{str(path)!r} holds no prompt pairs: {error}") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise PromptError(f"{str(path)!r} holds no prompt pairs: its format is not {FORMAT!r}")
+        try:
+            pairs = cls._from_plain(content)
+        except (KeyError, TypeError) as error:
+            raise PromptError(f"{str(path)!r} holds prompt pairs that lack a part: {error}") from None
+        if pairs.digest() != content.get("digest"):
+            raise PromptError(f"{str(path)!r} was changed after it was saved: its pairs do not have its digest")
+        return pairs
+
+    @classmethod
+    def _from_plain(cls, content: dict[str, Any]) -> Self:
+        rows, fill = content["pairs"], content["pad_id"]
+        clean, mask = pad([row["clean"] for row in rows], fill)
+        return cls(
+            clean=clean,
+            corrupt=pad([row["corrupt"] for row in rows], fill)[0],
+            mask=mask,
+            answers=torch.tensor([row["answers"] for row in rows]),
+            roles=tuple(row["roles"] for row in rows),
+            clean_texts=tuple(row["clean_text"] for row in rows),
+            corrupt_texts=tuple(row["corrupt_text"] for row in rows),
+            str_tokens=tuple(tuple(row["str_tokens"]) for row in rows),
+            corrupt_str_tokens=tuple(tuple(row["corrupt_str_tokens"]) for row in rows),
+            name=content["name"],
+            notes=content["notes"],
+        )

@@ -1,0 +1,192 @@
+"""How sure a mean over prompts is: bootstrap intervals for many cells at once.
+
+1. Values stand in cells, one for each prompt; missing ones (NaN) are left out. 2. Prompts are drawn again with
+replacement, the same draws for every cell with as many values. 3. The interval is the bias-corrected and accelerated
+one (Efron 1987, "Better Bootstrap Confidence Intervals"), by `scipy.stats.bootstrap`; where it does not exist, the
+percentile interval.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from interp.errors import InterpError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray[Any, np.dtype[Any]]
+MOST_AT_ONCE = 500_000  # resampled numbers held at a time: 4 MB, which a cache can hold
+
+
+def _mean(values: Array, axis: int = -1) -> Any:
+    # Laid out in one way, so that the sum is rounded in one way: a cell alone and among others gives the same bits.
+    return np.ascontiguousarray(values).mean(axis)
+
+
+STATISTICS: dict[str, Callable[..., Any]] = {"mean": _mean, "median": np.median}
+
+
+class Interval(NamedTuple):
+    """A statistic of each cell, the bounds of its confidence interval, and the number of values behind it."""
+
+    value: Array
+    n: Array
+    ci_low: Array
+    ci_high: Array
+
+
+def bootstrap(
+    values: Any,
+    *,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    statistic: str = "mean",
+) -> Interval:
+    """Statistic and bootstrap interval of each cell.
+
+    A cell's numbers depend on its own values and the arguments alone. Cells of equal values get an interval of zero
+    width; cells of one value or none, or with an infinite one, get NaN bounds.
+
+    Args:
+        values: [..., prompt]; NaN is a missing value.
+        confidence: probability that the interval is to cover the truth with.
+        n_resamples: how often prompts are drawn again.
+        seed: makes the draws repeatable.
+        statistic: "mean" or "median".
+
+    Returns:
+        `Interval` of arrays [...].
+
+    Raises:
+        InterpError: an argument out of range.
+
+    >>> bootstrap([[1.0, 2.0, 3.0], [5.0, 5.0, float("nan")]]).value
+    array([2., 5.])
+    """
+    if statistic not in STATISTICS:
+        raise unknown("statistic", statistic, STATISTICS)
+    if not 0 < confidence < 1:
+        raise InterpError(f"confidence must lie between 0 and 1, such as 0.95, not {confidence}")
+    if n_resamples < 1:
+        raise InterpError(f"n_resamples must be at least 1, not {n_resamples}")
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim == 0:
+        raise InterpError("values must be [..., prompt], not a single number")
+    shape = array.shape[:-1]
+    cells = array.reshape(int(np.prod(shape)), array.shape[-1])
+    missing = np.isnan(cells)
+    n = (~missing).sum(-1)
+    cells = np.take_along_axis(cells, np.argsort(missing, axis=-1, kind="stable"), axis=-1)  # what is there comes first
+    value, low, high = (np.full(len(cells), np.nan) for _ in range(3))
+    for count in np.unique(n[n > 0]):
+        at = np.flatnonzero(n == count)
+        full = cells[at, :count]
+        value[at] = STATISTICS[statistic](full, axis=-1)
+        constant = full.min(-1) == full.max(-1)
+        varied = ~constant & np.isfinite(full).all(-1)
+        if count > 1:
+            low[at] = high[at] = np.where(constant & np.isfinite(value[at]), value[at], np.nan)
+        if varied.any():
+            low[at[varied]], high[at[varied]] = _bounds(
+                full[varied], STATISTICS[statistic], confidence, n_resamples, seed
+            )
+    return Interval(*(part.reshape(shape) for part in (value, n, low, high)))
+
+
+def _bounds(
+    cells: Array, statistic: Callable[..., Any], confidence: float, n_resamples: int, seed: int
+) -> tuple[Array, Array]:
+    """BCa bounds of cells [cell, value] that vary, percentile bounds where those do not exist."""
+    from scipy import stats
+
+    def run(method: str, **options: Any) -> Any:
+        return stats.bootstrap(
+            (cells,), statistic, axis=-1, vectorized=True, confidence_level=confidence, method=method, **options
+        )
+
+    batch = max(1, MOST_AT_ONCE // cells.size)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # scipy warns of cells without BCa bounds
+        result = run("BCa", n_resamples=n_resamples, batch=batch, rng=np.random.default_rng(seed))
+        low, high = result.confidence_interval
+        failed = np.isnan(low) | np.isnan(high)
+        if failed.any():
+            percentile = run("percentile", n_resamples=0, bootstrap_result=result).confidence_interval
+            low, high = np.where(failed, percentile.low, low), np.where(failed, percentile.high, high)
+    return low, high
+
+
+def summarise(
+    frame: pd.DataFrame,
+    by: str | Sequence[str],
+    *,
+    value: str = "value",
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    statistic: str = "mean",
+) -> pd.DataFrame:
+    """A tidy frame summed up over prompts: a row for each group, in the order in which groups first occur.
+
+    Rows of one prompt within a group (positions, layers that `by` does not name) are averaged first, so that prompts,
+    which are independent, are what is drawn again and counted. Rows of different metrics are never put together.
+
+    Args:
+        frame: one row a measurement, with a column `prompt`; without one every row counts as a prompt.
+        by: columns that make a group.
+        value: the column to sum up, such as "value" or "effect"; NaN rows are left out.
+        confidence: as in `bootstrap`, and so are the further arguments.
+
+    Returns:
+        Columns `by`, `metric`, `value`, `n` (prompts with a value), `ci_low`, `ci_high`.
+
+    Raises:
+        UnknownName: a column that the frame does not have.
+        InterpError: a column that holds no numbers.
+    """
+    import pandas as pd
+
+    keys = [by] if isinstance(by, str) else list(by)
+    for column in (*keys, value):
+        if column not in frame.columns:
+            raise unknown("column", column, map(str, frame.columns))
+    if "metric" in frame.columns and "metric" not in keys:
+        keys.append("metric")
+    try:
+        numbers = frame[value].to_numpy(dtype=np.float64, na_value=np.nan)
+    except (TypeError, ValueError):
+        raise InterpError(f"column {value!r} holds {frame[value].dtype}, expected numbers") from None
+
+    if keys:
+        groups = frame.groupby(keys, sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    else:
+        groups = np.zeros(len(frame), dtype=np.int64)
+    prompts = (
+        pd.factorize(frame["prompt"], use_na_sentinel=False)[0] if "prompt" in frame.columns else np.arange(len(frame))
+    )
+    _, first, group = np.unique(groups, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    cells = _per_prompt(numbers, group, prompts)[order]
+    interval = bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed, statistic=statistic)
+
+    summary = frame.iloc[first[order]][keys].reset_index(drop=True)
+    if "metric" not in keys:
+        summary["metric"] = value
+    return summary.assign(value=interval.value, n=interval.n, ci_low=interval.ci_low, ci_high=interval.ci_high)
+
+
+def _per_prompt(numbers: Array, group: Array, prompt: Array) -> Array:
+    """The mean of each group's numbers of each prompt, NaN where there is none: [row] -> [group, prompt]."""
+    shape = (int(group.max(initial=-1)) + 1, int(prompt.max(initial=-1)) + 1)
+    there = ~np.isnan(numbers)
+    cell = (group * shape[1] + prompt)[there]
+    size = shape[0] * shape[1]
+    count = np.bincount(cell, minlength=size)
+    total = np.bincount(cell, weights=numbers[there], minlength=size)
+    return np.where(count, total / np.maximum(count, 1), np.nan).reshape(shape)

@@ -1,0 +1,226 @@
+"""Indirect object identification: who is given something, after both names were said and the giver's again.
+
+Wang et al. 2022, "Interpretability in the Wild" (arXiv 2211.00593), section 2: in "When John and Mary went to the
+store, John gave a bottle of milk to" the next word is the indirect object IO (Mary), not the subject S (John).
+
+1. Names are kept that are one token for this tokenizer, so that every exchange of names keeps all positions. 2. A
+prompt is a template filled with two names, a place and an object; every second one names the subject first. 3. Its
+corrupt partner differs in names alone: `swap_subject` repeats the indirect object instead of the subject, so that the
+answer turns round; `random_names` has three names that occur nowhere else, so that nothing tells the answer (the
+paper's p_ABC, section 3).
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from interp.errors import PromptError, unknown
+from interp.prompts import PromptPairs
+
+if TYPE_CHECKING:
+    from interp.model import HookedModel
+
+# {A} and {B} are the two people in the order in which they are named, {S} is the one who acts.
+TEMPLATES = (
+    "As soon as {A} and {B} reached the {place}, {S} handed the {object} to",
+    "While {A} and {B} were waiting at the {place}, {S} passed the {object} to",
+    "On Monday {A} and {B} met outside the {place}, and {S} gave the {object} to",
+    "Yesterday {A} and {B} walked home from the {place}, and {S} lent the {object} to",
+    "After {A} and {B} had a long talk at the {place}, {S} offered the {object} to",
+    "Last night {A} and {B} sat together in the {place} until {S} gave the {object} to",
+    "Since {A} and {B} both worked at the {place}, {S} showed the {object} to",
+    "During the trip {A} and {B} stopped at the {place}, where {S} handed the {object} to",
+    "Just before {A} and {B} left the {place}, {S} gave the {object} to",
+    "Everyone saw {A} and {B} at the {place} when {S} presented the {object} to",
+    "Early this morning {A} and {B} opened the {place}, and then {S} showed the {object} to",
+    "For an hour {A} and {B} argued at the {place}, but in the end {S} left the {object} to",
+    "The day {A} and {B} got back from the {place}, {S} gave the {object} to",
+    "Long after {A} and {B} had found the {place}, {S} promised the {object} to",
+    "Once {A} and {B} were alone in the {place}, {S} quietly gave the {object} to",
+)
+NAMES = (
+    *("Aaron", "Adam", "Alan", "Alex", "Alice", "Amanda", "Amy", "Andrea", "Andrew", "Anna", "Anthony", "Arthur"),
+    *("Barbara", "Ben", "Betty", "Brian", "Bruce", "Carl", "Carol", "Charles", "Chris", "Claire", "Daniel", "David"),
+    *("Diana", "Donald", "Dorothy", "Edward", "Elizabeth", "Emily", "Emma", "Eric", "Eva", "Frank", "Fred", "Gary"),
+    *("George", "Grace", "Hannah", "Harry", "Helen", "Henry", "Howard", "Ian", "Jack", "Jacob", "James", "Jane"),
+    *("Jason", "Jennifer", "Jessica", "Jim", "Joe", "John", "Jonathan", "Joseph", "Joshua", "Julia", "Karen", "Kate"),
+    *("Keith", "Kelly", "Kevin", "Larry", "Laura", "Leo", "Linda", "Lisa", "Louis", "Lucy", "Margaret", "Maria"),
+    *("Martin", "Mary", "Matthew", "Michael", "Michelle", "Nancy", "Nick", "Oliver", "Oscar", "Patricia", "Patrick"),
+    *("Paul", "Peter", "Philip", "Rachel", "Ralph", "Rebecca", "Richard", "Robert", "Roger", "Ruth", "Sam", "Samuel"),
+    *("Sandra", "Sara", "Sarah", "Scott", "Simon", "Sophia", "Stephen", "Steve", "Susan", "Thomas", "Tim", "Tom"),
+    *("Tony", "Victor", "Victoria", "Walter", "William"),
+)
+PLACES = (
+    *("bakery", "beach", "bookshop", "bridge", "cinema", "farm", "garden", "harbor", "hospital", "hotel", "kitchen"),
+    *("library", "market", "museum", "office", "park", "restaurant", "school", "station", "theater", "village"),
+)
+OBJECTS = (
+    *("apple", "basket", "book", "bottle", "camera", "candle", "coat", "guitar", "hammer", "key", "lamp", "letter"),
+    *("map", "necklace", "painting", "pencil", "phone", "ring", "umbrella", "watch"),
+)
+CORRUPTIONS = {
+    "swap_subject": "the second mention of the subject is replaced by the indirect object: the answer turns round",
+    "random_names": "three other names take the places of IO, S1 and S2: nothing tells the answer",
+}
+ORDERS = {"ABBA": "IO first, then S", "BABA": "S first, then IO"}
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What fills one template; `others` are three names that are neither of the two."""
+
+    template: str
+    order: str
+    io: str
+    s: str
+    others: tuple[str, ...]
+    place: str
+    object: str
+
+    def text(self, io: str, s1: str, s2: str) -> str:
+        a, b = (io, s1) if self.order == "ABBA" else (s1, io)
+        return self.template.format(A=a, B=b, S=s2, place=self.place, object=self.object)
+
+    @property
+    def clean(self) -> str:
+        return self.text(self.io, self.s, self.s)
+
+    def corrupt(self, corruption: str) -> str:
+        return self.text(self.io, self.s, self.io) if corruption == "swap_subject" else self.text(*self.others)
+
+
+def ioi(
+    model: HookedModel,
+    n: int = 32,
+    *,
+    seed: int = 0,
+    corrupt: str = "swap_subject",
+    template: int | str | None = None,
+    prepend_bos: bool | None = None,
+) -> PromptPairs:
+    """Prompts of indirect object identification, half of them in each order of the names.
+
+    The right answer is the indirect object's name, the wrong one the subject's. Roles: `IO`, `S1`, `S1+1` (the token
+    after it), `S2`, `END`; they stand at the same positions in the corrupt prompt. A smaller `n` gives the first
+    prompts of a larger one.
+
+    Args:
+        model: its tokenizer decides which names can be used.
+        n: how many pairs, all different.
+        seed: of the draws; no global generator is touched.
+        corrupt: "swap_subject" or "random_names", see `CORRUPTIONS`.
+        template: the number of one of `TEMPLATES`, or a text with {A}, {B}, {S} and perhaps {place}, {object}; None
+            takes all in turn.
+        prepend_bos: as in `model.to_tokens`.
+
+    Raises:
+        UnknownName: a corruption or template that does not exist.
+        PromptError: a model without a tokenizer, or one that leaves too few names for `n` different prompts.
+
+    Source: Wang et al. 2022 (arXiv 2211.00593), section 2.
+    """
+    if corrupt not in CORRUPTIONS:
+        raise unknown("corruption", corrupt, CORRUPTIONS)
+    if n < 1:
+        raise PromptError(f"n must be at least 1, not {n}")
+    templates = _templates(template)
+    names = _single_token_names(model)
+    _check_enough(names, templates, n)
+    drawn = _draws(random.Random(seed), templates, names)
+    draws = [next(drawn) for _ in range(n)]
+    return PromptPairs.from_text(
+        model,
+        clean=[draw.clean for draw in draws],
+        corrupt=[draw.corrupt(corrupt) for draw in draws],
+        answers=[(f" {draw.io}", f" {draw.s}") for draw in draws],
+        roles=[_roles(model, draw, prepend_bos) for draw in draws],
+        prepend_bos=prepend_bos,
+        name="ioi",
+        notes={
+            "source": "Wang et al. 2022, arXiv 2211.00593, section 2",
+            "n": n,
+            "seed": seed,
+            "corrupt": corrupt,
+            "orders": {order: sum(draw.order == order for draw in draws) for order in ORDERS},
+            "templates": {text: sum(draw.template == text for draw in draws) for text in templates},
+            "names_kept": list(names),
+            "names_dropped": [name for name in NAMES if name not in names],
+        },
+    )
+
+
+def _templates(template: int | str | None) -> tuple[str, ...]:
+    if template is None:
+        return TEMPLATES
+    if isinstance(template, int):
+        if not 0 <= template < len(TEMPLATES):
+            raise unknown("template", template, map(str, range(len(TEMPLATES))))
+        return (TEMPLATES[template],)
+    fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    people = [name for name in fields if name in ("A", "B", "S")]
+    if people != ["A", "B", "S"] or set(fields) - {"A", "B", "S", "place", "object"}:
+        raise PromptError(
+            f"the template {template!r} has the fields {fields}: expected {{A}}, {{B}} and {{S}} once each and in this "
+            "order, and perhaps {place} and {object}"
+        )
+    return (template,)
+
+
+def _single_token_names(model: HookedModel) -> tuple[str, ...]:
+    """The names that, with a space in front, are one token of their own."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise PromptError("this task writes text, and this model has no tokenizer; set model.tokenizer")
+
+    def stands_alone(name: str) -> bool:
+        token = tokenizer.single_id(f" {name}")  # of an unknown word it may be the token for all unknown words
+        return token is not None and tokenizer.decode([token]).strip().casefold() == name.casefold()
+
+    return tuple(name for name in NAMES if stands_alone(name))
+
+
+def _check_enough(names: tuple[str, ...], templates: tuple[str, ...], n: int) -> None:
+    least = 5  # two people, and three others
+    if len(names) < least:
+        raise PromptError(
+            f"only {len(names)} of {len(NAMES)} names are one token for this tokenizer ({', '.join(names) or 'none'}), "
+            f"and this task needs {least}: it cannot be written for this model"
+        )
+    most = len(names) * (len(names) - 1) * len(ORDERS) * len(templates)
+    if n > most:
+        raise PromptError(f"{len(names)} names and {len(templates)} templates give {most} different prompts, not {n}")
+
+
+def _draws(rng: random.Random, templates: tuple[str, ...], names: tuple[str, ...]) -> Iterator[_Draw]:
+    """Different draws without end: templates in turn, both orders of each before the next."""
+    turn = rng.sample(templates, len(templates))
+    seen: set[tuple[str, str, str, str]] = set()
+    while True:
+        for template in turn:
+            for order in ORDERS:
+                while True:
+                    io, s, *others = rng.sample(names, 5)
+                    place, thing = rng.choice(PLACES), rng.choice(OBJECTS)
+                    if (template, order, io, s) not in seen:
+                        break
+                seen.add((template, order, io, s))
+                yield _Draw(template, order, io, s, tuple(others), place, thing)
+
+
+def _roles(model: HookedModel, draw: _Draw, prepend_bos: bool | None) -> dict[str, int]:
+    """Where the names stand in the clean prompt, found by their tokens."""
+    tokenizer = model.tokenizer
+    assert tokenizer is not None  # _single_token_names refuses
+    ids = tokenizer.encode(draw.clean, prepend_bos=prepend_bos)
+    io = [at for at, token in enumerate(ids) if token == tokenizer.single_id(f" {draw.io}")]
+    s = [at for at, token in enumerate(ids) if token == tokenizer.single_id(f" {draw.s}")]
+    if len(io) != 1 or len(s) != 2:
+        raise PromptError(
+            f"the names of {draw.clean!r} are not single tokens in it: {tokenizer.str_tokens(ids)}; put a space before "
+            "every name of a template"
+        )
+    return {"IO": io[0], "S1": s[0], "S1+1": s[0] + 1, "S2": s[1], "END": len(ids) - 1}

@@ -1,0 +1,175 @@
+"""The tokenizer files of a Hugging Face model directory, and transformers tokenizers, as backends of `Tokenizer`.
+
+1. tokenizer.json is the tokenizer as it was trained; it is read as it stands.
+2. Tokens that tokenizer_config.json (or, in older checkpoints, special_tokens_map.json) declares besides are added,
+   as transformers adds them.
+3. BOS, EOS and padding are what those files say; the model's configuration is asked where they are silent.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import WeightsError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+OTHER_FILES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json")
+ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def has_rust_tokenizer(folder: Path) -> bool:
+    """Whether the directory holds a tokenizer.json, which needs no transformers."""
+    return (folder / "tokenizer.json").is_file()
+
+
+def has_other_tokenizer(folder: Path) -> bool:
+    """Whether the directory holds tokenizer files of another kind, which transformers converts."""
+    return any((folder / name).is_file() for name in OTHER_FILES)
+
+
+def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
+    """The Rust tokenizer of a directory, and the keyword arguments of `Tokenizer` that its other files decide.
+
+    Raises:
+        WeightsError: a file that is damaged.
+    """
+    import tokenizers
+
+    file = folder / "tokenizer.json"
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the Rust library raises bare exceptions
+        raise WeightsError(f"{file} is no tokenizer that can be read: {error}") from error
+    settings = _read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings:
+        settings |= _read_json(folder / "special_tokens_map.json")
+    _add_declared_tokens(backend, settings)
+    names = ("bos_token", "eos_token", "pad_token")
+    arguments: dict[str, Any] = {f"{name}_id": _special_id(backend, settings, folder, name) for name in names}
+    return backend, arguments | {"split_special_tokens": bool(settings.get("split_special_tokens", False))}
+
+
+def auto_tokenizer(folder: Path) -> Any:
+    """The tokenizer that transformers makes of a directory, without a network.
+
+    Raises:
+        WeightsError: transformers cannot.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # transformers raises many kinds
+        raise WeightsError(f"the tokenizer in {folder} cannot be read by transformers: {error}") from error
+
+
+def backend_of(tokenizer: Any) -> Any:
+    """A copy of the Rust tokenizer inside a transformers tokenizer; one without is called through its own methods."""
+    import tokenizers
+
+    rust: Any = getattr(tokenizer, "backend_tokenizer", None)
+    try:
+        return tokenizers.Tokenizer.from_str(rust.to_str())
+    except Exception:  # no Rust tokenizer, or one with parts written in Python, which cannot be copied
+        return CalledBackend(tokenizer)
+
+
+class CalledBackend:
+    """A transformers tokenizer without a Rust backend, under the method names of one."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.encode_special_tokens = False
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> SimpleNamespace:
+        """An object whose `ids` are those of `text`."""
+        return SimpleNamespace(ids=list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]))
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        """The text of `ids`, spaces as they are."""
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+
+    def id_to_token(self, id_: int) -> str | None:
+        """The vocabulary entry of an id."""
+        return self.tokenizer.convert_ids_to_tokens(id_)
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a vocabulary entry."""
+        return self.tokenizer.get_vocab().get(token)
+
+    def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
+        """The vocabulary."""
+        return self.tokenizer.get_vocab()
+
+    def get_vocab_size(self, with_added_tokens: bool = True) -> int:
+        """The number of entries."""
+        return len(self.tokenizer) if with_added_tokens else self.tokenizer.vocab_size
+
+    def to_str(self) -> str:
+        """What can be known from outside of what decides the ids."""
+        return json.dumps({"class": type(self.tokenizer).__name__, "vocab": self.tokenizer.get_vocab()})
+
+    def no_padding(self) -> None:
+        """Nothing: each call says so itself."""
+
+    def no_truncation(self) -> None:
+        """Nothing: each call says so itself."""
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{file} is no JSON that can be read: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _add_declared_tokens(backend: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+    """Add the tokens that the settings declare and tokenizer.json lacks, or describes otherwise."""
+    import tokenizers
+
+    present = backend.get_added_tokens_decoder().values()
+    described = {repr(token) for token in present}
+    declared = sorted(settings.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
+    wanted = [
+        tokenizers.AddedToken(**{field: token[field] for field in ADDED_TOKEN_FIELDS if field in token})
+        for _, token in declared
+    ]
+    wanted = [token for token in wanted if repr(token) not in described]
+    known = {token.content for token in present} | {token.content for token in wanted}
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    extra = extra.values() if isinstance(extra, dict) else extra
+    for token in [*(settings.get(name) for name in SPECIAL_TOKENS), *extra]:
+        content = _content(token)
+        if content is not None and content not in known:
+            wanted.append(tokenizers.AddedToken(content, special=True))
+            known.add(content)
+    backend.add_tokens(wanted)
+
+
+def _special_id(backend: tokenizers.Tokenizer, settings: dict[str, Any], folder: Path, name: str) -> int | None:
+    if name in settings:
+        content = _content(settings[name])
+        return None if content is None else backend.token_to_id(content)
+    added = backend.get_added_tokens_decoder()
+    for file in ("config.json", "generation_config.json"):
+        value = _read_json(folder / file).get(f"{name}_id")
+        value = value[0] if isinstance(value, list) and value else value
+        # Configurations carry default ids of other models: believe only an id that this tokenizer calls special.
+        if isinstance(value, int) and value in added and added[value].special:
+            return value
+    return None

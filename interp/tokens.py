@@ -1,0 +1,312 @@
+"""Text to token ids and back, and token labels for the axes of figures.
+
+1. A `Tokenizer` wraps the Rust tokenizer that a checkpoint ships (tokenizer.json, the metadata of a GGUF file, or a
+   transformers tokenizer in memory); the ids are its ids, never rebuilt here.
+2. `encode` adds what that tokenizer adds by itself (a BOS for Llama, nothing for GPT-2), unless told otherwise.
+3. `pad` makes a rectangle of several prompts, and `labels` names positions such as `9: John`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, final
+
+import torch
+
+from interp import tokenizer_files
+from interp.errors import PromptError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+@final
+class Tokenizer:
+    """A model's own tokenizer: text to ids, ids to text.
+
+    Build one with `from_directory` or `from_transformers`; `interp.load` does so with the model. It pickles and copies.
+
+    Args:
+        backend: the Rust `tokenizers.Tokenizer` that does the work.
+        bos_token_id: the id that opens a text, or None where the model has none; the same for `eos` and `pad`.
+        name: where it came from, for provenance.
+        split_special_tokens: cut special tokens that are written in the text into pieces (transformers' option).
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        name: str = "tokenizer",
+        split_special_tokens: bool = False,
+    ) -> None:
+        self.backend = backend
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.pad_token_id = pad_token_id
+        self.name = name
+        self.split_special_tokens = split_special_tokens
+        self._settle()
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> Tokenizer | None:
+        """The tokenizer of a Hugging Face model directory, or None when it holds no tokenizer file.
+
+        tokenizer.json is read as it stands; a directory with another kind of tokenizer goes through transformers.
+
+        Raises:
+            WeightsError: a tokenizer file that cannot be read.
+        """
+        folder = Path(path)
+        if tokenizer_files.has_rust_tokenizer(folder):
+            backend, settings = tokenizer_files.read(folder)
+            return cls(backend, name=str(folder), **settings)
+        if tokenizer_files.has_other_tokenizer(folder):
+            return cls.from_transformers(tokenizer_files.auto_tokenizer(folder))
+        return None
+
+    @classmethod
+    def from_transformers(cls, tokenizer: Any) -> Tokenizer:
+        """A transformers tokenizer in memory, with exactly its ids; later changes to it do not reach this one."""
+        return cls(
+            tokenizer_files.backend_of(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            name=str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__),
+            split_special_tokens=bool(getattr(tokenizer, "split_special_tokens", False)),
+        )
+
+    def encode(self, text: str, *, prepend_bos: bool | None = None) -> list[int]:
+        """The token ids of `text`, as transformers gives them for this tokenizer; [] for an empty text.
+
+        Args:
+            text: any text; special tokens written in it, such as `<|endoftext|>`, become their ids.
+            prepend_bos: None adds what the model's own tokenizer adds; True puts exactly one BOS in front, also where
+                the text begins with one; False adds none.
+
+        Raises:
+            PromptError: `text` is no text, or a BOS is asked for and the tokenizer has none.
+        """
+        text = _checked(text)
+        if prepend_bos is None:
+            return list(self.backend.encode(text, add_special_tokens=True).ids)
+        ids = list(self.backend.encode(text, add_special_tokens=False).ids) + self._suffix
+        if not prepend_bos:
+            return ids
+        if self.bos_token_id is None:
+            raise PromptError(f"tokenizer {self.name!r} has no BOS token to prepend; leave prepend_bos out")
+        return ids if ids[:1] == [self.bos_token_id] else [self.bos_token_id, *ids]
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of `ids`, with spaces left as they are.
+
+        Raises:
+            PromptError: an id that is negative or no number.
+        """
+        return self.backend.decode(_ids(ids), skip_special_tokens=skip_special_tokens)
+
+    def str_tokens(self, ids: Iterable[int]) -> list[str]:
+        """Each id decoded alone; part of a character gives the replacement character (see `token_bytes`)."""
+        return [self.backend.decode([id_], skip_special_tokens=False) for id_ in _ids(ids)]
+
+    def token_bytes(self, ids: Iterable[int]) -> list[bytes]:
+        """The UTF-8 bytes that each id stands for, also where they are only part of a character."""
+        ids = _ids(ids)
+        return [_bytes_of(self.id_to_token(id_), text) for id_, text in zip(ids, self.str_tokens(ids), strict=True)]
+
+    def labels(self, ids: Iterable[int]) -> list[str]:
+        """Axis labels such as `9: John` for the positions of `ids`; see the function `labels`."""
+        return labels(self.token_bytes(ids))
+
+    def single_id(self, text: str) -> int | None:
+        """The id of `text` when it is exactly one token, without special tokens added; else None."""
+        ids = self.backend.encode(_checked(text), add_special_tokens=False).ids
+        return ids[0] if len(ids) == 1 else None
+
+    def id_to_token(self, id_: int) -> str | None:
+        """The entry of the vocabulary with this id, in the vocabulary's own spelling; None when there is none."""
+        return self.backend.id_to_token(int(id_))
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of an entry in the vocabulary's own spelling; None when there is none."""
+        return self.backend.token_to_id(token)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every entry of the vocabulary, added tokens included, in the vocabulary's own spelling."""
+        return self.backend.get_vocab(with_added_tokens=True)
+
+    def digest(self) -> str:
+        """SHA-256, in hex, of everything that decides the ids; equal for tokenizers that behave alike."""
+        content = json.loads(self.backend.to_str())
+        content["interp"] = [self.bos_token_id, self.eos_token_id, self.pad_token_id, self.split_special_tokens]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def bos_token(self) -> str | None:
+        """The text of the BOS token."""
+        return None if self.bos_token_id is None else self.id_to_token(self.bos_token_id)
+
+    @property
+    def eos_token(self) -> str | None:
+        """The text of the EOS token."""
+        return None if self.eos_token_id is None else self.id_to_token(self.eos_token_id)
+
+    @property
+    def pad_token(self) -> str | None:
+        """The text of the padding token."""
+        return None if self.pad_token_id is None else self.id_to_token(self.pad_token_id)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of entries without added tokens, as transformers counts; `len` counts all."""
+        return self.backend.get_vocab_size(with_added_tokens=False)
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.name!r}, {len(self)} tokens, bos={self.bos_token!r}, eos={self.eos_token!r})"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Set what a tokenizer.json and a pickle leave open: no padding, no cutting, special tokens as asked."""
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        self.backend.encode_special_tokens = self.split_special_tokens
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        whole = self.backend.encode("a", add_special_tokens=True).ids
+        starts = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
+        # A few models add an EOS behind every text; `prepend_bos` decides about the front alone.
+        self._suffix = list(whole[starts[0] + len(bare) :]) if starts else []
+
+
+def pad(
+    sequences: Sequence[Sequence[int]], pad_id: int, side: Literal["right", "left"] = "right"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sequences of different lengths as one rectangle, and which of it is real.
+
+    Returns:
+        tokens [batch, pos] int64 and attention_mask [batch, pos] bool, True at real positions.
+
+    Raises:
+        PromptError: no sequence, an empty one, or a side that is neither right nor left.
+
+    >>> tokens, mask = pad([[5, 6, 7], [8]], pad_id=0, side="left")
+    >>> tokens.tolist(), mask.tolist()
+    ([[5, 6, 7], [0, 0, 8]], [[True, True, True], [False, False, True]])
+    """
+    if side not in ("right", "left"):
+        raise PromptError(f"padding side must be 'right' or 'left', not {side!r}")
+    if len(sequences) == 0:
+        raise PromptError("there is no sequence to pad; give at least one")
+    length = max(len(sequence) for sequence in sequences)
+    tokens = torch.full((len(sequences), length), int(pad_id), dtype=torch.int64)  # [batch, pos]
+    mask = torch.zeros(len(sequences), length, dtype=torch.bool)  # [batch, pos]
+    for row, sequence in enumerate(sequences):
+        if len(sequence) == 0:
+            raise PromptError(f"sequence {row} is empty; every prompt needs at least one token")
+        real = slice(0, len(sequence)) if side == "right" else slice(length - len(sequence), length)
+        tokens[row, real] = torch.as_tensor(_ids(sequence), dtype=torch.int64)
+        mask[row, real] = True
+    return tokens, mask
+
+
+def labels(tokens: Sequence[str | bytes]) -> list[str]:
+    r"""Axis labels for the positions of a prompt: `position: token`, with what cannot be seen made visible.
+
+    One space before a word is left out, other spaces are `·`; a newline is `⏎`, a tab `⇥`; bytes that are no whole
+    character are hex, as `<F0>`, if the tokens are given as bytes; characters without a shape are `<U+200B>`.
+
+    >>> labels(["When", " John", "  ", "\n", b"\xf0\x9f", ""])
+    ['0: When', '1: John', '2: ··', '3: ⏎', '4: <F0><9F>', '5: ∅']
+    """
+    return [f"{position}: {_visible(token)}" for position, token in enumerate(tokens)]
+
+
+VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
+JOINERS = "\u200c\u200d"
+
+
+def _visible(token: str | bytes) -> str:
+    text = token.decode("utf-8", "surrogateescape") if isinstance(token, bytes) else token
+    if len(text) > 1 and text[0] == " " and not text[1].isspace():
+        text = text[1:]
+    shown = "".join(_shown(character, alone=len(text) == 1) for character in text) or "∅"
+    return "◌" + shown if unicodedata.category(shown[0]).startswith("M") else shown
+
+
+def _shown(character: str, *, alone: bool) -> str:
+    if character in VISIBLE:
+        return VISIBLE[character]
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that surrogateescape could not decode
+        return f"<{code - 0xDC00:02X}>"
+    if character in JOINERS and not alone:
+        return character
+    return f"<U+{code:04X}>" if unicodedata.category(character)[0] in "CZ" else character
+
+
+def _checked(text: object) -> str:
+    """`text` as Rust takes it: a str whose surrogate pairs are joined."""
+    if not isinstance(text, str):
+        raise PromptError(f"a prompt must be a str, not {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        try:
+            return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            lone = f"U+{ord(text[error.start]):04X} at position {error.start}"
+            raise PromptError(f"the prompt holds half a surrogate pair, which is no character: {lone}") from None
+    return text
+
+
+def _ids(ids: Iterable[int]) -> list[int]:
+    values = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+    checked = []
+    for value in values if isinstance(values, Iterable) else [values]:
+        try:
+            id_ = operator.index(value)
+        except TypeError:
+            id_ = -1
+        if isinstance(value, bool) or not 0 <= id_ < 2**31:
+            raise PromptError(f"token ids must be whole numbers from 0 on in one flat sequence, not {value!r}")
+        checked.append(id_)
+    return checked
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that byte-level vocabularies write for each byte (Radford et al. 2019, released encoder.py)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_ALPHABET = _byte_alphabet()
+
+
+def _bytes_of(token: str | None, text: str) -> bytes:
+    if token is None or "\ufffd" not in text:
+        return text.encode("utf-8")
+    if fallback := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
+        return bytes.fromhex(fallback[1])
+    if all(character in BYTE_ALPHABET for character in token):
+        return bytes(BYTE_ALPHABET[character] for character in token)
+    return text.encode("utf-8")

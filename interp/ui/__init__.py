@@ -1,0 +1,1 @@
+"""Views of results: the report folder and its page."""

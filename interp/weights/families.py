@@ -1,0 +1,153 @@
+"""Hugging Face families: where each of our weights lies in their tensors, one table a family.
+
+A table has a row for each of our weights: the name of their tensor, the einops pattern that turns it into
+TransformerLens's shape, and, where several of our weights lie in one tensor, which of them this is.
+
+Source: the modelling files of `transformers` 5 for each `model_type`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from interp.config import ModelConfig
+from interp.errors import ConfigError, nearest
+from interp.weights import hf_config
+from interp.weights.hf_config import Options
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where one of our weights lies: their tensor, the pattern to our shape, and which part of a fused tensor."""
+
+    theirs: str
+    pattern: str | None = None
+    part: int | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture of transformers.
+
+    `prefix` opens the names of a model with a head and is missing in those of a bare one; `{l}` in a name is the layer;
+    `buffers` match tensors that are computed, not learned.
+    """
+
+    configure: Callable[[Options], ModelConfig]
+    rows: Mapping[str, Row]
+    prefix: str
+    buffers: re.Pattern[str]
+
+
+def configure(options: Options) -> tuple[Family, ModelConfig]:
+    """The family and the configuration that a config.json describes.
+
+    Raises:
+        ConfigError: an architecture or an option that is not supported, or a missing entry.
+    """
+    model_type = options.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        close = nearest(str(model_type), FAMILIES)
+        hint = f"; the nearest is {close[0]!r}" if close else ""
+        raise ConfigError(f"model_type {model_type!r} is not supported; choose from {', '.join(FAMILIES)}{hint}")
+    if options.get("quantization_config") is not None:
+        raise ConfigError(
+            "quantization_config is not supported: these weights are quantised; give the unquantised model or a .gguf"
+        )
+    hf_config.refuse_unless(options, is_causal=True)
+    family = FAMILIES[model_type]
+    try:
+        return family, family.configure(options)
+    except KeyError as error:
+        raise ConfigError(f"the configuration of this {model_type} model has no entry {error}") from error
+
+
+# A query's rows lie head by head; Linear layers keep [out, in], GPT-2's Conv1D keeps [in, out].
+HEADS_IN = "(head d_head) d_model -> head d_model d_head"
+HEADS_OUT = "d_model (head d_head) -> head d_head d_model"
+HEADS_BIAS = "(head d_head) -> head d_head"
+TRANSPOSED = "out_features in_features -> in_features out_features"
+
+GPT2_FUSED = "d_model (qkv head d_head) -> qkv head d_model d_head"
+GPT2_FUSED_BIAS = "(qkv head d_head) -> qkv head d_head"
+GPT2 = {
+    "embed.W_E": Row("wte.weight"),
+    "pos_embed.W_pos": Row("wpe.weight"),
+    "blocks.{l}.ln1.w": Row("h.{l}.ln_1.weight"),
+    "blocks.{l}.ln1.b": Row("h.{l}.ln_1.bias"),
+    **{f"blocks.{{l}}.attn.W_{x}": Row("h.{l}.attn.c_attn.weight", GPT2_FUSED, i) for i, x in enumerate("QKV")},
+    **{f"blocks.{{l}}.attn.b_{x}": Row("h.{l}.attn.c_attn.bias", GPT2_FUSED_BIAS, i) for i, x in enumerate("QKV")},
+    "blocks.{l}.attn.W_O": Row("h.{l}.attn.c_proj.weight", "(head d_head) d_model -> head d_head d_model"),
+    "blocks.{l}.attn.b_O": Row("h.{l}.attn.c_proj.bias"),
+    "blocks.{l}.ln2.w": Row("h.{l}.ln_2.weight"),
+    "blocks.{l}.ln2.b": Row("h.{l}.ln_2.bias"),
+    "blocks.{l}.mlp.W_in": Row("h.{l}.mlp.c_fc.weight"),
+    "blocks.{l}.mlp.b_in": Row("h.{l}.mlp.c_fc.bias"),
+    "blocks.{l}.mlp.W_out": Row("h.{l}.mlp.c_proj.weight"),
+    "blocks.{l}.mlp.b_out": Row("h.{l}.mlp.c_proj.bias"),
+    "ln_final.w": Row("ln_f.weight"),
+    "ln_final.b": Row("ln_f.bias"),
+    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
+}
+
+NEOX_FUSED = "(head qkv d_head) d_model -> qkv head d_model d_head"
+NEOX_FUSED_BIAS = "(head qkv d_head) -> qkv head d_head"
+GPT_NEOX = {
+    "embed.W_E": Row("embed_in.weight"),
+    "blocks.{l}.ln1.w": Row("layers.{l}.input_layernorm.weight"),
+    "blocks.{l}.ln1.b": Row("layers.{l}.input_layernorm.bias"),
+    **{
+        f"blocks.{{l}}.attn.W_{x}": Row("layers.{l}.attention.query_key_value.weight", NEOX_FUSED, i)
+        for i, x in enumerate("QKV")
+    },
+    **{
+        f"blocks.{{l}}.attn.b_{x}": Row("layers.{l}.attention.query_key_value.bias", NEOX_FUSED_BIAS, i)
+        for i, x in enumerate("QKV")
+    },
+    "blocks.{l}.attn.W_O": Row("layers.{l}.attention.dense.weight", HEADS_OUT),
+    "blocks.{l}.attn.b_O": Row("layers.{l}.attention.dense.bias"),
+    "blocks.{l}.ln2.w": Row("layers.{l}.post_attention_layernorm.weight"),
+    "blocks.{l}.ln2.b": Row("layers.{l}.post_attention_layernorm.bias"),
+    "blocks.{l}.mlp.W_in": Row("layers.{l}.mlp.dense_h_to_4h.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_in": Row("layers.{l}.mlp.dense_h_to_4h.bias"),
+    "blocks.{l}.mlp.W_out": Row("layers.{l}.mlp.dense_4h_to_h.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_out": Row("layers.{l}.mlp.dense_4h_to_h.bias"),
+    "ln_final.w": Row("final_layer_norm.weight"),
+    "ln_final.b": Row("final_layer_norm.bias"),
+    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
+}
+
+LLAMA = {
+    "embed.W_E": Row("embed_tokens.weight"),
+    "blocks.{l}.ln1.w": Row("layers.{l}.input_layernorm.weight"),
+    "blocks.{l}.attn.W_Q": Row("layers.{l}.self_attn.q_proj.weight", HEADS_IN),
+    "blocks.{l}.attn.W_K": Row("layers.{l}.self_attn.k_proj.weight", HEADS_IN),
+    "blocks.{l}.attn.W_V": Row("layers.{l}.self_attn.v_proj.weight", HEADS_IN),
+    "blocks.{l}.attn.W_O": Row("layers.{l}.self_attn.o_proj.weight", HEADS_OUT),
+    "blocks.{l}.attn.b_Q": Row("layers.{l}.self_attn.q_proj.bias", HEADS_BIAS),
+    "blocks.{l}.attn.b_K": Row("layers.{l}.self_attn.k_proj.bias", HEADS_BIAS),
+    "blocks.{l}.attn.b_V": Row("layers.{l}.self_attn.v_proj.bias", HEADS_BIAS),
+    "blocks.{l}.attn.b_O": Row("layers.{l}.self_attn.o_proj.bias"),
+    "blocks.{l}.ln2.w": Row("layers.{l}.post_attention_layernorm.weight"),
+    "blocks.{l}.mlp.W_gate": Row("layers.{l}.mlp.gate_proj.weight", TRANSPOSED),
+    "blocks.{l}.mlp.W_in": Row("layers.{l}.mlp.up_proj.weight", TRANSPOSED),
+    "blocks.{l}.mlp.W_out": Row("layers.{l}.mlp.down_proj.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_gate": Row("layers.{l}.mlp.gate_proj.bias"),
+    "blocks.{l}.mlp.b_in": Row("layers.{l}.mlp.up_proj.bias"),
+    "blocks.{l}.mlp.b_out": Row("layers.{l}.mlp.down_proj.bias"),
+    "ln_final.w": Row("norm.weight"),
+    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
+}
+
+_INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
+FAMILIES = {
+    "gpt2": Family(hf_config.gpt2, GPT2, "transformer.", re.compile(r"^h\.\d+\.attn\.(masked_)?bias$")),
+    "gpt_neox": Family(
+        hf_config.gpt_neox, GPT_NEOX, "gpt_neox.", re.compile(rf"^layers\.\d+\.attention\.(masked_)?bias$|{_INV_FREQ}")
+    ),
+    "llama": Family(hf_config.llama, LLAMA, "model.", re.compile(_INV_FREQ)),
+    "mistral": Family(hf_config.mistral, LLAMA, "model.", re.compile(_INV_FREQ)),
+    "qwen2": Family(hf_config.qwen2, LLAMA, "model.", re.compile(_INV_FREQ)),
+}

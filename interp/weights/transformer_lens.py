@@ -1,0 +1,242 @@
+"""Weights under TransformerLens's names: from a state dict, to a state dict, and on disk.
+
+1. The configuration may be a `ModelConfig` or TransformerLens's own. A field of theirs with no effect on the numbers is
+   ignored; one that changes them and is not supported is refused by name when it is active.
+2. Buffers are skipped, the `_W_K` of grouped-query models is `W_K` here.
+3. The tensors are checked and copied by `interp.weights.build`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from interp.config import ModelConfig, RopeScaling
+from interp.errors import ConfigError, OutputError, WeightsError, nearest
+from interp.gpt import GPT
+from interp.tokens import Tokenizer
+from interp.weights.build import build, weights
+from interp.weights.checkpoint import Checkpoint, Source
+from interp.weights.files import open_safetensors, read_json
+from interp.weights.hf_config import ACTIVATIONS
+
+BUFFERS = re.compile(r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos)")
+GROUPED = re.compile(r"(blocks\.\d+\.attn\.)_([Wb]_[KV])")
+
+# Fields of HookedTransformerConfig and its descendants that say nothing about the numbers, or only beside one of the
+# fields that are refused below.
+IGNORED = {
+    "architecture", "attn_implementation", "attn_types", "bos_token_id", "checkpoint_index",
+    "checkpoint_label_type", "checkpoint_value", "decoder_start_token_id", "default_padding_side",
+    "default_prepend_bos", "device", "eos_token_id", "experts_per_token", "from_checkpoint", "init_mode",
+    "init_weights", "layer_norm_folding", "mm_tokens_per_image", "n_devices", "n_params", "norm_topk_prob",
+    "original_architecture", "pad_token_id", "relative_attention_max_distance", "relative_attention_num_buckets",
+    "rotary_base_local", "split_attention_weights", "tokenizer_appends_eos", "tokenizer_name",
+    "tokenizer_prepends_bos", "trust_remote_code", "ungroup_grouped_query_attention", "use_attn_in",
+    "use_attn_result", "use_hook_mlp_in", "use_hook_tokens", "use_split_qkv_input", "uses_rms_norm",
+    "vision_hidden_size", "vision_num_heads", "vision_num_layers", "window_size", "yarn_attention_factor",
+    "yarn_beta_fast", "yarn_beta_slow", "yarn_factor", "yarn_original_max_position_embeddings",
+}  # fmt: skip
+# Fields that are read here rather than copied.
+TRANSLATED = {
+    "attn_scale", "dtype", "NTK_by_parts_factor", "NTK_by_parts_high_freq_factor", "NTK_by_parts_low_freq_factor",
+    "NTK_original_ctx_len", "use_NTK_by_parts_rope",
+}  # fmt: skip
+OUR_FIELDS = frozenset(field.name for field in fields(ModelConfig))
+
+CONFIG_FILE = "cfg.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+def load_transformer_lens(
+    cfg: ModelConfig | Mapping[str, Any] | Any,
+    state_dict: Mapping[str, Any],
+    *,
+    tokenizer: Tokenizer | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> GPT:
+    """A model from tensors under TransformerLens's names and in its shapes.
+
+    Args:
+        cfg: a `ModelConfig` or what its `to_dict` gives; or TransformerLens's fields, as a mapping or an object with
+            `to_dict()`. Those say nothing of biases: a kind of bias that is in no layer of `state_dict` is absent.
+        state_dict: torch tensors or numpy arrays.
+        tokenizer: text to ids, if there is text.
+        device: where the weights go.
+        dtype: what the weights become; None takes `cfg.dtype` of TransformerLens's fields, else float32.
+
+    Raises:
+        ConfigError: a field that is not supported, by name.
+        WeightsError: tensors that are missing, not expected, of another shape or not finite.
+
+    Example:
+        >>> model = GPT(ModelConfig(n_layers=1, d_model=4, n_ctx=8, d_head=2, d_vocab=5, attn_only=True))
+        >>> copy = load_transformer_lens(model.cfg, to_transformer_lens(model))
+        >>> torch.equal(copy(torch.tensor([[1, 2]])), model(torch.tensor([[1, 2]])))
+        True
+    """
+    source = Source(kind="transformer_lens", location="a TransformerLens state dict")
+    checkpoint, own_dtype = _checkpoint(cfg, state_dict, tokenizer, source)
+    return build(checkpoint, device=device, dtype=dtype or own_dtype)
+
+
+def to_transformer_lens(model: GPT) -> dict[str, Tensor]:
+    """A model's weights under TransformerLens's names and in its shapes; they share the model's memory.
+
+    As `interp.weights.build.weights`, with a tied unembedding as `unembed.W_U` too.
+    """
+    tensors = weights(model)
+    if model.cfg.tie_word_embeddings:
+        tensors["unembed.W_U"] = model.W_U.detach()
+    return tensors
+
+
+def save(model: GPT, directory: str | Path) -> None:
+    """Write `cfg.json` and `model.safetensors`, which `interp.load(directory)` reads back (bit for bit, given the same dtype).
+
+    Raises:
+        OutputError: the directory cannot be written.
+    """
+    folder = Path(directory)
+    tensors = {name: tensor.contiguous() for name, tensor in weights(model).items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(json.dumps(model.cfg.to_dict(), indent=1) + "\n", encoding="utf-8")
+        safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
+    except OSError as error:
+        raise OutputError(f"cannot write a model to {folder}: {error.strerror or error}") from error
+
+
+def read(directory: str | Path) -> Checkpoint:
+    """A directory that `save` wrote, or one with TransformerLens's own fields in `cfg.json`."""
+    folder = Path(directory)
+    tensors = open_safetensors(folder / WEIGHTS_FILE)
+    source = Source(kind="transformer_lens", location=str(folder), files=(folder / WEIGHTS_FILE,))
+    cfg = read_json(folder / CONFIG_FILE)
+    return _checkpoint(cfg, tensors, Tokenizer.from_directory(folder), source)[0]
+
+
+def _checkpoint(
+    cfg: Any, state_dict: Mapping[str, Any], tokenizer: Tokenizer | None, source: Source
+) -> tuple[Checkpoint, torch.dtype]:
+    tensors: dict[str, Callable[[], Tensor]] = {}
+    for name in state_dict:
+        if not BUFFERS.fullmatch(name):
+            tensors[GROUPED.sub(r"\1\2", name)] = partial(_read, state_dict, name)
+    if isinstance(cfg, ModelConfig):
+        settled, dtype = cfg, torch.float32
+    else:
+        given = dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
+        written_by_us = "attn_in_bias" in given  # a field that TransformerLens does not have
+        settled = ModelConfig.from_dict(given) if written_by_us else config_of(given, tensors)
+        dtype = _dtype(given.get("dtype"))
+    settled = _settle_tied(settled, tensors)
+    _settle_gated(settled, tensors)
+    return Checkpoint(settled, tensors, tokenizer, source), dtype
+
+
+def _read(state_dict: Mapping[str, Any], name: str) -> Tensor:
+    value = state_dict[name]
+    value = value() if callable(value) else value
+    if isinstance(value, Tensor):
+        return value.detach()
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise WeightsError(f"{name!r} must be a tensor or an array of numbers, not {type(value).__name__}")
+    return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
+
+
+def config_of(given: Mapping[str, Any], names: Mapping[str, Any]) -> ModelConfig:
+    """TransformerLens's configuration fields as a `ModelConfig`; the biases are those among `names`.
+
+    Raises:
+        ConfigError: a field that is not supported and active, or unknown and active.
+    """
+    kept = {name: value for name, value in given.items() if name in OUR_FIELDS - TRANSLATED}
+    for name, value in given.items():
+        if name not in OUR_FIELDS | TRANSLATED | IGNORED and _active(name, value, given):
+            close = nearest(name, OUR_FIELDS, most=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{name}={value!r} is not supported by this model{hint}")
+    biases = {
+        "attn_in_bias": r"blocks\.\d+\.attn\.b_[QKV]",
+        "attn_out_bias": r"blocks\.\d+\.attn\.b_O",
+        "mlp_bias": r"blocks\.\d+\.mlp\.b_(in|out)",
+        "unembed_bias": r"unembed\.b_U",
+    }
+    kept |= {name: any(re.fullmatch(pattern, other) for other in names) for name, pattern in biases.items()}
+    kept["act_fn"] = ACTIVATIONS.get(str(given.get("act_fn")), given.get("act_fn"))
+    scale = given.get("attn_scale")
+    if given.get("use_attn_scale", True) and scale is not None and scale > 0:
+        kept["attn_scale"] = float(scale)
+    if kept.get("positional_embedding_type") != "rotary":
+        kept.pop("rotary_dim", None)
+    if kept.get("initializer_range", -1.0) < 0:
+        kept["initializer_range"] = 0.8 / given["d_model"] ** 0.5  # what TransformerLens means by -1
+    if given.get("use_NTK_by_parts_rope"):
+        kept["rope_scaling"] = RopeScaling(
+            "llama3",
+            factor=float(given.get("NTK_by_parts_factor", 8.0)),
+            low_freq_factor=float(given.get("NTK_by_parts_low_freq_factor", 1.0)),
+            high_freq_factor=float(given.get("NTK_by_parts_high_freq_factor", 4.0)),
+            # Releases before this field existed took the model's own context.
+            original_n_ctx=int(given.get("NTK_original_ctx_len", given["n_ctx"])),
+        )
+    missing = [name for name in ("n_layers", "d_model", "n_ctx", "d_head", "d_vocab") if kept.get(name) is None]
+    if missing:
+        raise ConfigError(f"the configuration has no {', '.join(missing)}")
+    return ModelConfig.from_dict(kept)
+
+
+def _active(name: str, value: Any, given: Mapping[str, Any]) -> bool:
+    """Whether a field that is not known here can change the computation; -1 is TransformerLens's "not set"."""
+    if name == "final_rms":
+        return bool(value) and given.get("normalization_type", "LN") in ("LN", "LNPre")
+    if name == "use_local_attn":
+        return bool(value) and (given.get("window_size") or 0) < given["n_ctx"]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value > 0
+    return bool(value)
+
+
+def _dtype(value: Any) -> torch.dtype:
+    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _settle_tied(cfg: ModelConfig, tensors: dict[str, Callable[[], Tensor]]) -> ModelConfig:
+    """TransformerLens keeps W_U beside W_E; they are one tensor only while they are equal."""
+    if not cfg.tie_word_embeddings or not {"unembed.W_U", "embed.W_E"} <= tensors.keys():
+        return cfg
+    if not torch.equal(tensors["unembed.W_U"](), tensors["embed.W_E"]().T):
+        return cfg.replace(tie_word_embeddings=False)
+    del tensors["unembed.W_U"]
+    return cfg
+
+
+def _settle_gated(cfg: ModelConfig, tensors: dict[str, Callable[[], Tensor]]) -> None:
+    """TransformerLens adds a gated MLP's b_in behind the product, and has no b_gate: only b_in = 0 means the same."""
+    if not (cfg.gated_mlp and cfg.mlp_bias):
+        return
+    for layer in range(cfg.n_layers):
+        here = f"blocks.{layer}.mlp."
+        if here + "b_in" not in tensors or here + "b_gate" in tensors:
+            continue
+        b_in = tensors[here + "b_in"]()
+        if bool(b_in.any()):
+            raise WeightsError(
+                f"{here + 'b_in'!r} of a gated MLP is not zero: without 'b_gate' it is TransformerLens's, added behind "
+                "the product, which is not supported; fold b_in @ W_out into b_out"
+            )
+        tensors[here + "b_gate"] = tensors[here + "b_in"]

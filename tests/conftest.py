@@ -1,0 +1,67 @@
+"""Tiny seeded models: one for each way of building a transformer, grouped-query attention among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from interp.config import ModelConfig, RopeScaling
+from interp.gpt import GPT
+
+TINY: dict[str, Any] = {
+    "n_layers": 2, "d_model": 16, "n_ctx": 24, "d_head": 4, "d_vocab": 29, "n_heads": 4, "seed": 3, "initializer_range": 0.4
+}  # fmt: skip
+LLAMA: dict[str, Any] = {
+    "positional_embedding_type": "rotary", "normalization_type": "RMS", "gated_mlp": True, "act_fn": "silu",
+    "attn_in_bias": False, "attn_out_bias": False, "mlp_bias": False, "unembed_bias": False,
+}  # fmt: skip
+
+KINDS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "neox": {"positional_embedding_type": "rotary", "rotary_dim": 2, "parallel_attn_mlp": True, "act_fn": "gelu"},
+    "llama": {**LLAMA, "tie_word_embeddings": True},
+    "llama_gqa": {**LLAMA, "n_key_value_heads": 2, "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 16)},
+    "gptj_pairs": {"positional_embedding_type": "rotary", "rotary_adjacent_pairs": True, "n_key_value_heads": 1},
+    "attn_only": {"attn_only": True, "normalization_type": None, "d_vocab_out": 11},
+    "no_norm_relu": {"normalization_type": None, "act_fn": "relu", "d_mlp": 24},
+    "bidirectional": {"attention_dir": "bidirectional", "act_fn": "solu", "normalization_type": "LNPre"},
+    "alibi": {"positional_embedding_type": "alibi", "n_heads": 3, "normalization_type": "RMSPre"},
+    "sinusoidal": {"positional_embedding_type": "sinusoidal", "use_attn_scale": False},
+    "no_positions": {"positional_embedding_type": "none", "final_norm": False},
+}
+
+
+def make(kind: str, **changes: Any) -> GPT:
+    """A tiny model of one kind, with weights large enough for every part to matter, biases and norms included."""
+    model = GPT(ModelConfig(**{**TINY, **KINDS[kind], **changes}))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            last = name.rpartition(".")[2]
+            if last == "w" or last.startswith("b"):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(params=KINDS)
+def model(request: pytest.FixtureRequest) -> GPT:
+    return make(request.param)
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(0, 29, (3, 7), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_a_known_seed(request: pytest.FixtureRequest) -> Iterator[None]:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    if request.node.get_closest_marker("slow") is None:
+        torch.set_num_threads(1)  # tiny products are slower on more
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
