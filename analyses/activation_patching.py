@@ -1,8 +1,10 @@
 """Activation patching: which activation, moved from one prompt to the other, moves the answer with it?
 
 1. A clean and a corrupt prompt of equal length differ in one respect and have opposite answers.
-2. Denoising: run the corrupt prompt, and set one activation to its value in the clean run. An effect of 1 says that this
-   activation alone restores the clean answer. Noising is the reverse, and asks what is necessary rather than sufficient.
+2. Denoising: run the corrupt prompt, and set one activation to its value in the clean run. An effect of 1 says that
+   this
+   activation alone restores the clean answer. Noising is the reverse, and asks what is necessary rather than
+   sufficient.
 3. Repeat for every layer and head, position or role: one cell of the map each.
 
 Source: Vig et al. 2020 ("Investigating Gender Bias in Language Models Using Causal Mediation Analysis", section 3) and
@@ -32,7 +34,8 @@ from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from interp.canvas import Figure
 
 ORDER = 40
 AXES = ("head", "pos", "role")
@@ -131,7 +134,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     across: str | Axis = x
     if x == "role":
         across = Axis("role", values=list(dict.fromkeys(frame["role"])))
-    return figures.heatmap(table, x=across, y="layer", facet=facet, label=_label(frame), annotate=6 if x == "head" else 0)
+    return figures.heatmap(
+        table, x=across, y="layer", facet=facet, label=_label(frame), annotate=6 if x == "head" else 0
+    )
 
 
 def _label(frame: pd.DataFrame) -> str:
@@ -150,18 +155,20 @@ def report(
     heads = summary(by_head)
     resid = summary(by_role[by_role["site"] == "resid_pre"])
     best, worst = heads.sort_values("value", ascending=False).iloc[0], heads.sort_values("value").iloc[0]
-    text = []
+    carried = []
     for role in pairs.role_names:
-        at = resid[resid["role"] == role].sort_values("layer")
-        strong = at[at["value"] >= 0.5]
+        strong = resid[(resid["role"] == role) & (resid["value"] >= 0.5)]["layer"]
         if len(strong):
-            text.append(
-                f"{role}: patching the residual stream here restores at least half of the answer "
-                f"from layer {strong['layer'].min()} to layer {strong['layer'].max()}."
-            )
+            carried.append(f"at {role} before layers {strong.min()} to {strong.max()}")
+    where = (
+        f"What decides the answer is carried by the residual stream {', '.join(carried)}: patching it there restores "
+        "at least half of the clean logit difference."
+        if carried
+        else "No single position's residual stream restores half of the clean logit difference."
+    )
     intro = (
-        "Each cell runs the corrupt prompt with one activation set to its value in the clean run. The effect is 0 where "
-        "nothing changes and 1 where the clean logit difference is back."
+        "Each cell runs the corrupt prompt with one activation set to its value in the clean run. The effect is 0 "
+        "where nothing changes and 1 where the clean logit difference is back."
     )
     told = (
         f"The head whose output restores most is L{best['layer']}H{best['head']} ({best['value']:+.2f}, 95% interval "
@@ -171,7 +178,7 @@ def report(
     section = Section(
         title="Activation patching",
         anchor="patching",
-        text=[intro, *text, told],
+        text=[intro, where, told],
         figures=[
             FigureItem(
                 "patching_roles",
@@ -190,7 +197,7 @@ def report(
         ],
         tables=[("The ten heads with the largest effect", heads.head(10))],
     )
-    return pd.concat([by_head, by_role], ignore_index=True), section, [told, *text]
+    return pd.concat([by_head, by_role], ignore_index=True), section, [where, told]
 
 
 main = study_command(

@@ -25,7 +25,8 @@ from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from interp.canvas import Figure
 
 ORDER = 50
 MOST_HEADS = 6
@@ -68,9 +69,7 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
     layers = sorted({layer for layer, _ in chosen})
     mask = None if bool(pairs.mask.all()) else pairs.mask
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
-    _, cache = model.run_with_cache(
-        pairs.clean, names_filter=names, attention_mask=mask, stop_at_layer=layers[-1] + 1
-    )
+    _, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=mask, stop_at_layer=layers[-1] + 1)
     looks = torch.ones(pairs.mask.shape[1], pairs.mask.shape[1], dtype=torch.bool, device=model.device)
     looks = (looks.tril() if model.cfg.causal else looks) & pairs.mask[:, :, None] & pairs.mask[:, None, :]
     prompt, query, key = (index.tolist() for index in looks.nonzero(as_tuple=True))
@@ -114,13 +113,17 @@ def plot(frame: pd.DataFrame) -> Figure:
     return figures.attention(first, tokens=tokens)
 
 
+LEAST_LINK = 0.2
+
+
 def describe(table: pd.DataFrame, layer: int, head: int, last: str) -> str:
     """What a head does, from the links between roles: where the last position looks, or else its strongest link."""
     own = table[(table["layer"] == layer) & (table["head"] == head) & (table["query_role"] != table["key_role"])]
-    if own.empty:
-        return f"L{layer}H{head} has no link between roles"
-    from_last = own[own["query_role"] == last]
-    link = from_last.iloc[0] if len(from_last) and from_last.iloc[0]["value"] >= 0.2 else own.iloc[0]
+    strong = own[own["value"] >= LEAST_LINK]
+    if strong.empty:
+        return f"L{layer}H{head} looks from no role to another with more than {LEAST_LINK} on average"
+    from_last = strong[strong["query_role"] == last]
+    link = (from_last if len(from_last) else strong).iloc[0]
     return f"L{layer}H{head} looks from {link['query_role']} to {link['key_role']} ({link['value']:.2f})"
 
 
@@ -149,7 +152,13 @@ def report(
         plot(frame),
         frame[frame["prompt"] == 0],
     )
-    section = Section(title="Attention patterns", anchor="attention", text=text, figures=[item], tables=[("Links between roles", table.head(12))])
+    section = Section(
+        title="Attention patterns",
+        anchor="attention",
+        text=text,
+        figures=[item],
+        tables=[("Links between roles", table.head(12))],
+    )
     return frame, section, text
 
 

@@ -24,9 +24,11 @@ class Studies(click.Group):
     """Every study as a command; a module is imported when its command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """The studies' names, with hyphens."""
         return [name.replace("_", "-") for name in study_names()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        """The command of one study."""
         name = cmd_name.replace("-", "_")
         if name not in study_names():
             with refusals():
@@ -48,20 +50,38 @@ main.add_command(Studies("run", help="Run one study on a task or on a prompt of 
 @main.command()
 @click.argument("task")
 @model_options
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder of the report; reports/TASK by default.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Folder of the report; reports/TASK by default."
+)
 @click.option("--n", default=16, show_default=True, help="How many prompts the task writes.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the prompts and of the intervals.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare the logits with transformers'.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def report(
-    task: str, source: str, device: str | None, dtype: str, out: Path | None, n: int, seed: int, check: bool, quiet: bool
+    task: str,
+    source: str,
+    device: str | None,
+    dtype: str,
+    out: Path | None,
+    n: int,
+    seed: int,
+    check: bool,
+    quiet: bool,
 ) -> None:
     """Write a figure report of how a model solves TASK: one HTML page, its figures, their numbers, full provenance."""
     from analyses.report import write
 
     with refusals():
         page = write(
-            task, source, out=out or Path("reports") / task, n=n, seed=seed, device=device, dtype=dtype, check=check, quiet=quiet
+            task,
+            source,
+            out=out or Path("reports") / task,
+            n=n,
+            seed=seed,
+            device=device,
+            dtype=dtype,
+            check=check,
+            quiet=quiet,
         )
         click.echo(page)
 
@@ -76,7 +96,8 @@ def models(as_json: bool, as_csv: bool) -> None:
     from interp.weights.load import MODELS
 
     with refusals():
-        show(pd.DataFrame(MODELS), as_json=as_json, as_csv=as_csv)
+        rows = [{"name": m.name, "parameters": m.parameters, "description": m.description} for m in MODELS.values()]
+        show(pd.DataFrame(rows), as_json=as_json, as_csv=as_csv)
         click.echo("--model also takes a Hugging Face folder or repository, or a .gguf file", err=True)
 
 

@@ -1,6 +1,7 @@
 """Direct logit attribution: which heads, MLPs and embeddings write the answer into the residual stream?
 
-1. The last position's residual stream is the sum of the embedding, every head's result, every bias and every MLP's output.
+1. The last position's residual stream is the sum of the embedding, every head's result, every bias and every MLP's
+   output.
 2. The final norm, with the scale that it has in this run, and the unembedding are linear: the answer's logit (or its
    difference from the wrong answer's) is the sum of what each part contributes.
 3. What the sum leaves over is reported as `residue`; it is rounding error.
@@ -27,7 +28,8 @@ from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from interp.canvas import Figure
 
 ORDER = 30
 METRICS = ("logit_diff", "logit")
@@ -84,7 +86,9 @@ def run(model: HookedModel, pairs: PromptPairs, *, metric: str = "logit_diff") -
     sign = torch.tensor([1.0, -1.0 if metric == "logit_diff" else 0.0], device=model.device)
     direction = (model.W_U.T[pairs.answers] * sign[:, None]).sum(1)  # [prompt, d_model]
     values = list((stack * direction).sum(-1).double().unbind(0))  # [prompt] for every component
-    bias = torch.zeros(cfg.d_model, device=model.device, dtype=model.dtype) if norm is None or norm.b is None else norm.b
+    bias = (
+        torch.zeros(cfg.d_model, device=model.device, dtype=model.dtype) if norm is None or norm.b is None else norm.b
+    )
     labels.append(("bias", "bias", None, None))
     values.append((model.unembed(bias)[pairs.answers] * sign).sum(-1).double())
 
@@ -92,7 +96,9 @@ def run(model: HookedModel, pairs: PromptPairs, *, metric: str = "logit_diff") -
     total = (logits[at].gather(-1, pairs.answers).double() * sign).sum(-1)
     labels += [("total", "total", None, None), ("residue", "residue", None, None)]
     values += [total, total - torch.stack(values).sum(0)]
-    frame = pd.DataFrame(labels, columns=["component", "kind", "layer", "head"]).astype({"layer": "Int64", "head": "Int64"})
+    frame = pd.DataFrame(labels, columns=["component", "kind", "layer", "head"]).astype(
+        {"layer": "Int64", "head": "Int64"}
+    )
     frame["metric"] = metric
     frame["prompt"] = [list(range(len(pairs)))] * len(frame)
     frame["value"] = [value.tolist() for value in values]
@@ -135,17 +141,19 @@ def report(
     total = table[table["kind"] == "total"].iloc[0]
     embed = frame[frame["kind"] == "embed"].groupby("prompt")["value"].sum().mean()
     residue = frame.loc[frame["kind"] == "residue", "value"].abs().max()
-    sums = {kind: frame[frame["kind"] == kind].groupby("prompt")["value"].sum().mean() for kind in ("head", "mlp", "bias")}
+    sums = {
+        kind: frame[frame["kind"] == kind].groupby("prompt")["value"].sum().mean() for kind in ("head", "mlp", "bias")
+    }
     strongest = heads.iloc[0]
     finding = (
-        f"The heads whose direct contribution is largest are "
+        "The heads whose direct contribution is largest are "
         + ", ".join(f"{row.component} ({row.value:+.2f})" for row in heads.head(3).itertuples())
         + f"; all heads together write {sums['head']:+.2f}, all MLPs {sums['mlp']:+.2f} of the logit difference."
     )
     text = [
-        f"The logit difference at the last position, {total['value']:.2f} on average, is the sum of what each part writes "
-        f"there: heads {sums['head']:+.2f}, MLPs {sums['mlp']:+.2f}, embeddings {embed:+.2f}, biases {sums['bias']:+.2f} "
-        f"(largest residue of any prompt: {residue:.1e}).",
+        f"The logit difference at the last position, {total['value']:.2f} on average, is the sum of what each part "
+        f"writes there: heads {sums['head']:+.2f}, MLPs {sums['mlp']:+.2f}, embeddings {embed:+.2f}, biases "
+        f"{sums['bias']:+.2f} (largest residue of any prompt: {residue:.1e}).",
         f"The head with the largest direct contribution is {strongest['component']} ({strongest['value']:+.2f}, "
         f"95% interval {strongest['ci_low']:.2f} to {strongest['ci_high']:.2f}); the strongest against the answer is "
         f"{heads.sort_values('value').iloc[0]['component']} ({heads['value'].min():+.2f}).",

@@ -28,9 +28,12 @@ from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+    from interp.canvas import Figure
 
 ORDER = 20
+DEPTH = Axis("depth", title="layer")
+ANSWER = {"prob": "probability of the right answer", "logit_diff": "logit difference"}
 
 
 @torch.no_grad()
@@ -38,17 +41,16 @@ def run(model: HookedModel, pairs: PromptPairs, *, pos: str = "last", top: int =
     """Read every layer and sub-layer of the clean prompts through the unembedding.
 
     Args:
-        model: the model.
-        pairs: the prompts; their clean side is read.
-        pos: "last" for the last position of every prompt, "all" for every position. The answer at an earlier position is
+        model: the model. pairs: the prompts; their clean side is read. pos: "last" for the last position of every
+        prompt, "all" for every position. The answer at an earlier position is
             the prompt's own next token.
         top: how many of the likeliest tokens to keep.
 
     Returns:
         Columns `layer, site, prompt, pos, token, role, metric, k, top_token, value`, in order of depth. The answer's
-        metrics are `prob`, `log_prob` (nats), `rank` (0 is first) and, at the last position, `logit_diff` (right minus
-        wrong); `kl` is the divergence of the model's output from this row, in nats; `top_prob` is the probability of the
-        k-th likeliest token, which `top_token` names.
+        metrics are `prob`, `log_prob` (nats), `rank` (0 is first) and, at the last position, `logit_diff` (right
+        minus wrong); `kl` is the divergence of the model's output from this row, in nats; `top_prob` is the
+        probability of the k-th likeliest token, which `top_token` names.
     """
     import pandas as pd
 
@@ -121,7 +123,10 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     table = stats.summarise(last[last["metric"] != "top_prob"], by=["layer", "site", "metric"], value="value")
     table.insert(2, "depth", [_depth(layer, site) for layer, site in zip(table["layer"], table["site"], strict=True)])
     best = last[(last["metric"] == "top_prob") & (last["k"] == 0) & (last["prompt"] == last["prompt"].min())]
-    tops = {(layer, site): visible(token) for layer, site, token in zip(best["layer"], best["site"], best["top_token"], strict=True)}
+    tops = {
+        (layer, site): visible(token)
+        for layer, site, token in zip(best["layer"], best["site"], best["top_token"], strict=True)
+    }
     table["top_token"] = [tops[at] for at in zip(table["layer"], table["site"], strict=True)]
     order = [depths[at] for at in zip(table["layer"], table["site"], strict=True)]
     return table.assign(order=order).sort_values(["metric", "order"], ignore_index=True).drop(columns="order")
@@ -139,22 +144,35 @@ def top_tokens(frame: pd.DataFrame) -> pd.DataFrame:
     return wide.reset_index()
 
 
+def _place(row: pd.Series[Any]) -> str:
+    """A depth in words."""
+    where = {"resid_pre": "the input of layer", "resid_mid": "the middle of layer", "resid_post": "the output of layer"}
+    return f"{where[row['site']]} {row['layer']}"
+
+
 def _depth(layer: int, site: str) -> float:
     """Where a site stands in units of layers: the stream enters layer 3 at 3, passes its middle at 3.5."""
     return layer + {"resid_pre": 0.0, "resid_mid": 0.5, "resid_post": 1.0}[site]
 
 
 def plot(frame: pd.DataFrame) -> Figure:
-    """With several positions the table of top tokens of the first prompt, else the answer's probability by depth."""
-    if frame["pos"].nunique() > frame["prompt"].nunique():
-        return plot_table(frame)
-    return plot_curve(frame, "prob", "probability of the right answer")
+    """With every position the table of top tokens of the first prompt, else the answer's standing by depth."""
+    every = bool((frame.groupby("prompt")["pos"].nunique() > 1).any())
+    return plot_table(frame) if every else plot_answer(summary(frame))
 
 
-def plot_curve(frame: pd.DataFrame, metric: str, label: str) -> Figure:
-    """One metric at the last position over depth, mean with interval."""
-    table = summary(frame)
-    return figures.lines(table[table["metric"] == metric], x=Axis("depth", title="layer"), y="value", label=label)
+def plot_answer(table: pd.DataFrame) -> Figure:
+    """Probability and logit difference of the summary over depth, with intervals."""
+    shown = table[table["metric"].isin(ANSWER)]
+    shown = shown.assign(metric="", panel=shown["metric"].map(ANSWER))
+    return figures.lines(shown, x=DEPTH, facet="panel", share=False, label="")
+
+
+def plot_rank(table: pd.DataFrame) -> Figure:
+    """The answer's place among all tokens over depth; 1 is first."""
+    rank = table[table["metric"] == "rank"]
+    places = rank.assign(**{name: rank[name] + 1 for name in ("value", "ci_low", "ci_high")})
+    return figures.lines(places, x=DEPTH, log=True, label="place of the right answer (1 is first)")
 
 
 def plot_table(frame: pd.DataFrame) -> Figure:
@@ -178,28 +196,25 @@ def report(
     rank = table[table["metric"] == "rank"].reset_index(drop=True)
     top = rank[rank["value"] < 1]
     finding = (
-        f"Read through the unembedding, the right answer reaches half of its final probability ({final['value']:.2f}) at "
-        f"layer {half['layer']} ({half['site']})."
+        f"Read through the unembedding layer by layer, the right answer has half of its final probability "
+        f"({final['value']:.2f}) for the first time at {_place(half)}"
+        + (f", and is on average first or second among all tokens from {_place(top.iloc[0])} on." if len(top) else ".")
     )
-    text = [finding]
-    if len(top):
-        text.append(f"Its mean rank falls below 1 for the first time at layer {top.iloc[0]['layer']} ({top.iloc[0]['site']}).")
-    curves = table[table["metric"].isin(["prob", "logit_diff"])]
     items = [
         FigureItem(
-            "logit_lens_prob",
-            "Probability of the right answer by depth",
+            "logit_lens_rank",
+            "Place of the right answer among all tokens, by depth",
             f"Residual stream at the last position through the final norm and the unembedding; mean over {len(pairs)} "
-            "prompts, the band is a 95% bootstrap interval.",
-            plot_curve(frame, "prob", "probability of the right answer"),
-            curves[curves["metric"] == "prob"],
+            "prompts on a logarithmic scale, the band is a 95% bootstrap interval.",
+            plot_rank(table),
+            rank,
         ),
         FigureItem(
-            "logit_lens_difference",
-            "Logit difference by depth",
-            "Right minus wrong answer, read in the same way.",
-            plot_curve(frame, "logit_diff", "logit difference"),
-            curves[curves["metric"] == "logit_diff"],
+            "logit_lens_answer",
+            "Probability of the right answer and logit difference by depth",
+            "Read in the same way; the last point is the model's own output.",
+            plot_answer(table),
+            table[table["metric"].isin(ANSWER)],
         ),
         FigureItem(
             "logit_lens_table",
@@ -209,7 +224,7 @@ def report(
             grid[grid["metric"] == "top_prob"],
         ),
     ]
-    return frame, Section(title="Logit lens", anchor="logit-lens", text=text, figures=items, tables=[]), [finding]
+    return frame, Section(title="Logit lens", anchor="logit-lens", text=[finding], figures=items), [finding]
 
 
 main = study_command(
@@ -217,7 +232,9 @@ main = study_command(
     plot=plot,
     summary=summary,
     options=[
-        click.option("--pos", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Positions to read."),
+        click.option(
+            "--pos", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Positions to read."
+        ),
         click.option("--top", default=5, show_default=True, help="How many of the likeliest tokens to keep."),
     ],
 )

@@ -13,6 +13,7 @@ import pkgutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,11 @@ class Story:
 
 def studies() -> list[ModuleType]:
     """The modules of this package that have a section in a report, in the order of the story."""
-    found = [importlib.import_module(f"analyses.{info.name}") for info in pkgutil.iter_modules(analyses.__path__) if info.name not in ("cli", "report")]
+    found = [
+        importlib.import_module(f"analyses.{info.name}")
+        for info in pkgutil.iter_modules(analyses.__path__)
+        if info.name not in ("cli", "report")
+    ]
     return sorted((module for module in found if hasattr(module, "report")), key=lambda module: module.ORDER)
 
 
@@ -110,27 +115,26 @@ def write(
         step("behaviour", lambda: behaviour(model, pairs, story))
         for module in modules:
             name = module.__name__.rpartition(".")[2]
-            frame, section, findings = step(name, lambda module=module: module.report(model, pairs, story.results))
+            frame, section, findings = step(name, partial(module.report, model, pairs, story.results))
             story.results[name] = frame
             story.sections.append(section)
             story.findings += findings
         step("checks", lambda: checks(model, pairs, story, compare=check))
     manifest = provenance(
-        model, pairs, metric="logit_diff", seed=seed, extra={"task": task, "seconds": story.seconds, "n_prompts": len(pairs)}
+        model,
+        pairs,
+        metric="logit_diff",
+        seed=seed,
+        extra={"task": task, "seconds": story.seconds, "n_prompts": len(pairs)},
     )
     return write_report(
         out,
-        title=f"{model.cfg.model_name} on {make.__name__.replace('_', ' ')}",
-        question=_question(make),
+        title=f"{model.cfg.model_name}: {pairs.notes.get('title', pairs.name)}",
+        question=pairs.notes.get("question", f"How does {model.cfg.model_name} do the task {task!r}?"),
         summary=story.findings,
         sections=story.sections,
         manifest=manifest,
     )
-
-
-def _question(make: Callable[..., PromptPairs]) -> str:
-    doc = (make.__doc__ or "").strip().split("\n\n")[0]
-    return " ".join(doc.split())
 
 
 @torch.no_grad()
@@ -152,7 +156,9 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
     story.results["behaviour"] = frame
     table = stats.summarise(frame, by=["side", "metric"])
     at = table.set_index(["side", "metric"])
-    accuracy, clean, corrupt = (at.loc[key] for key in (("clean", "correct"), ("clean", "logit_diff"), ("corrupt", "logit_diff")))
+    accuracy, clean, corrupt = (
+        at.loc[key] for key in (("clean", "correct"), ("clean", "logit_diff"), ("corrupt", "logit_diff"))
+    )
     able = "does" if accuracy["ci_low"] > 0.5 or (accuracy["value"] == 1.0) else "does not reliably do"
     story.findings.append(
         f"{model.cfg.model_name} {able} the task: it prefers the right answer in {accuracy['value']:.0%} of "
@@ -173,8 +179,9 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
     )
     roles = ", ".join(f"{role} ({pairs.labels(0)[at]})" for role, at in pairs.roles[0].items())
     text = [
-        "Each clean prompt has a corrupt counterpart of the same length, which differs in one respect and has the opposite "
-        "answer. The logit difference is the logit of the right answer minus that of the wrong one, at the last position.",
+        "Each clean prompt has a corrupt counterpart of the same length, which differs in one respect and has the "
+        "opposite answer. The logit difference is the logit of the right answer minus that of the wrong one, at the "
+        "last position.",
         f"Roles of positions, with those of the first prompt: {roles}." if roles else "",
     ]
     caption = "The prompts" if len(pairs) <= MOST_PROMPTS else f"The first {MOST_PROMPTS} of {len(pairs)} prompts"
@@ -183,7 +190,10 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
             title="Prompts and behaviour",
             anchor="prompts",
             text=[part for part in text if part],
-            tables=[("Behaviour on both sides, with 95% bootstrap intervals over prompts", table), (caption, shown.head(MOST_PROMPTS))],
+            tables=[
+                ("Behaviour on both sides, with 95% bootstrap intervals over prompts", table),
+                (caption, shown.head(MOST_PROMPTS)),
+            ],
         )
     )
 
@@ -202,7 +212,12 @@ def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> No
     if compare:
         try:
             found = check_against_transformers(model)
-            hold("logits equal transformers'", "largest absolute difference, random tokens", found["max_abs"], found["tolerance"])
+            hold(
+                "logits equal transformers'",
+                "largest absolute difference, random tokens",
+                found["max_abs"],
+                found["tolerance"],
+            )
         except (InterpError, OSError, ValueError, ImportError) as error:
             rows.append(("logits equal transformers'", f"not checked: {error}", None, None, "not checked"))
     else:
@@ -210,7 +225,12 @@ def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> No
     if "head_attribution" in story.results:
         frame = story.results["head_attribution"]
         residue = frame.loc[frame["kind"] == "residue", "value"].abs().max()
-        hold("components sum to the logit difference", "largest residue of any prompt", float(residue), limit * 10 * largest)
+        hold(
+            "components sum to the logit difference",
+            "largest residue of any prompt",
+            float(residue),
+            limit * 10 * largest,
+        )
     last = model.cfg.n_layers - 1
     variants = [
         Variant([Edit("resid_post", {"layer": last})], {"cell": "everything"}),
@@ -232,7 +252,9 @@ def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> No
         Section(
             title="Checks",
             anchor="checks",
-            text=["Identities that must hold if the numbers above are right, with the differences measured in this run."],
+            text=[
+                "Identities that must hold if the numbers above are right, with the differences measured in this run."
+            ],
             tables=[("Identities and measured differences", table)],
         )
     )

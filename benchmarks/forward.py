@@ -1,7 +1,8 @@
 """Forward and caching on SmolLM2-135M: interp, transformers (SDPA) and TransformerLens, interleaved in one process.
 
-Prints medians in seconds and medians of the ratios of neighbouring runs, so that a drift of the machine's speed cancels.
-Run with `python benchmarks/forward.py [--peer-lens]`; TransformerLens is left out by default as it takes long to load.
+Prints medians in seconds and medians of the ratios of neighbouring runs, so that a drift of the machine's speed
+cancels. Run with `python benchmarks/forward.py [--peer-lens]`; TransformerLens is left out by default as it takes
+long to load.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +55,7 @@ def main() -> None:
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="sdpa"
     )
+    bridge = lens_bridge(file) if options.peer_lens else None
     print(f"SmolLM2-135M, float32, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for (batch, length), rounds in SHAPES.items():
         tokens = torch.randint(0, ours.cfg.d_vocab, (batch, length))
@@ -61,21 +64,22 @@ def main() -> None:
             "interp, every site cached": lambda tokens=tokens: ours.run_with_cache(tokens),
             "transformers": lambda tokens=tokens: theirs(tokens, use_cache=False).logits,
         }
-        if options.peer_lens:
-            bridge = lens_bridge(theirs)
+        if bridge is not None:
             functions["TransformerLens"] = lambda tokens=tokens: bridge(tokens)
             functions["TransformerLens, every site cached"] = lambda tokens=tokens: bridge.run_with_cache(tokens)
         seconds = interleaved(functions, rounds)
         print(f"\n{batch} x {length} tokens, {rounds} rounds")
         for name, values in seconds.items():
-            print(f"  {statistics.median(values):8.4f} s  {ratio(seconds, name, 'transformers'):6.3f} x transformers  {name}")
+            times = ratio(seconds, name, "transformers")
+            print(f"  {statistics.median(values):8.4f} s  {times:6.3f} x transformers  {name}")
         print(f"  caching costs {ratio(seconds, 'interp, every site cached', 'interp'):.3f} x the plain forward")
 
 
-def lens_bridge(model: Any) -> Any:
-    """The same weights behind TransformerLens's bridge."""
+def lens_bridge(file: Path) -> Any:
+    """The same weights behind TransformerLens's bridge, which changes the model that it is given."""
     from transformer_lens.model_bridge import TransformerBridge
 
+    model = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     return TransformerBridge.boot_transformers("HuggingFaceTB/SmolLM2-135M-Instruct", hf_model=model, device="cpu")
 
 

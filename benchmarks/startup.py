@@ -13,8 +13,8 @@ import statistics
 import subprocess
 import sys
 
-TIMED = "import time, json, resource; {before}; start = time.perf_counter(); {code}; elapsed = time.perf_counter() - start; "
-PRINT = "print(json.dumps([elapsed, {extra}]))"
+TIMED = "import time, json, resource; {before}; start = time.perf_counter(); {code}; "
+PRINT = "print(json.dumps([time.perf_counter() - start, {extra}]))"
 PEAK = "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
 
 IMPORTS = {
@@ -27,7 +27,8 @@ LOADS = {
     "interp": ("import interp", "m = interp.load('smollm2-135m', device='cpu')"),
     "transformers": (
         f"import torch, transformers; {FILE}; from transformers import AutoModelForCausalLM as A, AutoTokenizer as T",
-        "m = A.from_pretrained(f.parent, gguf_file=f.name, dtype=torch.float32); T.from_pretrained(f.parent, gguf_file=f.name)",
+        "m = A.from_pretrained(f.parent, gguf_file=f.name, dtype=torch.float32); "
+        "t = T.from_pretrained(f.parent, gguf_file=f.name)",
     ),
 }
 
@@ -60,7 +61,9 @@ def main() -> None:
     for name, values in loads.items():
         base = run(LOADS[name][0], "pass", PEAK)[1]
         peak = statistics.median(value[1] for value in values) - base
-        print(f"  {statistics.median(v[0] for v in values):8.2f} s  peak {peak * 1024 / weights:5.2f} x weights  {name}")
+        print(
+            f"  {statistics.median(v[0] for v in values):8.2f} s  peak {peak * 1024 / weights:5.2f} x weights  {name}"
+        )
 
 
 if __name__ == "__main__":

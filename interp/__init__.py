@@ -1,4 +1,4 @@
-"""A mechanistic interpretability toolkit: models whose every intermediate value can be read, replaced and differentiated.
+"""A mechanistic interpretability toolkit: models whose every value can be read, replaced and differentiated.
 
     import interp
 

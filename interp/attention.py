@@ -1,7 +1,7 @@
 """The attention mixer: queries, keys and values, positions, a fused or an explicit path, keys and values of a prefix.
 
-Multi-head attention after Vaswani et al. 2017 ("Attention Is All You Need", section 3.2), with fewer key and value heads
-than query heads where a model says so (Ainslie et al. 2023, "GQA", section 2.2).
+Multi-head attention after Vaswani et al. 2017 ("Attention Is All You Need", section 3.2), with fewer key and value
+heads than query heads where a model says so (Ainslie et al. 2023, "GQA", section 2.2).
 
 1. x, the normalised residual stream, is projected to q, k and v; rotary models turn q and k by their position.
 2. Keys and values of an earlier part of the prompt, if given, are put in front.
@@ -31,8 +31,8 @@ class Context:
     """What every attention layer of one forward shares.
 
     `positions` [batch or 1, pos] counts from the start of each real prompt. `allowed` [batch or 1, 1, query, key] is
-    None where no mask is needed beyond `causal`. `bias` is ALiBi's, `cos` and `sin` [batch or 1, pos, 1, rotary_dim / 2]
-    are the rotary embedding's.
+    None where no mask is needed beyond `causal`. `bias` is ALiBi's, `cos` and `sin`
+    [batch or 1, pos, 1, rotary_dim / 2] are the rotary embedding's.
     """
 
     positions: Tensor
@@ -116,7 +116,7 @@ def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
 
 
 def _alibi(cfg: ModelConfig, positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """Minus slope times distance (Press et al. 2021, section 3 and footnote on head counts).  # [batch, head, query, key]"""
+    """Minus slope times distance (Press et al. 2021, section 3).  # [batch, head, query, key]"""
     power = 2 ** math.floor(math.log2(cfg.n_heads))
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
     slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(cfg.n_heads - power)]
@@ -166,7 +166,12 @@ class Attention(nn.Module):
         self.hook_rot_q, self.hook_rot_k = points.get(here + "rot_q"), points.get(here + "rot_k")
 
     def forward(
-        self, x: Tensor, context: Context, *, split: Mapping[str, Tensor] | None = None, past: PastKeyValues | None = None
+        self,
+        x: Tensor,
+        context: Context,
+        *,
+        split: Mapping[str, Tensor] | None = None,
+        past: PastKeyValues | None = None,
     ) -> Tensor:
         """What the layer adds to the residual stream.
 
@@ -210,7 +215,7 @@ class Attention(nn.Module):
             a, b = turned.chunk(2, dim=-1)
         new = (a * context.cos - b * context.sin, b * context.cos + a * context.sin)
         if self.cfg.rotary_adjacent_pairs:
-            new = (torch.stack(new, dim=-1).flatten(-2),)
+            return torch.cat((torch.stack(new, dim=-1).flatten(-2), rest), dim=-1)
         return torch.cat((*new, rest), dim=-1)
 
     def attend_fused(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:

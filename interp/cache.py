@@ -1,6 +1,7 @@
 """`ActivationCache`: what one forward computed, by site name, and the decompositions of its residual stream.
 
-Stored are the sites that were asked for; they share memory with the forward and are never copied. An on-demand site that
+Stored are the sites that were asked for; they share memory with the forward and are never copied. An on-demand site
+that
 was not asked for is computed from its neighbours when it is first read: the pattern from queries and keys, per-head
 results from z, split inputs from the residual stream.
 
@@ -55,7 +56,8 @@ class ActivationCache(Mapping[str, Tensor]):
     """A read-only mapping from site names to the tensors of one forward.
 
     Keys are full names or short forms: `cache["blocks.3.attn.hook_z"]`, `cache["z", 3]`, `cache["scale", 3, "ln2"]`,
-    `cache["resid_post", -1]`, `cache["embed"]`. Iterating gives the stored names; reading also gives what can be derived.
+    `cache["resid_post", -1]`, `cache["embed"]`. Iterating gives the stored names; reading also gives what can be
+    derived.
 
     Attributes:
         model: the model that ran.
@@ -63,7 +65,12 @@ class ActivationCache(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], model: HookedModel, *, attention_mask: Tensor | None = None, whole: bool = True
+        self,
+        tensors: Mapping[str, Tensor],
+        model: HookedModel,
+        *,
+        attention_mask: Tensor | None = None,
+        whole: bool = True,
     ) -> None:
         self._tensors = dict(tensors)
         self._mask = attention_mask
@@ -110,9 +117,8 @@ class ActivationCache(Mapping[str, Tensor]):
     def _derive(self, name: str) -> Tensor:
         if name not in self.model.hook_dict:
             raise unknown("cached site", name, list(self._tensors) + list(self.model.hook_dict))
-        missing = (
-            f"{name!r} was not cached and cannot be derived from what was: add it to names_filter"
-            + ("" if self._whole else " (only whole prompts, without pos_slice or earlier keys, can be derived from)")
+        missing = f"{name!r} was not cached and cannot be derived from what was: add it to names_filter" + (
+            "" if self._whole else " (only whole prompts, without pos_slice or earlier keys, can be derived from)"
         )
         if not self._whole:
             raise UnknownName(missing)
@@ -130,7 +136,9 @@ class ActivationCache(Mapping[str, Tensor]):
         """Drop the batch axis of a batch of one, here in this cache, and return it."""
         for name, value in self._tensors.items():
             if value.shape[0] != 1:
-                raise PromptError(f"remove_batch_dim needs a batch of one, but {name!r} has a batch of {value.shape[0]}")
+                raise PromptError(
+                    f"remove_batch_dim needs a batch of one, but {name!r} has a batch of {value.shape[0]}"
+                )
         self.has_batch_dim = False
         return self
 
@@ -276,9 +284,10 @@ class ActivationCache(Mapping[str, Tensor]):
         batch_slice: PosSlice = None,
         has_batch_dim: bool = True,
     ) -> Tensor:
-        """Components of the residual stream as the norm before a reader hands them on, with the scale of the whole stream.
+        """Components of the residual stream as the norm before a reader hands them on, at the whole stream's scale.
 
-        Centred (layer norm), divided by the cached scale and multiplied by the norm's weight, but without its bias, which
+        Centred (layer norm), divided by the cached scale and multiplied by the norm's weight, but without its bias,
+        which
         belongs to no component: the rows of a full decomposition sum to the norm's output minus that bias.
         (TransformerLens, whose weights are folded, has the weight in the reader.)
 
@@ -295,7 +304,11 @@ class ActivationCache(Mapping[str, Tensor]):
         norm = self.model.norm_before(reader, mlp_input=mlp_input)
         if norm is None:
             return residual_stack
-        name = "ln_final.hook_scale" if reader == self.model.cfg.n_layers else f"blocks.{reader}.ln{1 + mlp_input}.hook_scale"
+        name = (
+            "ln_final.hook_scale"
+            if reader == self.model.cfg.n_layers
+            else f"blocks.{reader}.ln{1 + mlp_input}.hook_scale"
+        )
         scale = take(self[name], pos_slice, -2)
         if self.has_batch_dim:
             scale = take(scale, batch_slice, 0)
@@ -343,7 +356,9 @@ class ActivationCache(Mapping[str, Tensor]):
 class Recorder:
     """Fills a dictionary with what readers see, and notices when a hook changes a stored tensor in place."""
 
-    def __init__(self, *, pos_slice: PosSlice, device: str | torch.device | None, detach: bool, copy_views: bool) -> None:
+    def __init__(
+        self, *, pos_slice: PosSlice, device: str | torch.device | None, detach: bool, copy_views: bool
+    ) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._pos_slice = pos_slice
@@ -377,6 +392,6 @@ class Recorder:
         for name, version in self._versions.items():
             if self.tensors[name]._version != version:
                 raise HookError(
-                    f"a hook changed in place the tensor that the cache holds as {name!r}; let hooks return a new tensor "
+                    f"a hook changed in place the tensor that the cache holds as {name!r}; let it return a new tensor "
                     "(x = x.clone() before changing x)"
                 )

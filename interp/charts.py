@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -231,8 +232,10 @@ def _mark_places(axis: Any, places: Scale, room: float) -> None:
     if places.numeric:
         axis.set_major_locator(MaxNLocator("auto", integer=True))
         return
-    axis.set_ticks(range(len(places)), labels=places.labels)
-    if axis.axis_name == "x" and sum(width(text, SMALL) + 4 for text in places.labels) > (room - 0.8) * POINTS:
+    slanted = axis.axis_name == "x" and sum(width(text, SMALL) + 4 for text in places.labels) > (room - 0.8) * POINTS
+    step = math.ceil(len(places) * (SMALL + 3) / ((room - 0.8) * POINTS)) if slanted else 1
+    axis.set_ticks(range(0, len(places), step), labels=places.labels[::step])
+    if slanted:
         for text in axis.get_ticklabels():
             text.set(rotation=45, ha="right", va="top", rotation_mode="anchor")
 

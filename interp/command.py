@@ -1,7 +1,8 @@
 """The command line that every study shares: which model, which prompts, where the results go.
 
 A study's module calls `study_command` once and gets a click command: a table on stdout (or JSON, or CSV), progress on
-stderr, with `--out` the figure, its numbers and their provenance. What `interp` refuses ends in one line and exit code 2.
+stderr, with `--out` the figure, its numbers and their provenance. What `interp` refuses ends in one line and exit
+code 2.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from interp.errors import InterpError, OutputError, PromptError
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
+    from interp.canvas import Figure
     from interp.gpt import GPT
     from interp.prompts import PromptPairs
 
@@ -52,7 +53,9 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for add in (
         click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64."),
         click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is by default."),
-        click.option("--model", "source", default="smollm2-135m", show_default=True, help="Name, folder or .gguf file."),
+        click.option(
+            "--model", "source", default="smollm2-135m", show_default=True, help="Name, folder or .gguf file."
+        ),
     ):
         command = add(command)
     return command
@@ -63,7 +66,9 @@ def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for add in (
         click.option("--wrong", default=None, help="The token that the answer is weighed against."),
         click.option("--answer", default=None, help="The right next token; the model's own first choice by default."),
-        click.option("--corrupt", default=None, help="With --prompt: a prompt of equal length that differs in one respect."),
+        click.option(
+            "--corrupt", default=None, help="With --prompt: a prompt of equal length that differs in one respect."
+        ),
         click.option("--prompt", default=None, help="A prompt of your own instead of a task."),
         click.option("--seed", default=0, show_default=True, help="Seed of the task's prompts."),
         click.option("--n", default=16, show_default=True, help="How many prompts the task writes."),
@@ -133,7 +138,9 @@ def study_command(
     @click.command(name, help=_reflow(module.__doc__))
     @model_options
     @prompt_options
-    @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for the figure, its CSV and a manifest.")
+    @click.option(
+        "--out", type=click.Path(path_type=Path), default=None, help="Folder for the figure, its CSV and a manifest."
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
     @click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")
     @click.option("--quiet", is_flag=True, help="No progress.")
@@ -206,7 +213,9 @@ def save_study(
     _check_folder(out)
     paths = save(figure, frame, out / name)
     manifest = out / f"{name}.manifest.json"
-    record = provenance(model, pairs, metric=options.get("metric"), seed=seed, extra={"study": name, "options": options})
+    record = provenance(
+        model, pairs, metric=options.get("metric"), seed=seed, extra={"study": name, "options": options}
+    )
     manifest.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
     return [*paths, manifest]
 

@@ -94,7 +94,9 @@ class ModelConfig:
 
         if self.n_heads == -1:
             if self.d_model % self.d_head:
-                raise ConfigError(f"n_heads is not given and d_model={self.d_model} is no multiple of d_head={self.d_head}")
+                raise ConfigError(
+                    f"n_heads is not given and d_model={self.d_model} is no multiple of d_head={self.d_head}"
+                )
             settle("n_heads", self.d_model // self.d_head)
         if self.n_key_value_heads is None:
             settle("n_key_value_heads", self.n_heads)
@@ -112,7 +114,16 @@ class ModelConfig:
         self._check()
 
     def _check(self) -> None:
-        for name in ("n_layers", "d_model", "n_ctx", "d_head", "d_vocab", "n_heads", "n_key_value_heads", "d_vocab_out"):
+        for name in (
+            "n_layers",
+            "d_model",
+            "n_ctx",
+            "d_head",
+            "d_vocab",
+            "n_heads",
+            "n_key_value_heads",
+            "d_vocab_out",
+        ):
             value = getattr(self, name)
             least = 0 if name == "n_layers" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -148,10 +159,12 @@ class ModelConfig:
 
     @property
     def causal(self) -> bool:
+        """Whether a position sees only itself and earlier ones."""
         return self.attention_dir == "causal"
 
     @property
     def has_norm_weights(self) -> bool:
+        """Whether the norms multiply by weights."""
         return self.normalization_type in ("LN", "RMS")
 
     @property

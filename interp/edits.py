@@ -135,6 +135,16 @@ def edit_hook(edit: Edit, name: str, pairs: PromptPairs, runs: Mapping[str, Mapp
     return hook
 
 
+def changes_nothing(
+    edit: Edit, name: str, pairs: PromptPairs, runs: Mapping[str, Mapping[str, Tensor]], site: Site
+) -> bool:
+    """Whether an edit sets values that the base run has already, bit for bit."""
+    if edit.op != "set" or edit.run is None or name not in runs["base"]:
+        return False
+    base = runs["base"][name]
+    return torch.equal(torch.where(_places(edit, base, site, pairs), runs[edit.run][name], base), base)
+
+
 def _replacement(
     edit: Edit, name: str, value: Tensor, hook: HookPoint, pairs: PromptPairs, runs: Mapping[str, Mapping[str, Tensor]]
 ) -> Tensor:
@@ -186,7 +196,7 @@ def _places(edit: Edit, value: Tensor, site: Site, pairs: PromptPairs) -> Tensor
             shape[0] = value.shape[0]
         else:
             hit = torch.zeros(value.shape[at], dtype=torch.bool, device=value.device)
-            hit[index] = True
+            hit[torch.as_tensor(index)] = True
         shape[at] = value.shape[at]
         places = places & hit.reshape(shape)
     return places

@@ -91,7 +91,11 @@ def generate(
     """
     if isinstance(input, Tensor):
         tokens = (input[None] if input.ndim == 1 else input).to(model.device)
-        mask = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.to(model.device).bool()
+        mask = (
+            torch.ones_like(tokens, dtype=torch.bool)
+            if attention_mask is None
+            else attention_mask.to(model.device).bool()
+        )
         if not bool(mask[:, -1].all()):
             raise PromptError("prompts of different lengths must be padded on the left to be continued")
     else:
@@ -122,7 +126,10 @@ def generate(
     if isinstance(input, Tensor):
         return tokens
     lengths = mask[:, :n_prompt].sum(1).tolist()
-    texts = [_text(model, row[n_prompt - n :], n, eos_token_id if stop_at_eos else None) for row, n in zip(tokens, lengths, strict=True)]
+    texts = [
+        _text(model, row[n_prompt - n :], n, eos_token_id if stop_at_eos else None)
+        for row, n in zip(tokens, lengths, strict=True)
+    ]
     return texts[0] if isinstance(input, str) else texts
 
 

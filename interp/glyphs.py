@@ -63,6 +63,22 @@ def position_labels(tokens: Sequence[str]) -> list[str]:
     return [drawable(label) for label in (tokens if numbered else text_of.labels(tokens))]
 
 
+def broken(text: str, size: float, room: float) -> str:
+    r"""`text` in lines of at most `room` points, broken at spaces.
+
+    >>> broken("share of the logit difference", 7, 60)
+    'share of the\nlogit difference'
+    """
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and width(longer, size) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)
+
+
 @lru_cache(maxsize=4096)
 def width(text: str, size: float) -> float:
     """Width in points of one line of text at a font size in points."""

@@ -31,6 +31,7 @@ from interp.model import HookedModel
 from interp.sites import site_names
 from interp.tokens import Tokenizer
 
+
 class Block(nn.Module):
     """One layer: a mixer that moves information between positions, and an MLP that works on each by itself."""
 
@@ -51,6 +52,7 @@ class Block(nn.Module):
         self.hook_mlp_in, self.hook_mlp_out = points.get(f"{here}.hook_mlp_in"), points.get(f"{here}.hook_mlp_out")
 
     def forward(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> Tensor:
+        """The residual stream [batch, pos, d_model] behind this layer."""
         resid = self.hook_resid_pre(resid)
         x = resid if self.ln1 is None else self.ln1(resid)
         attn_out = self.hook_attn_out(self.attn(x, context, split=self._split_inputs(resid, x), past=past))
@@ -76,7 +78,9 @@ class Block(nn.Module):
             if not point:
                 continue
             if self.ln1 is not None and self.ln1.edited and not torch.equal(x, self.ln1.unhooked(resid)):
-                raise HookError(f"{point.name!r} does not pass through what a hook on this layer's ln1 changed: choose one")
+                raise HookError(
+                    f"{point.name!r} does not pass through what a hook on this layer's ln1 changed: choose one"
+                )
             every = repeat(resid, "batch pos d_model -> batch pos head d_model", head=self.heads[name])
             own = point(every.contiguous())  # one memory for each head, so that they can be changed apart
             split[name] = own if self.ln1 is None else self.ln1.unhooked(own)
@@ -92,7 +96,9 @@ def _stacked(part: str, name: str, shape: str) -> property:
             raise UnknownName(f"this model has no {name}")
         return torch.stack([getattr(owner, name) for owner in owners])
 
-    return property(stack, doc=f"`{name}` of every layer, copied: [layer, {shape}]. `blocks[l].{part}.{name}` is a view.")
+    return property(
+        stack, doc=f"`{name}` of every layer, copied: [layer, {shape}]. `blocks[l].{part}.{name}` is a view."
+    )
 
 
 class GPT(HookedModel):
@@ -160,10 +166,10 @@ class GPT(HookedModel):
         Args:
             input: tokens [batch, pos] (or [pos], a batch of one), a text, several texts; with `start_at_layer` the
                 residual stream [batch, pos, d_model] that enters that layer.
-            return_type: "logits", "loss" (mean next-token cross-entropy in nats), "both" or None.
-            loss_per_token: the loss of every prediction [batch, pos - 1] instead of the mean.
-            prepend_bos: for text, as in `to_tokens`.
-            attention_mask: [batch, pos], True at real tokens, for a batch padded on either side. With `past_kv_cache` it
+            return_type: "logits", "loss" (mean next-token cross-entropy in nats), "both" or None. loss_per_token: the
+            loss of every prediction [batch, pos - 1] instead of the mean. prepend_bos: for text, as in `to_tokens`.
+            attention_mask: [batch, pos], True at real tokens, for a batch padded on either side. With `past_kv_cache`
+            it
                 may cover the earlier positions as well.
             start_at_layer: skip the layers before this one.
             stop_at_layer: return the residual stream that enters this layer; negative counts from the last.
@@ -185,7 +191,9 @@ class GPT(HookedModel):
         elif not tokens.is_floating_point():
             raise PromptError("start_at_layer needs the residual stream [batch, pos, d_model] as input, not tokens")
         if mask is not None:
-            mask = check_attention_mask(self._whole_mask(mask, past_kv_cache, tokens.shape[1]), (tokens.shape[0], n_past + tokens.shape[1]))
+            mask = check_attention_mask(
+                self._whole_mask(mask, past_kv_cache, tokens.shape[1]), (tokens.shape[0], n_past + tokens.shape[1])
+            )
         context = make_context(
             self.cfg, tokens.shape[1], n_past=n_past, attention_mask=mask, device=self.device, dtype=self.dtype
         )
@@ -203,6 +211,12 @@ class GPT(HookedModel):
             raise PromptError(f"return_type={return_type!r} needs tokens to predict, but start_at_layer was given")
         loss = next_token_loss(logits, tokens, mask if n_past == 0 else None, per_token=loss_per_token)
         return loss if return_type == "loss" else (logits, loss)
+
+    def block(self, layer: int) -> Block:
+        """One layer."""
+        block = self.blocks[layer]
+        assert isinstance(block, Block)
+        return block
 
     def _embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
         resid = self.hook_embed(self.embed(tokens))  # [batch, pos, d_model]
@@ -234,17 +248,21 @@ class GPT(HookedModel):
         return mask
 
     def derive(self, name: str, tensors: Mapping[str, Tensor], attention_mask: Tensor | None) -> Tensor | None:
+        """Patterns from queries and keys, results from z, norms and split inputs from the residual stream."""
         path, _, site = name.rpartition(".hook_")
         if not path.startswith("blocks."):
-            return self._derive_norm(site, self.ln_final, tensors.get(f"blocks.{self.cfg.n_layers - 1}.hook_resid_post"))
+            return self._derive_norm(
+                site, self.ln_final, tensors.get(f"blocks.{self.cfg.n_layers - 1}.hook_resid_post")
+            )
         layer = int(path.split(".")[1])
         here = f"blocks.{layer}"
-        block = self.blocks[layer]
-        assert isinstance(block, Block)
+        block = self.block(layer)
         pre = tensors.get(f"{here}.hook_resid_pre")
         mid = tensors.get(f"{here}.hook_mlp_in", pre if block.parallel else tensors.get(f"{here}.hook_resid_mid"))
         if path.endswith(".ln1") or path.endswith(".ln2"):
-            return self._derive_norm(site, block.ln1 if path.endswith(".ln1") else block.ln2, pre if path.endswith(".ln1") else mid)
+            return self._derive_norm(
+                site, block.ln1 if path.endswith(".ln1") else block.ln2, pre if path.endswith(".ln1") else mid
+            )
         if site == "mlp_in":
             return mid
         if site in ("q_input", "k_input", "v_input") and pre is not None:
@@ -256,7 +274,9 @@ class GPT(HookedModel):
             q, k = (tensors.get(f"{here}.attn.hook_{rotated}{which}") for which in "qk")
             scores = tensors.get(f"{here}.attn.hook_attn_scores")
             if scores is None and q is not None and k is not None:
-                context = make_context(self.cfg, q.shape[1], attention_mask=attention_mask, device=q.device, dtype=q.dtype)
+                context = make_context(
+                    self.cfg, q.shape[1], attention_mask=attention_mask, device=q.device, dtype=q.dtype
+                )
                 scores = block.attn.scores(q, k, context)
             return scores if scores is None or site == "attn_scores" else block.attn.softmax(scores)
         return None
@@ -267,12 +287,14 @@ class GPT(HookedModel):
         return norm.scale(resid) if site == "scale" else norm.normalized(resid)
 
     def head_results(self, layer: int, z: Tensor) -> Tensor:
-        return einsum(z, self.blocks[layer].attn.W_O, "... head d_head, head d_head d_model -> ... head d_model")
+        """What each head adds to the residual stream: z W_O.  # [..., head, d_head] -> [..., head, d_model]"""
+        return einsum(z, self.block(layer).attn.W_O, "... head d_head, head d_head d_model -> ... head d_model")
 
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> Norm | None:
+        """The norm between the residual stream and a layer, its MLP, or the unembedding; None where there is none."""
         if layer == self.cfg.n_layers:
             return self.ln_final if isinstance(self.ln_final, Norm) else None
-        return self.blocks[layer].ln2 if mlp_input else self.blocks[layer].ln1
+        return self.block(layer).ln2 if mlp_input else self.block(layer).ln1
 
     @property
     def W_E(self) -> Tensor:
@@ -283,11 +305,16 @@ class GPT(HookedModel):
     def W_pos(self) -> Tensor:
         """Position embedding [n_ctx, d_model], learned or sinusoidal."""
         if self.pos_embed is None:
-            raise UnknownName(f"this model has no position embedding: its positions are {self.cfg.positional_embedding_type!r}")
-        return self.pos_embed.W_pos
+            raise UnknownName(
+                f"this model has no position embedding: its positions are {self.cfg.positional_embedding_type!r}"
+            )
+        table = self.pos_embed.W_pos
+        assert isinstance(table, Tensor)
+        return table
 
     @property
     def W_U(self) -> Tensor:
+        """Unembedding [d_model, d_vocab_out]."""
         return self.unembed.W_U
 
     @property

@@ -66,9 +66,11 @@ class HookPoint:
         return int(self.name.split(".")[1])
 
     def attach(self, hook: Hook) -> None:
+        """Add a hook behind those that are there."""
         self._hooks.append(hook)
 
     def detach(self, hook: Hook) -> None:
+        """Remove a hook, if it is there."""
         if hook in self._hooks:
             self._hooks.remove(hook)
 
@@ -86,6 +88,7 @@ class HookPoint:
         return bool(self._hooks) and any(hook.demands for hook in self._hooks)
 
     def __call__(self, value: Tensor) -> Tensor:
+        """The value, as the hooks leave it."""
         if not self._hooks:
             return value
         for hook in tuple(self._hooks):
@@ -178,5 +181,3 @@ def _check_ran(request: _Request) -> None:
             f"the hook on {idle[0]!r} never ran: the model was not called inside the block, "
             "or the forward started after this site or stopped before it"
         )
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from interp.config import ModelConfig
 from interp.hooks import HookPoint
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_new": partial(F.gelu, approximate="tanh"),
@@ -25,7 +25,8 @@ ACTIVATIONS = {
 class Norm(nn.Module):
     """Layer norm (Ba et al. 2016) or RMS norm (Zhang and Sennrich 2019), with or without weights.
 
-    scale = sqrt(mean(x^2) + eps) of the (for layer norm: centred) stream; normalized = x / scale; out = normalized w + b.
+    scale = sqrt(mean(x^2) + eps) of the (for layer norm: centred) stream; normalized = x / scale; out = normalized w
+    + b.
     """
 
     def __init__(self, cfg: ModelConfig, path: str, points: Mapping[str, HookPoint]) -> None:
@@ -38,6 +39,7 @@ class Norm(nn.Module):
         self.hook_normalized = points[f"{path}.hook_normalized"]
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [..., d_model]."""
         wide = self._center(x)
         scale = self.hook_scale(self._scale(wide))
         return self._weigh(self.hook_normalized((wide / scale).to(x.dtype)))
@@ -80,7 +82,7 @@ class Norm(nn.Module):
 
 
 class MLP(nn.Module):
-    """Neurons: out = act(x W_in + b_in) W_out + b_out, or act(x W_gate) * (x W_in) when gated (Shazeer 2020, section 2).
+    """Neurons: out = act(x W_in + b_in) W_out + b_out; act(x W_gate) * (x W_in) when gated (Shazeer 2020, section 2).
 
     `W_up` [d_mlp or 2 d_mlp, d_model] holds the gate, if there is one, above the input weights.
     """
@@ -101,6 +103,7 @@ class MLP(nn.Module):
         self.hook_pre_linear = points.get(here + "pre_linear")
 
     def forward(self, x: Tensor) -> Tensor:
+        """What the layer's neurons add.  # [batch, pos, d_model] -> [batch, pos, d_model]"""
         up = F.linear(x, self.W_up, self.b_up)  # [batch, pos, d_mlp], twice as wide when gated
         if self.hook_pre_linear is not None:
             gate, linear = up.split(self.d_mlp, dim=-1)
@@ -150,6 +153,7 @@ class Embed(nn.Module):
         self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Rows of W_E.  # [batch, pos] -> [batch, pos, d_model]"""
         return F.embedding(tokens, self.W_E)
 
 
@@ -161,6 +165,7 @@ class PosEmbed(nn.Module):
         self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model))
 
     def forward(self, positions: Tensor) -> Tensor:
+        """Rows of W_pos.  # [batch, pos] -> [batch, pos, d_model]"""
         return F.embedding(positions, self.W_pos)
 
 
@@ -177,6 +182,7 @@ class SinusoidalEmbed(nn.Module):
         return self(torch.arange(self.cfg.n_ctx))
 
     def forward(self, positions: Tensor) -> Tensor:
+        """Rows of the table.  # [batch, pos] -> [batch, pos, d_model]"""
         d_model = self.cfg.d_model
         even = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float64)
         angle = positions[..., None] * torch.exp(-math.log(10000.0) * even / d_model)
@@ -193,6 +199,7 @@ class Unembed(nn.Module):
         self.b_U = nn.Parameter(torch.empty(cfg.d_vocab_out)) if cfg.unembed_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits.  # [..., d_model] -> [..., d_vocab_out]"""
         return F.linear(x, self._rows(), self.b_U)
 
     def _rows(self) -> Tensor:

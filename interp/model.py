@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,12 @@ HookList = Sequence[tuple[NameFilter, HookFunction]]
 
 
 class Scales(Protocol):
-    """A norm, as decompositions see it."""
+    """A norm, as decompositions see it: linear once its scale is given."""
+
+    @property
+    def b(self) -> Tensor | None:
+        """The norm's bias [d_model]."""
+        ...
 
     def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
         """x as the norm hands it on, divided by a given scale, without the norm's bias."""
@@ -54,6 +59,11 @@ class HookedModel(nn.Module, ABC):
     def forward(self, input: str | Sequence[str] | Tensor, *args: Any, **kwargs: Any) -> Any:
         """Logits [batch, pos, d_vocab_out] of tokens [batch, pos]."""
 
+    if TYPE_CHECKING:
+        # Every model has these two, as modules: resid [batch, pos, d_model] -> normalised, and that -> logits.
+        ln_final: Any
+        unembed: Any
+
     @abstractmethod
     def derive(self, name: str, tensors: Mapping[str, Tensor], attention_mask: Tensor | None) -> Tensor | None:
         """The value of a site from those of its neighbours in one run, or None when they do not determine it."""
@@ -72,11 +82,18 @@ class HookedModel(nn.Module, ABC):
         """Unembedding [d_model, d_vocab_out]."""
 
     @property
+    @abstractmethod
+    def b_O(self) -> Tensor:
+        """What the attention of each layer adds besides its heads [layer, d_model]."""
+
+    @property
     def device(self) -> torch.device:
+        """Where the weights lie."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The weights' number type."""
         return next(self.parameters()).dtype
 
     # Hooks
@@ -98,7 +115,12 @@ class HookedModel(nn.Module, ABC):
             yield self
 
     def run_with_hooks(
-        self, input: str | Sequence[str] | Tensor, *args: Any, fwd_hooks: HookList = (), bwd_hooks: HookList = (), **kwargs: Any
+        self,
+        input: str | Sequence[str] | Tensor,
+        *args: Any,
+        fwd_hooks: HookList = (),
+        bwd_hooks: HookList = (),
+        **kwargs: Any,
     ) -> Any:
         """One forward with hooks attached; arguments as `forward` and `hooks` take them.
 
@@ -197,7 +219,10 @@ class HookedModel(nn.Module, ABC):
         return self.tokenizer
 
     def to_tokens(
-        self, text: str | Sequence[str], prepend_bos: bool | None = None, padding_side: str = "right"
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: Literal["right", "left"] = "right",
     ) -> Tensor:
         """Token ids [batch, pos] of a text or of several, which are padded to one length.
 
@@ -210,7 +235,10 @@ class HookedModel(nn.Module, ABC):
         return self.to_batch(text, prepend_bos, padding_side)[0]
 
     def to_batch(
-        self, text: str | Sequence[str], prepend_bos: bool | None = None, padding_side: str = "right"
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: Literal["right", "left"] = "right",
     ) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, both [batch, pos]; the mask is True at real tokens."""
         texts = [text] if isinstance(text, str) else list(text)
@@ -250,7 +278,11 @@ class HookedModel(nn.Module, ABC):
         token = self._tokenizer().single_id(text)
         if token is None:
             pieces = self.to_str_tokens(text, prepend_bos=False)
-            hint = f"; with a space in front, {' ' + text!r} is one" if self._tokenizer().single_id(" " + text) is not None else ""
+            hint = (
+                f"; with a space in front, {' ' + text!r} is one"
+                if self._tokenizer().single_id(" " + text) is not None
+                else ""
+            )
             raise PromptError(f"{text!r} is not one token but {len(pieces)}: {pieces}{hint}")
         return token
 
@@ -287,9 +319,15 @@ class HookedModel(nn.Module, ABC):
 
     def _check_tokens(self, tokens: Tensor, n_past: int) -> None:
         if tokens.numel() == 0:
-            raise PromptError(f"the prompt is empty: tokens have shape {list(tokens.shape)}, expected [batch, pos] with pos > 0")
+            raise PromptError(
+                f"the prompt is empty: tokens have shape {list(tokens.shape)}, expected [batch, pos] with pos > 0"
+            )
         if tokens.shape[1] + n_past > self.cfg.n_ctx:
-            raise PromptError(f"a prompt of {tokens.shape[1] + n_past} tokens is longer than the model's context of {self.cfg.n_ctx}")
+            raise PromptError(
+                f"a prompt of {tokens.shape[1] + n_past} tokens is longer than the model's context of {self.cfg.n_ctx}"
+            )
         low, high = (int(x) for x in torch.aminmax(tokens))
         if low < 0 or high >= self.cfg.d_vocab:
-            raise PromptError(f"token id {low if low < 0 else high} is out of range: this model's ids are 0 to {self.cfg.d_vocab - 1}")
+            raise PromptError(
+                f"token id {low if low < 0 else high} is out of range: this model's ids are 0 to {self.cfg.d_vocab - 1}"
+            )

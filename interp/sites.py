@@ -31,6 +31,7 @@ class Site:
 
     @property
     def per_layer(self) -> bool:
+        """Whether every layer has one."""
         return "{l}" in self.template
 
     @property
@@ -57,8 +58,12 @@ SITES: tuple[Site, ...] = (
     Site("hook_pos_embed", RESID, "position embedding that is added to the token embedding"),
     Site("blocks.{l}.hook_resid_pre", RESID, "residual stream that enters the block"),
     Site("blocks.{l}.hook_q_input", ("batch", "pos", "head", "d_model"), "resid_pre as each query head reads it", True),
-    Site("blocks.{l}.hook_k_input", ("batch", "pos", "kv_head", "d_model"), "resid_pre as each key head reads it", True),
-    Site("blocks.{l}.hook_v_input", ("batch", "pos", "kv_head", "d_model"), "resid_pre as each value head reads it", True),
+    Site(
+        "blocks.{l}.hook_k_input", ("batch", "pos", "kv_head", "d_model"), "resid_pre as each key head reads it", True
+    ),
+    Site(
+        "blocks.{l}.hook_v_input", ("batch", "pos", "kv_head", "d_model"), "resid_pre as each value head reads it", True
+    ),
     Site("blocks.{l}.ln1.hook_scale", SCALE, "divisor of the attention's norm: standard deviation or root mean square"),
     Site("blocks.{l}.ln1.hook_normalized", RESID, "normalised residual stream, before the norm's weights"),
     Site("blocks.{l}.attn.hook_q", QUERIES, "queries, with bias, before rotation"),
@@ -69,7 +74,9 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.attn.hook_attn_scores", GRID, "scaled scores, masked entries at -inf", True),
     Site("blocks.{l}.attn.hook_pattern", GRID, "attention probabilities, softmax of the scores", True),
     Site("blocks.{l}.attn.hook_z", QUERIES, "values mixed by the pattern, before W_O"),
-    Site("blocks.{l}.attn.hook_result", ("batch", "pos", "head", "d_model"), "what each head adds: z W_O, no bias", True),
+    Site(
+        "blocks.{l}.attn.hook_result", ("batch", "pos", "head", "d_model"), "what each head adds: z W_O, no bias", True
+    ),
     Site("blocks.{l}.hook_attn_out", RESID, "what the attention adds to the residual stream, with b_O"),
     Site("blocks.{l}.hook_resid_mid", RESID, "residual stream between attention and MLP"),
     Site("blocks.{l}.hook_mlp_in", RESID, "residual stream as the MLP alone reads it, before ln2", True),
@@ -168,7 +175,9 @@ def match(wanted: NameFilter, names: Iterable[str]) -> list[str]:
     if callable(wanted):
         chosen = [n for n in names if wanted(n)]
         if not chosen:
-            raise UnknownName(f"the predicate {getattr(wanted, '__name__', wanted)!s} selects none of {len(names)} sites")
+            raise UnknownName(
+                f"the predicate {getattr(wanted, '__name__', wanted)!s} selects none of {len(names)} sites"
+            )
         return chosen
     chosen_set = {name for part in wanted for name in match(part, names)}
     return [n for n in names if n in chosen_set]

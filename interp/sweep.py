@@ -2,7 +2,8 @@
 
 1. The base run (the prompts that get edited) and the source run (the one edits copy from) are made once, keeping the
    sites that edits read and the residual stream before every layer where a variant begins.
-2. For every variant the layers from its first edit on are run again, with its edits attached.
+2. For every variant the layers from its first edit on are run again, with its edits attached; a variant that only sets
+   what the base run has already is not run.
 3. The metric reads the logits of each prompt's last position; nothing else is unembedded unless the metric asks.
 """
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.edits import RUNS, Edit, Variant, edit_hook
+from interp.edits import RUNS, Edit, Variant, changes_nothing, edit_hook
 from interp.errors import PromptError, unknown
 from interp.metrics import Metric, check_answers, get_metric, normalised_effect
 from interp.model import HookedModel
@@ -71,7 +72,7 @@ def sweep(
     mask = None if bool(pairs.mask.all()) else pairs.mask
 
     keep = {run: _needed(variants, names, run) for run in RUNS}
-    keep["base"] |= {f"blocks.{layer}.hook_resid_pre" for layer in starts if layer is not None}
+    keep["base"] |= keep["source"] | {f"blocks.{layer}.hook_resid_pre" for layer in starts if layer is not None}
     runs: dict[str, dict[str, Tensor]] = {}
     logits: dict[str, Tensor] = {}
     for run in RUNS:
@@ -83,11 +84,19 @@ def sweep(
 
     rows: list[dict[str, object]] = []
     for variant, sites, start in tqdm(
-        list(zip(variants, names, starts, strict=True)), desc="sweep", unit="cell", disable=None if progress is None else not progress
+        list(zip(variants, names, starts, strict=True)),
+        desc="sweep",
+        unit="cell",
+        disable=None if progress is None else not progress,
     ):
-        hooks = [(n, edit_hook(e, n, pairs, runs)) for e, n in zip(variant.edits, sites, strict=True)]
+        made = list(zip(variant.edits, sites, strict=True))
+        if all(changes_nothing(e, n, pairs, runs, model.hook_dict[n].site) for e, n in made):
+            made = []  # one edit alone must not be dropped: another may change what it would have set back
+        hooks = [(n, edit_hook(e, n, pairs, runs)) for e, n in made]
         with model.hooks(fwd_hooks=hooks):
-            if start is None:
+            if not hooks:
+                out = _read(measure, logits["base"], pairs)
+            elif start is None:
                 out = _read(measure, model(tokens["base"], attention_mask=mask), pairs)
             else:
                 resid = runs["base"][f"blocks.{start}.hook_resid_pre"]
@@ -122,10 +131,17 @@ def _needed(variants: Sequence[Variant], names: Sequence[Sequence[str]], run: st
     def reads(edit: Edit) -> bool:
         return edit.run == run
 
-    return {n for variant, row in zip(variants, names, strict=True) for edit, n in zip(variant.edits, row, strict=True) if reads(edit)}
+    return {
+        n
+        for variant, row in zip(variants, names, strict=True)
+        for edit, n in zip(variant.edits, row, strict=True)
+        if reads(edit)
+    }
 
 
-def _run(model: HookedModel, tokens: Tensor, mask: Tensor | None, keep: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+def _run(
+    model: HookedModel, tokens: Tensor, mask: Tensor | None, keep: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
     if not keep:
         return model(tokens, attention_mask=mask), {}
     logits, cache = model.run_with_cache(tokens, names_filter=keep, attention_mask=mask)
@@ -137,7 +153,9 @@ def _value(measure: Metric, logits: Tensor, pairs: PromptPairs, reference: Tenso
     value = measure.fn(logits, pairs) if measure.whole else measure.fn(logits, pairs.answers, reference)
     if not isinstance(value, Tensor) or value.shape != (len(pairs),):
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise PromptError(f"metric {measure.name!r} returned {shape}, expected a tensor [{len(pairs)}], one number a prompt")
+        raise PromptError(
+            f"metric {measure.name!r} returned {shape}, expected a tensor [{len(pairs)}], one number a prompt"
+        )
     return value
 
 

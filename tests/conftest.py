@@ -12,7 +12,8 @@ from interp.config import ModelConfig, RopeScaling
 from interp.gpt import GPT
 
 TINY: dict[str, Any] = {
-    "n_layers": 2, "d_model": 16, "n_ctx": 24, "d_head": 4, "d_vocab": 29, "n_heads": 4, "seed": 3, "initializer_range": 0.4
+    "n_layers": 2, "d_model": 16, "n_ctx": 24, "d_head": 4, "d_vocab": 29, "n_heads": 4,
+    "seed": 3, "initializer_range": 0.4,
 }  # fmt: skip
 LLAMA: dict[str, Any] = {
     "positional_embedding_type": "rotary", "normalization_type": "RMS", "gated_mlp": True, "act_fn": "silu",

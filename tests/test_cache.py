@@ -15,7 +15,9 @@ from interp.gpt import GPT
 
 def close(a: Tensor, b: Tensor, rtol: float = 1e-5) -> None:
     assert a.shape == b.shape
-    torch.testing.assert_close(a, b, rtol=0, atol=rtol * float(b.detach().nan_to_num(posinf=0, neginf=0).abs().max()) + 1e-7)
+    torch.testing.assert_close(
+        a, b, rtol=0, atol=rtol * float(b.detach().nan_to_num(posinf=0, neginf=0).abs().max()) + 1e-7
+    )
 
 
 def test_caching_changes_no_bit_and_keeps_what_is_computed_anyway(model: GPT, tokens: Tensor) -> None:
@@ -117,7 +119,9 @@ def test_gradients_are_kept_beside_values(tokens: Tensor) -> None:
     _, graph = model.run_with_cache(tokens, detach=False, names_filter="*")
     again = model(tokens, return_type="loss")
     assert float(loss.detach()) == pytest.approx(float(again.detach()))
-    logits, kept = model.run_with_cache(tokens, detach=False, names_filter=["blocks.0.hook_resid_post", "blocks.1.attn.hook_z"])
+    logits, kept = model.run_with_cache(
+        tokens, detach=False, names_filter=["blocks.0.hook_resid_post", "blocks.1.attn.hook_z"]
+    )
     expected = -logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
     for name, gradient in zip(kept, torch.autograd.grad(expected, list(kept.values())), strict=True):
         close(cache[f"{name}_grad"], gradient)
@@ -132,7 +136,11 @@ def test_changing_a_stored_tensor_in_place_is_noticed(tokens: Tensor) -> None:
     def in_place(x: Tensor, hook: Any) -> None:
         x[:, 0] = 0.0
 
-    with torch.no_grad(), pytest.raises(HookError, match=r"changed in place.*hook_resid_post"), model.hooks([("blocks.1.hook_resid_pre", in_place)]):
+    with (
+        torch.no_grad(),
+        pytest.raises(HookError, match=r"changed in place.*hook_resid_post"),
+        model.hooks([("blocks.1.hook_resid_pre", in_place)]),
+    ):
         model.run_with_cache(tokens)
     with torch.no_grad(), model.hooks([("blocks.1.attn.hook_z", in_place)]):
         _, cache = model.run_with_cache(tokens)

@@ -82,7 +82,9 @@ def test_a_padded_prefix_is_remembered(kind: str, tokens: Tensor) -> None:
     mask[1, :3] = False
     past = PastKeyValues(model.cfg.n_layers)
     model(tokens[:, :5], attention_mask=mask[:, :5], past_kv_cache=past)
-    close(model(tokens[:, 5:], attention_mask=mask[:, 5:], past_kv_cache=past), model(tokens, attention_mask=mask)[:, 5:])
+    close(
+        model(tokens[:, 5:], attention_mask=mask[:, 5:], past_kv_cache=past), model(tokens, attention_mask=mask)[:, 5:]
+    )
 
 
 def test_the_layers_can_be_run_in_two_halves(model: GPT, tokens: Tensor) -> None:

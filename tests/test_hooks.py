@@ -79,7 +79,10 @@ def test_split_inputs_reach_one_head_alone(tokens: Tensor) -> None:
 
         with model.hooks([(f"blocks.1.hook_{which}_input", nudge)]):
             _, changed = model.run_with_cache(tokens, names_filter=f"blocks.1.attn.hook_{site}")
-        differs = [not torch.allclose(plain[site, 1][:, :, h], changed[site, 1][:, :, h], atol=1e-5) for h in range(plain[site, 1].shape[2])]
+        differs = [
+            not torch.allclose(plain[site, 1][:, :, h], changed[site, 1][:, :, h], atol=1e-5)
+            for h in range(plain[site, 1].shape[2])
+        ]
         assert differs == [h == 1 for h in range(len(differs))]
 
 
@@ -126,7 +129,9 @@ def test_a_hook_that_never_ran_is_reported(tokens: Tensor) -> None:
 
 @pytest.mark.parametrize("value", [lambda x: x[:, :1], lambda x: x.double(), lambda x: 3.0])
 def test_what_a_hook_returns_is_checked(tokens: Tensor, value: Any) -> None:
-    with pytest.raises(HookError, match=r"blocks.0.attn.hook_z.*(expected \[batch, pos, head, d_head\]|expected a tensor)"):
+    with pytest.raises(
+        HookError, match=r"blocks.0.attn.hook_z.*(expected \[batch, pos, head, d_head\]|expected a tensor)"
+    ):
         make("gpt2").run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_z", lambda x, hook: value(x))])
 
 
@@ -154,7 +159,12 @@ def test_hooks_take_their_point_in_either_way(tokens: Tensor) -> None:
 def test_gradients_at_sites_equal_finite_differences(tokens: Tensor) -> None:
     model = make("llama_gqa").double()
     gradients: dict[str, Tensor] = {}
-    names = ["blocks.0.attn.hook_pattern", "blocks.1.hook_resid_pre", "blocks.1.ln2.hook_scale", "blocks.0.mlp.hook_post"]
+    names = [
+        "blocks.0.attn.hook_pattern",
+        "blocks.1.hook_resid_pre",
+        "blocks.1.ln2.hook_scale",
+        "blocks.0.mlp.hook_post",
+    ]
 
     def value(fwd: Any = ()) -> Tensor:
         return model.run_with_hooks(tokens, fwd_hooks=[*fwd, (names[0], lambda x, hook: None)])[:, -1, 3].sum()
@@ -165,7 +175,7 @@ def test_gradients_at_sites_equal_finite_differences(tokens: Tensor) -> None:
         noise = torch.randn(gradients[name].shape, dtype=torch.float64)
         if name.endswith("pattern"):
             noise = noise.tril()
-        up, down = (value([(name, lambda x, hook, s=s: x + s * 1e-6 * noise)]) for s in (1, -1))
+        up, down = (value([(name, lambda x, hook, s=s, noise=noise: x + s * 1e-6 * noise)]) for s in (1, -1))
         expected = float((up - down).detach() / 2e-6)
         assert float((gradients[name] * noise).sum()) == pytest.approx(expected, rel=1e-5, abs=1e-8), name
 
@@ -177,7 +187,9 @@ def test_a_backward_hook_without_gradients_is_refused(tokens: Tensor) -> None:
 
 def test_backward_hooks_replace_gradients(tokens: Tensor) -> None:
     model = make("gpt2")
-    loss = model.run_with_hooks(tokens, return_type="loss", bwd_hooks=[("blocks.1.hook_resid_pre", lambda g, hook: g * 0)])
+    loss = model.run_with_hooks(
+        tokens, return_type="loss", bwd_hooks=[("blocks.1.hook_resid_pre", lambda g, hook: g * 0)]
+    )
     loss.backward()
     assert not model.blocks[0].mlp.W_up.grad.any() and model.blocks[1].mlp.W_up.grad.any()
 
@@ -202,9 +214,15 @@ def test_split_inputs_and_norm_edits_of_one_layer_contradict(tokens: Tensor) -> 
 def test_names_are_matched_or_the_nearest_is_offered() -> None:
     names = list(site_names(make("gpt2").cfg))
     assert match("blocks.*.attn.hook_z", names) == ["blocks.0.attn.hook_z", "blocks.1.attn.hook_z"]
-    assert match(["ln_final.*", "hook_embed"], names) == ["hook_embed", "ln_final.hook_scale", "ln_final.hook_normalized"]
+    assert match(["ln_final.*", "hook_embed"], names) == [
+        "hook_embed",
+        "ln_final.hook_scale",
+        "ln_final.hook_normalized",
+    ]
     assert match(lambda name: name.endswith("pattern"), names) == match("*pattern", names)
-    with pytest.raises(UnknownName, match="no site matches 'blocks.1.attn.hook_paterns'; did you mean 'blocks.1.attn.hook_pattern'"):
+    with pytest.raises(
+        UnknownName, match=r"no site matches 'blocks.1.attn.hook_paterns'; did you mean 'blocks.1.attn.hook_pattern'"
+    ):
         match("blocks.1.attn.hook_paterns", names)
     with pytest.raises(UnknownName, match="selects none"):
         match(lambda name: False, names)

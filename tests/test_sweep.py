@@ -48,7 +48,7 @@ def naive(
 def test_patching_a_head_equals_the_plain_loop(model: GPT) -> None:
     pairs = pairs_of()
     heads = [(layer, head) for layer in range(2) for head in range(model.cfg.n_heads)]
-    variants = [Variant([Edit("z", {"layer": l, "head": h})], {"layer": l, "head": h}) for l, h in heads]
+    variants = [Variant([Edit("z", {"layer": layer, "head": h})], {"layer": layer, "head": h}) for layer, h in heads]
     frame = sweep(model, pairs, variants, base="corrupt", source="clean", progress=False)
     assert len(frame) == len(heads) * 3 and list(frame.columns[:2]) == ["layer", "head"]
     for layer, head in heads:
@@ -89,7 +89,7 @@ def test_any_edit_at_any_site_equals_the_plain_loop(data: st.DataObject) -> None
 
     expected = naive(model, pairs, name, change, base, source)
     largest = max(1.0, *(abs(v) for v in expected))
-    assert frame["value"].tolist() == pytest.approx(expected, rel=2e-4, abs=5e-5 * largest)
+    assert frame["value"].tolist() == pytest.approx(expected, rel=2e-4, abs=5e-5 * largest, nan_ok=True)
 
 
 def test_patching_everything_gives_the_source_run_and_nothing_gives_the_base(model: GPT) -> None:
@@ -103,6 +103,29 @@ def test_patching_everything_gives_the_source_run_and_nothing_gives_the_base(mod
     frame = sweep(model, pairs, variants, progress=False).set_index("cell")
     for cell, effect in (("all", 1), ("input", 1), ("own", 0), ("none", 0)):
         assert frame.loc[cell, "effect"].tolist() == pytest.approx([effect] * 3, abs=1e-3)
+
+
+def test_an_edit_that_restores_what_another_changed_is_made() -> None:
+    model, pairs = make("gpt2"), pairs_of((6, 6))
+    zero, restore = Edit("mlp_out", {"layer": 0}, "zero"), Edit("resid_post", {"layer": 1}, source="base")
+    frame = sweep(
+        model, pairs, [Variant([zero], {"cell": "cut"}), Variant([zero, restore], {"cell": "back"})], progress=False
+    )
+    frame = frame.set_index("cell")
+    assert frame.loc["back", "effect"].abs().max() < 1e-4 < frame.loc["cut", "effect"].abs().min()
+
+
+def test_a_cell_that_copies_equal_values_is_exactly_zero() -> None:
+    model = make("llama_gqa")
+    pairs = PromptPairs.from_tokens([[1, 2, 3, 4]], [[1, 2, 5, 4]], answers=[(1, 2)])
+    cells = [
+        Variant([Edit("resid_pre", {"layer": layer, "pos": p})], {"layer": layer, "pos": p})
+        for layer in (0, 1)
+        for p in range(4)
+    ]
+    frame = sweep(model, pairs, cells, progress=False).set_index(["layer", "pos"])["effect"]
+    assert all(frame[layer, pos] == 0 for layer in (0, 1) for pos in (0, 1)) and frame[0, 3] == 0
+    assert frame[0, 2] == pytest.approx(1, abs=1e-4) and frame[1, 3] != 0
 
 
 def test_several_edits_are_made_together() -> None:

@@ -141,6 +141,9 @@ def ioi(
         prepend_bos=prepend_bos,
         name="ioi",
         notes={
+            "title": "indirect object identification",
+            "question": f"After “{draws[0].clean}” comes “{draws[0].io}”, the name that was said only once. Where "
+            "does the model take it from?",
             "source": "Wang et al. 2022, arXiv 2211.00593, section 2",
             "n": n,
             "seed": seed,

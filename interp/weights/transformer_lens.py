@@ -103,7 +103,7 @@ def to_transformer_lens(model: GPT) -> dict[str, Tensor]:
 
 
 def save(model: GPT, directory: str | Path) -> None:
-    """Write `cfg.json` and `model.safetensors`, which `interp.load(directory)` reads back (bit for bit, given the same dtype).
+    """Write `cfg.json` and `model.safetensors`; `interp.load` of the directory gives the same bits in the same dtype.
 
     Raises:
         OutputError: the directory cannot be written.

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from interp import figures
+from interp.errors import InterpError, OutputError
+from interp.ui import folder, tables
+from interp.ui.page import FigureItem, Section, check_output, write_report
+
+NASTY = """<script>alert("1")</script> </style> & 'quoted' {figure:nowhere} {{ 7 * 7 }}"""
+FRAME = pd.DataFrame({"component": ["L9H6", "mlp 3"], "value": [0.5, -1.25], "token": [NASTY, " to"]})
+
+
+def item(name: str = "bars", **changes: Any) -> FigureItem:
+    figure = figures.bars(FRAME, x="component", label=NASTY)
+    given = {"title": NASTY, "caption": f"See {{figure:{name}}} and `{NASTY}`.", "figure": figure, "frame": FRAME}
+    return FigureItem(name, **{**given, **changes})
+
+
+def report(out: Path, *items: FigureItem, **changes: Any) -> Path:
+    text = [f"{NASTY} {{figure:{items[-1].name}}}"] if items else [NASTY]
+    section = Section(NASTY, "first", text, items, [(NASTY, FRAME)], preformatted=f"  {NASTY}\n  two")
+    given: dict[str, Any] = {
+        "title": NASTY,
+        "question": NASTY,
+        "summary": [NASTY, "second"],
+        "sections": [section, Section("Second", "second")],
+        "manifest": {"model": {"name": NASTY}, "seed": 0, "git": None},
+    }
+    return write_report(out, **{**given, **changes})
+
+
+class Page(HTMLParser):
+    """Every tag of a page with its attributes, and the text of every tag."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: dict[str, list[str]] = {}
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.words.setdefault(self.open[-1], []).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report(tmp_path_factory.mktemp("reports") / "new" / "ioi", item("one"), item("two", alt="two bars"))
+
+
+@pytest.fixture(scope="module")
+def page(made: Path) -> Page:
+    return Page(made.read_text(encoding="utf-8"))
+
+
+def snapshot(out: Path) -> dict[str, bytes]:
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_the_policy_allows_the_pages_own_style_and_pictures_and_nothing_else(made: Path, page: Page) -> None:
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    (style,) = re.findall(r"<style>(.*?)</style>", made.read_text(encoding="utf-8"), re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert (
+        policy == f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    assert not page.all("script")
+    assert not [
+        attributes for _, attributes in page.tags if any(k == "style" or k.startswith("on") for k in attributes)
+    ]
+
+
+def test_nothing_is_fetched_and_every_link_leads_somewhere(made: Path, page: Page) -> None:
+    assert all((image["src"] or "").startswith("data:image/") for image in page.all("img"))
+    assert "url(" not in made.read_text(encoding="utf-8") and "@import" not in made.read_text(encoding="utf-8")
+    assert not page.all("link")
+    anchors = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(anchors) == len(set(anchors))
+    for link in page.all("a"):
+        target = link["href"] or ""
+        assert target[1:] in anchors if target.startswith("#") else (made.parent / target).is_file()
+    for picture in page.all("img"):
+        svg = base64.b64decode((picture["src"] or "").partition(",")[2])
+        assert svg.startswith(b"<?xml") and not re.search(rb"(href|src)=\"(?!#|data:)", svg)
+
+
+def test_text_is_shown_as_it_was_written(page: Page) -> None:
+    for tag in ("h1", "h2", "title", "p", "td", "pre", "b", "dd"):
+        assert NASTY in "".join(page.words[tag]), tag
+    assert "".join(page.words["pre"]).endswith("\n  two")
+
+
+def test_the_page_can_be_read_aloud(page: Page) -> None:
+    assert page.all("html")[0]["lang"] == "en"
+    assert [image["alt"] for image in page.all("img")] == [NASTY, "two bars"]
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert all(head.get("scope") == "col" for head in page.all("th"))
+
+
+def test_figures_are_numbered_and_references_follow(page: Page) -> None:
+    captions = [words for words in page.words["b"] if words.startswith("Figure ")]
+    assert [words.split(".")[0] for words in captions] == ["Figure 1", "Figure 2"]
+    links = [(a["href"], words) for a, words in zip(page.all("a"), page.words["a"], strict=True)]
+    assert [link for link in links if link[1].startswith("Figure ")] == [
+        ("#figure-two", "Figure 2"),
+        ("#figure-one", "Figure 1"),
+        ("#figure-two", "Figure 2"),
+    ]
+
+
+def test_the_folder_has_every_figure_its_numbers_and_the_record(made: Path) -> None:
+    record = json.loads((made.parent / "manifest.json").read_text(encoding="utf-8"))
+    files = snapshot(made.parent)
+    names = {f"figures/{name}.{suffix}" for name in ("one", "two") for suffix in ("pdf", "svg", "png", "csv")}
+    assert set(files) == names | {"index.html", "manifest.json"}
+    written = record["report"]["files"]
+    assert written == {n: hashlib.sha256(b).hexdigest() for n, b in files.items() if n != "manifest.json"}
+    assert record["seed"] == 0 and record["model"] == {"name": NASTY}
+    assert [figure["number"] for figure in record["report"]["figures"]] == [1, 2]
+    pd.testing.assert_frame_equal(pd.read_csv(made.parent / "figures" / "one.csv"), FRAME)
+
+
+def test_the_same_report_has_the_same_bytes_and_takes_the_old_ones_place(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "ioi"
+    report(out, item("old"))
+    (out / ".DS_Store").touch()
+    report(out, item("one"), item("two", alt="two bars"))
+    assert snapshot(out) == snapshot(made.parent)
+    assert [path.name for path in tmp_path.iterdir()] == ["ioi"]
+
+
+def test_an_interrupted_report_leaves_the_old_one_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "ioi"
+    report(out, summary=["old"])
+    before = snapshot(out)
+
+    class Broken:
+        def __init__(self, error: BaseException) -> None:
+            self.error = error
+
+        def to_csv(self, *_: object, **__: object) -> None:
+            raise self.error
+
+    for error, raised in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), OutputError)):
+        with pytest.raises(raised):
+            report(out, item(frame=Broken(error)))
+        assert snapshot(out) == before
+    with pytest.raises(InterpError, match="manifest"):
+        report(out, manifest={"loss": float("nan")})
+    assert snapshot(out) == before
+
+    rename = Path.rename
+
+    def stuck(self: Path, target: Path) -> Path:
+        if (self / "index.html").exists() and self.name != "ioi" and not (target.parent / "ioi").exists() and stop:
+            stop.pop()
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    stop = [True]
+    monkeypatch.setattr(Path, "rename", stuck)
+    with pytest.raises(OutputError, match="Input/output error"):
+        report(out, summary=["new"])
+    assert not stop
+    assert snapshot(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["ioi"]
+
+
+def test_only_a_report_of_ours_is_replaced(tmp_path: Path, made: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert check_output(tmp_path / "empty") == tmp_path / "empty"
+    assert check_output(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+    ours = tmp_path / "ours"
+    shutil.copytree(made.parent, ours)
+    check_output(ours)
+    (ours / "figures" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"ours is not replaced.*figures/notes\.txt"):
+        report(ours)
+    assert (ours / "figures" / "notes.txt").read_text() == "mine"
+
+    for name, content in (("index.html", "<p>mine"), ("manifest.json", '{"name": "an app"}'), ("manifest.json", "[")):
+        theirs = tmp_path / "theirs"
+        theirs.mkdir()
+        (theirs / name).write_text(content)
+        with pytest.raises(OutputError, match=f"theirs is not replaced.*{name}"):
+            report(theirs)
+        assert (theirs / name).read_text() == content
+        shutil.rmtree(theirs)
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file is a file"):
+        check_output(tmp_path / "file")
+    with pytest.raises(OutputError, match="file is a file"):
+        check_output(tmp_path / "file" / "report")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="current folder"):
+        check_output(".")
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(folder.Path, "mkdir", denied)
+    with pytest.raises(OutputError, match="report cannot be written: Permission denied"):
+        check_output(tmp_path / "report")
+
+
+def test_names_that_are_no_file_names_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for items, says in (([item("../up")], "cannot name a figure"), ([item(), item()], "two figures.* named 'bars'")):
+        with pytest.raises(InterpError, match=says):
+            report(tmp_path / "ioi", *items)
+    with pytest.raises(InterpError, match="two sections"):
+        report(tmp_path / "ioi", sections=[Section("A", "a"), Section("B", "a")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_print_numbers_with_the_digits_they_need() -> None:
+    frame = pd.DataFrame(
+        {"n": [1, -20], "p_value": [0.12345, -2e-7], "large": [1234.5678, 3.0], "ok": [True, False], "gap": [None, 0.5]}
+    )
+    table = tables.table("caption", frame)
+    assert table.heads == ["n", "p value", "large", "ok", "gap"]
+    assert table.numeric == [True, True, True, False, True]
+    assert table.rows == [["1", "0.123", "1234.6", "yes", "–"], ["−20", "−2.0 × 10⁻⁷", "3.0", "no", "0.500"]]
