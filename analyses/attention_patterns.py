@@ -87,7 +87,7 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
     )
     frames = []
     for layer, head in chosen:
-        frame = links.assign(value=cache["pattern", layer][:, head][looks].float().cpu())
+        frame = links.assign(value=cache["pattern", layer][:, head][looks].float().cpu().numpy())
         frame.insert(0, "head", head)
         frame.insert(0, "layer", layer)
         frames.append(frame)

@@ -36,7 +36,7 @@ GAP = 0.08
 BAR = 0.6
 ROW = 0.125
 LARGEST = 0.34
-LARGEST_ROW = 0.3
+LARGEST_ROW = 0.65
 LARGEST_SQUARE = 0.2
 LEGIBLE = 0.085
 LEAST_PANEL = 1.3
@@ -79,6 +79,11 @@ class Plan:
     slant: int
     across: float
     down: float
+
+    @property
+    def smallest(self) -> float:
+        """The shorter side of a cell."""
+        return min(self.cell_width, self.cell_height)
 
 
 def colours_for(grids: Sequence[Grid], *, diverging: bool, limit: float | None) -> Colours:
@@ -166,19 +171,15 @@ def _plan(
         below = 0.3 + {0: 0.0, 45: 0.75 * _longest(across), 90: _longest(across)}[slant]
         high = cell_width if square else min(max(LEAST_PANEL / len(down), ROW), LARGEST_ROW)
         cell_height = min(high, ((TEXT_HEIGHT - extra - below) / rows - head) / len(down))
-        size = (
-            left + BAR + columns * (len(across) * cell_width + GAP),
-            extra + below + rows * (len(down) * cell_height + head),
-        )
-        return Plan(rows, columns, cell_width, cell_height, slant, *size)
+        size_across = left + BAR + columns * (len(across) * cell_width + GAP)
+        size_down = extra + below + rows * (len(down) * cell_height + head)
+        return Plan(rows, columns, cell_width, cell_height, slant, size_across, size_down)
 
     if columns is not None:
         return arrange(min(columns, count))
     plans = [arrange(columns) for columns in range(min(count, MOST_COLUMNS), 0, -1)]
-    smallest = [min(plan.cell_width, plan.cell_height) for plan in plans]
-    return next(
-        (p for p, size in zip(plans, smallest, strict=True) if size >= LEGIBLE), plans[int(np.argmax(smallest))]
-    )
+    legible = [plan for plan in plans if plan.smallest >= LEGIBLE]
+    return legible[0] if legible else max(plans, key=lambda plan: plan.smallest)
 
 
 def _bar(figure: Figure, axes: list[Axes], colours: Colours, label: str, tall: float) -> None:

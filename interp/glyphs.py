@@ -67,7 +67,7 @@ def broken(text: str, size: float, room: float) -> str:
     r"""`text` in lines of at most `room` points, broken at spaces.
 
     >>> broken("share of the logit difference", 7, 60)
-    'share of the\nlogit difference'
+    'share of the logit\ndifference'
     """
     lines = [""]
     for word in text.split(" "):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,3 +67,27 @@ def _one_thread_and_a_known_seed(request: pytest.FixtureRequest) -> Iterator[Non
     yield
     torch.set_num_threads(threads)
     torch.set_rng_state(state)
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny untrained Llama (grouped queries) in Hugging Face's files, whose tokenizer knows names."""
+    import transformers
+    from test_tasks import names_tokenizer
+
+    folder = tmp_path_factory.mktemp("talker")
+    backend = names_tokenizer()
+    cfg = transformers.LlamaConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=backend.get_vocab_size(),
+        max_position_embeddings=128,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(cfg).save_pretrained(folder)
+    backend.save(str(folder / "tokenizer.json"))
+    return folder

@@ -161,11 +161,12 @@ def test_long_labels_are_cut_to_fit() -> None:
 
 
 def test_attention_has_queries_down_keys_across_and_greys_what_a_causal_mask_hides() -> None:
-    figure = figures.attention(patterns(), tokens=TOKENS)
+    zeros = pd.DataFrame({"layer": 9, "head": 6, "query": 0, "key": [1, 2, 3], "value": 0.0})
+    figure = figures.attention(pd.concat([patterns(), zeros]), tokens=TOKENS)
     first, second = panels(figure)
     assert [first.get_title("left"), second.get_title("left")] == ["L9H6", "L3H0"]
     assert mesh(first)[2, 0] == pytest.approx(1 / 3)
-    assert mesh(first).mask[0, 2]
+    assert mesh(first).mask[0, 2] and mesh(first).mask.sum() == 6
     assert first.patches[0].get_hatch() is None
     assert {"destination (query)", "source (key)", "1: $x$"} <= texts(figure)
     first, _ = panels(figures.attention(patterns(causal=False), tokens=TOKENS))

@@ -25,8 +25,8 @@ from interp.tasks.indirect_object import NAMES, OBJECTS, PLACES, TEMPLATES
 from interp.tokens import Tokenizer
 
 
-def reader(names: Sequence[str] = NAMES, *, bos: bool = False) -> GPT:
-    """A tiny model whose byte-level tokenizer has these names, with a space in front, as tokens, and little else."""
+def names_tokenizer(names: Sequence[str] = NAMES, *, bos: bool = False) -> Backend:
+    """A byte-level tokenizer that has these names, with a space in front, as tokens, and little else."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -40,6 +40,12 @@ def reader(names: Sequence[str] = NAMES, *, bos: bool = False) -> GPT:
     backend.train_from_iterator([f" {name}" for name in names], trainer)
     if bos:
         backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return backend
+
+
+def reader(names: Sequence[str] = NAMES, *, bos: bool = False) -> GPT:
+    """A tiny model that reads with this tokenizer."""
+    backend = names_tokenizer(names, bos=bos)
     tokenizer = Tokenizer(backend, bos_token_id=0)
     return GPT(ModelConfig(n_layers=1, d_model=4, d_head=4, n_ctx=128, d_vocab=len(tokenizer), seed=0), tokenizer)
 

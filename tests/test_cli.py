@@ -1,0 +1,122 @@
+"""The command line as a user meets it: tables, files, one line and exit code 2 for what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from analyses.cli import main, study_names
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def ok(*words: object) -> Result:
+    result = call(*words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result
+
+
+@pytest.mark.parametrize("study", [name.replace("_", "-") for name in study_names()])
+def test_every_study_prints_its_table_and_writes_its_files(study: str, talker: Path, tmp_path: Path) -> None:
+    base = ["run", study, "--model", talker, "--n", 3, "--quiet"]
+    table = ok(*base, "--out", tmp_path / "new" / "folder")
+    assert "ci_low" in table.stdout
+    files = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
+    assert files == {f"{study}.{kind}" for kind in ("pdf", "svg", "png", "csv", "manifest.json")}
+    csv = pd.read_csv(io.StringIO(ok(*base, "--csv").stdout))
+    lines = [json.loads(line) for line in ok(*base, "--json").stdout.splitlines()]
+    saved = pd.read_csv(tmp_path / "new" / "folder" / f"{study}.csv")
+    assert len(csv) == len(lines) == len(saved) > 3
+    assert csv["value"].tolist() == pytest.approx([line["value"] for line in lines], rel=1e-5, abs=1e-6, nan_ok=True)
+    manifest = json.loads((tmp_path / "new" / "folder" / f"{study}.manifest.json").read_text())
+    assert manifest["study"] == study and manifest["prompts"] and manifest["versions"]["torch"]
+
+
+def test_a_prompt_of_ones_own(talker: Path) -> None:
+    words = ["run", "logit-lens", "--model", talker, "--prompt", "Mary saw John and", "--csv"]
+    frame = pd.read_csv(io.StringIO(ok(*words).stdout))
+    final = frame[(frame["site"] == "resid_post") & (frame["metric"] == "rank")]
+    assert final["value"].tolist() == [0]  # the answer is the model's own first choice
+    named = pd.read_csv(io.StringIO(ok(*words, "--answer", " John").stdout))
+    assert not named[named["metric"] == "prob"]["value"].equals(frame[frame["metric"] == "prob"]["value"])
+    pair = ["--prompt", "Mary saw Paul", "--corrupt", "Mary saw John", "--answer", " Mary", "--wrong", " John"]
+    patched = ok("run", "activation-patching", "--model", talker, "--site", "resid_pre", "--by", "pos", "--quiet", *pair)
+    assert "resid_pre" in patched.stdout
+    lens = ok("lens", "Mary saw John and", "--model", talker)
+    assert lens.stdout.splitlines()[0].split()[:3] == ["layer", "site", "top_1"]
+
+
+def test_a_report_is_complete_and_replaces_an_earlier_one(talker: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    for _ in range(2):
+        result = ok("report", "ioi", "--model", talker, "--out", out, "--n", 3, "--quiet")
+        assert Path(result.stdout.strip()) == out / "index.html"
+    page = (out / "index.html").read_text()
+    assert "Content-Security-Policy" in page and not re.search(r"(?:src|href)=.https?:", page)
+    for heading in ("Prompts and behaviour", "Logit lens", "Direct logit attribution", "Activation patching", "Attention patterns", "Checks", "Provenance"):
+        assert heading in page
+    stems = {path.stem for path in (out / "figures").iterdir()}
+    assert len(stems) == 8 and all((out / "figures" / f"{s}.{k}").exists() for s in stems for k in ("pdf", "svg", "png", "csv"))
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert set(manifest["seconds"]) >= {"load", "logit_lens", "head_attribution", "activation_patching", "attention_patterns", "checks"}
+    assert manifest["weights"]["sha256"] and manifest["metric"]
+    before = (out / "manifest.json").read_bytes()
+    assert call("report", "ioi", "--model", talker, "--out", out, "--n", 10**6, "--quiet").exit_code == 2
+    assert (out / "manifest.json").read_bytes() == before
+
+
+def test_models_are_listed() -> None:
+    assert "smollm2-135m" in ok("models").stdout
+    assert {json.loads(line)["name"] for line in ok("models", "--json").stdout.splitlines()} == {"smollm2-135m", "toy"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["report", "ioii"], "no task matches 'ioii'; did you mean 'ioi'"),
+        (["report", "ioi", "--model", "smollm2"], "smollm2-135m"),
+        (["report", "ioi", "--model", "toy"], "no tokenizer"),
+        (["report", "ioi", "--out", "/proc/nowhere"], "/proc/nowhere"),
+        (["run", "logit-lense"], "did you mean 'logit-lens'"),
+        (["run", "logit-lens", "--model", "{talker}", "--prompt", ""], "empty"),
+        (["run", "logit-lens", "--model", "{talker}", "--prompt", "Mary " * 199], "context of 128"),
+        (["run", "logit-lens", "--model", "{talker}", "--prompt", "Mary", "--answer", " Nebuchadnezzar"], "not one token"),
+        (["run", "logit-lens", "--model", "{talker}", "--answer", " Mary"], "belong to --prompt"),
+        (["run", "logit-lens", "--model", "{talker}", "--prompt", "Mary", "--json", "--csv"], "choose one"),
+        (["run", "logit-lens", "--model", "{talker}", "--dtype", "float31"], "did you mean 'float3"),
+        (["run", "activation-patching", "--model", "{talker}", "--site", "hook_zz"], "no site matches"),
+        (["run", "activation-patching", "--model", "{talker}", "--metric", "logit_dif"], "did you mean 'logit_diff'"),
+        (["run", "attention-patterns", "--model", "{talker}", "--head", "L2H0"], "the nearest is L1H0"),
+        (["run", "activation-patching", "--model", "{talker}", "--prompt", "Mary saw", "--corrupt", "Mary"], "length"),
+        (["run", "logit-lens", "--model", "{talker}", "--out", "/proc/nowhere"], "cannot write"),
+        (["run", "logit-lens", "--pos", "middle"], "'last', 'all'"),
+        (["lens", ""], "empty"),
+    ],
+)  # fmt: skip
+def test_what_is_refused_ends_in_one_line_and_exit_code_2(words: list[str], says: str, talker: Path) -> None:
+    filled = [word.replace("{talker}", str(talker)) for word in words]
+    if "--model" not in filled and filled[0] != "report" and filled[1] != "logit-lense":
+        filled += ["--model", str(talker)]
+    result = call(*filled)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert says in result.stderr and "Traceback" not in result.output and not result.stdout
+
+
+def test_a_study_runs_as_a_module_and_refuses_without_a_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "analyses.logit_lens", "--model", "nonesuch"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "nonesuch" in done.stderr
+    assert done.stderr.strip().count("\n") == 0, done.stderr
+    shown = subprocess.run([sys.executable, "-m", "analyses.logit_lens", "--help"], capture_output=True, text=True, timeout=120)
+    assert shown.returncode == 0 and "Logit lens" in shown.stdout

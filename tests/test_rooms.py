@@ -1,0 +1,98 @@
+"""The rooms: imports run one way, nothing is loaded on import that only some need, no file holds two ideas."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Each file imports only files above it. A new file takes its place here.
+ROOMS = """
+errors config sites hooks tokenizer_files tokens cache attention layers generation model gpt
+weights/checkpoint weights/build weights/hf_config weights/families weights/files weights/huggingface
+weights/gguf_file weights/gguf_config weights/gguf_tokenizer weights/gguf weights/transformer_lens weights/parity
+bridge_sites bridged bridge
+weights/load weights/toy/train
+pairing prompts metrics tasks/indirect_object tasks edits sweep stats
+glyphs scales canvas cells grids charts figures provenance ui/tables ui/folder ui/page command
+""".split()
+BANNED = {"utils", "util", "common", "helpers", "base", "types", "misc"}
+
+
+def files(package: str) -> list[Path]:
+    return sorted(path for path in (ROOT / package).rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    name = path.relative_to(ROOT / path.relative_to(ROOT).parts[0]).with_suffix("").as_posix()
+    return name.removesuffix("/__init__")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules that a file imports anywhere, except where only a type checker looks."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hidden = {
+        id(child)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for child in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in hidden:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            yield node.module
+
+
+def is_room(name: str) -> str | None:
+    path = name.removeprefix("interp.").replace(".", "/")
+    return path if path in ROOMS else None
+
+
+def test_every_file_of_the_package_has_its_place() -> None:
+    here = {room(path) for path in files("interp")} - {"__init__", "", "interp"}
+    packages = {"weights", "ui", "weights/toy"}  # a docstring each
+    assert here - packages == set(ROOMS)
+    assert not BANNED & {part for name in here for part in name.split("/")}
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_a_room_imports_only_rooms_above_it(name: str) -> None:
+    path = ROOT / "interp" / f"{name}.py"
+    path = path if path.exists() else ROOT / "interp" / name / "__init__.py"
+    for module in imported(path):
+        assert not module.startswith("analyses"), f"{name} imports {module}"
+        other = is_room(module) if module.startswith("interp.") else None
+        if other is not None and other != name:
+            assert ROOMS.index(other) < ROOMS.index(name), f"{name} imports {other}, which stands below it"
+
+
+def test_studies_do_not_import_each_other() -> None:
+    for path in files("analyses"):
+        if path.stem in ("cli", "report", "__init__"):
+            continue
+        assert not [module for module in imported(path) if module.startswith("analyses")], path.name
+
+
+@pytest.mark.parametrize("package", ["interp", "analyses"])
+def test_files_hold_one_idea(package: str) -> None:
+    for path in files(package):
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= 420, f"{path.name} has {lines} lines: it holds two ideas"
+
+
+def test_importing_loads_nothing_that_only_some_need() -> None:
+    slow = ["pandas", "matplotlib", "transformers", "transformer_lens", "scipy", "jinja2", "gguf", "tokenizers", "click"]
+    program = f"import sys, interp; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
