@@ -144,14 +144,16 @@ def _label(frame: pd.DataFrame) -> str:
 
 
 def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame]
+    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
 ) -> tuple[pd.DataFrame, Section, list[str]]:
     """The section of a task's report: residual stream, attention and MLP by role, and every head."""
     import pandas as pd
 
     sites = [site for site in ("resid_pre", "attn_out", "mlp_out") if get_act_name(site, 0) in model.hook_dict]
-    by_role = pd.concat([run(model, pairs, site=site, by="role") for site in sites], ignore_index=True)
-    by_head = run(model, pairs, site="z", by="head")
+    by_role = pd.concat(
+        [run(model, pairs, site=site, by="role", progress=progress) for site in sites], ignore_index=True
+    )
+    by_head = run(model, pairs, site="z", by="head", progress=progress)
     heads = summary(by_head)
     resid = summary(by_role[by_role["site"] == "resid_pre"])
     best, worst = heads.sort_values("value", ascending=False).iloc[0], heads.sort_values("value").iloc[0]

@@ -128,7 +128,7 @@ def describe(table: pd.DataFrame, layer: int, head: int, last: str) -> str:
 
 
 def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame]
+    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
 ) -> tuple[pd.DataFrame, Section, list[str]]:
     """The section of a task's report: the heads that patching or, failing that, attribution found strongest."""
     heads = None

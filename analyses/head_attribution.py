@@ -132,7 +132,7 @@ def _label(frame: pd.DataFrame) -> str:
 
 
 def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame]
+    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
 ) -> tuple[pd.DataFrame, Section, list[str]]:
     """The section of a task's report: its measurements, and how they are told."""
     frame = run(model, pairs)

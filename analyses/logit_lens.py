@@ -184,7 +184,7 @@ def plot_table(frame: pd.DataFrame) -> Figure:
 
 
 def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame]
+    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
 ) -> tuple[pd.DataFrame, Section, list[str]]:
     """The section of a task's report: its measurements, how they are told, and what goes into the summary."""
     frame = run(model, pairs, pos="last")

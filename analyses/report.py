@@ -115,7 +115,9 @@ def write(
         step("behaviour", lambda: behaviour(model, pairs, story))
         for module in modules:
             name = module.__name__.rpartition(".")[2]
-            frame, section, findings = step(name, partial(module.report, model, pairs, story.results))
+            frame, section, findings = step(
+                name, partial(module.report, model, pairs, story.results, progress=False if quiet else None)
+            )
             story.results[name] = frame
             story.sections.append(section)
             story.findings += findings

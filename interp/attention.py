@@ -32,7 +32,7 @@ class Context:
 
     `positions` [batch or 1, pos] counts from the start of each real prompt. `allowed` [batch or 1, 1, query, key] is
     None where no mask is needed beyond `causal`. `bias` is ALiBi's, `cos` and `sin`
-    [batch or 1, pos, 1, rotary_dim / 2] are the rotary embedding's.
+    are the rotary embedding's, shaped to be multiplied with pairs of channels (`Attention.rotate`).
     """
 
     positions: Tensor
@@ -140,7 +140,17 @@ def _rotary_angles(cfg: ModelConfig, positions: Tensor, dtype: torch.dtype) -> t
         plain = plain.clamp(0, 1)
         frequency = plain * frequency + (1 - plain) * frequency / scaling.factor
     angle = (positions[..., None].to(wide) * frequency)[:, :, None]  # [batch, pos, 1, rotary_dim / 2]
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    pair = pair_axis(cfg)
+    sin = torch.stack((-angle.sin(), angle.sin()), dim=pair)
+    return angle.cos().unsqueeze(pair).to(dtype), sin.to(dtype)
+
+
+def pair_axis(cfg: ModelConfig) -> int:
+    """Which of two axes tells the members of a rotated pair apart, once the channels are folded into two axes.
+
+    Channels i and i + rotary_dim / 2 form a pair (GPT-NeoX, Llama), or 2i and 2i + 1 (Su et al. 2021, GPT-J).
+    """
+    return -1 if cfg.rotary_adjacent_pairs else -2
 
 
 class Attention(nn.Module):
@@ -188,7 +198,7 @@ class Attention(nn.Module):
         if self.hook_result:
             out = self.hook_result(self.head_results(z)).sum(2)  # [batch, pos, d_model]
             return out if self.b_z is None else out + self.b_z
-        return F.linear(rearrange(z, "batch pos head d_head -> batch pos (head d_head)"), self.W_z, self.b_z)
+        return F.linear(z.flatten(2), self.W_z, self.b_z)  # [batch, pos, d_model]
 
     def project(self, x: Tensor, split: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, pos, head, d_head], keys and values [batch, pos, kv_head, d_head]."""
@@ -206,17 +216,17 @@ class Attention(nn.Module):
         return self.hook_q(q), self.hook_k(k), self.hook_v(v)
 
     def rotate(self, x: Tensor, context: Context) -> Tensor:
-        """Turn pairs of the first `rotary_dim` channels of x [batch, pos, head, d_head] by their position's angle."""
+        """Turn pairs (a, b) of the first `rotary_dim` channels of x [batch, pos, head, d_head] by an angle each.
+
+        (a, b) -> (a cos - b sin, b cos + a sin); `context.sin` carries the signs, so one product with the pairs swapped
+        does both.
+        """
         assert context.cos is not None and context.sin is not None and self.cfg.rotary_dim is not None
-        turned, rest = x[..., : self.cfg.rotary_dim], x[..., self.cfg.rotary_dim :]
-        if self.cfg.rotary_adjacent_pairs:
-            a, b = turned[..., 0::2], turned[..., 1::2]
-        else:
-            a, b = turned.chunk(2, dim=-1)
-        new = (a * context.cos - b * context.sin, b * context.cos + a * context.sin)
-        if self.cfg.rotary_adjacent_pairs:
-            return torch.cat((torch.stack(new, dim=-1).flatten(-2), rest), dim=-1)
-        return torch.cat((*new, rest), dim=-1)
+        rotary_dim, pair = self.cfg.rotary_dim, pair_axis(self.cfg)
+        turned = x if rotary_dim == self.cfg.d_head else x[..., :rotary_dim]
+        pairs = turned.unflatten(-1, (-1, 2) if pair == -1 else (2, -1))
+        turned = torch.addcmul(pairs * context.cos, pairs.flip(pair), context.sin).flatten(-2)
+        return turned if rotary_dim == self.cfg.d_head else torch.cat((turned, x[..., rotary_dim:]), dim=-1)
 
     def attend_fused(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         """z [batch, pos, head, d_head] from one kernel, which forms no pattern."""

@@ -1,6 +1,6 @@
 """A transformer_lens `TransformerBridge` seen as one of our models: the long tail of architectures.
 
-1. Where the transformers model underneath belongs to one of our families, its weights are read into a `GPT` of our own.
+1. Where the transformers model underneath is one that our families cover, its weights are read into a `GPT` of our own.
 2. Any other becomes a `BridgedModel`: the bridge computes, and its hook points stand under our names where they mean
    the same (see `bridge_sites`).
 
@@ -22,7 +22,7 @@ from interp.model import HookedModel
 from interp.tokens import Tokenizer
 from interp.weights import huggingface
 from interp.weights.build import build
-from interp.weights.families import FAMILIES
+from interp.weights.checkpoint import Checkpoint
 
 TOLERANCE, HALF_PRECISION_TOLERANCE = 1e-4, 5e-2  # of the largest logit
 
@@ -66,8 +66,13 @@ def from_bridge(
         raise ConfigError("this bridge is in training mode, where dropout changes every run: call bridge.eval() first")
     tokenizer = None if bridge.tokenizer is None else Tokenizer.from_transformers(bridge.tokenizer)
     here = next(bridge.original_model.parameters())
-    if config.model_type in FAMILIES:
-        return _native(bridge, tokenizer, here.device if device is None else device, dtype or here.dtype)
+    given = dict(_published(bridge.original_model))
+    try:
+        checkpoint = huggingface.from_transformers(SimpleNamespace(config=config, state_dict=lambda: given), tokenizer)
+    except ConfigError:  # a family, or an option of one, that our own models do not have
+        pass
+    else:
+        return _native(checkpoint, bridge, here.device if device is None else device, dtype or here.dtype)
     if (device is not None and torch.empty(0, device=device).device != here.device) or dtype not in (None, here.dtype):
         raise ConfigError(
             f"a {config.model_type} model runs in the bridge itself, on {here.device} in {here.dtype}: "
@@ -76,11 +81,9 @@ def from_bridge(
     return BridgedModel(bridge, tokenizer)
 
 
-def _native(bridge: Any, tokenizer: Tokenizer | None, device: str | torch.device, dtype: torch.dtype) -> HookedModel:
+def _native(checkpoint: Checkpoint, bridge: Any, device: str | torch.device, dtype: torch.dtype) -> HookedModel:
     """Our own model of the weights under the bridge, which must give the bridge's logits."""
-    given = dict(_published(bridge.original_model))
-    view = SimpleNamespace(config=bridge.original_model.config, state_dict=lambda: given)
-    model = build(huggingface.from_transformers(view, tokenizer), device=device, dtype=dtype)
+    model = build(checkpoint, device=device, dtype=dtype)
     tokens = torch.randint(
         0, model.cfg.d_vocab, (2, min(8, model.cfg.n_ctx)), generator=torch.Generator().manual_seed(0)
     )

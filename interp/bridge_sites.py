@@ -29,7 +29,7 @@ from interp.layers import ACTIVATIONS
 from interp.model import HookedModel
 
 NOISE = 0.3
-TOLERANCE, HALF_PRECISION_TOLERANCE = 1e-4, 3e-2  # of the largest entry
+TOLERANCE, HALF_PRECISION_TOLERANCE = 1e-4, 3e-2
 
 
 @dataclass
@@ -38,7 +38,8 @@ class Findings:
 
     `heads_add` holds the layers whose heads, with b_O, sum to what the attention adds; `norms` those norms that are the
     plain formula. `reads_out` says whether logits are unembed(ln_final(resid)) times `logit_factor` and softly capped
-    at `logit_cap`; `restarts` whether a layer needs nothing but the residual stream that enters it.
+    at `logit_cap`; `restarts` whether a layer needs nothing but the residual stream that enters it; `causal` whether
+    positions see no later ones.
     """
 
     proven: set[str] = field(default_factory=set)
@@ -50,6 +51,7 @@ class Findings:
     logit_factor: float = 1.0
     logit_cap: float | None = None
     restarts: bool = False
+    causal: bool = True
     act_fn: str | None = None
     d_mlp: int | None = None
 
@@ -103,14 +105,25 @@ class Trial:
             for name in watched:
                 if name in theirs:
                     stack.enter_context(tapped(theirs[name], partial(self._watch, name)))
-            self.logits = model.run_with_hooks(self.tokens, fwd_hooks=[(lambda name: True, self._disturb)])
-        self.found.restarts = self._restarts(model)
+            self.logits = model.run_with_hooks(self.tokens, fwd_hooks=[(self._takes_part, self._disturb)])
+        self._undisturbed(model)
 
     @torch.no_grad()
-    def _restarts(self, model: HookedModel) -> bool:
+    def _undisturbed(self, model: HookedModel) -> None:
+        """Runs that need no noise: does a layer start from the residual stream alone, do positions look ahead?"""
         last = self.cfg.n_layers - 1
         logits, cache = model.run_with_cache(self.tokens, names_filter=f"blocks.{last}.hook_resid_pre")
-        return self.close(model(cache["resid_pre", last], start_at_layer=last), logits)
+        self.found.restarts = self.close(model(cache["resid_pre", last], start_at_layer=last), logits)
+        other = torch.cat([self.tokens[:, :-1], (self.tokens[:, -1:] + 1) % self.cfg.d_vocab], 1)
+        self.found.causal = self.close(model(other)[:, :-1], logits[:, :-1])
+
+    def _takes_part(self, name: str) -> bool:
+        """All but the sites of a norm without weights, which the bridge cannot compute from a changed value."""
+        path, _, _ = name.rpartition(".")
+        if not path.endswith(("ln1", "ln2", "ln_final")):
+            return True
+        norm = self.bridge.get_submodule(path)
+        return getattr(norm.original_component, "weight", None) is not None
 
     def _watch(self, name: str, value: Any) -> None:
         if isinstance(value, Tensor):
@@ -164,11 +177,12 @@ class Trial:
             self.found.refuted.update(refutes)
 
     def close(self, value: Tensor, expected: Tensor) -> bool:
-        """Whether two tensors agree, relative to the largest entry."""
+        """Whether all entries of two tensors agree, relative to their size and to the mean size."""
         if value.shape != expected.shape:
             return False
         value, expected = value.double(), expected.double()
-        return bool((value - expected).abs().max() <= self.tolerance * expected.abs().max())
+        sizes = expected.abs()
+        return bool(((value - expected).abs() <= self.tolerance * (sizes + sizes.mean())).all())
 
     def _embedding(self) -> None:
         first, embed, position = "blocks.0.hook_resid_pre", "hook_embed", "hook_pos_embed"
@@ -184,12 +198,11 @@ class Trial:
         pre, mid, post, attn, mlp = (
             here + name for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
         )
-        before = f"blocks.{layer - 1}.hook_resid_post"
-        if not self.has(pre, post) or (layer and not self.close(seen[pre], given[before])):
-            raise ConfigError(
-                f"{self.cfg.model_name!r} cannot be seen as one of our models: block {layer} does not take over the "
-                "residual stream of the block before it"
-            )
+        refused = f"{self.cfg.model_name!r} cannot be seen as one of our models: block {layer} "
+        if not self.has(pre, post):
+            raise ConfigError(refused + "shows no residual stream [batch, pos, d_model] before and behind it")
+        if layer and not self.close(seen[pre], given[f"blocks.{layer - 1}.hook_resid_post"]):
+            raise ConfigError(refused + "does not take over the residual stream of the block before it")
         self.judge(True, [pre, post], [])
         if self.has(mid):
             if self.has(attn):
@@ -310,10 +323,13 @@ class Trial:
         self.found.act_fn = fits[0] if fits else None
 
     def _read_out(self, resid: str) -> None:
-        entered, norm = self.inside.get("unembed.hook_in"), self.inside.get("ln_final.hook_out")
+        entered, norm = self.inside.get("unembed.hook_in"), self.bridge._modules.get("ln_final")
         if entered is None:
             return
-        left = self.given[resid] if norm is None else norm
+        if "ln_final.hook_normalized" in self.seen:
+            left = self.inside["ln_final.hook_out"] if "ln_final" in self.found.norms else None
+        else:
+            left = self.given[resid] if norm is None else norm.original_component(self.given[resid])
         plain = entered @ self.bridge.unembed.W_U + self.bridge.unembed.b_U
         cap = getattr(self.bridge.cfg, "output_logits_soft_cap", None)
         if cap is not None and cap > 0:
@@ -321,11 +337,8 @@ class Trial:
             plain = cap * (plain / cap).tanh()
         elif not self.close(self.logits, plain):
             self.found.logit_factor = float((self.logits * plain).sum() / plain.pow(2).sum())
-        self.found.reads_out = (
-            ("ln_final" in self.found.norms or norm is None)
-            and self.close(entered, left)
-            and self.close(self.logits, plain * self.found.logit_factor)
-        )
+        holds = self.close(self.logits, plain * self.found.logit_factor)
+        self.found.reads_out = holds and left is not None and self.close(entered, left)
 
 
 def _row_means(x: Tensor, allowed: Tensor) -> Tensor:

@@ -91,10 +91,14 @@ class BridgedModel(HookedModel):
         self.read_only: frozenset[str] = frozenset()
         self.source = Source(kind="bridge", location=cfg.model_name)
         self._found = Findings(restarts=True)
-        self._found = examine(self, bridge)
-        self.cfg = cfg.replace(act_fn=self._found.act_fn, d_mlp=self._found.d_mlp or cfg.d_mlp)
-        self.read_only = frozenset(self._found.read_only)
-        self.hook_dict = {name: point for name, point in points.items() if name in self._found.sites}
+        self._found = found = examine(self, bridge)
+        self.cfg = cfg.replace(
+            act_fn=found.act_fn,
+            d_mlp=found.d_mlp or cfg.d_mlp,
+            attention_dir="causal" if found.causal else "bidirectional",
+        )
+        self.read_only = frozenset(found.read_only)
+        self.hook_dict = {name: point for name, point in points.items() if name in found.sites}
         self.left_out = tuple(name for name in points if name not in self.hook_dict)
 
     def forward(
@@ -301,7 +305,6 @@ def _describe(bridge: Any) -> BridgedConfig:
         eps=cfg.eps,
         final_norm="ln_final" in bridge._modules,
         positional_embedding_type=cfg.positional_embedding_type,
-        attention_dir="causal" if bridge.adapter.supports_causal_loss else "bidirectional",
         attn_only=mlp is None,
         parallel_attn_mlp=cfg.parallel_attn_mlp,
         tie_word_embeddings=bool(getattr(options, "tie_word_embeddings", False)),

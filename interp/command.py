@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interp.canvas import Figure
-    from interp.gpt import GPT
+    from interp.model import HookedModel
     from interp.prompts import PromptPairs
 
 MOST_ROWS = 40
@@ -79,7 +79,7 @@ def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load_prompts(
-    model: GPT,
+    model: HookedModel,
     *,
     task: str = "ioi",
     n: int = 16,
@@ -103,7 +103,7 @@ def load_prompts(
     )
 
 
-def _own_choices(model: GPT, prompt: str, answer: str | None) -> tuple[int, int]:
+def _own_choices(model: HookedModel, prompt: str, answer: str | None) -> tuple[int, int]:
     """The model's likeliest next token and its likeliest other one than the answer."""
     import torch
 
@@ -200,7 +200,7 @@ def save_study(
     name: str,
     frame: pd.DataFrame,
     figure: Figure,
-    model: GPT,
+    model: HookedModel,
     pairs: PromptPairs,
     *,
     seed: int,

@@ -184,6 +184,9 @@ def _mean_over_prompts(source: Tensor, site: Site, pairs: PromptPairs) -> Tensor
 def _places(edit: Edit, value: Tensor, site: Site, pairs: PromptPairs) -> Tensor:
     """True where the edit applies, broadcastable to the site's shape."""
     places = torch.ones((), dtype=torch.bool, device=value.device)
+    if "key" in site.axes and not bool(pairs.mask.all()):
+        # A key of padding that gets a score would be looked at; elsewhere what is set at padding reaches nothing.
+        places = pairs.mask.to(value.device)[:, None, None, :]
     for axis, index in edit.where.items():
         if axis == "layer":
             continue

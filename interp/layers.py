@@ -84,43 +84,44 @@ class Norm(nn.Module):
 class MLP(nn.Module):
     """Neurons: out = act(x W_in + b_in) W_out + b_out; act(x W_gate) * (x W_in) when gated (Shazeer 2020, section 2).
 
-    `W_up` [d_mlp or 2 d_mlp, d_model] holds the gate, if there is one, above the input weights.
+    Weights lie as the matrix products want them, one row an output: `W_up` and, when gated, `W_gate_up`
+    [d_mlp, d_model], `W_down` [d_model, d_mlp]. `W_in` and the rest are views in TransformerLens's shapes.
     """
 
     def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint]) -> None:
         super().__init__()
         assert cfg.d_mlp is not None and cfg.act_fn is not None
-        self.d_mlp = cfg.d_mlp
-        self.gated = cfg.gated_mlp
         self.act = ACTIVATIONS[cfg.act_fn]
-        rows = cfg.d_mlp * (2 if cfg.gated_mlp else 1)
-        self.W_up = nn.Parameter(torch.empty(rows, cfg.d_model))
-        self.b_up = nn.Parameter(torch.empty(rows)) if cfg.mlp_bias else None
+        gated, biased = cfg.gated_mlp, cfg.mlp_bias
+        self.W_up = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
+        self.W_gate_up = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model)) if gated else None
         self.W_down = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
-        self.b_down = nn.Parameter(torch.empty(cfg.d_model)) if cfg.mlp_bias else None
+        self.b_up = nn.Parameter(torch.empty(cfg.d_mlp)) if biased else None
+        self.b_gate_up = nn.Parameter(torch.empty(cfg.d_mlp)) if gated and biased else None
+        self.b_down = nn.Parameter(torch.empty(cfg.d_model)) if biased else None
         here = f"blocks.{layer}.mlp.hook_"
         self.hook_pre, self.hook_post = points[here + "pre"], points[here + "post"]
         self.hook_pre_linear = points.get(here + "pre_linear")
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer's neurons add.  # [batch, pos, d_model] -> [batch, pos, d_model]"""
-        up = F.linear(x, self.W_up, self.b_up)  # [batch, pos, d_mlp], twice as wide when gated
-        if self.hook_pre_linear is not None:
-            gate, linear = up.split(self.d_mlp, dim=-1)
-            post = self.act(self.hook_pre(gate)) * self.hook_pre_linear(linear)
+        linear = F.linear(x, self.W_up, self.b_up)  # [batch, pos, d_mlp]
+        if self.W_gate_up is None or self.hook_pre_linear is None:
+            post = self.act(self.hook_pre(linear))
         else:
-            post = self.act(self.hook_pre(up))
+            gate = F.linear(x, self.W_gate_up, self.b_gate_up)
+            post = self.act(self.hook_pre(gate)) * self.hook_pre_linear(linear)
         return F.linear(self.hook_post(post), self.W_down, self.b_down)
 
     @property
     def W_in(self) -> Tensor:
         """Input weights [d_model, d_mlp]; a view, as the other weights here."""
-        return self.W_up[-self.d_mlp :].T
+        return self.W_up.T
 
     @property
     def W_gate(self) -> Tensor | None:
         """Gate weights [d_model, d_mlp]; None where there is no gate."""
-        return self.W_up[: self.d_mlp].T if self.gated else None
+        return None if self.W_gate_up is None else self.W_gate_up.T
 
     @property
     def W_out(self) -> Tensor:
@@ -130,14 +131,14 @@ class MLP(nn.Module):
     @property
     def b_in(self) -> Tensor:
         """Input bias [d_mlp]; zeros where the model has none."""
-        return self.W_up.new_zeros(self.d_mlp) if self.b_up is None else self.b_up[-self.d_mlp :]
+        return self.W_up.new_zeros(self.W_up.shape[0]) if self.b_up is None else self.b_up
 
     @property
     def b_gate(self) -> Tensor | None:
-        """Gate bias [d_mlp]; None where there is no gate."""
-        if not self.gated:
+        """Gate bias [d_mlp]; zeros where the model has none, None where there is no gate."""
+        if self.W_gate_up is None:
             return None
-        return self.W_up.new_zeros(self.d_mlp) if self.b_up is None else self.b_up[: self.d_mlp]
+        return self.W_up.new_zeros(self.W_up.shape[0]) if self.b_gate_up is None else self.b_gate_up
 
     @property
     def b_out(self) -> Tensor:

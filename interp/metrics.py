@@ -103,15 +103,27 @@ def measure(
             that does not return one number a row.
     """
     metric = get_metric(metric)
-    last = at_last(logits, pairs)
-    if metric.whole:
-        value = metric.fn(logits, pairs)
-    else:
-        if metric.needs_reference and reference is None:
-            raise PromptError(f"metric {metric.name!r} compares with a reference run, and none was given")
-        answers = pairs.answers.to(logits.device)
-        check_answers(answers, logits.shape[-1])
-        value = metric.fn(last, answers, None if reference is None else at_last(reference, pairs))
+    if metric.needs_reference and reference is None:
+        raise PromptError(f"metric {metric.name!r} compares with a reference run, and none was given")
+    at_last(logits, pairs)  # refuses another shape, for every metric
+    check_answers(pairs.answers, logits.shape[-1])
+    return evaluate(
+        metric, read(metric, logits, pairs), pairs, None if reference is None else read(metric, reference, pairs)
+    )
+
+
+def read(metric: Metric, logits: Tensor, pairs: PromptPairs) -> Tensor:
+    """The part of the logits [rows, pos, d_vocab_out] that a metric reads: all, or [rows, d_vocab_out] at the last."""
+    return logits if metric.whole else at_last(logits, pairs)
+
+
+def evaluate(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
+    """A metric for each pair [rows] from what `read` gave of a run and of its reference run.
+
+    Raises:
+        PromptError: the metric does not return one number a row.
+    """
+    value = metric.fn(seen, pairs) if metric.whole else metric.fn(seen, pairs.answers.to(seen.device), reference)
     if not isinstance(value, Tensor) or list(value.shape) != [len(pairs)]:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise PromptError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.edits import RUNS, Edit, Variant, changes_nothing, edit_hook
 from interp.errors import PromptError, unknown
-from interp.metrics import Metric, check_answers, get_metric, normalised_effect
+from interp.metrics import Metric, check_answers, evaluate, get_metric, normalised_effect, read
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 
@@ -78,9 +78,9 @@ def sweep(
     for run in RUNS:
         logits[run], runs[run] = _run(model, tokens[run], mask, sorted(keep[run]))
     check_answers(pairs.answers, model.cfg.d_vocab_out)
-    reference = _read(measure, logits["source"], pairs)
-    base_value = _value(measure, _read(measure, logits["base"], pairs), pairs, reference)
-    source_value = _value(measure, reference, pairs, reference)
+    reference = read(measure, logits["source"], pairs)
+    base_value = evaluate(measure, read(measure, logits["base"], pairs), pairs, reference)
+    source_value = evaluate(measure, reference, pairs, reference)
 
     rows: list[dict[str, object]] = []
     for variant, sites, start in tqdm(
@@ -95,14 +95,14 @@ def sweep(
         hooks = [(n, edit_hook(e, n, pairs, runs)) for e, n in made]
         with model.hooks(fwd_hooks=hooks):
             if not hooks:
-                out = _read(measure, logits["base"], pairs)
+                out = read(measure, logits["base"], pairs)
             elif start is None:
-                out = _read(measure, model(tokens["base"], attention_mask=mask), pairs)
+                out = read(measure, model(tokens["base"], attention_mask=mask), pairs)
             else:
                 resid = runs["base"][f"blocks.{start}.hook_resid_pre"]
                 out = model(resid, attention_mask=mask, start_at_layer=start, stop_at_layer=model.cfg.n_layers)
                 out = _unembed(model, measure, out, pairs)
-        value = _value(measure, out, pairs, reference)
+        value = evaluate(measure, out, pairs, reference)
         effect = normalised_effect(value, base_value, source_value)
         for prompt in range(len(pairs)):
             rows.append(
@@ -146,22 +146,6 @@ def _run(
         return model(tokens, attention_mask=mask), {}
     logits, cache = model.run_with_cache(tokens, names_filter=keep, attention_mask=mask)
     return logits, {name: cache[name] for name in keep}
-
-
-def _value(measure: Metric, logits: Tensor, pairs: PromptPairs, reference: Tensor) -> Tensor:
-    """The metric of every prompt from what `_read` or `_unembed` gave.  # [batch]"""
-    value = measure.fn(logits, pairs) if measure.whole else measure.fn(logits, pairs.answers, reference)
-    if not isinstance(value, Tensor) or value.shape != (len(pairs),):
-        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise PromptError(
-            f"metric {measure.name!r} returned {shape}, expected a tensor [{len(pairs)}], one number a prompt"
-        )
-    return value
-
-
-def _read(measure: Metric, logits: Tensor, pairs: PromptPairs) -> Tensor:
-    """What the metric reads: all logits, or those of each prompt's last position [batch, d_vocab_out]."""
-    return logits if measure.whole else logits[torch.arange(len(pairs), device=logits.device), pairs.last]
 
 
 def _unembed(model: HookedModel, measure: Metric, resid: Tensor, pairs: PromptPairs) -> Tensor:

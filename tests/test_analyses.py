@@ -96,7 +96,14 @@ def test_attribution_of_a_head_is_what_removing_it_alone_would_take_away() -> No
 
 @pytest.mark.parametrize(
     ("site", "by", "cells"),
-    [("z", "head", 8), ("k", "head", 4), ("resid_pre", "role", 6), ("mlp_out", "pos", 12), ("pattern", "head", 8), ("attn_out", None, 2)],
+    [
+        ("z", "head", 8),
+        ("k", "head", 4),
+        ("resid_pre", "role", 6),
+        ("mlp_out", "pos", 12),
+        ("pattern", "head", 8),
+        ("attn_out", None, 2),
+    ],
 )
 def test_patching_has_a_cell_for_every_layer_and_value(site: str, by: str | None, cells: int) -> None:
     model, pairs = make("llama_gqa"), pairs_of((6, 6))

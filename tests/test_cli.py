@@ -50,7 +50,9 @@ def test_a_prompt_of_ones_own(talker: Path) -> None:
     named = pd.read_csv(io.StringIO(ok(*words, "--answer", " John").stdout))
     assert not named[named["metric"] == "prob"]["value"].equals(frame[frame["metric"] == "prob"]["value"])
     pair = ["--prompt", "Mary saw Paul", "--corrupt", "Mary saw John", "--answer", " Mary", "--wrong", " John"]
-    patched = ok("run", "activation-patching", "--model", talker, "--site", "resid_pre", "--by", "pos", "--quiet", *pair)
+    patched = ok(
+        "run", "activation-patching", "--model", talker, "--site", "resid_pre", "--by", "pos", "--quiet", *pair
+    )
     assert "resid_pre" in patched.stdout
     lens = ok("lens", "Mary saw John and", "--model", talker)
     assert lens.stdout.splitlines()[0].split()[:3] == ["layer", "site", "top_1"]
@@ -63,12 +65,29 @@ def test_a_report_is_complete_and_replaces_an_earlier_one(talker: Path, tmp_path
         assert Path(result.stdout.strip()) == out / "index.html"
     page = (out / "index.html").read_text()
     assert "Content-Security-Policy" in page and not re.search(r"(?:src|href)=.https?:", page)
-    for heading in ("Prompts and behaviour", "Logit lens", "Direct logit attribution", "Activation patching", "Attention patterns", "Checks", "Provenance"):
+    for heading in (
+        "Prompts and behaviour",
+        "Logit lens",
+        "Direct logit attribution",
+        "Activation patching",
+        "Attention patterns",
+        "Checks",
+        "Provenance",
+    ):
         assert heading in page
     stems = {path.stem for path in (out / "figures").iterdir()}
-    assert len(stems) == 8 and all((out / "figures" / f"{s}.{k}").exists() for s in stems for k in ("pdf", "svg", "png", "csv"))
+    assert len(stems) == 8 and all(
+        (out / "figures" / f"{s}.{k}").exists() for s in stems for k in ("pdf", "svg", "png", "csv")
+    )
     manifest = json.loads((out / "manifest.json").read_text())
-    assert set(manifest["seconds"]) >= {"load", "logit_lens", "head_attribution", "activation_patching", "attention_patterns", "checks"}
+    assert set(manifest["seconds"]) >= {
+        "load",
+        "logit_lens",
+        "head_attribution",
+        "activation_patching",
+        "attention_patterns",
+        "checks",
+    }
     assert manifest["weights"]["sha256"] and manifest["metric"]
     before = (out / "manifest.json").read_bytes()
     assert call("report", "ioi", "--model", talker, "--out", out, "--n", 10**6, "--quiet").exit_code == 2
@@ -90,7 +109,7 @@ def test_models_are_listed() -> None:
         (["run", "logit-lense"], "did you mean 'logit-lens'"),
         (["run", "logit-lens", "--model", "{talker}", "--prompt", ""], "empty"),
         (["run", "logit-lens", "--model", "{talker}", "--prompt", "Mary " * 199], "context of 128"),
-        (["run", "logit-lens", "--model", "{talker}", "--prompt", "Mary", "--answer", " Nebuchadnezzar"], "not one token"),
+        (["run", "logit-lens", "--model", "{talker}", "--prompt", "Mary", "--answer", " Nebuchad"], "not one token"),
         (["run", "logit-lens", "--model", "{talker}", "--answer", " Mary"], "belong to --prompt"),
         (["run", "logit-lens", "--model", "{talker}", "--prompt", "Mary", "--json", "--csv"], "choose one"),
         (["run", "logit-lens", "--model", "{talker}", "--dtype", "float31"], "did you mean 'float3"),
@@ -114,9 +133,14 @@ def test_what_is_refused_ends_in_one_line_and_exit_code_2(words: list[str], says
 
 def test_a_study_runs_as_a_module_and_refuses_without_a_traceback() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "analyses.logit_lens", "--model", "nonesuch"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "analyses.logit_lens", "--model", "nonesuch"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr and "nonesuch" in done.stderr
     assert done.stderr.strip().count("\n") == 0, done.stderr
-    shown = subprocess.run([sys.executable, "-m", "analyses.logit_lens", "--help"], capture_output=True, text=True, timeout=120)
+    shown = subprocess.run(
+        [sys.executable, "-m", "analyses.logit_lens", "--help"], capture_output=True, text=True, timeout=120
+    )
     assert shown.returncode == 0 and "Logit lens" in shown.stdout

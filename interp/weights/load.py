@@ -13,13 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, overload
 
 import torch
 from torch import nn
 
+from interp.bridge import from_bridge, is_bridge
 from interp.errors import UnknownName, WeightsError, nearest
 from interp.gpt import GPT
+from interp.model import HookedModel
 from interp.tokens import Tokenizer
 from interp.weights import gguf, huggingface, transformer_lens
 from interp.weights.build import build
@@ -40,21 +42,45 @@ class NamedModel:
     read: Callable[[], Checkpoint]
 
 
+@overload
 def load(
-    source: str | Path | Any,
+    source: str | Path,
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     tokenizer: Any = None,
     revision: str | None = None,
     check: bool = False,
-) -> GPT:
+) -> GPT: ...
+
+
+@overload
+def load(
+    source: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    check: bool = False,
+) -> HookedModel: ...
+
+
+def load(
+    source: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    check: bool = False,
+) -> HookedModel:
     """A model with its weights as they were published: nothing is folded, centred or rounded.
 
     Args:
         source: a short name (`MODELS` lists them), a directory (config.json and safetensors, or what
-            `interp.weights.transformer_lens.save` wrote), a .gguf file, a repository of the Hugging Face hub, or a
-            transformers model in memory.
+            `interp.weights.transformer_lens.save` wrote), a .gguf file, a repository of the Hugging Face hub, a
+            transformers model in memory, or a TransformerBridge of TransformerLens.
         device: where the weights go; None takes "cuda" if there is one, else "cpu", and for a model in memory its own.
         dtype: "float32", "bfloat16", "float16", "float64" or a torch dtype; None takes float32, and for a model in
             memory its own.
@@ -75,9 +101,15 @@ def load(
             model.to_string(model("The capital of France is")[0, -1].argmax())   # " Paris"
     """
     memory: Any = source if _is_model_of("transformers", source) else None
-    device, dtype = _device(device, memory), _dtype(dtype, memory)
-    checkpoint = huggingface.from_transformers(memory) if memory is not None else find(source, revision)
-    model = build(checkpoint, device=device, dtype=dtype)
+    model: HookedModel
+    if is_bridge(source):
+        own_dtype = None if dtype is None else _dtype(dtype, None)
+        model = from_bridge(source, device=None if device is None else _device(device, None), dtype=own_dtype)
+        memory = cast(Any, source).original_model
+    else:
+        device, dtype = _device(device, memory), _dtype(dtype, memory)
+        checkpoint = huggingface.from_transformers(memory) if memory is not None else find(source, revision)
+        model = build(checkpoint, device=device, dtype=dtype)
     if tokenizer is not None:
         model.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.from_transformers(tokenizer)
     if check:
@@ -89,7 +121,8 @@ def find(source: Any, revision: str | None = None) -> Checkpoint:
     """The checkpoint that a short name, a path or a repository's name stands for."""
     if not isinstance(source, (str, Path)):
         raise UnknownName(
-            "a model is loaded from a short name, a path, a repository's name or a transformers model, not from "
+            "a model is loaded from a short name, a path, a repository's name, a transformers model or a bridge, not "
+            "from "
             f"{type(source).__name__}"
         )
     name, path = str(source), Path(source).expanduser()
@@ -181,6 +214,6 @@ MODELS = {
     model.name: model
     for model in (
         NamedModel("smollm2-135m", "SmolLM2-135M-Instruct (Llama family), from a 4-bit GGUF", 134_515_008, _smollm2),
-        NamedModel("toy", "a tiny model that comes with this package", None, _toy),
+        NamedModel("toy", "two layers of attention that copy by induction, no tokenizer", 32_960, _toy),
     )
 }

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from interp.errors import ParityError, WeightsError
-from interp.gpt import GPT
+from interp.model import HookedModel
 
 TOLERANCE = 2e-4
 
 
-def check_against_transformers(model: GPT, reference: Any = None, tokens: Tensor | None = None) -> dict[str, Any]:
+def check_against_transformers(
+    model: HookedModel, reference: Any = None, tokens: Tensor | None = None
+) -> dict[str, Any]:
     """How far a model's logits are from transformers'.
 
     Args:
@@ -55,7 +57,7 @@ def check_against_transformers(model: GPT, reference: Any = None, tokens: Tensor
     }
 
 
-def require_parity(model: GPT, reference: Any = None) -> None:
+def require_parity(model: HookedModel, reference: Any = None) -> None:
     """Raise a `ParityError` when logits differ from transformers' by more than `TOLERANCE`."""
     found = check_against_transformers(model, reference)
     if not found["max_abs"] <= TOLERANCE:
@@ -65,7 +67,7 @@ def require_parity(model: GPT, reference: Any = None) -> None:
         )
 
 
-def _load(model: GPT, reference: str | Path | None) -> Any:
+def _load(model: HookedModel, reference: str | Path | None) -> Any:
     """The reference model of transformers, from a path or from the files that our model came from."""
     from transformers import AutoModelForCausalLM
 
