@@ -122,8 +122,7 @@ def find(source: Any, revision: str | None = None) -> Checkpoint:
     if not isinstance(source, (str, Path)):
         raise UnknownName(
             "a model is loaded from a short name, a path, a repository's name, a transformers model or a bridge, not "
-            "from "
-            f"{type(source).__name__}"
+            f"from {type(source).__name__}"
         )
     name, path = str(source), Path(source).expanduser()
     if name in MODELS:
