@@ -122,6 +122,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every cell over prompts with intervals, the largest magnitudes first."""
     by = [name for name in ("direction", "site", "layer", *AXES) if name in frame]
     table = stats.summarise(frame, by=[*by, "metric"], value="effect")
+    table["metric"] = "effect on " + table["metric"]
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 

@@ -217,6 +217,8 @@ class ActivationCache(Mapping[str, Tensor]):
         last = self._layer(layer)
         labels: list[str] = []
         keys: list[Key] = []
+        if incl_embeds and "hook_embed" not in self.model.hook_dict:
+            raise InterpError("this model does not expose its embedding, so its residual stream cannot be decomposed")
         if incl_embeds:
             for name in ("embed", "pos_embed"):
                 if f"hook_{name}" in self.model.hook_dict:
@@ -310,6 +312,11 @@ class ActivationCache(Mapping[str, Tensor]):
             else f"blocks.{reader}.ln{1 + mlp_input}.hook_scale"
         )
         scale = take(self[name], pos_slice, -2)
+        if has_batch_dim and self.has_batch_dim and residual_stack.shape[1:-1] != scale.shape[:-1]:
+            raise PromptError(
+                f"a stack of {list(residual_stack.shape)} does not fit the norm's scale {list(scale.shape)}: pass the "
+                "pos_slice that the stack was made with"
+            )
         if self.has_batch_dim:
             scale = take(scale, batch_slice, 0)
         return norm.scaled(residual_stack, scale)
@@ -350,7 +357,13 @@ class ActivationCache(Mapping[str, Tensor]):
         scaled = self.apply_ln_to_stack(residual_stack, -1, False, pos_slice, batch_slice, has_batch_dim)
         if scaled.ndim == 4 and direction.ndim == 2:
             direction = direction[:, None]  # one direction for each prompt, at all its positions
-        return (scaled * direction).sum(-1)
+        try:
+            return (scaled * direction).sum(-1)
+        except RuntimeError as error:
+            raise PromptError(
+                f"tokens of shape {list(direction.shape[:-1])} do not fit a stack of {list(scaled.shape[1:-1])} = "
+                "[batch, pos]: give one token, [batch] or [batch, pos]"
+            ) from error
 
 
 class Recorder:

@@ -153,7 +153,10 @@ def attached(
     kinds = [(fwd_hooks, False, False), (bwd_hooks, True, False), (readers, False, True)]
     try:
         for entries, backward, reads in kinds:
-            for wanted, fn in entries:
+            for entry in entries:
+                if not (isinstance(entry, tuple) and len(entry) == 2 and callable(entry[1])):
+                    raise HookError(f"hooks are a list of pairs (names, function), but one of them is {entry!r}")
+                wanted, fn = entry
                 request = _Request(wanted)
                 requests.append(request)
                 call = by_position(fn)

@@ -304,6 +304,16 @@ class HookedModel(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens [batch, pos] (or a residual stream, unchanged) and the mask of a padded batch."""
         if not isinstance(input, Tensor):
+            texts = [input] if isinstance(input, str) else input
+            if not (isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts)):
+                also = (
+                    "; of PromptPairs give .clean or .corrupt, with attention_mask=.mask"
+                    if hasattr(input, "corrupt")
+                    else ""
+                )
+                raise PromptError(
+                    f"the input must be token ids, a text or several texts, not {type(input).__name__}{also}"
+                )
             if attention_mask is not None:
                 raise PromptError("attention_mask belongs to token ids; text brings its own")
             tokens, mask = self.to_batch(cast(Any, input), prepend_bos)

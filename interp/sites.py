@@ -170,7 +170,7 @@ def match(wanted: NameFilter, names: Iterable[str]) -> list[str]:
     if isinstance(wanted, str):
         chosen = [wanted] if wanted in names else [n for n in names if fnmatch.fnmatchcase(n, wanted)]
         if not chosen:
-            raise unknown("site", wanted, names)
+            raise _no_site(wanted, names)
         return chosen
     if callable(wanted):
         chosen = [n for n in names if wanted(n)]
@@ -181,3 +181,15 @@ def match(wanted: NameFilter, names: Iterable[str]) -> list[str]:
         return chosen
     chosen_set = {name for part in wanted for name in match(part, names)}
     return [n for n in names if n in chosen_set]
+
+
+def _no_site(wanted: str, names: list[str]) -> UnknownName:
+    """An error that knows short names: they stand for a site, but not for one layer of it."""
+    try:
+        template = get_act_name(wanted) if wanted in ("embed", "pos_embed") else get_act_name(wanted, 0)
+    except UnknownName:
+        return unknown("site", wanted, names)
+    hint = template.replace("blocks.0.", "blocks.*.", 1)
+    if wanted == template or not any(fnmatch.fnmatchcase(name, hint) for name in names):
+        return unknown("site", wanted, names)
+    return UnknownName(f"no site matches {wanted!r}; its full name is {hint!r} (a layer's number in place of *)")

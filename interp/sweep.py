@@ -62,6 +62,8 @@ def sweep(
     for side in (base, source):
         if side not in SIDES:
             raise unknown("side", side, SIDES)
+    if isinstance(variants, Variant) or not all(isinstance(variant, Variant) for variant in variants):
+        raise PromptError(f"sweep takes a list of Variants, each a set of edits, not {variants!r:.80}")
     if not variants:
         raise PromptError("sweep needs at least one variant")
     measure = get_metric(metric)

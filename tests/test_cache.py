@@ -223,3 +223,12 @@ def test_unknown_parts_are_refused(tokens: Tensor) -> None:
         cache.accumulated_resid(layer=3)
     with pytest.raises(PromptError, match="one shape"):
         cache.logit_attrs(cache.decompose_resid(), torch.tensor([1, 2, 3]), 2)
+
+
+def test_a_stack_that_does_not_fit_is_refused(tokens: Tensor) -> None:
+    model = make("gpt2")
+    _, cache = model.run_with_cache(tokens)
+    with pytest.raises(PromptError, match="pos_slice"):
+        cache.logit_attrs(cache.decompose_resid(pos_slice=slice(2, 3)), 1)
+    with pytest.raises(PromptError, match="do not fit a stack"):
+        cache.logit_attrs(cache.decompose_resid(), torch.tensor([1, 2, 3, 4]))

@@ -10,8 +10,9 @@ import torch
 from conftest import make
 from torch import Tensor
 
-from interp.errors import HookError, UnknownName
+from interp.errors import HookError, PromptError, UnknownName
 from interp.gpt import GPT
+from interp.prompts import PromptPairs
 from interp.sites import SITES, get_act_name, match, site_names
 
 
@@ -238,3 +239,16 @@ def test_short_names_stand_for_full_ones() -> None:
         get_act_name("z")
     with pytest.raises(UnknownName, match="did you mean 'resid_post'"):
         get_act_name("resid_pots", 1)
+
+
+def test_what_is_asked_for_in_the_wrong_form_is_explained(tokens: Tensor) -> None:
+    model = make("gpt2")
+    with pytest.raises(UnknownName, match=r"its full name is 'blocks\.\*\.attn\.hook_pattern'"):
+        model.run_with_cache(tokens, names_filter="pattern")
+    with pytest.raises(HookError, match="list of pairs"):
+        model.run_with_hooks(tokens, fwd_hooks=("hook_embed", lambda x, hook: x))
+    with pytest.raises(PromptError, match="must be token ids, a text or several texts, not list"):
+        model([[1, 2], [3, 4]])
+    pairs = PromptPairs.from_tokens([[1, 2]], answers=[(1, 2)])
+    with pytest.raises(PromptError, match=r"give \.clean or \.corrupt"):
+        model(pairs)

@@ -241,3 +241,10 @@ def test_hooks_are_gone_after_a_sweep_that_failed() -> None:
     with pytest.raises(ZeroDivisionError):
         sweep(model, pairs_of(), [Variant([Edit("z", {"layer": 0}, source=lambda x, hook: 1 / 0)], {})], progress=False)
     assert not any(point._hooks for point in model.hook_dict.values())
+
+
+def test_something_else_than_variants_is_refused() -> None:
+    edit = Edit("z", {"layer": 0})
+    for wrong in (Variant([edit]), [edit]):
+        with pytest.raises(PromptError, match="a list of Variants"):
+            sweep(make("gpt2"), pairs_of(), wrong, progress=False)  # type: ignore[arg-type]

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -84,4 +86,6 @@ def _load(model: HookedModel, reference: str | Path | None) -> Any:
     options: dict[str, Any] = {"dtype": model.dtype, "attn_implementation": "eager"}
     if path.suffix == ".gguf":
         path, options["gguf_file"] = path.parent, path.name
-    return AutoModelForCausalLM.from_pretrained(str(path), local_files_only=True, **options).eval().to(model.device)
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        theirs = AutoModelForCausalLM.from_pretrained(str(path), local_files_only=True, **options)
+    return theirs.eval().to(model.device)
