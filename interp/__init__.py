@@ -6,7 +6,7 @@
     logits, cache = model.run_with_cache("When John and Mary went to the store, John gave a bottle of milk to")
     cache["pattern", 19]
 
-Importing does nothing else. Rooms whose imports are slow (pandas, matplotlib, transformers) load when first used.
+Importing does nothing else. What needs slow imports (figures, loading, pandas, transformers) loads when first used.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from interp.prompts import PromptPairs
 from interp.sites import get_act_name
 from interp.sweep import sweep
 from interp.tokens import Tokenizer
-from interp.weights.load import load
-from interp.weights.transformer_lens import load_transformer_lens
 
 if TYPE_CHECKING:
     from interp import figures
+    from interp.weights.load import load
+    from interp.weights.transformer_lens import load_transformer_lens
 
 __version__ = "0.1.0"
 
@@ -61,7 +61,13 @@ __all__ = [
 ]
 
 
+_LATER = {"load": "interp.weights.load", "load_transformer_lens": "interp.weights.transformer_lens"}
+
+
 def __getattr__(name: str) -> Any:
     if name == "figures":
         return importlib.import_module("interp.figures")
+    if name in _LATER:
+        value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+        return value
     raise AttributeError(f"module 'interp' has no attribute {name!r}")

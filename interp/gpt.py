@@ -166,7 +166,8 @@ class GPT(HookedModel):
         Args:
             input: tokens [batch, pos] (or [pos], a batch of one), a text, several texts; with `start_at_layer` the
                 residual stream [batch, pos, d_model] that enters that layer.
-            return_type: "logits", "loss" (mean next-token cross-entropy in nats), "both" or None. loss_per_token: the
+            return_type: "logits", "loss" (mean next-token cross-entropy in nats), "both", or None, which unembeds
+                nothing. loss_per_token: the
             loss of every prediction [batch, pos - 1] instead of the mean. prepend_bos: for text, as in `to_tokens`.
             attention_mask: [batch, pos], True at real tokens, for a batch padded on either side. With `past_kv_cache`
             it
@@ -202,9 +203,10 @@ class GPT(HookedModel):
             resid = block(resid, context, past_kv_cache)
         if stop_at_layer is not None:
             return resid
+        normalized = self.ln_final(resid)
         if return_type is None:
             return None
-        logits = self.unembed(self.ln_final(resid))
+        logits = self.unembed(normalized)
         if return_type == "logits":
             return logits
         if start_at_layer is not None:

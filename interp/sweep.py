@@ -77,11 +77,12 @@ def sweep(
     keep["base"] |= keep["source"] | {f"blocks.{layer}.hook_resid_pre" for layer in starts if layer is not None}
     runs: dict[str, dict[str, Tensor]] = {}
     logits: dict[str, Tensor] = {}
-    for run in RUNS:
-        logits[run], runs[run] = _run(model, tokens[run], mask, sorted(keep[run]))
     check_answers(pairs.answers, model.cfg.d_vocab_out)
-    reference = read(measure, logits["source"], pairs)
-    base_value = evaluate(measure, read(measure, logits["base"], pairs), pairs, reference)
+    for run in RUNS:
+        runs[run] = _run(model, tokens[run], mask, keep[run] | {f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"})
+        logits[run] = _unembed(model, measure, runs[run][f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"], pairs)
+    reference = logits["source"]
+    base_value = evaluate(measure, logits["base"], pairs, reference)
     source_value = evaluate(measure, reference, pairs, reference)
 
     rows: list[dict[str, object]] = []
@@ -97,7 +98,7 @@ def sweep(
         hooks = [(n, edit_hook(e, n, pairs, runs)) for e, n in made]
         with model.hooks(fwd_hooks=hooks):
             if not hooks:
-                out = read(measure, logits["base"], pairs)
+                out = logits["base"]
             elif start is None:
                 out = read(measure, model(tokens["base"], attention_mask=mask), pairs)
             else:
@@ -141,13 +142,9 @@ def _needed(variants: Sequence[Variant], names: Sequence[Sequence[str]], run: st
     }
 
 
-def _run(
-    model: HookedModel, tokens: Tensor, mask: Tensor | None, keep: Sequence[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    if not keep:
-        return model(tokens, attention_mask=mask), {}
-    logits, cache = model.run_with_cache(tokens, names_filter=keep, attention_mask=mask)
-    return logits, {name: cache[name] for name in keep}
+def _run(model: HookedModel, tokens: Tensor, mask: Tensor | None, keep: set[str]) -> dict[str, Tensor]:
+    """The sites of one run that are read later."""
+    return dict(model.run_with_cache(tokens, names_filter=sorted(keep), attention_mask=mask, return_type=None)[1])
 
 
 def _unembed(model: HookedModel, measure: Metric, resid: Tensor, pairs: PromptPairs) -> Tensor:
