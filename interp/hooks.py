@@ -154,7 +154,7 @@ def attached(
     try:
         for entries, backward, reads in kinds:
             for entry in entries:
-                if not (isinstance(entry, tuple) and len(entry) == 2 and callable(entry[1])):
+                if not (isinstance(entry, (tuple, list)) and len(entry) == 2 and callable(entry[1])):
                     raise HookError(f"hooks are a list of pairs (names, function), but one of them is {entry!r}")
                 wanted, fn = entry
                 request = _Request(wanted)

@@ -328,6 +328,11 @@ class HookedModel(nn.Module, ABC):
         return tokens.to(self.device), attention_mask
 
     def _check_tokens(self, tokens: Tensor, n_past: int) -> None:
+        if tokens.is_floating_point():
+            raise PromptError(
+                f"tokens must be whole numbers [batch, pos], not {list(tokens.shape)} {tokens.dtype}; a residual "
+                "stream needs start_at_layer"
+            )
         if tokens.numel() == 0:
             raise PromptError(
                 f"the prompt is empty: tokens have shape {list(tokens.shape)}, expected [batch, pos] with pos > 0"

@@ -222,6 +222,7 @@ def test_seeded_models_are_equal_and_leave_the_global_generator_alone() -> None:
         (torch.tensor([[29]]), "token id 29 is out of range"),
         (torch.tensor([[-1]]), "token id -1 is out of range"),
         (torch.zeros(1, 2, 3, dtype=torch.long), "whole numbers"),
+        (torch.zeros(1, 2), "whole numbers"),
         ("text", "no tokenizer"),
     ],
 )
