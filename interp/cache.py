@@ -312,13 +312,13 @@ class ActivationCache(Mapping[str, Tensor]):
             else f"blocks.{reader}.ln{1 + mlp_input}.hook_scale"
         )
         scale = take(self[name], pos_slice, -2)
+        if self.has_batch_dim:
+            scale = take(scale, batch_slice, 0)
         if has_batch_dim and self.has_batch_dim and residual_stack.shape[1:-1] != scale.shape[:-1]:
             raise PromptError(
                 f"a stack of {list(residual_stack.shape)} does not fit the norm's scale {list(scale.shape)}: pass the "
                 "pos_slice that the stack was made with"
             )
-        if self.has_batch_dim:
-            scale = take(scale, batch_slice, 0)
         return norm.scaled(residual_stack, scale)
 
     @_like_the_cache
