@@ -2,8 +2,7 @@
 
 1. A clean and a corrupt prompt of equal length differ in one respect and have opposite answers.
 2. Denoising: run the corrupt prompt, and set one activation to its value in the clean run. An effect of 1 says that
-   this
-   activation alone restores the clean answer. Noising is the reverse, and asks what is necessary rather than
+   this activation alone restores the clean answer. Noising is the reverse, and asks what is necessary rather than
    sufficient.
 3. Repeat for every layer and head, position or role: one cell of the map each.
 

@@ -41,9 +41,10 @@ def run(model: HookedModel, pairs: PromptPairs, *, pos: str = "last", top: int =
     """Read every layer and sub-layer of the clean prompts through the unembedding.
 
     Args:
-        model: the model. pairs: the prompts; their clean side is read. pos: "last" for the last position of every
-        prompt, "all" for every position. The answer at an earlier position is
-            the prompt's own next token.
+        model: the model.
+        pairs: the prompts; their clean side is read.
+        pos: "last" for the last position of every prompt, "all" for every position. The answer at an earlier position
+            is the prompt's own next token.
         top: how many of the likeliest tokens to keep.
 
     Returns:

@@ -1,9 +1,8 @@
 """`ActivationCache`: what one forward computed, by site name, and the decompositions of its residual stream.
 
 Stored are the sites that were asked for; they share memory with the forward and are never copied. An on-demand site
-that
-was not asked for is computed from its neighbours when it is first read: the pattern from queries and keys, per-head
-results from z, split inputs from the residual stream.
+that was not asked for is computed from its neighbours when it is first read: the pattern from queries and keys,
+per-head results from z, split inputs from the residual stream.
 
 Decompositions follow Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits"): the residual stream is
 the sum of what the embedding, every head and every MLP have written to it.
@@ -289,8 +288,7 @@ class ActivationCache(Mapping[str, Tensor]):
         """Components of the residual stream as the norm before a reader hands them on, at the whole stream's scale.
 
         Centred (layer norm), divided by the cached scale and multiplied by the norm's weight, but without its bias,
-        which
-        belongs to no component: the rows of a full decomposition sum to the norm's output minus that bias.
+        which belongs to no component: the rows of a full decomposition sum to the norm's output minus that bias.
         (TransformerLens, whose weights are folded, has the weight in the reader.)
 
         Args:
