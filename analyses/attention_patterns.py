@@ -67,7 +67,7 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
     every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     chosen = [parse_head(name, model) for name in heads] if heads else every
     layers = sorted({layer for layer, _ in chosen})
-    mask = None if bool(pairs.mask.all()) else pairs.mask
+    mask = pairs.attention_mask
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
     _, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=mask, stop_at_layer=layers[-1] + 1)
     looks = torch.ones(pairs.mask.shape[1], pairs.mask.shape[1], dtype=torch.bool, device=model.device)

@@ -57,7 +57,7 @@ def run(model: HookedModel, pairs: PromptPairs, *, metric: str = "logit_diff") -
     pairs = pairs.to(model.device)
     ends = ("hook_embed", "hook_pos_embed", "hook_z", "hook_mlp_out", "ln_final.hook_scale")
     names = [name for name in model.hook_dict if name.endswith(ends)]
-    mask = None if bool(pairs.mask.all()) else pairs.mask
+    mask = pairs.attention_mask
     logits, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=mask)
     at = (torch.arange(len(pairs), device=model.device), pairs.last)  # the last position of every prompt
 

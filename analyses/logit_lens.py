@@ -60,7 +60,7 @@ def run(model: HookedModel, pairs: PromptPairs, *, pos: str = "last", top: int =
     pairs = pairs.to(model.device)
     names = [n for n in model.hook_dict if n.endswith(("hook_resid_pre", "hook_resid_mid"))]
     names.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
-    mask = None if bool(pairs.mask.all()) else pairs.mask
+    mask = pairs.attention_mask
     logits, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=mask)
 
     prompt, at = pairs.mask.nonzero(as_tuple=True)  # one entry for every real position

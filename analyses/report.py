@@ -145,7 +145,7 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
     import pandas as pd
 
     rows = []
-    mask = None if bool(pairs.mask.all()) else pairs.mask.to(model.device)
+    mask = pairs.to(model.device).attention_mask
     for side in ("clean", "corrupt"):
         logits = model(getattr(pairs, side), attention_mask=mask)
         last = logits[torch.arange(len(pairs)), pairs.last]

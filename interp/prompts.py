@@ -207,6 +207,11 @@ class PromptPairs:
         return self.mask.sum(1)
 
     @property
+    def attention_mask(self) -> Tensor | None:
+        """`mask` as a forward takes it: None where no pair is padded."""
+        return None if bool(self.mask.all()) else self.mask
+
+    @property
     def last(self) -> Tensor:
         """The position of each pair's last real token [n], where the answer is read."""
         return self.lengths - 1

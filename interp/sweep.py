@@ -71,7 +71,7 @@ def sweep(
     starts = [_first_layer(model, row) for row in names]
     pairs = pairs.to(model.device)
     tokens = {"base": getattr(pairs, base), "source": getattr(pairs, source)}
-    mask = None if bool(pairs.mask.all()) else pairs.mask
+    mask = pairs.attention_mask
 
     keep = {run: _needed(variants, names, run) for run in RUNS}
     keep["base"] |= keep["source"] | {f"blocks.{layer}.hook_resid_pre" for layer in starts if layer is not None}
