@@ -25,11 +25,12 @@ from interp.hooks import HookPoint
 from interp.metrics import Metric
 from interp.prompts import PromptPairs
 from interp.sites import get_act_name
-from interp.sweep import sweep
+from interp.sweep import plan_sweep, sweep
 from interp.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from interp import figures
+    from interp.cluster import RayExecutor
     from interp.weights.load import load
     from interp.weights.transformer_lens import load_transformer_lens
 
@@ -45,6 +46,7 @@ __all__ = [
     "ModelConfig",
     "PastKeyValues",
     "PromptPairs",
+    "RayExecutor",
     "RopeScaling",
     "Tokenizer",
     "Variant",
@@ -54,6 +56,7 @@ __all__ = [
     "load",
     "load_transformer_lens",
     "metrics",
+    "plan_sweep",
     "sites",
     "stats",
     "sweep",
@@ -61,7 +64,11 @@ __all__ = [
 ]
 
 
-_LATER = {"load": "interp.weights.load", "load_transformer_lens": "interp.weights.transformer_lens"}
+_LATER = {
+    "RayExecutor": "interp.cluster",
+    "load": "interp.weights.load",
+    "load_transformer_lens": "interp.weights.transformer_lens",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,7 @@ heads than query heads where a model says so (Ainslie et al. 2023, "GQA", sectio
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from interp.config import ModelConfig
 from interp.errors import PromptError
 from interp.hooks import HookPoint
+from interp.packed import Packed
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Context:
 
     `positions` [batch or 1, pos] counts from the start of each real prompt. `allowed` [batch or 1, 1, query, key] is
     None where no mask is needed beyond `causal`. `bias` is ALiBi's, `cos` and `sin`
-    are the rotary embedding's, shaped to be multiplied with pairs of channels (`Attention.rotate`).
+    are the rotary embedding's, shaped to be multiplied with pairs of channels (`Attention.rotate`). `packed` says which
+    rows of which sequences the batch (of one) holds, and `groups` what each group of sequences of equal length shares.
     """
 
     positions: Tensor
@@ -41,6 +43,8 @@ class Context:
     bias: Tensor | None
     cos: Tensor | None
     sin: Tensor | None
+    packed: Packed | None = None
+    groups: tuple[Context, ...] = ()
 
 
 class PastKeyValues:
@@ -108,6 +112,21 @@ def make_context(
     bias = _alibi(cfg, positions, key_positions, dtype) if cfg.positional_embedding_type == "alibi" else None
     cos, sin = _rotary_angles(cfg, positions, dtype) if cfg.positional_embedding_type == "rotary" else (None, None)
     return Context(positions, allowed, causal, bias, cos, sin)
+
+
+def packed_context(cfg: ModelConfig, packed: Packed, dtype: torch.dtype) -> Context:
+    """Positions, masks and rotary angles for the rows of a packed batch [1, row]."""
+    positions = packed.position[None]
+    allowed = packed.allowed(cfg.causal)
+    cos, sin = _rotary_angles(cfg, positions, dtype) if cfg.positional_embedding_type == "rotary" else (None, None)
+    keys = torch.arange(allowed.shape[1], device=positions.device)[None]
+    groups = []
+    for group in packed.groups:
+        own = positions[0, group.rows].unflatten(0, (-1, group.length))  # [sequence, query]
+        bias = _alibi(cfg, own, keys, dtype) if cfg.positional_embedding_type == "alibi" else None
+        seen = allowed[group.rows].unflatten(0, (-1, group.length))[:, None]  # [sequence, 1, query, key]
+        groups.append(Context(own, seen, False, bias, None, None))
+    return Context(positions, None, False, None, cos, sin, packed, tuple(groups))
 
 
 def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
@@ -187,18 +206,39 @@ class Attention(nn.Module):
 
         `split` maps "q", "k" or "v" to an input of its own for every head, [batch, pos, head, d_model].
         """
+        return self.write(self.mix(x, context, split=split, past=past))
+
+    def mix(
+        self,
+        x: Tensor,
+        context: Context,
+        *,
+        split: Mapping[str, Tensor] | None = None,
+        past: PastKeyValues | None = None,
+    ) -> Tensor:
+        """Values mixed by the pattern, before `hook_z`.  # [batch, pos, head, d_head]"""
         q, k, v = self.project(x, split or {})
         if context.cos is not None and self.hook_rot_q is not None and self.hook_rot_k is not None:
             q = self.hook_rot_q(self.rotate(q, context))
             k = self.hook_rot_k(self.rotate(k, context))
+        if context.packed is not None:
+            return self.attend_packed(q, k, v, context.packed, context.groups)
         if past is not None:
             k, v = past.extend(self.layer, k, v)
-        explicit = self.hook_attn_scores or self.hook_pattern
-        z = self.hook_z((self.attend if explicit else self.attend_fused)(q, k, v, context))
+        return (self.attend if self.explicit else self.attend_fused)(q, k, v, context)
+
+    def write(self, z: Tensor) -> Tensor:
+        """What the layer adds to the residual stream, of what its heads mixed.  # [batch, pos, d_model]"""
+        z = self.hook_z(z)
         if self.hook_result:
             out = self.hook_result(self.head_results(z)).sum(2)  # [batch, pos, d_model]
             return out if self.b_z is None else out + self.b_z
-        return F.linear(z.flatten(2), self.W_z, self.b_z)  # [batch, pos, d_model]
+        return F.linear(z.flatten(2), self.W_z, self.b_z)
+
+    @property
+    def explicit(self) -> bool:
+        """Whether somebody wants the scores or the pattern."""
+        return bool(self.hook_attn_scores or self.hook_pattern)
 
     def project(self, x: Tensor, split: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, pos, head, d_head], keys and values [batch, pos, kv_head, d_head]."""
@@ -251,6 +291,32 @@ class Attention(nn.Module):
         """z [batch, pos, head, d_head], by way of the scores and the pattern [batch, head, query, key]."""
         pattern = self.hook_pattern(self.softmax(self.hook_attn_scores(self.scores(q, k, context))))
         return einsum(pattern, self.to_query_heads(v), "batch head query key, batch key head d -> batch query head d")
+
+    def attend_packed(self, q: Tensor, k: Tensor, v: Tensor, packed: Packed, groups: Sequence[Context]) -> Tensor:
+        """z [1, row, head, d_head] of rows whose sequences go back to a base run.
+
+        Scores and patterns of all rows stand in one tensor [1, head, row, key] when they pass their hook points.
+        """
+        keys, values = packed.keys_values(self.layer, k[0], v[0])  # [sequence, pos, kv_head, d_head]
+        parts = []
+        if not self.explicit:
+            for group, context in zip(packed.groups, groups, strict=True):
+                own = q[0, group.rows].unflatten(0, (-1, group.length))  # [sequence, query, head, d_head]
+                z = self.attend_fused(own, keys[group.sequences], values[group.sequences], context)
+                parts.append(z.flatten(0, 1))
+            return torch.cat(parts)[None]
+        for group, context in zip(packed.groups, groups, strict=True):
+            own = q[0, group.rows].unflatten(0, (-1, group.length))
+            scores = self.scores(own, keys[group.sequences], context)
+            parts.append(rearrange(scores, "sequence head query key -> head (sequence query) key"))
+        pattern = self.hook_pattern(self.softmax(self.hook_attn_scores(torch.cat(parts, dim=1)[None])))[0]
+        parts = []
+        for group in packed.groups:
+            own = pattern[:, group.rows].unflatten(1, (-1, group.length))  # [head, sequence, query, key]
+            v_own = self.to_query_heads(values[group.sequences])
+            z = einsum(own, v_own, "head sequence query key, sequence key head d -> sequence query head d")
+            parts.append(z.flatten(0, 1))
+        return torch.cat(parts)[None]
 
     def scores(self, q: Tensor, k: Tensor, context: Context) -> Tensor:
         """Scaled scores [batch, head, query, key] of rotated q and k; -inf where a query may not look."""

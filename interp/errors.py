@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InterpError(Exception):
@@ -40,6 +41,18 @@ class HookError(InterpError, RuntimeError):
 
 class OutputError(InterpError, OSError):
     """A folder or file that cannot be written."""
+
+
+class SweepInterrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a sweep.
+
+    Attributes:
+        frame: the table of the cells that were finished.
+    """
+
+    def __init__(self, message: str, frame: Any) -> None:
+        super().__init__(message)
+        self.frame = frame
 
 
 def nearest(name: str, choices: Iterable[str], *, most: int = 3) -> list[str]:

@@ -53,9 +53,17 @@ class Block(nn.Module):
 
     def forward(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> Tensor:
         """The residual stream [batch, pos, d_model] behind this layer."""
+        return self.write(*self.mix(resid, context, past))
+
+    def mix(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> tuple[Tensor, Tensor]:
+        """The first half, where positions look at one another: the residual stream, and what the heads mixed."""
         resid = self.hook_resid_pre(resid)
         x = resid if self.ln1 is None else self.ln1(resid)
-        attn_out = self.hook_attn_out(self.attn(x, context, split=self._split_inputs(resid, x), past=past))
+        return resid, self.attn.mix(x, context, split=self._split_inputs(resid, x), past=past)
+
+    def write(self, resid: Tensor, z: Tensor) -> Tensor:
+        """The second half, where each position is by itself: what heads and MLP add to the residual stream."""
+        attn_out = self.hook_attn_out(self.attn.write(z))
         if self.mlp is None:
             return self.hook_resid_post(resid + attn_out)
         if self.parallel:
@@ -198,7 +206,7 @@ class GPT(HookedModel):
         context = make_context(
             self.cfg, tokens.shape[1], n_past=n_past, attention_mask=mask, device=self.device, dtype=self.dtype
         )
-        resid = tokens if start_at_layer is not None else self._embed_tokens(tokens, context)
+        resid = tokens if start_at_layer is not None else self.embed_tokens(tokens, context)
         for block in self.blocks[first:last]:
             resid = block(resid, context, past_kv_cache)
         if stop_at_layer is not None:
@@ -220,7 +228,8 @@ class GPT(HookedModel):
         assert isinstance(block, Block)
         return block
 
-    def _embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
+    def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
+        """The residual stream [batch, pos, d_model] that enters the first layer."""
         resid = self.hook_embed(self.embed(tokens))  # [batch, pos, d_model]
         if self.pos_embed is None or self.hook_pos_embed is None:
             return resid

@@ -80,6 +80,11 @@ class HookPoint:
         self.ctx.clear()
 
     @property
+    def has_hooks(self) -> bool:
+        """Whether anything is attached."""
+        return bool(self._hooks)
+
+    @property
     def edited(self) -> bool:
         """Whether a hook that may change the value is attached."""
         return any(not hook.reads for hook in self._hooks)
@@ -139,11 +144,13 @@ def attached(
     bwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = (),
     *,
     readers: Sequence[tuple[NameFilter, HookFunction]] = (),
+    must_run: bool = True,
 ) -> Iterator[None]:
     """Attach hooks for the length of a `with` block.
 
     Each entry is `(names, fn)`; `names` is a full name, a glob, a predicate or a list of these. `readers` only look,
     and come last. A reader whose filter is None takes what is computed anyway, without making anything be computed.
+    With `must_run=False` a hook that never ran is no error.
 
     Raises:
         UnknownName: `names` selects nothing.
@@ -167,7 +174,7 @@ def attached(
                     point.attach(hook)
                     request.hooks.append((point, hook))
         yield
-        for request in requests:
+        for request in requests if must_run else ():
             _check_ran(request)
     finally:
         for request in requests:

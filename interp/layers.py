@@ -203,6 +203,11 @@ class Unembed(nn.Module):
         """Logits.  # [..., d_model] -> [..., d_vocab_out]"""
         return F.linear(x, self._rows(), self.b_U)
 
+    def some(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Logits of some tokens, for each row its own.  # [row, pos, d_model], [row, token] -> [row, pos, token]"""
+        logits = x @ self._rows()[tokens].transpose(1, 2)
+        return logits if self.b_U is None else logits + self.b_U[tokens][:, None]
+
     def _rows(self) -> Tensor:
         return self._embed[0].W_E if self.W_rows is None else self.W_rows
 

@@ -1,15 +1,15 @@
 """Metrics: one number for each prompt from the logits at its last real token.
 
-1. A run gives logits; `at_last` takes each prompt's last real position. 2. A `Metric` turns these rows and the pair of
-answers into one value a row. 3. `normalised_effect` places a value between a base run (0) and a source run (1), so that
-prompts of different difficulty can be averaged.
+1. A run gives logits; a `Metric` says which positions and tokens of them it reads, so that nothing else is computed.
+2. It turns what it reads and the pair of answers into one value a row. 3. `normalised_effect` places a value between a
+base run (0) and a source run (1), so that prompts of different difficulty can be averaged.
 
 Logits in half precision are computed with in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import PromptError, unknown
+from interp.errors import ConfigError, PromptError, unknown
 
 if TYPE_CHECKING:
     from interp.prompts import PromptPairs
@@ -35,7 +35,11 @@ class Metric:
         definition: what it is, in one line, for provenance and captions.
         unit: what it counts.
         needs_reference: whether `fn` compares with another run.
-        whole: whether `fn` reads every position.
+        whole: whether `fn` takes logits with their positions, and the pairs.
+        positions: where `fn` reads, if `whole`: positions or a role, as an `Edit` has them; its logits have only these,
+            in this order. None is all positions.
+        tokens: which logits `fn` reads: "answers" for the two of each pair (where not `whole`: the vocabulary is then
+            these two, and `answers` is 0 and 1), ids, which are then the vocabulary in this order, or None for all.
     """
 
     name: str
@@ -44,6 +48,14 @@ class Metric:
     unit: str
     needs_reference: bool = False
     whole: bool = False
+    positions: int | str | Sequence[int] | None = None
+    tokens: str | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tokens, str) and self.tokens != "answers":
+            raise unknown("choice of tokens", self.tokens, ["answers"])
+        if self.positions is not None and not self.whole:
+            raise ConfigError(f"metric {self.name!r} reads the last position: positions need whole=True")
 
 
 def get_metric(metric: str | Metric | Callable[..., Tensor]) -> Metric:
@@ -112,9 +124,32 @@ def measure(
     )
 
 
+def where_read(metric: Metric, pairs: PromptPairs) -> Tensor:
+    """The positions that a metric reads in every prompt [rows, positions]."""
+    if not metric.whole:
+        return pairs.last[:, None]
+    if metric.positions is None:
+        return torch.arange(pairs.mask.shape[1], device=pairs.mask.device).expand(len(pairs), -1)
+    return pairs.positions(metric.positions)
+
+
+def which_read(metric: Metric, pairs: PromptPairs) -> Tensor | None:
+    """The tokens that a metric reads in every prompt [rows, tokens], or None for the whole vocabulary."""
+    if metric.tokens is None:
+        return None
+    if metric.tokens == "answers":
+        return pairs.answers
+    return torch.as_tensor(metric.tokens, device=pairs.answers.device).expand(len(pairs), -1)
+
+
 def read(metric: Metric, logits: Tensor, pairs: PromptPairs) -> Tensor:
-    """The part of the logits [rows, pos, d_vocab_out] that a metric reads: all, or [rows, d_vocab_out] at the last."""
-    return logits if metric.whole else at_last(logits, pairs)
+    """What a metric reads of logits [rows, pos, d_vocab_out]: [rows, tokens], with positions between if `whole`."""
+    at = where_read(metric, pairs).to(logits.device)  # [rows, positions]
+    seen = logits[torch.arange(len(pairs), device=logits.device)[:, None], at]  # [rows, positions, d_vocab_out]
+    tokens = which_read(metric, pairs)
+    if tokens is not None:
+        seen = seen.gather(-1, tokens.to(logits.device)[:, None].expand(-1, at.shape[1], -1))
+    return seen if metric.whole else seen[:, 0]
 
 
 def evaluate(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
@@ -123,13 +158,21 @@ def evaluate(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
     Raises:
         PromptError: the metric does not return one number a row.
     """
-    value = metric.fn(seen, pairs) if metric.whole else metric.fn(seen, pairs.answers.to(seen.device), reference)
+    value = metric.fn(seen, pairs) if metric.whole else score(metric, seen, pairs.answers, reference)
     if not isinstance(value, Tensor) or list(value.shape) != [len(pairs)]:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise PromptError(
             f"metric {metric.name!r} returned {shape}, expected a tensor [{len(pairs)}], one number a row"
         )
     return value
+
+
+def score(metric: Metric, seen: Tensor, answers: Tensor, reference: Tensor | None) -> Tensor:
+    """A metric that is not `whole`, of any rows [rows]: what it reads of them, their answers and reference."""
+    answers = answers.to(seen.device)
+    if metric.tokens == "answers":
+        answers = torch.arange(2, device=seen.device).expand_as(answers)
+    return metric.fn(seen, answers, reference)
 
 
 def check_answers(answers: Tensor, d_vocab_out: int) -> None:
@@ -222,12 +265,24 @@ def _kl(logits: Tensor, answers: Tensor, reference: Tensor | None) -> Tensor:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("logit_diff", _logit_diff, "logit of the right answer minus logit of the wrong answer", "logits"),
-        Metric("logit", _logit, "logit of the right answer", "logits"),
+        Metric(
+            "logit_diff",
+            _logit_diff,
+            "logit of the right answer minus logit of the wrong answer",
+            "logits",
+            tokens="answers",
+        ),
+        Metric("logit", _logit, "logit of the right answer", "logits", tokens="answers"),
         Metric("log_prob", _log_prob, "natural logarithm of the right answer's probability", "nats"),
         Metric("prob", _prob, "probability of the right answer", "probability"),
         Metric("rank", _rank, "number of tokens with a logit strictly above the right answer's; 0 is top", "tokens"),
-        Metric("correct", _correct, "1 where the right answer's logit is above the wrong one's, else 0", "fraction"),
+        Metric(
+            "correct",
+            _correct,
+            "1 where the right answer's logit is above the wrong one's, else 0",
+            "fraction",
+            tokens="answers",
+        ),
         Metric("kl", _kl, "KL(reference run || this run) of next-token distributions", "nats", needs_reference=True),
     )
 }

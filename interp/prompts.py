@@ -238,6 +238,27 @@ class PromptPairs:
                 )
         return torch.tensor([of_pair[role] for of_pair in self.roles], device=self.clean.device)
 
+    def positions(self, index: int | str | Sequence[int]) -> Tensor:
+        """The positions of every prompt that an index stands for [n, how many].
+
+        Args:
+            index: positions from the start of the real prompt, or -1, -2, ... from its end; or a role.
+
+        Raises:
+            PromptError: a position outside some prompt, a role that some pair lacks.
+        """
+        if isinstance(index, str):
+            return self.role_positions(index)[:, None]
+        given = [index] if isinstance(index, int) else list(index)
+        chosen = torch.tensor(given, dtype=torch.int64, device=self.mask.device).expand(len(self), -1)
+        lengths = self.lengths[:, None]
+        chosen = torch.where(chosen < 0, chosen + lengths, chosen)
+        outside = (chosen < 0) | (chosen >= lengths)
+        if bool(outside.any()):
+            row = int(outside.any(1).nonzero()[0])
+            raise PromptError(f"position {index} is outside prompt {row}, which has {int(lengths[row])} tokens")
+        return chosen
+
     def labels(self, index: int) -> list[str]:
         """Axis labels for the positions of one clean prompt, such as `9: John`."""
         return labels(self.str_tokens[self._chosen(index)[0]])

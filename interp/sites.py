@@ -134,6 +134,18 @@ def site_names(cfg: ModelConfig) -> dict[str, Site]:
     return names | {site.name(): site for site in here if "ln_final" in site.template}
 
 
+def axis_sizes(cfg: ModelConfig) -> dict[str, int]:
+    """How long the axes are that do not depend on the prompts."""
+    return {
+        "head": cfg.n_heads,
+        "kv_head": cfg.n_kv_heads,
+        "d_model": cfg.d_model,
+        "d_head": cfg.d_head,
+        "d_mlp": cfg.d_mlp or 0,
+        "one": 1,
+    }
+
+
 def get_act_name(site: str, layer: int | None = None, layer_type: str | None = None) -> str:
     """The full name of a site from its short form, as TransformerLens's function of the same name.
 

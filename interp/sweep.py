@@ -1,33 +1,40 @@
-"""`sweep`: many variants of the same prompts, one row for every variant and prompt.
+"""`sweep`: many variants of the same prompts, one row for every variant and prompt, at the price of what they change.
 
-1. The base run (the prompts that get edited) and the source run (the one edits copy from) are made once, keeping the
-   sites that edits read and the residual stream before every layer where a variant begins.
-2. For every variant the layers from its first edit on are run again, with its edits attached; a variant that only sets
-   what the base run has already is not run.
-3. The metric reads the logits of each prompt's last position; nothing else is unembedded unless the metric asks.
+1. A plan finds the rows that must be run and cuts them into chunks (`interp.plan`).
+2. An executor runs the chunks (`interp.passes`), here or on a cluster (`interp.cluster`).
+3. With `out`, each finished chunk is on disk before the next one counts (`interp.journal`): a sweep that was killed
+   goes on where it stopped, and ends with the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from interp.edits import RUNS, Edit, Variant, changes_nothing, edit_hook
-from interp.errors import PromptError, unknown
-from interp.metrics import Metric, check_answers, evaluate, get_metric, normalised_effect, read
+from interp.edits import Variant
+from interp.errors import ConfigError, PromptError, SweepInterrupted, unknown
+from interp.metrics import Metric, check_answers, get_metric, normalised_effect
 from interp.model import HookedModel
+from interp.passes import Job, Values
+from interp.plan import Plan, make_plan, watched
+from interp.progress import progress_bar
 from interp.prompts import PromptPairs
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp.journal import Journal
+
 SIDES = ("clean", "corrupt")
+EXECUTORS = ("local", "ray")
+Executor = Callable[[Job, Sequence[int]], Iterator[tuple[int, Values]]]
 
 
-@torch.no_grad()
 def sweep(
     model: HookedModel,
     pairs: PromptPairs,
@@ -36,18 +43,28 @@ def sweep(
     *,
     base: str = "corrupt",
     source: str = "clean",
+    max_memory: int | None = None,
+    out: str | Path | None = None,
     progress: bool | None = None,
+    executor: str | Executor = "local",
 ) -> pd.DataFrame:
     """Run every variant on every prompt and measure it.
 
+    The numbers are those of one full forward for each cell, within rounding. A cell whose edits copy what the base run
+    has already is not run, and is exactly the base run.
+
     Args:
-        model: the model.
+        model: the model. With hooks attached, or bridged, it runs whole forwards.
         pairs: the prompts.
         variants: what to change; see `interp.edits`.
-        metric: a name of `interp.metrics.METRICS`, a `Metric`, or a function of logits and pairs.
+        metric: a name of `interp.metrics.METRICS`, a `Metric`, or a function `fn(logits [rows, pos, d_vocab_out],
+            pairs) -> [rows]`, which is given the prompts of one variant, or of a part of them where memory is short.
         base: the side that gets edited, "clean" or "corrupt". Corrupt patched from clean is denoising.
         source: the side that edits copy from; the same as `base` for ablations.
+        max_memory: bytes to allocate beyond the weights; None takes a part of what is free.
+        out: a folder for the finished chunks. The same call with the same folder goes on with it.
         progress: a bar on stderr; None shows it on a terminal.
+        executor: "local", "ray" (a cluster of this machine alone), or an `interp.RayExecutor`.
 
     Returns:
         A row for every variant and prompt: the variant's labels, `prompt`, `metric`, `value`, `base_value`,
@@ -55,10 +72,58 @@ def sweep(
 
     Raises:
         UnknownName: a site, layer, head, role, metric or side that does not exist; before anything is run.
+        ConfigError: `max_memory` is too little for a single row.
+        OutputError: `out` holds another sweep, or cannot be written; finished chunks are kept.
+        SweepInterrupted: Ctrl-C; it has the table of what was finished.
     """
-    import pandas as pd
-    from tqdm import tqdm
+    job = _job(model, pairs, variants, metric, base, source, max_memory)
+    run = _executor(executor)
+    journal = None if out is None else _journal(out, job)
+    values = np.full((len(variants), len(pairs)), np.nan)
+    runs = np.full((2, len(pairs)), np.nan)
+    waiting = []
+    finished = set() if journal is None else journal.finished()
+    for index in range(len(job.plan.chunks)):
+        if _part(index) in finished:
+            assert journal is not None
+            _enter(job.plan, index, journal.read(_part(index))["value"], values, runs)
+        else:
+            waiting.append(index)
+    with progress_bar(job.plan, waiting, progress) as bar:
+        try:
+            for index, found in run(job, waiting):
+                if journal is not None:
+                    journal.write(_part(index), _columns(job.plan, index, found))
+                _enter(job.plan, index, found, values, runs)
+                bar.finish(index)
+        except KeyboardInterrupt:
+            raise SweepInterrupted(_so_far(bar.done, job.plan, journal), _table(job, values, runs).dropna()) from None
+    return _table(job, values, runs)
 
+
+def plan_sweep(
+    model: HookedModel,
+    pairs: PromptPairs,
+    variants: Sequence[Variant],
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    *,
+    base: str = "corrupt",
+    source: str = "clean",
+    max_memory: int | None = None,
+) -> Plan:
+    """What `sweep` would run, without running it: `print` it, or ask for its `operations`, `cells` and `chunks`."""
+    return _job(model, pairs, variants, metric, base, source, max_memory).plan
+
+
+def _job(
+    model: HookedModel,
+    pairs: PromptPairs,
+    variants: Sequence[Variant],
+    metric: str | Metric | Callable[..., Tensor],
+    base: str,
+    source: str,
+    max_memory: int | None,
+) -> Job:
     for side in (base, source):
         if side not in SIDES:
             raise unknown("side", side, SIDES)
@@ -66,89 +131,101 @@ def sweep(
         raise PromptError(f"sweep takes a list of Variants, each a set of edits, not {variants!r:.80}")
     if not variants:
         raise PromptError("sweep needs at least one variant")
+    if max_memory is not None and (not isinstance(max_memory, int) or max_memory <= 0):
+        raise ConfigError(f"max_memory must be a positive number of bytes, not {max_memory!r}")
     measure = get_metric(metric)
-    names = [[edit.name(model.cfg) for edit in variant.edits] for variant in variants]
-    starts = [_first_layer(model, row) for row in names]
-    pairs = pairs.to(model.device)
-    tokens = {"base": getattr(pairs, base), "source": getattr(pairs, source)}
-    mask = pairs.attention_mask
-
-    keep = {run: _needed(variants, names, run) for run in RUNS}
-    keep["base"] |= keep["source"] | {f"blocks.{layer}.hook_resid_pre" for layer in starts if layer is not None}
-    runs: dict[str, dict[str, Tensor]] = {}
-    logits: dict[str, Tensor] = {}
     check_answers(pairs.answers, model.cfg.d_vocab_out)
-    for run in RUNS:
-        runs[run] = _run(model, tokens[run], mask, keep[run] | {f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"})
-        logits[run] = _unembed(model, measure, runs[run][f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"], pairs)
-    reference = logits["source"]
-    base_value = evaluate(measure, logits["base"], pairs, reference)
-    source_value = evaluate(measure, reference, pairs, reference)
-
-    rows: list[dict[str, object]] = []
-    for variant, sites, start in tqdm(
-        list(zip(variants, names, starts, strict=True)),
-        desc="sweep",
-        unit="cell",
-        disable=None if progress is None else not progress,
-    ):
-        made = list(zip(variant.edits, sites, strict=True))
-        if all(changes_nothing(e, n, pairs, runs, model.hook_dict[n].site) for e, n in made):
-            made = []  # one edit alone must not be dropped: another may change what it would have set back
-        hooks = [(n, edit_hook(e, n, pairs, runs)) for e, n in made]
-        with model.hooks(fwd_hooks=hooks):
-            if not hooks:
-                out = logits["base"]
-            elif start is None:
-                out = read(measure, model(tokens["base"], attention_mask=mask), pairs)
-            else:
-                resid = runs["base"][f"blocks.{start}.hook_resid_pre"]
-                out = model(resid, attention_mask=mask, start_at_layer=start, stop_at_layer=model.cfg.n_layers)
-                out = _unembed(model, measure, out, pairs)
-        value = evaluate(measure, out, pairs, reference)
-        effect = normalised_effect(value, base_value, source_value)
-        for prompt in range(len(pairs)):
-            rows.append(
-                {
-                    **variant.labels,
-                    "prompt": prompt,
-                    "metric": measure.name,
-                    "value": float(value[prompt]),
-                    "base_value": float(base_value[prompt]),
-                    "source_value": float(source_value[prompt]),
-                    "effect": float(effect[prompt]),
-                }
-            )
-    return pd.DataFrame(rows)
+    pairs = pairs.to(model.device)
+    plan = make_plan(model, pairs, variants, measure, base=base, source=source, max_memory=max_memory)
+    return Job(model, pairs, variants, measure, base, source, plan)
 
 
-def _first_layer(model: HookedModel, names: Iterable[str]) -> int | None:
-    """The layer where a variant begins; None when an edit lies outside the layers, so that all must run."""
-    points = [model.hook_dict[name] for name in names]
-    if not points or not all(point.site.per_layer for point in points):
-        return None
-    return min(point.layer() for point in points)
+def _executor(executor: str | Executor) -> Executor:
+    if executor == "local":
+        return _locally
+    if executor == "ray":
+        from interp.cluster import RayExecutor  # imports pyarrow
+
+        return RayExecutor()
+    if isinstance(executor, str) or not callable(executor):
+        raise unknown("executor", executor, EXECUTORS)
+    return executor
 
 
-def _needed(variants: Sequence[Variant], names: Sequence[Sequence[str]], run: str) -> set[str]:
-    def reads(edit: Edit) -> bool:
-        return edit.run == run
+def _locally(job: Job, chunks: Sequence[int]) -> Iterator[tuple[int, Values]]:
+    return ((index, job.run(index)) for index in chunks)
 
+
+def _part(index: int) -> str:
+    return f"chunk-{index:05d}"
+
+
+def _journal(out: str | Path, job: Job) -> Journal:
+    """The journal of a sweep; `job` takes over the plan that was stored there first."""
+    from interp import __version__
+    from interp.fingerprint import fingerprint
+    from interp.journal import Journal
+
+    if watched(job.model):
+        raise ConfigError("hooks are attached to the model, and a journal cannot tell what they do: sweep without out")
+    key = {
+        "model": fingerprint([job.model.cfg, dict(job.model.state_dict())]),
+        "prompts": job.pairs.digest(),
+        "variants": fingerprint(tuple(job.variants)),
+        "metric": fingerprint(job.metric),
+        "sides": f"{job.source} into {job.base}",
+        "device": f"{job.model.device.type}, {job.model.dtype}",
+        "versions": f"interp {__version__}, torch {torch.__version__}",
+    }
+    journal = Journal.open(out, key, {"chunks": len(job.plan.chunks), "plan": job.plan.to_plain()})
+    job.plan = Plan.from_plain(journal.plan["plan"], len(job.variants), len(job.pairs))
+    return journal
+
+
+def _columns(plan: Plan, index: int, found: Values) -> Mapping[str, np.ndarray[Any, Any]]:
+    """A chunk's values with their variants (-2 and -1 for the base and the source run) and prompts, one row a cell."""
+    chunk = plan.chunks[index]
+    variants, prompts = np.array(chunk.variants or (-2, -1)), np.arange(*chunk.prompts)
     return {
-        n
-        for variant, row in zip(variants, names, strict=True)
-        for edit, n in zip(variant.edits, row, strict=True)
-        if reads(edit)
+        "variant": np.repeat(variants, len(prompts)),
+        "prompt": np.tile(prompts, len(variants)),
+        "value": found.ravel(),
     }
 
 
-def _run(model: HookedModel, tokens: Tensor, mask: Tensor | None, keep: set[str]) -> dict[str, Tensor]:
-    """The sites of one run that are read later."""
-    return dict(model.run_with_cache(tokens, names_filter=sorted(keep), attention_mask=mask, return_type=None)[1])
+def _enter(plan: Plan, index: int, found: Values, values: Values, runs: Values) -> None:
+    """Put a chunk's values into the whole; a variant that is in no chunk changes nothing."""
+    chunk = plan.chunks[index]
+    prompts = slice(*chunk.prompts)
+    if chunk.variants:
+        values[list(chunk.variants), prompts] = found.reshape(len(chunk.variants), -1)
+        return
+    runs[:, prompts] = found.reshape(2, -1)
+    run = {v for other in plan.chunks if other.prompts == chunk.prompts for v in other.variants}
+    idle = [v for v in range(plan.n_variants) if v not in run]
+    values[idle, prompts] = runs[0, prompts]
 
 
-def _unembed(model: HookedModel, measure: Metric, resid: Tensor, pairs: PromptPairs) -> Tensor:
-    if measure.whole:
-        return model.unembed(model.ln_final(resid))
-    last = resid[torch.arange(len(pairs), device=resid.device), pairs.last]
-    return model.unembed(model.ln_final(last[:, None]))[:, 0]
+def _table(job: Job, values: Values, runs: Values) -> pd.DataFrame:
+    import pandas as pd
+
+    n_variants, n_prompts = values.shape
+    labels = pd.DataFrame([dict(variant.labels) for variant in job.variants], index=range(n_variants))
+    frame = labels.loc[np.repeat(np.arange(n_variants), n_prompts)].reset_index(drop=True)
+    return frame.assign(
+        prompt=np.tile(np.arange(n_prompts), n_variants),
+        metric=job.metric.name,
+        value=values.ravel(),
+        base_value=np.tile(runs[0], n_variants),
+        source_value=np.tile(runs[1], n_variants),
+        effect=normalised_effect(values, runs[0], runs[1]).ravel(),
+    )
+
+
+def _so_far(done: int, plan: Plan, journal: Journal | None) -> str:
+    if journal is None:
+        return f"interrupted after {done:,} of {plan.cells:,} cells; with out=FOLDER a sweep goes on where it stopped"
+    return (
+        f"interrupted after {done:,} of {plan.cells:,} cells, which are kept in {journal.folder}: "
+        "the same sweep with the same folder goes on from there"
+    )

@@ -1,0 +1,412 @@
+"""Running the chunks of a plan: many variants in one pass through the layers.
+
+1. The base and source runs of a block of prompts are made once. Of the base run the residual stream, keys and values
+   and what heads mixed are kept where a chunk may begin; of both what edits copy from.
+2. A chunk goes down the layers as one batch of rows. At each step, rows that are needed from there on join it with
+   their values in the base run; edits change their own rows; attention reads the base run's keys and values at
+   positions that have no row.
+3. In the last layer only rows go on that the metric reads; these alone are normalised and unembedded, for the tokens
+   that the metric reads.
+
+A model that cannot be entered at a layer (a bridged one, or one with somebody's hooks) runs whole prompts instead, many
+variants in one batch; everything else is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.attention import Context, packed_context
+from interp.changes import Changes, Layout
+from interp.costs import LOGIT_ROWS
+from interp.edits import RUNS, Variant
+from interp.gpt import GPT
+from interp.hooks import attached
+from interp.metrics import Metric, evaluate, read, score, where_read, which_read
+from interp.model import HookedModel
+from interp.packed import KeysValues, Packed, pack
+from interp.plan import Chunk, Plan, watched
+from interp.prompts import PromptPairs
+from interp.reach import (
+    Mask,
+    Numbers,
+    Placed,
+    Placer,
+    changed,
+    events,
+    mean_over_prompts,
+    token_differences,
+    value_differences,
+    whole_source,
+)
+
+Values = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(eq=False)
+class Block:
+    """The base and source runs of some prompts.
+
+    Attributes:
+        pairs: the prompts.
+        prompts: which they are, first and behind the last.
+        stored: "base" and "source" to what was stored of each run, by site name.
+        seen: what the metric reads of the logits of each run.
+        value: the metric of each run [prompt].
+    """
+
+    pairs: PromptPairs
+    prompts: tuple[int, int]
+    stored: dict[str, dict[str, Tensor]]
+    seen: dict[str, Tensor]
+    value: dict[str, Tensor]
+
+
+@dataclass(eq=False)
+class Cells:
+    """The cells of a chunk that must be run.
+
+    Attributes:
+        variant: the variant of every cell, counted in the chunk [cell].
+        prompt: the prompt of every cell, counted in the block [cell].
+        joins: by step, cells and the rows that they need from there on [cell, pos].
+        changes: their edits.
+    """
+
+    variant: Numbers
+    prompt: Numbers
+    joins: dict[int, list[tuple[Numbers, Mask]]]
+    changes: Changes
+
+
+@dataclass(eq=False)
+class Job:
+    """A sweep that is ready to run, chunk by chunk and in any order, here or on another machine.
+
+    Attributes:
+        model, pairs, variants, metric, base, source: as `interp.sweep` takes them.
+        plan: its chunks.
+    """
+
+    model: HookedModel
+    pairs: PromptPairs
+    variants: Sequence[Variant]
+    metric: Metric
+    base: str
+    source: str
+    plan: Plan
+    _block: Block | None = field(default=None, repr=False)
+    _means: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_block": None, "_means": {}}
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same job with its model and prompts on a device."""
+        return replace(self, model=self.model.to(device), pairs=self.pairs.to(device), _block=None, _means={})
+
+    @torch.no_grad()
+    def run(self, index: int) -> Values:
+        """Run one chunk.
+
+        Returns:
+            The metric [variant, prompt] of the chunk's variants on its block of prompts; of a chunk without variants
+            that of the base run and of the source run.
+        """
+        chunk = self.plan.chunks[index]
+        block = self.block(chunk.prompts)
+        if not chunk.variants:
+            return torch.stack([block.value[run] for run in RUNS]).double().cpu().numpy()
+        cells = self._cells(block, chunk)
+        values = np.tile(block.value["base"].double().cpu().numpy(), (len(chunk.variants), 1))
+        if len(cells.prompt):
+            found = _in_one_pass(self, block, cells) if self.plan.packed else _as_whole_prompts(self, block, cells)
+            values[cells.variant, cells.prompt] = found.double().cpu().numpy()
+        return values
+
+    def block(self, prompts: tuple[int, int]) -> Block:
+        """The base and source runs of some prompts; those of the last call are remembered."""
+        if self._block is None or self._block.prompts != prompts:
+            self._block = None  # lets go of the earlier one first
+            self._block = self._run_block(prompts)
+        return self._block
+
+    def _run_block(self, prompts: tuple[int, int]) -> Block:
+        pairs = self.pairs[prompts[0] : prompts[1]]
+        copied = self._copied()
+        stored: dict[str, dict[str, Tensor]] = {}
+        seen: dict[str, Tensor] = {}
+        for run, side in zip(RUNS, (self.base, self.source), strict=True):
+            names = copied[run]
+            if run == "base":
+                names = names | copied["source"] | copied["computed"] | self._entries()
+            stored[run], seen[run] = self._run_side(pairs, side, names & set(self.model.hook_dict))
+        value = {run: evaluate(self.metric, seen[run], pairs, seen["source"]) for run in RUNS}
+        return Block(pairs, prompts, stored, seen, value)
+
+    def _run_side(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """What a run has at some sites, and what the metric reads of its logits."""
+        model, tokens, mask = self.model, getattr(pairs, side), pairs.attention_mask
+        if not self.plan.packed:
+            logits, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask)
+            return dict(cache), read(self.metric, logits, pairs)
+        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+        names = names | {last}
+        _, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask, return_type=None)
+        at = where_read(self.metric, pairs)
+        final = cache[last][torch.arange(len(pairs), device=at.device)[:, None], at]  # [prompt, read, d_model]
+        return dict(cache), self.unembedded(model.ln_final(final), np.arange(len(pairs)), pairs)
+
+    def unembedded(self, normalized: Tensor, prompts: Numbers, pairs: PromptPairs) -> Tensor:
+        """What the metric reads of the logits, from the normalised residual stream there [row, read, d_model]."""
+        tokens = which_read(self.metric, pairs)
+        if tokens is None:
+            logits = self.model.unembed(normalized)
+        else:
+            logits = self.model.unembed.some(normalized, tokens[torch.from_numpy(prompts).to(tokens.device)])
+        return logits if self.metric.whole else logits[:, 0]
+
+    def _copied(self) -> dict[str, set[str]]:
+        """The sites that edits copy from each run, and those that functions are given."""
+        found: dict[str, set[str]] = {"base": set(), "source": set(), "computed": set()}
+        for variant in self.variants:
+            for edit in variant.edits:
+                if edit.run is not None and edit.op != "mean":
+                    found[edit.run].add(edit.name(self.model.cfg))
+                elif callable(edit.source):
+                    found["computed"].add(edit.name(self.model.cfg))
+        return found
+
+    def _entries(self) -> set[str]:
+        """The sites of the base run that rows are joined from, and its keys and values."""
+        if not self.plan.packed:
+            return set()
+        names = set()
+        for step in self.plan.joins:
+            names.add(f"blocks.{step // 2}.hook_resid_pre")
+            if step % 2:
+                names.add(f"blocks.{step // 2}.attn.hook_z")
+        for layer in range(min(self.plan.joins, default=0) // 2, self.model.cfg.n_layers):
+            names |= set(self._keys_values(layer))
+        return names
+
+    def _keys_values(self, layer: int) -> tuple[str, str]:
+        key = "rot_k" if self.model.cfg.positional_embedding_type == "rotary" else "k"
+        return f"blocks.{layer}.attn.hook_{key}", f"blocks.{layer}.attn.hook_v"
+
+    def prefix(self, stored: Mapping[str, Tensor], first: int) -> dict[int, KeysValues]:
+        """Keys and values of a run from a layer on."""
+        found = {}
+        for layer in range(first, self.model.cfg.n_layers):
+            key, value = self._keys_values(layer)
+            found[layer] = (stored[key], stored[value])
+        return found
+
+    def _cells(self, block: Block, chunk: Chunk) -> Cells:
+        cfg, pairs = self.model.cfg, block.pairs
+        placer = Placer(self.model, pairs)
+        by_tokens = token_differences(pairs, self.base, self.source, cfg.causal)
+        differs = value_differences(block.stored["base"], block.stored["source"], by_tokens)
+        every = watched(self.model)  # their hooks expect the prompts as they are
+        changes = Changes(lambda placed: self._values(placed, block), block.stored["base"])
+        variants, prompts, count = [], [], 0
+        joins: dict[int, list[tuple[Numbers, Mask]]] = {}
+        for at, number in enumerate(chunk.variants):
+            placed = [placer.place(edit) for edit in self.variants[number].edits]
+            found = events([(edit, changed(edit, differs)) for edit in placed], cfg.causal, placer.real, cfg.n_layers)
+            if not found:
+                continue
+            live = np.logical_or.reduce([rows.any(1) for _, rows in found]) | every
+            own = np.nonzero(live)[0]
+            cells = np.arange(count, count + len(own))
+            for step, rows in found:
+                joins.setdefault(step, []).append((cells, rows[own]))
+            changes.add(placed, cells, own)
+            variants.append(np.full(len(own), at))
+            prompts.append(own)
+            count += len(own)
+        none = np.zeros(0, dtype=np.int64)
+        return Cells(np.concatenate([none, *variants]), np.concatenate([none, *prompts]), joins, changes)
+
+    def _values(self, placed: Placed, block: Block) -> Tensor:
+        """What an edit copies from, in the site's axes, for the prompts of a block."""
+        edit, site = placed.edit, placed.site
+        if edit.run is not None and edit.op != "mean":
+            return block.stored[edit.run][placed.name]
+        if edit.run is not None:
+            whole = self._mean(edit.run, placed)
+        else:
+            whole = whole_source(edit, placed.name, site, self.model.cfg, self.pairs)
+        first, last = block.prompts
+        part = {"batch": slice(first, last), **dict.fromkeys(("pos", "query", "key"), slice(block.pairs.mask.shape[1]))}
+        return whole[tuple(part.get(axis, slice(None)) for axis in site.axes)]
+
+    def _mean(self, run: str, placed: Placed) -> Tensor:
+        """The mean of a site over all prompts in one run, in the shape of all prompts."""
+        if (run, placed.name) not in self._means:
+            names = {
+                edit.name(self.model.cfg)
+                for variant in self.variants
+                for edit in variant.edits
+                if edit.op == "mean" and edit.run == run
+            }
+            self._means |= self._all_means(run, names)
+        return self._means[run, placed.name]
+
+    def _all_means(self, run: str, names: set[str]) -> dict[tuple[str, str], Tensor]:
+        n = len(self.pairs)
+        sums: dict[str, Tensor] = {}
+        for first, last in dict.fromkeys(chunk.prompts for chunk in self.plan.chunks):
+            mask = self.pairs.mask[first:last]
+            _, cache = self.model.run_with_cache(
+                getattr(self.pairs, self.base if run == "base" else self.source)[first:last],
+                names_filter=sorted(names),
+                attention_mask=None if bool(mask.all()) else mask,
+                return_type=None,
+            )
+            for name, value in cache.items():
+                site = self.model.hook_dict[name].site
+                here = mean_over_prompts(value, site, mask) * self._counts(site, mask, value)
+                sums[name] = here if name not in sums else sums[name] + here
+        found = {}
+        for name, total in sums.items():
+            site = self.model.hook_dict[name].site
+            mean = total / self._counts(site, self.pairs.mask, total).clamp(min=1)
+            found[run, name] = mean.expand(n, *mean.shape[1:])
+        return found
+
+    def _counts(self, site: Any, mask: Tensor, value: Tensor) -> Tensor:
+        """How many prompts a mean is over: those that have the position, or all."""
+        if "pos" not in site.axes:
+            return torch.tensor(len(mask), device=value.device)
+        return mask.sum(0).reshape(1, -1, *[1] * (value.ndim - 2)).to(value.device)
+
+
+class _Batch:
+    """The rows that are in the batch now, and how tensors follow when they change."""
+
+    def __init__(self, cells: Cells, prefix: Mapping[int, KeysValues], mask: Tensor) -> None:
+        self.cells = cells
+        self.prefix = prefix
+        self.mask = mask
+        self.rows: Mask = np.zeros((len(cells.prompt), mask.shape[1]), dtype=bool)
+        self.row_of: Numbers = np.full(self.rows.shape, -1)
+        self.packed: Packed | None = None
+        self._before: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+
+    def lay_out(self, rows: Mask) -> bool:
+        """Let the batch hold these rows [cell, pos]; whether that is a change."""
+        if np.array_equal(rows, self.rows):
+            return False
+        self.rows = rows.copy()
+        packed, order = pack(torch.from_numpy(self.rows), torch.from_numpy(self.cells.prompt), self.prefix, self.mask)
+        cell, position = order[packed.sequence.cpu()].numpy(), packed.position.cpu().numpy()
+        old, self.row_of = self.row_of, np.full(rows.shape, -1)
+        self.row_of[cell, position] = np.arange(len(cell))
+        was = old[cell, position]
+        stays = np.nonzero(was >= 0)[0]
+        device = self.mask.device
+        self._before = (torch.from_numpy(stays).to(device), torch.from_numpy(was[stays]).to(device))
+        self.packed = packed if len(cell) else None
+        self.cells.changes.layout = Layout(self.cells.prompt, self.row_of)
+        return True
+
+    def moved(self, value: Tensor, base: Tensor | None) -> Tensor:
+        """`value` [1, row, ...] for the new rows; those that were not there have the base run's [prompt, pos, ...]."""
+        if self.packed is None:
+            return value[:, :0]
+        now, was = self._before
+        if base is None:
+            return value[:, was]
+        new = base[self.packed.row_prompt, self.packed.position]
+        if len(now):
+            new[now] = value[0, was]
+        return new[None]
+
+
+def _in_one_pass(job: Job, block: Block, cells: Cells) -> Tensor:
+    """The metric of every cell [cell]; its rows join the batch on the way down."""
+    model = job.model
+    assert isinstance(model, GPT)
+    n_layers, pairs, base = model.cfg.n_layers, block.pairs, block.stored["base"]
+    first = min(cells.joins) // 2
+    at = where_read(job.metric, pairs).cpu().numpy()[cells.prompt]  # [cell, read]
+    is_read = np.zeros((len(cells.prompt), pairs.mask.shape[1]), dtype=bool)
+    np.put_along_axis(is_read, at, True, axis=1)
+    batch = _Batch(cells, job.prefix(base, first), pairs.mask)
+    wanted = np.zeros_like(is_read)
+    resid = z = torch.empty(1, 0, device=model.device)
+    context: Context | None = None
+    with attached(model.hook_dict, [(name, cells.changes.hook) for name in cells.changes.names], must_run=False):
+        for layer in range(first, n_layers):
+            pre, mixed = (base.get(f"blocks.{layer}.{name}") for name in ("hook_resid_pre", "attn.hook_z"))
+            _join(wanted, cells.joins.get(2 * layer))
+            joined = batch.lay_out(wanted)
+            if batch.packed is not None:
+                if context is None or context.packed is not batch.packed:
+                    context = packed_context(model.cfg, batch.packed, model.dtype)
+                if joined and layer == 0:
+                    tokens = getattr(pairs, job.base)[batch.packed.row_prompt, batch.packed.position]
+                    resid = model.embed_tokens(tokens[None], context)
+                elif joined:
+                    resid = batch.moved(resid, pre)
+                resid, z = model.block(layer).mix(resid, context)
+            _join(wanted, cells.joins.get(2 * layer + 1))
+            if batch.lay_out(wanted & is_read if layer == n_layers - 1 else wanted):
+                resid, z = batch.moved(resid, pre), batch.moved(z, mixed)
+            if batch.packed is not None:
+                resid = model.block(layer).write(resid, z)
+        if batch.lay_out(is_read):
+            resid = batch.moved(resid, base[f"blocks.{n_layers - 1}.hook_resid_post"])
+        normalized = model.ln_final(resid)[0]
+    row = torch.from_numpy(np.take_along_axis(batch.row_of, at, axis=1)).to(model.device)  # [cell, read]
+    return _measured(
+        job, block, cells, lambda chosen: job.unembedded(normalized[row[chosen]], cells.prompt[chosen], pairs)
+    )
+
+
+def _join(wanted: Mask, joining: Sequence[tuple[Numbers, Mask]] | None) -> None:
+    for cells, rows in joining or ():
+        wanted[cells] = rows
+
+
+def _as_whole_prompts(job: Job, block: Block, cells: Cells) -> Tensor:
+    """The metric of every cell [cell], from a forward of whole prompts."""
+    model, pairs = job.model, block.pairs
+    prompt = torch.from_numpy(cells.prompt).to(model.device)
+    n_cells, width = len(prompt), pairs.mask.shape[1]
+    cells.changes.layout = Layout(cells.prompt, np.arange(n_cells * width).reshape(n_cells, width))
+    mask = pairs.mask[prompt]
+    with attached(model.hook_dict, [(name, cells.changes.hook) for name in cells.changes.names]):
+        logits = model(getattr(pairs, job.base)[prompt], attention_mask=None if bool(mask.all()) else mask)
+    at, tokens = where_read(job.metric, pairs)[prompt], which_read(job.metric, pairs)
+    seen = logits[torch.arange(n_cells, device=at.device)[:, None], at]
+    if tokens is not None:
+        seen = seen.gather(-1, tokens[prompt][:, None].expand(-1, at.shape[1], -1))
+    return _measured(job, block, cells, lambda chosen: seen[chosen] if job.metric.whole else seen[chosen, 0])
+
+
+def _measured(job: Job, block: Block, cells: Cells, seen: Callable[[Numbers], Tensor]) -> Tensor:
+    """The metric of every cell, of what `seen` gives of the logits of some cells; never all of a large vocabulary."""
+    metric, n_cells = job.metric, len(cells.prompt)
+    parts = []
+    if metric.whole:
+        for variant in np.unique(cells.variant):
+            own = np.nonzero(cells.variant == variant)[0]
+            logits, prompts = block.seen["base"].clone(), torch.from_numpy(cells.prompt[own])
+            logits[prompts] = seen(own)
+            parts.append(evaluate(metric, logits, block.pairs, None)[prompts])
+        return torch.cat(parts)
+    size = LOGIT_ROWS if metric.tokens is None else n_cells
+    for start in range(0, n_cells, size):
+        chosen = np.arange(start, min(start + size, n_cells))
+        prompts = torch.from_numpy(cells.prompt[chosen]).to(block.pairs.mask.device)
+        reference = block.seen["source"][prompts] if metric.needs_reference else None
+        parts.append(score(metric, seen(chosen), block.pairs.answers[prompts], reference))
+    return torch.cat(parts)

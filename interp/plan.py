@@ -1,0 +1,274 @@
+"""The plan of a sweep: which rows must be run, cut into chunks, and what they cost; made without running anything.
+
+1. Prompts are cut into blocks, whose base and source runs fit into memory at once.
+2. In each block, variants are ordered by where they begin in the depth of the model and cut into chunks of about as
+   many rows as the machine multiplies best. Variants that make the model form something on demand (a pattern, an input
+   for every head) have chunks of their own, so that nobody else pays for it.
+3. The first chunk of each block is the block's base and source runs; the rest are variants, in any order.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from interp.costs import Costs, Load
+from interp.edits import Variant
+from interp.errors import ConfigError
+from interp.gpt import GPT
+from interp.metrics import Metric
+from interp.model import HookedModel
+from interp.prompts import PromptPairs
+from interp.reach import Events, Placed, Placer, changed, events, token_differences
+
+# Rows that a chunk should have at its widest: enough for a good matrix product, few enough to stay in a CPU's cache.
+ROWS = {"cpu": 512, "cuda": 16384}
+# The part of free memory that is used unless told otherwise.
+SHARE = {"cpu": 0.25, "cuda": 0.7}
+# The part of a matrix product's rate that a sweep reaches (benchmarks/sweep.py).
+EFFICIENCY = 0.75
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some variants on some prompts.
+
+    Attributes:
+        prompts: the block of prompts, first and behind the last.
+        variants: their numbers; none for the base and source runs of the block.
+        cells: variants times prompts that are run; the others change nothing.
+        rows: positions that are run at the widest step.
+        operations: floating-point operations, a multiplication and an addition counted as two.
+        memory: bytes that are allocated, about.
+    """
+
+    prompts: tuple[int, int]
+    variants: tuple[int, ...]
+    cells: int
+    rows: int
+    operations: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a sweep is going to be run; `print` it.
+
+    Attributes:
+        chunks: what is run, in order; those without variants are base and source runs.
+        n_variants: how many variants there are.
+        n_prompts: how many prompts.
+        idle: cells (variant and prompt) that change nothing, so that nothing is run for them.
+        max_memory: bytes that may be allocated beyond the weights.
+        packed: whether rows of different variants share a batch and skip what they do not change.
+        joins: the steps of the depth (`interp.reach`) at which rows join a batch.
+    """
+
+    chunks: tuple[Chunk, ...]
+    n_variants: int
+    n_prompts: int
+    idle: int
+    max_memory: int
+    packed: bool
+    joins: tuple[int, ...]
+
+    @property
+    def cells(self) -> int:
+        """Variants times prompts."""
+        return self.n_variants * self.n_prompts
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations of all chunks."""
+        return sum(chunk.operations for chunk in self.chunks)
+
+    def __str__(self) -> str:
+        rows = [chunk.rows for chunk in self.chunks if chunk.variants]
+        widest = f", {min(rows):,} to {max(rows):,} rows each" if rows else ""
+        how = "" if self.packed else "; each a batch of whole forwards"
+        return (
+            f"{self.n_variants:,} variants x {self.n_prompts:,} prompts = {self.cells:,} cells, of which {self.idle:,} "
+            f"change nothing and cost nothing\n"
+            f"{len(rows):,} chunks{widest}{how}\n"
+            f"{self.operations:.3g} floating-point operations\n"
+            f"about {max(chunk.memory for chunk in self.chunks) / 2**20:,.0f} MiB beyond the weights, of "
+            f"{self.max_memory / 2**20:,.0f} MiB allowed"
+        )
+
+    def to_plain(self) -> dict[str, Any]:
+        """What a journal remembers of it, in plain JSON values."""
+        return {
+            "max_memory": self.max_memory,
+            "idle": self.idle,
+            "packed": self.packed,
+            "joins": list(self.joins),
+            "chunks": [[*c.prompts, list(c.variants), c.cells, c.rows, c.operations, c.memory] for c in self.chunks],
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], n_variants: int, n_prompts: int) -> Plan:
+        """The plan that `to_plain` gave."""
+        chunks = tuple(
+            Chunk((first, last), tuple(variants), *counts) for first, last, variants, *counts in plain["chunks"]
+        )
+        rest = (plain["idle"], plain["max_memory"], plain["packed"], tuple(plain["joins"]))
+        return cls(chunks, n_variants, n_prompts, *rest)
+
+
+def packs(model: HookedModel) -> bool:
+    """Whether variants may share a batch: the layers are ours to enter, and nobody else's hook watches them."""
+    return isinstance(model, GPT) and not watched(model)
+
+
+def watched(model: HookedModel) -> bool:
+    """Whether somebody's hooks are attached, which expect the prompts as they are."""
+    return any(point.has_hooks for point in model.hook_dict.values())
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a sweep may allocate on a device unless told otherwise: a part of what is free now."""
+    if device.type == "cuda":
+        return int(SHARE["cuda"] * torch.cuda.mem_get_info(device)[0])
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        free = 8 * 2**30  # not every system says
+    return int(SHARE["cpu"] * free)
+
+
+def expected_seconds(plan: Plan, model: HookedModel) -> float:
+    """How long a plan should take, from the time of a matrix product of this model's shape on this machine."""
+    rows = ROWS.get(model.device.type, ROWS["cpu"])
+    x = torch.ones(rows, model.cfg.d_model, device=model.device, dtype=model.dtype)
+    weight = torch.ones(model.cfg.d_mlp or model.cfg.d_model, model.cfg.d_model, device=x.device, dtype=x.dtype)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product = torch.nn.functional.linear(x, weight)
+        product[0, 0].item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    rate = 2 * x.numel() * weight.shape[0] / min(times)
+    return plan.operations / (EFFICIENCY * rate)
+
+
+def make_plan(
+    model: HookedModel,
+    pairs: PromptPairs,
+    variants: Sequence[Variant],
+    metric: Metric,
+    *,
+    base: str,
+    source: str,
+    max_memory: int | None = None,
+) -> Plan:
+    """Plan a sweep; arguments as `interp.sweep` takes them.
+
+    Raises:
+        UnknownName: a site, layer, head or role that does not exist.
+        PromptError: a position outside some prompt.
+        ConfigError: `max_memory` does not hold one variant on one prompt; the message says what does.
+    """
+    budget = free_memory(model.device) if max_memory is None else max_memory
+    packed = packs(model)
+    placer = Placer(model, pairs)
+    placed = [[placer.place(edit) for edit in variant.edits] for variant in variants]
+    found = _events(placed, placer, pairs, base, source, model)
+    demands = [on_demand(row) for row in placed]
+    costs = Costs(model.cfg, metric, pairs.mask.shape[1], model.dtype.itemsize)
+    kept = {p.name: p.site for row in placed for p in row if p.edit.run is not None}
+    start = min((steps[0][0] for steps in found if steps), default=0) // 2
+
+    def runs(n_prompts: int) -> tuple[float, int]:
+        return costs.runs(n_prompts, kept.values(), start)
+
+    target = ROWS.get(model.device.type, ROWS["cpu"])
+    whole = not packed or any(callable(edit.source) for variant in variants for edit in variant.edits)
+    size = _block_size(costs, runs, len(pairs), target, budget, whole=whole)
+    order = sorted(range(len(variants)), key=lambda v: (sorted(demands[v]), found[v][0][0] if found[v] else -1, v))
+    chunks: list[Chunk] = []
+    idle, guests = 0, watched(model)
+    for first in range(0, len(pairs), size):
+        last = min(first + size, len(pairs))
+        operations, store = runs(last - first)
+        chunks.append(Chunk((first, last), (), 0, (last - first) * costs.width, operations, store))
+        taken: list[int] = []
+        total = Load()
+        loads: dict[tuple[int, bool], Load] = {}
+        for v in order:
+            key = (id(found[v]), bool(demands[v]))
+            if key not in loads:
+                loads[key] = costs.variant(found[v], first, last, on_demand=key[1])
+            load = loads[key]
+            idle += last - first - load.cells
+            if not load.cells:
+                continue
+            if taken and (
+                demands[v] != demands[taken[-1]]
+                or total.rows + load.rows > target
+                or store + total.memory + load.memory > budget
+                or guests
+            ):
+                chunks.append(_chunk(first, last, taken, total, store))
+                taken, total = [], Load()
+            taken.append(v)
+            total = total + load
+        if taken:
+            chunks.append(_chunk(first, last, taken, total, store))
+    joins = sorted({step for steps in found for step, _ in steps})
+    return Plan(tuple(chunks), len(variants), len(pairs), idle, budget, packed, tuple(joins))
+
+
+def _chunk(first: int, last: int, variants: Sequence[int], load: Load, store: int) -> Chunk:
+    return Chunk((first, last), tuple(variants), load.cells, load.rows, load.operations, store + load.memory)
+
+
+def on_demand(placed: Sequence[Placed]) -> frozenset[str]:
+    """The short names of on-demand sites that a variant makes the model form."""
+    return frozenset(edit.site.short for edit in placed if edit.site.on_demand)
+
+
+def _events(
+    placed: Sequence[Sequence[Placed]], placer: Placer, pairs: PromptPairs, base: str, source: str, model: HookedModel
+) -> list[Events]:
+    """The rows that each variant needs; variants with the same needs share one object."""
+    n_layers, causal = model.cfg.n_layers, model.cfg.causal
+    differs = token_differences(pairs, base, source, causal)
+    masks: dict[object, object] = {}
+    known: dict[object, Events] = {}
+    found = []
+    for row in placed:
+        changes = []
+        key = []
+        for edit in row:
+            copies = edit.edit.op == "set" and edit.edit.run is not None
+            what = (id(edit.rows), copies and (edit.edit.run, edit.site.short if edit.step == 0 else None))
+            if what not in masks:
+                masks[what] = changed(edit, differs)
+            changes.append((edit, masks[what]))
+            key.append((edit.step, edit.site.short, what))
+        if tuple(key) not in known:
+            known[tuple(key)] = events(changes, causal, placer.real, n_layers)  # type: ignore[arg-type]
+        found.append(known[tuple(key)])
+    return found
+
+
+def _block_size(costs: Costs, runs: object, n_prompts: int, target: int, budget: int, *, whole: bool) -> int:
+    """How many prompts are run together."""
+
+    def needed(size: int) -> int:
+        return runs(size)[1] + costs.memory(size * costs.width, size, on_demand=True)  # type: ignore[operator]
+
+    size = n_prompts if whole else max(1, min(n_prompts, target // costs.width))
+    while not whole and size > 1 and needed(size) > budget:
+        size = (size + 1) // 2
+    if needed(size) > budget:
+        why = "all prompts at once, as a function or somebody's hook sees them together," if whole else "one prompt"
+        raise ConfigError(
+            f"max_memory={budget:,} bytes is too little: one variant on {why} needs about {needed(size):,}"
+        )
+    return size

@@ -1,0 +1,321 @@
+"""The one-pass engine against plain forwards: any edits, on any model, for any prompts, however the sweep is cut."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import KINDS, make
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from interp import passes
+from interp import plan as plans
+from interp.edits import Edit, Variant
+from interp.errors import ConfigError, HookError
+from interp.gpt import GPT
+from interp.metrics import Metric
+from interp.model import HookedModel
+from interp.prompts import PromptPairs
+from interp.sites import Site, axis_sizes, site_names
+from interp.sweep import plan_sweep, sweep
+
+VOCABULARY, ANSWERS = 29, 11
+
+
+def make_pairs(lengths: Sequence[int], shared: int = 0, seed: int = 0) -> PromptPairs:
+    """Pairs whose prompts agree in their first `shared` tokens, with roles."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = [torch.randint(0, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+    corrupt = [
+        row[:shared] + [(token + 1 + at % 3) % VOCABULARY for at, token in enumerate(row[shared:])] for row in clean
+    ]
+    right = torch.randint(0, ANSWERS - 1, (len(lengths),), generator=generator).tolist()
+    roles = [{"first": 0, "middle": n // 2, "end": n - 1} for n in lengths]
+    return PromptPairs.from_tokens(clean, corrupt, answers=[(r, r + 1) for r in right], roles=roles)
+
+
+def index_of(where: dict[str, Any], site: Site, pairs: PromptPairs, prompt: int, value: Tensor) -> tuple[Any, ...]:
+    """Where an edit acts on one unpadded prompt [1, ...], as an index for `value[index]`."""
+    length = int(pairs.lengths[prompt])
+    index = []
+    for axis, size in zip(site.axes, value.shape, strict=True):
+        given = where.get(axis)
+        if given is None:
+            chosen = list(range(size))
+        elif isinstance(given, str):
+            chosen = [pairs.roles[prompt][given]]
+        else:
+            chosen = [at % length if axis in ("pos", "query", "key") else at for at in np.atleast_1d(given).tolist()]
+        index.append(torch.tensor(chosen))
+    return torch.meshgrid(*index, indexing="ij")
+
+
+def by_hand(
+    model: HookedModel, pairs: PromptPairs, variant: Variant, base: str, source: str, read: int | None = -1
+) -> list[Any]:
+    """One plain forward for each prompt, without padding, with one hook for each edit; logits at `read`, or all."""
+    found = []
+    for at, n in enumerate(pairs.lengths.tolist()):
+        tokens = {"base": getattr(pairs, base)[at : at + 1, :n], "source": getattr(pairs, source)[at : at + 1, :n]}
+        hooks = []
+        for edit in variant.edits:
+            name = edit.name(model.cfg)
+            kept = None
+            if edit.op not in ("zero", "scale") and not isinstance(edit.source, float):
+                kept = model.run_with_cache(tokens[edit.run or "base"], names_filter=[name])[1][name]
+
+            def hook(value: Tensor, hook: Any, edit: Edit = edit, kept: Tensor | None = kept, at: int = at) -> Tensor:
+                index = index_of(dict(edit.where), hook.site, pairs, at, value)
+                new = value.clone()
+                if edit.op == "zero":
+                    new[index] = 0
+                elif edit.op == "scale":
+                    new[index] *= edit.source
+                elif edit.op == "set":
+                    new[index] = edit.source if kept is None else kept[index]
+                elif edit.op == "add":
+                    new[index] += edit.source if kept is None else kept[index]
+                return new
+
+            hooks.append((name, hook))
+        logits = model.run_with_hooks(tokens["base"], fwd_hooks=hooks)[0]
+        found.append(logits if read is None else logits[read])
+    return found
+
+
+@torch.no_grad()
+def compare(
+    model: HookedModel, pairs: PromptPairs, variants: Sequence[Variant], base: str, source: str, **options: Any
+) -> None:
+    """Every cell of a sweep against the forward by hand, to 2e-5 of the largest logit."""
+    frame = sweep(model, pairs, variants, base=base, source=source, progress=False, **options)
+    values = frame["value"].to_numpy().reshape(len(variants), len(pairs))
+    for row, variant in zip(values, variants, strict=True):
+        for at, logits in enumerate(by_hand(model, pairs, variant, base, source)):
+            right, wrong = pairs.answers[at]
+            expected = float(logits[right] - logits[wrong])
+            if not np.isfinite(expected):
+                continue
+            assert row[at] == pytest.approx(expected, abs=2e-5 * max(1.0, float(logits.abs().max()))), (variant, at)
+
+
+@st.composite
+def edits(draw: st.DrawFn, model: GPT, shortest: int) -> Edit:
+    name = draw(st.sampled_from(list(site_names(model.cfg))))
+    site = model.hook_dict[name].site
+    sizes = axis_sizes(model.cfg)
+    where: dict[str, Any] = {}
+    for axis in site.axes:
+        if axis in ("pos", "query", "key"):
+            position = st.integers(-shortest, shortest - 1)
+            choice = st.sampled_from(["first", "middle", "end"]) | position | st.lists(position, min_size=1, max_size=3)
+        elif axis in sizes and sizes[axis] > 1:
+            inside = st.integers(0, sizes[axis] - 1)
+            choice = inside | st.lists(inside, min_size=1, max_size=3)
+        else:
+            continue
+        if draw(st.booleans()):
+            where[axis] = draw(choice)
+    ops = ["set", "set", "zero"] if "scores" in name else ["set", "set", "add", "scale", "zero"]  # -inf has no sums
+    op = draw(st.sampled_from(ops))
+    if op == "scale":
+        source: Any = draw(st.sampled_from([0.5, -1.0, 2.0]))
+    else:
+        source = None if op == "zero" else draw(st.sampled_from([None, "source", "base", 0.25]))
+    return Edit(name, where, op, source)
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_any_sweep_equals_plain_forwards(data: st.DataObject) -> None:
+    model = make(data.draw(st.sampled_from(sorted(KINDS))))
+    lengths = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
+    pairs = make_pairs(lengths, data.draw(st.integers(0, 4)), data.draw(st.integers(0, 3)))
+    edit = edits(model, min(lengths))
+    variants = [
+        Variant(data.draw(st.lists(edit, max_size=3)), {"cell": at}) for at in range(data.draw(st.integers(1, 5)))
+    ]
+    base, source = data.draw(st.sampled_from([("corrupt", "clean"), ("clean", "corrupt"), ("clean", "clean")]))
+    rows = dict(plans.ROWS)
+    plans.ROWS["cpu"] = data.draw(st.sampled_from([1, 5, 12, 512]))
+    try:
+        compare(model, pairs, variants, base, source)
+    except HookError as error:
+        assert "choose one" in str(error)  # the norm and an input of its own for every head, in one variant
+    finally:
+        plans.ROWS.update(rows)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_hundreds_of_edits_in_one_variant(kind: str) -> None:
+    model, pairs = make(kind), make_pairs((5, 7, 2), shared=1)
+    generator = torch.Generator().manual_seed(3)
+    variants = []
+    for at in range(6):
+        off = torch.rand(model.cfg.n_layers, model.cfg.n_heads, generator=generator) < 0.5
+        heads = [Edit("z", {"layer": layer, "head": head}, "zero") for layer, head in off.nonzero().tolist()]
+        back = [
+            Edit("resid_post", {"layer": layer, "d_model": channel}, source="source")
+            for layer in range(model.cfg.n_layers)
+            for channel in range(0, model.cfg.d_model, 1 + at)
+        ]
+        variants.append(Variant(heads + back, {"circuit": at}))
+    compare(model, pairs, variants, "corrupt", "clean")
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_site_in_one_sweep(kind: str) -> None:
+    """All sites at once, so that whatever must not share a batch would be seen."""
+    model, pairs = make(kind), make_pairs((6, 4, 6), shared=2)
+    variants = [Variant([Edit(name)], {"name": name}) for name in site_names(model.cfg)]
+    compare(model, pairs, variants, "corrupt", "clean")
+
+
+def test_plan_counts_what_is_run_and_nothing_else() -> None:
+    model, pairs = make("llama_gqa"), make_pairs((6, 6), shared=3)
+    variants = [Variant([Edit("resid_pre", {"layer": layer, "pos": p})]) for layer in (0, 1) for p in range(6)]
+    plan = plan_sweep(model, pairs, variants)
+    assert plan.idle == 2 * 2 * 3 and sum(chunk.cells for chunk in plan.chunks) == 2 * 2 * 3
+    assert {v for chunk in plan.chunks for v in chunk.variants} == {3, 4, 5, 9, 10, 11}
+    # In each layer the cells at positions 3, 4 and 5 have the rows behind them, for two prompts.
+    rows = 2 * (3 + 2 + 1)
+    assert sum(chunk.rows for chunk in plan.chunks if chunk.variants) == 2 * rows
+    cfg = model.cfg
+    heads, kv_heads = cfg.n_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head
+    keys = 2 * sum(p + 1 for first in (3, 4, 5) for p in range(first, 6))
+    look = rows * 2 * cfg.d_model * (heads + 2 * kv_heads) + keys * 4 * heads
+    write = 2 * cfg.d_model * (heads + 3 * (cfg.d_mlp or 0))
+    read = 2 * 2 * cfg.d_model
+    # Both layers for the first six cells, the second for the others; at its end only the last position goes on.
+    expected = (look + rows * write) + 2 * (look + 6 * write + 6 * read)
+    assert sum(chunk.operations for chunk in plan.chunks if chunk.variants) == pytest.approx(expected)
+    assert "24 cells, of which 12 change nothing" in str(plan)
+
+
+def test_the_plan_promises_what_is_multiplied() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Long products and short attention, which the counter leaves out.
+    model = make("gpt2", d_model=64, d_head=16, n_layers=3)
+    pairs = make_pairs((7, 7, 7), shared=2)
+    variants = [
+        Variant([Edit("z", {"layer": layer, "head": head, "pos": p})])
+        for layer in range(3)
+        for head in range(model.cfg.n_heads)
+        for p in range(7)
+    ]
+    plan = plan_sweep(model, pairs, variants)
+    with FlopCounterMode(display=False) as counter:
+        sweep(model, pairs, variants, progress=False)
+    assert counter.get_total_flops() == pytest.approx(plan.operations, rel=0.1)
+
+
+@pytest.mark.parametrize("budget", [60_000, 200_000, 10_000_000])
+def test_memory_bounds_change_the_plan_and_not_the_numbers(budget: int) -> None:
+    model, pairs = make("llama_gqa"), make_pairs((6, 4, 7, 5, 6), shared=1)
+    variants = [Variant([Edit("z", {"layer": layer, "head": head})]) for layer in (0, 1) for head in range(4)]
+    plan = plan_sweep(model, pairs, variants, max_memory=budget)
+    assert all(chunk.memory <= budget for chunk in plan.chunks)
+    compare(model, pairs, variants, "corrupt", "clean", max_memory=budget)
+
+
+def test_too_little_memory_is_refused_with_what_is_needed() -> None:
+    model, pairs = make("llama_gqa"), make_pairs((6, 4))
+    with pytest.raises(
+        ConfigError, match=r"max_memory=1,000 bytes is too little: one variant on one prompt needs about"
+    ):
+        plan_sweep(model, pairs, [Variant([Edit("z", {"layer": 0})])], max_memory=1000)
+    function = Variant([Edit("z", {"layer": 0}, source=lambda x, hook: x)])
+    with pytest.raises(ConfigError, match="all prompts at once"):
+        plan_sweep(model, pairs, [function], max_memory=1000)
+    with pytest.raises(ConfigError, match="must be a positive number of bytes"):
+        plan_sweep(model, pairs, [function], max_memory=-1)
+
+
+def test_a_job_pickles_and_its_chunks_run_in_any_order() -> None:
+    from interp.sweep import _job
+
+    model, pairs = make("llama_gqa"), make_pairs((6, 4, 5))
+    variants = [Variant([Edit("z", {"layer": layer, "head": head})]) for layer in (0, 1) for head in range(4)]
+    rows = dict(plans.ROWS)
+    plans.ROWS["cpu"] = 12
+    try:
+        job = _job(model, pairs, variants, "logit_diff", "corrupt", "clean", None)
+    finally:
+        plans.ROWS.update(rows)
+    assert len(job.plan.chunks) > 4
+    other = pickle.loads(pickle.dumps(job))
+    here = [job.run(index) for index in range(len(job.plan.chunks))]
+    there = [other.run(index) for index in reversed(range(len(job.plan.chunks)))]
+    for a, b in zip(here, reversed(there), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_somebody_elses_hooks_stay_in_force() -> None:
+    model, pairs = make("gpt2"), make_pairs((6, 4))
+    variants = [Variant([Edit("z", {"layer": layer, "head": head})]) for layer in (0, 1) for head in range(2)]
+
+    def without(value: Tensor, hook: Any) -> Tensor:
+        assert value.shape[0] in (1, len(pairs))  # the prompts as they are, whatever the sweep does
+        return 0 * value
+
+    plain = sweep(model, pairs, variants, progress=False)
+    with model.hooks([("blocks.0.hook_mlp_out", without)]):
+        compare(model, pairs, variants, "corrupt", "clean")
+        cut = sweep(model, pairs, variants, progress=False)
+    assert (cut["value"] - plain["value"]).abs().max() > 1e-3
+
+
+def test_metrics_say_what_they_read() -> None:
+    model, pairs = make("gpt2"), make_pairs((6, 4, 5), shared=1)
+    variants = [Variant([Edit("z", {"layer": layer, "head": head})]) for layer in (0, 1) for head in range(2)]
+    seen: list[list[int]] = []
+
+    def whole(logits: Tensor, rows: PromptPairs) -> Tensor:
+        at = rows.role_positions("middle")
+        return logits[torch.arange(len(rows)), at, 3] - logits[torch.arange(len(rows)), at, 7]
+
+    def narrow(logits: Tensor, rows: PromptPairs) -> Tensor:
+        seen.append(list(logits.shape))
+        return logits[:, 0, 0] - logits[:, 0, 1]
+
+    wide = sweep(model, pairs, variants, whole, progress=False)
+    says = Metric(
+        "narrow", narrow, "logit 3 over 7 at the middle", "logits", whole=True, positions="middle", tokens=(3, 7)
+    )
+    told = sweep(model, pairs, variants, says, progress=False)
+    assert told["value"].tolist() == pytest.approx(wide["value"].tolist(), rel=1e-5, abs=1e-6)
+    assert seen and all(shape == [3, 1, 2] for shape in seen)
+    assert plan_sweep(model, pairs, variants, says).operations < plan_sweep(model, pairs, variants, whole).operations
+
+
+def test_what_is_equal_in_both_runs_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[int, int]] = []
+    original = passes._in_one_pass
+
+    def counted(job: Any, block: Any, cells: Any) -> Tensor:
+        ran.extend(zip(cells.variant.tolist(), cells.prompt.tolist(), strict=True))
+        return original(job, block, cells)
+
+    monkeypatch.setattr(passes, "_in_one_pass", counted)
+    model, pairs = make("no_norm_relu"), make_pairs((5, 5))
+    name = "blocks.1.mlp.hook_post"
+    neurons = range(model.cfg.d_mlp or 0)
+    variants = [Variant([Edit(name, {"d_mlp": n})], {"neuron": n}) for n in neurons]
+    frame = sweep(model, pairs, variants, progress=False)
+    clean, corrupt = (model.run_with_cache(side)[1][name][:, -1] for side in (pairs.clean, pairs.corrupt))
+    differs = clean != corrupt  # [prompt, neuron], where the metric reads
+    assert 0 < differs.sum() < differs.numel()
+    off = ~(model.run_with_cache(pairs.clean)[1][name] != model.run_with_cache(pairs.corrupt)[1][name]).any(1)
+    assert off.any() and all((n, prompt) not in ran for prompt, n in off.nonzero().tolist())
+    table = frame.set_index(["prompt", "neuron"])
+    for prompt, n in (~differs).nonzero().tolist():
+        assert table.loc[(prompt, n), "value"] == table.loc[(prompt, n), "base_value"]
+    for prompt, n in differs.nonzero().tolist():
+        assert table.loc[(prompt, n), "value"] != table.loc[(prompt, n), "base_value"]
