@@ -31,8 +31,9 @@ lint: $(READY) ## check style, format and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-bench: $(READY) ## run every benchmark, one after another
-	@set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+bench: $(READY) ## run every benchmark against its peers, one after another
+	@$(PIP) -c constraints.txt -e '.[bench]' >>$(LOG) 2>&1 || { echo "the peers cannot be installed (log: $(LOG))" >&2; exit 1; }
+	@set -e; for name in startup forward sweep; do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
 clean: ## remove the environment, reports, caches and build products
 	rm -rf $(VENV) build dist *.egg-info reports .pytest_cache .mypy_cache .ruff_cache .hypothesis

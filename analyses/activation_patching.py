@@ -4,7 +4,8 @@
 2. Denoising: run the corrupt prompt, and set one activation to its value in the clean run. An effect of 1 says that
    this activation alone restores the clean answer. Noising is the reverse, and asks what is necessary rather than
    sufficient.
-3. Repeat for every layer and head, position or role: one cell of the map each.
+3. Repeat for every layer and head, position or role: one cell of the map each. A granularity names what is patched and
+   how finely it is cut, by the names of TransformerLens (`interp.granularity`).
 
 Source: Vig et al. 2020 ("Investigating Gender Bias in Language Models Using Causal Mediation Analysis", section 3) and
 Meng et al. 2022 ("Locating and Editing Factual Associations in GPT", section 2.1); on denoising and noising Heimersheim
@@ -13,22 +14,27 @@ and Nanda 2024 ("How to use and interpret activation patching", section 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import EllipsisType
+from typing import TYPE_CHECKING, Any
 
 import click
 from torch import Tensor
 
 from interp import figures, stats
 from interp.command import study_command
-from interp.edits import Edit, Variant
-from interp.errors import PromptError, unknown
+from interp.edits import Variant
+from interp.errors import InterpError, unknown
+from interp.glyphs import visible
+from interp.granularity import AXES, COLUMNS, PLACES, TOLD, asked, by_position, described, variants
 from interp.metrics import Metric
 from interp.model import HookedModel
+from interp.plan import Plan
 from interp.prompts import PromptPairs
 from interp.scales import Axis
-from interp.sites import get_act_name, site_names
-from interp.sweep import sweep
+from interp.sites import get_act_name
+from interp.sweep import Executor, plan_sweep, sweep
 from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
@@ -37,110 +43,194 @@ if TYPE_CHECKING:
     from interp.canvas import Figure
 
 ORDER = 40
-AXES = ("head", "pos", "role")
 DIRECTIONS = {"denoise": ("corrupt", "clean"), "noise": ("clean", "corrupt")}  # base, source
-
-
-def variants(model: HookedModel, pairs: PromptPairs, *, site: str, by: str | None) -> list[Variant]:
-    """One edit for every layer and every value of `by`.
-
-    Args:
-        model: the model.
-        pairs: the prompts, for their positions and roles.
-        site: short site name of a layer, as `z` or `resid_pre`.
-        by: "head" (`kv_head` for keys and values), "pos", "role", or None for whole layers.
-    """
-    names = site_names(model.cfg)
-    full = get_act_name(site, 0)
-    if full not in names:
-        raise unknown("site", full, names)
-    axes = names[full].axes
-    heads = {"head": model.cfg.n_heads, "kv_head": model.cfg.n_kv_heads}
-    axis = by
-    if by is None:
-        values: list[int | str | None] = [None]
-    elif by == "head":
-        axis = "kv_head" if "kv_head" in axes else "head"
-        values = list(range(heads[axis]))
-    elif by == "pos":
-        if len(set(pairs.lengths.tolist())) > 1:
-            raise PromptError("by='pos' needs prompts of one length; these differ, so choose by='role' or one template")
-        values = list(range(int(pairs.lengths[0])))
-    elif by == "role":
-        axis, values = "pos", list(pairs.role_names)
-        if not values:
-            raise PromptError("by='role' needs prompts with roles; these have none")
-    else:
-        raise unknown("axis to patch by", by, AXES)
-    if axis is not None and axis not in axes:
-        raise unknown(f"axis of {site!r}", axis, [a for a in axes if a not in ("batch", "one")])
-    made = []
-    for layer in range(model.cfg.n_layers):
-        for value in values:
-            where = {"layer": layer} if axis is None or value is None else {"layer": layer, axis: value}
-            labels = {"site": site, "layer": layer} if by is None else {"site": site, "layer": layer, by: value}
-            made.append(Variant([Edit(site, where=where)], labels=labels))
-    return made
+HEADS = {"head": "head", "kv_head": "key-value head"}
+UNITS = {"layer": "layer {}", "head": "L{}H{}", "kv_head": "L{}KV{}"}
+VARIES = "…"
+MOST_ROWS, MOST_PANELS = 24, 9
 
 
 def run(
     model: HookedModel,
     pairs: PromptPairs,
     *,
-    site: str = "z",
-    by: str | None = "head",
+    site: str | Sequence[str] | None = None,
+    by: str | Sequence[str] | EllipsisType | None = ...,
+    granularity: str | None = None,
     direction: str = "denoise",
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    max_memory: int | None = None,
+    out: str | Path | None = None,
     progress: bool | None = None,
+    executor: str | Executor = "local",
 ) -> pd.DataFrame:
-    """Patch every layer of one site, cell by cell.
+    """Patch every layer of one or several sites, cell by cell.
 
     Args:
         model: the model.
         pairs: clean and corrupt prompts.
-        site: what to patch, by short name: `z`, `resid_pre`, `mlp_out`, `pattern`, ...
-        by: cells of a layer: "head", "pos", "role", or None for the whole layer.
+        site: what to patch, by short names: "z" (where it is left out), "resid_pre,attn_out,mlp_out", ["k", "v"], ...
+        by: what the cells of a layer are cut by, one or several of "head" (where it is left out), "pos", "role", and
+            for patterns "query" (destination) and "key" (source), such as "head,pos"; None for whole layers.
+        granularity: a name of `interp.granularity.GRANULARITIES` instead of `site` and `by`, such as
+            "attn_head_out_by_pos".
         direction: "denoise" patches clean values into the corrupt run, "noise" the reverse.
-        metric: as `interp.sweep` takes it.
-        progress: a bar on stderr.
+        metric, max_memory, out, progress, executor: as `interp.sweep` takes them.
 
     Returns:
-        A row for every cell and prompt: `site, layer`, `head`, `pos` or `role`, `prompt, metric, value, base_value,
-        source_value, effect`, and `direction`.
+        A row for every cell and prompt: `direction, site, layer`, what the cell is cut by (`head`, or `kv_head` for
+        keys and values, `pos`, `role`, `query`, `key`), `prompt, metric, value, base_value, source_value, effect`.
+        Beside `pos` stand `token`, of the clean prompt, and `role`; beside `query` and `key` the same, `query_token`.
+
+    Raises:
+        UnknownName: a direction, granularity, site or axis that does not exist.
+        PromptError: positions of prompts that differ in length, roles that the prompts lack.
+        InterpError: what `interp.sweep` refuses; SweepInterrupted as there.
     """
+    cells, sides = _cells(model, pairs, site, by, granularity, direction)
+    frame = sweep(
+        model, pairs, cells, metric, **sides, max_memory=max_memory, out=out, progress=progress, executor=executor
+    )
+    return described(frame.assign(direction=direction), pairs)
+
+
+def plan(
+    model: HookedModel,
+    pairs: PromptPairs,
+    *,
+    site: str | Sequence[str] | None = None,
+    by: str | Sequence[str] | EllipsisType | None = ...,
+    granularity: str | None = None,
+    direction: str = "denoise",
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    max_memory: int | None = None,
+) -> Plan:
+    """What `run` would do with the same options, without doing it."""
+    cells, sides = _cells(model, pairs, site, by, granularity, direction)
+    return plan_sweep(model, pairs, cells, metric, **sides, max_memory=max_memory)
+
+
+def _cells(
+    model: HookedModel,
+    pairs: PromptPairs,
+    site: str | Sequence[str] | None,
+    by: str | Sequence[str] | EllipsisType | None,
+    granularity: str | None,
+    direction: str,
+) -> tuple[list[Variant], dict[str, Any]]:
+    """A variant for every cell, and the two sides of the sweep."""
     if direction not in DIRECTIONS:
         raise unknown("direction", direction, DIRECTIONS)
+    sites, axes = asked(site, by, granularity)
     base, source = DIRECTIONS[direction]
-    cells = variants(model, pairs, site=site, by=by)
-    frame = sweep(model, pairs, cells, metric, base=base, source=source, progress=progress)
-    frame.insert(0, "direction", direction)
-    return frame
+    return variants(model, pairs, site=sites, by=axes), {"base": base, "source": source}
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every cell over prompts with intervals, the largest magnitudes first."""
-    by = [name for name in ("direction", "site", "layer", *AXES) if name in frame]
-    table = stats.summarise(frame, by=[*by, "metric"], value="effect")
+    table = stats.summarise(frame, by=_cell(frame), value="effect")
     table["metric"] = "effect on " + table["metric"]
+    for column in TOLD.keys() & set(_cuts(frame)):
+        for name in reversed([name for name in TOLD[column] if name in frame]):
+            table.insert(table.columns.get_loc(column) + 1, name, table[column].map(_shared(frame, column, name)))
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
+def _cuts(frame: pd.DataFrame) -> list[str]:
+    """What the cells of a layer are cut by; beside positions a role only says what stands there."""
+    return [name for name in COLUMNS if name in frame and not (name == "role" and "pos" in frame)]
+
+
+def _cell(frame: pd.DataFrame) -> list[str]:
+    """The columns that tell cells apart."""
+    return [name for name in ("direction", "site", "layer", *_cuts(frame), "metric") if name in frame]
+
+
+def _shared(frame: pd.DataFrame, column: str, name: str) -> dict[int, str]:
+    """The token or role at every position, `…` where prompts differ; two roles that take turns are `IO/S1`."""
+    most = 2 if name.endswith("role") else 1
+    seen = frame[[column, name]].drop_duplicates().groupby(column)[name].agg(list)
+    return {
+        int(at): "/".join(texts) if len(texts) == 1 or (len(texts) <= most and all(texts)) else VARIES
+        for at, texts in seen.items()
+    }
+
+
 def plot(frame: pd.DataFrame) -> Figure:
-    """Layer by head, position or role; one panel a site. Blue restores the source run's answer."""
-    table = summary(frame)
-    x = next((name for name in AXES if name in table), "site")
-    several = table["site"].nunique() > 1
-    facet = "site" if several and x != "site" else None
-    across: str | Axis = x
-    if x == "role":
-        across = Axis("role", values=list(dict.fromkeys(frame["role"])))
-    return figures.heatmap(
-        table, x=across, y="layer", facet=facet, label=_label(frame), annotate=6 if x == "head" else 0
-    )
+    """The map of the mean effects, a panel for every site; blue restores the source run's answer.
+
+    Layer by head, position or role. Of heads by position only those with the largest effects are rows, and of patterns
+    by destination and source only theirs are panels. A key-value head stands under every head that reads it.
+
+    Raises:
+        InterpError: a frame that holds several granularities.
+    """
+    cells = frame.groupby(_cell(frame), sort=False, dropna=False, observed=True)["effect"].mean()
+    table = _by_head(cells.reset_index(name="value"))
+    several = [name for name in ("direction", "metric", "site") if name in table and table[name].nunique() > 1]
+    places = [name for name in _cuts(table) if name in PLACES]
+    heads = [name for name in _cuts(table) if name not in PLACES]
+    if table[[*heads, *places]].isna().any(axis=None):
+        raise InterpError(f"one figure shows one granularity; this frame mixes cells by {', '.join([*heads, *places])}")
+    axes = [_axis(frame, name) for name in places]
+    look: dict[str, Any] = {"label": _label(frame)}
+    if len(places) == 2:
+        table, look["title"] = _strongest(table, ["layer", *heads], MOST_PANELS)
+        look |= {"y": axes[0], "x": axes[1], "facet": [*several, "unit"]}
+    elif places and heads:
+        table, look["title"] = _strongest(table, ["layer", *heads], MOST_ROWS)
+        look |= {"y": Axis("unit", title=HEADS[heads[0]]), "x": axes[0], "facet": several}
+    elif places:
+        look |= {"y": "layer", "x": axes[0], "facet": several}
+    elif heads:
+        across = Axis(heads[0], title=HEADS[heads[0]])
+        look |= {"y": "layer", "x": across, "facet": several, "annotate": 0 if several else 6}
+    else:
+        look |= {"y": "layer", "x": "site", "facet": [name for name in several if name != "site"]}
+    return figures.heatmap(table, **look | {"facet": look["facet"] or None})
+
+
+def _by_head(table: pd.DataFrame) -> pd.DataFrame:
+    """Where a table has heads and kv heads, the cells of a kv head once for every head that reads it."""
+    import numpy as np
+    import pandas as pd
+
+    if not {"head", "kv_head"} <= set(table):
+        return table
+    shared = table["head"].isna()
+    group = int(table["head"].max() + 1) // int(table["kv_head"].max() + 1)
+    rows = table.loc[table.index[shared].repeat(group)]
+    rows["head"] = rows["kv_head"] * group + np.tile(np.arange(group), int(shared.sum()))
+    if group > 1:
+        rows["site"] += " (by key-value head)"
+    return pd.concat([table[~shared], rows]).sort_index(kind="stable").drop(columns="kv_head").astype({"head": int})
+
+
+def _strongest(table: pd.DataFrame, unit: list[str], most: int) -> tuple[pd.DataFrame, str | None]:
+    """The layers or heads with the largest magnitude anywhere, named in `unit`, in order; how many were left out."""
+    largest = table["value"].abs().groupby([table[name] for name in unit]).max()
+    kept = table[table.set_index(unit).index.isin(largest.nlargest(most).index)].sort_values(unit, kind="stable")
+    named = kept.assign(unit=[UNITS[unit[-1]].format(*map(int, of)) for of in kept[unit].itertuples(index=False)])
+    what = "layers" if unit == ["layer"] else "heads"
+    return named, f"The {most} of {len(largest)} {what} with the largest effects" if len(largest) > most else None
+
+
+def _axis(frame: pd.DataFrame, column: str) -> Axis:
+    """Roles in their order; positions with the token that all prompts have there, or else their role."""
+    if column == "role":
+        return Axis("role", values=list(dict.fromkeys(frame["role"])))
+    if not set(TOLD[column]) <= set(frame):
+        return Axis(column)
+    tokens, roles = (_shared(frame, column, name) for name in TOLD[column])
+    texts = {at: roles[at] or VARIES if token == VARIES else visible(token) for at, token in tokens.items()}
+    return Axis(column, labels={at: f"{at}: {text}" for at, text in texts.items()})
 
 
 def _label(frame: pd.DataFrame) -> str:
-    return f"effect on {frame['metric'].iloc[0]} (0 {frame.attrs.get('base', 'base')}, 1 source)"
+    directions = set(frame["direction"]) if "direction" in frame else set()
+    base, source = DIRECTIONS[directions.pop()] if len(directions) == 1 else ("base", "source")
+    metric = f" on {frame['metric'].iloc[0]}".replace("_", " ") if frame["metric"].nunique() == 1 else ""
+    return f"effect{metric} (0 {base} run, 1 {source} run)"
 
 
 def report(
@@ -150,9 +240,7 @@ def report(
     import pandas as pd
 
     sites = [site for site in ("resid_pre", "attn_out", "mlp_out") if get_act_name(site, 0) in model.hook_dict]
-    by_role = pd.concat(
-        [run(model, pairs, site=site, by="role", progress=progress) for site in sites], ignore_index=True
-    )
+    by_role = run(model, pairs, site=sites, by="role", progress=progress)
     by_head = run(model, pairs, site="z", by="head", progress=progress)
     heads = summary(by_head)
     resid = summary(by_role[by_role["site"] == "resid_pre"])
@@ -206,11 +294,16 @@ main = study_command(
     run,
     plot=plot,
     summary=summary,
+    plan=plan,
+    by_position=by_position,
     options=[
         click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
         click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="denoise", show_default=True),
-        click.option("--by", type=click.Choice(AXES), default="head", show_default=True, help="The cells of a layer."),
-        click.option("--site", default="z", show_default=True, help="Short site name: z, resid_pre, mlp_out, ..."),
+        click.option(
+            "--granularity", help="Instead of --site and --by: resid_pre, attn_head_out_by_pos, block_every, ..."
+        ),
+        click.option("--by", help=f"The cells of a layer: {', '.join(AXES)}, several as head,pos, or layer.  [head]"),
+        click.option("--site", help="Short site names: z, resid_pre, mlp_out, ..., several as q,k,v.  [z]"),
     ],
 )
 

@@ -12,9 +12,7 @@ heads than query heads where a model says so (Ainslie et al. 2023, "GQA", sectio
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -22,29 +20,12 @@ from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 
 from interp.config import ModelConfig
-from interp.errors import PromptError
+from interp.context import Context, causal_mask, pair_axis
 from interp.hooks import HookPoint
 from interp.packed import Packed
 
-
-@dataclass(frozen=True)
-class Context:
-    """What every attention layer of one forward shares.
-
-    `positions` [batch or 1, pos] counts from the start of each real prompt. `allowed` [batch or 1, 1, query, key] is
-    None where no mask is needed beyond `causal`. `bias` is ALiBi's, `cos` and `sin`
-    are the rotary embedding's, shaped to be multiplied with pairs of channels (`Attention.rotate`). `packed` says which
-    rows of which sequences the batch (of one) holds, and `groups` what each group of sequences of equal length shares.
-    """
-
-    positions: Tensor
-    allowed: Tensor | None
-    causal: bool
-    bias: Tensor | None
-    cos: Tensor | None
-    sin: Tensor | None
-    packed: Packed | None = None
-    groups: tuple[Context, ...] = ()
+# Keys up to which small matrix products are faster than the fused kernel (docs/log.md).
+SHORT = 32
 
 
 class PastKeyValues:
@@ -76,100 +57,6 @@ class PastKeyValues:
         room[0][:, start:stop], room[1][:, start:stop] = k, v
         self._lengths[layer] = stop
         return room[0][:, :stop], room[1][:, :stop]
-
-
-def make_context(
-    cfg: ModelConfig,
-    n_pos: int,
-    *,
-    n_past: int = 0,
-    attention_mask: Tensor | None = None,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Context:
-    """Positions, mask and rotary angles for `n_pos` tokens that follow `n_past` earlier ones.
-
-    `attention_mask` [batch, n_past + n_pos] is True at real tokens. Padding positions look at themselves alone, so that
-    no row of the pattern is empty; real positions never look at padding.
-    """
-    n_keys = n_past + n_pos
-    if attention_mask is not None and bool(attention_mask.all()):
-        attention_mask = None
-    if attention_mask is None:
-        key_positions = torch.arange(n_keys, device=device)[None]
-        # The kernel's own causal mask serves a whole prompt; a single new token sees everything.
-        plain = not cfg.causal or n_past == 0 or n_pos == 1
-        allowed = None if plain else _causal(n_pos, n_keys, device)[None, None]
-        causal = cfg.causal and n_past == 0
-    else:
-        key_positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        allowed = attention_mask[:, None, None, :].expand(-1, 1, n_pos, n_keys)
-        if cfg.causal:
-            allowed = allowed & _causal(n_pos, n_keys, device)
-        allowed = allowed | torch.eye(n_pos, n_keys, dtype=torch.bool, device=device).roll(n_past, 1)
-        causal = False
-    positions = key_positions[:, n_past:]
-    bias = _alibi(cfg, positions, key_positions, dtype) if cfg.positional_embedding_type == "alibi" else None
-    cos, sin = _rotary_angles(cfg, positions, dtype) if cfg.positional_embedding_type == "rotary" else (None, None)
-    return Context(positions, allowed, causal, bias, cos, sin)
-
-
-def packed_context(cfg: ModelConfig, packed: Packed, dtype: torch.dtype) -> Context:
-    """Positions, masks and rotary angles for the rows of a packed batch [1, row]."""
-    positions = packed.position[None]
-    allowed = packed.allowed(cfg.causal)
-    cos, sin = _rotary_angles(cfg, positions, dtype) if cfg.positional_embedding_type == "rotary" else (None, None)
-    keys = torch.arange(allowed.shape[1], device=positions.device)[None]
-    groups = []
-    for group in packed.groups:
-        own = positions[0, group.rows].unflatten(0, (-1, group.length))  # [sequence, query]
-        bias = _alibi(cfg, own, keys, dtype) if cfg.positional_embedding_type == "alibi" else None
-        seen = allowed[group.rows].unflatten(0, (-1, group.length))[:, None]  # [sequence, 1, query, key]
-        groups.append(Context(own, seen, False, bias, None, None))
-    return Context(positions, None, False, None, cos, sin, packed, tuple(groups))
-
-
-def _causal(n_queries: int, n_keys: int, device: torch.device) -> Tensor:
-    """True where a key is not later than the query; the last query stands on the last key.  # [query, key]"""
-    return torch.ones(n_queries, n_keys, dtype=torch.bool, device=device).tril(n_keys - n_queries)
-
-
-def _alibi(cfg: ModelConfig, positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
-    """Minus slope times distance (Press et al. 2021, section 3).  # [batch, head, query, key]"""
-    power = 2 ** math.floor(math.log2(cfg.n_heads))
-    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    slopes += [2 ** (-4 * (2 * i + 1) / power) for i in range(cfg.n_heads - power)]
-    distance = (positions[:, None, :, None] - key_positions[:, None, None, :]).abs()
-    return (-torch.tensor(slopes, device=positions.device)[:, None, None] * distance).to(dtype)
-
-
-def _rotary_angles(cfg: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position times frequency, theta_i = base^(-2i/dim) (Su et al. 2021, section 3.2.2)."""
-    assert cfg.rotary_dim is not None
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    steps = torch.arange(0, cfg.rotary_dim, 2, device=positions.device).to(wide)
-    frequency = 1.0 / cfg.rotary_base ** (steps / cfg.rotary_dim)
-    scaling = cfg.rope_scaling
-    if scaling is not None and scaling.kind == "linear":
-        frequency = frequency / scaling.factor
-    elif scaling is not None:
-        # Between the two wavelengths the divided and the plain frequency are blended.
-        turns = scaling.original_n_ctx * frequency / (2 * math.pi)
-        plain = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-        plain = plain.clamp(0, 1)
-        frequency = plain * frequency + (1 - plain) * frequency / scaling.factor
-    angle = (positions[..., None].to(wide) * frequency)[:, :, None]  # [batch, pos, 1, rotary_dim / 2]
-    pair = pair_axis(cfg)
-    sin = torch.stack((-angle.sin(), angle.sin()), dim=pair)
-    return angle.cos().unsqueeze(pair).to(dtype), sin.to(dtype)
-
-
-def pair_axis(cfg: ModelConfig) -> int:
-    """Which of two axes tells the members of a rotated pair apart, once the channels are folded into two axes.
-
-    Channels i and i + rotary_dim / 2 form a pair (GPT-NeoX, Llama), or 2i and 2i + 1 (Su et al. 2021, GPT-J).
-    """
-    return -1 if cfg.rotary_adjacent_pairs else -2
 
 
 class Attention(nn.Module):
@@ -292,6 +179,22 @@ class Attention(nn.Module):
         pattern = self.hook_pattern(self.softmax(self.hook_attn_scores(self.scores(q, k, context))))
         return einsum(pattern, self.to_query_heads(v), "batch head query key, batch key head d -> batch query head d")
 
+    def attend_short(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """z [batch, pos, head, d_head] by small matrix products: for few keys they are faster than the fused kernel."""
+        assert self.cfg.attn_scale is not None and context.allowed is not None
+        kv_heads, group = self.cfg.n_kv_heads, self.cfg.n_heads // self.cfg.n_kv_heads
+        q = rearrange(q, "batch query (kv group) d -> (batch kv) (query group) d", kv=kv_heads)
+        k = rearrange(k, "batch key kv d -> (batch kv) d key")
+        v = rearrange(v, "batch key kv d -> (batch kv) key d")
+        penalty = torch.zeros_like(context.allowed, dtype=q.dtype).masked_fill(~context.allowed, float("-inf"))
+        penalty = penalty if context.bias is None else penalty + context.bias
+        penalty = penalty.expand(-1, self.cfg.n_heads, -1, -1)
+        penalty = rearrange(penalty, "batch (kv group) query key -> (batch kv) (query group) key", kv=kv_heads)
+        pattern = self.softmax(torch.baddbmm(penalty, q, k, alpha=1 / self.cfg.attn_scale))
+        return rearrange(
+            pattern @ v, "(batch kv) (query group) d -> batch query (kv group) d", kv=kv_heads, group=group
+        )
+
     def attend_packed(self, q: Tensor, k: Tensor, v: Tensor, packed: Packed, groups: Sequence[Context]) -> Tensor:
         """z [1, row, head, d_head] of rows whose sequences go back to a base run.
 
@@ -302,8 +205,8 @@ class Attention(nn.Module):
         if not self.explicit:
             for group, context in zip(packed.groups, groups, strict=True):
                 own = q[0, group.rows].unflatten(0, (-1, group.length))  # [sequence, query, head, d_head]
-                z = self.attend_fused(own, keys[group.sequences], values[group.sequences], context)
-                parts.append(z.flatten(0, 1))
+                attend = self.attend_short if keys.shape[1] <= SHORT else self.attend_fused
+                parts.append(attend(own, keys[group.sequences], values[group.sequences], context).flatten(0, 1))
             return torch.cat(parts)[None]
         for group, context in zip(packed.groups, groups, strict=True):
             own = q[0, group.rows].unflatten(0, (-1, group.length))
@@ -345,7 +248,7 @@ class Attention(nn.Module):
     def _allowed(self, context: Context) -> Tensor | None:
         if context.causal:
             n = context.positions.shape[1]
-            return _causal(n, n, context.positions.device)
+            return causal_mask(n, n, context.positions.device)
         return context.allowed
 
     def _rows(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -395,14 +298,3 @@ class Attention(nn.Module):
     def b_O(self) -> Tensor:
         """Output bias [d_model]; zeros where the model has none."""
         return self.W_z.new_zeros(self.cfg.d_model) if self.b_z is None else self.b_z
-
-
-def check_attention_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The mask as booleans, or a `PromptError` when it does not fit tokens of `shape` or leaves a prompt empty."""
-    if tuple(mask.shape) != shape:
-        raise PromptError(f"attention_mask has shape {list(mask.shape)}, expected [batch, pos] = {list(shape)}")
-    mask = mask.bool()
-    if not bool(mask.any(1).all()):
-        row = int((~mask.any(1)).nonzero()[0])
-        raise PromptError(f"prompt {row} is empty: its attention_mask has no real token")
-    return mask

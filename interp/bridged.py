@@ -19,9 +19,10 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from interp.attention import PastKeyValues, check_attention_mask
+from interp.attention import PastKeyValues
 from interp.bridge_sites import Findings, examine, norm_parts, tapped
 from interp.config import ModelConfig
+from interp.context import check_attention_mask
 from interp.errors import ConfigError, HookError, InterpError, PromptError, UnknownName
 from interp.gpt import next_token_loss
 from interp.hooks import HookPoint

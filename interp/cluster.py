@@ -16,7 +16,7 @@ import logging
 import math
 import pickle
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,7 +89,7 @@ class RayExecutor:
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"{name} is {value}, expected {low} {'or more' if high > 1 else f'to {high}'}")
 
-    def __call__(self, job: Job, chunks: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def __call__(self, job: Job, chunks: Sequence[int]) -> Generator[tuple[int, np.ndarray], None, None]:
         """The values of every chunk, as workers finish them.
 
         Raises:

@@ -1,8 +1,9 @@
 """The command line that every study shares: which model, which prompts, where the results go.
 
 A study's module calls `study_command` once and gets a click command: a table on stdout (or JSON, or CSV), progress on
-stderr, with `--out` the figure, its numbers and their provenance. What `interp` refuses ends in one line and exit
-code 2.
+stderr, with `--out` the figure, its numbers and their provenance. A study that sweeps has a journal there, too, with
+which a run that was killed goes on, and can say beforehand what it costs. What `interp` refuses ends in one line and
+exit code 2.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interp.errors import InterpError, OutputError, PromptError
+from interp.errors import InterpError, OutputError, PromptError, SweepInterrupted
+from interp.sweep_options import chosen_executor, show_plan, sweep_options
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.canvas import Figure
     from interp.model import HookedModel
+    from interp.plan import Plan
     from interp.prompts import PromptPairs
 
 MOST_ROWS = 40
@@ -62,7 +65,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--task`, `--n` and `--seed`, or `--prompt` with its answers and its corrupt counterpart."""
+    """`--task`, `--n`, `--seed` and `--aligned`, or `--prompt` with its answers and its corrupt counterpart."""
     for add in (
         click.option("--wrong", default=None, help="The token that the answer is weighed against."),
         click.option("--answer", default=None, help="The right next token; the model's own first choice by default."),
@@ -70,6 +73,9 @@ def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--corrupt", default=None, help="With --prompt: a prompt of equal length that differs in one respect."
         ),
         click.option("--prompt", default=None, help="A prompt of your own instead of a task."),
+        click.option(
+            "--aligned", is_flag=True, help="Prompts whose positions line up; a study by position takes them anyway."
+        ),
         click.option("--seed", default=0, show_default=True, help="Seed of the task's prompts."),
         click.option("--n", default=16, show_default=True, help="How many prompts the task writes."),
         click.option("--task", default="ioi", show_default=True, help="The task that writes the prompts."),
@@ -84,6 +90,7 @@ def load_prompts(
     task: str = "ioi",
     n: int = 16,
     seed: int = 0,
+    aligned: bool = False,
     prompt: str | None = None,
     corrupt: str | None = None,
     answer: str | None = None,
@@ -96,7 +103,7 @@ def load_prompts(
     if prompt is None:
         if corrupt or answer or wrong:
             raise PromptError("--corrupt, --answer and --wrong belong to --prompt")
-        return get_task(task)(model, n=n, seed=seed)
+        return get_task(task)(model, n=n, seed=seed, aligned=aligned)
     first, second = _own_choices(model, prompt, answer)
     return PromptPairs.from_text(
         model, clean=[prompt], corrupt=[corrupt or prompt], answers=[(answer or first, wrong or second)], name="prompt"
@@ -121,25 +128,36 @@ def study_command(
     plot: Callable[[pd.DataFrame], Figure],
     summary: Callable[[pd.DataFrame], pd.DataFrame],
     options: Sequence[Callable[..., Any]] = (),
+    plan: Callable[..., Plan] | None = None,
+    by_position: Callable[..., bool] | None = None,
 ) -> click.Command:
     """The command of one study.
 
     Args:
-        run: the study, `run(model, pairs, **options)`; its module's docstring is the command's help.
+        run: the study, `run(model, pairs, **options)`; its module's docstring is the command's help. What it takes of
+            `max_memory`, `executor` and `out` gets its options, and a journal under `--out`.
         plot: its figure.
         summary: the table that is printed.
-        options: click options of this study; their names are `run`'s keywords.
+        options: click options of this study; their names are `run`'s keywords. One that is not typed is left to `run`.
+        plan: for `--dry-run`, `plan(model, pairs, **options)`, with `max_memory` where `run` has it.
+        by_position: whether a study with these options needs prompts that line up, `by_position(**options)`.
     """
     module = inspect.getmodule(run)
     assert module is not None and module.__doc__ is not None
     spec = module.__spec__.name if module.__spec__ is not None else module.__name__
     name = spec.rpartition(".")[2].replace("_", "-")
+    takes = inspect.signature(run).parameters
+    kept = "; a run that was stopped goes on there" if "out" in takes else ""
 
     @click.command(name, help=_reflow(module.__doc__))
     @model_options
     @prompt_options
+    @sweep_options(takes, dry_run=plan is not None)
     @click.option(
-        "--out", type=click.Path(path_type=Path), default=None, help="Folder for the figure, its CSV and a manifest."
+        "--out",
+        type=click.Path(path_type=Path),
+        default=None,
+        help=f"Folder for the figure, its CSV and a manifest{kept}.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
     @click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")
@@ -155,29 +173,55 @@ def study_command(
         task: str,
         n: int,
         seed: int,
+        aligned: bool,
         prompt: str | None,
         corrupt: str | None,
         answer: str | None,
         wrong: str | None,
-        **chosen: Any,
+        dry_run: bool = False,
+        **typed: Any,
     ) -> None:
         with refusals():
-            if as_json and as_csv:
-                raise PromptError("choose one of --json and --csv")
-            if out is not None:
+            if as_csv and (as_json or dry_run):
+                raise PromptError("a plan is no CSV: leave out --csv" if dry_run else "choose one of --json and --csv")
+            chosen = {option: value for option, value in typed.items() if value is not None}
+            machines = chosen_executor(chosen.pop("executor", None), chosen.pop("address", None))
+            lined_up = prompt is None and by_position is not None and by_position(**chosen)
+            if out is not None and not dry_run:
                 _check_folder(out)
             from interp.weights.load import load
 
             model = load(source, device=device, dtype=dtype)
             pairs = load_prompts(
-                model, task=task, n=n, seed=seed, prompt=prompt, corrupt=corrupt, answer=answer, wrong=wrong
+                model,
+                task=task,
+                n=n,
+                seed=seed,
+                aligned=aligned or lined_up,
+                prompt=prompt,
+                corrupt=corrupt,
+                answer=answer,
+                wrong=wrong,
             )
-            if "progress" in inspect.signature(run).parameters:
-                chosen["progress"] = False if quiet else None
-            frame = run(model, pairs, **chosen)
+            if lined_up and not (aligned or quiet):
+                each = f"{len(pairs)} prompts of {pairs.mask.shape[1]} tokens whose positions line up"
+                click.echo(f"by position, so --aligned: {each}", err=True)
+            if dry_run:
+                assert plan is not None
+                show_plan(plan(model, pairs, **chosen), model, as_json=as_json)
+                return
+            given: dict[str, Any] = {"progress": False if quiet else None, "executor": machines}
+            if out is not None:
+                given["out"] = out / f"{name}.sweep"
+            try:
+                frame = run(model, pairs, **chosen, **{key: given[key] for key in given if key in takes})
+            except SweepInterrupted as stopped:
+                again = "run the same command again" if out is not None else "on the command line, --out FOLDER"
+                click.echo(f"{stopped} ({again})", err=True)
+                sys.exit(130)
             show(frame if as_json or as_csv else summary(frame), as_json=as_json, as_csv=as_csv)
             if out is not None:
-                for path in save_study(out, name, frame, plot(frame), model, pairs, seed=seed, options=chosen):
+                for path in save_study(out, name, frame, plot(frame), model, pairs, seed=seed, options=typed):
                     click.echo(path, err=True)
 
     return functools.reduce(lambda made, add: add(made), options, command)

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from einops import einsum, repeat
 from torch import Tensor, nn
 
-from interp.attention import Attention, Context, PastKeyValues, check_attention_mask, make_context
+from interp.attention import Attention, PastKeyValues
 from interp.config import ModelConfig
+from interp.context import Context, check_attention_mask, make_context
 from interp.errors import HookError, PromptError, UnknownName
 from interp.hooks import HookPoint
 from interp.layers import MLP, Embed, Norm, PosEmbed, SinusoidalEmbed, Unembed

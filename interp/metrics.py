@@ -133,6 +133,14 @@ def where_read(metric: Metric, pairs: PromptPairs) -> Tensor:
     return pairs.positions(metric.positions)
 
 
+def is_read(metric: Metric, pairs: PromptPairs) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Whether a metric reads a position of a prompt [rows, pos]."""
+    n_rows, n_pos = pairs.mask.shape
+    found = np.zeros((n_rows, n_pos), dtype=bool)
+    np.put_along_axis(found, where_read(metric, pairs).cpu().numpy(), True, axis=1)
+    return found
+
+
 def which_read(metric: Metric, pairs: PromptPairs) -> Tensor | None:
     """The tokens that a metric reads in every prompt [rows, tokens], or None for the whole vocabulary."""
     if metric.tokens is None:

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.attention import Context, packed_context
 from interp.changes import Changes, Layout
+from interp.context import Context, packed_context
 from interp.costs import LOGIT_ROWS
 from interp.edits import RUNS, Variant
 from interp.gpt import GPT
 from interp.hooks import attached
-from interp.metrics import Metric, evaluate, read, score, where_read, which_read
+from interp.metrics import Metric, evaluate, is_read, read, score, where_read, which_read
 from interp.model import HookedModel
 from interp.packed import KeysValues, Packed, pack
 from interp.plan import Chunk, Plan, watched
@@ -134,6 +134,10 @@ class Job:
         """The base and source runs of some prompts; those of the last call are remembered."""
         if self._block is None or self._block.prompts != prompts:
             self._block = None  # lets go of the earlier one first
+            if self.model.device.type == "cpu":
+                # glibc hands memory back to the system at once until it has seen a large piece freed; a quarter of the
+                # time would go into asking for it again.
+                torch.empty(31 * 2**20, dtype=torch.uint8)
             self._block = self._run_block(prompts)
         return self._block
 
@@ -210,7 +214,7 @@ class Job:
 
     def _cells(self, block: Block, chunk: Chunk) -> Cells:
         cfg, pairs = self.model.cfg, block.pairs
-        placer = Placer(self.model, pairs)
+        placer = Placer(self.model, pairs, is_read(self.metric, pairs))
         by_tokens = token_differences(pairs, self.base, self.source, cfg.causal)
         differs = value_differences(block.stored["base"], block.stored["source"], by_tokens)
         every = watched(self.model)  # their hooks expect the prompts as they are
@@ -337,10 +341,9 @@ def _in_one_pass(job: Job, block: Block, cells: Cells) -> Tensor:
     n_layers, pairs, base = model.cfg.n_layers, block.pairs, block.stored["base"]
     first = min(cells.joins) // 2
     at = where_read(job.metric, pairs).cpu().numpy()[cells.prompt]  # [cell, read]
-    is_read = np.zeros((len(cells.prompt), pairs.mask.shape[1]), dtype=bool)
-    np.put_along_axis(is_read, at, True, axis=1)
+    end = is_read(job.metric, pairs)[cells.prompt]  # [cell, pos]
     batch = _Batch(cells, job.prefix(base, first), pairs.mask)
-    wanted = np.zeros_like(is_read)
+    wanted = np.zeros_like(end)
     resid = z = torch.empty(1, 0, device=model.device)
     context: Context | None = None
     with attached(model.hook_dict, [(name, cells.changes.hook) for name in cells.changes.names], must_run=False):
@@ -358,11 +361,11 @@ def _in_one_pass(job: Job, block: Block, cells: Cells) -> Tensor:
                     resid = batch.moved(resid, pre)
                 resid, z = model.block(layer).mix(resid, context)
             _join(wanted, cells.joins.get(2 * layer + 1))
-            if batch.lay_out(wanted & is_read if layer == n_layers - 1 else wanted):
+            if batch.lay_out(wanted & end if layer == n_layers - 1 else wanted):
                 resid, z = batch.moved(resid, pre), batch.moved(z, mixed)
             if batch.packed is not None:
                 resid = model.block(layer).write(resid, z)
-        if batch.lay_out(is_read):
+        if batch.lay_out(end):
             resid = batch.moved(resid, base[f"blocks.{n_layers - 1}.hook_resid_post"])
         normalized = model.ln_final(resid)[0]
     row = torch.from_numpy(np.take_along_axis(batch.row_of, at, axis=1)).to(model.device)  # [cell, read]

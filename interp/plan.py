@@ -21,7 +21,7 @@ from interp.costs import Costs, Load
 from interp.edits import Variant
 from interp.errors import ConfigError
 from interp.gpt import GPT
-from interp.metrics import Metric
+from interp.metrics import Metric, is_read
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.reach import Events, Placed, Placer, changed, events, token_differences
@@ -101,9 +101,8 @@ class Plan:
         )
 
     def to_plain(self) -> dict[str, Any]:
-        """What a journal remembers of it, in plain JSON values."""
+        """What a journal remembers of it, in plain JSON values: not the memory that was free."""
         return {
-            "max_memory": self.max_memory,
             "idle": self.idle,
             "packed": self.packed,
             "joins": list(self.joins),
@@ -111,13 +110,12 @@ class Plan:
         }
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any], n_variants: int, n_prompts: int) -> Plan:
-        """The plan that `to_plain` gave."""
+    def from_plain(cls, plain: Mapping[str, Any], n_variants: int, n_prompts: int, max_memory: int) -> Plan:
+        """The plan that `to_plain` gave; the rest is of this process."""
         chunks = tuple(
             Chunk((first, last), tuple(variants), *counts) for first, last, variants, *counts in plain["chunks"]
         )
-        rest = (plain["idle"], plain["max_memory"], plain["packed"], tuple(plain["joins"]))
-        return cls(chunks, n_variants, n_prompts, *rest)
+        return cls(chunks, n_variants, n_prompts, plain["idle"], max_memory, plain["packed"], tuple(plain["joins"]))
 
 
 def packs(model: HookedModel) -> bool:
@@ -175,7 +173,7 @@ def make_plan(
     """
     budget = free_memory(model.device) if max_memory is None else max_memory
     packed = packs(model)
-    placer = Placer(model, pairs)
+    placer = Placer(model, pairs, is_read(metric, pairs))
     placed = [[placer.place(edit) for edit in variant.edits] for variant in variants]
     found = _events(placed, placer, pairs, base, source, model)
     demands = [on_demand(row) for row in placed]

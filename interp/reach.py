@@ -72,13 +72,16 @@ class Placer:
     Args:
         model: its configuration and sites.
         pairs: the prompts.
+        read: the positions that the metric reads [prompt, pos]; what is changed behind the last attention, or in its
+            queries, matters there alone.
     """
 
-    def __init__(self, model: HookedModel, pairs: PromptPairs) -> None:
+    def __init__(self, model: HookedModel, pairs: PromptPairs, read: Mask) -> None:
         self.model = model
         self.pairs = pairs
         self.real: Mask = pairs.mask.cpu().numpy()
-        self._rows: dict[object, Mask] = {None: self.real}
+        self.read = read
+        self._rows: dict[object, Mask] = {}
         self._steps: dict[str, int] = {}
         self._inner: dict[object, Numbers] = {}
 
@@ -102,22 +105,25 @@ class Placer:
         axes.remove(row_axis)
         if name not in self._steps:
             self._steps[name] = step_of(site, point.layer() if site.per_layer else None, self.model.cfg.n_layers)
+        step = self._steps[name]
+        late = step + (site.short in QUERIES) > 2 * (self.model.cfg.n_layers - 1)
         return Placed(
             edit,
             name,
             site,
-            self._steps[name],
-            self._named_rows(edit.where.get(row_axis)),
+            step,
+            self._named_rows(edit.where.get(row_axis), late),
             tuple(self._named(axis, edit.where.get(axis)) for axis in axes),
         )
 
-    def _named_rows(self, index: Index | None) -> Mask:
-        key = index if index is None or isinstance(index, int | str) else tuple(index)
+    def _named_rows(self, index: Index | None, late: bool) -> Mask:
+        key = (index if index is None or isinstance(index, int | str) else tuple(index), late)
         if key not in self._rows:
-            assert index is not None
-            rows = np.zeros_like(self.real)
-            np.put_along_axis(rows, self.pairs.positions(index).cpu().numpy(), True, axis=1)
-            self._rows[key] = rows
+            rows = self.real
+            if index is not None:
+                rows = np.zeros_like(self.real)
+                np.put_along_axis(rows, self.pairs.positions(index).cpu().numpy(), True, axis=1)
+            self._rows[key] = rows & self.read if late else rows
         return self._rows[key]
 
     def _named(self, axis: str, index: Index | None) -> Numbers | None:

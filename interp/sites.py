@@ -11,6 +11,7 @@ queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for a kept axi
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class Site:
         """Whether every layer has one."""
         return "{l}" in self.template
 
-    @property
+    @functools.cached_property
     def short(self) -> str:
         """The name after `hook_`, as in `cache["z", 3]`; norms are told apart by their module: `ln2.scale`."""
         path, _, last = self.template.rpartition("hook_")
@@ -146,6 +147,7 @@ def axis_sizes(cfg: ModelConfig) -> dict[str, int]:
     }
 
 
+@functools.lru_cache(maxsize=4096)
 def get_act_name(site: str, layer: int | None = None, layer_type: str | None = None) -> str:
     """The full name of a site from its short form, as TransformerLens's function of the same name.
 

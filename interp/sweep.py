@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 SIDES = ("clean", "corrupt")
 EXECUTORS = ("local", "ray")
-Executor = Callable[[Job, Sequence[int]], Iterator[tuple[int, Values]]]
+Executor = Callable[[Job, Sequence[int]], Generator[tuple[int, Values], None, None]]
 
 
 def sweep(
@@ -89,9 +90,10 @@ def sweep(
             _enter(job.plan, index, journal.read(_part(index))["value"], values, runs)
         else:
             waiting.append(index)
-    with progress_bar(job.plan, waiting, progress) as bar:
+    results = run(job, waiting)
+    with progress_bar(job.plan, waiting, progress) as bar, closing(results):  # closed, a cluster's workers end
         try:
-            for index, found in run(job, waiting):
+            for index, found in results:
                 if journal is not None:
                     journal.write(_part(index), _columns(job.plan, index, found))
                 _enter(job.plan, index, found, values, runs)
@@ -152,8 +154,9 @@ def _executor(executor: str | Executor) -> Executor:
     return executor
 
 
-def _locally(job: Job, chunks: Sequence[int]) -> Iterator[tuple[int, Values]]:
-    return ((index, job.run(index)) for index in chunks)
+def _locally(job: Job, chunks: Sequence[int]) -> Generator[tuple[int, Values], None, None]:
+    for index in chunks:
+        yield index, job.run(index)
 
 
 def _part(index: int) -> str:
@@ -178,7 +181,7 @@ def _journal(out: str | Path, job: Job) -> Journal:
         "versions": f"interp {__version__}, torch {torch.__version__}",
     }
     journal = Journal.open(out, key, {"chunks": len(job.plan.chunks), "plan": job.plan.to_plain()})
-    job.plan = Plan.from_plain(journal.plan["plan"], len(job.variants), len(job.pairs))
+    job.plan = Plan.from_plain(journal.plan["plan"], len(job.variants), len(job.pairs), job.plan.max_memory)
     return journal
 
 

@@ -32,7 +32,8 @@ def test_every_study_prints_its_table_and_writes_its_files(study: str, talker: P
     table = ok(*base, "--out", tmp_path / "new" / "folder")
     assert "ci_low" in table.stdout
     files = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
-    assert files == {f"{study}.{kind}" for kind in ("pdf", "svg", "png", "csv", "manifest.json")}
+    journal = {f"{study}.sweep"} if study == "activation-patching" else set()
+    assert files == {f"{study}.{kind}" for kind in ("pdf", "svg", "png", "csv", "manifest.json")} | journal
     csv = pd.read_csv(io.StringIO(ok(*base, "--csv").stdout))
     lines = [json.loads(line) for line in ok(*base, "--json").stdout.splitlines()]
     saved = pd.read_csv(tmp_path / "new" / "folder" / f"{study}.csv")
@@ -119,6 +120,14 @@ def test_models_are_listed() -> None:
         (["run", "activation-patching", "--model", "{talker}", "--prompt", "Mary saw", "--corrupt", "Mary"], "length"),
         (["run", "logit-lens", "--model", "{talker}", "--out", "/proc/nowhere"], "cannot write"),
         (["run", "logit-lens", "--pos", "middle"], "'last', 'all'"),
+        (["run", "logit-lens", "--max-memory", "8GiB"], "No such option"),
+        (["run", "logit-lens", "--dry-run"], "No such option"),
+        (["run", "activation-patching", "--max-memory", "8G"], "'8G' is no size of memory"),
+        (["run", "activation-patching", "--max-memory", "8kB"], "max_memory=8,000 bytes is too little"),
+        (["run", "activation-patching", "--executor", "rai"], "'local', 'ray'"),
+        (["run", "activation-patching", "--address", "auto"], "goes with --executor ray"),
+        (["run", "activation-patching", "--executor", "ray", "--address", "nowhere"], "'host:port' of its head node"),
+        (["run", "activation-patching", "--dry-run", "--csv"], "a plan is no CSV"),
         (["lens", ""], "empty"),
     ],
 )  # fmt: skip
@@ -144,3 +153,15 @@ def test_a_study_runs_as_a_module_and_refuses_without_a_traceback() -> None:
         [sys.executable, "-m", "analyses.logit_lens", "--help"], capture_output=True, text=True, timeout=120
     )
     assert shown.returncode == 0 and "Logit lens" in shown.stdout
+
+
+def test_a_study_by_position_takes_prompts_that_line_up(talker: Path) -> None:
+    words = ["run", "activation-patching", "--n", 3, "--model", talker, "--csv"]
+    done = ok(*words, "--granularity", "resid_pre")
+    frame = pd.read_csv(io.StringIO(done.stdout))
+    assert frame.groupby("prompt")["pos"].nunique().tolist() == [frame["pos"].max() + 1] * 3
+    assert f"--aligned: 3 prompts of {frame['pos'].max() + 1} tokens whose positions line up" in done.stderr
+    typed = ok(*words, "--granularity", "resid_pre", "--aligned")
+    assert typed.stdout == done.stdout and not typed.stderr and not ok(*words, "--by", "pos", "--quiet").stderr
+    roles = ok(*words, "--by", "role")
+    assert not roles.stderr and roles.stdout != ok(*words, "--by", "role", "--aligned").stdout

@@ -20,10 +20,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import make
+from test_passes import make_pairs
 
+from interp import plan as plans
 from interp.cluster import RayExecutor, Worker, _hand_out, _room, _shares
+from interp.edits import Edit, Variant
 from interp.errors import ConfigError, InterpError, UnknownName
 from interp.gpt import GPT
+from interp.prompts import PromptPairs
+from interp.sweep import sweep
 
 ray = pytest.importorskip("ray", reason="the extra interp[ray] is not installed")
 
@@ -186,12 +191,35 @@ def test_a_lost_worker_is_replaced(cluster: str, small: GPT, tmp_path: Path, cap
     assert caplog.messages[0].startswith("a worker was lost while it was running chunk 6, which is given out again: ")
 
 
+def test_a_sweep_on_two_workers_one_of_which_is_killed_has_the_table_of_one_process(
+    cluster: str, small: GPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(plans.ROWS, "cpu", 12)
+    pairs = make_pairs((6, 4, 7, 5), shared=1)
+    cells = [Variant([Edit("z", {"layer": layer, "head": head})]) for layer in (0, 1) for head in range(4)]
+    fatal = tmp_path / "fatal"
+
+    def deadly(logits: torch.Tensor, rows: PromptPairs) -> torch.Tensor:
+        if fatal.exists() and int(rows.lengths[0]) == 7:  # once, in whichever worker comes to the third prompt first
+            fatal.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return logits[:, 0, 3] - logits[:, 0, 4]
+
+    alone = sweep(small, pairs, cells, deadly, out=tmp_path / "alone", progress=False)
+    fatal.touch()
+    shared = sweep(small, pairs, cells, deadly, out=tmp_path / "shared", progress=False, executor=RayExecutor())
+    assert not fatal.exists()
+    assert shared.equals(alone)
+    kept = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("alone", "shared")]
+    assert kept[0] == kept[1] and len(kept[0]) > 8
+
+
 @pytest.mark.slow
 def test_a_chunk_that_kills_every_worker_is_given_up(cluster: str, small: GPT, tmp_path: Path) -> None:
     job = Chunks(small, tmp_path, "die", at=4)
     with pytest.raises(InterpError, match=r"chunk 4 was given up: 3 workers were lost .* worker process has died"):
         list(RayExecutor()(job, [3, 4, 5, 6]))
-    assert len(set(job.runs(4))) == 3
+    assert len(set(job.runs(4))) in (3, 4)  # a death may take the last word about chunk 3 with it, and count for that
     soon(lambda: not any(map(alive, job.runs())))
 
 

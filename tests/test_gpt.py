@@ -135,7 +135,7 @@ def test_rotation_depends_on_distance_alone(tokens: Tensor) -> None:
     mask[:, :5] = False
     attn = model.blocks[0].attn
     q = torch.randn(1, 12, 4, 4)
-    from interp.attention import make_context
+    from interp.context import make_context
 
     angles = make_context(model.cfg, 12, device=q.device, dtype=q.dtype)
     same = q[:, :1].expand(-1, 12, -1, -1)

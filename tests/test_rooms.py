@@ -22,6 +22,7 @@ ROOMS = [
     "tokens",
     "cache",
     "packed",
+    "context",
     "attention",
     "layers",
     "generation",
@@ -61,6 +62,7 @@ ROOMS = [
     "connection",
     "cluster",
     "sweep",
+    "granularity",
     "stats",
     "glyphs",
     "scales",
@@ -73,6 +75,7 @@ ROOMS = [
     "ui/tables",
     "ui/folder",
     "ui/page",
+    "sweep_options",
     "command",
 ]
 BANNED = {"utils", "util", "common", "helpers", "base", "types", "misc"}

@@ -137,6 +137,43 @@ def test_one_template_can_be_fixed(model: GPT, template: int | str) -> None:
     assert pairs.notes["templates"] == {text: 10}
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_position_means_the_same_in_aligned_prompts(model: GPT, task: str) -> None:
+    make = get_task(task)
+    for seed in range(6):
+        pairs = make(model, n=12, seed=seed, aligned=True)
+        assert len(pairs) == 12 and bool(pairs.mask.all())
+        assert len({tuple(roles.items()) for roles in pairs.roles}) <= 2  # two roles may take turns
+        assert make(model, n=5, seed=seed, aligned=True).digest() == pairs[:5].digest()
+
+
+@pytest.mark.parametrize("corrupt", indirect_object.CORRUPTIONS)
+@pytest.mark.parametrize(
+    "template",
+    [
+        3,
+        "So {A} and {B} came home, and {S} spoke to",
+        "In the {place}s {A} and {B} ate, and {S} sold {object}s to",
+        "I saw {A} and {B}, and {S} lent a {object} to",
+    ],
+)
+def test_aligned_prompts_differ_in_names_and_in_words_as_long(model: GPT, template: int | str, corrupt: str) -> None:
+    pairs = ioi(model, n=60, seed=1, template=template, aligned=True, corrupt=corrupt)
+    mixed = ioi(model, n=60, seed=1, template=template, corrupt=corrupt)
+    text = TEMPLATES[template] if isinstance(template, int) else template
+    assert pairs.notes["templates"] == {text: 60} and pairs.notes["aligned"] and not mixed.notes["aligned"]
+    assert len(set(pairs.clean_texts)) == 60 and pairs.lengths.unique().numel() == 1
+    if "{place}" in text or "{object}" in text:
+        assert mixed.lengths.unique().numel() > 1
+        words = {word for word in (*PLACES, *OBJECTS) if any(word in one for one in pairs.clean_texts)}
+        assert len(words) > 3
+
+
+def test_the_seed_chooses_the_template_of_aligned_prompts(model: GPT) -> None:
+    chosen = {next(iter(ioi(model, n=1, seed=seed, aligned=True).notes["templates"])) for seed in range(20)}
+    assert len(chosen) > 5 and chosen <= set(TEMPLATES)
+
+
 def test_names_that_are_several_tokens_are_left_out() -> None:
     kept = NAMES[::3]
     pairs = ioi(reader(kept), n=50, corrupt="random_names")

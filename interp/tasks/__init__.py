@@ -18,7 +18,9 @@ TASKS: dict[str, Callable[..., PromptPairs]] = {"ioi": ioi}
 
 
 def get_task(name: str) -> Callable[..., PromptPairs]:
-    """The task of this name: a function `task(model, n=..., seed=...) -> PromptPairs`.
+    """The task of this name: a function `task(model, n=..., seed=..., aligned=...) -> PromptPairs`.
+
+    With `aligned=True` its prompts have one length, and a position means the same in each of them.
 
     Raises:
         UnknownName: there is none; the message offers the nearest.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import string
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -100,6 +101,7 @@ def ioi(
     seed: int = 0,
     corrupt: str = "swap_subject",
     template: int | str | None = None,
+    aligned: bool = False,
     prepend_bos: bool | None = None,
 ) -> PromptPairs:
     """Prompts of indirect object identification, half of them in each order of the names.
@@ -115,6 +117,8 @@ def ioi(
         corrupt: "swap_subject" or "random_names", see `CORRUPTIONS`.
         template: the number of one of `TEMPLATES`, or a text with {A}, {B}, {S} and perhaps {place}, {object}; None
             takes all in turn.
+        aligned: a position means the same in every prompt, for maps by position: one template (where none is given,
+            one that the seed chooses), with places and objects of as many tokens. IO and S1 still take turns.
         prepend_bos: as in `model.to_tokens`.
 
     Raises:
@@ -129,8 +133,14 @@ def ioi(
         raise PromptError(f"n must be at least 1, not {n}")
     templates = _templates(template)
     names = _single_token_names(model)
+    places: tuple[str, ...] = PLACES
+    objects: tuple[str, ...] = OBJECTS
+    rng = random.Random(seed)
+    if aligned:
+        templates = (rng.choice(templates),)
+        places, objects = _as_long(model, templates[0], prepend_bos)
     _check_enough(names, templates, n)
-    drawn = _draws(random.Random(seed), templates, names)
+    drawn = _draws(rng, templates, names, places, objects)
     draws = [next(drawn) for _ in range(n)]
     return PromptPairs.from_text(
         model,
@@ -148,6 +158,7 @@ def ioi(
             "n": n,
             "seed": seed,
             "corrupt": corrupt,
+            "aligned": aligned,
             "orders": {order: sum(draw.order == order for draw in draws) for order in ORDERS},
             "templates": {text: sum(draw.template == text for draw in draws) for text in templates},
             "names_kept": list(names),
@@ -186,6 +197,21 @@ def _single_token_names(model: HookedModel) -> tuple[str, ...]:
     return tuple(name for name in NAMES if stands_alone(name))
 
 
+def _as_long(model: HookedModel, template: str, prepend_bos: bool | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The places and the objects with which a template has its most common number of tokens."""
+    tokenizer = model.tokenizer
+    assert tokenizer is not None  # _single_token_names refuses
+    words: dict[str, tuple[str, ...]] = {"place": PLACES, "object": OBJECTS}
+    for field in words:
+        lengths = []
+        for word in words[field]:
+            filled = {"A": "A", "B": "B", "S": "A", **{name: kept[0] for name, kept in words.items()}, field: word}
+            lengths.append(len(tokenizer.encode(template.format(**filled), prepend_bos=prepend_bos)))
+        usual = Counter(lengths).most_common(1)[0][0]
+        words[field] = tuple(word for word, length in zip(words[field], lengths, strict=True) if length == usual)
+    return words["place"], words["object"]
+
+
 def _check_enough(names: tuple[str, ...], templates: tuple[str, ...], n: int) -> None:
     least = 5  # two people, and three others
     if len(names) < least:
@@ -198,7 +224,13 @@ def _check_enough(names: tuple[str, ...], templates: tuple[str, ...], n: int) ->
         raise PromptError(f"{len(names)} names and {len(templates)} templates give {most} different prompts, not {n}")
 
 
-def _draws(rng: random.Random, templates: tuple[str, ...], names: tuple[str, ...]) -> Iterator[_Draw]:
+def _draws(
+    rng: random.Random,
+    templates: tuple[str, ...],
+    names: tuple[str, ...],
+    places: tuple[str, ...],
+    objects: tuple[str, ...],
+) -> Iterator[_Draw]:
     """Different draws without end: templates in turn, both orders of each before the next."""
     turn = rng.sample(templates, len(templates))
     seen: set[tuple[str, str, str, str]] = set()
@@ -207,7 +239,7 @@ def _draws(rng: random.Random, templates: tuple[str, ...], names: tuple[str, ...
             for order in ORDERS:
                 while True:
                     io, s, *others = rng.sample(names, 5)
-                    place, thing = rng.choice(PLACES), rng.choice(OBJECTS)
+                    place, thing = rng.choice(places), rng.choice(objects)
                     if (template, order, io, s) not in seen:
                         break
                 seen.add((template, order, io, s))

@@ -1,0 +1,137 @@
+"""How a sweep is cut: every cell is one edit where its labels say, and its row says what stands there."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import make
+
+from interp.edits import Edit
+from interp.errors import InterpError, PromptError, UnknownName
+from interp.granularity import GRANULARITIES, asked, by_position, described, variants
+from interp.prompts import PromptPairs
+from interp.sweep import sweep
+
+
+def pairs_of(*lengths: int) -> PromptPairs:
+    """Prompts that share their first token and end in an answer's place."""
+    clean = [[7, *range(i + 1, i + n)] for i, n in enumerate(lengths)]
+    corrupt = [[7, 28, *row[2:]] for row in clean]
+    roles = [{"changed": 1, "END": n - 1} for n in lengths]
+    return PromptPairs.from_tokens(clean, corrupt, answers=[(i, i + 4) for i in range(len(lengths))], roles=roles)
+
+
+@pytest.mark.slow  # transformer_lens takes seconds to import
+@pytest.mark.filterwarnings("ignore")  # ... and imports what is deprecated
+def test_the_names_are_those_of_transformer_lens() -> None:
+    from transformer_lens import patching
+
+    known = {name.removeprefix("get_act_patch_") for name in vars(patching) if name.startswith("get_act_patch_")}
+    paths = {name for name in known if name.startswith("direct_path")}  # from a sender to a receiver: no cells
+    assert known - paths == set(GRANULARITIES)
+
+
+def test_what_is_asked_for_is_a_granularity_or_a_site_and_its_axes() -> None:
+    assert asked() == (("z",), ("head",)) and asked(by=None) == (("z",), ()) and asked(["q"]) == (("q",), ("head",))
+    for name, expected in GRANULARITIES.items():
+        assert asked(granularity=name) == asked(granularity=f"get_act_patch_{name}") == expected
+        assert asked(*expected) == asked(",".join(expected[0]), ", ".join(expected[1])) == expected
+
+
+def test_positions_are_asked_for_by_name_or_by_axis() -> None:
+    by_pos = {name for name in GRANULARITIES if by_position(granularity=name)}
+    assert set(GRANULARITIES) - by_pos == {name for name in GRANULARITIES if "all_pos" in name}
+    assert by_position(by="head,key") and by_position("z", ["pos"], metric="kl")
+    assert not by_position(by="head,role") and not by_position(by=None) and not by_position()
+
+
+def test_a_cell_is_one_edit_where_its_labels_say() -> None:
+    made = variants(make("llama_gqa"), pairs_of(3, 3), site="v,pattern", by="head,pos")
+    assert len(made) == 2 * (2 + 4) * 3
+    first, last = made[0], made[-1]
+    assert first.edits == (Edit("v", {"layer": 0, "kv_head": 0, "pos": 0}),)
+    assert first.labels == {"site": "v", "layer": 0, "kv_head": 0, "pos": 0}
+    assert last.edits == (Edit("pattern", {"layer": 1, "head": 3, "query": 2}),)
+    assert last.labels == {"site": "pattern", "layer": 1, "head": 3, "pos": 2}
+    (whole,) = variants(make("gpt2", n_layers=1), pairs_of(3), site="hook_z, z", by="layer")
+    assert whole.edits == (Edit("z", {"layer": 0}),)
+
+
+@pytest.mark.parametrize(("kind", "cells"), [("gpt2", 6), ("bidirectional", 9)])
+def test_a_causal_model_has_links_from_what_was_before(kind: str, cells: int) -> None:
+    model = make(kind, n_layers=1)
+    made = [variant.labels for variant in variants(model, pairs_of(3), site="pattern", by=["key", "query"])]
+    links = {(label["query"], label["key"]) for label in made}
+    assert len(made) == len(links) == cells
+    assert all(key <= query for query, key in links) == model.cfg.causal
+
+
+def test_roles_serve_prompts_of_different_lengths_and_are_refused_where_there_are_none() -> None:
+    pairs = pairs_of(6, 4)
+    assert len(variants(make("gpt2"), pairs, site="z,q", by="role,head")) == 2 * 2 * 2 * 4
+    bare = PromptPairs.from_tokens([[1, 2]], [[1, 3]], answers=[(4, 5)])
+    with pytest.raises(PromptError, match="these have none"):
+        variants(make("gpt2"), bare, site="z", by="role")
+
+
+def test_positions_of_unequal_prompts_are_refused_with_the_largest_part_that_will_do() -> None:
+    pairs = pairs_of(6, 4, 5, 4)
+    with pytest.raises(PromptError, match=r"these have 4 to 6 tokens.*pairs\[pairs.lengths == 4\], which are 2 of 4"):
+        variants(make("gpt2"), pairs, site="z", by="pos")
+    assert variants(make("gpt2"), pairs[pairs.lengths == 4], site="z", by="pos")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "error", "says"),
+    [
+        ("gpt2", {"granularity": "attn_head_z_by_pos"}, UnknownName, "or 'attn_head_q_by_pos'"),
+        ("gpt2", {"granularity": "resid_pre", "site": "z"}, InterpError, "leave out site and by"),
+        ("gpt2", {"granularity": "resid_pre", "by": "head"}, InterpError, "leave out site and by"),
+        ("gpt2", {"granularity": "resid_pre", "by": None}, InterpError, "leave out site and by"),
+        ("neox", {"granularity": "resid_mid"}, UnknownName, "no site matches 'resid_mid'; did you mean 'resid_p"),
+        ("attn_only", {"granularity": "block_every"}, UnknownName, "'mlp_out'; did you mean 'attn_out'"),
+        ("gpt2", {"site": "blocks.1.attn.hook_z"}, UnknownName, "no site matches 'blocks.1.attn.hook_z'"),
+        ("gpt2", {"site": "z,"}, UnknownName, "no site matches ''"),
+        ("gpt2", {"site": "embed"}, UnknownName, "belongs to no layer"),
+        ("gpt2", {"site": "z", "by": "head,key"}, UnknownName, "of 'z' matches 'key'; choose from 'head', 'pos'"),
+        ("gpt2", {"site": "pattern", "by": "head,qery"}, UnknownName, "did you mean 'query'"),
+        ("gpt2", {"site": "pattern", "by": "pos,query"}, InterpError, "cuts the axis 'query' of 'pattern' twice"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_cut_is_refused(kind: str, options: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        sites, axes = asked(**options)
+        variants(make(kind), pairs_of(5, 5), site=sites, by=axes)
+
+
+def measured(granularity: str, pairs: PromptPairs) -> pd.DataFrame:
+    model = make("llama_gqa")
+    sites, axes = asked(granularity=granularity)
+    return sweep(model, pairs, variants(model, pairs, site=sites, by=axes), progress=False)
+
+
+def test_heads_and_key_value_heads_are_whole_numbers_in_columns_of_their_own() -> None:
+    pairs = pairs_of(5)
+    plain = measured("attn_head_all_pos_every", pairs)
+    before = plain.copy()
+    frame = described(plain, pairs)
+    pd.testing.assert_frame_equal(plain, before)
+    own = frame["site"].isin(["k", "v"])
+    assert frame["head"].isna().equals(own) and frame["kv_head"].isna().equals(~own)
+    assert set(frame["head"].dropna()) == {0, 1, 2, 3} and set(frame["kv_head"].dropna()) == {0, 1}
+    text = frame.to_csv(index=False)
+    assert ",0,," in text and ",0.0,," not in text
+    assert pd.read_csv(io.StringIO(text))["kv_head"].max() == 1
+
+
+def test_positions_carry_the_clean_token_and_its_role() -> None:
+    pairs = pairs_of(5, 5)
+    frame = described(measured("attn_head_pattern_dest_src_pos", pairs), pairs)
+    front = ["site", "layer", "head", "query", "query_token", "query_role", "key", "key_token", "key_role", "prompt"]
+    assert list(frame)[: len(front)] == front and list(frame)[-1] == "effect"
+    at = frame[(frame["prompt"] == 1) & (frame["query"] == 4) & (frame["key"] == 1)].iloc[0]
+    assert (at["query_token"], at["query_role"], at["key_token"], at["key_role"]) == ("5", "END", "2", "changed")
+    assert set(frame[frame["query"] == 2]["query_role"]) == {""}
