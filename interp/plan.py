@@ -27,7 +27,7 @@ from interp.prompts import PromptPairs
 from interp.reach import Events, Placed, Placer, changed, events, token_differences
 
 # Rows that a chunk should have at its widest: enough for a good matrix product, few enough to stay in a CPU's cache.
-ROWS = {"cpu": 512, "cuda": 16384}
+ROWS = {"cpu": 1024, "cuda": 16384}
 # The part of free memory that is used unless told otherwise.
 SHARE = {"cpu": 0.25, "cuda": 0.7}
 # The part of a matrix product's rate that a sweep reaches (benchmarks/sweep.py).
