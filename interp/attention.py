@@ -24,6 +24,9 @@ from interp.context import Context, causal_mask, pair_axis
 from interp.hooks import HookPoint
 from interp.packed import Packed
 
+# Queries of a sequence up to which small matrix products are faster than the fused kernel (docs/log.md).
+FEW = 8
+
 
 class PastKeyValues:
     """Keys and values of the part of a prompt that went through the model before, for every layer.
@@ -176,6 +179,21 @@ class Attention(nn.Module):
         pattern = self.hook_pattern(self.softmax(self.hook_attn_scores(self.scores(q, k, context))))
         return einsum(pattern, self.to_query_heads(v), "batch head query key, batch key head d -> batch query head d")
 
+    def attend_few(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+        """z [batch, pos, head, d_head] by small matrix products: for few queries faster than the fused kernel."""
+        assert self.cfg.attn_scale is not None and context.allowed is not None
+        kv_heads = self.cfg.n_kv_heads
+        q = rearrange(q, "batch query (kv group) d -> (batch kv) (query group) d", kv=kv_heads)
+        k = rearrange(k, "batch key kv d -> (batch kv) d key")
+        v = rearrange(v, "batch key kv d -> (batch kv) key d")
+        penalty = torch.zeros_like(context.allowed, dtype=q.dtype).masked_fill(~context.allowed, float("-inf"))
+        penalty = penalty if context.bias is None else penalty + context.bias
+        penalty = penalty.expand(-1, self.cfg.n_heads, -1, -1)
+        penalty = rearrange(penalty, "batch (kv group) query key -> (batch kv) (query group) key", kv=kv_heads)
+        z = self.softmax(torch.baddbmm(penalty, q, k, alpha=1 / self.cfg.attn_scale)) @ v
+        group = self.cfg.n_heads // kv_heads
+        return rearrange(z, "(batch kv) (query group) d -> batch query (kv group) d", kv=kv_heads, group=group)
+
     def attend_packed(self, q: Tensor, k: Tensor, v: Tensor, packed: Packed, groups: Sequence[Context]) -> Tensor:
         """z [1, row, head, d_head] of rows whose sequences go back to a base run.
 
@@ -186,8 +204,8 @@ class Attention(nn.Module):
         if not self.explicit:
             for group, context in zip(packed.groups, groups, strict=True):
                 own = q[0, group.rows].unflatten(0, (-1, group.length))  # [sequence, query, head, d_head]
-                z = self.attend_fused(own, keys[group.sequences], values[group.sequences], context)
-                parts.append(z.flatten(0, 1))
+                attend = self.attend_few if group.length <= FEW else self.attend_fused
+                parts.append(attend(own, keys[group.sequences], values[group.sequences], context).flatten(0, 1))
             return torch.cat(parts)[None]
         for group, context in zip(packed.groups, groups, strict=True):
             own = q[0, group.rows].unflatten(0, (-1, group.length))

@@ -51,7 +51,7 @@ class Costs:
     """
 
     def __init__(self, cfg: ModelConfig, metric: Metric, width: int, itemsize: int) -> None:
-        self.cfg, self.width, self.itemsize = cfg, width, itemsize
+        self.cfg, self.metric, self.width, self.itemsize = cfg, metric, width, itemsize
         self.heads, self.kv_heads, self.d_mlp = cfg.n_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head, cfg.d_mlp or 0
         # Operations of a row before positions look at one another, for each key that it looks at, and after it.
         self.mix = 2 * cfg.d_model * (self.heads + 2 * self.kv_heads)
@@ -93,8 +93,20 @@ class Costs:
         if on_demand:
             row += 3 * cfg.n_heads * (cfg.d_model + self.width)
         sequence = 2 * self.width * (self.kv_heads + (self.heads if self.kv_heads < self.heads else 0))
-        logits = 3 * min(cells * self.reads, max(LOGIT_ROWS, self.reads)) * self.tokens
-        return int(SLACK * self.itemsize * (rows * row + cells * sequence + logits))
+        return int(SLACK * self.itemsize * (rows * row + cells * sequence))
+
+    def logits(self, n_prompts: int) -> int:
+        """Bytes of the logits that the metric is given at once: of some rows, or of all prompts of one variant."""
+        rows = n_prompts * self.reads if self.metric.whole else LOGIT_ROWS
+        return int(3 * self.itemsize * rows * self.tokens)
+
+    def whole(self, cells: int) -> Load:
+        """Forwards of whole prompts, with all their logits."""
+        rows = cells * self.width
+        forward = self.cfg.n_layers * (self.mix + self.write + self.look * (self.width + 1) / 2)
+        logits = rows * self.cfg.d_vocab_out
+        memory = self.memory(rows, cells, on_demand=True) + int(SLACK * self.itemsize * 2 * logits)
+        return Load(cells, rows, rows * forward + 2.0 * self.cfg.d_model * logits, memory)
 
     def runs(self, n_prompts: int, kept: Iterable[Site], first_layer: int) -> tuple[float, int]:
         """Operations and bytes of the base and source runs of some prompts.

@@ -33,6 +33,7 @@ FORMAT = "interp.Journal 1"
 MANIFEST = "manifest.json"
 PART = re.compile(r"[a-z]+-[0-9]+")
 SUFFIX = ".parquet"
+DIGEST = re.compile(r"[0-9a-f]{32,}")
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 LEFT_BY_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 FULL = {
@@ -216,8 +217,7 @@ def _read_manifest(content: bytes, folder: Path) -> dict[str, Any]:
 
 def _refuse_other_key(stored: Mapping[str, str], key: Mapping[str, str], folder: Path) -> None:
     def shown(keys: Mapping[str, str], name: str) -> str:
-        value = str(keys.get(name, "not there"))
-        return value if len(value) <= 24 else f"{value[:12]}…"
+        return DIGEST.sub(lambda digest: f"{digest[0][:8]}…", str(keys.get(name, "not there")))
 
     differing = [name for name in dict.fromkeys([*stored, *key]) if stored.get(name) != key.get(name)]
     if differing:

@@ -1,7 +1,6 @@
 """Running the chunks of a plan: many variants in one pass through the layers.
 
-1. The base and source runs of a block of prompts are made once. Of the base run the residual stream, keys and values
-   and what heads mixed are kept where a chunk may begin; of both what edits copy from.
+1. The base and source runs of a block of prompts are made once (`interp.blocks`).
 2. A chunk goes down the layers as one batch of rows. At each step, rows that are needed from there on join it with
    their values in the base run; edits change their own rows; attention reads the base run's keys and values at
    positions that have no row.
@@ -22,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.blocks import Block, Blocks
 from interp.changes import Changes, Layout
 from interp.context import Context, packed_context
 from interp.costs import LOGIT_ROWS
 from interp.edits import RUNS, Variant
 from interp.gpt import GPT
 from interp.hooks import attached
-from interp.metrics import Metric, evaluate, is_read, read, score, where_read, which_read
+from interp.metrics import Metric, evaluate, is_read, score, where_read, which_read
 from interp.model import HookedModel
 from interp.packed import KeysValues, Packed, pack
 from interp.plan import Chunk, Plan, watched
@@ -36,36 +36,14 @@ from interp.prompts import PromptPairs
 from interp.reach import (
     Mask,
     Numbers,
-    Placed,
     Placer,
     changed,
     events,
-    mean_over_prompts,
     token_differences,
     value_differences,
-    whole_source,
 )
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@dataclass(eq=False)
-class Block:
-    """The base and source runs of some prompts.
-
-    Attributes:
-        pairs: the prompts.
-        prompts: which they are, first and behind the last.
-        stored: "base" and "source" to what was stored of each run, by site name.
-        seen: what the metric reads of the logits of each run.
-        value: the metric of each run [prompt].
-    """
-
-    pairs: PromptPairs
-    prompts: tuple[int, int]
-    stored: dict[str, dict[str, Tensor]]
-    seen: dict[str, Tensor]
-    value: dict[str, Tensor]
 
 
 @dataclass(eq=False)
@@ -75,12 +53,14 @@ class Cells:
     Attributes:
         variant: the variant of every cell, counted in the chunk [cell].
         prompt: the prompt of every cell, counted in the block [cell].
+        whole: whether a function is given its value behind the last attention [cell], so that all positions go on.
         joins: by step, cells and the rows that they need from there on [cell, pos].
         changes: their edits.
     """
 
     variant: Numbers
     prompt: Numbers
+    whole: np.ndarray[Any, np.dtype[np.bool_]]
     joins: dict[int, list[tuple[Numbers, Mask]]]
     changes: Changes
 
@@ -101,15 +81,22 @@ class Job:
     base: str
     source: str
     plan: Plan
-    _block: Block | None = field(default=None, repr=False)
-    _means: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
+    _blocks: Blocks | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_block": None, "_means": {}}
+        return {**self.__dict__, "_blocks": None}
+
+    @property
+    def blocks(self) -> Blocks:
+        """The base and source runs."""
+        if self._blocks is None:
+            sides = {"base": self.base, "source": self.source}
+            self._blocks = Blocks(self.model, self.pairs, self.variants, self.metric, sides, self.plan)
+        return self._blocks
 
     def to(self, device: str | torch.device) -> Self:
         """The same job with its model and prompts on a device."""
-        return replace(self, model=self.model.to(device), pairs=self.pairs.to(device), _block=None, _means={})
+        return replace(self, model=self.model.to(device), pairs=self.pairs.to(device), _blocks=None)
 
     @torch.no_grad()
     def run(self, index: int) -> Values:
@@ -120,7 +107,7 @@ class Job:
             that of the base run and of the source run.
         """
         chunk = self.plan.chunks[index]
-        block = self.block(chunk.prompts)
+        block = self.blocks.at(chunk.prompts)
         if not chunk.variants:
             return torch.stack([block.value[run] for run in RUNS]).double().cpu().numpy()
         cells = self._cells(block, chunk)
@@ -130,96 +117,14 @@ class Job:
             values[cells.variant, cells.prompt] = found.double().cpu().numpy()
         return values
 
-    def block(self, prompts: tuple[int, int]) -> Block:
-        """The base and source runs of some prompts; those of the last call are remembered."""
-        if self._block is None or self._block.prompts != prompts:
-            self._block = None  # lets go of the earlier one first
-            if self.model.device.type == "cpu":
-                # glibc hands memory back to the system at once until it has seen a large piece freed; a quarter of the
-                # time would go into asking for it again.
-                torch.empty(31 * 2**20, dtype=torch.uint8)
-            self._block = self._run_block(prompts)
-        return self._block
-
-    def _run_block(self, prompts: tuple[int, int]) -> Block:
-        pairs = self.pairs[prompts[0] : prompts[1]]
-        copied = self._copied()
-        stored: dict[str, dict[str, Tensor]] = {}
-        seen: dict[str, Tensor] = {}
-        for run, side in zip(RUNS, (self.base, self.source), strict=True):
-            names = copied[run]
-            if run == "base":
-                names = names | copied["source"] | copied["computed"] | self._entries()
-            stored[run], seen[run] = self._run_side(pairs, side, names & set(self.model.hook_dict))
-        value = {run: evaluate(self.metric, seen[run], pairs, seen["source"]) for run in RUNS}
-        return Block(pairs, prompts, stored, seen, value)
-
-    def _run_side(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor]:
-        """What a run has at some sites, and what the metric reads of its logits."""
-        model, tokens, mask = self.model, getattr(pairs, side), pairs.attention_mask
-        if not self.plan.packed:
-            logits, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask)
-            return dict(cache), read(self.metric, logits, pairs)
-        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
-        names = names | {last}
-        _, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask, return_type=None)
-        at = where_read(self.metric, pairs)
-        final = cache[last][torch.arange(len(pairs), device=at.device)[:, None], at]  # [prompt, read, d_model]
-        return dict(cache), self.unembedded(model.ln_final(final), np.arange(len(pairs)), pairs)
-
-    def unembedded(self, normalized: Tensor, prompts: Numbers, pairs: PromptPairs) -> Tensor:
-        """What the metric reads of the logits, from the normalised residual stream there [row, read, d_model]."""
-        tokens = which_read(self.metric, pairs)
-        if tokens is None:
-            logits = self.model.unembed(normalized)
-        else:
-            logits = self.model.unembed.some(normalized, tokens[torch.from_numpy(prompts).to(tokens.device)])
-        return logits if self.metric.whole else logits[:, 0]
-
-    def _copied(self) -> dict[str, set[str]]:
-        """The sites that edits copy from each run, and those that functions are given."""
-        found: dict[str, set[str]] = {"base": set(), "source": set(), "computed": set()}
-        for variant in self.variants:
-            for edit in variant.edits:
-                if edit.run is not None and edit.op != "mean":
-                    found[edit.run].add(edit.name(self.model.cfg))
-                elif callable(edit.source):
-                    found["computed"].add(edit.name(self.model.cfg))
-        return found
-
-    def _entries(self) -> set[str]:
-        """The sites of the base run that rows are joined from, and its keys and values."""
-        if not self.plan.packed:
-            return set()
-        names = set()
-        for step in self.plan.joins:
-            names.add(f"blocks.{step // 2}.hook_resid_pre")
-            if step % 2:
-                names.add(f"blocks.{step // 2}.attn.hook_z")
-        for layer in range(min(self.plan.joins, default=0) // 2, self.model.cfg.n_layers):
-            names |= set(self._keys_values(layer))
-        return names
-
-    def _keys_values(self, layer: int) -> tuple[str, str]:
-        key = "rot_k" if self.model.cfg.positional_embedding_type == "rotary" else "k"
-        return f"blocks.{layer}.attn.hook_{key}", f"blocks.{layer}.attn.hook_v"
-
-    def prefix(self, stored: Mapping[str, Tensor], first: int) -> dict[int, KeysValues]:
-        """Keys and values of a run from a layer on."""
-        found = {}
-        for layer in range(first, self.model.cfg.n_layers):
-            key, value = self._keys_values(layer)
-            found[layer] = (stored[key], stored[value])
-        return found
-
     def _cells(self, block: Block, chunk: Chunk) -> Cells:
         cfg, pairs = self.model.cfg, block.pairs
         placer = Placer(self.model, pairs, is_read(self.metric, pairs))
         by_tokens = token_differences(pairs, self.base, self.source, cfg.causal)
         differs = value_differences(block.stored["base"], block.stored["source"], by_tokens)
         every = watched(self.model)  # their hooks expect the prompts as they are
-        changes = Changes(lambda placed: self._values(placed, block), block.stored["base"])
-        variants, prompts, count = [], [], 0
+        changes = Changes(lambda placed: self.blocks.values(placed, block), block.stored["base"])
+        variants, prompts, whole, count = [], [], [], 0
         joins: dict[int, list[tuple[Numbers, Mask]]] = {}
         for at, number in enumerate(chunk.variants):
             placed = [placer.place(edit) for edit in self.variants[number].edits]
@@ -234,62 +139,12 @@ class Job:
             changes.add(placed, cells, own)
             variants.append(np.full(len(own), at))
             prompts.append(own)
+            late = any(edit.computed and edit.step >= 2 * cfg.n_layers - 1 for edit in placed)
+            whole.append(np.full(len(own), late))
             count += len(own)
         none = np.zeros(0, dtype=np.int64)
-        return Cells(np.concatenate([none, *variants]), np.concatenate([none, *prompts]), joins, changes)
-
-    def _values(self, placed: Placed, block: Block) -> Tensor:
-        """What an edit copies from, in the site's axes, for the prompts of a block."""
-        edit, site = placed.edit, placed.site
-        if edit.run is not None and edit.op != "mean":
-            return block.stored[edit.run][placed.name]
-        if edit.run is not None:
-            whole = self._mean(edit.run, placed)
-        else:
-            whole = whole_source(edit, placed.name, site, self.model.cfg, self.pairs)
-        first, last = block.prompts
-        part = {"batch": slice(first, last), **dict.fromkeys(("pos", "query", "key"), slice(block.pairs.mask.shape[1]))}
-        return whole[tuple(part.get(axis, slice(None)) for axis in site.axes)]
-
-    def _mean(self, run: str, placed: Placed) -> Tensor:
-        """The mean of a site over all prompts in one run, in the shape of all prompts."""
-        if (run, placed.name) not in self._means:
-            names = {
-                edit.name(self.model.cfg)
-                for variant in self.variants
-                for edit in variant.edits
-                if edit.op == "mean" and edit.run == run
-            }
-            self._means |= self._all_means(run, names)
-        return self._means[run, placed.name]
-
-    def _all_means(self, run: str, names: set[str]) -> dict[tuple[str, str], Tensor]:
-        n = len(self.pairs)
-        sums: dict[str, Tensor] = {}
-        for first, last in dict.fromkeys(chunk.prompts for chunk in self.plan.chunks):
-            mask = self.pairs.mask[first:last]
-            _, cache = self.model.run_with_cache(
-                getattr(self.pairs, self.base if run == "base" else self.source)[first:last],
-                names_filter=sorted(names),
-                attention_mask=None if bool(mask.all()) else mask,
-                return_type=None,
-            )
-            for name, value in cache.items():
-                site = self.model.hook_dict[name].site
-                here = mean_over_prompts(value, site, mask) * self._counts(site, mask, value)
-                sums[name] = here if name not in sums else sums[name] + here
-        found = {}
-        for name, total in sums.items():
-            site = self.model.hook_dict[name].site
-            mean = total / self._counts(site, self.pairs.mask, total).clamp(min=1)
-            found[run, name] = mean.expand(n, *mean.shape[1:])
-        return found
-
-    def _counts(self, site: Any, mask: Tensor, value: Tensor) -> Tensor:
-        """How many prompts a mean is over: those that have the position, or all."""
-        if "pos" not in site.axes:
-            return torch.tensor(len(mask), device=value.device)
-        return mask.sum(0).reshape(1, -1, *[1] * (value.ndim - 2)).to(value.device)
+        variant, prompt = np.concatenate([none, *variants]), np.concatenate([none, *prompts])
+        return Cells(variant, prompt, np.concatenate([none.astype(bool), *whole]), joins, changes)
 
 
 class _Batch:
@@ -342,7 +197,8 @@ def _in_one_pass(job: Job, block: Block, cells: Cells) -> Tensor:
     first = min(cells.joins) // 2
     at = where_read(job.metric, pairs).cpu().numpy()[cells.prompt]  # [cell, read]
     end = is_read(job.metric, pairs)[cells.prompt]  # [cell, pos]
-    batch = _Batch(cells, job.prefix(base, first), pairs.mask)
+    end[cells.whole] = pairs.mask.cpu().numpy()[cells.prompt[cells.whole]]
+    batch = _Batch(cells, job.blocks.prefix(base, first), pairs.mask)
     wanted = np.zeros_like(end)
     resid = z = torch.empty(1, 0, device=model.device)
     context: Context | None = None
@@ -370,7 +226,7 @@ def _in_one_pass(job: Job, block: Block, cells: Cells) -> Tensor:
         normalized = model.ln_final(resid)[0]
     row = torch.from_numpy(np.take_along_axis(batch.row_of, at, axis=1)).to(model.device)  # [cell, read]
     return _measured(
-        job, block, cells, lambda chosen: job.unembedded(normalized[row[chosen]], cells.prompt[chosen], pairs)
+        job, block, cells, lambda chosen: job.blocks.unembedded(normalized[row[chosen]], cells.prompt[chosen], pairs)
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from interp.costs import Costs, Load
 from interp.edits import Variant
@@ -24,7 +25,7 @@ from interp.gpt import GPT
 from interp.metrics import Metric, is_read
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
-from interp.reach import Events, Placed, Placer, changed, events, token_differences
+from interp.reach import Events, Placed, Placer, changed, events, token_differences, whole_source
 
 # Rows that a chunk should have at its widest: enough for a good matrix product, few enough to stay in a CPU's cache.
 ROWS = {"cpu": 1024, "cuda": 16384}
@@ -172,51 +173,69 @@ def make_plan(
         ConfigError: `max_memory` does not hold one variant on one prompt; the message says what does.
     """
     budget = free_memory(model.device) if max_memory is None else max_memory
-    packed = packs(model)
     placer = Placer(model, pairs, is_read(metric, pairs))
     placed = [[placer.place(edit) for edit in variant.edits] for variant in variants]
+    for row in placed:
+        for one in row:
+            if isinstance(one.edit.source, Tensor | Mapping):
+                whole_source(one.edit, one.name, one.site, model.cfg, pairs)  # refuses what does not fit
     found = _events(placed, placer, pairs, base, source, model)
-    demands = [on_demand(row) for row in placed]
+    apart = [_apart(row, number) for number, row in enumerate(placed)]
     costs = Costs(model.cfg, metric, pairs.mask.shape[1], model.dtype.itemsize)
+    packed, guests = packs(model), watched(model)
     kept = {p.name: p.site for row in placed for p in row if p.edit.run is not None}
     start = min((steps[0][0] for steps in found if steps), default=0) // 2
 
-    def runs(n_prompts: int) -> tuple[float, int]:
-        return costs.runs(n_prompts, kept.values(), start)
+    def store(n_prompts: int) -> int:
+        """Bytes of a block's runs and of what reads its chunks out."""
+        logits = 0 if packed else 2 * costs.whole(n_prompts).memory
+        return costs.runs(n_prompts, kept.values(), start)[1] + costs.logits(n_prompts) + logits
 
+    def widest(n_prompts: int) -> int:
+        """Bytes of a variant that changes everything."""
+        rows = n_prompts * costs.width
+        return (
+            costs.memory(rows, n_prompts, on_demand=any(names for names, _ in apart))
+            if packed
+            else costs.whole(n_prompts).memory
+        )
+
+    together = guests or any(callable(edit.source) for variant in variants for edit in variant.edits)
     target = ROWS.get(model.device.type, ROWS["cpu"])
-    whole = not packed or any(callable(edit.source) for variant in variants for edit in variant.edits)
-    size = _block_size(costs, runs, len(pairs), target, budget, whole=whole)
-    order = sorted(range(len(variants)), key=lambda v: (sorted(demands[v]), found[v][0][0] if found[v] else -1, v))
+    size = len(pairs) if together else max(1, min(len(pairs), target // costs.width))
+    while not together and size > 1 and store(size) + widest(size) > budget:
+        size = (size + 1) // 2
+    if store(size) + widest(size) > budget:
+        why = "all prompts at once, as a function or somebody's hook sees them together," if together else "one prompt"
+        raise ConfigError(
+            f"max_memory={budget:,} bytes is too little: one variant on {why} needs about "
+            f"{store(size) + widest(size):,}"
+        )
+    order = sorted(range(len(variants)), key=lambda v: (apart[v], found[v][0][0] if found[v] else -1, v))
     chunks: list[Chunk] = []
-    idle, guests = 0, watched(model)
     for first in range(0, len(pairs), size):
         last = min(first + size, len(pairs))
-        operations, store = runs(last - first)
-        chunks.append(Chunk((first, last), (), 0, (last - first) * costs.width, operations, store))
+        operations, base_memory = costs.runs(last - first, kept.values(), start)[0], store(last - first)
+        chunks.append(Chunk((first, last), (), 0, (last - first) * costs.width, operations, base_memory))
+        loads: dict[tuple[int, bool], Load] = {}
         taken: list[int] = []
         total = Load()
-        loads: dict[tuple[int, bool], Load] = {}
         for v in order:
-            key = (id(found[v]), bool(demands[v]))
+            key = (id(found[v]), bool(apart[v][0]))
             if key not in loads:
-                loads[key] = costs.variant(found[v], first, last, on_demand=key[1])
+                load = costs.variant(found[v], first, last, on_demand=key[1])
+                loads[key] = load if packed or not load.cells else costs.whole(last - first if guests else load.cells)
             load = loads[key]
-            idle += last - first - load.cells
-            if not load.cells:
-                continue
-            if taken and (
-                demands[v] != demands[taken[-1]]
-                or total.rows + load.rows > target
-                or store + total.memory + load.memory > budget
-                or guests
-            ):
-                chunks.append(_chunk(first, last, taken, total, store))
+            full = total.rows + load.rows > target or base_memory + total.memory + load.memory > budget
+            if taken and load.cells and (full or guests or apart[v] != apart[taken[-1]]):
+                chunks.append(_chunk(first, last, taken, total, base_memory))
                 taken, total = [], Load()
-            taken.append(v)
-            total = total + load
+            if load.cells:
+                taken.append(v)
+                total = total + load
         if taken:
-            chunks.append(_chunk(first, last, taken, total, store))
+            chunks.append(_chunk(first, last, taken, total, base_memory))
+    idle = len(variants) * len(pairs) - sum(chunk.cells for chunk in chunks)
     joins = sorted({step for steps in found for step, _ in steps})
     return Plan(tuple(chunks), len(variants), len(pairs), idle, budget, packed, tuple(joins))
 
@@ -225,9 +244,15 @@ def _chunk(first: int, last: int, variants: Sequence[int], load: Load, store: in
     return Chunk((first, last), tuple(variants), load.cells, load.rows, load.operations, store + load.memory)
 
 
-def on_demand(placed: Sequence[Placed]) -> frozenset[str]:
-    """The short names of on-demand sites that a variant makes the model form."""
-    return frozenset(edit.site.short for edit in placed if edit.site.on_demand)
+def _apart(placed: Sequence[Placed], number: int) -> tuple[tuple[str, ...], int]:
+    """What variants of one chunk have in common: the on-demand sites that they make the model form.
+
+    A norm that is edited and inputs of their own for every head exclude each other within a layer; a variant that has
+    both, in whichever layers, shares a chunk with nobody.
+    """
+    names = tuple(sorted({edit.site.short for edit in placed if edit.site.on_demand}))
+    norm = any(edit.site.short.startswith("ln1.") for edit in placed)
+    return names, number if norm and any(name.endswith("_input") for name in names) else -1
 
 
 def _events(
@@ -253,20 +278,3 @@ def _events(
             known[tuple(key)] = events(changes, causal, placer.real, n_layers)  # type: ignore[arg-type]
         found.append(known[tuple(key)])
     return found
-
-
-def _block_size(costs: Costs, runs: object, n_prompts: int, target: int, budget: int, *, whole: bool) -> int:
-    """How many prompts are run together."""
-
-    def needed(size: int) -> int:
-        return runs(size)[1] + costs.memory(size * costs.width, size, on_demand=True)  # type: ignore[operator]
-
-    size = n_prompts if whole else max(1, min(n_prompts, target // costs.width))
-    while not whole and size > 1 and needed(size) > budget:
-        size = (size + 1) // 2
-    if needed(size) > budget:
-        why = "all prompts at once, as a function or somebody's hook sees them together," if whole else "one prompt"
-        raise ConfigError(
-            f"max_memory={budget:,} bytes is too little: one variant on {why} needs about {needed(size):,}"
-        )
-    return size

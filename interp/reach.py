@@ -97,9 +97,6 @@ class Placer:
         if point is None:
             raise unknown("site", name, self.model.hook_dict)
         site = point.site
-        given = edit.source
-        if isinstance(given, Tensor | Mapping):
-            whole_source(edit, name, site, self.model.cfg, self.pairs)
         axes = [axis for axis in site.axes if axis != "batch"]
         row_axis = "query" if "query" in axes else "pos"
         axes.remove(row_axis)

@@ -172,10 +172,10 @@ def _journal(out: str | Path, job: Job) -> Journal:
     if watched(job.model):
         raise ConfigError("hooks are attached to the model, and a journal cannot tell what they do: sweep without out")
     key = {
-        "model": fingerprint([job.model.cfg, dict(job.model.state_dict())]),
-        "prompts": job.pairs.digest(),
-        "variants": fingerprint(tuple(job.variants)),
-        "metric": fingerprint(job.metric),
+        "model": f"{job.model.cfg.model_name} {fingerprint([job.model.cfg, dict(job.model.state_dict())])}",
+        "prompts": f"{len(job.pairs)} of {job.pairs.name} {job.pairs.digest()}",
+        "variants": f"{len(job.variants)} {fingerprint(tuple(job.variants))}",
+        "metric": f"{job.metric.name} {fingerprint(job.metric)}",
         "sides": f"{job.source} into {job.base}",
         "device": f"{job.model.device.type}, {job.model.dtype}",
         "versions": f"interp {__version__}, torch {torch.__version__}",

@@ -105,7 +105,7 @@ def test_another_sweep_is_refused_and_told_apart(tmp_path: Path) -> None:
     with pytest.raises(OutputError) as caught:
         Journal.open(tmp_path, {**KEY, "prompts": "91" * 32, "metric": "kl", "seed": "1"}, PLAN)
     text = str(caught.value)
-    assert "prompts (was 909090909090…, is 919191919191…), metric (was logit_diff, is kl)" in text
+    assert "prompts (was 90909090…, is 91919191…), metric (was logit_diff, is kl)" in text
     assert "seed (was not there, is 1)" in text and "model" not in text
     assert "another --out, or remove the folder" in text
     with pytest.raises(OutputError, match="metric \\(was logit_diff, is not there\\)"):

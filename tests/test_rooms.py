@@ -57,6 +57,7 @@ ROOMS = [
     "costs",
     "plan",
     "changes",
+    "blocks",
     "passes",
     "progress",
     "connection",

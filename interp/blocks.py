@@ -1,0 +1,206 @@
+"""The base and source runs of a block of prompts: what chunks begin from, what edits copy, what the metric reads.
+
+1. Of the base run the residual stream, keys and values and what heads mixed are kept where rows may join a chunk.
+2. Of both runs the sites are kept that edits copy from; means over all prompts are made once, block by block.
+3. The metric is read of both; only its positions are unembedded, for its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.edits import RUNS, Variant
+from interp.metrics import Metric, evaluate, read, where_read, which_read
+from interp.model import HookedModel
+from interp.packed import KeysValues
+from interp.plan import Plan
+from interp.prompts import PromptPairs
+from interp.reach import Numbers, Placed, mean_over_prompts, whole_source
+from interp.sites import Site
+
+
+@dataclass(eq=False)
+class Block:
+    """The base and source runs of some prompts.
+
+    Attributes:
+        pairs: the prompts.
+        prompts: which they are, first and behind the last.
+        stored: "base" and "source" to what was stored of each run, by site name.
+        seen: what the metric reads of the logits of each run.
+        value: the metric of each run [prompt].
+    """
+
+    pairs: PromptPairs
+    prompts: tuple[int, int]
+    stored: dict[str, dict[str, Tensor]]
+    seen: dict[str, Tensor]
+    value: dict[str, Tensor]
+
+
+class Blocks:
+    """Makes the runs of one block of prompts after another.
+
+    Args:
+        model, pairs, variants, metric: as `interp.sweep` takes them.
+        sides: "base" and "source" to the side of the pairs that each run is of.
+        plan: says where rows join.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        pairs: PromptPairs,
+        variants: Sequence[Variant],
+        metric: Metric,
+        sides: Mapping[str, str],
+        plan: Plan,
+    ) -> None:
+        self.model = model
+        self.pairs = pairs
+        self.variants = variants
+        self.metric = metric
+        self.sides = sides
+        self.plan = plan
+        self._block: Block | None = None
+        self._means: dict[tuple[str, str], Tensor] = {}
+
+    def at(self, prompts: tuple[int, int]) -> Block:
+        """The base and source runs of some prompts; those of the last call are remembered."""
+        if self._block is None or self._block.prompts != prompts:
+            self._block = None  # lets go of the earlier one first
+            if self.model.device.type == "cpu":
+                # glibc hands memory back to the system at once until it has seen a large piece freed; a quarter of the
+                # time would go into asking for it again.
+                torch.empty(31 * 2**20, dtype=torch.uint8)
+            self._block = self._run_block(prompts)
+        return self._block
+
+    def _run_block(self, prompts: tuple[int, int]) -> Block:
+        pairs = self.pairs[prompts[0] : prompts[1]]
+        copied = self._copied()
+        stored: dict[str, dict[str, Tensor]] = {}
+        seen: dict[str, Tensor] = {}
+        for run in RUNS:
+            names = copied[run]
+            if run == "base":
+                names = names | copied["source"] | copied["computed"] | self._entries()
+            stored[run], seen[run] = self._run(pairs, self.sides[run], names & set(self.model.hook_dict))
+        value = {run: evaluate(self.metric, seen[run], pairs, seen["source"]) for run in RUNS}
+        return Block(pairs, prompts, stored, seen, value)
+
+    def _run(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor]:
+        """What a run has at some sites, and what the metric reads of its logits."""
+        model, tokens, mask = self.model, getattr(pairs, side), pairs.attention_mask
+        if not self.plan.packed:
+            logits, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask)
+            return dict(cache), read(self.metric, logits, pairs)
+        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+        names = names | {last}
+        _, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask, return_type=None)
+        at = where_read(self.metric, pairs)
+        final = cache[last][torch.arange(len(pairs), device=at.device)[:, None], at]  # [prompt, read, d_model]
+        return dict(cache), self.unembedded(model.ln_final(final), np.arange(len(pairs)), pairs)
+
+    def unembedded(self, normalized: Tensor, prompts: Numbers, pairs: PromptPairs) -> Tensor:
+        """What the metric reads of the logits, from the normalised residual stream there [row, read, d_model]."""
+        tokens = which_read(self.metric, pairs)
+        if tokens is None:
+            logits = self.model.unembed(normalized)
+        else:
+            logits = self.model.unembed.some(normalized, tokens[torch.from_numpy(prompts).to(tokens.device)])
+        return logits if self.metric.whole else logits[:, 0]
+
+    def _copied(self) -> dict[str, set[str]]:
+        """The sites that edits copy from each run, and those that functions are given."""
+        found: dict[str, set[str]] = {"base": set(), "source": set(), "computed": set()}
+        for variant in self.variants:
+            for edit in variant.edits:
+                if edit.run is not None and edit.op != "mean":
+                    found[edit.run].add(edit.name(self.model.cfg))
+                elif callable(edit.source):
+                    found["computed"].add(edit.name(self.model.cfg))
+        return found
+
+    def _entries(self) -> set[str]:
+        """The sites of the base run that rows are joined from, and its keys and values."""
+        if not self.plan.packed:
+            return set()
+        names = set()
+        for step in self.plan.joins:
+            names.add(f"blocks.{step // 2}.hook_resid_pre")
+            if step % 2:
+                names.add(f"blocks.{step // 2}.attn.hook_z")
+        for layer in range(min(self.plan.joins, default=0) // 2, self.model.cfg.n_layers):
+            names |= set(self._keys_values(layer))
+        return names
+
+    def _keys_values(self, layer: int) -> tuple[str, str]:
+        key = "rot_k" if self.model.cfg.positional_embedding_type == "rotary" else "k"
+        return f"blocks.{layer}.attn.hook_{key}", f"blocks.{layer}.attn.hook_v"
+
+    def prefix(self, stored: Mapping[str, Tensor], first: int) -> dict[int, KeysValues]:
+        """Keys and values of a run from a layer on."""
+        found = {}
+        for layer in range(first, self.model.cfg.n_layers):
+            key, value = self._keys_values(layer)
+            found[layer] = (stored[key], stored[value])
+        return found
+
+    def values(self, placed: Placed, block: Block) -> Tensor:
+        """What an edit copies from, in the site's axes, for the prompts of a block."""
+        edit, site = placed.edit, placed.site
+        if edit.run is not None and edit.op != "mean":
+            return block.stored[edit.run][placed.name]
+        if edit.run is not None:
+            whole = self._mean(edit.run, placed)
+        else:
+            whole = whole_source(edit, placed.name, site, self.model.cfg, self.pairs)
+        first, last = block.prompts
+        part = {"batch": slice(first, last), **dict.fromkeys(("pos", "query", "key"), slice(block.pairs.mask.shape[1]))}
+        return whole[tuple(part.get(axis, slice(None)) for axis in site.axes)]
+
+    def _mean(self, run: str, placed: Placed) -> Tensor:
+        """The mean of a site over all prompts in one run, in the shape of all prompts."""
+        if (run, placed.name) not in self._means:
+            names = {
+                edit.name(self.model.cfg)
+                for variant in self.variants
+                for edit in variant.edits
+                if edit.op == "mean" and edit.run == run
+            }
+            self._means |= self._all_means(run, names)
+        return self._means[run, placed.name]
+
+    def _all_means(self, run: str, names: set[str]) -> dict[tuple[str, str], Tensor]:
+        n = len(self.pairs)
+        sums: dict[str, Tensor] = {}
+        for first, last in dict.fromkeys(chunk.prompts for chunk in self.plan.chunks):
+            mask = self.pairs.mask[first:last]
+            _, cache = self.model.run_with_cache(
+                getattr(self.pairs, self.sides[run])[first:last],
+                names_filter=sorted(names),
+                attention_mask=None if bool(mask.all()) else mask,
+                return_type=None,
+            )
+            for name, value in cache.items():
+                site = self.model.hook_dict[name].site
+                here = mean_over_prompts(value, site, mask) * self._counts(site, mask, value)
+                sums[name] = here if name not in sums else sums[name] + here
+        found = {}
+        for name, total in sums.items():
+            site = self.model.hook_dict[name].site
+            mean = total / self._counts(site, self.pairs.mask, total).clamp(min=1)
+            found[run, name] = mean.expand(n, *mean.shape[1:])
+        return found
+
+    def _counts(self, site: Site, mask: Tensor, value: Tensor) -> Tensor:
+        """How many prompts a mean is over: those that have the position, or all."""
+        if "pos" not in site.axes:
+            return torch.tensor(len(mask), device=value.device)
+        return mask.sum(0).reshape(1, -1, *[1] * (value.ndim - 2)).to(value.device)
