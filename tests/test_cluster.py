@@ -218,8 +218,8 @@ def test_a_sweep_on_two_workers_one_of_which_is_killed_has_the_table_of_one_proc
 def test_a_chunk_that_kills_every_worker_is_given_up(cluster: str, small: GPT, tmp_path: Path) -> None:
     job = Chunks(small, tmp_path, "die", at=4)
     with pytest.raises(InterpError, match=r"chunk 4 was given up: 3 workers were lost .* worker process has died"):
-        list(RayExecutor()(job, [3, 4, 5, 6]))
-    assert len(set(job.runs(4))) in (3, 4)  # a death may take the last word about chunk 3 with it, and count for that
+        list(RayExecutor()(job, [4]))  # alone, as a death may take the last word about its neighbour with it
+    assert len(set(job.runs(4))) == 3
     soon(lambda: not any(map(alive, job.runs())))
 
 
