@@ -81,20 +81,6 @@ class Attention(nn.Module):
         self.hook_z, self.hook_result = points[here + "z"], points[here + "result"]
         self.hook_rot_q, self.hook_rot_k = points.get(here + "rot_q"), points.get(here + "rot_k")
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Context,
-        *,
-        split: Mapping[str, Tensor] | None = None,
-        past: PastKeyValues | None = None,
-    ) -> Tensor:
-        """What the layer adds to the residual stream.
-
-        `split` maps "q", "k" or "v" to an input of its own for every head, [batch, pos, head, d_model].
-        """
-        return self.write(self.mix(x, context, split=split, past=past))
-
     def mix(
         self,
         x: Tensor,
@@ -103,7 +89,10 @@ class Attention(nn.Module):
         split: Mapping[str, Tensor] | None = None,
         past: PastKeyValues | None = None,
     ) -> Tensor:
-        """Values mixed by the pattern, before `hook_z`.  # [batch, pos, head, d_head]"""
+        """Values mixed by the pattern, before `hook_z`.  # [batch, pos, head, d_head]
+
+        `split` maps "q", "k" or "v" to an input of its own for every head, [batch, pos, head, d_model].
+        """
         q, k, v = self.project(x, split or {})
         if context.cos is not None and self.hook_rot_q is not None and self.hook_rot_k is not None:
             q = self.hook_rot_q(self.rotate(q, context))

@@ -20,8 +20,7 @@ from interp.model import HookedModel
 from interp.packed import KeysValues
 from interp.plan import Plan
 from interp.prompts import PromptPairs
-from interp.reach import Numbers, Placed, mean_over_prompts, whole_source
-from interp.sites import Site
+from interp.reach import Numbers, Placed, sum_over_prompts, whole_source
 
 
 @dataclass(eq=False)
@@ -69,6 +68,7 @@ class Blocks:
         self.plan = plan
         self._block: Block | None = None
         self._means: dict[tuple[str, str], Tensor] = {}
+        self._names = self._stored_names()
 
     def at(self, prompts: tuple[int, int]) -> Block:
         """The base and source runs of some prompts; those of the last call are remembered."""
@@ -83,14 +83,10 @@ class Blocks:
 
     def _run_block(self, prompts: tuple[int, int]) -> Block:
         pairs = self.pairs[prompts[0] : prompts[1]]
-        copied = self._copied()
         stored: dict[str, dict[str, Tensor]] = {}
         seen: dict[str, Tensor] = {}
         for run in RUNS:
-            names = copied[run]
-            if run == "base":
-                names = names | copied["source"] | copied["computed"] | self._entries()
-            stored[run], seen[run] = self._run(pairs, self.sides[run], names & set(self.model.hook_dict))
+            stored[run], seen[run] = self._run(pairs, self.sides[run], self._names[run])
         value = {run: evaluate(self.metric, seen[run], pairs, seen["source"]) for run in RUNS}
         return Block(pairs, prompts, stored, seen, value)
 
@@ -116,16 +112,19 @@ class Blocks:
             logits = self.model.unembed.some(normalized, tokens[torch.from_numpy(prompts).to(tokens.device)])
         return logits if self.metric.whole else logits[:, 0]
 
-    def _copied(self) -> dict[str, set[str]]:
-        """The sites that edits copy from each run, and those that functions are given."""
-        found: dict[str, set[str]] = {"base": set(), "source": set(), "computed": set()}
+    def _stored_names(self) -> dict[str, set[str]]:
+        """The sites of each run that are stored: what edits copy; of the base run also what functions are given, what
+        copies are compared with, and what rows are joined from.
+        """
+        found: dict[str, set[str]] = {"base": self._entries(), "source": set()}
         for variant in self.variants:
             for edit in variant.edits:
                 if edit.run is not None and edit.op != "mean":
                     found[edit.run].add(edit.name(self.model.cfg))
-                elif callable(edit.source):
-                    found["computed"].add(edit.name(self.model.cfg))
-        return found
+                elif edit.computed:
+                    found["base"].add(edit.name(self.model.cfg))
+        found["base"] |= found["source"]
+        return {run: names & set(self.model.hook_dict) for run, names in found.items()}
 
     def _entries(self) -> set[str]:
         """The sites of the base run that rows are joined from, and its keys and values."""
@@ -178,8 +177,8 @@ class Blocks:
         return self._means[run, placed.name]
 
     def _all_means(self, run: str, names: set[str]) -> dict[tuple[str, str], Tensor]:
-        n = len(self.pairs)
         sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
         for first, last in dict.fromkeys(chunk.prompts for chunk in self.plan.chunks):
             mask = self.pairs.mask[first:last]
             _, cache = self.model.run_with_cache(
@@ -189,18 +188,10 @@ class Blocks:
                 return_type=None,
             )
             for name, value in cache.items():
-                site = self.model.hook_dict[name].site
-                here = mean_over_prompts(value, site, mask) * self._counts(site, mask, value)
-                sums[name] = here if name not in sums else sums[name] + here
-        found = {}
-        for name, total in sums.items():
-            site = self.model.hook_dict[name].site
-            mean = total / self._counts(site, self.pairs.mask, total).clamp(min=1)
-            found[run, name] = mean.expand(n, *mean.shape[1:])
-        return found
-
-    def _counts(self, site: Site, mask: Tensor, value: Tensor) -> Tensor:
-        """How many prompts a mean is over: those that have the position, or all."""
-        if "pos" not in site.axes:
-            return torch.tensor(len(mask), device=value.device)
-        return mask.sum(0).reshape(1, -1, *[1] * (value.ndim - 2)).to(value.device)
+                total, count = sum_over_prompts(value, self.model.hook_dict[name].site, mask)
+                sums[name] = sums[name] + total if name in sums else total
+                counts[name] = counts[name] + count if name in counts else count
+        n = len(self.pairs)
+        return {
+            (run, name): (total / counts[name].clamp(min=1)).expand(n, *total.shape[1:]) for name, total in sums.items()
+        }

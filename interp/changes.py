@@ -20,8 +20,7 @@ from torch import Tensor
 
 from interp.errors import HookError
 from interp.hooks import HookFunction, HookPoint, by_position
-from interp.reach import Mask, Numbers, Placed
-from interp.sites import Site
+from interp.reach import Mask, Numbers, Placed, rows_first
 
 Values = Callable[[Placed], Tensor]
 
@@ -50,11 +49,6 @@ class _Group:
     rows: list[Mask] = field(default_factory=list)
     inner: list[list[Numbers | None]] = field(default_factory=list)
     factors: list[Numbers] = field(default_factory=list)
-
-
-def rows_first(value: Tensor, site: Site) -> Tensor:
-    """[batch, head, query, key] with queries in front of heads, and back again; everything else as it is."""
-    return value.transpose(1, 2) if "query" in site.axes else value
 
 
 class Changes:
@@ -108,7 +102,7 @@ class Changes:
         op = "set" if edit.edit.op == "mean" else edit.edit.op
         if what[1] is None:
             return _Group(op, None, None)
-        if edit.computed:
+        if edit.edit.computed:
             return _Group(op, None, by_position(edit.edit.source))  # type: ignore[arg-type]
         key = (edit.name, what)
         if key not in self._sources:

@@ -57,6 +57,8 @@ class Costs:
         self.mix = 2 * cfg.d_model * (self.heads + 2 * self.kv_heads)
         self.look = 4 * self.heads
         self.write = 2 * cfg.d_model * (self.heads + (3 if cfg.gated_mlp else 2) * self.d_mlp)
+        # ... and of a position of a whole prompt in all layers of a plain forward.
+        self.forward = cfg.n_layers * (self.mix + self.write + self.look * (width + 1) / 2)
         # Positions of a prompt that the metric reads, and tokens at each.
         all_positions = metric.whole and metric.positions is None
         several = isinstance(metric.positions, list | tuple)
@@ -103,10 +105,9 @@ class Costs:
     def whole(self, cells: int) -> Load:
         """Forwards of whole prompts, with all their logits."""
         rows = cells * self.width
-        forward = self.cfg.n_layers * (self.mix + self.write + self.look * (self.width + 1) / 2)
         logits = rows * self.cfg.d_vocab_out
         memory = self.memory(rows, cells, on_demand=True) + int(SLACK * self.itemsize * 2 * logits)
-        return Load(cells, rows, rows * forward + 2.0 * self.cfg.d_model * logits, memory)
+        return Load(cells, rows, rows * self.forward + 2.0 * self.cfg.d_model * logits, memory)
 
     def runs(self, n_prompts: int, kept: Iterable[Site], first_layer: int) -> tuple[float, int]:
         """Operations and bytes of the base and source runs of some prompts.
@@ -117,7 +118,7 @@ class Costs:
             first_layer: the layer from which on keys, values and the residual stream are kept.
         """
         cfg, positions = self.cfg, n_prompts * self.width
-        operations = 2.0 * positions * cfg.n_layers * (self.mix + self.write + self.look * (self.width + 1) / 2)
+        operations = 2.0 * positions * self.forward
         operations += 2 * 2.0 * cfg.d_model * n_prompts * self.reads * self.tokens
         store = (cfg.n_layers - first_layer) * (cfg.d_model + self.heads + 2 * self.kv_heads) + 2 * cfg.d_model
         sizes = {**axis_sizes(cfg), "key": self.width}

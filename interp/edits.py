@@ -59,7 +59,7 @@ class Edit:
             raise ConfigError(f"op='scale' needs a number or tensor as source, not {self.source!r}")
         if self.op == "zero" and self.source is not None:
             raise ConfigError("op='zero' takes no source")
-        if self.op == "mean" and callable(self.source) and not isinstance(self.source, Tensor | ActivationCache):
+        if self.op == "mean" and self.computed:
             raise ConfigError("op='mean' needs values to average, not a function: average in it, with op='set'")
         if isinstance(self.source, str) and self.source not in RUNS:
             raise unknown("run", self.source, RUNS)
@@ -72,6 +72,11 @@ class Edit:
         if self.source is None:
             return "source"
         return self.source if isinstance(self.source, str) else None
+
+    @property
+    def computed(self) -> bool:
+        """Whether a function makes the new value."""
+        return callable(self.source) and not isinstance(self.source, Tensor | ActivationCache)
 
     def name(self, cfg: ModelConfig) -> str:
         """The full site name, after checking that the model has it and that `where` fits its axes."""

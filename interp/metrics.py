@@ -150,13 +150,18 @@ def which_read(metric: Metric, pairs: PromptPairs) -> Tensor | None:
     return torch.as_tensor(metric.tokens, device=pairs.answers.device).expand(len(pairs), -1)
 
 
-def read(metric: Metric, logits: Tensor, pairs: PromptPairs) -> Tensor:
-    """What a metric reads of logits [rows, pos, d_vocab_out]: [rows, tokens], with positions between if `whole`."""
-    at = where_read(metric, pairs).to(logits.device)  # [rows, positions]
-    seen = logits[torch.arange(len(pairs), device=logits.device)[:, None], at]  # [rows, positions, d_vocab_out]
+def read(metric: Metric, logits: Tensor, pairs: PromptPairs, prompt: Tensor | None = None) -> Tensor:
+    """What a metric reads of logits [rows, pos, d_vocab_out]: [rows, tokens], with positions between if `whole`.
+
+    `prompt` [rows] says which of the pairs each row is; None is one row for each.
+    """
+    rows = torch.arange(len(logits), device=logits.device)
+    prompt = rows if prompt is None else prompt
+    at = where_read(metric, pairs).to(logits.device)[prompt]  # [rows, positions]
+    seen = logits[rows[:, None], at]  # [rows, positions, d_vocab_out]
     tokens = which_read(metric, pairs)
     if tokens is not None:
-        seen = seen.gather(-1, tokens.to(logits.device)[:, None].expand(-1, at.shape[1], -1))
+        seen = seen.gather(-1, tokens.to(logits.device)[prompt, None].expand(-1, at.shape[1], -1))
     return seen if metric.whole else seen[:, 0]
 
 

@@ -28,7 +28,7 @@ from interp.costs import LOGIT_ROWS
 from interp.edits import RUNS, Variant
 from interp.gpt import GPT
 from interp.hooks import attached
-from interp.metrics import Metric, evaluate, is_read, score, where_read, which_read
+from interp.metrics import Metric, evaluate, is_read, read, score, where_read
 from interp.model import HookedModel
 from interp.packed import KeysValues, Packed, pack
 from interp.plan import Chunk, Plan, watched
@@ -139,7 +139,7 @@ class Job:
             changes.add(placed, cells, own)
             variants.append(np.full(len(own), at))
             prompts.append(own)
-            late = any(edit.computed and edit.step >= 2 * cfg.n_layers - 1 for edit in placed)
+            late = any(edit.edit.computed and edit.step >= 2 * cfg.n_layers - 1 for edit in placed)
             whole.append(np.full(len(own), late))
             count += len(own)
         none = np.zeros(0, dtype=np.int64)
@@ -244,11 +244,8 @@ def _as_whole_prompts(job: Job, block: Block, cells: Cells) -> Tensor:
     mask = pairs.mask[prompt]
     with attached(model.hook_dict, [(name, cells.changes.hook) for name in cells.changes.names]):
         logits = model(getattr(pairs, job.base)[prompt], attention_mask=None if bool(mask.all()) else mask)
-    at, tokens = where_read(job.metric, pairs)[prompt], which_read(job.metric, pairs)
-    seen = logits[torch.arange(n_cells, device=at.device)[:, None], at]
-    if tokens is not None:
-        seen = seen.gather(-1, tokens[prompt][:, None].expand(-1, at.shape[1], -1))
-    return _measured(job, block, cells, lambda chosen: seen[chosen] if job.metric.whole else seen[chosen, 0])
+    seen = read(job.metric, logits, pairs, prompt)
+    return _measured(job, block, cells, lambda chosen: seen[chosen])
 
 
 def _measured(job: Job, block: Block, cells: Cells, seen: Callable[[Numbers], Tensor]) -> Tensor:

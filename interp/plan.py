@@ -200,7 +200,7 @@ def make_plan(
             else costs.whole(n_prompts).memory
         )
 
-    together = guests or any(callable(edit.source) for variant in variants for edit in variant.edits)
+    together = guests or any(edit.computed for variant in variants for edit in variant.edits)
     target = ROWS.get(model.device.type, ROWS["cpu"])
     size = len(pairs) if together else max(1, min(len(pairs), target // costs.width))
     while not together and size > 1 and store(size) + widest(size) > budget:

@@ -18,22 +18,19 @@ class Progress:
     Attributes:
         plan: what is run.
         done: cells that are finished, those that needed nothing among them.
-        left: floating-point operations that are still to be done.
         bar: what shows it.
     """
 
     plan: Plan
     done: int
-    left: float
     bar: Any
 
     def finish(self, index: int) -> None:
         """Count a chunk as finished."""
         chunk = self.plan.chunks[index]
         self.done += chunk.cells
-        self.left -= chunk.operations
         self.bar.spent += chunk.operations
-        self.bar.left = max(self.left, 0.0)
+        self.bar.left = max(self.bar.left - chunk.operations, 0.0)
         self.bar.update(chunk.cells)
 
 
@@ -62,7 +59,6 @@ def progress_bar(plan: Plan, waiting: Sequence[int], show: bool | None) -> Itera
             return told
 
     cells = sum(plan.chunks[index].cells for index in waiting)
-    left = sum(plan.chunks[index].operations for index in waiting)
     with Bar(
         desc="sweep",
         total=plan.cells,
@@ -71,5 +67,5 @@ def progress_bar(plan: Plan, waiting: Sequence[int], show: bool | None) -> Itera
         bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} cells [{elapsed}<{remaining}]",
         disable=None if show is None else not show,
     ) as bar:
-        bar.left = left
-        yield Progress(plan, plan.cells - cells, left, bar)
+        bar.left = sum(plan.chunks[index].operations for index in waiting)
+        yield Progress(plan, plan.cells - cells, bar)

@@ -60,11 +60,6 @@ class Placed:
     rows: Mask
     inner: tuple[Numbers | None, ...]
 
-    @property
-    def computed(self) -> bool:
-        """Whether a function makes the new value."""
-        return callable(self.edit.source) and not isinstance(self.edit.source, Tensor | Mapping)
-
 
 class Placer:
     """Finds the place of edits on given prompts; remembers what edits have in common.
@@ -170,10 +165,16 @@ def whole_source(edit: Edit, name: str, site: Site, cfg: ModelConfig, pairs: Pro
 
 def mean_over_prompts(value: Tensor, site: Site, mask: Tensor) -> Tensor:
     """The mean over those prompts that have the position [1, ...]; patterns are averaged as they are."""
+    total, count = sum_over_prompts(value, site, mask)
+    return total / count.clamp(min=1)
+
+
+def sum_over_prompts(value: Tensor, site: Site, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum that `mean_over_prompts` divides [1, ...], and over how many prompts it is."""
     if "pos" not in site.axes or value.shape[:2] != mask.shape:
-        return value.mean(0, keepdim=True)
+        return value.sum(0, keepdim=True), torch.tensor(len(value), device=value.device)
     real = mask.to(value.device).reshape(*mask.shape, *[1] * (value.ndim - 2))
-    return (value * real).sum(0, keepdim=True) / real.sum(0, keepdim=True).clamp(min=1)
+    return (value * real).sum(0, keepdim=True), real.sum(0, keepdim=True)
 
 
 def step_of(site: Site, layer: int | None, n_layers: int) -> int:
@@ -181,6 +182,11 @@ def step_of(site: Site, layer: int | None, n_layers: int) -> int:
     if layer is None:
         return 2 * n_layers if "ln_final" in site.template else 0
     return 2 * layer + (site.short not in QUERIES | INPUTS)
+
+
+def rows_first(value: Tensor, site: Site) -> Tensor:
+    """[batch, head, query, key] with queries in front of heads, and back again; everything else as it is."""
+    return value.transpose(1, 2) if "query" in site.axes else value
 
 
 def token_differences(pairs: PromptPairs, base: str, source: str, causal: bool) -> Differs:
@@ -208,8 +214,7 @@ def value_differences(base: Mapping[str, Tensor], source: Mapping[str, Tensor], 
             return may
         named = tuple(index is not None for index in placed.inner)
         if (placed.name, named) not in known:
-            there = base[placed.name] != source[placed.name]
-            there = there.transpose(1, 2) if "query" in placed.site.axes else there  # rows first
+            there = rows_first(base[placed.name] != source[placed.name], placed.site)
             for axis in reversed(range(len(named))):
                 there = there if named[axis] else there.any(2 + axis)
             known[placed.name, named] = there.cpu().numpy()
