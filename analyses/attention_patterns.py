@@ -18,7 +18,7 @@ import torch
 
 from interp import figures, stats
 from interp.command import study_command
-from interp.errors import UnknownName
+from interp.graph import parse_head
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.ui.page import FigureItem, Section
@@ -30,22 +30,6 @@ if TYPE_CHECKING:
 
 ORDER = 50
 MOST_HEADS = 6
-
-
-def parse_head(name: str, model: HookedModel) -> tuple[int, int]:
-    """`L9H6` as (layer, head).
-
-    Raises:
-        UnknownName: another form, or a head that the model does not have.
-    """
-    layer, _, head = name.upper().removeprefix("L").partition("H")
-    last = f"L{model.cfg.n_layers - 1}H{model.cfg.n_heads - 1}"
-    if not (layer.isdigit() and head.isdigit()):
-        raise UnknownName(f"no head matches {name!r}; heads are written L0H0 to {last}")
-    if int(layer) >= model.cfg.n_layers or int(head) >= model.cfg.n_heads:
-        near = f"L{min(int(layer), model.cfg.n_layers - 1)}H{min(int(head), model.cfg.n_heads - 1)}"
-        raise UnknownName(f"no head matches {name!r}; this model's are L0H0 to {last}, the nearest is {near}")
-    return int(layer), int(head)
 
 
 @torch.no_grad()

@@ -1,9 +1,10 @@
-"""How sure a mean over prompts is: bootstrap intervals for many cells at once.
+"""How sure a mean over prompts is: bootstrap intervals for many cells at once, and tests corrected for their number.
 
 1. Values stand in cells, one for each prompt; missing ones (NaN) are left out. 2. Prompts are drawn again with
 replacement, the same draws for every cell with as many values. 3. The interval is the bias-corrected and accelerated
 one (Efron 1987, "Better Bootstrap Confidence Intervals"), by `scipy.stats.bootstrap`; where it does not exist, the
 percentile interval.
+4. Among many cells some are far from zero by chance: `tested` gives each a p that takes their number into account.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def _mean(values: Array, axis: int = -1) -> Any:
     return np.ascontiguousarray(values).mean(axis)
 
 
+CORRECTIONS = ("bh", "by", "none")
 STATISTICS: dict[str, Callable[..., Any]] = {"mean": _mean, "median": np.median}
 
 
@@ -150,6 +152,73 @@ def summarise(
         UnknownName: a column that the frame does not have.
         InterpError: a column that holds no numbers.
     """
+    summary, cells = _cells(frame, by, value)
+    interval = bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed, statistic=statistic)
+    return summary.assign(value=interval.value, n=interval.n, ci_low=interval.ci_low, ci_high=interval.ci_high)
+
+
+def tested(
+    frame: pd.DataFrame,
+    by: str | Sequence[str],
+    *,
+    value: str = "value",
+    null: float = 0.0,
+    correction: str = "bh",
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """`summarise`, and how likely a mean as far from `null` would be in each group if there were no effect.
+
+    The mean over prompts is tested against `null` (`scipy.stats.ttest_1samp`, two-sided), and the groups of each metric
+    are corrected for being many.
+
+    Args:
+        frame, by, value, confidence, n_resamples, seed: as in `summarise`.
+        null: the mean without an effect.
+        correction: "bh" or "by" for the rate of false discoveries (Benjamini and Hochberg 1995; Benjamini and Yekutieli
+            2001, whatever the groups' dependence), "none".
+
+    Returns:
+        The columns of `summarise`, `p` and `p_adjusted`. Groups of one prompt, and those with an infinite value, have
+        no p (NaN); groups whose values are all equal have 1 if they are `null` and else 0.
+
+    Raises:
+        UnknownName: a column or correction that does not exist.
+        InterpError: a column that holds no numbers.
+    """
+    if correction not in CORRECTIONS:
+        raise unknown("correction", correction, CORRECTIONS)
+    table = summarise(frame, by, value=value, confidence=confidence, n_resamples=n_resamples, seed=seed)
+    _, cells = _cells(frame, by, value)
+    adjusted = p = _p_values(cells, null)
+    if correction != "none":
+        from scipy.stats import false_discovery_control
+
+        adjusted = np.full(len(p), np.nan)
+        for _, among in table.reset_index(drop=True).groupby("metric", sort=False):
+            there = among.index[~np.isnan(p[among.index])]
+            adjusted[there] = false_discovery_control(p[there], method=correction) if len(there) else np.nan
+    return table.assign(p=p, p_adjusted=adjusted)
+
+
+def _p_values(cells: Array, null: float) -> Array:
+    """Two-sided p of every row's mean, as `tested` gives it.  # [group, prompt] -> [group]"""
+    from scipy.stats import ttest_1samp
+
+    p = np.full(len(cells), np.nan)
+    missing = np.isnan(cells)
+    usable = ((~missing).sum(-1) > 1) & ~np.isinf(cells).any(-1)
+    low, high = np.nanmin(cells[usable], axis=-1), np.nanmax(cells[usable], axis=-1)
+    p[usable] = np.where(low == null, 1.0, 0.0)
+    varied = np.flatnonzero(usable)[low < high]
+    if len(varied):
+        p[varied] = ttest_1samp(cells[varied], null, axis=-1, nan_policy="omit").pvalue
+    return p
+
+
+def _cells(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> tuple[pd.DataFrame, Array]:
+    """The groups of a frame, in the order in which they first occur, and their values [group, prompt]."""
     import pandas as pd
 
     keys = [by] if isinstance(by, str) else list(by)
@@ -172,13 +241,10 @@ def summarise(
     )
     _, first, group = np.unique(groups, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    cells = _per_prompt(numbers, group, prompts)[order]
-    interval = bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed, statistic=statistic)
-
-    summary = frame.iloc[first[order]][keys].reset_index(drop=True)
+    named = frame.iloc[first[order]][keys].reset_index(drop=True)
     if "metric" not in keys:
-        summary["metric"] = value
-    return summary.assign(value=interval.value, n=interval.n, ci_low=interval.ci_low, ci_high=interval.ci_high)
+        named["metric"] = value
+    return named, _per_prompt(numbers, group, prompts)[order]
 
 
 def _per_prompt(numbers: Array, group: Array, prompt: Array) -> Array:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from interp import stats
 from interp.errors import InterpError, UnknownName
 from interp.stats import bootstrap, summarise
 
@@ -208,3 +209,37 @@ def test_importing_interp_loads_neither_pandas_nor_scipy() -> None:
     code = "import sys, interp.stats, interp.metrics, interp.tasks; print({'pandas', 'scipy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_many_cells_are_tested_and_corrected() -> None:
+    rng = np.random.default_rng(4)
+    values = rng.normal(size=(40, 6)) + np.where(np.arange(40) < 3, 4.0, 0.0)[:, None]
+    values[5, 2:] = np.nan
+    rows = [
+        {"head": head, "prompt": prompt, "metric": metric, "value": value if metric == "a" else 2 * value}
+        for metric in ("a", "b")
+        for head, of_head in enumerate(values)
+        for prompt, value in enumerate(of_head)
+    ]
+    table = stats.tested(pd.DataFrame(rows), ["head", "metric"], n_resamples=50)
+    expected = [scipy_stats.ttest_1samp(row[~np.isnan(row)], 0).pvalue for row in values]
+    for metric in ("a", "b"):
+        part = table[table["metric"] == metric]
+        assert part["p"].tolist() == pytest.approx(expected)
+        order = np.argsort(expected)  # Benjamini and Hochberg's step-up, as they write it
+        stepped = [min(expected[k] * 40 / (rank + 1) for rank, k in enumerate(order) if rank >= at) for at in range(40)]
+        assert part["p_adjusted"].to_numpy()[order].tolist() == pytest.approx(np.minimum(stepped, 1))
+        assert set(part[part["p_adjusted"] < 0.05]["head"]) >= {0, 1, 2}
+    plain = stats.tested(pd.DataFrame(rows), ["head", "metric"], correction="none", n_resamples=50)
+    assert plain["p"].equals(plain["p_adjusted"])
+    with pytest.raises(UnknownName, match="no correction matches 'bhh'"):
+        stats.tested(pd.DataFrame(rows), "head", correction="bhh")
+
+
+def test_cells_that_cannot_be_tested_say_so_by_their_p() -> None:
+    values = {"one": [3.0], "null": [0.0, 0.0], "same": [2.0, 2.0], "infinite": [1.0, np.inf], "none": [np.nan, np.nan]}
+    rows = [{"cell": c, "prompt": i, "value": x} for c, of_cell in values.items() for i, x in enumerate(of_cell)]
+    table = stats.tested(pd.DataFrame(rows), "cell", n_resamples=20).set_index("cell")
+    assert table["p"].isna().to_dict() == {"one": True, "null": False, "same": False, "infinite": True, "none": True}
+    assert table["p"]["null"] == 1 and table["p"]["same"] == 0 and table["p_adjusted"]["same"] == 0
+    assert stats.tested(pd.DataFrame(rows), "cell", null=2.0, n_resamples=20).set_index("cell")["p"]["same"] == 1

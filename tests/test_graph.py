@@ -1,0 +1,76 @@
+"""The graph of edges: receivers read the sum of earlier senders; names go there and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make
+
+from interp.errors import InterpError, UnknownName
+from interp.gpt import GPT
+from interp.graph import Graph, parse_head
+
+
+@torch.no_grad()
+def test_every_receiver_reads_the_sum_of_its_senders_and_of_biases(model: GPT, tokens: torch.Tensor) -> None:
+    graph = Graph.of(model)
+    names = [*graph.sender_sites, *graph.receiver_sites]
+    _, cache = model.run_with_cache(tokens, names_filter=names)
+    sent, received = graph.sent(model, cache), graph.received(cache)
+    for at, node in enumerate(graph.receivers):
+        biases = model.b_O[: min(node.layer + (node.name.startswith("m") and not model.cfg.parallel_attn_mlp), 99)]
+        expected = sent[graph.allowed[:, at]].sum(0) + biases.sum(0)
+        assert torch.allclose(received[at], expected, atol=1e-4), node.name
+
+
+def test_every_edge_has_a_name_that_finds_it(model: GPT) -> None:
+    graph = Graph.of(model)
+    names = [graph.edge_name(*edge) for edge in graph.edges]
+    assert len(set(names)) == len(names) == graph.n_edges
+    assert [graph.edge(name) for name in names] == list(graph.edges)
+
+
+def test_edges_are_counted_as_in_the_published_graphs() -> None:
+    gpt2 = make("gpt2", n_layers=12, n_heads=12)  # 32,491 edges: Hanna et al. 2024, section 3
+    assert Graph.of(gpt2).n_edges == 32491
+
+
+def test_labels_and_other_spellings() -> None:
+    graph = Graph.of(make("llama_gqa"))
+    heads = {f"L{layer}H{head}" for layer in (0, 1) for head in range(4)}
+    assert {node.label for node in graph.senders} == {"embed", "MLP 0", "MLP 1"} | heads
+    assert graph.receivers[graph.receiver("L1KV1<k>")].label == "L1KV1 k"
+    assert graph.sender("L1H2") == graph.sender("a1.h2") and graph.receiver("MLP 1") == graph.receiver("m1")
+    assert "a1.kv0<v>" in [node.name for node in graph.receivers]
+    assert "a1.h0<v>" in [node.name for node in Graph.of(make("gpt2")).receivers]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a0.h1-m1", "edges are written"),
+        ("a0.h9->m1", "no sender matches 'a0.h9'"),
+        ("a0.h1->a1.h0<w>", "no receiver matches"),
+        ("m1->a1.h0<q>", "comes before m1"),
+        ("a0.h1->a0.h2<q>", "or beside it"),
+    ],
+)  # fmt: skip
+def test_an_edge_that_does_not_exist_is_refused(name: str, says: str) -> None:
+    with pytest.raises(UnknownName, match=says):
+        Graph.of(make("gpt2")).edge(name)
+
+
+def test_a_model_without_split_inputs_is_refused() -> None:
+    model = make("gpt2")
+    del model.hook_dict["blocks.0.hook_q_input"]
+    with pytest.raises(InterpError, match="hook_q_input"):
+        Graph.of(model)
+
+
+def test_heads_are_named_by_layer_and_number() -> None:
+    model = make("gpt2")
+    assert parse_head("L1H3", model) == parse_head("a1.h3", model) == parse_head(" l1h3", model) == (1, 3)
+    with pytest.raises(UnknownName, match="the nearest is L1H1"):
+        parse_head("L7H1", model)
+    with pytest.raises(UnknownName, match="written L0H0 to L1H3"):
+        parse_head("H3", model)
