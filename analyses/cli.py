@@ -55,6 +55,7 @@ main.add_command(Studies("run", help="Run one study on a task or on a prompt of 
 )
 @click.option("--n", default=16, show_default=True, help="How many prompts the task writes.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the prompts and of the intervals.")
+@click.option("--study", "studies", multiple=True, help="Only this study; repeat for several.  [all]")
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare the logits with transformers'.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def report(
@@ -65,6 +66,7 @@ def report(
     out: Path | None,
     n: int,
     seed: int,
+    studies: tuple[str, ...],
     check: bool,
     quiet: bool,
 ) -> None:
@@ -75,9 +77,10 @@ def report(
         page = write(
             task,
             source,
-            out=out or Path("reports") / task,
+            out=out or Path("reports") / Path(task).stem,
             n=n,
             seed=seed,
+            studies=studies or None,
             device=device,
             dtype=dtype,
             check=check,

@@ -1,7 +1,8 @@
 """The report of a task: all studies of one model on one task, in one page with its figures and tables.
 
 1. Load the model, write the prompts, and measure whether the model can do the task at all.
-2. Run every study of this package in its `ORDER`; each gives its measurements, its section and its findings.
+2. Run every study of this package in its `ORDER`; each gives its measurements, its section and its findings. One that
+   does not apply to the model or the prompts says so in its section; an interrupt ends the report with what is there.
 3. Check the numbers: logits against transformers, the sum of components, patching everything and nothing.
 4. Write the page. The sentences of its summary are made from the numbers above them.
 """
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,12 +24,12 @@ import torch
 from tqdm import tqdm
 
 import analyses
-from interp import stats
+from interp import behaviour as doing
 from interp.edits import Edit, Variant
-from interp.errors import InterpError
+from interp.errors import InterpError, unknown
 from interp.glyphs import visible
 from interp.gpt import GPT
-from interp.metrics import METRICS
+from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.provenance import provenance
 from interp.sweep import sweep
@@ -51,6 +53,8 @@ class Story:
     findings: list[str] = field(default_factory=list)
     results: dict[str, pd.DataFrame] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    stopped: str | None = None
 
     def timed(self, name: str, work: Callable[[], Any]) -> Any:
         """The result of `work`, whose time goes to the manifest."""
@@ -59,15 +63,49 @@ class Story:
         self.seconds[name] = round(time.perf_counter() - start, 2)
         return result
 
+    def tell(self, module: ModuleType, model: HookedModel, pairs: PromptPairs, progress: bool | None) -> None:
+        """Run one study and add what it found, or why it does not apply."""
+        name = _name(module)
+        try:
+            frame, section, findings = module.report(model, pairs, self.results, progress=progress)
+        except InterpError as error:
+            title = name.replace("_", " ").capitalize()
+            self.refused[name] = str(error)
+            self.sections.append(Section(title, name.replace("_", "-"), [f"This study was not made: {error}."]))
+            return
+        self.results[name] = frame
+        self.sections.append(section)
+        self.findings += findings
 
-def studies() -> list[ModuleType]:
-    """The modules of this package that have a section in a report, in the order of the story."""
+
+def chosen_studies(names: Sequence[str] | None = None) -> list[ModuleType]:
+    """The modules of this package that have a section in a report, in the order of the story.
+
+    Args:
+        names: only these, with hyphens or underscores; None takes all.
+
+    Raises:
+        UnknownName: a study that does not exist, or has no section.
+    """
     found = [
         importlib.import_module(f"analyses.{info.name}")
         for info in pkgutil.iter_modules(analyses.__path__)
         if info.name not in ("cli", "report")
     ]
-    return sorted((module for module in found if hasattr(module, "report")), key=lambda module: module.ORDER)
+    told = {_name(module): module for module in sorted(found, key=_order) if hasattr(module, "report")}
+    chosen = list(told) if names is None else [name.strip().replace("-", "_") for name in names]
+    for name in chosen:
+        if name not in told:
+            raise unknown("study with a section in reports", name, told)
+    return [module for name, module in told.items() if name in chosen]
+
+
+def _name(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
+
+
+def _order(module: ModuleType) -> int:
+    return getattr(module, "ORDER", 0)
 
 
 def write(
@@ -77,6 +115,7 @@ def write(
     out: str | Path,
     n: int = 16,
     seed: int = 0,
+    studies: Sequence[str] | None = None,
     device: str | None = None,
     dtype: str | None = None,
     check: bool = True,
@@ -85,22 +124,24 @@ def write(
     """Write the report of a model on a task and return the path of its page.
 
     Args:
-        task: a name of `interp.tasks.TASKS`.
+        task: a name of `interp.tasks.TASKS`, or a file of prompts (`interp.tasks.from_file`).
         source: as `interp.load` takes it.
         out: the folder; an earlier report there is replaced when the new one is complete.
         n: how many prompts.
         seed: of the prompts.
+        studies: which to make; None makes all.
         device, dtype: as in `interp.load`.
         check: compare the logits with transformers', which has to load the model too.
         quiet: no progress on stderr.
 
     Raises:
-        InterpError: a task, model or folder that does not do; before anything is computed where possible.
+        InterpError: a task, model, study or folder that does not do; before anything is computed where possible.
+        KeyboardInterrupt: Ctrl-C before the first study is finished; later, the report ends with what is there.
     """
     make = get_task(task)
     check_output(out)
     story = Story()
-    modules = studies()
+    modules = chosen_studies(studies)
     steps = tqdm(total=len(modules) + 3, desc="report", unit="step", disable=True if quiet else None)
 
     def step(name: str, work: Callable[[], Any]) -> Any:
@@ -114,20 +155,29 @@ def write(
         pairs = make(model, n=n, seed=seed)
         step("behaviour", lambda: behaviour(model, pairs, story))
         for module in modules:
-            name = module.__name__.rpartition(".")[2]
-            frame, section, findings = step(
-                name, partial(module.report, model, pairs, story.results, progress=False if quiet else None)
-            )
-            story.results[name] = frame
-            story.sections.append(section)
-            story.findings += findings
-        step("checks", lambda: checks(model, pairs, story, compare=check))
+            try:
+                step(_name(module), partial(story.tell, module, model, pairs, False if quiet else None))
+            except KeyboardInterrupt:
+                if not story.results.keys() - {"behaviour"}:
+                    raise
+                story.stopped = _name(module)
+                steps.write(f"stopped in {story.stopped}: writing the report of what is finished", file=sys.stderr)
+                break
+        step("checks", lambda: checks(model, pairs, story, compare=check and story.stopped is None))
+    if story.stopped is not None:
+        story.findings.append(f"The report was stopped during the study {story.stopped!r}; later ones are missing.")
     manifest = provenance(
         model,
         pairs,
         metric="logit_diff",
         seed=seed,
-        extra={"task": task, "seconds": story.seconds, "n_prompts": len(pairs)},
+        extra={
+            "task": str(task),
+            "n_prompts": len(pairs),
+            "seconds": story.seconds,
+            "not_made": story.refused,
+            "stopped_in": story.stopped,
+        },
     )
     return write_report(
         out,
@@ -139,51 +189,31 @@ def write(
     )
 
 
-@torch.no_grad()
 def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
     """Whether the model does the task, and the prompts it was asked with."""
     import pandas as pd
 
-    rows = []
-    mask = pairs.to(model.device).attention_mask
-    for side in ("clean", "corrupt"):
-        logits = model(getattr(pairs, side), attention_mask=mask)
-        last = logits[torch.arange(len(pairs)), pairs.last]
-        for metric in ("logit_diff", "correct", "prob", "rank"):
-            values = METRICS[metric].fn(last, pairs.answers.to(last.device), None)
-            rows += [{"side": side, "metric": metric, "prompt": i, "value": float(v)} for i, v in enumerate(values)]
-        if side == "clean":
-            first = [visible(model.to_str_tokens(last[i].argmax()[None])[0]) for i in range(len(pairs))]
-    frame = pd.DataFrame(rows)
+    frame = doing.behaviour(model, pairs)
     story.results["behaviour"] = frame
-    table = stats.summarise(frame, by=["side", "metric"])
-    at = table.set_index(["side", "metric"])
-    accuracy, clean, corrupt = (
-        at.loc[key] for key in (("clean", "correct"), ("clean", "logit_diff"), ("corrupt", "logit_diff"))
-    )
-    able = "does" if accuracy["ci_low"] > 0.5 or (accuracy["value"] == 1.0) else "does not reliably do"
-    story.findings.append(
-        f"{model.cfg.model_name} {able} the task: it prefers the right answer in {accuracy['value']:.0%} of "
-        f"{len(pairs)} prompts, by {clean['value']:.2f} logits on average (95% interval {clean['ci_low']:.2f} to "
-        f"{clean['ci_high']:.2f}); on the corrupt prompts the difference is {corrupt['value']:.2f}."
-    )
-    values = frame[frame["side"] == "clean"].pivot(index="prompt", columns="metric", values="value")
+    story.findings.append(doing.verdict(frame, model.cfg.model_name))
+    clean = frame[frame["side"] == "clean"]
+    right, wrong = ([_spelled(model, token) for token in side] for side in pairs.answers.T.tolist())
+    values = clean.pivot(index="prompt", columns="metric", values="value")
     shown = pd.DataFrame(
         {
             "clean prompt": pairs.clean_texts,
             "corrupt prompt": pairs.corrupt_texts,
-            "right": [visible(model.to_str_tokens(a[:1])[0]) for a in pairs.answers],
-            "wrong": [visible(model.to_str_tokens(a[1:])[0]) for a in pairs.answers],
-            "model says": first,
+            "right": right,
+            "wrong": wrong,
+            "model says": [visible(says) for says in clean.drop_duplicates("prompt")["says"]],
             "logit difference": values["logit_diff"],
             "probability": values["prob"],
         }
     )
     roles = ", ".join(f"{role} ({pairs.labels(0)[at]})" for role, at in pairs.roles[0].items())
     text = [
-        "Each clean prompt has a corrupt counterpart of the same length, which differs in one respect and has the "
-        "opposite answer. The logit difference is the logit of the right answer minus that of the wrong one, at the "
-        "last position.",
+        "Each clean prompt has a corrupt counterpart of the same length, which differs in one respect. The logit "
+        "difference is the logit of the clean prompt's right answer minus that of the wrong one, at the last position.",
         f"Roles of positions, with those of the first prompt: {roles}." if roles else "",
     ]
     caption = "The prompts" if len(pairs) <= MOST_PROMPTS else f"The first {MOST_PROMPTS} of {len(pairs)} prompts"
@@ -193,11 +223,15 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
             anchor="prompts",
             text=[part for part in text if part],
             tables=[
-                ("Behaviour on both sides, with 95% bootstrap intervals over prompts", table),
+                ("Behaviour on both sides, with 95% intervals over prompts", doing.summary(frame)),
                 (caption, shown.head(MOST_PROMPTS)),
             ],
         )
     )
+
+
+def _spelled(model: GPT, token: int) -> str:
+    return visible(model.tokenizer.decode([token])) if model.tokenizer else str(token)
 
 
 def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from interp.errors import InterpError, PromptError, unknown
 from interp.model import HookedModel
+from interp.pairing import other_side
 from interp.prompts import PromptPairs
 from interp.reach import mean_over_prompts
 from interp.sites import Site
@@ -32,7 +33,6 @@ ABLATIONS = {
     "mean_by_role": "the mean over prompts at the same role",
     "resample": "the value in another prompt of the same length",
 }
-SIDES = ("clean", "corrupt")
 
 
 @torch.no_grad()
@@ -67,8 +67,7 @@ def replacements(
     """
     if kind not in ABLATIONS:
         raise unknown("ablation", kind, ABLATIONS)
-    if run not in SIDES:
-        raise unknown("side", run, SIDES)
+    other_side(run)  # refuses another name
     pairs = pairs.to(model.device)
     wanted = list(dict.fromkeys(names))
     _, cache = model.run_with_cache(

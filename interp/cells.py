@@ -247,16 +247,33 @@ def _step(room: float, least: float) -> int:
     return next((step for step in (1, 2, 5, 10, 20, 50, 100, 200) if step * room >= least), 500)
 
 
-def mark(axes: Axes, row: int, column: int, text: str, colour: Colour, cell_width: float) -> None:
-    """Print in the cell where the text fits, otherwise beside the cell, which gets a border."""
-    if width(text, TINY) <= cell_width * POINTS - 1:
-        write(axes, row, column, text, colour)
-        return
-    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="none", edgecolor=INK, linewidth=0.6))
-    side = 1 if column < axes.get_xlim()[1] / 2 else -1
-    beside = axes.annotate(text, (column + side * 0.5, row), xytext=(side * 1.5, 0), textcoords="offset points")
-    beside.set(ha="left" if side > 0 else "right", va="center", size=TINY, color=INK)
-    beside.set_path_effects([patheffects.withStroke(linewidth=1.2, foreground="white")])
+def mark(axes: Axes, row: int, named: Sequence[tuple[Sequence[int], str]], cell_width: float) -> None:
+    """Frame cells of one row and print beside them, where there is room for it.
+
+    Args:
+        axes: the panel.
+        row: the row.
+        named: neighbouring columns, and what is printed beside them; from left to right.
+        cell_width: inches.
+    """
+    left_edge, right_edge = axes.get_xlim()
+    taken = [(columns[0] - 0.5, columns[-1] + 0.5) for columns, _ in named]
+    for columns, text in named:
+        first, last = columns[0] - 0.5, columns[-1] + 0.5
+        for column in columns:
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="none", edgecolor=INK, linewidth=0.6))
+        needs = (width(text, TINY) + 3) / (cell_width * POINTS)  # in cells
+        right = min([low for low, _ in taken if low >= last], default=right_edge + 1) - last
+        left = first - max([high for _, high in taken if high <= first], default=left_edge - 1)
+        side = 1 if last < right_edge / 2 else -1
+        if min(left, right) < needs:
+            side = 1 if right > left else -1
+        taken.append((last, last + needs) if side > 0 else (first - needs, first))
+        beside = axes.annotate(
+            text, (last if side > 0 else first, row), xytext=(side * 1.5, 0), textcoords="offset points"
+        )
+        beside.set(ha="left" if side > 0 else "right", va="center", size=TINY, color=INK)
+        beside.set_path_effects([patheffects.withStroke(linewidth=1.2, foreground="white")])
 
 
 def write(axes: Axes, row: int, column: int, text: str, colour: Colour) -> None:

@@ -76,9 +76,16 @@ def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--aligned", is_flag=True, help="Prompts whose positions line up; a study by position takes them anyway."
         ),
-        click.option("--seed", default=0, show_default=True, help="Seed of the task's prompts."),
-        click.option("--n", default=16, show_default=True, help="How many prompts the task writes."),
-        click.option("--task", default="ioi", show_default=True, help="The task that writes the prompts."),
+        click.option(
+            "--seed", default=0, show_default=True, help="Seed of the task's prompts and of what a study draws."
+        ),
+        click.option("--n", default=16, show_default=True, help="How many prompts; of a data file, at most."),
+        click.option(
+            "--task",
+            default="ioi",
+            show_default=True,
+            help="The task that writes the prompts, or a .csv, .jsonl or .json file that has them.",
+        ),
     ):
         command = add(command)
     return command
@@ -96,7 +103,7 @@ def load_prompts(
     answer: str | None = None,
     wrong: str | None = None,
 ) -> PromptPairs:
-    """The prompts that the options ask for: a task's, or the one that was typed."""
+    """The prompts that the options ask for: a task's, a data file's, or the one that was typed."""
     from interp.prompts import PromptPairs
     from interp.tasks import get_task
 
@@ -130,6 +137,7 @@ def study_command(
     options: Sequence[Callable[..., Any]] = (),
     plan: Callable[..., Plan] | None = None,
     by_position: Callable[..., bool] | None = None,
+    kept: str | None = None,
 ) -> click.Command:
     """The command of one study.
 
@@ -141,13 +149,14 @@ def study_command(
         options: click options of this study; their names are `run`'s keywords. One that is not typed is left to `run`.
         plan: for `--dry-run`, `plan(model, pairs, **options)`, with `max_memory` where `run` has it.
         by_position: whether a study with these options needs prompts that line up, `by_position(**options)`.
+        kept: the name of the folder under `--out` that `run` gets as its `out`; None is a sweep's journal.
     """
     module = inspect.getmodule(run)
     assert module is not None and module.__doc__ is not None
     spec = module.__spec__.name if module.__spec__ is not None else module.__name__
     name = spec.rpartition(".")[2].replace("_", "-")
     takes = inspect.signature(run).parameters
-    kept = "; a run that was stopped goes on there" if "out" in takes else ""
+    goes_on = "; a run that was stopped goes on there" if "out" in takes and kept is None else ""
 
     @click.command(name, help=_reflow(module.__doc__))
     @model_options
@@ -157,7 +166,7 @@ def study_command(
         "--out",
         type=click.Path(path_type=Path),
         default=None,
-        help=f"Folder for the figure, its CSV and a manifest{kept}.",
+        help=f"Folder for the figure, its CSV and a manifest{goes_on}.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
     @click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")
@@ -206,13 +215,15 @@ def study_command(
             if lined_up and not (aligned or quiet):
                 each = f"{len(pairs)} prompts of {pairs.mask.shape[1]} tokens whose positions line up"
                 click.echo(f"by position, so --aligned: {each}", err=True)
+            if not (quiet or dry_run) and (prompt is None or answer is not None):
+                _say_whether_able(model, pairs)
             if dry_run:
                 assert plan is not None
                 show_plan(plan(model, pairs, **chosen), model, as_json=as_json)
                 return
-            given: dict[str, Any] = {"progress": False if quiet else None, "executor": machines}
+            given: dict[str, Any] = {"progress": False if quiet else None, "executor": machines, "seed": seed}
             if out is not None:
-                given["out"] = out / f"{name}.sweep"
+                given["out"] = out / (kept or f"{name}.sweep")
             try:
                 frame = run(model, pairs, **chosen, **{key: given[key] for key in given if key in takes})
             except SweepInterrupted as stopped:
@@ -225,6 +236,13 @@ def study_command(
                     click.echo(path, err=True)
 
     return functools.reduce(lambda made, add: add(made), options, command)
+
+
+def _say_whether_able(model: HookedModel, pairs: PromptPairs) -> None:
+    """Say on stderr whether the model does the task, before anything is built on it."""
+    from interp.behaviour import behaviour, verdict
+
+    click.echo(verdict(behaviour(model, pairs), model.cfg.model_name), err=True)
 
 
 def show(frame: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False) -> None:

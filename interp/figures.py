@@ -1,4 +1,4 @@
-"""Tidy DataFrame to matplotlib Figure: heat maps, attention patterns, logit lens tables, lines and bars.
+"""Tidy DataFrame to matplotlib Figure: heat maps, attention patterns, logit lens tables, lines, bars, points, circuits.
 
 A figure computes nothing. A frame comes aggregated, one row a cell, point or bar, with columns for the axes, `value`,
 and where there are intervals `n`, `ci_low` and `ci_high`. Every function takes the names of columns, or an `Axis` where
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from interp.canvas import Figure, save
 from interp.charts import bars, lines
+from interp.diagram import circuit
 from interp.grids import attention, heatmap, lens_table
 from interp.scales import Axis
+from interp.scatter import scatter
 
-__all__ = ["Axis", "Figure", "attention", "bars", "heatmap", "lens_table", "lines", "save"]
+__all__ = ["Axis", "Figure", "attention", "bars", "circuit", "heatmap", "lens_table", "lines", "save", "scatter"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from interp.canvas import TINY, Figure, styled
 from interp.cells import POINTS, colours_for, mark, sheet, write
-from interp.glyphs import position_labels, shorten, visible
+from interp.glyphs import position_labels, shorten, visible, width
 from interp.scales import Axis, Grid, matrix, metric_name, name, numbers, panels, place, scale
 
 if TYPE_CHECKING:
@@ -66,10 +66,25 @@ def heatmap(
     colours = colours_for([grid for _, grid in parts], diverging=diverging, limit=limit)
     drawn = sheet(parts, across, down, colours, label, columns=columns, title=title)
     for axes, (_, grid) in zip(drawn.axes, parts, strict=True):
-        for row, column in strongest(grid, annotate):
-            where = {names[1]: down.values[row], names[0]: across.values[column]}
-            text = place(where) if set(names) == {"layer", "head"} else f"{grid[row, column]:.2f}".replace("-", "−")
-            mark(axes, row, column, text, colours.of(grid[row, column]), drawn.cell_width)
+        marked = strongest(grid, annotate)
+        by_name = set(names) == {"layer", "head"}
+        texts = {
+            (row, column): place({names[1]: down.values[row], names[0]: across.values[column]})
+            if by_name
+            else f"{grid[row, column]:.2f}".replace("-", "−")
+            for row, column in marked
+        }
+        if all(width(text, TINY) <= drawn.cell_width * POINTS - 1 for text in texts.values()):
+            for (row, column), text in texts.items():
+                write(axes, row, column, text, colours.of(grid[row, column]))
+            continue
+        for row in sorted({row for row, _ in marked}):
+            named = []
+            for beside in _neighbours(sorted(column for other, column in marked if other == row)):
+                first, *others = (texts[row, column] for column in beside)
+                short = [text[text.index("H") :] if by_name and names[1] == "layer" else text for text in others]
+                named.append((beside, ", ".join([first, *short])))
+            mark(axes, row, named, drawn.cell_width)
     return drawn.figure
 
 
@@ -158,6 +173,17 @@ def lens_table(
         token = shorten(visible(str(texts[row, column])), TINY, room)
         write(drawn.axes[0], row, column, token, colours.of(grid[row, column]))
     return drawn.figure
+
+
+def _neighbours(columns: Sequence[int]) -> list[list[int]]:
+    """Sorted columns in runs without gaps."""
+    runs: list[list[int]] = []
+    for column in columns:
+        if runs and runs[-1][-1] == column - 1:
+            runs[-1].append(column)
+        else:
+            runs.append([column])
+    return runs
 
 
 def strongest(values: Grid, count: int) -> list[tuple[int, int]]:

@@ -11,15 +11,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.errors import PromptError
+from interp.errors import PromptError, unknown
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
     from interp.tokens import Tokenizer
 
+SIDES = ("clean", "corrupt")
 Answer = str | int
 Roles = Mapping[str, int | str]
 Rows = Sequence[Sequence[int]]
+
+
+def other_side(side: str) -> str:
+    """The other side of a pair.
+
+    Raises:
+        UnknownName: neither "clean" nor "corrupt".
+
+    >>> other_side("clean")
+    'corrupt'
+    """
+    if side not in SIDES:
+        raise unknown("side", side, SIDES)
+    return SIDES[1 - SIDES.index(side)]
 
 
 def encode_prompts(model: HookedModel, texts: Sequence[str], prepend_bos: bool | None) -> list[list[int]]:

@@ -164,9 +164,11 @@ def test_what_a_study_cannot_do_is_refused(call: object, error: type[Exception],
 
 
 def test_every_study_has_what_the_package_promises() -> None:
-    modules = report.studies()
+    modules = report.chosen_studies()
     assert [m.__name__.rpartition(".")[2] for m in modules] == [
-        "logit_lens", "head_attribution", "activation_patching", "attention_patterns"
+        "logit_lens", "tuned_lens", "head_attribution", "head_detectors", "ablation", "activation_patching",
+        "attribution_patching", "attention_patterns", "path_patching", "edge_attribution", "circuit",
+        "probes", "steering", "patchscope",
     ]  # fmt: skip
     for module in modules:
         assert all(hasattr(module, name) for name in ("run", "summary", "plot", "report", "main", "ORDER"))
@@ -183,7 +185,7 @@ def test_the_sections_of_a_report_are_made_of_the_numbers(speaking: GPT) -> None
     assert shown["logit difference"].tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
     assert "of 3 prompts" in story.findings[0]
     results: dict[str, pd.DataFrame] = {}
-    for module in report.studies():
+    for module in report.chosen_studies():
         frame, section, findings = module.report(speaking, pairs, results)
         results[module.__name__.rpartition(".")[2]] = frame
         assert len(frame) and section.figures and findings

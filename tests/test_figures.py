@@ -110,6 +110,21 @@ def test_heatmap_names_the_strongest_heads_and_its_colour_bar() -> None:
     assert "logit diff" in texts(figures.heatmap(frame, x="head", y="layer"))
 
 
+def test_names_of_neighbours_share_a_label_and_others_keep_out_of_each_others_way() -> None:
+    rows = [{"layer": layer, "head": head, "value": 0.1} for layer in range(20) for head in range(9)]
+    frame = pd.DataFrame(rows)
+    strong = frame[["layer", "head"]].apply(tuple, axis=1).isin([(7, 3), (7, 4), (12, 0), (12, 8), (15, 2), (15, 5)])
+    frame["value"] = frame["value"].mask(strong, 1.0)
+    whole = pd.concat([frame.assign(site=site) for site in "abc"])  # three panels: narrow cells
+    figure = figures.heatmap(whole, x="head", y="layer", facet="site", annotate=6)
+    assert {"L7H3, H4", "L12H0", "L12H8", "L15H2", "L15H5"} <= texts(figure)
+    figure.canvas.draw()
+    for axes in panels(figure):
+        boxes = [text.get_window_extent() for text in axes.texts if text.get_text().startswith("L")]
+        assert len(boxes) == 5
+        assert not any(one.overlaps(other) for at, one in enumerate(boxes) for other in boxes[:at])
+
+
 def test_facets_share_one_scale_and_keep_the_order_of_the_frame() -> None:
     frame = pd.concat([grid().assign(site="z"), grid().assign(site="attn_out", value=0.5)])
     figure = figures.heatmap(frame, x="head", y="layer", facet="site")

@@ -1,30 +1,86 @@
-"""Tasks: functions that write `PromptPairs` for whatever tokenizer a model has.
+"""Tasks: functions that write `PromptPairs` for whatever tokenizer a model has, and `from_file` for one's own.
 
-A task is named like its function (`interp.tasks.ioi`), and its module by the words of that name: a module `ioi` would
-be the same attribute of this package as the function `ioi`.
+A task is named like its function (`interp.tasks.ioi`), and its module by other words: a module `ioi` would be the same
+attribute of this package as the function `ioi`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from interp.errors import unknown
+from interp.errors import PromptError, unknown
+from interp.model import HookedModel
 from interp.prompts import PromptPairs
+from interp.tasks.answer_sets import prob_diff
+from interp.tasks.data_columns import SUFFIXES
+from interp.tasks.data_files import from_file
+from interp.tasks.digit_sums import digit_addition
+from interp.tasks.docstring_arguments import docstring
+from interp.tasks.factual_recall import facts
+from interp.tasks.gendered_pronouns import pronouns
 from interp.tasks.indirect_object import ioi
+from interp.tasks.later_years import greater_than
+from interp.tasks.modular_sums import modular_addition
+from interp.tasks.repeated_tokens import induction
+from interp.tasks.subject_verb import agreement
 
-__all__ = ["TASKS", "get_task", "ioi"]
+__all__ = [
+    "TASKS",
+    "agreement",
+    "digit_addition",
+    "docstring",
+    "facts",
+    "from_file",
+    "get_task",
+    "greater_than",
+    "induction",
+    "ioi",
+    "modular_addition",
+    "prob_diff",
+    "pronouns",
+]
 
-TASKS: dict[str, Callable[..., PromptPairs]] = {"ioi": ioi}
+TASKS: dict[str, Callable[..., PromptPairs]] = {
+    "ioi": ioi,
+    "greater_than": greater_than,
+    "induction": induction,
+    "agreement": agreement,
+    "docstring": docstring,
+    "facts": facts,
+    "pronouns": pronouns,
+    "modular_addition": modular_addition,
+    "digit_addition": digit_addition,
+}
 
 
-def get_task(name: str) -> Callable[..., PromptPairs]:
-    """The task of this name: a function `task(model, n=..., seed=..., aligned=...) -> PromptPairs`.
+def get_task(name: str | Path) -> Callable[..., PromptPairs]:
+    """The task of this name, or of this data file: `task(model, n=..., seed=..., aligned=...) -> PromptPairs`.
 
-    With `aligned=True` its prompts have one length, and a position means the same in each of them.
+    With `aligned=True` a task's prompts have one length, and a position means the same in each of them.
+
+    Args:
+        name: a name of `TASKS`, with underscores or hyphens, or the path of a .csv, .jsonl or .json file, which is read
+            by `from_file`: its first n pairs, whatever the seed.
 
     Raises:
         UnknownName: there is none; the message offers the nearest.
+        PromptError: a file that does not exist.
+
+    >>> get_task("greater-than").__name__
+    'greater_than'
     """
-    if name not in TASKS:
+    if str(name).endswith(SUFFIXES):
+        if not Path(name).is_file():
+            raise PromptError(f"there is no data file {str(name)!r}")
+        return functools.partial(_of_file, path=Path(name))
+    plain = str(name).replace("-", "_")
+    if plain not in TASKS:
         raise unknown("task", name, TASKS)
-    return TASKS[name]
+    return TASKS[plain]
+
+
+def _of_file(model: HookedModel, n: int | None = 32, *, path: Path, seed: int = 0, **options: Any) -> PromptPairs:
+    return from_file(model, path, n=n, **options)

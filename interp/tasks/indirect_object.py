@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from interp.errors import PromptError, unknown
 from interp.prompts import PromptPairs
+from interp.tasks.words import enough, single_tokens
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -132,7 +133,8 @@ def ioi(
     if n < 1:
         raise PromptError(f"n must be at least 1, not {n}")
     templates = _templates(template)
-    names = _single_token_names(model)
+    words = single_tokens(model, NAMES)
+    names = enough(words, "names", 5)  # two people, and three others
     places: tuple[str, ...] = PLACES
     objects: tuple[str, ...] = OBJECTS
     rng = random.Random(seed)
@@ -162,7 +164,7 @@ def ioi(
             "orders": {order: sum(draw.order == order for draw in draws) for order in ORDERS},
             "templates": {text: sum(draw.template == text for draw in draws) for text in templates},
             "names_kept": list(names),
-            "names_dropped": [name for name in NAMES if name not in names],
+            "names_dropped": list(words.dropped),
         },
     )
 
@@ -184,23 +186,10 @@ def _templates(template: int | str | None) -> tuple[str, ...]:
     return (template,)
 
 
-def _single_token_names(model: HookedModel) -> tuple[str, ...]:
-    """The names that, with a space in front, are one token of their own."""
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise PromptError("this task writes text, and this model has no tokenizer; set model.tokenizer")
-
-    def stands_alone(name: str) -> bool:
-        token = tokenizer.single_id(f" {name}")  # of an unknown word it may be the token for all unknown words
-        return token is not None and tokenizer.decode([token]).strip().casefold() == name.casefold()
-
-    return tuple(name for name in NAMES if stands_alone(name))
-
-
 def _as_long(model: HookedModel, template: str, prepend_bos: bool | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The places and the objects with which a template has its most common number of tokens."""
     tokenizer = model.tokenizer
-    assert tokenizer is not None  # _single_token_names refuses
+    assert tokenizer is not None  # single_tokens refuses
     words: dict[str, tuple[str, ...]] = {"place": PLACES, "object": OBJECTS}
     for field in words:
         lengths = []
@@ -213,12 +202,6 @@ def _as_long(model: HookedModel, template: str, prepend_bos: bool | None) -> tup
 
 
 def _check_enough(names: tuple[str, ...], templates: tuple[str, ...], n: int) -> None:
-    least = 5  # two people, and three others
-    if len(names) < least:
-        raise PromptError(
-            f"only {len(names)} of {len(NAMES)} names are one token for this tokenizer ({', '.join(names) or 'none'}), "
-            f"and this task needs {least}: it cannot be written for this model"
-        )
     most = len(names) * (len(names) - 1) * len(ORDERS) * len(templates)
     if n > most:
         raise PromptError(f"{len(names)} names and {len(templates)} templates give {most} different prompts, not {n}")
@@ -249,7 +232,7 @@ def _draws(
 def _roles(model: HookedModel, draw: _Draw, prepend_bos: bool | None) -> dict[str, int]:
     """Where the names stand in the clean prompt, found by their tokens."""
     tokenizer = model.tokenizer
-    assert tokenizer is not None  # _single_token_names refuses
+    assert tokenizer is not None  # single_tokens refuses
     ids = tokenizer.encode(draw.clean, prepend_bos=prepend_bos)
     io = [at for at, token in enumerate(ids) if token == tokenizer.single_id(f" {draw.io}")]
     s = [at for at, token in enumerate(ids) if token == tokenizer.single_id(f" {draw.s}")]

@@ -1,0 +1,419 @@
+"""Ablation: what does the answer lose when a component is taken away, and how many components does it need?
+
+1. Run the clean prompts, and put something that carries no information in the place of what a head, a layer's
+   attention, an MLP or a neuron gives, at all positions: zero, its mean over prompts (position by position, or role by
+   role), its value in another prompt, or in the corrupt prompt. Each is another question; all are one sweep.
+2. The effect is what the metric loses: its clean value less its ablated one. Above zero the component helps, below it
+   works against the answer. p is corrected for all that was tested.
+3. Cumulative: take away the component that matters most, then the second as well, and so on. In reverse: take all away
+   and give them back, the one that matters most first. A random order is the control: a circuit is found where the
+   curves lie far apart.
+
+The order of step 3 is that of step 1 on the same prompts, which flatters the first steps of a curve a little.
+
+Source: Wang et al. 2022 ("Interpretability in the Wild", sections 2 and 4); McGrath et al. 2023 ("The Hydra Effect").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+from torch import Tensor
+
+from interp import figures, stats
+from interp.ablations import ABLATIONS, replacements
+from interp.command import study_command
+from interp.components import Component, check_apart, components, replaced
+from interp.edits import Edit, Variant
+from interp.errors import InterpError
+from interp.metrics import Metric
+from interp.model import HookedModel
+from interp.pairing import SIDES
+from interp.prompts import PromptPairs
+from interp.scales import Axis
+from interp.sites import NameFilter, get_act_name
+from interp.sweep import Executor, plan_sweep, sweep
+from interp.ui.page import FigureItem, Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.canvas import Figure
+
+ORDER = 38
+CURVES = {"ablate": "ablated", "restore": "restored"}
+ORDERS = {"importance": "by importance", "random": "in random order"}
+CELL = ["kind", "component", "site", "layer", "head", "neuron", "metric"]
+CURVE = ["kind", "stage", "order", "number", "metric"]
+COLUMNS = [
+    *("kind", "stage", "order", "draw", "number", "component", "site", "layer", "head", "neuron"),
+    *("prompt", "metric", "value", "base_value", "effect"),
+]
+MOST_BARS = 20
+# Of a report: operations for the map of the heads, prompts that it has at least, heads and prompts of the second look.
+MOST_OPERATIONS, FEWEST, MOST_AGAIN, MOST_OTHERS = 1.8e12, 4, 6, 8
+
+
+def run(
+    model: HookedModel,
+    pairs: PromptPairs,
+    *,
+    kind: str | Sequence[str] = "mean",
+    site: str | Sequence[str] = "z",
+    only: NameFilter = None,
+    cumulative: int | Sequence[int] = 0,
+    draws: int = 3,
+    over: str = "clean",
+    measured: int | None = None,
+    seed: int = 0,
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    max_memory: int | None = None,
+    out: str | Path | None = None,
+    progress: bool | None = None,
+    executor: str | Executor = "local",
+) -> pd.DataFrame:
+    """Ablate every component of some sites, one at a time and, where asked, one after another.
+
+    Args:
+        model: the model.
+        pairs: the prompts; their clean side is run.
+        kind: one or several names of `interp.ablations.ABLATIONS`, as "zero,mean".
+        site: what the components are, one or several of "z" (heads), "attn_out" (the attention of a layer, with its
+            bias), "mlp_out" (MLPs), "post" (neurons).
+        only: only these components, by the names of tables or globs: "L9H6,L9H9", "L9H*", "MLP 3", "attention 3".
+        cumulative: take away (and give back) up to so many one after another, or just these numbers; 0 is none.
+        draws: random orders that the order of importance is compared with.
+        over: the side that means are over and that other prompts are taken from.
+        measured: measure only so many prompts, evenly drawn; means are still over all. None measures all.
+        seed: of random orders and of `resample`.
+        metric, max_memory, out, progress, executor: as `interp.sweep` takes them; `kl` is taken to the clean run.
+
+    Returns:
+        A row for every ablation and prompt: `kind`, `stage` ("single", "ablate" one after another, "restore"), `order`
+        ("importance", "random" or ""), `draw`, `number` of components that were ablated or restored, `component, site,
+        layer, head, neuron` of a single one, `prompt, metric, value, base_value` and `effect` = base_value - value, in
+        the metric's unit.
+
+    Raises:
+        UnknownName: a kind, site, component or side that does not exist, or that this model does not have.
+        PromptError: prompts that an ablation cannot be made of, as `interp.ablations.replacements` says.
+        InterpError: cumulative ablation of components that contain one another; what `interp.sweep` refuses.
+    """
+    import pandas as pd
+
+    pairs = pairs.to(model.device)
+    kinds = _listed(kind)
+    parts = components(model, _listed(site), only)
+    numbers = _numbers(cumulative, len(parts))
+    if numbers:
+        check_apart(parts)
+    chosen = _evenly(len(pairs), measured)
+    few = pairs[chosen]
+    names = dict.fromkeys(part.full_site for part in parts)
+    stands: dict[str, dict[str, Tensor]] = {}
+    for one in kinds:
+        values = replacements(model, pairs, names, one, run="corrupt" if one == "corrupt" else over, seed=seed)
+        stands[one] = {name: value[chosen, : few.mask.shape[1]] for name, value in values.items()}
+
+    def swept(variants: Sequence[Variant], part: str) -> pd.DataFrame:
+        frame = sweep(
+            model,
+            few,
+            variants,
+            metric,
+            base="clean",
+            source="clean",
+            max_memory=max_memory,
+            out=None if out is None else Path(out) / part,
+            progress=progress,
+            executor=executor,
+        )
+        effect = frame["base_value"] - frame["value"]
+        return frame.assign(effect=effect, prompt=np.array(chosen)[frame["prompt"]])
+
+    singles = []
+    for one in kinds:
+        of_all = {"kind": one, "stage": "single", "order": "", "number": 1}
+        singles += [Variant(replaced([part], stands[one]), {**of_all, **part.labels}) for part in parts]
+    frames = [swept(singles, "single")]
+    if numbers:
+        curves = []
+        for one in kinds:
+            of_kind = frames[0][frames[0]["kind"] == one]
+            means = of_kind.groupby("component")["effect"].mean()
+            ranked = sorted(parts, key=lambda part: -means[part.name])
+            curves += _curves(one, ranked, numbers, draws, seed, stands[one])
+        frames.append(swept(curves, "cumulative"))
+    whole = {name: "Int64" for name in ("draw", "number", "layer", "head", "neuron")}
+    return pd.concat(frames, ignore_index=True).reindex(columns=COLUMNS).astype(whole)
+
+
+def _listed(words: str | Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(word.strip() for word in (words.split(",") if isinstance(words, str) else words)))
+
+
+def _numbers(cumulative: int | Sequence[int], total: int) -> list[int]:
+    """How many components are ablated at each step, beginning with none; [] where it is never any."""
+    given = list(range(cumulative + 1)) if isinstance(cumulative, int) else list(cumulative)
+    if min(given, default=-1) < 0:
+        raise InterpError(f"cumulative must be a number of components, or several, not {cumulative!r}")
+    return sorted({0, *(min(number, total) for number in given)}) if max(given) else []
+
+
+def _evenly(total: int, measured: int | None) -> list[int]:
+    if measured is not None and measured < 1:
+        raise InterpError(f"measured must be a number of prompts, at least 1, not {measured!r}")
+    count = min(measured or total, total)
+    return [at * total // count for at in range(count)]
+
+
+def _curves(
+    kind: str, ranked: Sequence[Component], numbers: Sequence[int], draws: int, seed: int, stands: Mapping[str, Tensor]
+) -> list[Variant]:
+    """Both curves of an ablation, in the order given and in random ones."""
+    rng = np.random.default_rng(seed)
+    orders = [("importance", 0, list(ranked))]
+    orders += [("random", draw, [ranked[at] for at in rng.permutation(len(ranked))]) for draw in range(draws)]
+    made = []
+    for order, draw, parts in orders:
+        for number in numbers:
+            gone = {"ablate": parts[:number], "restore": parts[number:]}
+            for stage in CURVES:
+                labels = {"kind": kind, "stage": stage, "order": order, "draw": draw, "number": number}
+                made.append(Variant(replaced(gone[stage], stands), labels))
+    return made
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean effect of every ablation over prompts, with intervals, the largest magnitudes first; then the curves.
+
+    `share` is the mean effect as a part of the mean clean metric, empty where that is not above zero. `p` is of no
+    effect, and `p_adjusted` holds the share of false discoveries among all single ablations (Benjamini-Hochberg).
+    """
+    import pandas as pd
+
+    single, curves = frame[frame["stage"] == "single"], frame[frame["stage"] != "single"]
+    base = frame.drop_duplicates(["prompt", "metric"]).groupby("metric")["base_value"].mean()
+    table = stats.tested(single, by=CELL, value="effect")
+    table = table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
+    if len(curves):
+        table.insert(1, "stage", "single")
+        table = pd.concat([table, stats.summarise(curves, by=CURVE, value="effect")], ignore_index=True)
+    front = ["kind", *(name for name in ("stage", "order", "number") if name in table)]
+    table = table[[*front, *(name for name in table if name not in front)]]
+    table.insert(table.columns.get_loc("n"), "share", table["value"] / table["metric"].map(base.where(base > 0)))
+    table["metric"] = table["metric"] + " lost"
+    empty = [name for name in ("layer", "head", "neuron") if table[name].isna().all()]
+    return table.drop(columns=empty)
+
+
+def recovery(frame: pd.DataFrame) -> pd.DataFrame:
+    """The curves: mean value of the metric by the number ablated or restored, with intervals over prompts.
+
+    Raises:
+        InterpError: a frame without cumulative ablations.
+    """
+    curves = frame[frame["stage"] != "single"]
+    if curves.empty:
+        raise InterpError("there are no curves: run with cumulative=N")
+    return stats.summarise(curves, by=CURVE, value="value")
+
+
+def plot(frame: pd.DataFrame) -> Figure:
+    """The map of single ablations, a panel for every kind; of cumulative ones, the curves.
+
+    Heads are a grid, layer by head, blue where they help; whole layers are lines; of neurons those with the largest
+    effects are bars. A frame with heads and others shows the heads.
+    """
+    return plot_single(frame) if (frame["stage"] == "single").all() else plot_curves(frame)
+
+
+def plot_single(frame: pd.DataFrame) -> Figure:
+    """The map of single ablations, as `plot` says."""
+    single = frame[frame["stage"] == "single"]
+    site = next(site for site in ("z", "attn_out", "mlp_out", "post") if (single["site"] == site).any())
+    table = stats.summarise(single, by=CELL, value="effect")
+    table["kind"] = table["kind"].map(_words)
+    label = f"{_words(frame['metric'].iloc[0])} lost"
+    several = "kind" if table["kind"].nunique() > 1 else None
+    if site == "z":
+        table, marked = table[table["site"] == "z"], 3 if several else 6
+        title = None if several else f"Ablation: {table['kind'].iloc[0]}"
+        return figures.heatmap(table, x="head", y="layer", facet=several, label=label, annotate=marked, title=title)
+    if site == "post":
+        largest = table["value"].abs().groupby(table["component"], sort=False).max()
+        kept = table[table["component"].isin(largest.nlargest(MOST_BARS).index)].sort_values("value", ascending=False)
+        title = f"The {len(kept)} neurons with the largest effects, of {len(largest)}"
+        x = Axis("component", title="neuron")
+        return figures.bars(kept, x=x, hue=several, horizontal=True, diverging=True, label=label, title=title)
+    table = table.assign(part=table["site"].map({"attn_out": "attention", "mlp_out": "MLP"}))
+    return figures.lines(table.dropna(subset="part"), x="layer", hue="part", facet=several, label=label)
+
+
+def plot_curves(frame: pd.DataFrame) -> Figure:
+    """The metric against the number of components ablated, and restored; in order of importance and at random."""
+    table = recovery(frame).replace({"stage": CURVES, "order": ORDERS})
+    table["kind"] = table["kind"].map(_words)
+    several, label = table["kind"].nunique() > 1, _words(frame["metric"].iloc[0])
+    facet, title = (["kind", "stage"], None) if several else ("stage", f"Ablation: {table['kind'].iloc[0]}")
+    numbers = sorted(set(table["number"]))
+    x = Axis("number", title="components", labels={at: str(at) for at in numbers}, values=numbers)
+    return figures.lines(table, x=x, hue="order", facet=facet, columns=2, label=label, title=title)
+
+
+def _words(name: str) -> str:
+    """A kind or metric as figures and sentences write it."""
+    return name.replace("_", " ").replace("logit diff", "logit difference")
+
+
+def report(
+    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
+) -> tuple[pd.DataFrame, Section, list[str]]:
+    """The section of a task's report: layers, heads, the strongest heads again on other prompts, and the curves."""
+    import pandas as pd
+
+    kind = ("mean_by_role" if pairs.role_names else "mean") if len(pairs) > 1 else "zero"
+    heads = components(model)
+    few = _affordable(model, pairs, heads)
+    wholes = [site for site in ("attn_out", "mlp_out") if get_act_name(site, 0) in model.hook_dict]
+    layers = run(model, pairs, kind=sorted({"zero", kind}), site=wholes, measured=few, progress=progress)
+    sizes = [*(2**at for at in range(len(heads).bit_length() - 2)), len(heads)]
+    maps = run(model, pairs, kind=kind, cumulative=sizes, draws=2, measured=few, progress=progress)
+    single, by_layer = summary(maps[maps["stage"] == "single"]), summary(layers)
+    again = _again(model, pairs, single["component"].head(MOST_AGAIN), set(maps["prompt"]), kind, progress)
+
+    clean = float(maps.drop_duplicates("prompt")["base_value"].mean())
+    instead = f"its {_words(kind)}" if kind != "zero" else "zero"
+    fewer = f"The maps are measured on {few} of the {len(pairs)} prompts. " if few < len(pairs) else ""
+    intro = (
+        f"Each component is taken away at all positions of the clean prompts, {instead} in its place. {fewer}"
+        "Later components can make up for one that is missing: a small effect does not say that it does nothing."
+    )
+    strongest = by_layer.iloc[0]
+    told = (
+        f"Of whole layers, {strongest['component']} has the largest effect: under {_words(strongest['kind'])} ablation "
+        f"the logit difference of {clean:.2f} changes by {-strongest['value']:+.2f}{_interval(strongest)}."
+    )
+    found, curve = _found(single, again, kind, clean), _halves(maps, clean)
+    tables = [("The ten heads with the largest effect", single.head(10))]
+    tables += [] if again is None else [("The strongest heads on other prompts, by kind of ablation", again)]
+    caption = f"Mean over {few} prompts."
+    section = Section(
+        title="Ablation",
+        anchor="ablation",
+        text=[intro, told, found, curve],
+        figures=[
+            FigureItem(
+                "ablation_layers",
+                "What is lost without each layer's attention, and without its MLP",
+                f"{caption} Bands are 95% bootstrap intervals over prompts.",
+                plot(layers),
+                by_layer,
+            ),
+            FigureItem(
+                "ablation_heads",
+                "What is lost without each head",
+                f"{caption} Blue heads help, red heads work against the answer.",
+                plot_single(maps),
+                single,
+            ),
+            FigureItem(
+                "ablation_curves",
+                "Heads taken away one after another, and given back",
+                f"{caption} The order of importance is that of the single ablations on these prompts, "
+                "the random one the mean of two draws.",
+                plot_curves(maps),
+                recovery(maps),
+            ),
+        ],
+        tables=tables,
+    )
+    return pd.concat([maps, layers], ignore_index=True), section, [found, curve]
+
+
+def _affordable(model: HookedModel, pairs: PromptPairs, parts: Sequence[Component]) -> int:
+    """How many prompts the map of a report takes: all of them where the model is small."""
+    zeros = [Variant([Edit(part.full_site, {"head": part.index or 0}, "zero")]) for part in parts]
+    operations = plan_sweep(model, pairs, zeros, base="clean", source="clean").operations
+    return min(len(pairs), max(FEWEST, int(len(pairs) * MOST_OPERATIONS / operations)))
+
+
+def _again(
+    model: HookedModel, pairs: PromptPairs, heads: Iterable[str], seen: set[int], kind: str, progress: bool | None
+) -> pd.DataFrame | None:
+    """The effects of heads on prompts that did not choose them, under every ablation that these prompts allow."""
+    others = [at for at in range(len(pairs)) if at not in seen][:MOST_OTHERS]
+    if len(others) < 2:
+        return None
+    rest = pairs[others]
+    alone = rest.lengths.unique(return_counts=True)[1].min() == 1
+    kinds = [kind, "zero", *([] if alone else ["resample"]), "corrupt"]
+    return summary(run(model, rest, kind=kinds, only=list(heads), progress=progress))
+
+
+def _interval(row: Any) -> str:
+    """The interval of the change, which is the loss the other way round."""
+    known = row["ci_low"] == row["ci_low"]
+    return f" (95% interval {-row['ci_high']:+.2f} to {-row['ci_low']:+.2f})" if known else ""
+
+
+def _found(single: pd.DataFrame, again: pd.DataFrame | None, kind: str, clean: float) -> str:
+    """Which head matters most, and how many of the strongest still do on prompts that did not choose them."""
+    best = single.iloc[0]
+    told = (
+        f"Of {len(single)} heads, {best['component']} has the largest effect: without it ({_words(kind)} ablation) the "
+        f"logit difference of {clean:.2f} changes by {-best['value']:+.2f}"
+    )
+    if again is None:
+        return told + _interval(best) + "."
+    same = again[again["kind"] == kind]
+    row = same[same["component"] == best["component"]].iloc[0]
+    sure = same[same["p_adjusted"] < 0.05]["value"]
+    return (
+        f"{told}, and on {row['n']} other prompts by {-row['value']:+.2f}{_interval(row)}. Of the {len(same)} heads "
+        f"with the largest effects {(sure > 0).sum()} help there, too, and {(sure < 0).sum()} work against the answer "
+        "(p < 0.05, corrected for all that was tested there)."
+    )
+
+
+def _halves(maps: pd.DataFrame, clean: float) -> str:
+    """How many heads must go, or come back, for half of the metric."""
+    if clean <= 0:
+        return f"The clean logit difference is {clean:.2f}: there is no right answer that ablation could take away."
+    means = {key: part.set_index("number")["value"] for key, part in recovery(maps).groupby(["stage", "order"])}
+    fell = {}
+    for order in ORDERS:
+        curve = means["ablate", order]
+        low = curve.index[curve <= clean / 2]
+        fell[order] = f"after {low.min()}" if len(low) else "never"
+    back = means["restore", "importance"]
+    again = f"; giving them back by importance, half is there again with {back.index[back >= clean / 2].min()}"
+    return (
+        f"Taking heads away by importance, the logit difference of {clean:.2f} falls to half {fell['importance']}; in "
+        f"random order, {fell['random']}. With all {back.index.max()} ablated it is {back.loc[0]:.2f}"
+        f"{again if back.loc[0] < clean / 2 else ''}. (Numbers tried: {', '.join(map(str, back.index))}.)"
+    )
+
+
+main = study_command(
+    run,
+    plot=plot,
+    summary=summary,
+    options=[
+        click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
+        click.option("--over", type=click.Choice(SIDES), help="Prompts of means and of resampling.  [clean]"),
+        click.option("--measured", type=int, help="Measure only so many of the prompts."),
+        click.option("--draws", type=int, help="Random orders beside that of importance.  [3]"),
+        click.option("--cumulative", type=int, help="Take away, and give back, up to so many one after another.  [0]"),
+        click.option("--only", help="Only these: L9H6,L9H9, L9H*, MLP 3, attention 3, L9N123."),
+        click.option("--site", help="z (heads), attn_out, mlp_out, post (neurons), several as z,mlp_out.  [z]"),
+        click.option("--kind", help=f"{', '.join(ABLATIONS)}, several as zero,mean.  [mean]"),
+    ],
+)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""How far can each method be trusted? Localisation methods held against models whose circuit is known.
+
+1. Models are built whose steps are known (`interp.known`): with and without norms, grouped queries, rotary positions,
+   and idle heads of random weights beside.
+2. For each kind of ablation, every edge and every node is taken away by brute force. Those without which the output
+   changes are the truth of that ablation; it is not the same for all.
+3. Every method scores all edges, or all nodes, under the same ablation. AUROC is the probability that it puts one that
+   matters above one that does not; average precision is the share that matters among its best, averaged over those that
+   matter, and is the stricter where few do.
+4. Random scores are the control. Exact patching measures what the truth is made of, and has to reach 1.
+
+`--facts` checks what has to hold in any model instead (`interp.identities`).
+
+Source: Conmy et al. 2023 ("Towards Automated Circuit Discovery", section 4.1, on the ROC of edges); Gupta et al. 2024
+("InterpBench", known circuits and their idle nodes).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from interp import figures, stats
+from interp.ablations import ABLATIONS
+from interp.command import refusals, show
+from interp.compiler import Build
+from interp.errors import OutputError, unknown
+from interp.graph import Graph
+from interp.identities import facts
+from interp.known import KNOWN, Known, truth
+from interp.localisers import METHODS, Case, get_method
+from interp.provenance import checkout, state_digest, versions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.canvas import Figure
+
+BUILDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"norm": "LN"},
+    {"norm": "RMS", "n_key_value_heads": 2, "positions": "rotary"},
+)
+"""How the models of every circuit are built, unless others are given."""
+
+KEYS = ["known", "build", "ablation", "kind"]
+
+
+def build_models(names: Sequence[str] | None = None, *, seed: int = 0) -> list[Known]:
+    """Known models of some circuits, each as `BUILDS` has it.
+
+    Raises:
+        UnknownName: a circuit that is not in `interp.known.KNOWN`.
+    """
+    for name in names or ():
+        if name not in KNOWN:
+            raise unknown("known circuit", name, KNOWN)
+    return [KNOWN[name](seed=seed, **build) for name in names or KNOWN for build in BUILDS]
+
+
+def run(
+    *,
+    models: Sequence[Known] | None = None,
+    methods: Sequence[str] | None = None,
+    ablations: Sequence[str] | None = None,
+    n: int = 24,
+    seed: int = 0,
+    tolerance: float = 0.1,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """Every method on every known model under every kind of ablation.
+
+    Args:
+        models: known models; None makes those of `BUILDS`.
+        methods: names of `interp.localisers.METHODS`; None takes all.
+        ablations: names of `interp.ablations.ABLATIONS`; None takes all.
+        n: pairs of prompts for each model.
+        seed: of models, prompts, draws and random scores.
+        tolerance: as in `interp.known.truth`.
+        progress: a bar on stderr; None shows it on a terminal.
+
+    Returns:
+        Columns `known, build, ablation, kind` ("edge" or "node"), `method, metric, value, items` (how many were scored)
+        and `matter` (how many of them matter). Metrics: `AUROC`, `average precision` (NaN where none or all matter) and
+        `seconds`, of wall time.
+
+    Raises:
+        UnknownName: a method or ablation that does not exist.
+    """
+    import pandas as pd
+    from sklearn.metrics import average_precision_score, roc_auc_score
+    from tqdm import tqdm
+
+    chosen = [get_method(method) for method in methods] if methods is not None else list(METHODS)
+    kinds = list(ablations) if ablations is not None else list(ABLATIONS)
+    for ablation in kinds:
+        if ablation not in ABLATIONS:
+            raise unknown("ablation", ablation, ABLATIONS)
+    known_models = build_models(seed=seed) if models is None else models
+    rows = []
+    with tqdm(
+        desc="calibration",
+        total=len(known_models) * len(kinds) * (1 + len(chosen)),
+        disable=None if progress is None else not progress,
+    ) as bar:
+        for known in known_models:
+            pairs, graph = known.prompts(n, seed=seed), Graph.of(known.model)
+            for ablation in kinds:
+                exact = truth(known, pairs, ablation=ablation, tolerance=tolerance, seed=seed)
+                matters = {kind: part["changes"].to_numpy() for kind, part in exact.groupby("kind")}
+                bar.update()
+                for method in chosen:
+                    start = time.perf_counter()
+                    scores = method.score(Case(known.model, pairs, graph, ablation, seed)).double().cpu().numpy()
+                    seconds = time.perf_counter() - start
+                    real = matters[method.kind]
+                    mixed = 0 < real.sum() < len(real)
+                    found = {
+                        "AUROC": roc_auc_score(real, scores) if mixed else np.nan,
+                        "average precision": average_precision_score(real, scores) if mixed else np.nan,
+                        "seconds": seconds,
+                    }
+                    place = (known.name, built(known.build), ablation, method.kind, method.name)
+                    rows += [(*place, metric, value, len(real), int(real.sum())) for metric, value in found.items()]
+                    bar.update()
+    return pd.DataFrame(rows, columns=[*KEYS, "method", "metric", "value", "items", "matter"])
+
+
+def built(build: Build) -> str:
+    """How a model is built, in a few words.
+
+    >>> built(Build()), built(Build(norm="RMS", n_key_value_heads=2, positions="rotary"))
+    ('no norm', 'RMS norm, grouped queries, rotary')
+    """
+    norm = {None: "no norm", "LN": "layer norm", "RMS": "RMS norm"}[build.norm]
+    grouped = ["grouped queries"] if build.n_key_value_heads is not None else []
+    return ", ".join([norm, *grouped, *(["rotary"] if build.positions == "rotary" else [])])
+
+
+def ranked(frame: pd.DataFrame) -> pd.DataFrame:
+    """The measurements, and the rank of each method by average precision among those of its kind, 1 the best.
+
+    Methods that are as good as one another share the mean of their ranks.
+    """
+    import pandas as pd
+
+    precise = frame[frame["metric"] == "average precision"]
+    rank = precise.groupby(KEYS)["value"].rank(ascending=False)
+    return pd.concat([frame, precise.assign(metric="rank", value=rank)], ignore_index=True)
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean of each method under each ablation with its interval; `n` counts models, which are what is drawn again."""
+    return stats.summarise(ranked(frame), by=["kind", "method", "ablation", "metric"])
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a method: average precision under each ablation, then AUROC, average precision, rank and time overall."""
+    means = summary(frame)
+    precise = means[means["metric"] == "average precision"]
+    by_ablation = precise.pivot(index=["kind", "method"], columns="ablation", values="value")
+    by_ablation = by_ablation[list(dict.fromkeys(frame["ablation"]))]
+    overall = stats.summarise(ranked(frame), by=["kind", "method", "metric"])
+    every = overall.pivot(index=["kind", "method"], columns="metric", values="value")
+    every = every[["AUROC", "average precision", "rank", "seconds"]]
+    order = ["kind", "rank", "average precision"]
+    joined = by_ablation.join(every).reset_index()
+    return joined.sort_values(order, ascending=[True, True, False], kind="stable", ignore_index=True)
+
+
+def plot(frame: pd.DataFrame) -> Figure:
+    """Average precision of every method under every ablation: those that score edges, then those that score nodes."""
+    order = [method.name for method in METHODS]
+    means = summary(frame)
+    means = means[means["metric"] == "average precision"]
+    means = means.sort_values("method", key=lambda column: column.map(order.index), kind="stable")
+    return figures.bars(
+        means,
+        x="method",
+        hue="ablation",
+        horizontal=True,
+        label="average precision, mean and 95% interval over models",
+    )
+
+
+def facts_of_known(models: Sequence[Known] | None = None, *, n: int = 24, seed: int = 0) -> pd.DataFrame:
+    """`facts` of known models, with the columns `known` and `build` in front."""
+    import pandas as pd
+
+    tables = []
+    for known in build_models(seed=seed) if models is None else models:
+        checked = facts(known.model, known.prompts(n, seed=seed))
+        tables.append(checked.assign(known=known.name, build=built(known.build)))
+    frame = pd.concat(tables, ignore_index=True)
+    return frame[["known", "build", "fact", "value", "limit", "holds"]]
+
+
+@click.command("calibration", help=(__doc__ or "").replace("\n1. ", "\n\b\n1. ", 1))
+@click.option("--known", "names", multiple=True, help="Only this circuit; repeat for several.  [all]")
+@click.option("--method", "methods", multiple=True, help="Only this method; repeat for several.  [all]")
+@click.option("--ablation", "ablations", multiple=True, help="Only this ablation; repeat for several.  [all]")
+@click.option("--facts", "check", is_flag=True, help="Check the facts that hold in any model instead.")
+@click.option("--n", default=24, show_default=True, help="How many prompts for each model.")
+@click.option("--seed", default=0, show_default=True, help="Seed of models, prompts and random scores.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Folder for the figure, its CSV, a manifest."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def main(
+    names: tuple[str, ...],
+    methods: tuple[str, ...],
+    ablations: tuple[str, ...],
+    check: bool,
+    n: int,
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+    as_csv: bool,
+    quiet: bool,
+) -> None:
+    """The command of this study."""
+    with refusals():
+        models = build_models(names or None, seed=seed)
+        if check:
+            show(facts_of_known(models, n=n, seed=seed), as_json=as_json, as_csv=as_csv)
+            return
+        frame = run(
+            models=models,
+            methods=methods or None,
+            ablations=ablations or None,
+            n=n,
+            seed=seed,
+            progress=False if quiet else None,
+        )
+        show(frame if as_json or as_csv else table(frame), as_json=as_json, as_csv=as_csv)
+        if out is not None:
+            for path in _save(out, frame, models, n=n, seed=seed):
+                click.echo(path, err=True)
+
+
+def _save(out: Path, frame: pd.DataFrame, models: Sequence[Known], *, n: int, seed: int) -> list[Path]:
+    """The figure, every measurement, and what they were made of."""
+    from interp.canvas import save
+
+    record = {
+        "study": "calibration",
+        "n": n,
+        "seed": seed,
+        "models": [
+            {
+                "known": known.name,
+                "build": dataclasses.asdict(known.build),
+                "steps": dict(known.steps),
+                "weights": state_digest(known.model.state_dict()),
+                "prompts": known.prompts(n, seed=seed).digest(),
+            }
+            for known in models
+        ],
+        "versions": versions(),
+        "git": checkout(Path(__file__)),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        manifest = out / "calibration.manifest.json"
+        manifest.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write to the folder {str(out)!r}: {error.strerror or error}") from error
+    return [*save(plot(frame), frame, out / "calibration"), manifest]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,297 @@
+"""Edge attribution: which component's output, read by which other component, moves the answer?
+
+1. Every reader (a head's query, key or value input, an MLP, the unembedding) reads a sum over what earlier components
+   wrote. An edge is one term of such a sum.
+2. The effect of an edge is the change of the metric when the reader gets what the writer would have written if it were
+   ablated: by default, in the corrupt prompt.
+3. Gradients estimate the effects of all edges at once: EAP at the clean run, EAP-IG averaged along a path from the
+   ablated to the clean input, or one layer's activations after the other.
+4. The edges with the largest estimates, and as many drawn at random, are measured exactly. They say how far the
+   estimates are off, and how many large edges they may have missed.
+
+Source: Syed et al. 2023 ("Attribution Patching Outperforms Automated Circuit Discovery", section 3); Hanna et al. 2024
+("Have Faith in Faithfulness", section 3); Mueller et al. 2025 ("MIB").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from interp import figures, stats
+from interp.ablations import ABLATIONS
+from interp.agreement import agreement, choose, told
+from interp.command import study_command
+from interp.edge_scores import eap_ig, exact
+from interp.errors import unknown
+from interp.gradients import AnyMetric, run_values
+from interp.graph import Graph
+from interp.metrics import get_metric, normalised_effect
+from interp.model import HookedModel
+from interp.prompts import PromptPairs
+from interp.scales import Axis
+from interp.sweep import Executor
+from interp.ui.page import FigureItem, Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.canvas import Figure
+
+ORDER = 60
+METHODS = {"eap": None, "eap-ig-inputs": "inputs", "eap-ig-activations": "activations"}
+EDGE = ["edge", "sender", "receiver", "sender_layer", "receiver_layer"]
+NODE = re.compile(r"[am](\d+)(?:\.(h|kv)(\d+)(?:<(\w)>)?)?")
+SHOWN = 20
+
+
+def run(
+    model: HookedModel,
+    pairs: PromptPairs,
+    *,
+    method: str = "eap-ig-inputs",
+    steps: int = 5,
+    ablation: str = "corrupt",
+    metric: AnyMetric = "logit_diff",
+    sample: int = 100,
+    most: int = 1000,
+    seed: int = 0,
+    max_memory: int | None = None,
+    out: str | Path | None = None,
+    progress: bool | None = None,
+    executor: str | Executor = "local",
+) -> pd.DataFrame:
+    """Estimate the effect of every edge, and measure that of some.
+
+    Args:
+        model: the model.
+        pairs: clean and corrupt prompts; the clean ones are run, ablated values are from the corrupt ones.
+        method: "eap", "eap-ig-inputs" or "eap-ig-activations".
+        steps: points of the path of integrated gradients.
+        ablation: what stands for a writer's value, a name of `interp.ablations.ABLATIONS`.
+        metric: as `interp.sweep` takes it, if it has a gradient.
+        sample: how many edges are measured exactly, half of them those with the largest estimates.
+        most: how many edges have rows, those with the largest estimates; measured ones always do.
+        seed: of the random edges, and of an ablation that draws.
+        max_memory, out, progress, executor: as `interp.sweep` takes them.
+
+    Returns:
+        A row for each of these edges and every prompt: `method, ablation, edge, sender, receiver, sender_layer,
+        receiver_layer` (-1 is the embedding), `sample` ("top", "random" or ""), `cells` (how many edges were
+        estimated), `prompt, metric, value` (the estimated change of the metric), `exact` (the measured one, where it
+        was measured), `base_value, source_value`, `effect` and `exact_effect` (the changes as parts of the difference
+        between the clean run, 0, and the corrupt run, 1).
+
+    Raises:
+        UnknownName: a method, an ablation, a metric that does not exist or has no gradient.
+        InterpError: a model without split inputs, what `interp.sweep` refuses; SweepInterrupted as there.
+    """
+    import numpy as np
+    import pandas as pd
+
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    graph, pairs = Graph.of(model), pairs.to(model.device)
+    path = METHODS[method]
+    scores = eap_ig(
+        model,
+        pairs,
+        graph,
+        metric=metric,
+        ablation=ablation,
+        steps=1 if path is None else steps,
+        path=path or "inputs",
+        seed=seed,
+        max_memory=max_memory,
+    )
+    places = graph.allowed.nonzero()  # [edge, 2]
+    estimates = scores[:, places[:, 0], places[:, 1]].double().T.cpu().numpy()  # [edge, prompt]
+    mean = estimates.mean(1)
+    chosen = choose(mean, sample, seed=seed)
+    edges = [graph.edges[at] for at in chosen]
+    measured = exact(
+        model,
+        pairs,
+        edges,
+        graph,
+        metric=metric,
+        ablation=ablation,
+        seed=seed,
+        max_memory=max_memory,
+        out=out,
+        progress=progress,
+        executor=executor,
+    ).cpu()
+    kept = sorted({*np.argsort(-np.abs(mean), kind="stable")[:most].tolist(), *chosen})
+    base, source = (values.double().cpu().numpy() for values in run_values(model, pairs, metric))
+    n = len(pairs)
+    rows = [(*_edge(graph, *graph.edges[at]), chosen.get(at, "")) for at in kept]
+    table = pd.DataFrame(rows, columns=[*EDGE, "sample"])
+    frame = table.loc[np.repeat(np.arange(len(kept)), n)].reset_index(drop=True)
+    value = estimates[kept].ravel()
+    at = places[kept].cpu()
+    found = measured[:, at[:, 0], at[:, 1]].T.numpy().ravel()
+    base, source = np.tile(base, len(kept)), np.tile(source, len(kept))
+    frame.insert(0, "ablation", ablation)
+    frame.insert(0, "method", method)
+    return frame.assign(
+        cells=len(graph.edges),
+        prompt=np.tile(np.arange(n), len(kept)),
+        metric=get_metric(metric).name,
+        value=value,
+        exact=found,
+        base_value=base,
+        source_value=source,
+        effect=normalised_effect(base + value, base, source),
+        exact_effect=normalised_effect(base + found, base, source),
+    )
+
+
+def _edge(graph: Graph, sender: int, receiver: int) -> tuple[str, str, str, int, int]:
+    writer, reader = graph.senders[sender], graph.receivers[receiver]
+    return graph.edge_name(sender, receiver), writer.name, reader.name, writer.layer, reader.layer
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean estimated effect of every edge over prompts with intervals, the exact one beside it, largest first.
+
+    `p_adjusted` takes account of all edges that were estimated, those without rows among them.
+    """
+    keys = [*(name for name in ("method", "ablation") if name in frame), *EDGE]
+    table = stats.tested(frame, by=keys, value="effect")
+    table["metric"] = "effect on " + table["metric"]
+    # Among all edges each of these could only rank later, so that this errs on the safe side.
+    table["p_adjusted"] = (table["p_adjusted"] * frame["cells"].iloc[0] / frame["edge"].nunique()).clip(upper=1.0)
+    means = frame.groupby("edge")["exact_effect"].mean()
+    table.insert(table.columns.get_loc("value") + 1, "exact", table["edge"].map(means))
+    table["sample"] = table["edge"].map(frame.drop_duplicates("edge").set_index("edge")["sample"])
+    return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def compared(frame: pd.DataFrame) -> pd.DataFrame:
+    """How estimates and exact effects agree, as `interp.agreement.agreement` has it."""
+    return agreement(frame, by="edge", n_cells=int(frame["cells"].iloc[0]))
+
+
+def plot(frame: pd.DataFrame) -> Figure:
+    """The edges with the largest estimates: the estimate of each, and where it was measured its exact effect."""
+    import pandas as pd
+
+    largest = frame.groupby("edge")["effect"].mean().abs().nlargest(SHOWN).index
+    part = frame[frame["edge"].isin(largest)]
+    kinds = {"estimate": "effect", "exact": "exact_effect"}
+    tables = [
+        stats.summarise(part.dropna(subset=[column]), by="edge", value=column).assign(kind=kind)
+        for kind, column in kinds.items()
+    ]
+    table = pd.concat(tables)
+    names = Axis("edge", title="", values=list(largest), labels=_labels(part))
+    return figures.bars(table, x=names, hue="kind", horizontal=True, label=_label(frame))
+
+
+def plot_agreement(frame: pd.DataFrame) -> Figure:
+    """Estimate against exact effect of every edge that was measured; on the diagonal they are equal."""
+    part = frame[frame["sample"] != ""].sort_values("sample", ascending=False, kind="stable")  # top, then random
+    means = part.groupby(["edge", "sample"], sort=False)[["effect", "exact_effect"]].mean().reset_index()
+    named = set(means["exact_effect"].abs().nlargest(6).index)
+    labels = _labels(part)
+    means["name"] = [labels[edge] if at in named else "" for at, edge in enumerate(means["edge"])]
+    return figures.scatter(
+        means,
+        x="exact_effect",
+        y="effect",
+        hue="sample",
+        diagonal=True,
+        labels="name",
+        xlabel="exact effect",
+        ylabel="estimated effect",
+    )
+
+
+def _labels(frame: pd.DataFrame) -> dict[str, str]:
+    """Edges as figures write them: `L23H3 → L24H4 q`."""
+    ends = frame.drop_duplicates("edge")[["edge", "sender", "receiver"]].itertuples(index=False)
+    return {edge: f"{_written(sender)} → {_written(receiver)}" for edge, sender, receiver in ends}
+
+
+def _written(node: str) -> str:
+    found = NODE.fullmatch(node)
+    if found is None:
+        return {"input": "embed"}.get(node, node)
+    layer, kind, head, reads = found.groups()
+    return f"MLP {layer}" if kind is None else f"L{layer}{kind.upper()}{head}" + (f" {reads}" if reads else "")
+
+
+def _label(frame: pd.DataFrame) -> str:
+    return f"effect on {frame['metric'].iloc[0]} (0 clean run, 1 corrupt run)".replace("_", " ")
+
+
+def report(
+    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
+) -> tuple[pd.DataFrame, Section, list[str]]:
+    """The section of a task's report: the strongest edges, and how far their estimates can be trusted."""
+    frame = run(model, pairs, progress=progress)
+    table, agreed = summary(frame), compared(frame)
+    first = table.iloc[0]
+    n_sure = int((table["p_adjusted"] < 0.05).sum())
+    measured = "" if first["exact"] != first["exact"] else f"; measured exactly, {first['exact']:+.2f}"
+    finding = (
+        f"The edge with the largest estimated effect, of {int(frame['cells'].iloc[0]):,}, is `{first['edge']}` "
+        f"({first['value']:+.2f} of the difference between the clean and the corrupt run{measured}). "
+        f"{told(agreed, 'edges')}"
+    )
+    text = [
+        "An edge is what one component reads of another. Its effect is the part of the difference between the clean "
+        "and the corrupt run that is there when this reader alone reads what the writer wrote in the corrupt run. "
+        "Integrated gradients estimate all edges at once.",
+        finding,
+        f"Of the {frame['edge'].nunique():,} edges that are listed, those with the largest estimates and the measured "
+        f"ones, the estimates of {n_sure:,} differ from 0 over prompts (t test, false discovery rate 5% among all "
+        "edges).",
+    ]
+    section = Section(
+        title="Edge attribution",
+        anchor="edges",
+        text=text,
+        figures=[
+            FigureItem(
+                "edges_top",
+                "The edges with the largest estimated effects",
+                f"Mean over {len(pairs)} prompts; bars are 95% bootstrap intervals over prompts. `q`, `k` and `v` are "
+                "what a head reads by, `KV` is a key-value head.",
+                plot(frame),
+                table.head(SHOWN),
+            ),
+            FigureItem(
+                "edges_agreement",
+                "Estimated against exact effects of edges",
+                "Half of these edges have the largest estimates, half were drawn at random among the others.",
+                plot_agreement(frame),
+                table[table["sample"] != ""],
+            ),
+        ],
+        tables=[("How far the estimates agree with exact effects", agreed)],
+    )
+    return frame, section, [finding]
+
+
+main = study_command(
+    run,
+    plot=plot,
+    summary=summary,
+    options=[
+        click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
+        click.option("--sample", default=100, show_default=True, help="How many edges are measured exactly."),
+        click.option("--most", default=1000, show_default=True, help="How many edges are listed."),
+        click.option("--ablation", type=click.Choice(list(ABLATIONS)), default="corrupt", show_default=True),
+        click.option("--steps", default=5, show_default=True, help="Points of the path of integrated gradients."),
+        click.option("--method", type=click.Choice(list(METHODS)), default="eap-ig-inputs", show_default=True),
+    ],
+)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""Path patching: which component tells a receiver what it acts on, and by which paths?
+
+1. Base and source prompts differ in one respect. A sender (a head, an MLP, the embedding) is set to its value in the
+   source run. What its change does to the input of a receiver is found by the paths that are left open
+   (`interp.paths`): `direct` (the residual stream alone), `mlps` (MLPs pass it on, heads are frozen) or `all`.
+2. The base prompts run with this receiver's input changed, and nothing else. A receiver is the query, key or value
+   input of a head, an MLP or the unembedding (`logits`); several joined by `+` are changed together.
+3. The effect is 0 where the receiver does not care, and 1 where the answer is that of the source run. Every sender is
+   a cell; p is corrected for all of them.
+
+To the logits directly, this is what a sender writes towards the answer, with the final norm as it then is; to the
+logits by all paths, it is activation patching.
+
+Source: Wang et al. 2022 ("Interpretability in the Wild", section 3.1 and appendix B); Goldowsky-Dill et al. 2023
+("Localizing Model Behavior with Path Patching", section 3).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from torch import Tensor
+
+from interp import figures, stats
+from interp.command import study_command
+from interp.edits import Variant
+from interp.errors import InterpError, unknown
+from interp.graph import READS, Graph, Node, parse_head
+from interp.metrics import Metric
+from interp.model import HookedModel
+from interp.paths import THROUGH, arriving, parse_receivers, parse_senders, point, routes
+from interp.prompts import PromptPairs
+from interp.sweep import Executor, sweep
+from interp.ui.page import FigureItem, Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.canvas import Figure
+
+ORDER = 55
+DIRECTIONS = {"noise": ("clean", "corrupt"), "denoise": ("corrupt", "clean")}  # base, source
+CELL = ["direction", "through", "receiver", "sender", "site", "layer", "head", "pos", "role", "metric"]
+MEASURED = ["prompt", "metric", "value", "base_value", "source_value", "effect"]
+MOST_BYTES = 2**28  # of what reaches the receivers, held at a time
+MOST_ROWS, LONGEST = 20, 40
+# Of a report: prompts for the paths to the logits and to queries, receivers in a set, operations for a head's inputs.
+MOST_PROMPTS, MOST_QUERIES, MOST_SET, MOST_OPERATIONS = 16, 8, 6, 2e12
+
+
+def run(
+    model: HookedModel,
+    pairs: PromptPairs,
+    *,
+    receivers: str | Sequence[str] = "logits",
+    senders: str | Sequence[str] = "heads",
+    through: str = "direct",
+    pos: int | str | Sequence[int | str] | None = None,
+    direction: str = "noise",
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    max_memory: int | None = None,
+    out: str | Path | None = None,
+    progress: bool | None = None,
+    executor: str | Executor = "local",
+) -> pd.DataFrame:
+    """Patch the paths from every sender to every receiver that comes after it.
+
+    Args:
+        model: the model.
+        pairs: clean and corrupt prompts.
+        receivers: as `interp.paths.parse_receivers` takes them: "logits", "L9H9:q,L9H6:q", or joined "L9H9:q+L9H6:q".
+        senders: "heads", "mlps", "input", "all", or names such as "L3H1,MLP 4".
+        through: what may carry the change: "direct", "mlps" or "all".
+        pos: where the receiver's input is changed: a position (from the start, or -1 from the end), a role, or several,
+            each a cell of its own, as "S2,END"; None is everywhere at once.
+        direction: "noise" puts corrupt values into the clean run, as the papers do; "denoise" the reverse.
+        metric, max_memory, out, progress, executor: as `interp.sweep` takes them.
+
+    Returns:
+        A row for every sender, receiver, place and prompt: `direction, through, receiver`, the sender's `sender, site,
+        layer, head`, `pos` or `role`, `prompt, metric, value, base_value, source_value, effect`.
+
+    Raises:
+        UnknownName: a receiver, sender, direction, role or choice of paths that does not exist.
+        InterpError: no sender comes before any receiver; a model without inputs for every head; as `interp.sweep`.
+    """
+    import pandas as pd
+
+    if direction not in DIRECTIONS:
+        raise unknown("direction", direction, DIRECTIONS)
+    base, source = DIRECTIONS[direction]
+    graph, pairs = Graph.of(model), pairs.to(model.device)
+    ends, starts = parse_receivers(receivers, graph, model), parse_senders(senders, graph)
+    joined = {node for end in ends for node in end.nodes}
+    starts = [start for start in starts if graph.allowed[start, list(joined)].any()]
+    if not starts:
+        raise InterpError(f"none of the senders {senders!r} comes before {', '.join(end.name for end in ends)}")
+    points = dict.fromkeys(point(graph.receivers[node], model) for node in joined)
+    frames = []
+    for group in _groups(starts, len(points) * pairs.mask.numel() * model.cfg.d_model * model.dtype.itemsize):
+        reads = arriving(
+            model, pairs, graph, group, points, through=through, base=base, source=source, progress=progress
+        )
+        cells = []
+        for end, (at, start), place in itertools.product(ends, enumerate(group), _places(pos)):
+            own = {name: value[at] for name, value in reads.items()}
+            edits = routes(model, graph, start, end, own, pos=next(iter(place.values()), None))
+            if edits:
+                cells.append(Variant(edits, {"receiver": end.name, **_labels(graph.senders[start]), **place}))
+        frames.append(
+            sweep(
+                model,
+                pairs,
+                cells,
+                metric,
+                base=base,
+                source=source,
+                max_memory=max_memory,
+                out=None if out is None else Path(out) / f"senders-{group[0]:05d}",
+                progress=progress,
+                executor=executor,
+            )
+        )
+    frame = pd.concat(frames, ignore_index=True).assign(direction=direction, through=through)
+    frame = frame.astype({name: "Int64" for name in ("layer", "head", "pos") if name in frame})
+    return frame[[name for name in (*CELL[:-1], *MEASURED) if name in frame]]
+
+
+def _groups(starts: Sequence[int], each: int) -> Iterator[Sequence[int]]:
+    """Senders whose arriving values fit into memory together; which they are depends on the prompts and model alone."""
+    size = max(1, MOST_BYTES // each)
+    for first in range(0, len(starts), size):
+        yield starts[first : first + size]
+
+
+def _labels(node: Node) -> dict[str, Any]:
+    site = {"input": "embed"}.get(node.name, "z" if node.head is not None else "mlp_out")
+    return {"sender": node.label, "site": site, "layer": max(node.layer, 0), "head": node.head}
+
+
+def _places(pos: int | str | Sequence[int | str] | None) -> list[dict[str, int | str]]:
+    """The label of every place: a position, a role, or nothing for all positions at once."""
+    if pos is None:
+        return [{}]
+    given = pos.split(",") if isinstance(pos, str) else [pos] if isinstance(pos, int) else pos
+    found: list[dict[str, int | str]] = []
+    for one in given:
+        text = str(one).strip()
+        found.append({"pos": int(text)} if text.lstrip("-").isdecimal() else {"role": text})
+    return found
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean effect of every path over prompts with intervals and p, the largest magnitudes first.
+
+    `p_adjusted` holds the share of false discoveries among all paths (Benjamini-Hochberg).
+    """
+    table = stats.tested(frame, by=[name for name in CELL if name in frame], value="effect")
+    table["metric"] = "effect on " + table["metric"]
+    return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def plot(frame: pd.DataFrame) -> Figure:
+    """Heads as a grid, layer by head, a panel for every receiver; blue moves the answer to that of the source run.
+
+    Of a frame without heads, or with few of them, the paths with the largest effects are bars.
+    """
+    table = stats.summarise(frame, by=[name for name in CELL if name in frame], value="effect")
+    several = [name for name in ("through", "receiver", "pos", "role") if name in table and table[name].nunique() > 1]
+    heads = table[table["head"].notna()]
+    base, source = DIRECTIONS[frame["direction"].iloc[0]]
+    metric = str(frame["metric"].iloc[0]).replace("_", " ")
+    label = f"effect on {metric} (0 {base} run, 1 {source} run)"
+    end = str(table["receiver"].iloc[0])
+    named = f"Paths to {end}" if len(end) < LONGEST else f"Paths to {end.count('+') + 1} receivers together"
+    title = None if "receiver" in several else named
+    if heads["sender"].nunique() > MOST_ROWS:
+        marked = 3 if several else 6
+        return figures.heatmap(
+            heads, x="head", y="layer", facet=several or None, label=label, annotate=marked, title=title
+        )
+    strongest = table["value"].abs().groupby(table["sender"], sort=False).max().nlargest(MOST_ROWS).index
+    kept = table[table["sender"].isin(strongest)]
+    return figures.bars(
+        kept, x="sender", facet=several or None, horizontal=True, diverging=True, label=label, title=title
+    )
+
+
+def report(
+    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
+) -> tuple[pd.DataFrame, Section, list[str]]:
+    """The section of a task's report: back from the logits, to the queries of the heads that write there, and on."""
+    import pandas as pd
+
+    first = _some(pairs, MOST_PROMPTS)
+    frame = run(model, first, senders="all", progress=progress)
+    table = summary(frame)
+    heads = table[table["head"].notna()]
+    writers = _writers(heads)
+    sure = table[table["p_adjusted"] < 0.05]["value"]
+    told = [
+        f"Directly to the logits, {_strongest(table)}. Of {len(table)} senders {(sure > 0).sum()} move the answer when "
+        f"they are patched towards that of the corrupt prompt, and {(sure < 0).sum()} away from it (p < 0.05, "
+        "corrected for all)."
+    ]
+    frames, tables = [frame], [("The ten direct paths to the logits with the largest effect", table.head(10))]
+    items = [_item("paths_logits", "Direct paths from every head to the logits", frame, table)]
+    if any(layer > 0 for layer in heads[heads["sender"].isin(writers)]["layer"]):
+        joined = "+".join(f"{head}:q" for head in writers)
+        queries = run(model, _some(pairs, MOST_QUERIES), receivers=joined, pos=-1, progress=progress)
+        into = summary(queries)
+        told.append(
+            f"The heads that help most there are {', '.join(writers)}. Of what their queries at the last position "
+            f"read, all patched together, {_strongest(into)}."
+        )
+        frames.append(queries)
+        items.append(_item("paths_queries", f"Direct paths to the queries of {', '.join(writers)}", queries, into))
+        earlier = _earlier(results, into, writers)
+        if earlier is not None:
+            few = _some(pairs, _affordable(model, pairs, earlier))
+            inputs = run(model, few, receivers=",".join(f"{earlier}:{read}" for read in READS), progress=progress)
+            reads = summary(inputs)
+            told.append(f"One step further back, of what {earlier} reads, {_strongest(reads, to=True)}.")
+            frames.append(inputs)
+            items.append(_item("paths_inputs", f"Direct paths to the inputs of {earlier}", inputs, reads))
+    intro = (
+        "A path is patched: the clean prompt runs with one receiver's input as if one sender had written what it "
+        "writes in the corrupt prompt. The effect is 0 where that changes nothing and 1 where it gives the corrupt "
+        "prompt's answer. Receivers that do the same stand in for one another, so those are patched together."
+    )
+    section = Section(title="Path patching", anchor="paths", text=[intro, *told], figures=items, tables=tables)
+    return pd.concat(frames, ignore_index=True), section, told
+
+
+def _some(pairs: PromptPairs, most: int) -> PromptPairs:
+    """At most so many of the prompts, evenly drawn."""
+    count = min(most, len(pairs))
+    return pairs[[at * len(pairs) // count for at in range(count)]]
+
+
+def _affordable(model: HookedModel, pairs: PromptPairs, head: str) -> int:
+    """For how many prompts a report patches the inputs of a head: all of them where the model is small."""
+    layer, _ = parse_head(head, model)
+    weights = sum(weight.numel() for name, weight in model.named_parameters() if "blocks." in name)
+    behind = (model.cfg.n_layers - layer) / model.cfg.n_layers
+    cells = len(READS) * model.cfg.n_heads * layer
+    return max(4, int(MOST_OPERATIONS / (2 * weights * behind * pairs.mask.shape[1] * cells)))
+
+
+def _writers(heads: pd.DataFrame) -> list[str]:
+    """The heads with the largest effects that help the answer; where none is certain, the one that helps most."""
+    helping = heads[(heads["p_adjusted"] < 0.05) & (heads["value"] > 0)]
+    best = heads.sort_values("value", ascending=False)
+    return list((helping if len(helping) else best.head(1))["sender"].head(MOST_SET))
+
+
+def _earlier(results: Mapping[str, pd.DataFrame], into: pd.DataFrame, writers: Sequence[str]) -> str | None:
+    """The head to ask next: by activation patching where it was measured, else the one that tells the writers most."""
+    patched = results.get("activation_patching")
+    names = list(into[into["layer"] > 0]["sender"])
+    if patched is not None and {"site", "layer", "head", "effect"} <= set(patched):
+        heads = patched[(patched["site"] == "z") & patched["head"].notna()]
+        means = heads.groupby(["layer", "head"])["effect"].mean().sort_values(key=abs, ascending=False)
+        ranked = [f"L{layer}H{head}" for layer, head in means.index]
+        names = [name for name in ranked if name in names] or names
+    return next((name for name in names if name not in writers), None)
+
+
+def _strongest(table: pd.DataFrame, *, to: bool = False) -> str:
+    """The path with the largest effect, in words."""
+    best = table.iloc[0]
+    if best["value"] != best["value"]:
+        return "there is no effect to measure, because the answers to the two prompts do not differ"
+    bounds = f", 95% interval {best['ci_low']:+.2f} to {best['ci_high']:+.2f}" if best["n"] > 1 else ""
+    path = f"the path from {best['sender']}" + (f" to {best['receiver']}" if to else "")
+    return f"{path} has the largest effect ({best['value']:+.2f}{bounds}, {best['n']} prompts)"
+
+
+def _item(name: str, title: str, frame: pd.DataFrame, table: pd.DataFrame) -> FigureItem:
+    where = " at the last position" if "pos" in frame else ""
+    caption = f"Mean over {frame['prompt'].nunique()} prompts; the receiver's input is changed{where or ' everywhere'}."
+    return FigureItem(name, title, caption, plot(frame), table)
+
+
+main = study_command(
+    run,
+    plot=plot,
+    summary=summary,
+    options=[
+        click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
+        click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="noise", show_default=True),
+        click.option("--pos", help="Where the receiver's input is changed: -1, S2, several as S2,END.  [everywhere]"),
+        click.option("--through", type=click.Choice(list(THROUGH)), default="direct", show_default=True),
+        click.option("--sender", "senders", help="heads, mlps, input, all, or names as L3H1,m4.  [heads]"),
+        click.option("--receiver", "receivers", help="logits, L9H9:q, m4, several as L9H9:q,L9H6:q.  [logits]"),
+    ],
+)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,346 @@
+"""Steering: does adding the direction that tells two kinds of prompts apart turn the answer round?
+
+1. The prompts are dealt into two halves. At every layer, a direction is the mean activation of one class of prompts
+   minus that of the other, over one half (`interp.directions`); pairs stay together.
+2. Each corrupt prompt of the other half runs with a multiple of it added, towards the class of its clean partner. The
+   effect is 0 where nothing changes and 1 where the answer is that of the clean prompt. Then the halves change places.
+3. The control: a random vector of the same length for every prompt.
+4. What it breaks: the same vectors are added on neutral prompts, and the divergence of the next token's distribution
+   from the unsteered one is measured.
+
+Source: Turner et al. 2023 ("Steering Language Models With Activation Engineering", section 3) and Rimsky et al. 2024
+("Steering Llama 2 via Contrastive Activation Addition", section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp import figures, stats
+from interp.command import study_command
+from interp.directions import CONTRASTS, Contrast, Direction, Where, between, contrast, states, steer
+from interp.edits import Edit, Variant
+from interp.errors import ConfigError, PromptError, unknown
+from interp.metrics import Metric
+from interp.model import HookedModel
+from interp.probing import Probe, rows_of
+from interp.prompts import PromptPairs
+from interp.sweep import sweep
+from interp.ui.page import FigureItem, Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.canvas import Figure
+
+ORDER = 85
+STRENGTHS = (1.0, 2.0, 4.0)
+ADDED = ("onward", "there", "all")
+VECTORS = ("difference", "random")
+HELD_OUT, NEUTRAL = "held out", "neutral"
+SURE = 0.05
+MOST_LINES = 8
+MOST_NEUTRAL = 16
+REPORTED = (1.0, 2.0)
+NEW_TOKENS = 8
+
+Array = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def run(
+    model: HookedModel,
+    pairs: PromptPairs,
+    *,
+    site: str = "resid_pre",
+    layers: Sequence[int] | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    pos: int | str = -1,
+    add: str = "onward",
+    label: str = "auto",
+    labels: Sequence[Any] | None = None,
+    neutral: Sequence[str] | PromptPairs | None = None,
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    seed: int = 0,
+    max_memory: int | None = None,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """Add differences of means to held-out prompts, at every layer and strength, and random vectors of their length.
+
+    Args:
+        model: the model.
+        pairs: clean and corrupt prompts, at least two of every class.
+        site: the short name of a site with positions.
+        layers: the layers; None takes all.
+        strengths: how many times the difference of means is added.
+        pos: where activations are read: a position, a role, -1 for the last.
+        add: "onward" adds from that position on, "there" at it alone, "all" at every position. Neutral prompts have no
+            such position: they take it at the last one, or at all.
+        label, labels: the two classes, as `interp.directions.contrast` takes them; labels of your own are [prompt, 2].
+            Pairs whose two prompts are of one class are left out: nothing pulls them either way.
+        neutral: prompts (texts, or the clean side of pairs) on which steering should change little; None takes the
+            first 16 clean prompts cut off at a random position.
+        metric, max_memory, progress: as `interp.sweep` takes them.
+        seed: of the halves, the random vectors, and where neutral prompts are cut off.
+
+    Returns:
+        Columns `layer, strength, vector, prompts, prompt, metric, value, base_value, source_value, effect`. `vector` is
+        "difference" or "random". `prompts` is "held out", with the metric of the steered corrupt prompts, or "neutral",
+        whose metric is "kl" in nats; `prompt` counts the pairs, or the neutral prompts.
+
+    Raises:
+        UnknownName: a site, layer, role or label that does not exist.
+        PromptError: too few prompts, more than two classes, labels of one side only.
+        ConfigError: no strength.
+    """
+    import pandas as pd
+
+    if add not in ADDED:
+        raise unknown("way to add", add, ADDED)
+    if not len(strengths):
+        raise ConfigError("steering needs at least one strength, such as strengths=[1.0]")
+    told, pairs, kept = _pulled(contrast(model, pairs, label, labels=labels, most=2), pairs)
+    every = range(model.cfg.n_layers) if layers is None else list(layers)
+    vectors = held_out_vectors(model, pairs, told, site, [{"layer": layer, "pos": pos} for layer in every], seed=seed)
+    others = _neutral(model, pairs, neutral, seed)
+    turn = torch.arange(len(others)) % len(pairs)  # neutral prompts take the pairs' vectors in turn
+    generator = torch.Generator().manual_seed(seed)
+    on_task: list[Variant] = []
+    on_neutral: list[Variant] = []
+    for layer, difference in zip(every, vectors, strict=True):
+        for vector, own in zip(VECTORS, (difference, _random_like(difference, generator)), strict=True):
+            for strength in strengths:
+                labelled = {"layer": layer, "strength": float(strength), "vector": vector}
+                on_task.append(Variant((_edit(site, layer, strength * own, pairs, pos, add),), labelled))
+                at_end = "all" if add == "all" else "there"
+                on_neutral.append(Variant((_edit(site, layer, strength * own[turn], others, -1, at_end),), labelled))
+    steered = sweep(
+        model, pairs, on_task, metric, base="corrupt", source="clean", max_memory=max_memory, progress=progress
+    )
+    broken = sweep(
+        model, others, on_neutral, "kl", base="clean", source="clean", max_memory=max_memory, progress=progress
+    )
+    steered["prompt"] = kept[steered["prompt"]]
+    frame = pd.concat([steered.assign(prompts=HELD_OUT), broken.assign(prompts=NEUTRAL)], ignore_index=True)
+    front = ["layer", "strength", "vector", "prompts", "prompt"]
+    return frame[[*front, *(name for name in frame if name not in front)]]
+
+
+def _pulled(told: Contrast, pairs: PromptPairs) -> tuple[Contrast, PromptPairs, Array]:
+    """The pairs whose prompts are of different classes, and their numbers."""
+    if told.corrupt is None:
+        raise PromptError(
+            "steering goes from the class of a corrupt prompt to that of its clean one: give labels of both, "
+            f"[{len(pairs)}, 2]"
+        )
+    kept = np.flatnonzero(told.clean != told.corrupt)
+    if not len(kept):
+        raise PromptError(f"the two prompts of every pair are of one class of {told.name!r}: nothing pulls them apart")
+    chosen = replace(told, clean=told.clean[kept], corrupt=told.corrupt[kept], group=told.group[kept])
+    return chosen, pairs[kept.tolist()], kept
+
+
+def held_out_vectors(
+    model: HookedModel, pairs: PromptPairs, told: Contrast, site: str, places: Sequence[Where], *, seed: int = 0
+) -> Tensor:
+    """For every place and pair the difference of means over the half without it, towards the class of the clean prompt.
+
+    Returns:
+        [place, prompt, the site's other axes], float32.
+    """
+    rows = rows_of(told, Probe(folds=2, seed=seed))
+    read = torch.cat([states(model, pairs, site, places, side=side) for side in told.sides], dim=1)
+    half = rows.fold[: len(pairs)]
+    vectors = torch.empty_like(read[:, : len(pairs)])
+    for at, found in enumerate(read):
+        for fold in (0, 1):
+            others = torch.from_numpy(rows.fold != fold)
+            vectors[at, torch.from_numpy(half == fold)] = between(found[others], rows.classes[rows.fold != fold], told)
+    towards = torch.from_numpy(np.where(told.clean == 0, 1.0, -1.0)).to(vectors)
+    return vectors * towards.reshape(-1, *[1] * (vectors.ndim - 2))
+
+
+def _random_like(vectors: Tensor, generator: torch.Generator) -> Tensor:
+    """A random vector of the same length for every prompt [prompt, ...]."""
+    drawn = torch.randn(vectors.shape, generator=generator)
+    inner = tuple(range(1, vectors.ndim))
+    return drawn * (vectors.norm(dim=inner, keepdim=True) / drawn.norm(dim=inner, keepdim=True))
+
+
+def _edit(site: str, layer: int, vectors: Tensor, pairs: PromptPairs, pos: int | str, add: str) -> Edit:
+    """The edit that adds to every prompt its own vector [prompt, ...]."""
+    source = vectors[:, None]  # [prompt, pos, ...]
+    if add == "all":
+        return Edit(site, {"layer": layer}, "add", source)
+    if add == "there" or pos == -1:
+        return Edit(site, {"layer": layer, "pos": pos}, "add", source)
+    from_there = torch.arange(pairs.mask.shape[1]) >= pairs.positions(pos).cpu()  # [prompt, pos]
+    return Edit(
+        site, {"layer": layer}, "add", source * from_there.reshape(*from_there.shape, *[1] * (vectors.ndim - 1))
+    )
+
+
+def _neutral(
+    model: HookedModel, pairs: PromptPairs, neutral: Sequence[str] | PromptPairs | None, seed: int
+) -> PromptPairs:
+    if isinstance(neutral, PromptPairs):
+        return neutral
+    if neutral is not None:
+        return PromptPairs.from_text(model, list(neutral), answers=[(0, 1)] * len(neutral))
+    pairs, generator = pairs[:MOST_NEUTRAL], np.random.default_rng(seed)
+    cut = [int(generator.integers(min(2, n - 1), n)) if n > 1 else 1 for n in pairs.lengths.tolist()]
+    rows = [row[:n].tolist() for row, n in zip(pairs.clean, cut, strict=True)]
+    return PromptPairs.from_tokens(rows, answers=pairs.answers, name="neutral")
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean effect on held-out prompts, and mean divergence on neutral ones, of every layer, strength and vector.
+
+    `control` is the mean of the random vectors at the same layer and strength. `p` and `p_adjusted` are of what a
+    difference of means does beyond them: the mean of the paired differences against 0, corrected for being many.
+    """
+    by = ["layer", "strength", "vector", "prompts", "metric"]
+    measured = frame["effect"].where(frame["prompts"] == HELD_OUT, frame["value"])
+    frame = frame.assign(measured=measured)
+    cell = ["layer", "strength", "prompts", "metric"]
+    random = frame[frame["vector"] == "random"][[*cell, "prompt", "measured"]]
+    paired = frame[frame["vector"] == "difference"].merge(random, on=[*cell, "prompt"], suffixes=("", "_random"))
+    paired["beyond"] = paired["measured"] - paired["measured_random"]
+    tested = stats.tested(paired, by=by, value="beyond")[[*by, "p", "p_adjusted"]]
+    control = stats.summarise(paired, by=by, value="measured_random")[[*by, "value"]]
+    table = stats.summarise(frame, by=by, value="measured")
+    table = table.merge(control.rename(columns={"value": "control"}), on=by, how="left").merge(
+        tested, on=by, how="left"
+    )
+    held = table["prompts"] == HELD_OUT
+    table["metric"] = table["metric"].where(~held, "effect on " + table["metric"])
+    order = held * 2 + (table["vector"] == "difference")
+    return (
+        table.assign(order=order)
+        .sort_values(["order", "value"], ascending=False, kind="stable", ignore_index=True)
+        .drop(columns="order")
+    )
+
+
+def plot(frame: pd.DataFrame) -> Figure:
+    """Effect and divergence by layer: a line for every strength, and the random vectors at the largest."""
+    table = summary(frame)
+    metric = table["metric"].iloc[0].replace("_", " ")
+    panels = {HELD_OUT: f"{metric} (1: clean prompt)", NEUTRAL: "KL on neutral prompts, nats"}
+    most = table["strength"].abs().max()
+    several = table["strength"].nunique() < MOST_LINES
+    shown = table[(table["vector"] == "difference") | ((table["strength"].abs() == most) & several)]
+    shown = shown.assign(panel=shown["prompts"].map(panels), metric="")
+    shown = shown.sort_values(["prompts", "vector", "strength", "layer"], kind="stable")
+    if several:
+        random = (shown["vector"] == "random").map({True: "random ", False: ""})
+        shown["strength"] = random + shown["strength"].map("×{:g}".format)
+    return figures.lines(shown, x="layer", hue="strength", facet="panel", share=False, label="")
+
+
+def report(
+    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
+) -> tuple[pd.DataFrame, Section, list[str]]:
+    """The section of a task's report: every layer at the last position, and how the first prompt goes on."""
+    told = contrast(model, pairs, most=2)
+    frame = run(model, pairs, strengths=REPORTED, progress=progress)
+    table = summary(frame)
+    held = table[(table["prompts"] == HELD_OUT) & (table["vector"] == "difference")]
+    best = held.iloc[0]
+    cost = _same_cell(table, best, NEUTRAL)
+    beyond = best["p_adjusted"] < SURE and best["value"] > best["control"]
+    where = f"{best['strength']:g} times the direction at layer {best['layer']}"
+    finding = (
+        f"Steering corrupt prompts at the last position by the direction that tells {CONTRASTS[told.name]}, made from "
+        f"other prompts, has the largest effect with {where}: effect {best['value']:+.2f} (95% interval "
+        f"{best['ci_low']:.2f} to {best['ci_high']:.2f}; 1 is the clean prompt's answer), with random vectors of its "
+        f"length {best['control']:+.2f}"
+        + ("." if beyond else f"; that is not beyond them for sure (corrected p {_shown(best['p_adjusted'])}).")
+    )
+    harm = (
+        f"The same vectors on neutral prompts, the task's own cut off at a random position, change the distribution of "
+        f"the next token by {cost['value']:.2f} nats (random vectors: {cost['control']:.2f})."
+    )
+    section = Section(
+        title="Steering",
+        anchor="steering",
+        text=[
+            "A direction is a difference of means over one half of the pairs and is tried on the other, both ways.",
+            finding,
+            harm,
+        ],
+        figures=[
+            FigureItem(
+                "steering",
+                "What adding a difference of means does, by layer and strength",
+                f"Left, corrupt prompts of {len(pairs)} held-out pairs; right, neutral prompts. Means over prompts, "
+                "bands are 95% bootstrap intervals; random: vectors of the same length at the largest strength.",
+                plot(frame),
+                table,
+            )
+        ],
+        tables=[("The ten strongest cells", held.drop(columns=["vector", "prompts"]).head(10))],
+        preformatted=_continued(model, pairs, told, best),
+    )
+    return frame, section, [finding]
+
+
+def _same_cell(table: pd.DataFrame, row: pd.Series[Any], prompts: str) -> pd.Series[Any]:
+    same = (table[["layer", "strength", "vector"]] == row[["layer", "strength", "vector"]].tolist()).all(axis=1)
+    return table[same & (table["prompts"] == prompts)].iloc[0]
+
+
+def _shown(p: float) -> str:
+    return "unknown: too few prompts" if np.isnan(p) else f"{p:.2g}"
+
+
+def _continued(model: HookedModel, pairs: PromptPairs, told: Contrast, best: pd.Series[Any]) -> str:
+    """How the first pair's corrupt prompt goes on by itself and steered, greedily."""
+    if model.tokenizer is None or not model.cfg.causal:
+        return ""
+    chosen, pulled, _ = _pulled(told, pairs)
+    vector = held_out_vectors(model, pulled, chosen, "resid_pre", [{"layer": int(best["layer"])}])[0, 0]
+    direction = Direction(vector, "resid_pre", int(best["layer"]))
+    prompt = pulled.corrupt[:1, : int(pulled.lengths[0])]
+    plain = model.generate(prompt, NEW_TOKENS, do_sample=False)
+    with steer(model, direction, float(best["strength"]), pos="last"):
+        steered = model.generate(prompt, NEW_TOKENS, do_sample=False)
+    said = [model.to_string(row[prompt.shape[1] :]) for row in (plain[0], steered[0])]
+    return f"{pulled.corrupt_texts[0]}\n  as it is: {said[0]!r}\n  steered:  {said[1]!r}"
+
+
+def _place(context: click.Context, option: click.Parameter, text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
+    try:
+        return None if text is None else [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of numbers such as 1,2,4") from None
+
+
+main = study_command(
+    run,
+    plot=plot,
+    summary=summary,
+    options=[
+        click.option("--label", default="auto", show_default=True, help=f"{', '.join(CONTRASTS)}."),
+        click.option("--add", type=click.Choice(ADDED), default="onward", show_default=True, help="Where it is added."),
+        click.option(
+            "--pos", default="-1", show_default=True, callback=_place, help="A position or a role that is read."
+        ),
+        click.option("--strengths", callback=_numbers, help="Numbers with commas between.  [1,2,4]"),
+        click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, ..."),
+        click.option("--site", default="resid_pre", show_default=True, help="A short site name: resid_pre, z, ..."),
+    ],
+)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""Tuned lens: what would the model answer if it stopped after each layer, said in that layer's own terms?
+
+1. Train, for every layer, an affine map of its input that brings the reading through final norm and unembedding as near
+   to the model's own output as it gets: on text that is given, or that the model writes itself.
+2. Read the prompts' residual streams through these maps and, beside them, as they are (the logit lens).
+3. Compare both: the answer's probability and place, and the divergence from the model's output; on text that was held
+   out from the training, too.
+
+Source: Belrose et al. 2023 ("Eliciting Latent Predictions from Transformers with the Tuned Lens", sections 3 and 4).
+The last row is the model's own output in both lenses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from interp import figures, stats, texts
+from interp import lens as lenses
+from interp.command import study_command
+from interp.errors import InterpError
+from interp.glyphs import visible
+from interp.lens_training import train
+from interp.model import HookedModel
+from interp.prompts import PromptPairs
+from interp.scales import Axis
+from interp.tuned_lens import CONFIG_FILE, TunedLens
+from interp.ui.page import FigureItem, Section
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.canvas import Figure
+
+ORDER = 25
+DEPTH = Axis("depth", title="layer")
+PANELS = {
+    "prob": "probability of the right answer",
+    "rank": "place of the right answer (1 is first)",
+    "kl": "divergence from the output (nats)",
+}
+LEAST = 1e-9  # below it a logarithmic scale shows nothing that matters
+WRITTEN = "generated"
+
+
+def run(
+    model: HookedModel,
+    pairs: PromptPairs,
+    *,
+    lens: TunedLens | str | Path | None = None,
+    train_on: texts.Texts | str | Path | Sequence[str] | None = None,
+    pos: str = "last",
+    top: int = 5,
+    sequences: int = 96,
+    length: int = 48,
+    steps: int = 12,
+    batch: int = 32,
+    lr: float = 0.005,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """Read every layer of the clean prompts through a tuned lens and through the logit lens.
+
+    Args:
+        model: the model.
+        pairs: the prompts; their clean side is read.
+        lens: a lens; or a folder, whose lens is loaded or, with `train_on`, trained there; None trains one in memory.
+        train_on: a .txt or .jsonl file, documents or `Texts`; "generated", or None without a folder, lets the model
+            write.
+        pos: "last" for the last position of every prompt, "all" for every position.
+        top: how many of the likeliest tokens to keep.
+        sequences: how many the model writes; of a text, how many are taken at most.
+        length, steps, batch, lr, seed: as `interp.lens_training.train` takes them.
+        progress: bars on stderr; None shows them in a terminal.
+
+    Returns:
+        Columns `lens, layer, site, prompt, pos, token, role, metric, k, top_token, value`: those of the logit lens, for
+        `lens` "tuned" and "logit". Sites are the input of every layer and the last one's output.
+
+    Raises:
+        InterpError: a lens of another model, a folder without a lens and nothing to train on, or a model whose
+            residual stream is not what its output is read from.
+    """
+    if not isinstance(lens, TunedLens):
+        options = {"steps": steps, "batch": batch, "lr": lr}
+        lens = trained(
+            model, lens, train_on, sequences=sequences, length=length, seed=seed, progress=progress, **options
+        )
+    lens.check(model)
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    names = [name for name in lenses.depths(model, halves=False) if name == last or _layer(name) in lens.layers]
+    read = {"tuned": lens.translate, "logit": None}
+    return lenses.read(model, pairs, names, lenses=read, pos=pos, top=top)
+
+
+def trained(
+    model: HookedModel,
+    folder: str | Path | None,
+    train_on: texts.Texts | str | Path | Sequence[str] | None,
+    *,
+    sequences: int = 96,
+    length: int = 48,
+    seed: int = 0,
+    progress: bool | None = None,
+    **options: float,
+) -> TunedLens:
+    """The lens of a folder, or one that is trained now; arguments as `run` and `train` have them."""
+    if folder is not None and train_on is None:
+        if (Path(folder).expanduser() / CONFIG_FILE).exists():
+            return TunedLens.load(folder, model)
+        raise InterpError(
+            f"there is no tuned lens in {str(folder)!r}; to train one there, give a text to train on, or {WRITTEN!r}"
+        )
+    if train_on is None or (isinstance(train_on, str) and train_on == WRITTEN):
+        source = texts.write(model, sequences, length=length, seed=seed, progress=progress)
+    else:
+        source = texts.prepare(model, train_on, length=length, most=sequences)
+    return train(model, source, out=folder, seed=seed, progress=progress, **options)  # type: ignore[arg-type]
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".")[1])
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over prompts at the last position for every lens and depth, with intervals."""
+    table = lenses.summary(frame)
+    return table.assign(top_token=[visible(token) for token in table["top_token"]])
+
+
+def plot(frame: pd.DataFrame) -> Figure:
+    """With every position the table of top tokens of the first prompt, else both lenses by depth."""
+    every = bool((frame.groupby("prompt")["pos"].nunique() > 1).any())
+    return plot_table(frame) if every else plot_depth(summary(frame))
+
+
+def plot_depth(table: pd.DataFrame) -> Figure:
+    """The answer's probability and place, and the divergence from the output, over depth for both lenses."""
+    shown = table[table["metric"].isin(PANELS) & ~((table["metric"] == "kl") & (table["site"] == "resid_post"))]
+    for column in ("value", "ci_low", "ci_high"):
+        shown = shown.assign(**{column: (shown[column] + (shown["metric"] == "rank")).clip(lower=LEAST)})
+    shown = shown.assign(panel=shown["metric"].map(PANELS), metric="")
+    order = shown["panel"].map({panel: i for i, panel in enumerate(PANELS.values())})
+    shown = shown.assign(order=order).sort_values("order", kind="stable").drop(columns="order")
+    return figures.lines(shown, x=DEPTH, hue="lens", facet="panel", columns=1, share=False, log=True, label="")
+
+
+def plot_held_out(held_out: pd.DataFrame) -> Figure:
+    """Divergence of both lenses on held-out text over layers."""
+    table = stats.summarise(held_out, by=["lens", "layer"])
+    table = table.assign(**{c: table[c].clip(lower=LEAST) for c in ("value", "ci_low", "ci_high")})
+    return figures.lines(table, x="layer", hue="lens", log=True, label="KL from the output (nats)")
+
+
+def plot_table(frame: pd.DataFrame) -> Figure:
+    """The likeliest token by the tuned lens at every layer's input and every position of the first prompt."""
+    first = frame[(frame["metric"] == "top_prob") & (frame["k"] == 0) & (frame["lens"] == "tuned")]
+    first = first[first["prompt"] == first["prompt"].min()]
+    rows = first["layer"].astype(str).where(first["site"] == "resid_pre", "out")
+    return figures.lens_table(first.assign(layer=rows), y=Axis("layer", values=list(dict.fromkeys(rows))))
+
+
+def compared(lens: TunedLens) -> pd.DataFrame:
+    """By how many nats the tuned lens is nearer to the output than the logit lens on held-out text, layer by layer.
+
+    Pairs by sequence; the columns of `stats.tested`, corrected over layers.
+    """
+    wide = lens.held_out.pivot(index=["layer", "prompt"], columns="lens", values="value")
+    nearer = (wide["logit"] - wide["tuned"]).rename("value").reset_index().assign(metric="nats nearer")
+    return stats.tested(nearer, by=["layer"])
+
+
+def report(
+    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
+) -> tuple[pd.DataFrame, Section, list[str]]:
+    """The section of a task's report: a lens trained on what the model writes, its quality, its reading of the task."""
+    lens = trained(model, None, None, progress=progress)
+    frame = run(model, pairs, lens=lens)
+    grid = run(model, pairs[:1], lens=lens, pos="all" if model.cfg.d_vocab_out >= model.cfg.d_vocab else "last", top=1)
+    table = summary(frame)
+    held_out, nearer = lens.held_out, compared(lens)
+    notes = lens.training
+    means = held_out.groupby("lens")["value"].mean()
+    better = int(((nearer["value"] > 0) & (nearer["p_adjusted"] < 0.05)).sum())
+    quality = (
+        f"A tuned lens, trained for {notes['seconds']:.0f} s on {notes['tokens']} tokens ({notes['text']}), diverges "
+        f"from the model's output by {means['tuned']:.2f} nats on held-out text, the logit lens by "
+        f"{means['logit']:.2f} (means over layers and {notes['held_out_sequences']} sequences); it is nearer in "
+        f"{better} of {len(nearer)} layers (adjusted p below 0.05)."
+    )
+    finding = _story(table)
+    text = [
+        quality,
+        finding,
+        "The lens has learned how streams continue in general, not this task, so that what it reads early is what such "
+        "streams usually become. Behind the last layer both lenses are the model's own output (largest divergence of "
+        f"any prompt: {lenses.gap(frame):.1e} nats).",
+    ]
+    items = [
+        FigureItem(
+            "tuned_lens_depth",
+            "Probability and place of the right answer, and divergence from the output, by depth",
+            "Residual stream at the last position, through the tuned lens and as it is (logit lens); mean over "
+            f"{len(pairs)} prompts on logarithmic scales, bands are 95% bootstrap intervals. What is below {LEAST:g} "
+            "is drawn there.",
+            plot_depth(table),
+            table[table["metric"].isin(PANELS)],
+        ),
+        FigureItem(
+            "tuned_lens_held_out",
+            "How far each lens is from the model's output on held-out text",
+            f"Mean over {notes['held_out_sequences']} sequences; bands are 95% bootstrap intervals over sequences.",
+            plot_held_out(held_out),
+            stats.summarise(held_out, by=["lens", "layer"]),
+        ),
+        FigureItem(
+            "tuned_lens_table",
+            "Likeliest token by the tuned lens at every layer and position of the first prompt",
+            "Rows are the input of each layer and the model's output; the colour is the token's probability.",
+            plot_table(grid),
+            grid[grid["metric"] == "top_prob"],
+        ),
+    ]
+    tables = [("Nats by which the tuned lens is nearer to the output on held-out text", nearer)]
+    section = Section(title="Tuned lens", anchor="tuned-lens", text=text, figures=items, tables=tables)
+    return frame, section, [finding]
+
+
+def _story(table: pd.DataFrame) -> str:
+    """Where each lens first has the answer, and which layer brings the reading nearest to the output."""
+    parts = []
+    for lens in ("tuned", "logit"):
+        prob = table[(table["metric"] == "prob") & (table["lens"] == lens)]
+        first = prob[prob["value"] >= prob["value"].iloc[-1] / 2].iloc[0]
+        parts.append(f"at {lenses.in_words(first)} by the {lens} lens")
+    final = table[(table["metric"] == "prob") & (table["lens"] == "tuned")]["value"].iloc[-1]
+    says = f"The right answer has half of its final probability ({final:.2f}) for the first time {', '.join(parts)}"
+    kl = table[(table["metric"] == "kl") & (table["lens"] == "tuned")].reset_index(drop=True)
+    falls = kl["value"].to_numpy()[:-1] - kl["value"].to_numpy()[1:]
+    most = int(falls.argmax())
+    if falls[most] <= 0:
+        return f"{says}."
+    return (
+        f"{says}; the tuned lens comes nearer to the output by most in layer {kl['layer'][most]}, from "
+        f"{kl['value'][most]:.2f} to {kl['value'][most + 1]:.2f} nats."
+    )
+
+
+main = study_command(
+    run,
+    plot=plot,
+    summary=summary,
+    options=[
+        click.option(
+            "--lens", type=click.Path(path_type=Path), default=None, help="Folder of a lens: loaded, or trained there."
+        ),
+        click.option(
+            "--train-on",
+            default=None,
+            help=f"A .txt or .jsonl file, or {WRITTEN!r}: text that the model writes itself.",
+        ),
+        click.option("--sequences", default=96, show_default=True, help="How many the model writes, or are taken."),
+        click.option("--length", default=48, show_default=True, help="Tokens in a sequence."),
+        click.option("--steps", default=12, show_default=True, help="Training steps behind the closed-form start."),
+        click.option("--batch", default=32, show_default=True, help="Positions in a step."),
+        click.option("--lr", default=0.005, show_default=True, help="Rate of the first step."),
+        click.option(
+            "--pos", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Positions to read."
+        ),
+        click.option("--top", default=5, show_default=True, help="How many of the likeliest tokens to keep."),
+    ],
+)
+
+if __name__ == "__main__":
+    main()

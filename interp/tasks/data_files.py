@@ -1,0 +1,276 @@
+"""Tasks from data files: your own pairs, and published ones as they are.
+
+1. `data_columns` reads the records and finds their parts. 2. A pair is kept when both prompts have as many tokens, its
+answers are one token each and its roles are in the prompt, for this model's tokenizer. 3. What does not fit is left out
+and counted, with its line and column, or refused at once (`strict`). The order is that of the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from interp.errors import PromptError
+from interp.pairing import answer_ids, check_rows, encode_prompts, role_positions
+from interp.prompts import PromptPairs
+from interp.tasks.answer_sets import NOTE, check_sets
+from interp.tasks.data_columns import SUFFIXES, Record, records
+from interp.tasks.later_years import split_years
+from interp.tasks.words import next_token
+
+if TYPE_CHECKING:
+    from interp.model import HookedModel
+    from interp.tokens import Tokenizer
+
+SPAN = re.compile(r"(\d\d)(\d\d)\D+\1$")
+MOST_TOLD = 20  # reasons that are kept in the notes
+
+
+@dataclass(frozen=True)
+class _Fit:
+    record: Record
+    clean: list[int]
+    corrupt: list[int]
+    right: tuple[int, ...]
+    wrong: tuple[int, ...]
+    roles: dict[str, int]
+
+
+class _MisfitError(PromptError):
+    """A record that this model cannot take; the message begins with its column."""
+
+
+def from_file(
+    model: HookedModel,
+    path: str | Path,
+    *,
+    n: int | None = None,
+    strict: bool = False,
+    counterfactual: str | None = None,
+    aligned: bool = False,
+    prepend_bos: bool | None = None,
+    name: str | None = None,
+) -> PromptPairs:
+    """The pairs of a CSV, JSON lines or JSON file with columns `clean, corrupt, answer, wrong_answer`.
+
+    Answers are written as they follow the prompt: mind the space before a word. A column `role:NAME` has the position
+    of a role, or the text of a token that occurs once in the clean prompt; other columns go to the notes. Other names
+    of the columns, as published files have them, are in `interp.tasks.data_columns`; answers in columns `..._idx` are
+    token ids of the tokenizer that the file was made for. Where answers are lists, the first of each is the pair's
+    answer, and `interp.tasks.prob_diff` weighs all.
+
+    Args:
+        model: its tokenizer cuts the texts. Without one, prompts and answers have to be ids.
+        path: a .csv, .jsonl or .json file.
+        n: how many pairs at most, the first of the file that fit; None takes all.
+        strict: refuse the first pair that does not fit, instead of leaving it out.
+        counterfactual: of a file with several corrupt prompts, the column of the one to take.
+        aligned: keep the pairs of the commonest length; whether positions mean the same in them, the file must see to.
+        prepend_bos: as in `model.to_tokens`.
+        name: the task's name; by default that of the file.
+
+    Raises:
+        PromptError: a file that is missing or has no such columns, with `strict` a pair that does not fit, and
+            otherwise when none does; the message names line and column.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise PromptError(f"{str(path)!r} is no data file: expected a name that ends in {', '.join(SUFFIXES)}")
+    if n is not None and n < 1:
+        raise PromptError(f"n must be at least 1, not {n}")
+    try:
+        raw = path.read_bytes()
+        content = raw.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    given = records(path, content, counterfactual=counterfactual)
+    fits: list[_Fit] = []
+    left: list[str] = []
+    for record in given:
+        if n is not None and len(fits) == n and not aligned:
+            break
+        try:
+            fits.append(_fit(model, record, prepend_bos))
+        except _MisfitError as error:
+            reason = f"line {record.line}, {error}"
+            if strict:
+                raise PromptError(f"{str(path)!r}, {reason}") from None
+            left.append(reason)
+    if not fits:
+        raise PromptError(f"none of the {len(left)} pairs of {str(path)!r} fits this model; the first: {left[0]}")
+    if aligned:
+        usual = Counter(len(fit.clean) for fit in fits).most_common(1)[0][0]
+        fits = [fit for fit in fits if len(fit.clean) == usual]
+    return _pairs(model, fits[:n], prepend_bos, name or path.stem, _notes(path, raw, given, fits[:n], left, model))
+
+
+def _fit(model: HookedModel, record: Record, prepend_bos: bool | None) -> _Fit:
+    """A record's token ids.
+
+    Raises:
+        _MisfitError: it does not fit this model.
+    """
+    columns, tokenizer = record.columns, model.tokenizer
+    sides: list[list[int]] = []
+    for part, prompt in (("clean", record.clean), ("corrupt", record.corrupt)):
+        try:
+            sides.append(encode_prompts(model, [prompt], prepend_bos)[0] if isinstance(prompt, str) else prompt)
+        except PromptError as error:
+            raise _MisfitError(f"column {columns[part]!r}: {_plain(error)}") from None
+        if not isinstance(prompt, str) and not all(0 <= token < model.cfg.d_vocab for token in prompt):
+            raise _MisfitError(f"column {columns[part]!r}: its ids are not all below {model.cfg.d_vocab}")
+    clean, corrupt = sides
+    shown = [tokenizer.str_tokens(ids) if tokenizer else [str(token) for token in ids] for ids in sides]
+    try:
+        check_rows([clean], [corrupt], [shown[0]], [shown[1]])
+    except PromptError as error:
+        raise _MisfitError(f"columns {columns['clean']!r} and {columns['corrupt']!r}: {_plain(error)}") from None
+    right, wrong = _year(record, tokenizer) if record.year is not None else _answers(record, model)
+    try:
+        check_sets(right, wrong, f"columns {columns.get('right')!r} and {columns.get('wrong')!r}")
+        answer_ids([(right[0], wrong[0])], 1, model)
+    except PromptError as error:
+        raise _MisfitError(_plain(error)) from None
+    front = _front(record, clean, tokenizer)
+    roles: dict[str, int] = {}
+    for role, place in {**{role: at + front for role, at in record.shared.items()}, **record.roles}.items():
+        try:
+            roles |= role_positions({role: place}, [clean], tokenizer)[0]
+        except PromptError as error:
+            raise _MisfitError(f"column 'role:{role}': {_plain(error)}") from None
+    return _Fit(record, clean, corrupt, right, wrong, roles)
+
+
+def _answers(record: Record, model: HookedModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids of both answers' sets; of a list that has several, those that are one token.
+
+    Raises:
+        _MisfitError: none is.
+    """
+    found = []
+    for part, given in (("right", record.right), ("wrong", record.wrong)):
+        column = record.columns.get(part, record.columns.get("plural"))
+        ids = [token for answer in given if (token := _answer(answer, record, model)) is not None]
+        if not ids:
+            told = repr(given[0]) if len(given) == 1 else f"none of {list(given)[:5]}"
+            not_one = f"{'not ' if len(given) == 1 else ''}one token here{_hint(given, model)}"
+            raise _MisfitError(f"column {column!r}: {told} is {not_one}")
+        found.append(tuple(dict.fromkeys(ids)))
+    return found[0], found[1]
+
+
+def _answer(answer: str | int, record: Record, model: HookedModel) -> int | None:
+    if isinstance(answer, int):
+        return answer if 0 <= answer < model.cfg.d_vocab_out else None
+    if model.tokenizer is None:
+        return None
+    inside = next_token(model.tokenizer, record.clean, answer) if isinstance(record.clean, str) else None
+    return model.tokenizer.single_id(answer) if inside is None else inside
+
+
+def _hint(given: Sequence[str | int], model: HookedModel) -> str:
+    first, tokenizer = given[0], model.tokenizer
+    if isinstance(first, int):
+        return f": the model's answers are 0 to {model.cfg.d_vocab_out - 1}"
+    if tokenizer is None:
+        return ": this model has no tokenizer, so answers have to be ids"
+    spaced = not first.startswith(" ") and tokenizer.single_id(f" {first}") is not None
+    return f", but {f' {first}'!r} is" if spaced else ""
+
+
+def _year(record: Record, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The next tokens for later years, and for earlier ones or the same."""
+    column = record.columns["year"]
+    span = SPAN.search(record.clean) if isinstance(record.clean, str) else None
+    if span is None or not str(record.year).isdigit() or int(span[2]) != int(str(record.year)):
+        raise _MisfitError(
+            f"column {column!r}: {record.year!r} is not the end of a year in a prompt that goes on to another, and "
+            "there is no column for a wrong answer"
+        )
+    if tokenizer is None:
+        raise _MisfitError(f"column {column!r}: this model has no tokenizer, so prompts have to be ids")
+    right, wrong = split_years(tokenizer, str(record.clean), span[1] + span[2], 2)
+    if not right or not wrong:
+        raise _MisfitError(f"column {column!r}: no next token tells years after {span[1] + span[2]} from those before")
+    middle = (min(len(right), len(wrong)) - 1) // 2  # the pair's answers are neither the nearest nor the farthest
+    return tuple([right[middle], *right]), tuple([wrong[middle], *wrong])
+
+
+def _front(record: Record, clean: Sequence[int], tokenizer: Tokenizer | None) -> int:
+    """How many special tokens stand before a prompt that was given as text."""
+    if tokenizer is None or not isinstance(record.clean, str):
+        return 0
+    bare = tokenizer.backend.encode(record.clean, add_special_tokens=False).ids
+    return next((at for at in range(len(clean)) if list(clean[at : at + len(bare)]) == bare), 0)
+
+
+def _plain(error: Exception) -> str:
+    return str(error).removeprefix("pair 0: ")
+
+
+def _notes(
+    path: Path, raw: bytes, given: Sequence[Record], fits: Sequence[_Fit], left: Sequence[str], model: HookedModel
+) -> dict[str, Any]:
+    first = fits[0]
+    named = list(dict.fromkeys(name for fit in fits for name in fit.record.more))
+    tokenizer = model.tokenizer
+    answers = [str(ids[0]) if tokenizer is None else tokenizer.decode([ids[0]]) for ids in (first.right, first.wrong)]
+    sets = {
+        fit.record.clean: [sorted(set(fit.right)), sorted(set(fit.wrong))]
+        for fit in fits
+        if isinstance(fit.record.clean, str)
+    }
+    many = any(len(one) > 1 for both in sets.values() for one in both)
+    return {
+        "title": path.stem,
+        "question": f"After “{first.record.clean}” comes “{answers[0].strip()}”, not “{answers[1].strip()}”: how does "
+        "the model know?",
+        "source": path.name,
+        "sha256": hashlib.sha256(raw).hexdigest(),
+        "metric": "prob_diff" if many else "logit_diff",
+        "n": len(fits),
+        "records": len(given),
+        "left_out": len(left),
+        "left_out_because": list(left[:MOST_TOLD]),
+        "columns": dict(first.record.columns),
+        "first_answers": answers,
+        "more": {name: [fit.record.more.get(name) for fit in fits] for name in named},
+        **({NOTE: sets} if many else {}),
+    }
+
+
+def _pairs(
+    model: HookedModel, fits: Sequence[_Fit], prepend_bos: bool | None, name: str, notes: Mapping[str, Any]
+) -> PromptPairs:
+    answers = [(fit.right[0], fit.wrong[0]) for fit in fits]
+    roles = [fit.roles | _end(fit) for fit in fits]
+    if all(isinstance(fit.record.clean, str) and isinstance(fit.record.corrupt, str) for fit in fits):
+        return PromptPairs.from_text(
+            model,
+            clean=[str(fit.record.clean) for fit in fits],
+            corrupt=[str(fit.record.corrupt) for fit in fits],
+            answers=answers,
+            roles=roles,
+            prepend_bos=prepend_bos,
+            name=name,
+            notes=notes,
+        )
+    return PromptPairs.from_tokens(
+        [fit.clean for fit in fits],
+        [fit.corrupt for fit in fits],
+        answers=answers,
+        roles=roles,
+        name=name,
+        notes=notes,
+    )
+
+
+def _end(fit: _Fit) -> dict[str, int]:
+    """The role `END`, unless the file has another name for the last token."""
+    last = len(fit.clean) - 1
+    return {} if last in fit.roles.values() or "END" in fit.roles else {"END": last}

@@ -1,0 +1,101 @@
+"""Addition in digits: what does a model say after "23+45="?
+
+1. A prompt shows some sums that are worked out, the same in both prompts of a pair, and one that is not. No sum has
+   more digits than the numbers: otherwise its first token is most often a 1, whatever they are.
+2. Its corrupt partner has another second number, so that the sum begins with another token: the answer turns round.
+3. The answer is the sum's first token: one digit or all of it, as the tokenizer has it.
+
+Source: Nikankin et al. 2024, "Arithmetic Without Algorithms: Language Models Solve Math With a Bag of Heuristics"
+(arXiv 2410.21272), section 2, for the form of the prompts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from interp.errors import PromptError
+from interp.prompts import PromptPairs
+from interp.tasks.words import tokenizer_of
+from interp.tasks.writing import About, Draw, Written, fill, write
+
+if TYPE_CHECKING:
+    from interp.model import HookedModel
+
+TEMPLATE = "{A1}{A2}+{B1}{B2}="
+ABOUT = About(
+    "digit_addition",
+    "addition of numbers",
+    "“{clean}” goes on with the sum, {right}. How does the model compute its first token?",
+    "Nikankin et al. 2024, arXiv 2410.21272",
+)
+
+
+def digit_addition(
+    model: HookedModel,
+    n: int = 32,
+    *,
+    seed: int = 0,
+    digits: int = 2,
+    shots: int = 2,
+    aligned: bool = False,
+    prepend_bos: bool | None = None,
+) -> PromptPairs:
+    """Prompts that go on with the sum of two numbers.
+
+    The right answer is the first token of the sum, the wrong one that of the corrupt prompt's sum. Roles: `A1` and `B1`
+    (the first digits of the two numbers), `A2` and `B2` (their last tokens, where those are others), `END` (the "=").
+
+    Args:
+        model: its tokenizer decides which part of the sum is the answer.
+        n: how many pairs, all different.
+        seed: of the draws; no global generator is touched.
+        digits: how many the two numbers have.
+        shots: how many sums are shown before.
+        aligned: a position means the same in every prompt.
+        prepend_bos: as in `model.to_tokens`.
+
+    Raises:
+        PromptError: a model without a tokenizer, numbers without digits, a negative number of shots.
+
+    Source: Nikankin et al. 2024 (arXiv 2410.21272).
+    """
+    tokenizer_of(model)
+    if digits < 1 or shots < 0:
+        raise PromptError(f"digits must be at least 1 and shots at least 0, not {digits} and {shots}")
+    return write(
+        model,
+        ABOUT,
+        _draws(random.Random(seed), digits, shots),
+        n,
+        aligned=aligned,
+        prepend_bos=prepend_bos,
+        notes={"seed": seed, "digits": digits, "shots": shots},
+    )
+
+
+def _draws(rng: random.Random, digits: int, shots: int) -> Iterator[Draw]:
+    low, high = (10 ** (digits - 1) if digits > 1 else 0), 10**digits - 1
+
+    def first() -> int:
+        return rng.randint(low, high - low)
+
+    def second(a: int) -> int:
+        return rng.randint(low, high - a)
+
+    while True:
+        shown = ""
+        for _ in range(shots):
+            a = first()
+            b = second(a)
+            shown += f"{a}+{b}={a + b}, "
+        a = first()
+        b, other = second(a), second(a)
+        if b != other:
+            yield Draw(_sum(shown, a, b), _sum(shown, a, other), str(a + b), str(a + other), whole=False)
+
+
+def _sum(shown: str, a: int, b: int) -> Written:
+    one, two = str(a), str(b)
+    return fill(shown + TEMPLATE, {"A1": one[0], "A2": one[1:], "B1": two[0], "B2": two[1:]})

@@ -1,0 +1,142 @@
+"""Modular addition: a + b modulo p, the task of small models that are trained on nothing else.
+
+Nanda et al. 2023, "Progress Measures for Grokking via Mechanistic Interpretability" (arXiv 2301.05217), section 3: a
+model is given the tokens `a`, `b`, `=` and answers with the number (a + b) mod p, numbers being the tokens 0 to p - 1.
+
+1. For a model without a tokenizer a prompt is these ids; for one with a tokenizer it is a line of text. 2. The corrupt
+prompt has another b: its sum is the wrong answer, so the answer turns round.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from interp.errors import PromptError
+from interp.prompts import PromptPairs
+from interp.tasks.writing import About, Draw, fill, write
+
+if TYPE_CHECKING:
+    from interp.model import HookedModel
+
+TEXT = "({a}+{b}) mod {p}="
+ABOUT = About(
+    "modular_addition",
+    "modular addition",
+    "After “{clean}” comes “{right}”. How does the model compute it?",
+    "Nanda et al. 2023, arXiv 2301.05217, section 3",
+)
+
+
+def modular_addition(
+    model: HookedModel,
+    n: int = 32,
+    *,
+    seed: int = 0,
+    p: int | None = None,
+    equals: int | None = None,
+    text: str | None = None,
+    aligned: bool = False,
+    prepend_bos: bool | None = None,
+) -> PromptPairs:
+    """Prompts `a b =` that go on with (a + b) mod p.
+
+    The right answer is the clean prompt's sum, the wrong one the corrupt prompt's. Roles: `a`, `b`, `END` (the `=`).
+
+    Args:
+        model: with a tokenizer it is asked in text, without one in ids.
+        n: how many pairs, all different.
+        seed: of the draws; no global generator is touched.
+        p: the modulus. In ids, None takes what the model's vocabularies say: its outputs, or, where those are as many
+            as its inputs, all of them but the "="; in text, None is 10.
+        equals: in ids, the token of "="; None takes the first behind the numbers, and prompts `a b` where there is
+            none.
+        text: in text, the form of a prompt with {a}, {b} and perhaps {p}; by default `TEXT`.
+        aligned: in text, a position means the same in every prompt; in ids it does so anyway.
+        prepend_bos: as in `model.to_tokens`; for text.
+
+    Raises:
+        PromptError: a modulus below 2 or above the model's vocabulary, a text without {a} and {b}, more prompts than
+            p x p, an option of text for a model without a tokenizer or the other way round.
+
+    Source: Nanda et al. 2023 (arXiv 2301.05217), section 3.
+    """
+    if p is not None and p < 2:
+        raise PromptError(f"p must be at least 2, not {p}")
+    rng = random.Random(seed)
+    if model.tokenizer is None:
+        if text is not None or prepend_bos is not None:
+            raise PromptError("text and prepend_bos are for models with a tokenizer; this one is asked in ids")
+        return _in_ids(model, n, rng, p, equals, seed, aligned)
+    if equals is not None:
+        raise PromptError("equals is for models without a tokenizer; this one is asked in text")
+    form, modulus = TEXT if text is None else text, 10 if p is None else p
+    fields = [name for _, name, _, _ in string.Formatter().parse(form) if name is not None]
+    if sorted(set(fields) - {"p"}) != ["a", "b"] or len(fields) != len(set(fields)):
+        raise PromptError(
+            f"the text {form!r} has the fields {fields}: expected {{a}} and {{b}} once each, perhaps {{p}}"
+        )
+    return write(
+        model,
+        ABOUT,
+        _draws(rng, form, modulus),
+        n,
+        aligned=aligned,
+        prepend_bos=prepend_bos,
+        roles=("a", "b"),
+        notes={"seed": seed, "p": modulus, "text": form},
+    )
+
+
+def _draws(rng: random.Random, form: str, p: int) -> Iterator[Draw]:
+    while True:
+        a, b, other = (rng.randrange(p) for _ in range(3))
+        if b != other:
+            clean, corrupt = (fill(form, {"a": str(a), "b": str(x), "p": str(p)}) for x in (b, other))
+            yield Draw(clean, corrupt, str((a + b) % p), str((a + other) % p), whole=True)
+
+
+def _in_ids(
+    model: HookedModel, n: int, rng: random.Random, p: int | None, equals: int | None, seed: int, aligned: bool
+) -> PromptPairs:
+    cfg = model.cfg
+    if p is None:
+        p = cfg.d_vocab_out if cfg.d_vocab_out < cfg.d_vocab else cfg.d_vocab - 1
+    if not 2 <= p <= min(cfg.d_vocab, cfg.d_vocab_out):
+        raise PromptError(
+            f"p={p} needs the numbers 0 to {p - 1} as tokens and as answers; this model has {cfg.d_vocab} tokens and "
+            f"{cfg.d_vocab_out} answers"
+        )
+    if equals is not None and not 0 <= equals < cfg.d_vocab:
+        raise PromptError(f"equals={equals} is no token of this model, whose tokens are 0 to {cfg.d_vocab - 1}")
+    if not 1 <= n <= p * p:
+        raise PromptError(f"there are {p} x {p} = {p * p} different prompts, not {n}")
+    end = equals if equals is not None else p if p < cfg.d_vocab else None
+    sums: dict[tuple[int, int], int] = {}  # (a, b) -> the other b
+    while len(sums) < n:
+        a, b, other = (rng.randrange(p) for _ in range(3))
+        if b != other:
+            sums.setdefault((a, b), other)
+    tail = [] if end is None else [end]
+    first, second = next(iter(sums))
+    shown = " ".join(map(str, (first, second, *tail)))
+    return PromptPairs.from_tokens(
+        [[a, b, *tail] for a, b in sums],
+        [[a, other, *tail] for (a, _), other in sums.items()],
+        answers=[((a + b) % p, (a + other) % p) for (a, b), other in sums.items()],
+        roles={"a": 0, "b": 1} | ({} if end is None else {"END": 2}),
+        name=ABOUT.name,
+        notes={
+            "title": ABOUT.title,
+            "question": ABOUT.question.format(clean=shown, right=(first + second) % p),
+            "source": ABOUT.source,
+            "metric": "logit_diff",
+            "n": n,
+            "seed": seed,
+            "aligned": aligned,
+            "p": p,
+            "equals": end,
+        },
+    )

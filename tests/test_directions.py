@@ -1,0 +1,267 @@
+"""Contrasts, states and directions against plain forwards of single prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make
+from torch import Tensor
+
+from interp.directions import (
+    Direction,
+    between,
+    contrast,
+    difference_of_means,
+    difference_of_texts,
+    states,
+    steer,
+)
+from interp.edits import Variant
+from interp.errors import ConfigError, HookError, InterpError, PromptError, UnknownName
+from interp.gpt import GPT
+from interp.prompts import PromptPairs
+from interp.sweep import sweep
+
+
+def named_pairs(n: int = 6) -> PromptPairs:
+    """Prompts of two lengths that name both answers, in turning order; the corrupt one turns the order round."""
+    clean, corrupt, answers, roles = [], [], [], []
+    for i in range(n):
+        right, wrong = 2 + i, 12 + i
+        first, second = (right, wrong) if i % 3 else (wrong, right)
+        extra = [25] * (i % 2)
+        clean.append([1, *extra, first, second, 26, 27])
+        corrupt.append([1, *extra, second, first, 26, 27] if i % 3 else [1, *extra, right, wrong, 28, 27])
+        answers.append((right, wrong))
+        roles.append({"A": 1 + len(extra), "END": 4 + len(extra)})
+    return PromptPairs.from_tokens(clean, corrupt, answers=answers, roles=roles)
+
+
+def test_order_says_which_answer_is_named_first() -> None:
+    model, pairs = make("gpt2"), named_pairs(6)
+    told = contrast(model, pairs)
+    assert told.name == "order" and told.classes == ("right answer first", "wrong answer first")
+    assert told.clean.tolist() == [1, 0, 0, 1, 0, 0]
+    # In a corrupt prompt the pair's wrong answer is right: pair 0 names 2 first, pair 1 names 13 first.
+    assert told.corrupt is not None and told.corrupt.tolist() == [1, 0, 0, 1, 0, 0]
+
+
+def test_auto_takes_the_answers_where_they_are_few_and_sides_where_nothing_else_is_left() -> None:
+    model = make("gpt2")
+    rows = [[1, 2 + i, 3] for i in range(6)]
+    other = [[1, 2 + i, 4] for i in range(6)]
+    verbs = PromptPairs.from_tokens(rows, other, answers=[(20, 21), (21, 20)] * 3)
+    told = contrast(model, verbs)
+    assert (told.name, told.classes, told.grouped_by) == ("answer", ("20", "21"), "pair")
+    assert told.clean.tolist() == [0, 1] * 3 and told.corrupt is not None and told.corrupt.tolist() == [1, 0] * 3
+    many = PromptPairs.from_tokens(rows, other, answers=[(10 + i, 20 + i) for i in range(6)])
+    side = contrast(model, many)
+    assert side.name == "side" and side.clean.tolist() == [0] * 6 and side.sides["corrupt"].tolist() == [1] * 6
+
+
+def test_pairs_with_the_same_answers_are_one_group_where_enough_groups_are_left() -> None:
+    rows = [[1, 2, 3 + i] for i in range(8)]
+    answers = [(10 + i % 5, 20) if i < 5 else (20, 10 + i % 5) for i in range(8)]
+    pairs = PromptPairs.from_tokens(rows, [[1, 2, 15 + i] for i in range(8)], answers=answers)
+    told = contrast(make("gpt2"), pairs, "side")
+    assert told.grouped_by == "answers" and told.group.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    few = contrast(make("gpt2"), pairs[:6], "side")
+    assert few.group.tolist() == [0, 1, 2, 3, 4, 0]
+    assert contrast(make("gpt2"), pairs[[0, 5, 1, 6]], "side").grouped_by == "pair"
+
+
+def test_labels_of_your_own_are_of_clean_prompts_or_of_both() -> None:
+    model, pairs = make("gpt2"), named_pairs(4)
+    one = contrast(model, pairs, labels=["b", "a", "b", "a"])
+    assert one.classes == ("a", "b") and one.clean.tolist() == [1, 0, 1, 0] and one.corrupt is None
+    both = contrast(model, pairs, labels=torch.tensor([[3, 7], [3, 7], [7, 3], [3, 3]]))
+    assert both.classes == ("3", "7") and both.clean.tolist() == [0, 0, 1, 0]
+    assert both.corrupt is not None and both.corrupt.tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"label": "ordr"}, UnknownName, "no label matches 'ordr'; did you mean 'order'"),
+        ({"label": "answer"}, PromptError, "4 pairs have 8 different answers"),
+        ({"labels": [1, 2]}, PromptError, "one for each of 4 clean prompts"),
+        ({"labels": [1, 1, 1, 1]}, PromptError, "at least two classes, and these are all 1"),
+        ({"labels": [1, 2, 3, 4], "most": 2}, PromptError, "4 classes, and only 2"),
+        ({"labels": [1, 2, 1, 2], "label": "side"}, PromptError, "leave out one"),
+    ],
+)
+def test_what_tells_nothing_apart_is_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        contrast(make("gpt2"), named_pairs(4), **options)
+
+
+def test_sides_that_are_the_same_prompt_have_no_contrast() -> None:
+    pairs = PromptPairs.from_tokens([[1, 2], [3, 4]], answers=[(5, 6), (7, 8)])
+    with pytest.raises(PromptError, match="some corrupt prompt is its clean one"):
+        contrast(make("gpt2"), pairs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "site", "where"),
+    [
+        ("gpt2", "resid_pre", {"layer": 1, "pos": "A"}),
+        ("llama_gqa", "z", {"layer": 0, "pos": "END", "head": 2}),
+        ("llama_gqa", "v", {"layer": 1, "kv_head": 1}),
+        ("attn_only", "z", {"layer": 1, "pos": 1}),
+        ("no_norm_relu", "post", {"layer": 0, "pos": -2}),
+    ],
+)
+@pytest.mark.parametrize("side", ["clean", "corrupt"])
+def test_states_are_those_of_each_prompt_alone(kind: str, site: str, where: dict[str, Any], side: str) -> None:
+    model, pairs = make(kind), named_pairs(5)
+    found = states(model, pairs, site, [where, {**where, "layer": 0}], side=side)
+    for i, n in enumerate(pairs.lengths.tolist()):
+        _, cache = model.run_with_cache(getattr(pairs, side)[i : i + 1, :n])
+        at = int(pairs.positions(where.get("pos", -1))[i, 0])
+        for place, layer in enumerate((where["layer"], 0)):
+            value = cache[site, layer][0, at]
+            head = where.get("head", where.get("kv_head"))
+            torch.testing.assert_close(found[place, i], value if head is None else value[head], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("site", "where", "error", "says"),
+    [
+        ("pattern", {"layer": 0}, PromptError, "no state of a position"),
+        ("resid_pre", {"layer": 0, "pos": [0, 1]}, PromptError, "at one position"),
+        ("resid_pre", {"layer": 0, "head": 1}, UnknownName, "axis of 'resid_pre'"),
+        ("resid_pre", {"layer": 5}, UnknownName, "layer 5"),
+        ("resid_pre", {"layer": 0, "pos": "B"}, UnknownName, "no role matches 'B'"),
+    ],
+)
+def test_states_that_are_nowhere_are_refused(
+    site: str, where: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        states(make("gpt2"), named_pairs(), site, [where])
+
+
+def test_a_difference_of_means_is_that_of_the_classes() -> None:
+    model, pairs = make("llama_gqa"), named_pairs(6)
+    made = difference_of_means(model, pairs, where={"layer": 1, "pos": "END"})
+    read = {
+        side: states(model, pairs, "resid_pre", [{"layer": 1, "pos": "END"}], side=side)[0]
+        for side in ("clean", "corrupt")
+    }
+    told = contrast(model, pairs)
+    first = [read[side][i] for side, of in told.sides.items() for i in range(6) if of[i] == 0]
+    second = [read[side][i] for side, of in told.sides.items() for i in range(6) if of[i] == 1]
+    torch.testing.assert_close(made.vector, torch.stack(first).mean(0) - torch.stack(second).mean(0))
+    assert made.made["contrast"] == "order" and made.norm == pytest.approx(float(made.vector.norm()))
+    other_way = [(1 - a, 1 - b) for a, b in zip(*told.sides.values(), strict=True)]
+    reverse = difference_of_means(model, pairs, where={"layer": 1, "pos": "END"}, labels=other_way)
+    torch.testing.assert_close(reverse.vector, -made.vector)
+    with pytest.raises(PromptError, match="none is 'right answer first'"):
+        between(read["clean"], np.ones(6, dtype=np.int64), told)
+
+
+def test_texts_need_not_pair_up(talker: Path) -> None:
+    import interp
+
+    model = interp.load(talker, device="cpu")
+    made = difference_of_texts(model, ["John gave", "Mary and John"], ["the store"], where={"layer": 1})
+    ends = [
+        model.run_with_cache(text)[1]["resid_pre", 1][0, -1] for text in ("John gave", "Mary and John", "the store")
+    ]
+    torch.testing.assert_close(made.vector, (ends[0] + ends[1]) / 2 - ends[2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_direction_that_was_saved_is_the_same(tmp_path: Path) -> None:
+    model = make("llama_gqa")
+    made = difference_of_means(model, named_pairs(), "z", where={"layer": 1, "head": 3, "pos": "END"})
+    assert list(made.vector.shape) == [4] and made.where == {"layer": 1, "head": 3}
+    made.save(tmp_path / "one.safetensors")
+    again = Direction.load(tmp_path / "one.safetensors")
+    assert torch.equal(again.vector, made.vector)
+    assert (again.site, again.layer, again.head, again.made) == (made.site, made.layer, made.head, made.made)
+    (tmp_path / "none").write_text("nothing")
+    with pytest.raises(InterpError, match="cannot read a direction"):
+        Direction.load(tmp_path / "none")
+    with pytest.raises(InterpError, match="cannot read a direction"):
+        Direction.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "z", "mlp_out"])
+def test_steering_adds_the_vector_where_it_says(model: GPT, tokens: Tensor, site: str) -> None:
+    if site == "mlp_out" and model.cfg.attn_only:
+        pytest.skip("this model has no MLP")
+    shape = {"resid_pre": (16,), "z": (model.cfg.n_heads, 4), "mlp_out": (16,)}[site]
+    direction = Direction(torch.randn(shape), site, 1)
+    name = direction.edit().name(model.cfg)
+    for pos, rows in (("all", slice(None)), ("last", slice(-1, None))):
+
+        def added(value: Tensor, hook: object, rows: slice = rows) -> Tensor:
+            new = value.clone()
+            new[:, rows] = new[:, rows] - 2 * direction.vector
+            return new
+
+        with steer(model, direction, -2.0, pos=pos):
+            steered = model(tokens)
+        torch.testing.assert_close(steered, model.run_with_hooks(tokens, fwd_hooks=[(name, added)]))
+    assert torch.equal(model(tokens), model(tokens)) and not model.hook_dict[name].has_hooks
+
+
+def test_one_heads_direction_changes_that_head_alone(tokens: Tensor) -> None:
+    model = make("llama_gqa")
+    direction = Direction(torch.ones(4), "z", 1, ("head", 2))
+    with steer(model, direction, 3.0):
+        _, cache = model.run_with_cache(tokens)
+    change = cache["z", 1] - model.run_with_cache(tokens)[1]["z", 1]
+    assert torch.allclose(change[:, :, 2], torch.full_like(change[:, :, 2], 3.0), atol=1e-5)
+    assert torch.equal(change[:, :, [0, 1, 3]], torch.zeros_like(change[:, :, [0, 1, 3]]))
+
+
+def test_an_edit_of_a_sweep_and_steering_are_the_same() -> None:
+    model, pairs = make("neox"), named_pairs()
+    direction = difference_of_means(model, pairs, where={"layer": 1})
+    frame = sweep(model, pairs, [Variant([direction.edit(1.5)])], "logit", progress=False)
+    for i, n in enumerate(pairs.lengths.tolist()):
+        with steer(model, direction, 1.5):
+            logits = model(pairs.corrupt[i : i + 1, :n])
+        assert frame["value"][i] == pytest.approx(
+            float(logits[0, -1, pairs.answers[i, 0]].detach()), rel=1e-4, abs=1e-5
+        )
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa"])
+def test_generation_is_steered_at_every_step(kind: str, tokens: Tensor) -> None:
+    model, start = make(kind), tokens[:, :5]
+    direction = Direction(4 * torch.randn(16), "resid_pre", 1)
+    with steer(model, direction):
+        kept = model.generate(start, 6, do_sample=False, stop_at_eos=False)
+        again = model.generate(start, 6, do_sample=False, stop_at_eos=False, use_past_kv_cache=False)
+    assert torch.equal(kept, again)
+
+    def from_the_end(value: Tensor, hook: object) -> Tensor:
+        on = (torch.arange(value.shape[1]) >= 4)[:, None]
+        return value + on * direction.vector
+
+    naive = start
+    for _ in range(6):
+        logits = model.run_with_hooks(naive, fwd_hooks=[("blocks.1.hook_resid_pre", from_the_end)])
+        naive = torch.cat([naive, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+    with steer(model, direction, pos="last"):
+        assert torch.equal(model.generate(start, 6, do_sample=False, stop_at_eos=False), naive)
+    assert not torch.equal(naive, model.generate(start, 6, do_sample=False, stop_at_eos=False))
+
+
+def test_directions_of_another_model_are_refused(tokens: Tensor) -> None:
+    model, here = make("gpt2"), Direction(torch.ones(16), "resid_pre", 0)
+    says = r"shape \[7\], and 'blocks.1.hook_resid_pre' of this model \[16\]"
+    with pytest.raises(ConfigError, match=says), steer(model, Direction(torch.ones(7), "resid_pre", 1)):
+        model(tokens)
+    with pytest.raises(UnknownName, match="layer 9"), steer(model, Direction(torch.ones(16), "resid_pre", 9)):
+        pass
+    with pytest.raises(UnknownName, match="no pos matches 'end'"), steer(model, here, pos="end"):
+        pass
+    with pytest.raises(HookError, match="never ran"), steer(model, here):
+        pass
