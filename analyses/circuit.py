@@ -330,14 +330,15 @@ def report(
     finding = _told(best, table, told, circuit.graph)
     complete, minimal, closer = _closer(model, run_on[:CLOSER], circuit, progress, options)
     text += [finding, closer]
+    lost = edge_table(circuit).assign(value=lambda table: -table["value"])  # scores are changes
     shown.append(
         FigureItem(
             "circuit_diagram",
             f"The smallest faithful circuit, {circuit.n_edges} edges",
-            "Red edges hold the logit difference up: ablated alone, it falls by the estimate. Blue ones hold it down. "
+            "Blue edges hold the logit difference up: ablated alone, it falls by the estimate. Red ones hold it down. "
             "Dots say which input of a head an edge enters.",
-            figures.circuit(circuit, label="estimated change of the logit difference without the edge"),
-            edge_table(circuit),
+            figures.circuit(lost, label="estimated loss of the logit difference without the edge"),
+            lost,
         )
     )
     tables += [("Completeness: parts of its nodes taken away from circuit and model", complete)]

@@ -21,6 +21,7 @@ from interp.config import ModelConfig, RopeScaling
 from interp.edits import Edit, Variant
 from interp.errors import InterpError
 from interp.gpt import GPT
+from interp.graph import Graph
 from interp.hooks import HookPoint
 from interp.metrics import Metric
 from interp.prompts import PromptPairs
@@ -30,7 +31,10 @@ from interp.tokens import Tokenizer
 
 if TYPE_CHECKING:
     from interp import figures
+    from interp.circuits import Circuit
     from interp.cluster import RayExecutor
+    from interp.directions import Direction, steer
+    from interp.tuned_lens import TunedLens
     from interp.weights.load import load
     from interp.weights.transformer_lens import load_transformer_lens
 
@@ -39,7 +43,10 @@ __version__ = "0.1.0"
 __all__ = [
     "GPT",
     "ActivationCache",
+    "Circuit",
+    "Direction",
     "Edit",
+    "Graph",
     "HookPoint",
     "InterpError",
     "Metric",
@@ -49,6 +56,7 @@ __all__ = [
     "RayExecutor",
     "RopeScaling",
     "Tokenizer",
+    "TunedLens",
     "Variant",
     "errors",
     "figures",
@@ -59,15 +67,20 @@ __all__ = [
     "plan_sweep",
     "sites",
     "stats",
+    "steer",
     "sweep",
     "tasks",
 ]
 
 
 _LATER = {
+    "Circuit": "interp.circuits",
+    "Direction": "interp.directions",
     "RayExecutor": "interp.cluster",
+    "TunedLens": "interp.tuned_lens",
     "load": "interp.weights.load",
     "load_transformer_lens": "interp.weights.transformer_lens",
+    "steer": "interp.directions",
 }
 
 
