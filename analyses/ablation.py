@@ -372,11 +372,11 @@ def _found(single: pd.DataFrame, again: pd.DataFrame | None, kind: str, clean: f
         return told + _interval(best) + "."
     same = again[again["kind"] == kind]
     row = same[same["component"] == best["component"]].iloc[0]
-    sure = same[same["p_adjusted"] < 0.05]["value"]
+    sure = same[same["p_adjusted"] < stats.SURE]["value"]
     return (
         f"{told}, and on {row['n']} other prompts by {-row['value']:+.2f}{_interval(row)}. Of the {len(same)} heads "
         f"with the largest effects {(sure > 0).sum()} help there, too, and {(sure < 0).sum()} work against the answer "
-        "(p < 0.05, corrected for all that was tested there)."
+        f"(p < {stats.SURE}, corrected for all that was tested there)."
     )
 
 

@@ -30,6 +30,7 @@ from interp.glyphs import visible
 from interp.granularity import AXES, COLUMNS, PLACES, TOLD, asked, by_position, described, variants
 from interp.metrics import Metric
 from interp.model import HookedModel
+from interp.pairing import DIRECTIONS
 from interp.plan import Plan
 from interp.prompts import PromptPairs
 from interp.scales import Axis
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from interp.canvas import Figure
 
 ORDER = 40
-DIRECTIONS = {"denoise": ("corrupt", "clean"), "noise": ("clean", "corrupt")}  # base, source
 HEADS = {"head": "head", "kv_head": "key-value head"}
 UNITS = {"layer": "layer {}", "head": "L{}H{}", "kv_head": "L{}KV{}"}
 VARIES = "…"

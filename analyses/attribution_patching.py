@@ -35,6 +35,7 @@ from interp.granularity import AXES, COLUMNS, PLACES, asked, by_position, descri
 from interp.metrics import get_metric, normalised_effect
 from interp.model import HookedModel
 from interp.node_scores import NEURONS, estimate, neurons
+from interp.pairing import DIRECTIONS
 from interp.prompts import PromptPairs
 from interp.scales import Axis
 from interp.sites import get_act_name
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from interp.canvas import Figure
 
 ORDER = 45
-DIRECTIONS = {"denoise": ("corrupt", "clean"), "noise": ("clean", "corrupt")}  # base, source
 METHODS: dict[str, dict[str, bool]] = {
     "atp": {},
     "qk-fix": {"qk_fix": True},

@@ -48,7 +48,7 @@ CIRCUIT = {kind: ": OV" if kind in ("copying", "successor") else ": QK" for kind
 """Which circuit tells of a kind of head, as a panel's title says it."""
 
 KNOWN = {"detector": DETECTORS, "source": SOURCES}
-SURE, LEAST, TOP, NAMED = 0.05, 0.1, 10, 3
+LEAST, TOP, NAMED = 0.1, 10, 3
 
 
 def run(
@@ -215,10 +215,10 @@ def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
         names = ", ".join(f"L{row.layer}H{row.head} ({row.value:.2f})" for row in best.itertuples())
         text = f"The heads that most {does}, by their {source}, are {names}"
         if own["p"].notna().any():
-            sure = int(((own["p_adjusted"] < SURE) & (own["effect"] >= LEAST)).sum())
+            sure = int(((own["p_adjusted"] < stats.SURE) & (own["effect"] >= LEAST)).sum())
             text += (
                 f"; {sure or 'none'} of {len(own)} heads {'score' if sure != 1 else 'scores'} at least {LEAST} above "
-                f"their control with a corrected p below {SURE}"
+                f"their control with a corrected p below {stats.SURE}"
             )
         compared = agreed[(agreed["detector"] == detector) & (agreed["sources"] == "patterns and weights")]
         for row in compared[compared["spearman"].notna()].itertuples():
@@ -227,7 +227,7 @@ def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
                 f"95% interval {row.ci_low:.2f} to {row.ci_high:.2f}), and {row.shared} of the first {row.top} are the "
                 f"same ({row.by_chance:.1f} by chance)"
             )
-        against = own[(own["p_adjusted"] < SURE) & (own["effect"] <= -LEAST)].tail(NAMED)[::-1]
+        against = own[(own["p_adjusted"] < stats.SURE) & (own["effect"] <= -LEAST)].tail(NAMED)[::-1]
         if detector == "copying" and len(against):
             names = ", ".join(f"L{row.layer}H{row.head} ({row.value:.2f})" for row in against.itertuples())
             text += f". Against what they read, as copy suppression does, write {names}"
@@ -241,7 +241,7 @@ def in_short(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
     for detector in DETECTORS:
         own = table[(table["detector"] == detector) & (table["source"] == "patterns")]
         if own["p"].notna().any():
-            best = own[(own["p_adjusted"] < SURE) & (own["effect"] >= LEAST)].head(NAMED)
+            best = own[(own["p_adjusted"] < stats.SURE) & (own["effect"] >= LEAST)].head(NAMED)
             names = ", ".join(f"L{row.layer}H{row.head}" for row in best.itertuples())
             (first if len(best) else none).append(f"{names} ({SHORT[detector]})" if names else SHORT[detector])
     if first:
@@ -255,7 +255,7 @@ def in_short(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
 
 
 def _alike(correlation: float, p: float) -> str:
-    if p >= SURE:
+    if p >= stats.SURE:
         return "in an order that cannot be told from chance"
     if correlation < 0:
         return "the other way round"

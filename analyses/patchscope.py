@@ -55,7 +55,6 @@ arrow, where the model writes the placeholder's own token."""
 
 READINGS = {"token": "the token at the source position", "answer": "the right answer"}
 MOST_PROMPTS = 16
-SURE = 0.05
 NEW_TOKENS = 4
 
 TOP = Metric("top_token", lambda logits, *_: logits.argmax(-1).double(), "id of the likeliest token", "token id")
@@ -379,7 +378,7 @@ def _best(table: pd.DataFrame, reading: str) -> str:
     lens = rows.loc[rows["control"].idxmax()]
     sure = (
         ""
-        if best["p_adjusted"] < SURE and best["effect"] > 0
+        if best["p_adjusted"] < stats.SURE and best["effect"] > 0
         else ", which is not more for sure than without the state"
     )
     return (

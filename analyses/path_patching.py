@@ -32,6 +32,7 @@ from interp.errors import InterpError, unknown
 from interp.graph import READS, Graph, Node, parse_head
 from interp.metrics import Metric
 from interp.model import HookedModel
+from interp.pairing import DIRECTIONS
 from interp.paths import THROUGH, arriving, parse_receivers, parse_senders, point, routes
 from interp.prompts import PromptPairs
 from interp.sweep import Executor, sweep
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from interp.canvas import Figure
 
 ORDER = 55
-DIRECTIONS = {"noise": ("clean", "corrupt"), "denoise": ("corrupt", "clean")}  # base, source
 CELL = ["direction", "through", "receiver", "sender", "site", "layer", "head", "pos", "role", "metric"]
 MEASURED = ["prompt", "metric", "value", "base_value", "source_value", "effect"]
 MOST_BYTES = 2**28  # of what reaches the receivers, held at a time
@@ -201,10 +201,10 @@ def report(
     table = summary(frame)
     heads = table[table["head"].notna()]
     writers = _writers(heads)
-    sure = table[table["p_adjusted"] < 0.05]["value"]
+    sure = table[table["p_adjusted"] < stats.SURE]["value"]
     told = [
         f"Directly to the logits, {_strongest(table)}. Of {len(table)} senders {(sure > 0).sum()} move the answer when "
-        f"they are patched towards that of the corrupt prompt, and {(sure < 0).sum()} away from it (p < 0.05, "
+        f"they are patched towards that of the corrupt prompt, and {(sure < 0).sum()} away from it (p < {stats.SURE}, "
         "corrected for all)."
     ]
     frames, tables = [frame], [("The ten direct paths to the logits with the largest effect", table.head(10))]
@@ -253,7 +253,7 @@ def _affordable(model: HookedModel, pairs: PromptPairs, head: str) -> int:
 
 def _writers(heads: pd.DataFrame) -> list[str]:
     """The heads with the largest effects that help the answer; where none is certain, the one that helps most."""
-    helping = heads[(heads["p_adjusted"] < 0.05) & (heads["value"] > 0)]
+    helping = heads[(heads["p_adjusted"] < stats.SURE) & (heads["value"] > 0)]
     best = heads.sort_values("value", ascending=False)
     return list((helping if len(helping) else best.head(1))["sender"].head(MOST_SET))
 

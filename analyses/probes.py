@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 ORDER = 80
 CONTROL = "shuffled labels"
 MOST_LINES = 7
-SURE = 0.05
 SHUFFLES = 1  # in a report
 
 
@@ -223,7 +222,7 @@ def _found(table: pd.DataFrame, what: str, where: str) -> list[str]:
     """What the accuracies of a table say, as sentences."""
     table = table[table["metric"] == "accuracy"]
     best = table.iloc[0]
-    read = table[(table["p_adjusted"] < SURE) & (table["effect"] > 0)]
+    read = table[(table["p_adjusted"] < stats.SURE) & (table["effect"] > 0)]
     score = (
         f"{best['value']:.0%} of held-out prompts (95% interval {best['ci_low']:.0%} to {best['ci_high']:.0%}; "
         f"{best['control']:.0%} with {CONTROL})"

@@ -45,7 +45,6 @@ STRENGTHS = (1.0, 2.0, 4.0)
 ADDED = ("onward", "there", "all")
 VECTORS = ("difference", "random")
 HELD_OUT, NEUTRAL = "held out", "neutral"
-SURE = 0.05
 MOST_LINES = 8
 MOST_NEUTRAL = 16
 REPORTED = (1.0, 2.0)
@@ -254,7 +253,7 @@ def report(
     held = table[(table["prompts"] == HELD_OUT) & (table["vector"] == "difference")]
     best = held.iloc[0]
     cost = _same_cell(table, best, NEUTRAL)
-    beyond = best["p_adjusted"] < SURE and best["value"] > best["control"]
+    beyond = best["p_adjusted"] < stats.SURE and best["value"] > best["control"]
     where = f"{best['strength']:g} times the direction at layer {best['layer']}"
     finding = (
         f"Steering corrupt prompts at the last position by the direction that tells {CONTRASTS[told.name]}, made from "

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 METRIC_NAMES = ("logit_diff", "correct", "prob", "rank")
 MOST_LOGITS = 2**26  # numbers that one forward may give: 256 MB in float32
-LEVEL = 0.05
 RELIABLE = 0.8
 
 
@@ -140,8 +139,8 @@ def able(frame: pd.DataFrame, *, side: str = "clean") -> Ability:
     n, right = len(values), int(values.sum())
     above, below = (float(binomtest(right, n, 0.5, alternative=way).pvalue) for way in ("greater", "less"))
     interval = binomtest(right, n).proportion_ci(method="exact")
-    decided = min(above, below) < LEVEL
-    does = above < LEVEL if decided else (None if 0.5**n >= LEVEL else False)
+    decided = min(above, below) < stats.SURE
+    does = above < stats.SURE if decided else (None if 0.5**n >= stats.SURE else False)
     return Ability(does, right, n, float(interval.low), float(interval.high), above, below)
 
 
@@ -159,7 +158,7 @@ def verdict(frame: pd.DataFrame, name: str) -> str:
         opening = f"{prompts} {'is' if ability.n == 1 else 'are'} too few to say whether {name} does the task"
     elif ability.does:
         opening = f"{name} {'does the task' if ability.share >= RELIABLE else 'does the task better than by guessing'}"
-    elif ability.p_wrong < LEVEL:
+    elif ability.p_wrong < stats.SURE:
         opening = f"{name} does not do the task, it does the opposite"
     else:
         opening = f"{name} does not do the task, as far as {prompts} can tell (p = {ability.p:.2f} by guessing)"

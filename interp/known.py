@@ -290,7 +290,7 @@ def truth(
         ablation: what stands for what is taken away, a name of `interp.ablations.ABLATIONS`.
         metric: what is measured.
         tolerance: how much of the clean metric an ablation has to move, on average over prompts, to count as changing
-            the output. Idle heads write everywhere, so that nothing is exactly 0.
+            the output. Idle heads write everywhere, so that hardly anything is exactly 0.
         seed: of the draws of `resample`.
 
     Returns:

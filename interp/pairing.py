@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from interp.tokens import Tokenizer
 
 SIDES = ("clean", "corrupt")
+DIRECTIONS = {"denoise": ("corrupt", "clean"), "noise": ("clean", "corrupt")}
+"""The names of patching, and which side is edited and which one edits copy from."""
+
 Answer = str | int
 Roles = Mapping[str, int | str]
 Rows = Sequence[Sequence[int]]

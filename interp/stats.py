@@ -30,6 +30,7 @@ def _mean(values: Array, axis: int = -1) -> Any:
 
 
 CORRECTIONS = ("bh", "by", "none")
+SURE = 0.05  # the p below which reports call something sure
 STATISTICS: dict[str, Callable[..., Any]] = {"mean": _mean, "median": np.median}
 
 
