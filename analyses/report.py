@@ -64,7 +64,7 @@ class Story:
         return result
 
     def tell(self, module: ModuleType, model: HookedModel, pairs: PromptPairs, progress: bool | None) -> None:
-        """Run one study and add what it found, or why it does not apply."""
+        """Run one study and add its section, or why it does not apply; its first finding goes into the summary."""
         name = _name(module)
         try:
             frame, section, findings = module.report(model, pairs, self.results, progress=progress)
@@ -75,7 +75,7 @@ class Story:
             return
         self.results[name] = frame
         self.sections.append(section)
-        self.findings += findings
+        self.findings += findings[:1]
 
 
 def chosen_studies(names: Sequence[str] | None = None) -> list[ModuleType]:
