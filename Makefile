@@ -20,11 +20,13 @@ endif
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
 
-demo: $(READY) ## write the figure report of how SmolLM2-135M does indirect object identification
-	@$(BIN)/interp report ioi --model smollm2-135m --out reports/ioi
+DEMO := logit-lens head-attribution activation-patching attention-patterns path-patching circuit
+demo: $(READY) ## write a figure report, of six studies, of how SmolLM2-135M does indirect object identification
+	@$(BIN)/interp report ioi --model smollm2-135m --out reports/ioi $(addprefix --study ,$(DEMO))
 
 test: $(READY) ## run the tests
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not alone"
+	@$(BIN)/python -m pytest -m alone
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/python -m ruff check .

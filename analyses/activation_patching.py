@@ -127,8 +127,8 @@ def _cells(
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean effect of every cell over prompts with intervals, the largest magnitudes first."""
-    table = stats.summarise(frame, by=_cell(frame), value="effect")
+    """Mean effect of every cell over prompts with intervals and corrected p, the largest magnitudes first."""
+    table = stats.tested(frame, by=_cell(frame), value="effect")
     table["metric"] = "effect on " + table["metric"]
     for column in TOLD.keys() & set(_cuts(frame)):
         for name in reversed([name for name in TOLD[column] if name in frame]):

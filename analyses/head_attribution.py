@@ -107,8 +107,8 @@ def run(model: HookedModel, pairs: PromptPairs, *, metric: str = "logit_diff") -
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean over prompts with intervals, the largest magnitudes first."""
-    table = stats.summarise(frame, by=["component", "kind", "layer", "head", "metric"], value="value")
+    """Mean over prompts with intervals and corrected p, the largest magnitudes first."""
+    table = stats.tested(frame, by=["component", "kind", "layer", "head", "metric"], value="value")
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 

@@ -24,7 +24,7 @@ from analyses.report import write
 
 HERE = Path(__file__).parent
 TASKS = ("ioi", "greater_than", "agreement", "induction")
-WIDTH, COLOURS = 1400, 96
+WIDTH, COLOURS = 1400, 240
 PROMPTS = 32
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as passing:
         for task in chosen.tasks or TASKS:
             page = write(task, out=(chosen.reports or Path(passing)) / task, n=chosen.n)
-            print(gallery_page(task, page.parent))
+            print(gallery_page(task, page.parent), flush=True)
 
 
 def gallery_page(task: str, report: Path) -> Path:
