@@ -249,7 +249,12 @@ def report(
     for role in pairs.role_names:
         strong = resid[(resid["role"] == role) & (resid["value"] >= 0.5)]["layer"]
         if len(strong):
-            carried.append(f"at {role} before layers {strong.min()} to {strong.max()}")
+            few = strong.min() == strong.max()
+            carried.append(
+                f"at {role} before layer {strong.min()}"
+                if few
+                else f"at {role} before layers {strong.min()} to {strong.max()}"
+            )
     where = (
         f"What decides the answer is carried by the residual stream {', '.join(carried)}: patching it there restores "
         "at least half of the clean logit difference."

@@ -358,7 +358,7 @@ def _told(best: Any, table: pd.DataFrame, told: pd.DataFrame, graph: Graph) -> s
     return (
         f"The smallest circuit of faithfulness {ENOUGH} or more that was found has {best['n_edges']:,} of "
         f"{graph.n_edges:,} edges ({share:.2%}) and {best['n_nodes']:.0f} nodes: faithfulness {best['value']:.2f}"
-        f"{interval} over {best['n']} prompts{random}.{area}"
+        f"{interval} over {best['n']} {'prompt' if best['n'] == 1 else 'prompts'}{random}.{area}"
     )
 
 

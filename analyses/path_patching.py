@@ -277,7 +277,8 @@ def _strongest(table: pd.DataFrame, *, to: bool = False) -> str:
         return "there is no effect to measure, because the answers to the two prompts do not differ"
     bounds = f", 95% interval {best['ci_low']:+.2f} to {best['ci_high']:+.2f}" if best["n"] > 1 else ""
     path = f"the path from {best['sender']}" + (f" to {best['receiver']}" if to else "")
-    return f"{path} has the largest effect ({best['value']:+.2f}{bounds}, {best['n']} prompts)"
+    prompts = "1 prompt" if best["n"] == 1 else f"{best['n']} prompts"
+    return f"{path} has the largest effect ({best['value']:+.2f}{bounds}, {prompts})"
 
 
 def _item(name: str, title: str, frame: pd.DataFrame, table: pd.DataFrame) -> FigureItem:

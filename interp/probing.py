@@ -94,8 +94,8 @@ def rows_of(told: Contrast, probe: Probe) -> Rows:
     fewest = min(len(np.unique(group[classes == one])) for one in range(len(told.classes)))
     if fewest < 2:
         raise PromptError(
-            f"probes need at least 2 pairs of every class of {told.name!r}, one to fit and one to hold out, and of "
-            f"{len(told.clean)} pairs some class has {fewest}: give more prompts"
+            f"what tells classes apart takes at least 2 pairs of every class of {told.name!r}, one to fit and one to "
+            f"hold out, and of {len(told.clean)} pairs some class has {fewest}: give more prompts"
         )
     generator = np.random.default_rng(probe.seed)
     fold = _dealt(group, classes, min(probe.folds, fewest), generator)
