@@ -249,12 +249,9 @@ def report(
     for role in pairs.role_names:
         strong = resid[(resid["role"] == role) & (resid["value"] >= 0.5)]["layer"]
         if len(strong):
-            few = strong.min() == strong.max()
-            carried.append(
-                f"at {role} before layer {strong.min()}"
-                if few
-                else f"at {role} before layers {strong.min()} to {strong.max()}"
-            )
+            first, last = strong.min(), strong.max()
+            layers = f"layer {first}" if first == last else f"layers {first} to {last}"
+            carried.append(f"at {role} before {layers}")
     where = (
         f"What decides the answer is carried by the residual stream {', '.join(carried)}: patching it there restores "
         "at least half of the clean logit difference."

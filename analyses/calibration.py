@@ -29,9 +29,9 @@ import numpy as np
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS
-from interp.command import refusals, show
+from interp.command import check_folder, refusals, show
 from interp.compiler import Build
-from interp.errors import OutputError, unknown
+from interp.errors import unknown
 from interp.graph import Graph
 from interp.identities import facts
 from interp.known import KNOWN, Known, truth
@@ -268,12 +268,9 @@ def _save(out: Path, frame: pd.DataFrame, models: Sequence[Known], *, n: int, se
         "versions": versions(),
         "git": checkout(Path(__file__)),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        manifest = out / "calibration.manifest.json"
-        manifest.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write to the folder {str(out)!r}: {error.strerror or error}") from error
+    check_folder(out)
+    manifest = out / "calibration.manifest.json"
+    manifest.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return [*save(plot(frame), frame, out / "calibration"), manifest]
 
 

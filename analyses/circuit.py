@@ -31,11 +31,11 @@ from interp import figures
 from interp.ablations import ABLATIONS
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit, origin, random_circuits
-from interp.command import study_command
+from interp.command import check_folder, study_command
 from interp.diagram import edge_table
 from interp.discovery import RANKS, SELECTIONS, acdc, circuits
 from interp.edge_scores import eap, eap_ig
-from interp.errors import OutputError, unknown
+from interp.errors import unknown
 from interp.faithfulness import areas, completeness, edge_counts, faithfulness, minimality
 from interp.gradients import AnyMetric
 from interp.graph import Graph
@@ -215,10 +215,7 @@ def _measured(
 
 def _save(found: Sequence[Circuit], folder: Path) -> None:
     """Every circuit but the whole model as a file, named by its size."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot write to the folder {str(folder)!r}: {error.strerror or error}") from error
+    check_folder(folder)
     for circuit in found:
         if circuit.n_edges < circuit.graph.n_edges:
             circuit.save(folder / f"circuit-{circuit.n_edges:06d}.json")

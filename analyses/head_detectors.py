@@ -127,7 +127,7 @@ def agreement(frame: pd.DataFrame, *, top: int = TOP, n_resamples: int = 2000, s
     """
     import numpy as np
     import pandas as pd
-    from scipy.stats import false_discovery_control, spearmanr
+    from scipy.stats import spearmanr
 
     means = frame.groupby(["detector", "source", "layer", "head"], sort=False)["effect"].mean().unstack("source")
     rows = []
@@ -150,10 +150,7 @@ def agreement(frame: pd.DataFrame, *, top: int = TOP, n_resamples: int = 2000, s
             rows.append((detector, " and ".join(pair), rho, low, high, n, p, first, shared, first * first / n))
     columns = ["detector", "sources", "spearman", "ci_low", "ci_high", "n", "p", "top", "shared", "by_chance"]
     table = pd.DataFrame(rows, columns=columns)
-    table.insert(7, "p_adjusted", np.nan)
-    there = table["p"].notna().to_numpy()
-    if there.any():
-        table.loc[there, "p_adjusted"] = false_discovery_control(table.loc[there, "p"].to_numpy())
+    table.insert(7, "p_adjusted", stats.adjusted(table["p"]))
     return table
 
 

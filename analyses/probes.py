@@ -117,8 +117,6 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     `p` is the sign test's over pairs of prompts, each with its labels against itself with shuffled ones; `p_adjusted`
     is corrected over the cells of a metric (Benjamini and Hochberg 1995).
     """
-    from scipy.stats import false_discovery_control
-
     cell = [*_cell(frame), "label", "metric"]
     table = stats.summarise(frame, by=cell, value="value")
     sides = frame.assign(above=frame["value"] > frame["control"], below=frame["value"] < frame["control"])
@@ -126,7 +124,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     means = frame.groupby(cell, sort=False, dropna=False)[["control", "effect"]].mean()
     table = table.assign(control=means["control"].to_numpy(), effect=means["effect"].to_numpy())
     table["p"] = sign_test(counts["above"].to_numpy(), counts["below"].to_numpy())
-    table["p_adjusted"] = table.groupby("metric")["p"].transform(false_discovery_control)
+    table["p_adjusted"] = stats.adjusted(table["p"], table["metric"])
     return table.sort_values(["metric", "effect"], ascending=[True, False], kind="stable", ignore_index=True)
 
 

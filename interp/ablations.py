@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interp.errors import InterpError, PromptError, unknown
 from interp.model import HookedModel
-from interp.pairing import other_side
+from interp.pairing import check_side
 from interp.prompts import PromptPairs
 from interp.reach import mean_over_prompts
 from interp.sites import Site
@@ -67,7 +67,7 @@ def replacements(
     """
     if kind not in ABLATIONS:
         raise unknown("ablation", kind, ABLATIONS)
-    other_side(run)  # refuses another name
+    check_side(run)
     pairs = pairs.to(model.device)
     wanted = list(dict.fromkeys(names))
     _, cache = model.run_with_cache(

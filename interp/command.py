@@ -197,7 +197,7 @@ def study_command(
             machines = chosen_executor(chosen.pop("executor", None), chosen.pop("address", None))
             lined_up = prompt is None and by_position is not None and by_position(**chosen)
             if out is not None and not dry_run:
-                _check_folder(out)
+                check_folder(out)
             from interp.weights.load import load
 
             model = load(source, device=device, dtype=dtype)
@@ -272,7 +272,7 @@ def save_study(
     from interp.canvas import save
     from interp.provenance import provenance
 
-    _check_folder(out)
+    check_folder(out)
     paths = save(figure, frame, out / name)
     manifest = out / f"{name}.manifest.json"
     record = provenance(
@@ -282,7 +282,12 @@ def save_study(
     return [*paths, manifest]
 
 
-def _check_folder(out: Path) -> None:
+def check_folder(out: Path) -> None:
+    """Make a folder, and refuse one that cannot be written to.
+
+    Raises:
+        OutputError: it cannot.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"

@@ -42,7 +42,7 @@ from interp.gradients import (
 )
 from interp.metrics import is_read
 from interp.model import HookedModel
-from interp.pairing import other_side
+from interp.pairing import check_side
 from interp.prompts import PromptPairs
 from interp.reach import Mask, Placed, Placer, whole_source
 from interp.sites import get_act_name, site_names
@@ -93,7 +93,8 @@ def estimate(
         InterpError: an edit by a function or a mean; `qk_fix` of a bridged model, or of single channels of a query.
     """
     check_steps(steps)
-    other_side(base), other_side(source)  # refuse another side
+    for side in (base, source):
+        check_side(side)
     if steps > 1 and qk_fix:
         raise ConfigError("qk_fix goes with the gradient of the base run: leave steps at 1")
     if steps > 1 and base == source:

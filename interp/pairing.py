@@ -26,6 +26,16 @@ Roles = Mapping[str, int | str]
 Rows = Sequence[Sequence[int]]
 
 
+def check_side(side: str) -> None:
+    """Refuse what is no side of a pair.
+
+    Raises:
+        UnknownName: neither "clean" nor "corrupt".
+    """
+    if side not in SIDES:
+        raise unknown("side", side, SIDES)
+
+
 def other_side(side: str) -> str:
     """The other side of a pair.
 
@@ -35,8 +45,7 @@ def other_side(side: str) -> str:
     >>> other_side("clean")
     'corrupt'
     """
-    if side not in SIDES:
-        raise unknown("side", side, SIDES)
+    check_side(side)
     return SIDES[1 - SIDES.index(side)]
 
 

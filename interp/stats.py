@@ -153,9 +153,9 @@ def summarise(
         UnknownName: a column that the frame does not have.
         InterpError: a column that holds no numbers.
     """
-    summary, cells = _cells(frame, by, value)
+    named, cells = _cells(frame, by, value)
     interval = bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed, statistic=statistic)
-    return summary.assign(value=interval.value, n=interval.n, ci_low=interval.ci_low, ci_high=interval.ci_high)
+    return named.assign(**interval._asdict())
 
 
 def tested(
@@ -190,17 +190,26 @@ def tested(
     """
     if correction not in CORRECTIONS:
         raise unknown("correction", correction, CORRECTIONS)
-    table = summarise(frame, by, value=value, confidence=confidence, n_resamples=n_resamples, seed=seed)
-    _, cells = _cells(frame, by, value)
-    adjusted = p = _p_values(cells, null)
-    if correction != "none":
-        from scipy.stats import false_discovery_control
+    named, cells = _cells(frame, by, value)
+    interval = bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed)
+    table = named.assign(**interval._asdict(), p=_p_values(cells, null))
+    many = correction != "none"
+    return table.assign(p_adjusted=adjusted(table["p"], table["metric"], correction=correction) if many else table["p"])
 
-        adjusted = np.full(len(p), np.nan)
-        for _, among in table.reset_index(drop=True).groupby("metric", sort=False):
-            there = among.index[~np.isnan(p[among.index])]
-            adjusted[there] = false_discovery_control(p[there], method=correction) if len(there) else np.nan
-    return table.assign(p=p, p_adjusted=adjusted)
+
+def adjusted(p: pd.Series[Any], among: pd.Series[Any] | None = None, *, correction: str = "bh") -> pd.Series[Any]:
+    """Probabilities corrected for being many; NaN stays NaN and counts for nothing.
+
+    Args:
+        p: one for each test.
+        among: what belongs together, with the index of `p`, such as the metric; None takes all together.
+        correction: "bh" or "by", as in `tested`.
+    """
+    from scipy.stats import false_discovery_control
+
+    known = p.dropna()
+    groups = known.groupby(np.zeros(len(known)) if among is None else among[known.index])
+    return groups.transform(false_discovery_control, method=correction).reindex(p.index)
 
 
 def _p_values(cells: Array, null: float) -> Array:

@@ -21,7 +21,7 @@ from interp.edits import Variant
 from interp.errors import ConfigError, PromptError, SweepInterrupted, unknown
 from interp.metrics import Metric, check_answers, get_metric, normalised_effect
 from interp.model import HookedModel
-from interp.pairing import other_side
+from interp.pairing import check_side
 from interp.passes import Job, Values
 from interp.plan import Plan, make_plan, watched
 from interp.progress import progress_bar
@@ -126,7 +126,8 @@ def _job(
     source: str,
     max_memory: int | None,
 ) -> Job:
-    other_side(base), other_side(source)  # refuse another name
+    for side in (base, source):
+        check_side(side)
     if isinstance(variants, Variant) or not all(isinstance(variant, Variant) for variant in variants):
         raise PromptError(f"sweep takes a list of Variants, each a set of edits, not {variants!r:.80}")
     if not variants:

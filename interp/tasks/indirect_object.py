@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from interp.errors import PromptError, unknown
 from interp.prompts import PromptPairs
-from interp.tasks.words import enough, single_tokens
+from interp.tasks.words import enough, single_tokens, tokenizer_of
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -188,8 +188,7 @@ def _templates(template: int | str | None) -> tuple[str, ...]:
 
 def _as_long(model: HookedModel, template: str, prepend_bos: bool | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The places and the objects with which a template has its most common number of tokens."""
-    tokenizer = model.tokenizer
-    assert tokenizer is not None  # single_tokens refuses
+    tokenizer = tokenizer_of(model)
     words: dict[str, tuple[str, ...]] = {"place": PLACES, "object": OBJECTS}
     for field in words:
         lengths = []
@@ -231,8 +230,7 @@ def _draws(
 
 def _roles(model: HookedModel, draw: _Draw, prepend_bos: bool | None) -> dict[str, int]:
     """Where the names stand in the clean prompt, found by their tokens."""
-    tokenizer = model.tokenizer
-    assert tokenizer is not None  # single_tokens refuses
+    tokenizer = tokenizer_of(model)
     ids = tokenizer.encode(draw.clean, prepend_bos=prepend_bos)
     io = [at for at, token in enumerate(ids) if token == tokenizer.single_id(f" {draw.io}")]
     s = [at for at, token in enumerate(ids) if token == tokenizer.single_id(f" {draw.s}")]
