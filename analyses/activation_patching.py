@@ -27,7 +27,18 @@ from interp.command import study_command
 from interp.edits import Variant
 from interp.errors import InterpError, unknown
 from interp.glyphs import visible
-from interp.granularity import AXES, COLUMNS, PLACES, TOLD, asked, by_position, described, variants
+from interp.granularity import (
+    AXES,
+    PLACES,
+    TOLD,
+    asked,
+    by_position,
+    cell_columns,
+    cut_by,
+    described,
+    effect_label,
+    variants,
+)
 from interp.metrics import Metric
 from interp.model import HookedModel
 from interp.pairing import DIRECTIONS
@@ -128,22 +139,12 @@ def _cells(
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every cell over prompts with intervals and corrected p, the largest magnitudes first."""
-    table = stats.tested(frame, by=_cell(frame), value="effect")
+    table = stats.tested(frame, by=cell_columns(frame), value="effect")
     table["metric"] = "effect on " + table["metric"]
-    for column in TOLD.keys() & set(_cuts(frame)):
+    for column in TOLD.keys() & set(cut_by(frame)):
         for name in reversed([name for name in TOLD[column] if name in frame]):
             table.insert(table.columns.get_loc(column) + 1, name, table[column].map(_shared(frame, column, name)))
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
-
-
-def _cuts(frame: pd.DataFrame) -> list[str]:
-    """What the cells of a layer are cut by; beside positions a role only says what stands there."""
-    return [name for name in COLUMNS if name in frame and not (name == "role" and "pos" in frame)]
-
-
-def _cell(frame: pd.DataFrame) -> list[str]:
-    """The columns that tell cells apart."""
-    return [name for name in ("direction", "site", "layer", *_cuts(frame), "metric") if name in frame]
 
 
 def _shared(frame: pd.DataFrame, column: str, name: str) -> dict[int, str]:
@@ -165,15 +166,15 @@ def plot(frame: pd.DataFrame) -> Figure:
     Raises:
         InterpError: a frame that holds several granularities.
     """
-    cells = frame.groupby(_cell(frame), sort=False, dropna=False, observed=True)["effect"].mean()
+    cells = frame.groupby(cell_columns(frame), sort=False, dropna=False, observed=True)["effect"].mean()
     table = _by_head(cells.reset_index(name="value"))
     several = [name for name in ("direction", "metric", "site") if name in table and table[name].nunique() > 1]
-    places = [name for name in _cuts(table) if name in PLACES]
-    heads = [name for name in _cuts(table) if name not in PLACES]
+    places = [name for name in cut_by(table) if name in PLACES]
+    heads = [name for name in cut_by(table) if name not in PLACES]
     if table[[*heads, *places]].isna().any(axis=None):
         raise InterpError(f"one figure shows one granularity; this frame mixes cells by {', '.join([*heads, *places])}")
     axes = [_axis(frame, name) for name in places]
-    look: dict[str, Any] = {"label": _label(frame)}
+    look: dict[str, Any] = {"label": effect_label(frame)}
     if len(places) == 2:
         table, look["title"] = _strongest(table, ["layer", *heads], MOST_PANELS)
         look |= {"y": axes[0], "x": axes[1], "facet": [*several, "unit"]}
@@ -224,13 +225,6 @@ def _axis(frame: pd.DataFrame, column: str) -> Axis:
     tokens, roles = (_shared(frame, column, name) for name in TOLD[column])
     texts = {at: roles[at] or VARIES if token == VARIES else visible(token) for at, token in tokens.items()}
     return Axis(column, labels={at: f"{at}: {text}" for at, text in texts.items()})
-
-
-def _label(frame: pd.DataFrame) -> str:
-    directions = set(frame["direction"]) if "direction" in frame else set()
-    base, source = DIRECTIONS[directions.pop()] if len(directions) == 1 else ("base", "source")
-    metric = f" on {frame['metric'].iloc[0]}".replace("_", " ") if frame["metric"].nunique() == 1 else ""
-    return f"effect{metric} (0 {base} run, 1 {source} run)"
 
 
 def report(

@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from interp import figures, stats
-from interp.agreement import agreement, choose, told
+from interp.agreement import agreement, choose, means, ranked, tabulated, told
 from interp.command import study_command
 from interp.edits import Variant
 from interp.errors import InterpError, unknown
 from interp.gpt import GPT
 from interp.gradients import AnyMetric, run_values
-from interp.granularity import AXES, COLUMNS, PLACES, asked, by_position, described, variants
-from interp.metrics import get_metric, normalised_effect
+from interp.granularity import AXES, PLACES, asked, by_position, cell_columns, cut_by, described, effect_label, variants
+from interp.metrics import get_metric
 from interp.model import HookedModel
 from interp.node_scores import NEURONS, estimate, neurons
 from interp.pairing import DIRECTIONS
@@ -105,9 +105,6 @@ def run(
         PromptError: positions of prompts that differ in length, roles that the prompts lack.
         InterpError: what `interp.node_scores.estimate` and `interp.sweep` refuse; SweepInterrupted as there.
     """
-    import numpy as np
-    import pandas as pd
-
     for kind, name, choices in (("direction", direction, DIRECTIONS), ("method", method, METHODS)):
         if name not in choices:
             raise unknown(kind, name, choices)
@@ -124,8 +121,7 @@ def run(
         **METHODS[method],
         max_memory=max_memory,
     ).numpy()  # [cell, prompt]
-    mean = estimates.mean(1)
-    chosen = choose(mean, sample, seed=seed)
+    chosen = choose(estimates.mean(1), sample, seed=seed)
     found = sweep(
         model,
         pairs,
@@ -138,26 +134,14 @@ def run(
         progress=progress,
         executor=executor,
     )
-    exact = np.full(estimates.shape, np.nan)
-    exact[list(chosen)] = (found["value"] - found["base_value"]).to_numpy().reshape(len(chosen), -1)
-    kept = sorted({*np.argsort(-np.abs(mean), kind="stable")[:most].tolist(), *chosen})
-    runs = [x.double().cpu().numpy() for x in run_values(model, pairs, metric, base=base, source=source)]
-    before, after = (np.tile(x, len(kept)) for x in runs)
-    labels = pd.DataFrame([{**cells[at].labels, "sample": chosen.get(at, "")} for at in kept])
-    frame = labels.loc[np.repeat(np.arange(len(kept)), len(pairs))].reset_index(drop=True)
-    value, measured = estimates[kept].ravel(), exact[kept].ravel()
-    frame = frame.assign(
-        direction=direction,
-        method=method,
-        cells=len(cells),
-        prompt=np.tile(np.arange(len(pairs)), len(kept)),
+    frame = tabulated(
+        lambda at: {"direction": direction, "method": method, **cells[at].labels},
+        estimates,
+        (found["value"] - found["base_value"]).to_numpy().reshape(len(chosen), -1),
+        chosen=chosen,
+        most=most,
+        runs=run_values(model, pairs, metric, base=base, source=source),
         metric=get_metric(metric).name,
-        value=value,
-        exact=measured,
-        base_value=before,
-        source_value=after,
-        effect=normalised_effect(before + value, before, after),
-        exact_effect=normalised_effect(before + measured, before, after),
     )
     return described(frame, pairs)
 
@@ -176,35 +160,17 @@ def _cells(
     return [variant for name in named for variant in neurons(model, name)]
 
 
-def _cuts(frame: pd.DataFrame) -> list[str]:
-    """What the cells of a layer are cut by; beside positions a role only says what stands there."""
-    return [name for name in (*COLUMNS, "neuron") if name in frame and not (name == "role" and "pos" in frame)]
-
-
-def _cell(frame: pd.DataFrame) -> list[str]:
-    """The columns that tell cells apart."""
-    return [name for name in ("direction", "method", "site", "layer", *_cuts(frame)) if name in frame]
-
-
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean estimated effect of every cell over prompts with intervals, the exact one beside it, largest first.
 
     `p_adjusted` takes account of all cells that were estimated, those without rows among them.
     """
-    cell = _cell(frame)
-    table = stats.tested(frame, by=cell, value="effect")
-    table["metric"] = "effect on " + table["metric"]
-    # Among all cells each of these could only rank later, so that this errs on the safe side.
-    table["p_adjusted"] = (table["p_adjusted"] * frame["cells"].iloc[0] / len(table)).clip(upper=1.0)
-    groups = frame.groupby(cell, sort=False, dropna=False)
-    table.insert(table.columns.get_loc("value") + 1, "exact", groups["exact_effect"].mean().to_numpy())
-    table["sample"] = groups["sample"].first().to_numpy()
-    return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
+    return ranked(frame, cell_columns(frame))
 
 
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
     """How estimates and exact effects agree, as `interp.agreement.agreement` has it."""
-    return agreement(frame, by=_cell(frame), n_cells=int(frame["cells"].iloc[0]))
+    return agreement(frame, by=cell_columns(frame), n_cells=int(frame["cells"].iloc[0]))
 
 
 def plot(frame: pd.DataFrame) -> Figure:
@@ -215,20 +181,20 @@ def plot(frame: pd.DataFrame) -> Figure:
     Raises:
         InterpError: a frame that holds several granularities.
     """
-    cuts = _cuts(frame)
+    cuts = cut_by(frame)
     heads = [name for name in cuts if name in ("head", "kv_head")]
     if frame[[name for name in cuts if name not in heads]].isna().any(axis=None):
         raise InterpError(f"one figure shows one granularity; this frame mixes cells by {', '.join(cuts)}")
     several = [name for name in ("direction", "method", "site") if frame[name].nunique() > 1]
-    cell = _cell(frame)
+    cell, label = cell_columns(frame), effect_label(frame, "estimated effect")
     if "neuron" in cuts or len(cuts) - max(len(heads) - 1, 0) > 1:
         table = stats.summarise(frame, by=cell, value="effect")
         table = table.loc[table["value"].abs().nlargest(SHOWN).index].assign(name=lambda rows: _names(rows))
         return figures.bars(
-            table, x=Axis("name", title=""), horizontal=True, diverging=True, facet=several or None, label=_label(frame)
+            table, x=Axis("name", title=""), horizontal=True, diverging=True, facet=several or None, label=label
         )
     table = frame.groupby(cell, sort=False, dropna=False)["effect"].mean().reset_index(name="value")
-    look: dict[str, Any] = {"y": "layer", "facet": several or None, "label": _label(frame)}
+    look: dict[str, Any] = {"y": "layer", "facet": several or None, "label": label}
     if heads:
         table["head"] = table[heads].bfill(axis=1).iloc[:, 0].astype(int)
         across = Axis("head", title="head" if heads == ["head"] else "head (of keys and values: key-value head)")
@@ -243,21 +209,8 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 def plot_agreement(frame: pd.DataFrame) -> Figure:
     """Estimated against exact effect of every cell that was patched; on the diagonal they are equal."""
-    part = frame[frame["sample"] != ""].sort_values("sample", ascending=False, kind="stable")  # top, then random
-    means = part.groupby([*_cell(part), "sample"], sort=False, dropna=False)[["effect", "exact_effect"]]
-    table = means.mean().reset_index()
-    named = table["exact_effect"].abs().nlargest(6).index
-    table["name"] = _names(table).where(table.index.isin(named), "")
-    return figures.scatter(
-        table,
-        x="exact_effect",
-        y="effect",
-        hue="sample",
-        diagonal=True,
-        labels="name",
-        xlabel="exact effect",
-        ylabel="estimated effect",
-    )
+    table = means(frame, cell_columns(frame))
+    return figures.estimates(table.assign(name=_names(table)))
 
 
 def _names(table: pd.DataFrame) -> pd.Series:
@@ -267,20 +220,13 @@ def _names(table: pd.DataFrame) -> pd.Series:
     several = table["site"].nunique() > 1
 
     def name(row: pd.Series) -> str:
-        there = {column: row[column] for column in _cuts(table) if not pd.isna(row[column])}
+        there = {column: row[column] for column in cut_by(table) if not pd.isna(row[column])}
         unit = next((column for column in ("head", "kv_head", "neuron") if column in there), None)
         text = f"L{row['layer']}{UNITS[unit].format(there[unit])}" if unit else f"layer {row['layer']}"
         text += "".join(UNITS.get(column, " at {}").format(there[column]) for column in PLACES if column in there)
         return f"{row['site']} {text}" if several or unit is None else text
 
     return pd.Series([name(row) for _, row in table.iterrows()], index=table.index, dtype=object)
-
-
-def _label(frame: pd.DataFrame) -> str:
-    directions = set(frame["direction"])
-    base, source = DIRECTIONS[directions.pop()] if len(directions) == 1 else ("base", "source")
-    metric = frame["metric"].iloc[0].replace("_", " ")
-    return f"estimated effect on {metric} (0 {base} run, 1 {source} run)"
 
 
 def report(

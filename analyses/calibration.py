@@ -36,6 +36,7 @@ from interp.graph import Graph
 from interp.identities import facts
 from interp.known import KNOWN, Known, truth
 from interp.localisers import METHODS, Case, get_method
+from interp.progress import counting
 from interp.provenance import checkout, state_digest, versions
 
 if TYPE_CHECKING:
@@ -96,7 +97,6 @@ def run(
     """
     import pandas as pd
     from sklearn.metrics import average_precision_score, roc_auc_score
-    from tqdm import tqdm
 
     chosen = [get_method(method) for method in methods] if methods is not None else list(METHODS)
     kinds = list(ablations) if ablations is not None else list(ABLATIONS)
@@ -105,11 +105,8 @@ def run(
             raise unknown("ablation", ablation, ABLATIONS)
     known_models = build_models(seed=seed) if models is None else models
     rows = []
-    with tqdm(
-        desc="calibration",
-        total=len(known_models) * len(kinds) * (1 + len(chosen)),
-        disable=None if progress is None else not progress,
-    ) as bar:
+    steps = len(known_models) * len(kinds) * (1 + len(chosen))
+    with counting(desc="calibration", total=steps, progress=progress) as bar:
         for known in known_models:
             pairs, graph = known.prompts(n, seed=seed), Graph.of(known.model)
             for ablation in kinds:

@@ -18,19 +18,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS
-from interp.agreement import agreement, choose, told
+from interp.agreement import agreement, choose, means, ranked, tabulated, told
 from interp.command import study_command
 from interp.edge_scores import eap_ig, exact
 from interp.errors import unknown
 from interp.gradients import AnyMetric, run_values
 from interp.graph import Graph
-from interp.metrics import get_metric, normalised_effect
+from interp.metrics import get_metric
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.scales import Axis
@@ -90,9 +90,6 @@ def run(
         UnknownName: a method, an ablation, a metric that does not exist or has no gradient.
         InterpError: a model without split inputs, what `interp.sweep` refuses; SweepInterrupted as there.
     """
-    import numpy as np
-    import pandas as pd
-
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     graph, pairs = Graph.of(model), pairs.to(model.device)
@@ -110,10 +107,9 @@ def run(
     )
     places = graph.allowed.nonzero()  # [edge, 2]
     estimates = scores[:, places[:, 0], places[:, 1]].double().T.cpu().numpy()  # [edge, prompt]
-    mean = estimates.mean(1)
-    chosen = choose(mean, sample, seed=seed)
+    chosen = choose(estimates.mean(1), sample, seed=seed)
     edges = [graph.edges[at] for at in chosen]
-    measured = exact(
+    found = exact(
         model,
         pairs,
         edges,
@@ -125,35 +121,24 @@ def run(
         out=out,
         progress=progress,
         executor=executor,
-    ).cpu()
-    kept = sorted({*np.argsort(-np.abs(mean), kind="stable")[:most].tolist(), *chosen})
-    base, source = (values.double().cpu().numpy() for values in run_values(model, pairs, metric))
-    n = len(pairs)
-    rows = [(*_edge(graph, *graph.edges[at]), chosen.get(at, "")) for at in kept]
-    table = pd.DataFrame(rows, columns=[*EDGE, "sample"])
-    frame = table.loc[np.repeat(np.arange(len(kept)), n)].reset_index(drop=True)
-    value = estimates[kept].ravel()
-    at = places[kept].cpu()
-    found = measured[:, at[:, 0], at[:, 1]].T.numpy().ravel()
-    base, source = np.tile(base, len(kept)), np.tile(source, len(kept))
-    frame.insert(0, "ablation", ablation)
-    frame.insert(0, "method", method)
-    return frame.assign(
-        cells=len(graph.edges),
-        prompt=np.tile(np.arange(n), len(kept)),
+    )
+    at = places[list(chosen)]
+    facts = {"method": method, "ablation": ablation}
+    return tabulated(
+        lambda edge: {**facts, **_edge(graph, *graph.edges[edge])},
+        estimates,
+        found[:, at[:, 0], at[:, 1]].T.cpu().numpy(),
+        chosen=chosen,
+        most=most,
+        runs=run_values(model, pairs, metric),
         metric=get_metric(metric).name,
-        value=value,
-        exact=found,
-        base_value=base,
-        source_value=source,
-        effect=normalised_effect(base + value, base, source),
-        exact_effect=normalised_effect(base + found, base, source),
     )
 
 
-def _edge(graph: Graph, sender: int, receiver: int) -> tuple[str, str, str, int, int]:
+def _edge(graph: Graph, sender: int, receiver: int) -> dict[str, Any]:
     writer, reader = graph.senders[sender], graph.receivers[receiver]
-    return graph.edge_name(sender, receiver), writer.name, reader.name, writer.layer, reader.layer
+    ends = (graph.edge_name(sender, receiver), writer.name, reader.name, writer.layer, reader.layer)
+    return dict(zip(EDGE, ends, strict=True))
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -161,15 +146,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
     `p_adjusted` takes account of all edges that were estimated, those without rows among them.
     """
-    keys = [*(name for name in ("method", "ablation") if name in frame), *EDGE]
-    table = stats.tested(frame, by=keys, value="effect")
-    table["metric"] = "effect on " + table["metric"]
-    # Among all edges each of these could only rank later, so that this errs on the safe side.
-    table["p_adjusted"] = (table["p_adjusted"] * frame["cells"].iloc[0] / frame["edge"].nunique()).clip(upper=1.0)
-    means = frame.groupby("edge")["exact_effect"].mean()
-    table.insert(table.columns.get_loc("value") + 1, "exact", table["edge"].map(means))
-    table["sample"] = table["edge"].map(frame.drop_duplicates("edge").set_index("edge")["sample"])
-    return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
+    return ranked(frame, [*(name for name in ("method", "ablation") if name in frame), *EDGE])
 
 
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
@@ -195,21 +172,8 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 def plot_agreement(frame: pd.DataFrame) -> Figure:
     """Estimate against exact effect of every edge that was measured; on the diagonal they are equal."""
-    part = frame[frame["sample"] != ""].sort_values("sample", ascending=False, kind="stable")  # top, then random
-    means = part.groupby(["edge", "sample"], sort=False)[["effect", "exact_effect"]].mean().reset_index()
-    named = set(means["exact_effect"].abs().nlargest(6).index)
-    labels = _labels(part)
-    means["name"] = [labels[edge] if at in named else "" for at, edge in enumerate(means["edge"])]
-    return figures.scatter(
-        means,
-        x="exact_effect",
-        y="effect",
-        hue="sample",
-        diagonal=True,
-        labels="name",
-        xlabel="exact effect",
-        ylabel="estimated effect",
-    )
+    table = means(frame, "edge")
+    return figures.estimates(table.assign(name=table["edge"].map(_labels(frame))))
 
 
 def _labels(frame: pd.DataFrame) -> dict[str, str]:

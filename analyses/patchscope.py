@@ -28,7 +28,7 @@ from interp.command import study_command
 from interp.directions import Where, states
 from interp.edits import Edit, Variant
 from interp.errors import PromptError, UnknownName, unknown
-from interp.granularity import COLUMNS, PLACES, described, variants
+from interp.granularity import PLACES, cut_by, described, variants
 from interp.hooks import HookPoint
 from interp.metrics import METRICS, Metric
 from interp.model import HookedModel
@@ -280,17 +280,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
     `p` and `p_adjusted` are of the effect, what the state adds to the untouched target prompt.
     """
-    cell = [*_cell(frame), "reading", "metric"]
+    cell = ["layer", "target_layer", *cut_by(frame), "reading", "metric"]
     looked = frame[frame["reading"].notna()]
     table, tested = stats.summarise(looked, by=cell), stats.tested(looked, by=cell, value="effect")
     table["control"] = stats.summarise(looked, by=cell, value="control")["value"]
     table = table.assign(effect=tested["value"], p=tested["p"], p_adjusted=tested["p_adjusted"])
     return table.sort_values("value", ascending=False, kind="stable", ignore_index=True)
-
-
-def _cell(frame: pd.DataFrame) -> list[str]:
-    cuts = [name for name in COLUMNS if name in frame and not (name == "role" and "pos" in frame)]
-    return ["layer", "target_layer", *cuts]
 
 
 def plot(frame: pd.DataFrame) -> Figure:
@@ -302,7 +297,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     table = summary(frame)
     table = table.sort_values("layer", kind="stable")
     place = next((name for name in PLACES if name in table), None)
-    lens = table[[*_cell(table), "reading", "control"]].rename(columns={"control": "value"})
+    lens = table[["layer", "target_layer", *cut_by(table), "reading", "control"]].rename(columns={"control": "value"})
     both = pd.concat(
         [table.assign(line=table["reading"]), lens.assign(line=table["reading"] + ", logit lens")], ignore_index=True
     )

@@ -29,6 +29,7 @@ from interp import figures, stats
 from interp.command import study_command
 from interp.edits import Variant
 from interp.errors import InterpError, unknown
+from interp.granularity import effect_label
 from interp.graph import READS, Graph, Node, parse_head
 from interp.metrics import Metric
 from interp.model import HookedModel
@@ -172,9 +173,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     table = stats.summarise(frame, by=[name for name in CELL if name in frame], value="effect")
     several = [name for name in ("through", "receiver", "pos", "role") if name in table and table[name].nunique() > 1]
     heads = table[table["head"].notna()]
-    base, source = DIRECTIONS[frame["direction"].iloc[0]]
-    metric = str(frame["metric"].iloc[0]).replace("_", " ")
-    label = f"effect on {metric} (0 {base} run, 1 {source} run)"
+    label = effect_label(frame)
     end = str(table["receiver"].iloc[0])
     named = f"Paths to {end}" if len(end) < LONGEST else f"Paths to {end.count('+') + 1} receivers together"
     title = None if "receiver" in several else named

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from interp import figures, stats
 from interp.command import study_command
 from interp.directions import CONTRASTS, contrast, states
-from interp.granularity import COLUMNS, PLACES, described, variants
+from interp.granularity import PLACES, cut_by, described, variants
 from interp.model import HookedModel
 from interp.probing import METRICS, Probe, held_out, per_prompt, rows_of, sign_test
+from interp.progress import counting
 from interp.prompts import PromptPairs
 from interp.sites import get_act_name
 from interp.ui.page import FigureItem, Section
@@ -93,7 +93,7 @@ def run(
     cells = variants(model, pairs, site=site, by=by)
     names = dict.fromkeys(cell.labels["site"] for cell in cells)
     frames = []
-    with tqdm(total=len(cells), desc="probes", unit="cell", disable=None if progress is None else not progress) as bar:
+    with counting(total=len(cells), desc="probes", unit="cell", progress=progress) as bar:
         for name in names:
             chosen = [cell for cell in cells if cell.labels["site"] == name]
             places = [cell.edits[0].where for cell in chosen]
@@ -117,7 +117,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     `p` is the sign test's over pairs of prompts, each with its labels against itself with shuffled ones; `p_adjusted`
     is corrected over the cells of a metric (Benjamini and Hochberg 1995).
     """
-    cell = [*_cell(frame), "label", "metric"]
+    cell = ["site", "layer", *cut_by(frame), "label", "metric"]
     table = stats.summarise(frame, by=cell, value="value")
     sides = frame.assign(above=frame["value"] > frame["control"], below=frame["value"] < frame["control"])
     counts = sides.groupby(cell, sort=False, dropna=False)[["above", "below"]].sum()
@@ -128,17 +128,11 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["metric", "effect"], ascending=[True, False], kind="stable", ignore_index=True)
 
 
-def _cell(frame: pd.DataFrame) -> list[str]:
-    """The columns that tell cells apart; beside positions a role only says what stands there."""
-    cuts = [name for name in COLUMNS if name in frame and not (name == "role" and "pos" in frame)]
-    return ["site", "layer", *cuts]
-
-
 def plot(frame: pd.DataFrame, *, metric: str = "accuracy") -> Figure:
     """Held-out scores by layer, a line for every role beside the control; of heads and positions a map of effects."""
     table = summary(frame)
     table = table[table["metric"] == metric]
-    cuts = _cell(table)[2:]
+    cuts = cut_by(table)
     facet = "site" if table["site"].nunique() > 1 else None
     if cuts not in ([], ["role"]) or ("role" in cuts and table["role"].nunique() > MOST_LINES):
         across = next(name for name in (*PLACES, "head", "kv_head") if name in cuts)

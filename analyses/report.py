@@ -21,7 +21,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 import analyses
 from interp import behaviour as doing
@@ -30,6 +29,7 @@ from interp.errors import InterpError, unknown
 from interp.glyphs import visible
 from interp.gpt import GPT
 from interp.model import HookedModel
+from interp.progress import counting
 from interp.prompts import PromptPairs
 from interp.provenance import provenance
 from interp.sweep import sweep
@@ -142,7 +142,7 @@ def write(
     check_output(out)
     story = Story()
     modules = chosen_studies(studies)
-    steps = tqdm(total=len(modules) + 3, desc="report", unit="step", disable=True if quiet else None)
+    steps = counting(total=len(modules) + 3, desc="report", unit="step", progress=False if quiet else None)
 
     def step(name: str, work: Callable[[], Any]) -> Any:
         steps.set_postfix_str(name)

@@ -1,6 +1,7 @@
 """How far is an estimate off, and what may it have missed? Some cells are measured exactly and compared.
 
-1. `choose` takes the cells with the largest estimates, and as many at random among the others.
+1. `choose` takes the cells with the largest estimates, and as many at random among the others. `tabulated` puts what
+   was estimated and measured into one table; `ranked` and `means` sum it up.
 2. `agreement` compares means over prompts: correlation (with that of shuffled cells as control), sign, error. Intervals
    are of prompts drawn again; the cells that were chosen stay.
 3. A cell is missed if its effect is large and it was not measured. The random cells tell how common that is: if so few
@@ -13,12 +14,15 @@ place of their normal one (Clopper and Pearson 1934, by the hypergeometric distr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
+from interp import stats
 from interp.errors import InterpError, unknown
+from interp.metrics import normalised_effect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +59,89 @@ def choose(estimates: Any, n: int, *, seed: int = 0) -> dict[int, str]:
     drawn = np.random.default_rng(seed).permutation(len(rest))[: n - n_top]
     chosen = {int(at): TOP for at in order[:n_top]} | {int(at): RANDOM for at in rest[drawn]}
     return dict(sorted(chosen.items()))
+
+
+def tabulated(
+    labels: Callable[[int], Mapping[str, Any]],
+    estimates: Array,
+    exact: Array,
+    *,
+    chosen: Mapping[int, str],
+    most: int,
+    runs: Sequence[Tensor],
+    metric: str,
+) -> pd.DataFrame:
+    """Estimates and exact effects as a study's table: of the cells with the largest estimates, and the measured ones.
+
+    Args:
+        labels: number of a cell -> the columns that tell it apart.
+        estimates: estimated changes of the metric [cell, prompt].
+        exact: measured changes [chosen cell, prompt].
+        chosen: the cells that were measured, as `choose` gives them.
+        most: how many cells have rows, those with the largest estimates; measured ones always do.
+        runs: the metric in the base run and in the source run, each [prompt].
+        metric: its name.
+
+    Returns:
+        A row for each of these cells and every prompt: the labels, `sample` ("top", "random" or ""), `cells` (how many
+        were estimated), `prompt, metric, value` (the estimate), `exact` (NaN where nothing was measured), `base_value,
+        source_value`, `effect` and `exact_effect` (the changes as parts of the difference between the two runs).
+    """
+    import pandas as pd
+
+    n_cells, n_prompts = estimates.shape
+    measured = np.full(estimates.shape, np.nan)
+    measured[list(chosen)] = exact
+    largest = np.argsort(-np.abs(estimates.mean(1)), kind="stable")[:most]
+    kept = sorted({*largest.tolist(), *chosen})
+    named = pd.DataFrame([{**labels(at), "sample": chosen.get(at, "")} for at in kept])
+    base, source = (np.tile(run.double().cpu().numpy(), len(kept)) for run in runs)
+    value, change = estimates[kept].ravel(), measured[kept].ravel()
+    frame = named.loc[named.index.repeat(n_prompts)].reset_index(drop=True)
+    return frame.assign(
+        cells=n_cells,
+        prompt=np.tile(np.arange(n_prompts), len(kept)),
+        metric=metric,
+        value=value,
+        exact=change,
+        base_value=base,
+        source_value=source,
+        effect=normalised_effect(base + value, base, source),
+        exact_effect=normalised_effect(base + change, base, source),
+    )
+
+
+def ranked(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
+    """Mean estimated effect of every cell over prompts with intervals, the exact one beside it, largest first.
+
+    Args:
+        frame: as `tabulated` makes it.
+        by: the columns that tell cells apart.
+
+    Returns:
+        The columns of `interp.stats.tested`, and `exact` and `sample`. `p_adjusted` takes account of all cells that
+        were estimated, those without rows among them.
+    """
+    table = stats.tested(frame, by=by, value="effect")
+    table["metric"] = "effect on " + table["metric"]
+    # Among all cells each of these could only rank later, so that this errs on the safe side.
+    table["p_adjusted"] = (table["p_adjusted"] * frame["cells"].iloc[0] / len(table)).clip(upper=1.0)
+    groups = frame.groupby(by, sort=False, dropna=False)
+    table.insert(table.columns.get_loc("value") + 1, "exact", groups["exact_effect"].mean().to_numpy())
+    table["sample"] = groups["sample"].first().to_numpy()
+    return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def means(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
+    """Mean `effect` and `exact_effect` of every cell that was measured, and its `sample`: "top" first, then "random".
+
+    Args:
+        frame: as `tabulated` makes it.
+        by: the columns that tell cells apart.
+    """
+    keys = [by] if isinstance(by, str) else list(by)
+    part = frame[frame["sample"] != ""].sort_values("sample", ascending=False, kind="stable")  # top, then random
+    return part.groupby([*keys, "sample"], sort=False, dropna=False)[["effect", "exact_effect"]].mean().reset_index()
 
 
 def agreement(

@@ -34,6 +34,7 @@ from interp.metrics import Metric, check_answers, evaluate, get_metric, where_re
 from interp.model import HookedModel
 from interp.pairing import other_side
 from interp.plan import free_memory, packs
+from interp.progress import counting
 from interp.prompts import PromptPairs
 
 MOST_TOKENS = 2048  # positions of all rows of a batch; more are not faster
@@ -79,8 +80,6 @@ def run_circuits(
             allow.
         ConfigError: `max_memory` does not hold one circuit on one prompt.
     """
-    from tqdm import tqdm
-
     ablated_side = other_side(base)
     graph, measure = graph or Graph.of(model), get_metric(metric)
     masks = _masks(circuits, graph)
@@ -90,13 +89,7 @@ def run_circuits(
     instead = replacements(model, pairs, graph.sender_sites, ablation, run=ablated_side, seed=seed)
     values = torch.full((len(masks), len(pairs)), torch.nan, dtype=torch.float64)
     order = masks.flatten(1).sum(1).argsort(stable=True)
-    with tqdm(
-        desc="circuits",
-        total=values.numel(),
-        unit=" runs",
-        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} runs [{elapsed}<{remaining}]",
-        disable=None if progress is None else not progress,
-    ) as bar:
+    with counting(desc="circuits", total=values.numel(), unit=" runs", rate=False, progress=progress) as bar:
         for prompts in _blocks(model, graph, pairs, measure, budget):
             block = _prepare(model, graph, pairs, prompts, instead, measure, base, shares=ablation == "corrupt")
             for chosen in _chunks(model, masks, order, len(prompts), pairs.mask.shape[1], measure, budget):

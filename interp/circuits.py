@@ -14,11 +14,9 @@ et al. 2025 ("MIB", circuit localisation).
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import InterpError, OutputError
+from interp.errors import InterpError
 from interp.fingerprint import fingerprint
 from interp.graph import Graph, Node
 from interp.model import HookedModel
+from interp.whole_files import write_whole
 
 FORMAT = "interp.Circuit 1"
 
@@ -133,15 +132,8 @@ class Circuit:
         """
         path = Path(path)
         content = self._plain()
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            text = json.dumps({**content, "digest": _digest(content)}, ensure_ascii=False, indent=1)
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise OutputError(f"a circuit cannot be written to {str(path)!r}: {error.strerror or error}") from None
+        text = json.dumps({**content, "digest": _digest(content)}, ensure_ascii=False, indent=1) + "\n"
+        write_whole(path, text.encode(), what="a circuit")
         return path
 
     @classmethod

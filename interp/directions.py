@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from interp.edits import Edit, Index
-from interp.errors import ConfigError, InterpError, OutputError, PromptError, unknown
+from interp.errors import ConfigError, InterpError, PromptError, unknown
 from interp.hooks import HookPoint
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
+from interp.whole_files import write_whole
 
 CONTRASTS = {
     "answer": "which answer is right",
@@ -261,18 +262,16 @@ class Direction:
         return Edit(self.site, where, "add", strength * self.vector)
 
     def save(self, path: str | Path) -> None:
-        """Write it as one safetensors file.
+        """Write it as one safetensors file, whole or not at all; `load` reads it back.
 
         Raises:
             OutputError: it cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         about = {"site": self.site, "layer": self.layer, "head": self.head, "made": dict(self.made)}
-        try:
-            save_file({"vector": self.vector.contiguous()}, str(path), {"format": FORMAT, "about": json.dumps(about)})
-        except OSError as error:
-            raise OutputError(f"cannot write the direction to {str(path)!r}: {error}") from error
+        content = save({"vector": self.vector.contiguous()}, {"format": FORMAT, "about": json.dumps(about)})
+        write_whole(Path(path), content, what="a direction")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -36,6 +36,7 @@ from interp.graph import Graph
 from interp.journal import Journal
 from interp.metrics import Metric, get_metric
 from interp.model import HookedModel
+from interp.progress import counting
 from interp.prompts import PromptPairs
 
 RANKS = {"magnitude": "largest change of either sign", "fall": "the metric falls most", "rise": "the metric rises most"}
@@ -196,8 +197,6 @@ def acdc(
 
     Source: Conmy et al. 2023, algorithm 1.
     """
-    from tqdm import tqdm
-
     if not tau >= 0:
         raise ConfigError(f"tau must be 0 or more, in the metric's unit, not {tau!r}")
     graph, measure = Graph.of(model), get_metric(metric)
@@ -225,13 +224,7 @@ def acdc(
         )
         return values.mean(1)
 
-    with tqdm(
-        desc="acdc",
-        total=int(edges.sum()),
-        unit=" edges",
-        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} edges [{elapsed}<{remaining}]{postfix}",
-        disable=None if progress is None else not progress,
-    ) as bar:
+    with counting(desc="acdc", total=int(edges.sum()), unit=" edges", rate=False, progress=progress) as bar:
         for receiver in reversed(range(len(graph.receivers))):
             tried = edges[:, receiver].nonzero()[:, 0].flip(0).tolist()
             part = f"receiver-{receiver:05d}"

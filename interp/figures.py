@@ -12,6 +12,18 @@ from interp.charts import bars, lines
 from interp.diagram import circuit
 from interp.grids import attention, heatmap, lens_table
 from interp.scales import Axis
-from interp.scatter import scatter
+from interp.scatter import estimates, scatter
 
-__all__ = ["Axis", "Figure", "attention", "bars", "circuit", "heatmap", "lens_table", "lines", "save", "scatter"]
+__all__ = [
+    "Axis",
+    "Figure",
+    "attention",
+    "bars",
+    "circuit",
+    "estimates",
+    "heatmap",
+    "lens_table",
+    "lines",
+    "save",
+    "scatter",
+]

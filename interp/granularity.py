@@ -4,6 +4,7 @@
    TransformerLens, and any site can be cut by any of its axes.
 2. `variants` makes one edit of every cell of every layer, for `interp.sweep`.
 3. `described` adds what a reader of the measurements needs: the token and the role at every position.
+4. `cut_by`, `cell_columns` and `effect_label` say of a table of measurements what its cells and effects are.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, PromptError, unknown
 from interp.model import HookedModel
+from interp.pairing import DIRECTIONS
 from interp.prompts import PromptPairs
 from interp.sites import Site, get_act_name, site_names
 
@@ -55,7 +57,7 @@ GRANULARITIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """The name behind TransformerLens's `get_act_patch_` -> the sites that are changed, and what their cells are cut by."""
 
 PLACES = ("pos", "role", "query", "key")
-COLUMNS = ("head", "kv_head", *PLACES)
+COLUMNS = ("head", "kv_head", *PLACES, "neuron")
 TOLD = {"pos": ("token", "role"), "query": ("query_token", "query_role"), "key": ("key_token", "key_role")}
 """A column of positions, and the columns that say which token and which role stands there."""
 
@@ -208,3 +210,21 @@ def described(frame: pd.DataFrame, pairs: PromptPairs) -> pd.DataFrame:
     told = (part for name in COLUMNS for part in (name, *TOLD.get(name, ())))
     front = [name for name in dict.fromkeys(("direction", "site", "layer", *told)) if name in frame]
     return frame[[*front, *(name for name in frame if name not in front)]]
+
+
+def cut_by(frame: pd.DataFrame) -> list[str]:
+    """What the cells of a layer are cut by; beside positions a role only says what stands there."""
+    return [name for name in COLUMNS if name in frame and not (name == "role" and "pos" in frame)]
+
+
+def cell_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns that tell the cells of a patching study apart."""
+    return [name for name in ("direction", "method", "site", "layer", *cut_by(frame), "metric") if name in frame]
+
+
+def effect_label(frame: pd.DataFrame, effect: str = "effect") -> str:
+    """What a figure of a patching study writes at its scale, such as `effect on kl (0 clean run, 1 corrupt run)`."""
+    directions = set(frame["direction"]) if "direction" in frame else set()
+    base, source = DIRECTIONS[directions.pop()] if len(directions) == 1 else ("base", "source")
+    metric = f" on {frame['metric'].iloc[0]}".replace("_", " ") if frame["metric"].nunique() == 1 else ""
+    return f"{effect}{metric} (0 {base} run, 1 {source} run)"

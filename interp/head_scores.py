@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from interp import head_patterns, head_weights
 from interp.errors import InterpError, unknown
 from interp.model import HookedModel
+from interp.progress import counting
 from interp.prompts import PromptPairs
 
 if TYPE_CHECKING:
@@ -221,9 +221,7 @@ def measured(
         if detector in (detectors or DETECTORS) and source in (sources or SOURCES)
     }
     frames, missing = [], {}
-    for (detector, source), way in tqdm(
-        ways.items(), desc="head detectors", unit="score", disable=None if progress is None else not progress
-    ):
+    for (detector, source), way in counting(ways.items(), desc="head detectors", unit="score", progress=progress):
         try:
             value, control = way()
         except InterpError as error:

@@ -31,14 +31,15 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from interp.errors import OutputError, PromptError
 from interp.fingerprint import fingerprint
 from interp.lens import read_out
 from interp.model import HookedModel
+from interp.progress import counting
 from interp.texts import Texts, prepare
-from interp.tuned_lens import CONFIG_FILE, TunedLens, held_out_divergence, publish
+from interp.tuned_lens import CONFIG_FILE, TunedLens, held_out_divergence
+from interp.whole_files import write_whole
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 AT_ONCE = 16  # sequences in a forward
@@ -120,8 +121,7 @@ def train(
     state = None if folder is None else _stored(folder, key, model.device)
 
     passes = math.ceil(len(tokens["training"]) / AT_ONCE)
-    bar = tqdm(total=passes + steps + 1, desc="tuned lens", disable=None if progress is None else not progress)
-    with bar:
+    with counting(total=passes + steps + 1, desc="tuned lens", progress=progress) as bar:
         if state is None:
             state = _start(model, tokens["training"], lens.layers, bar)
             _keep(folder, key, state)
@@ -279,7 +279,8 @@ def _keep(folder: Path | None, key: Mapping[str, Any], state: State) -> None:
     if folder is None:
         return
     tensors = {name: value.cpu().contiguous() for name, value in vars(state).items()}
-    publish(folder / CHECKPOINT_FILE, safetensors.torch.save(tensors, {"key": json.dumps(key)}))
+    content = safetensors.torch.save(tensors, {"key": json.dumps(key)})
+    write_whole(folder / CHECKPOINT_FILE, content, what="a lens", make_folder=True)
 
 
 def _stored(folder: Path, key: Mapping[str, Any], device: torch.device) -> State | None:

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from interp.cache import ActivationCache
 from interp.edits import Edit, Index
@@ -33,6 +32,7 @@ from interp.errors import unknown
 from interp.graph import READS, Graph, Node
 from interp.hooks import HookPoint
 from interp.model import HookedModel
+from interp.progress import counting
 from interp.prompts import PromptPairs
 
 THROUGH = {
@@ -177,7 +177,7 @@ def arriving(
         return _direct(model, graph, senders, points, runs)
     found = {name: runs["base"][name].expand(len(senders), -1, -1, -1).clone() for name in points}
     batches = list(_batches(graph, senders, max(1, ROWS // pairs.mask.numel())))
-    for batch in tqdm(batches, desc="paths", unit="batch", disable=None if progress is None else not progress):
+    for batch in counting(batches, desc="paths", unit="batch", progress=progress):
         nodes = [graph.senders[senders[at]] for at in batch]
         for name, value in _run(model, pairs, nodes, points, runs, freeze=through == "mlps").items():
             found[name][batch] = value

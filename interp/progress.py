@@ -1,14 +1,20 @@
-"""A progress bar in cells, whose time left is judged by what the remaining chunks cost."""
+"""Progress bars on stderr: whether one is shown, and of a sweep how much time is left.
+
+1. `counting` counts whatever a loop does. 2. `progress_bar` counts the cells of a sweep, and judges the time left by
+what the remaining chunks cost.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from interp.plan import Plan
+
+WITHOUT_RATE = "{l_bar}{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}]{postfix}"
 
 
 @dataclass
@@ -32,6 +38,36 @@ class Progress:
         self.bar.spent += chunk.operations
         self.bar.left = max(self.bar.left - chunk.operations, 0.0)
         self.bar.update(chunk.cells)
+
+
+def counting(
+    items: Iterable[Any] | None = None,
+    *,
+    desc: str,
+    progress: bool | None,
+    total: int | None = None,
+    unit: str = "it",
+    rate: bool = True,
+) -> Any:
+    """A bar on stderr, as tqdm has it: around what a loop goes through, or in a `with` block that updates it.
+
+    Args:
+        items: what is gone through.
+        desc: what is done.
+        progress: True, False, or None for a terminal only.
+        total: how many steps there are, where `items` does not say.
+        unit: what a step is; it stands behind numbers, with the space that it needs.
+        rate: say how many there are a second.
+    """
+    from tqdm import tqdm
+
+    look = None if rate else WITHOUT_RATE
+    return tqdm(items, desc=desc, total=total, unit=unit, bar_format=look, disable=_disabled(progress))
+
+
+def _disabled(progress: bool | None) -> bool | None:
+    """What tqdm calls `disable`, where None too is for a terminal only."""
+    return None if progress is None else not progress
 
 
 @contextmanager
@@ -64,8 +100,8 @@ def progress_bar(plan: Plan, waiting: Sequence[int], show: bool | None) -> Itera
         total=plan.cells,
         initial=plan.cells - cells,
         unit=" cells",
-        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} cells [{elapsed}<{remaining}]",
-        disable=None if show is None else not show,
+        bar_format=WITHOUT_RATE,
+        disable=_disabled(show),
     ) as bar:
         bar.left = sum(plan.chunks[index].operations for index in waiting)
         yield Progress(plan, plan.cells - cells, bar)

@@ -8,11 +8,9 @@ the token does there (the subject, the end), which differs from pair to pair.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from interp.errors import OutputError, PromptError, unknown
+from interp.errors import PromptError, unknown
 from interp.pairing import Roles, answer_ids, check_rows, encode_prompts, role_positions
 from interp.tokens import labels, pad
+from interp.whole_files import write_whole
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -347,14 +346,8 @@ class PromptPairs:
             "pad_id": int(padding[0]) if len(padding) else 0,
             "pairs": self._plain_pairs(),
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise OutputError(f"prompt pairs cannot be written to {str(path)!r}: {error.strerror or error}") from None
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        write_whole(path, text.encode(), what="prompt pairs")
         return path
 
     @classmethod

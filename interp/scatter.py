@@ -32,6 +32,7 @@ SIDE, WIDEST = 2.3, 3.4
 MOST_VECTOR_POINTS = 2000
 MOST_LABELS = 40
 MOST_COLUMNS = 3
+MOST_NAMED = 6
 
 Colours = Mapping[Any, str] | ScalarMappable
 
@@ -96,6 +97,26 @@ def scatter(
     _describe(figure, axes, x if xlabel is None else xlabel, y if ylabel is None else ylabel)
     _explain(figure, axes, hue, colours)
     return figure
+
+
+def estimates(table: pd.DataFrame) -> Figure:
+    """Estimated against exact effect of cells; on the diagonal they are equal.
+
+    Args:
+        table: a row for each cell, as `interp.agreement.means` makes it, with a column `name`: those with the
+            largest exact effects carry it.
+    """
+    named = table["exact_effect"].abs().nlargest(MOST_NAMED).index
+    return scatter(
+        table.assign(name=table["name"].where(table.index.isin(named), "")),
+        x="exact_effect",
+        y="effect",
+        hue="sample",
+        diagonal=True,
+        labels="name",
+        xlabel="exact effect",
+        ylabel="estimated effect",
+    )
 
 
 def _few(frame: pd.DataFrame) -> bool:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from interp.errors import PromptError, unknown
 from interp.model import HookedModel
+from interp.progress import counting
 
 SUFFIXES = (".txt", ".jsonl")
 AT_ONCE = 64  # sequences that are written together
@@ -165,9 +165,7 @@ def write(
     first = torch.full((n, 1), bos) if bos is not None else torch.randint(cfg.d_vocab, (n, 1), generator=generator)
     seeds = torch.randint(2**31, (n,), generator=generator).tolist()
     parts = []
-    with tqdm(
-        total=n, desc="writing text", unit=" sequences", disable=None if progress is None else not progress
-    ) as bar:
+    with counting(total=n, desc="writing text", unit=" sequences", progress=progress) as bar:
         for start in range(0, n, AT_ONCE):
             rows = first[start : start + AT_ONCE]
             options = {"temperature": temperature, "seed": seeds[start], "stop_at_eos": False}

@@ -12,8 +12,6 @@ Source: Belrose et al. 2023 ("Eliciting Latent Predictions from Transformers wit
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +22,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from interp.errors import InterpError, OutputError, WeightsError, unknown
+from interp.errors import InterpError, WeightsError, unknown
 from interp.fingerprint import fingerprint
 from interp.lens import depths, divergence, read_out
 from interp.model import HookedModel
+from interp.whole_files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,8 +157,9 @@ class TunedLens:
             "training": dict(self.training),
             "held_out": {lens: [list(row) for row in table] for lens, table in self.divergences.items()},
         }
-        publish(folder / WEIGHTS_FILE, safetensors.torch.save(tensors))
-        publish(folder / CONFIG_FILE, (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
+        text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
+        write_whole(folder / WEIGHTS_FILE, safetensors.torch.save(tensors), what="a lens", make_folder=True)
+        write_whole(folder / CONFIG_FILE, text.encode(), what="a lens", make_folder=True)
         return folder
 
     @classmethod
@@ -202,22 +202,6 @@ class TunedLens:
 def model_digest(model: HookedModel) -> str:
     """SHA-256 (hex) of a model's configuration, but for its name, and weights."""
     return fingerprint([model.cfg.replace(model_name=""), dict(model.state_dict())])
-
-
-def publish(file: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; its folder is made.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    partial = file.with_name(f".{file.name}.{secrets.token_hex(8)}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"a lens cannot be written to {str(file.parent)!r}: {error.strerror or error}") from None
 
 
 @torch.no_grad()

@@ -8,11 +8,13 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.agreement import agreement, choose, most_missed, told
+from interp.agreement import agreement, choose, means, most_missed, ranked, tabulated, told
 from interp.errors import InterpError, UnknownName
+from interp.stats import summarise
 
 
 def table(estimate: np.ndarray, exact: np.ndarray, sample: list[str]) -> pd.DataFrame:
@@ -100,6 +102,67 @@ def test_little_or_nothing_to_compare_is_said_and_raises_nothing(cells: int, pro
     assert "nan" not in text and "At most 2 large heads were missed" in text
     correlation = found.set_index("quantity").loc["correlation", "value"]
     assert math.isnan(correlation) == (cells == 1 or scale == 0)
+
+
+def tabled(most: int) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, dict[int, str]]:
+    """A table of 12 cells and 3 prompts, of which 4 were measured, and what it was made of."""
+    rng = np.random.default_rng(4)
+    estimates, chosen = rng.normal(size=(12, 3)), {1: "random", 4: "top", 7: "top", 9: "random"}
+    exact = rng.normal(size=(4, 3))
+    runs = [torch.tensor([0.0, 1.0, -1.0]), torch.tensor([2.0, 5.0, -5.0])]
+    names = "abcdefghijkl"
+    frame = tabulated(
+        lambda at: {"name": names[at], "layer": at // 4},
+        estimates,
+        exact,
+        chosen=chosen,
+        most=most,
+        runs=runs,
+        metric="kl",
+    )
+    return frame, estimates, exact, chosen
+
+
+@pytest.mark.parametrize("most", [0, 3, 12, 40])
+def test_a_table_has_the_largest_and_the_measured_cells(most: int) -> None:
+    frame, estimates, exact, chosen = tabled(most)
+    largest = sorted(range(12), key=lambda at: -abs(estimates[at].mean()))[:most]
+    kept = sorted({*largest, *chosen})
+    assert list(frame["name"].unique()) == ["abcdefghijkl"[at] for at in kept] and len(frame) == 3 * len(kept)
+    assert list(frame)[:2] == ["name", "layer"] and (frame["cells"] == 12).all() and (frame["metric"] == "kl").all()
+    for row in frame.itertuples():
+        at, gap = "abcdefghijkl".index(row.name), [2.0, 4.0, -4.0][row.prompt]
+        assert (row.layer, row.sample) == (at // 4, chosen.get(at, ""))
+        assert row.value == estimates[at, row.prompt] and row.source_value - row.base_value == gap
+        assert row.effect == pytest.approx(row.value / gap)
+        if at in chosen:
+            assert row.exact == exact[list(chosen).index(at), row.prompt]
+            assert row.exact_effect == pytest.approx(row.exact / gap)
+        else:
+            assert math.isnan(row.exact) and math.isnan(row.exact_effect)
+
+
+def test_a_ranking_counts_the_cells_that_have_no_rows() -> None:
+    frame = tabled(12)[0]
+    table, plain = ranked(frame, ["name", "layer"]), summarise(frame, by=["name", "layer"], value="effect")
+    assert table["value"].abs().is_monotonic_decreasing and set(table["metric"]) == {"effect on kl"}
+    both = table.merge(plain, on=["name", "layer"], suffixes=("", "_plain"))
+    assert len(both) == 12 and both["value"].equals(both["value_plain"])
+    of_all = table.set_index("name")
+    for name, part in frame.groupby("name"):
+        np.testing.assert_allclose(of_all.loc[name, "exact"], part["exact_effect"].mean())
+        assert of_all.loc[name, "sample"] == part["sample"].iloc[0]
+    fewer = frame[frame["name"].isin(table["name"].head(4))]  # 4 of the 12 have rows
+    assert (ranked(fewer, "name").set_index("name")["p_adjusted"] >= of_all["p_adjusted"].head(4) - 1e-12).all()
+
+
+def test_means_are_of_measured_cells_the_largest_estimates_first() -> None:
+    frame = tabled(12)[0]
+    found = means(frame, "name")
+    assert list(found["name"]) == ["e", "h", "b", "j"] and list(found["sample"]) == ["top", "top", "random", "random"]
+    for row in found.itertuples():
+        part = frame[frame["name"] == row.name]
+        assert (row.effect, row.exact_effect) == pytest.approx((part["effect"].mean(), part["exact_effect"].mean()))
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

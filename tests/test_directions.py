@@ -21,7 +21,7 @@ from interp.directions import (
     steer,
 )
 from interp.edits import Variant
-from interp.errors import ConfigError, HookError, InterpError, PromptError, UnknownName
+from interp.errors import ConfigError, HookError, InterpError, OutputError, PromptError, UnknownName
 from interp.gpt import GPT
 from interp.prompts import PromptPairs
 from interp.sweep import sweep
@@ -183,6 +183,8 @@ def test_a_direction_that_was_saved_is_the_same(tmp_path: Path) -> None:
     again = Direction.load(tmp_path / "one.safetensors")
     assert torch.equal(again.vector, made.vector)
     assert (again.site, again.layer, again.head, again.made) == (made.site, made.layer, made.head, made.made)
+    with pytest.raises(OutputError, match="a direction cannot be written"):
+        made.save(tmp_path / "missing" / "one.safetensors")
     (tmp_path / "none").write_text("nothing")
     with pytest.raises(InterpError, match="cannot read a direction"):
         Direction.load(tmp_path / "none")

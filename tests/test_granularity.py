@@ -11,7 +11,16 @@ from conftest import make
 
 from interp.edits import Edit
 from interp.errors import InterpError, PromptError, UnknownName
-from interp.granularity import GRANULARITIES, asked, by_position, described, variants
+from interp.granularity import (
+    GRANULARITIES,
+    asked,
+    by_position,
+    cell_columns,
+    cut_by,
+    described,
+    effect_label,
+    variants,
+)
 from interp.prompts import PromptPairs
 from interp.sweep import sweep
 
@@ -135,3 +144,28 @@ def test_positions_carry_the_clean_token_and_its_role() -> None:
     at = frame[(frame["prompt"] == 1) & (frame["query"] == 4) & (frame["key"] == 1)].iloc[0]
     assert (at["query_token"], at["query_role"], at["key_token"], at["key_role"]) == ("5", "END", "2", "changed")
     assert set(frame[frame["query"] == 2]["query_role"]) == {""}
+
+
+def test_a_table_tells_what_its_cells_and_effects_are() -> None:
+    pairs = pairs_of(5, 5)
+    frame = described(measured("attn_head_by_pos_every", pairs), pairs)
+    assert "role" in frame and cut_by(frame) == ["head", "kv_head", "pos"]
+    assert cell_columns(frame) == ["site", "layer", "head", "kv_head", "pos", "metric"]
+    cells = frame.groupby(cell_columns(frame), dropna=False).ngroups
+    assert cells * len(pairs) == len(frame) == len(frame.drop_duplicates([*cell_columns(frame), "prompt"]))
+    assert cut_by(frame.drop(columns="pos")) == ["head", "kv_head", "role"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({}, "effect on logit diff (0 base run, 1 source run)"),
+        ({"direction": "noise"}, "effect on logit diff (0 clean run, 1 corrupt run)"),
+        ({"direction": ["noise", "denoise"]}, "effect on logit diff (0 base run, 1 source run)"),
+        ({"direction": "denoise", "metric": ["kl", "rank"]}, "effect (0 corrupt run, 1 clean run)"),
+    ],
+)
+def test_a_label_says_only_what_all_rows_have_in_common(columns: dict[str, Any], says: str) -> None:
+    frame = pd.DataFrame({"metric": ["logit_diff"] * 2}).assign(**columns)
+    assert effect_label(frame) == says
+    assert effect_label(frame, "estimated effect") == f"estimated {says}"

@@ -93,3 +93,15 @@ def test_what_cannot_be_drawn_is_refused(change: dict[str, str], error: type[Exc
     frame = points().assign(kind=[f"kind {i}" for i in range(12)], nothing=np.nan)
     with pytest.raises(error, match=says):
         figures.scatter(frame, **{"x": "exact", "y": "estimate", **change})  # type: ignore[arg-type]
+
+
+def test_estimates_are_drawn_against_exact_effects_and_the_largest_are_named() -> None:
+    exact = np.array([0.0, -9.0, 1.0, 8.0, 2.0, -7.0, 3.0, 6.0, 5.0, 4.0])
+    table = pd.DataFrame({"exact_effect": exact, "effect": exact[::-1], "sample": ["top"] * 5 + ["random"] * 5})
+    figure = figures.estimates(table.assign(name=[f"L{at}H0" for at in range(10)]))
+    assert {"top", "random", "exact effect", "estimated effect"} <= texts(figure)
+    (axes,) = panels(figure)
+    assert {text.get_text() for text in axes.texts} == {"L1H0", "L3H0", "L5H0", "L7H0", "L8H0", "L9H0"}
+    (cloud,) = drawn(axes)
+    np.testing.assert_array_equal(cloud.get_offsets(), table[["exact_effect", "effect"]])
+    assert axes.get_xlim() == axes.get_ylim()

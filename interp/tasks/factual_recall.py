@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from interp.errors import unknown
 from interp.prompts import PromptPairs
 from interp.tasks.words import Words, enough, single_tokens
-from interp.tasks.writing import About, Draw, fill, write
+from interp.tasks.writing import About, Draw, fill, turns, write
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -121,8 +121,7 @@ def facts(
     if not left:
         enough(Words((), (*objects.kept, *objects.dropped)), "objects of facts", 2)
     rng = random.Random(seed)
-    forms = [(name, template) for name in left for template in RELATIONS[name][0]]
-    forms = [rng.choice(forms)] if aligned else rng.sample(forms, len(forms))
+    forms = turns(rng, [(name, template) for name in left for template in RELATIONS[name][0]], aligned=aligned)
     return write(
         model,
         ABOUT,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from interp.prompts import PromptPairs
 from interp.tasks.words import enough, single_tokens
-from interp.tasks.writing import About, Draw, fill, write
+from interp.tasks.writing import About, Draw, fill, turns, write
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -112,7 +112,7 @@ def pronouns(
     enough(men, "names of men", 1)
     enough(words, "words for a person", 1)
     rng = random.Random(seed)
-    templates = (rng.choice(TEMPLATES),) if aligned else tuple(rng.sample(TEMPLATES, len(TEMPLATES)))
+    templates = turns(rng, TEMPLATES, aligned=aligned)
     return write(
         model,
         ABOUT,

@@ -22,7 +22,7 @@ from interp.errors import PromptError
 from interp.prompts import PromptPairs
 from interp.tasks.answer_sets import NOTE
 from interp.tasks.words import enough, next_token, single_tokens, tokenizer_of
-from interp.tasks.writing import About, Draw, fill, write
+from interp.tasks.writing import About, Draw, fill, turns, write
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -95,7 +95,7 @@ def greater_than(
     enough(nouns, "nouns", 1)
     cut, pieces = _cut(tokenizer)
     rng = random.Random(seed)
-    templates = (rng.choice(TEMPLATES),) if aligned else tuple(rng.sample(TEMPLATES, len(TEMPLATES)))
+    templates = turns(rng, TEMPLATES, aligned=aligned)
     sets: dict[str, list[list[int]]] = {}
     pairs = write(
         model,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from interp.errors import unknown
 from interp.prompts import PromptPairs
 from interp.tasks.words import Words, enough, single_tokens
-from interp.tasks.writing import About, Draw, fill, write
+from interp.tasks.writing import About, Draw, fill, turns, write
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -101,7 +101,7 @@ def agreement(
     enough(nouns, "nouns (with their plurals)", 2)
     enough(verbs, "verbs (with their plurals)", 1)
     rng = random.Random(seed)
-    templates = (rng.choice(TEMPLATES),) if aligned else tuple(rng.sample(TEMPLATES, len(TEMPLATES)))
+    templates = turns(rng, TEMPLATES, aligned=aligned)
     return write(
         model,
         ABOUT,

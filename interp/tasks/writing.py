@@ -11,11 +11,12 @@ A draw never depends on how many prompts are wanted, so a smaller number gives t
 from __future__ import annotations
 
 import itertools
+import random
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 MOST_IN_VAIN = 1500  # draws in a row that give nothing new: then there is nothing new
 LOOKED_AT = 64  # how many prompts decide which layout is the commonest
+
+Form = TypeVar("Form")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,11 @@ def fill(template: str, words: Mapping[str, str]) -> Written:
             spans[name] = (len(text), len(text) + len(words[name]))
             text += words[name]
     return Written(text, spans)
+
+
+def turns(rng: random.Random, forms: Sequence[Form], *, aligned: bool) -> tuple[Form, ...]:
+    """The order in which templates take turns; prompts that are to be aligned have one for all."""
+    return (rng.choice(forms),) if aligned else tuple(rng.sample(forms, len(forms)))
 
 
 def write(

@@ -1,0 +1,48 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from interp.errors import OutputError
+from interp.whole_files import write_whole
+
+
+def test_a_file_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    for content in (b"first\r\n", b"second\n"):
+        write_whole(path, content, what="a thing")
+        assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
+def test_what_goes_wrong_leaves_the_earlier_file_and_no_part_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    path = tmp_path / "one.json"
+    write_whole(path, b"first", what="a thing")
+
+    def fails(partial: Path, target: Path) -> None:
+        assert partial.read_bytes() == b"second" and target == path
+        raise error
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_whole(path, b"second", what="a thing")
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_made_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deep" / "one.json"
+    with pytest.raises(OutputError, match=r"a thing cannot be written to '.*one\.json': No such file"):
+        write_whole(path, b"", what="a thing")
+    assert not list(tmp_path.iterdir())
+    write_whole(path, b"here", what="a thing", make_folder=True)
+    assert path.read_bytes() == b"here"
+    with pytest.raises(OutputError, match=r"a thing cannot be written to '.*one\.json'"):  # a file, and no folder
+        write_whole(path / "below.json", b"", what="a thing", make_folder=True)
+    assert path.read_bytes() == b"here"
