@@ -72,12 +72,17 @@ def _how(task: str, manifest: Mapping[str, Any]) -> list[str]:
     return [
         "## How it was made",
         "",
-        f"`{command}`, {sum(seconds.values()) / 60:.0f} minutes on {manifest['machine']['threads']} threads of a CPU:",
+        f"`{command}`, {sum(seconds.values()) / 60:.0f} minutes on {_threads(manifest)} of a CPU:",
         "",
         "| step | seconds |",
         "|---|---|",
         *(f"| {name.replace('_', ' ')} | {value:.0f} |" for name, value in seconds.items()),
     ]
+
+
+def _threads(manifest: Mapping[str, Any]) -> str:
+    count = manifest["machine"]["threads"]
+    return "one thread" if count == 1 else f"{count} threads"
 
 
 def _scaled(source: Path, target: Path) -> None:
