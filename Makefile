@@ -35,7 +35,7 @@ lint: $(READY) ## check style, format and types
 
 bench: $(READY) ## run every benchmark against its peers, one after another
 	@$(PIP) -c constraints.txt -e '.[bench]' >>$(LOG) 2>&1 || { echo "the peers cannot be installed (log: $(LOG))" >&2; exit 1; }
-	@set -e; for name in startup forward sweep; do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
+	@set -e; for name in startup forward sweep mamba; do echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
 clean: ## remove the environment, reports, caches and build products
 	rm -rf $(VENV) build dist *.egg-info reports .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,8 +1,9 @@
 """Ablation: what does the answer lose when a component is taken away, and how many components does it need?
 
 1. Run the clean prompts, and put something that carries no information in the place of what a head, a layer's
-   attention, an MLP or a neuron gives, at all positions: zero, its mean over prompts (position by position, or role by
-   role), its value in another prompt, or in the corrupt prompt. Each is another question; all are one sweep.
+   attention or state-space mixer, an MLP, a neuron or a channel gives, at all positions: zero, its mean over prompts
+   (position by position, or role by role), its value in another prompt, or in the corrupt prompt. Each is another
+   question; all are one sweep.
 2. The effect is what the metric loses: its clean value less its ablated one. Above zero the component helps, below it
    works against the answer. p is corrected for all that was tested.
 3. Cumulative: take away the component that matters most, then the second as well, and so on. In reverse: take all away
@@ -27,7 +28,7 @@ from torch import Tensor
 from interp import figures, stats
 from interp.ablations import ABLATIONS, replacements
 from interp.command import study_command
-from interp.components import Component, check_apart, components, replaced
+from interp.components import STAGES, Component, check_apart, components, in_words, one_after_another, replaced, steps
 from interp.edits import Edit, Variant
 from interp.errors import InterpError
 from interp.metrics import Metric
@@ -35,7 +36,7 @@ from interp.model import HookedModel
 from interp.pairing import SIDES
 from interp.prompts import PromptPairs
 from interp.scales import Axis
-from interp.sites import NameFilter, get_act_name
+from interp.sites import NameFilter
 from interp.sweep import Executor, plan_sweep, sweep
 from interp.ui.page import FigureItem, Section
 
@@ -45,14 +46,17 @@ if TYPE_CHECKING:
     from interp.canvas import Figure
 
 ORDER = 38
-CURVES = {"ablate": "ablated", "restore": "restored"}
 ORDERS = {"importance": "by importance", "random": "in random order"}
-CELL = ["kind", "component", "site", "layer", "head", "neuron", "metric"]
+PARTS = ["head", "ssm_head", "channel", "neuron"]
+CELL = ["kind", "component", "site", "layer", *PARTS, "metric"]
 CURVE = ["kind", "stage", "order", "number", "metric"]
 COLUMNS = [
-    *("kind", "stage", "order", "draw", "number", "component", "site", "layer", "head", "neuron"),
+    *("kind", "stage", "order", "draw", "number", "component", "site", "layer", *PARTS),
     *("prompt", "metric", "value", "base_value", "effect"),
 ]
+RECURRENT = {"ssm_head", "channel"}  # columns of models that have such layers
+WHOLES = {"attn_out": "attention", "out": "mixer", "mlp_out": "MLP"}
+HEADS = {"head": "head", "ssm_head": "state-space head"}
 MOST_BARS = 20
 # Of a report: operations for the map of the heads, prompts that it has at least, heads and prompts of the second look.
 MOST_OPERATIONS, FEWEST, MOST_AGAIN, MOST_OTHERS = 1.8e12, 4, 6, 8
@@ -63,7 +67,7 @@ def run(
     pairs: PromptPairs,
     *,
     kind: str | Sequence[str] = "mean",
-    site: str | Sequence[str] = "z",
+    site: str | Sequence[str] | None = None,
     only: NameFilter = None,
     cumulative: int | Sequence[int] = 0,
     draws: int = 3,
@@ -82,9 +86,11 @@ def run(
         model: the model.
         pairs: the prompts; their clean side is run.
         kind: one or several names of `interp.ablations.ABLATIONS`, as "zero,mean".
-        site: what the components are, one or several of "z" (heads), "attn_out" (the attention of a layer, with its
-            bias), "mlp_out" (MLPs), "post" (neurons).
-        only: only these components, by the names of tables or globs: "L9H6,L9H9", "L9H*", "MLP 3", "attention 3".
+        site: what the components are, one or several of "z" (heads), "gated" (heads of Mamba-2 layers, channels of
+            Mamba-1 layers), "attn_out" (the attention of a layer, with its bias), "out" (the state-space mixer of a
+            layer), "mlp_out" (MLPs), "post" (neurons). None takes heads, and the mixers of layers without any.
+        only: only these components, by the names of tables or globs: "L9H6,L9H9", "L9H*", "MLP 3", "attention 3",
+            "L9S6" (a head of a Mamba-2 layer), "L9C123" (a channel of a Mamba-1 layer), "mixer 3".
         cumulative: take away (and give back) up to so many one after another, or just these numbers; 0 is none.
         draws: random orders that the order of importance is compared with.
         over: the side that means are over and that other prompts are taken from.
@@ -95,8 +101,8 @@ def run(
     Returns:
         A row for every ablation and prompt: `kind`, `stage` ("single", "ablate" one after another, "restore"), `order`
         ("importance", "random" or ""), `draw`, `number` of components that were ablated or restored, `component, site,
-        layer, head, neuron` of a single one, `prompt, metric, value, base_value` and `effect` = base_value - value, in
-        the metric's unit.
+        layer, head, neuron` of a single one (and `ssm_head, channel` in models with state-space layers), `prompt,
+        metric, value, base_value` and `effect` = base_value - value, in the metric's unit.
 
     Raises:
         UnknownName: a kind, site, component or side that does not exist, or that this model does not have.
@@ -107,8 +113,8 @@ def run(
 
     pairs = pairs.to(model.device)
     kinds = _listed(kind)
-    parts = components(model, _listed(site), only)
-    numbers = _numbers(cumulative, len(parts))
+    parts = components(model, None if site is None else _listed(site), only)
+    numbers = steps(cumulative, len(parts))
     if numbers:
         check_apart(parts)
     chosen = _evenly(len(pairs), measured)
@@ -146,22 +152,15 @@ def run(
             of_kind = frames[0][frames[0]["kind"] == one]
             means = of_kind.groupby("component")["effect"].mean()
             ranked = sorted(parts, key=lambda part: -means[part.name])
-            curves += _curves(one, ranked, numbers, draws, seed, stands[one])
+            curves += one_after_another(one, ranked, numbers, draws, seed, stands[one])
         frames.append(swept(curves, "cumulative"))
-    whole = {name: "Int64" for name in ("draw", "number", "layer", "head", "neuron")}
-    return pd.concat(frames, ignore_index=True).reindex(columns=COLUMNS).astype(whole)
+    columns = [name for name in COLUMNS if model.cfg.has_mamba or name not in RECURRENT]
+    whole = {name: "Int64" for name in ("draw", "number", "layer", *PARTS) if name in columns}
+    return pd.concat(frames, ignore_index=True).reindex(columns=columns).astype(whole)
 
 
 def _listed(words: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(word.strip() for word in (words.split(",") if isinstance(words, str) else words)))
-
-
-def _numbers(cumulative: int | Sequence[int], total: int) -> list[int]:
-    """How many components are ablated at each step, beginning with none; [] where it is never any."""
-    given = list(range(cumulative + 1)) if isinstance(cumulative, int) else list(cumulative)
-    if min(given, default=-1) < 0:
-        raise InterpError(f"cumulative must be a number of components, or several, not {cumulative!r}")
-    return sorted({0, *(min(number, total) for number in given)}) if max(given) else []
 
 
 def _evenly(total: int, measured: int | None) -> list[int]:
@@ -169,23 +168,6 @@ def _evenly(total: int, measured: int | None) -> list[int]:
         raise InterpError(f"measured must be a number of prompts, at least 1, not {measured!r}")
     count = min(measured or total, total)
     return [at * total // count for at in range(count)]
-
-
-def _curves(
-    kind: str, ranked: Sequence[Component], numbers: Sequence[int], draws: int, seed: int, stands: Mapping[str, Tensor]
-) -> list[Variant]:
-    """Both curves of an ablation, in the order given and in random ones."""
-    rng = np.random.default_rng(seed)
-    orders = [("importance", 0, list(ranked))]
-    orders += [("random", draw, [ranked[at] for at in rng.permutation(len(ranked))]) for draw in range(draws)]
-    made = []
-    for order, draw, parts in orders:
-        for number in numbers:
-            gone = {"ablate": parts[:number], "restore": parts[number:]}
-            for stage in CURVES:
-                labels = {"kind": kind, "stage": stage, "order": order, "draw": draw, "number": number}
-                made.append(Variant(replaced(gone[stage], stands), labels))
-    return made
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -198,7 +180,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
     single, curves = frame[frame["stage"] == "single"], frame[frame["stage"] != "single"]
     base = frame.drop_duplicates(["prompt", "metric"]).groupby("metric")["base_value"].mean()
-    table = stats.tested(single, by=CELL, value="effect")
+    table = stats.tested(single, by=_cell(single), value="effect")
     table = table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
     if len(curves):
         table.insert(1, "stage", "single")
@@ -207,8 +189,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     table = table[[*front, *(name for name in table if name not in front)]]
     table.insert(table.columns.get_loc("n"), "share", table["value"] / table["metric"].map(base.where(base > 0)))
     table["metric"] = table["metric"] + " lost"
-    empty = [name for name in ("layer", "head", "neuron") if table[name].isna().all()]
+    empty = [name for name in ("layer", *PARTS) if name in table and table[name].isna().all()]
     return table.drop(columns=empty)
+
+
+def _cell(frame: pd.DataFrame) -> list[str]:
+    return [name for name in CELL if name in frame]
 
 
 def recovery(frame: pd.DataFrame) -> pd.DataFrame:
@@ -226,8 +212,8 @@ def recovery(frame: pd.DataFrame) -> pd.DataFrame:
 def plot(frame: pd.DataFrame) -> Figure:
     """The map of single ablations, a panel for every kind; of cumulative ones, the curves.
 
-    Heads are a grid, layer by head, blue where they help; whole layers are lines; of neurons those with the largest
-    effects are bars. A frame with heads and others shows the heads.
+    Heads are a grid, layer by head, blue where they help; whole layers are lines; of neurons and channels those with
+    the largest effects are bars. A frame with heads and others shows the heads.
     """
     return plot_single(frame) if (frame["stage"] == "single").all() else plot_curves(frame)
 
@@ -235,28 +221,31 @@ def plot(frame: pd.DataFrame) -> Figure:
 def plot_single(frame: pd.DataFrame) -> Figure:
     """The map of single ablations, as `plot` says."""
     single = frame[frame["stage"] == "single"]
-    site = next(site for site in ("z", "attn_out", "mlp_out", "post") if (single["site"] == site).any())
-    table = stats.summarise(single, by=CELL, value="effect")
+    part = next((name for name in PARTS if name in single and single[name].notna().any()), None)
+    if part in ("channel", "neuron") and single["site"].isin(WHOLES).any():
+        part = None
+    table = stats.summarise(single, by=_cell(single), value="effect")
     table["kind"] = table["kind"].map(_words)
     label = f"{_words(frame['metric'].iloc[0])} lost"
     several = "kind" if table["kind"].nunique() > 1 else None
-    if site == "z":
-        table, marked = table[table["site"] == "z"], 3 if several else 6
+    if part in ("head", "ssm_head"):
+        table, marked = table[table[part].notna()], 3 if several else 6
         title = None if several else f"Ablation: {table['kind'].iloc[0]}"
-        return figures.heatmap(table, x="head", y="layer", facet=several, label=label, annotate=marked, title=title)
-    if site == "post":
+        return figures.heatmap(table, x=part, y="layer", facet=several, label=label, annotate=marked, title=title)
+    if part is not None:
+        table = table[table[part].notna()]
         largest = table["value"].abs().groupby(table["component"], sort=False).max()
         kept = table[table["component"].isin(largest.nlargest(MOST_BARS).index)].sort_values("value", ascending=False)
-        title = f"The {len(kept)} neurons with the largest effects, of {len(largest)}"
-        x = Axis("component", title="neuron")
+        title = f"The {len(kept)} {part}s with the largest effects, of {len(largest)}"
+        x = Axis("component", title=part)
         return figures.bars(kept, x=x, hue=several, horizontal=True, diverging=True, label=label, title=title)
-    table = table.assign(part=table["site"].map({"attn_out": "attention", "mlp_out": "MLP"}))
+    table = table.assign(part=table["site"].map(WHOLES))
     return figures.lines(table.dropna(subset="part"), x="layer", hue="part", facet=several, label=label)
 
 
 def plot_curves(frame: pd.DataFrame) -> Figure:
     """The metric against the number of components ablated, and restored; in order of importance and at random."""
-    table = recovery(frame).replace({"stage": CURVES, "order": ORDERS})
+    table = recovery(frame).replace({"stage": STAGES, "order": ORDERS})
     table["kind"] = table["kind"].map(_words)
     several, label = table["kind"].nunique() > 1, _words(frame["metric"].iloc[0])
     facet, title = (["kind", "stage"], None) if several else ("stage", f"Ablation: {table['kind'].iloc[0]}")
@@ -277,11 +266,14 @@ def report(
     import pandas as pd
 
     kind = ("mean_by_role" if pairs.role_names else "mean") if len(pairs) > 1 else "zero"
-    heads = components(model)
-    few = _affordable(model, pairs, heads)
-    wholes = [site for site in ("attn_out", "mlp_out") if get_act_name(site, 0) in model.hook_dict]
+    parts = components(model)
+    what = in_words(parts)
+    few = _affordable(model, pairs, parts)
+    has = {name.rpartition("hook_")[2] for name in model.hook_dict}
+    wholes = [site for site in WHOLES if site in has]
     layers = run(model, pairs, kind=sorted({"zero", kind}), site=wholes, measured=few, progress=progress)
-    sizes = [*(2**at for at in range(len(heads).bit_length() - 2)), len(heads)]
+    most = len(parts).bit_length() - 2 * any(part.axis for part in parts)  # of many heads, the first quarter
+    sizes = [*(2**at for at in range(most)), len(parts)]
     maps = run(model, pairs, kind=kind, cumulative=sizes, draws=2, measured=few, progress=progress)
     single, by_layer = summary(maps[maps["stage"] == "single"]), summary(layers)
     again = _again(model, pairs, single["component"].head(MOST_AGAIN), set(maps["prompt"]), kind, progress)
@@ -298,46 +290,53 @@ def report(
         f"Of whole layers, {strongest['component']} has the largest effect: under {_words(strongest['kind'])} ablation "
         f"the logit difference of {clean:.2f} changes by {-strongest['value']:+.2f}{_interval(strongest)}."
     )
-    found, curve = _found(single, again, kind, clean), _halves(maps, clean)
-    tables = [("The ten heads with the largest effect", single.head(10))]
-    tables += [] if again is None else [("The strongest heads on other prompts, by kind of ablation", again)]
+    found, curve = _found(single, again, kind, clean, what), _halves(maps, clean, what)
+    tables = [(f"The ten {what} with the largest effect", single.head(10))]
+    tables += [] if again is None else [(f"The strongest {what} on other prompts, by kind of ablation", again)]
     caption = f"Mean over {few} prompts."
+    of_layers = " and ".join(word for site, word in WHOLES.items() if site in wholes and site != "mlp_out")
+    items = [
+        FigureItem(
+            "ablation_layers",
+            f"What is lost without each layer's {of_layers}" + (", and without its MLP" if "mlp_out" in wholes else ""),
+            f"{caption} Bands are 95% bootstrap intervals over prompts.",
+            plot(layers),
+            by_layer,
+        )
+    ]
+    heads = [name for name in ("head", "ssm_head") if name in single]
+    items += [
+        FigureItem(
+            f"ablation_{name}s",
+            f"What is lost without each {HEADS[name]}",
+            f"{caption} Blue heads help, red heads work against the answer.",
+            plot_single(maps[maps[name].notna()]),
+            single[single[name].notna()].dropna(axis="columns", how="all"),
+        )
+        for name in heads
+    ]
+    items.append(
+        FigureItem(
+            "ablation_curves",
+            f"{what.capitalize()} taken away one after another, and given back",
+            f"{caption} The order of importance is that of the single ablations on these prompts, "
+            "the random one the mean of two draws.",
+            plot_curves(maps),
+            recovery(maps),
+        )
+    )
     section = Section(
-        title="Ablation",
-        anchor="ablation",
-        text=[intro, told, found, curve],
-        figures=[
-            FigureItem(
-                "ablation_layers",
-                "What is lost without each layer's attention, and without its MLP",
-                f"{caption} Bands are 95% bootstrap intervals over prompts.",
-                plot(layers),
-                by_layer,
-            ),
-            FigureItem(
-                "ablation_heads",
-                "What is lost without each head",
-                f"{caption} Blue heads help, red heads work against the answer.",
-                plot_single(maps),
-                single,
-            ),
-            FigureItem(
-                "ablation_curves",
-                "Heads taken away one after another, and given back",
-                f"{caption} The order of importance is that of the single ablations on these prompts, "
-                "the random one the mean of two draws.",
-                plot_curves(maps),
-                recovery(maps),
-            ),
-        ],
-        tables=tables,
+        title="Ablation", anchor="ablation", text=[intro, told, found, curve], figures=items, tables=tables
     )
     return pd.concat([maps, layers], ignore_index=True), section, [found, curve]
 
 
 def _affordable(model: HookedModel, pairs: PromptPairs, parts: Sequence[Component]) -> int:
     """How many prompts the map of a report takes: all of them where the model is small."""
-    zeros = [Variant([Edit(part.full_site, {"head": part.index or 0}, "zero")]) for part in parts]
+    zeros = [
+        Variant([Edit(part.full_site, {} if part.axis is None else {part.axis: part.index or 0}, "zero")])
+        for part in parts
+    ]
     operations = plan_sweep(model, pairs, zeros, base="clean", source="clean").operations
     return min(len(pairs), max(FEWEST, int(len(pairs) * MOST_OPERATIONS / operations)))
 
@@ -361,12 +360,12 @@ def _interval(row: Any) -> str:
     return f" (95% interval {-row['ci_high']:+.2f} to {-row['ci_low']:+.2f})" if known else ""
 
 
-def _found(single: pd.DataFrame, again: pd.DataFrame | None, kind: str, clean: float) -> str:
-    """Which head matters most, and how many of the strongest still do on prompts that did not choose them."""
+def _found(single: pd.DataFrame, again: pd.DataFrame | None, kind: str, clean: float, what: str) -> str:
+    """Which head or mixer matters most, and how many of the strongest still do on prompts that did not choose them."""
     best = single.iloc[0]
     told = (
-        f"Of {len(single)} heads, {best['component']} has the largest effect: without it ({_words(kind)} ablation) the "
-        f"logit difference of {clean:.2f} changes by {-best['value']:+.2f}"
+        f"Of {len(single)} {what}, {best['component']} has the largest effect: without it ({_words(kind)} ablation) "
+        f"the logit difference of {clean:.2f} changes by {-best['value']:+.2f}"
     )
     if again is None:
         return told + _interval(best) + "."
@@ -374,14 +373,14 @@ def _found(single: pd.DataFrame, again: pd.DataFrame | None, kind: str, clean: f
     row = same[same["component"] == best["component"]].iloc[0]
     sure = same[same["p_adjusted"] < stats.SURE]["value"]
     return (
-        f"{told}, and on {row['n']} other prompts by {-row['value']:+.2f}{_interval(row)}. Of the {len(same)} heads "
+        f"{told}, and on {row['n']} other prompts by {-row['value']:+.2f}{_interval(row)}. Of the {len(same)} {what} "
         f"with the largest effects {(sure > 0).sum()} help there, too, and {(sure < 0).sum()} work against the answer "
         f"(p < {stats.SURE}, corrected for all that was tested there)."
     )
 
 
-def _halves(maps: pd.DataFrame, clean: float) -> str:
-    """How many heads must go, or come back, for half of the metric."""
+def _halves(maps: pd.DataFrame, clean: float, what: str) -> str:
+    """How many heads or mixers must go, or come back, for half of the metric."""
     if clean <= 0:
         return f"The clean logit difference is {clean:.2f}: there is no right answer that ablation could take away."
     means = {key: part.set_index("number")["value"] for key, part in recovery(maps).groupby(["stage", "order"])}
@@ -393,7 +392,7 @@ def _halves(maps: pd.DataFrame, clean: float) -> str:
     back = means["restore", "importance"]
     again = f"; giving them back by importance, half is there again with {back.index[back >= clean / 2].min()}"
     return (
-        f"Taking heads away by importance, the logit difference of {clean:.2f} falls to half {fell['importance']}; in "
+        f"Taking {what} away by importance, the logit difference of {clean:.2f} falls to half {fell['importance']}; in "
         f"random order, {fell['random']}. With all {back.index.max()} ablated it is {back.loc[0]:.2f}"
         f"{again if back.loc[0] < clean / 2 else ''}. (Numbers tried: {', '.join(map(str, back.index))}.)"
     )
@@ -409,8 +408,10 @@ main = study_command(
         click.option("--measured", type=int, help="Measure only so many of the prompts."),
         click.option("--draws", type=int, help="Random orders beside that of importance.  [3]"),
         click.option("--cumulative", type=int, help="Take away, and give back, up to so many one after another.  [0]"),
-        click.option("--only", help="Only these: L9H6,L9H9, L9H*, MLP 3, attention 3, L9N123."),
-        click.option("--site", help="z (heads), attn_out, mlp_out, post (neurons), several as z,mlp_out.  [z]"),
+        click.option("--only", help="Only these: L9H6,L9H9, L9H*, MLP 3, attention 3, L9N123, L9S6, mixer 3."),
+        click.option(
+            "--site", help="z, gated (heads or channels), attn_out, out, mlp_out, post (neurons).  [z, gated, out]"
+        ),
         click.option("--kind", help=f"{', '.join(ABLATIONS)}, several as zero,mean.  [mean]"),
     ],
 )

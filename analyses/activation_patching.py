@@ -7,6 +7,8 @@
 3. Repeat for every layer and head, position or role: one cell of the map each. A granularity names what is patched and
    how finely it is cut, by the names of TransformerLens (`interp.granularity`).
 
+In state-space layers any site of the mixer can be patched in the same way, the state behind a position among them.
+
 Source: Vig et al. 2020 ("Investigating Gender Bias in Language Models Using Causal Mediation Analysis", section 3) and
 Meng et al. 2022 ("Locating and Editing Factual Associations in GPT", section 2.1); on denoising and noising Heimersheim
 and Nanda 2024 ("How to use and interpret activation patching", section 3).
@@ -45,7 +47,6 @@ from interp.pairing import DIRECTIONS
 from interp.plan import Plan
 from interp.prompts import PromptPairs
 from interp.scales import Axis
-from interp.sites import get_act_name
 from interp.sweep import Executor, plan_sweep, sweep
 from interp.ui.page import FigureItem, Section
 
@@ -55,8 +56,23 @@ if TYPE_CHECKING:
     from interp.canvas import Figure
 
 ORDER = 40
-HEADS = {"head": "head", "kv_head": "key-value head"}
-UNITS = {"layer": "layer {}", "head": "L{}H{}", "kv_head": "L{}KV{}"}
+HEADS = {
+    "head": "head",
+    "kv_head": "key-value head",
+    "ssm_head": "state-space head",
+    "ssm_group": "state-space group",
+    "channel": "channel",
+}
+NAMES = {"head": "L{}H{}", "kv_head": "L{}KV{}", "ssm_head": "L{}S{}", "ssm_group": "L{}G{}", "channel": "L{}C{}"}
+PARTS: dict[str, tuple[str, str | None, str]] = {
+    "attn": ("z", "head", "head"),
+    "mamba2": ("gated", "ssm_head", "state-space head"),
+    "mamba": ("out", None, "mixer"),
+}
+"""By what mixes positions in a layer, what a report patches there: site, axis and word; Mamba-1 has no heads."""
+
+BY_ROLE = {"resid_pre": "", "attn_out": "attention", "out": "mixer", "state": "", "mlp_out": "MLP"}
+STATES = "The state is set behind one position; later ones follow from it."
 VARIES = "…"
 MOST_ROWS, MOST_PANELS = 24, 9
 
@@ -80,17 +96,20 @@ def run(
     Args:
         model: the model.
         pairs: clean and corrupt prompts.
-        site: what to patch, by short names: "z" (where it is left out), "resid_pre,attn_out,mlp_out", ["k", "v"], ...
-        by: what the cells of a layer are cut by, one or several of "head" (where it is left out), "pos", "role", and
-            for patterns "query" (destination) and "key" (source), such as "head,pos"; None for whole layers.
-        granularity: a name of `interp.granularity.GRANULARITIES` instead of `site` and `by`, such as
-            "attn_head_out_by_pos".
+        site: what to patch, by short names: "z" (where it is left out), "resid_pre,attn_out,mlp_out", ["k", "v"], ...;
+            left out of a model with state-space layers it is what mixers add, "out" (and "attn_out") by role.
+        by: what the cells of a layer are cut by, one or several of "head" (where it is left out), "pos", "role", for
+            patterns "query" (destination) and "key" (source), and in state-space layers "ssm_head", "ssm_group",
+            "channel", such as "head,pos"; None for whole layers. Layers without such an axis have no cells.
+        granularity: a name of `interp.granularity` instead of `site` and `by`, such as "attn_head_out_by_pos", or
+            "mixer_every" of state-space layers.
         direction: "denoise" patches clean values into the corrupt run, "noise" the reverse.
         metric, max_memory, out, progress, executor: as `interp.sweep` takes them.
 
     Returns:
         A row for every cell and prompt: `direction, site, layer`, what the cell is cut by (`head`, or `kv_head` for
-        keys and values, `pos`, `role`, `query`, `key`), `prompt, metric, value, base_value, source_value, effect`.
+        keys and values, `ssm_head` in Mamba-2 layers, `ssm_group`, `channel`, `pos`, `role`, `query`, `key`),
+        `prompt, metric, value, base_value, source_value, effect`.
         Beside `pos` stand `token`, of the clean prompt, and `role`; beside `query` and `key` the same, `query_token`.
 
     Raises:
@@ -132,7 +151,7 @@ def _cells(
     """A variant for every cell, and the two sides of the sweep."""
     if direction not in DIRECTIONS:
         raise unknown("direction", direction, DIRECTIONS)
-    sites, axes = asked(site, by, granularity)
+    sites, axes = asked(site, by, granularity, model=model, pairs=pairs)
     base, source = DIRECTIONS[direction]
     return variants(model, pairs, site=sites, by=axes), {"base": base, "source": source}
 
@@ -176,10 +195,10 @@ def plot(frame: pd.DataFrame) -> Figure:
     axes = [_axis(frame, name) for name in places]
     look: dict[str, Any] = {"label": effect_label(frame)}
     if len(places) == 2:
-        table, look["title"] = _strongest(table, ["layer", *heads], MOST_PANELS)
+        table, look["title"] = _strongest(table, heads, MOST_PANELS)
         look |= {"y": axes[0], "x": axes[1], "facet": [*several, "unit"]}
     elif places and heads:
-        table, look["title"] = _strongest(table, ["layer", *heads], MOST_ROWS)
+        table, look["title"] = _strongest(table, heads, MOST_ROWS)
         look |= {"y": Axis("unit", title=HEADS[heads[0]]), "x": axes[0], "facet": several}
     elif places:
         look |= {"y": "layer", "x": axes[0], "facet": several}
@@ -192,28 +211,39 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def _by_head(table: pd.DataFrame) -> pd.DataFrame:
-    """Where a table has heads and kv heads, the cells of a kv head once for every head that reads it."""
+    """One column `head` where a table has several kinds of heads; every cell's `unit` is named after its own.
+
+    The cells of a kv head stand there once for every head that reads it.
+    """
     import numpy as np
     import pandas as pd
 
-    if not {"head", "kv_head"} <= set(table):
-        return table
-    shared = table["head"].isna()
-    group = int(table["head"].max() + 1) // int(table["kv_head"].max() + 1)
-    rows = table.loc[table.index[shared].repeat(group)]
-    rows["head"] = rows["kv_head"] * group + np.tile(np.arange(group), int(shared.sum()))
-    if group > 1:
-        rows["site"] += " (by key-value head)"
-    return pd.concat([table[~shared], rows]).sort_index(kind="stable").drop(columns="kv_head").astype({"head": int})
+    if {"head", "kv_head"} <= set(table):
+        shared = table["kv_head"].notna()
+        group = int(table["head"].max() + 1) // int(table["kv_head"].max() + 1)
+        rows = table.loc[table.index[shared].repeat(group)]
+        rows["head"] = rows["kv_head"] * group + np.tile(np.arange(group), int(shared.sum()))
+        if group > 1:
+            rows["site"] += " (by key-value head)"
+        table = pd.concat([table[~shared], rows]).sort_index(kind="stable").drop(columns="kv_head")
+    units = [name for name in NAMES if name in table]
+    table["unit"] = [f"layer {layer}" for layer in table["layer"]]
+    for name in units:
+        own = table[name].notna()
+        pairs = zip(table.loc[own, "layer"], table.loc[own, name], strict=True)
+        table.loc[own, "unit"] = [NAMES[name].format(layer, int(at)) for layer, at in pairs]
+    if {"head", "ssm_head"} <= set(table):
+        table = table.assign(head=table["head"].fillna(table["ssm_head"])).drop(columns="ssm_head")
+    whole = [name for name in units if name in table and table[name].notna().all()]
+    return table.astype(dict.fromkeys(whole, int))
 
 
-def _strongest(table: pd.DataFrame, unit: list[str], most: int) -> tuple[pd.DataFrame, str | None]:
-    """The layers or heads with the largest magnitude anywhere, named in `unit`, in order; how many were left out."""
-    largest = table["value"].abs().groupby([table[name] for name in unit]).max()
-    kept = table[table.set_index(unit).index.isin(largest.nlargest(most).index)].sort_values(unit, kind="stable")
-    named = kept.assign(unit=[UNITS[unit[-1]].format(*map(int, of)) for of in kept[unit].itertuples(index=False)])
-    what = "layers" if unit == ["layer"] else "heads"
-    return named, f"The {most} of {len(largest)} {what} with the largest effects" if len(largest) > most else None
+def _strongest(table: pd.DataFrame, heads: list[str], most: int) -> tuple[pd.DataFrame, str | None]:
+    """The layers or heads with the largest magnitude anywhere, in order; how many were left out."""
+    largest = table["value"].abs().groupby(table["unit"]).max()
+    kept = table[table["unit"].isin(largest.nlargest(most).index)].sort_values(["layer", *heads], kind="stable")
+    what = f"{HEADS[heads[0]]}s" if heads else "layers"
+    return kept, f"The {most} of {len(largest)} {what} with the largest effects" if len(largest) > most else None
 
 
 def _axis(frame: pd.DataFrame, column: str) -> Axis:
@@ -230,15 +260,18 @@ def _axis(frame: pd.DataFrame, column: str) -> Axis:
 def report(
     model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
 ) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: residual stream, attention and MLP by role, and every head."""
+    """The section of a task's report: residual stream, mixers and MLP by role, and every head, or whole mixers."""
     import pandas as pd
 
-    sites = [site for site in ("resid_pre", "attn_out", "mlp_out") if get_act_name(site, 0) in model.hook_dict]
+    has = {name.rpartition("hook_")[2] for name in model.hook_dict}
+    sites = [site for site in BY_ROLE if site in has]
     by_role = run(model, pairs, site=sites, by="role", progress=progress)
-    by_head = run(model, pairs, site="z", by="head", progress=progress)
-    heads = summary(by_head)
+    parts = [kind for kind in PARTS if kind in model.cfg.mixers]
+    by_part = {kind: run(model, pairs, site=PARTS[kind][0], by=PARTS[kind][1], progress=progress) for kind in parts}
+    every = pd.concat(list(by_part.values()), ignore_index=True)
+    ranked = summary(every)
     resid = summary(by_role[by_role["site"] == "resid_pre"])
-    best, worst = heads.sort_values("value", ascending=False).iloc[0], heads.sort_values("value").iloc[0]
+    best, worst = ranked.sort_values("value", ascending=False).iloc[0], ranked.sort_values("value").iloc[0]
     carried = []
     for role in pairs.role_names:
         strong = resid[(resid["role"] == role) & (resid["value"] >= 0.5)]["layer"]
@@ -256,34 +289,60 @@ def report(
         "Each cell runs the corrupt prompt with one activation set to its value in the clean run. The effect is 0 "
         "where nothing changes and 1 where the clean logit difference is back."
     )
+    what = PARTS[parts[0]][2] if len(parts) == 1 else "head or mixer" if "mamba" in parts else "head"
     told = (
-        f"The head whose output restores most is L{best['layer']}H{best['head']} ({best['value']:+.2f}, 95% interval "
+        f"The {what} whose output restores most is {_unit(best)} ({best['value']:+.2f}, 95% interval "
         f"{best['ci_low']:.2f} to {best['ci_high']:.2f}); the one that works most against it is "
-        f"L{worst['layer']}H{worst['head']} ({worst['value']:+.2f})."
+        f"{_unit(worst)} ({worst['value']:+.2f})."
+    )
+    figure_of_roles = FigureItem(
+        "patching_roles",
+        f"Effect of patching {_in_words(sites)} by role",
+        f"Denoising, mean over {len(pairs)} prompts." + (f" {STATES}" if "state" in sites else ""),
+        plot(by_role),
+        summary(by_role),
     )
     section = Section(
         title="Activation patching",
         anchor="patching",
         text=[intro, where, told],
-        figures=[
-            FigureItem(
-                "patching_roles",
-                "Effect of patching the residual stream, attention and MLP outputs by role",
-                f"Denoising, mean over {len(pairs)} prompts.",
-                plot(by_role),
-                summary(by_role),
-            ),
-            FigureItem(
-                "patching_heads",
-                "Effect of patching the output of every head",
-                f"Denoising of z at all positions, mean over {len(pairs)} prompts.",
-                plot(by_head),
-                heads,
-            ),
-        ],
-        tables=[("The ten heads with the largest effect", heads.head(10))],
+        figures=[figure_of_roles, *(_figure(kind, frame, len(pairs)) for kind, frame in by_part.items())],
+        tables=[(f"The ten {_several(what)} with the largest effect", ranked.head(10))],
     )
-    return pd.concat([by_head, by_role], ignore_index=True), section, [where, told]
+    return pd.concat([every, by_role], ignore_index=True), section, [where, told]
+
+
+def _figure(kind: str, frame: pd.DataFrame, n: int) -> FigureItem:
+    """The map of one kind of heads, or the curve of whole mixers over layers."""
+    site, by, what = PARTS[kind]
+    table = summary(frame)
+    curve = figures.lines(table.sort_values("layer"), x="layer", label=effect_label(frame)) if by is None else None
+    return FigureItem(
+        {"attn": "patching_heads", "mamba2": "patching_ssm_heads", "mamba": "patching_mixers"}[kind],
+        f"Effect of patching the output of every {what}",
+        f"Denoising of {site} at all positions, mean over {n} prompts.",
+        plot(frame) if curve is None else curve,
+        table,
+    )
+
+
+def _unit(row: pd.Series[Any]) -> str:
+    """The name of the head, or of the whole layer, that a row is about."""
+    own = [name for name in NAMES if name in row and row[name] == row[name]]
+    return NAMES[own[0]].format(row["layer"], int(row[own[0]])) if own else f"that of layer {row['layer']}"
+
+
+def _in_words(sites: Sequence[str]) -> str:
+    """What is patched by role: the residual stream, attention and MLP outputs, perhaps states."""
+    words = [word for site, word in BY_ROLE.items() if site in sites and word]
+    outputs = " and ".join(filter(None, (", ".join(words[:-1]), "".join(words[-1:])))) + " outputs"
+    if len(words) == 1 and "state" not in sites:
+        return f"the residual stream and {outputs}"
+    return f"the residual stream, {outputs}" + " and the state" * ("state" in sites)
+
+
+def _several(what: str) -> str:
+    return " or ".join(f"{word}s" for word in what.split(" or "))
 
 
 main = study_command(

@@ -1,11 +1,14 @@
 """Attention patterns: where do heads look, and what does that say about their job?
 
-1. Compute the pattern of the chosen heads, and of no others.
+1. Compute the pattern of the chosen heads, and of no others. In state-space layers it is the hidden attention: the
+   share that each earlier position has in what is read from the state (`interp.hidden_attention`), of the heads of
+   Mamba-2, of whole mixers of Mamba-1 and of single channels.
 2. Average, over prompts, the attention from each role of the prompt to each other.
 3. Name what a head does by the pair of roles that stands out.
 
 Source: Vaswani et al. 2017 ("Attention Is All You Need", section 3.2.1) for the pattern; Wang et al. 2022
-("Interpretability in the Wild", section 3) for reading heads by the roles they connect.
+("Interpretability in the Wild", section 3) for reading heads by the roles they connect; Ali et al. 2024 ("The Hidden
+Attention of Mamba Models", section 3).
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ from typing import TYPE_CHECKING
 
 import click
 import torch
+from torch import Tensor
 
 from interp import figures, stats
+from interp.cache import ActivationCache
 from interp.command import study_command
+from interp.components import Component, components
 from interp.graph import parse_head
+from interp.hidden_attention import mixer_of, patterns, shares, sources, together
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.ui.page import FigureItem, Section
@@ -29,7 +36,10 @@ if TYPE_CHECKING:
     from interp.canvas import Figure
 
 ORDER = 50
-MOST_HEADS = 6
+MOST_HEADS, MOST_CHANNELS = 6, 2
+LEAST_LINK = 0.2
+DARKEST = 0.98
+SHARE = "share of hidden attention"
 
 
 @torch.no_grad()
@@ -39,20 +49,28 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
     Args:
         model: the model.
         pairs: the prompts; their clean side is read.
-        heads: names as `L9H6`; None takes every head.
+        heads: names as `L9H6`; in state-space layers `L9S6` (a head of Mamba-2), `L9C123` (a channel of Mamba-1),
+            `mixer 9`. None takes every head, and whole mixers in layers of Mamba-1.
 
     Returns:
         Columns `layer, head, prompt, query, key, query_token, key_token, query_role, key_role, value`: a row for every
-        key that a query may look at.
+        key that a query may look at. With state-space layers there are `component` (the name), `ssm_head`, `channel`
+        and `weight`: `value` is a share of hidden attention there, and `weight` the entry of the pattern itself, with
+        its sign and with D where a position looks at itself (empty for whole mixers).
+
+    Raises:
+        UnknownName: a head, channel or mixer that the model does not have.
     """
     import pandas as pd
 
     pairs = pairs.to(model.device)
-    every = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
-    chosen = [parse_head(name, model) for name in heads] if heads else every
-    layers = sorted({layer for layer, _ in chosen})
+    chosen = _chosen(model, heads)
+    layers = sorted({part.layer for part in chosen})
     mask = pairs.attention_mask
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in layers]
+    plain = {layer: model.cfg.mixer(layer) == "attn" for layer in layers}
+    names = [
+        name for layer in layers for name in ([f"blocks.{layer}.attn.hook_pattern"] if plain[layer] else sources(layer))
+    ]
     _, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=mask, stop_at_layer=layers[-1] + 1)
     looks = torch.ones(pairs.mask.shape[1], pairs.mask.shape[1], dtype=torch.bool, device=model.device)
     looks = (looks.tril() if model.cfg.causal else looks) & pairs.mask[:, :, None] & pairs.mask[:, None, :]
@@ -69,13 +87,56 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
             "key_role": [roles[p].get(i, "") for p, i in zip(prompt, key, strict=True)],
         }
     )
+    hidden = {layer: _hidden(model, cache, layer, chosen, mask) for layer in layers if not plain[layer]}
     frames = []
-    for layer, head in chosen:
-        frame = links.assign(value=cache["pattern", layer][:, head][looks].float().cpu().numpy())
-        frame.insert(0, "head", head)
-        frame.insert(0, "layer", layer)
+    for part in chosen:
+        if plain[part.layer]:
+            value, weight = cache["pattern", part.layer][:, part.index], None
+        else:
+            value, weight = hidden[part.layer][part]
+        frame = links.assign(value=value[looks].float().cpu().numpy())
+        if model.cfg.has_mamba:
+            frame["weight"] = float("nan") if weight is None else weight[looks].float().cpu().numpy()
+            for axis in ("channel", "ssm_head", "head"):
+                frame.insert(0, axis, pd.array([part.index if part.axis == axis else None] * len(frame), "Int64"))
+            frame.insert(0, "layer", part.layer)
+            frame.insert(0, "component", part.name)
+        else:
+            frame.insert(0, "head", part.index)
+            frame.insert(0, "layer", part.layer)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)
+
+
+def _chosen(model: HookedModel, heads: Sequence[str] | None) -> list[Component]:
+    """The heads, channels and mixers of these names, in their order."""
+    if not heads:
+        return components(model)
+    if not model.cfg.has_mamba:
+        return [Component("z", *parse_head(name, model), "head") for name in heads]
+    has = {name.rpartition("hook_")[2] for name in model.hook_dict}
+    sites = [site for site in ("z", "gated", "out") if site in has]
+    return [part for name in heads for part in components(model, sites, [name])]
+
+
+def _hidden(
+    model: HookedModel, cache: ActivationCache, layer: int, chosen: Sequence[Component], mask: Tensor | None
+) -> dict[Component, tuple[Tensor, Tensor | None]]:
+    """Shares and entries [batch, query, key] of the parts of a state-space layer that were chosen."""
+    own = [part for part in chosen if part.layer == layer]
+    found: dict[Component, tuple[list[Tensor], list[Tensor]]] = {part: ([], []) for part in own}
+    D = mixer_of(model, layer).D
+    for _, pattern in patterns(model, cache, layer, mask):
+        for part, (values, entries) in found.items():
+            if part.index is None:
+                values.append(together(pattern, D))
+                continue
+            one = pattern[:, part.index : part.index + 1]
+            values.append(shares(one, D[part.index : part.index + 1])[:, 0])
+            entries.append(one[:, 0].clone())
+    return {
+        part: (torch.cat(values), torch.cat(entries) if entries else None) for part, (values, entries) in found.items()
+    }
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -83,74 +144,124 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     named = frame[(frame["query_role"] != "") & (frame["key_role"] != "")].assign(metric="attention")
     if named.empty:
         named = frame.assign(metric="attention", query_role=frame["query"], key_role=frame["key"])
-    table = stats.summarise(named, by=["layer", "head", "query_role", "key_role", "metric"], value="value")
+    table = stats.summarise(named, by=[*_own(frame), "query_role", "key_role", "metric"], value="value")
     return table.sort_values("value", ascending=False, kind="stable", ignore_index=True)
+
+
+def _own(frame: pd.DataFrame) -> list[str]:
+    """The columns that tell patterns apart."""
+    return ["component", "layer"] if "component" in frame else ["layer", "head"]
+
+
+def _names(frame: pd.DataFrame) -> pd.Series[str]:
+    if "component" in frame:
+        return frame["component"]
+    return "L" + frame["layer"].astype(str) + "H" + frame["head"].astype(str)
 
 
 def plot(frame: pd.DataFrame) -> Figure:
     """The patterns of the first prompt, one panel a head; of many heads, those with the strongest links."""
+    own = _own(frame)
     first = frame[frame["prompt"] == frame["prompt"].min()]
-    if len(first[["layer", "head"]].drop_duplicates()) > MOST_HEADS:
-        best = summary(frame[frame["query"] != frame["key"]])[["layer", "head"]].drop_duplicates().head(MOST_HEADS)
-        first = first.merge(best, on=["layer", "head"])
+    if len(first[own].drop_duplicates()) > MOST_HEADS:
+        best = summary(frame[frame["query"] != frame["key"]])[own].drop_duplicates().head(MOST_HEADS)
+        first = first.merge(best, on=own)
     tokens = first.drop_duplicates("query").sort_values("query")["query_token"].tolist()
-    return figures.attention(first, tokens=tokens)
+    if "component" not in own:
+        return figures.attention(first, tokens=tokens)
+    hidden = first["head"].isna()
+    label = SHARE if hidden.all() else "attention probability" + f", or {SHARE}" * bool(hidden.any())
+    limit = max(LEAST_LINK, float(first["value"].quantile(DARKEST))) if hidden.all() else 1.0
+    return figures.attention(first, tokens=tokens, facet="component", label=label, limit=limit)
 
 
-LEAST_LINK = 0.2
-
-
-def describe(table: pd.DataFrame, layer: int, head: int, last: str) -> str:
+def describe(table: pd.DataFrame, name: str, last: str) -> str:
     """What a head does, from the links between roles: where the last position looks, or else its strongest link."""
-    own = table[(table["layer"] == layer) & (table["head"] == head) & (table["query_role"] != table["key_role"])]
+    own = table[(_names(table) == name) & (table["query_role"] != table["key_role"])]
     strong = own[own["value"] >= LEAST_LINK]
     if strong.empty:
-        return f"L{layer}H{head} looks from no role to another with more than {LEAST_LINK} on average"
+        return f"{name} looks from no role to another with more than {LEAST_LINK} on average"
     from_last = strong[strong["query_role"] == last]
     link = (from_last if len(from_last) else strong).iloc[0]
-    return f"L{layer}H{head} looks from {link['query_role']} to {link['key_role']} ({link['value']:.2f})"
+    return f"{name} looks from {link['query_role']} to {link['key_role']} ({link['value']:.2f})"
 
 
 def report(
     model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
 ) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: the heads that patching or, failing that, attribution found strongest."""
-    heads = None
-    if "activation_patching" in results:
-        cells = results["activation_patching"].dropna(subset=["head"])
-        means = cells.groupby(["layer", "head"])["effect"].mean().abs().sort_values(ascending=False)
-        heads = [f"L{int(layer)}H{int(head)}" for layer, head in means.index[:MOST_HEADS]]
-    frame = run(model, pairs, heads=heads)
-    table = summary(frame)
-    chosen = list(dict.fromkeys(zip(frame["layer"], frame["head"], strict=True)))
+    """The section of a task's report: the heads that patching or, failing that, attribution found strongest.
+
+    Of layers without heads, the mixers that patching found strongest, and the channels that write most.
+    """
+    frame = run(model, pairs, heads=_strongest(model, results))
     last = pairs.role_names[-1] if pairs.role_names else ""
-    text = [
-        "Mean attention over prompts between the roles of the prompt: "
-        + "; ".join(describe(table, layer, head, last) for layer, head in chosen)
-        + "."
-    ]
-    item = FigureItem(
-        "attention_patterns",
-        "Attention patterns of the heads with the largest effect",
-        "First prompt. Rows are the positions that look (destination), columns those that are looked at (source).",
-        plot(frame),
-        frame[frame["prompt"] == 0],
-    )
-    section = Section(
-        title="Attention patterns",
-        anchor="attention",
-        text=text,
-        figures=[item],
-        tables=[("Links between roles", table.head(12))],
-    )
-    return frame, section, text
+    hidden = frame["head"].isna()
+    text, items, tables = [], [], []
+    for part, what in ((frame[~hidden], "attention"), (frame[hidden], SHARE)):
+        if part.empty:
+            continue
+        table = summary(part)
+        told = "; ".join(describe(table, name, last) for name in dict.fromkeys(_names(part)))
+        text.append(f"Mean {what} over prompts between the roles of the prompt: {told}.")
+        items.append(_figure(part))
+        tables.append(("Links between roles" + f" by {what}" * bool(hidden.any()), table.head(12)))
+    if hidden.any():
+        text.append(
+            "Hidden attention is the matrix that the recurrence of a state-space layer equals. Its share is the "
+            "magnitude of an entry as a part of its row, without D, which passes by the state; of a whole mixer, that "
+            "of the mean magnitude over its channels."
+        )
+    section = Section(title="Attention patterns", anchor="attention", text=text, figures=items, tables=tables)
+    return frame, section, text[:1]
+
+
+def _strongest(model: HookedModel, results: Mapping[str, pd.DataFrame]) -> list[str] | None:
+    """Names of heads, state-space heads and mixers by their effect, of channels by their direct contribution."""
+    if "activation_patching" not in results:
+        return None
+    cells = results["activation_patching"]
+    names = []
+    for column, name in (("head", "L{}H{}"), ("ssm_head", "L{}S{}")):
+        if column in cells:
+            means = cells.dropna(subset=[column]).groupby(["layer", column])["effect"].mean().abs()
+            best = means.sort_values(ascending=False).index[:MOST_HEADS]
+            names += [name.format(int(layer), int(at)) for layer, at in best]
+    plain = [layer for layer in range(model.cfg.n_layers) if model.cfg.mixer(layer) == "mamba"]
+    whole = cells[(cells["site"] == "out") & cells["role"].isna() & cells["layer"].isin(plain)]
+    means = whole.groupby("layer")["effect"].mean().abs().sort_values(ascending=False)
+    names += [f"mixer {layer}" for layer in means.index[: MOST_HEADS - MOST_CHANNELS]]
+    if plain and "head_attribution" in results:
+        frame = results["head_attribution"]
+        written = frame[frame["kind"] == "channel"].groupby("component")["value"].mean().abs()
+        names += list(written.sort_values(ascending=False).index[:MOST_CHANNELS])
+    return names
+
+
+def _figure(frame: pd.DataFrame) -> FigureItem:
+    """The patterns of heads of attention, or those of state-space layers."""
+    caption = "First prompt. Rows are the positions that look (destination), columns those that are looked at (source)."
+    if frame["head"].notna().any():
+        name, what = "attention_patterns", "Attention patterns of the heads"
+    else:
+        parts = {"state-space heads": frame["ssm_head"].notna(), "channels": frame["channel"].notna()}
+        parts = {"mixers": frame["ssm_head"].isna() & frame["channel"].isna(), **parts}
+        name, what = (
+            "hidden_attention",
+            f"Hidden attention of the {' and '.join(k for k, v in parts.items() if v.any())}",
+        )
+        caption += f" The darkest colour is the {SHARE} that {1 - DARKEST:.0%} of entries exceed."
+    return FigureItem(name, f"{what} with the largest effect", caption, plot(frame), frame[frame["prompt"] == 0])
 
 
 main = study_command(
     run,
     plot=plot,
     summary=summary,
-    options=[click.option("--head", "heads", multiple=True, help="A head, as L9H6; repeat for several.")],
+    options=[
+        click.option(
+            "--head", "heads", multiple=True, help="A head, as L9H6 (or L9S6, L9C123, 'mixer 9'); repeat for several."
+        )
+    ],
 )
 
 if __name__ == "__main__":

@@ -55,7 +55,15 @@ METHODS: dict[str, dict[str, bool]] = {
     "atp-star": {"qk_fix": True, "drop": True},
     "ig": {},
 }
-UNITS = {"head": "H{}", "kv_head": "KV{}", "neuron": "N{}", "query": " from {}", "key": " to {}"}
+UNITS = {
+    **{"head": "H{}", "kv_head": "KV{}", "ssm_head": "S{}", "ssm_group": "G{}", "channel": "C{}", "neuron": "N{}"},
+    **{"query": " from {}", "key": " to {}"},
+}
+MANY = ("channel", "neuron")
+PARTS = {"attn": ("z", "head"), "mamba2": ("gated", "ssm_head")}
+"""By what mixes positions in a layer, the site that holds what its heads give, and their axis; Mamba-1 has none."""
+
+RECURRENCE = ("conv", "delta", "B", "C", "state", "gate")
 SHOWN = 20
 
 
@@ -84,7 +92,7 @@ def run(
         model: the model.
         pairs: clean and corrupt prompts.
         site, by, granularity, direction: as in activation patching; `by="neuron"` cuts the MLPs' "post" (or "pre",
-            "pre_linear") into its channels.
+            "pre_linear") into its channels. The "state" of a state-space layer is estimated at single positions.
         method: "atp", "qk-fix", "drop", "atp-star" or "ig".
         steps: points at which "ig" takes the gradient.
         metric: as `interp.sweep` takes it, if it has a gradient.
@@ -95,10 +103,11 @@ def run(
 
     Returns:
         A row for each of these cells and every prompt: `direction, site, layer`, what the cell is cut by (`head`, or
-        `kv_head` for keys and values, `neuron`, `pos`, `role`, `query`, `key`; beside positions the clean prompt's
-        token and role), `method`, `sample` ("top", "random" or ""), `cells` (how many were estimated), `prompt, metric,
-        value` (the estimated change of the metric), `exact` (the measured one, where it was), `base_value,
-        source_value`, `effect` and `exact_effect` (the changes as parts of the difference between the two runs).
+        `kv_head` for keys and values, `ssm_head`, `ssm_group`, `channel`, `neuron`, `pos`, `role`, `query`, `key`;
+        beside positions the clean prompt's token and role), `method`, `sample` ("top", "random" or ""), `cells` (how
+        many were estimated), `prompt, metric, value` (the estimated change of the metric), `exact` (the measured one,
+        where it was), `base_value, source_value`, `effect` and `exact_effect` (the changes as parts of the difference
+        between the two runs).
 
     Raises:
         UnknownName: a direction, method, granularity, site or axis that does not exist, a metric without a gradient.
@@ -154,7 +163,7 @@ def _cells(
     granularity: str | None,
 ) -> list[Variant]:
     if by != "neuron" or granularity is not None:
-        sites, axes = asked(site, by, granularity)
+        sites, axes = asked(site, by, granularity, model=model, pairs=pairs)
         return variants(model, pairs, site=sites, by=axes)
     named = asked("post" if site is None else site)[0]
     return [variant for name in named for variant in neurons(model, name)]
@@ -176,29 +185,35 @@ def compared(frame: pd.DataFrame) -> pd.DataFrame:
 def plot(frame: pd.DataFrame) -> Figure:
     """The mean estimated effects: a map of layers by heads, positions or roles, a panel for every site.
 
-    Cells that are cut by two axes, and neurons, are too many for a map: those with the largest estimates are bars.
+    Cells that are cut by two axes, channels and neurons are too many for a map: those with the largest estimates are
+    bars.
 
     Raises:
         InterpError: a frame that holds several granularities.
     """
     cuts = cut_by(frame)
-    heads = [name for name in cuts if name in ("head", "kv_head")]
+    heads = [name for name in cuts if name in UNITS and name not in (*MANY, *PLACES)]
     if frame[[name for name in cuts if name not in heads]].isna().any(axis=None):
         raise InterpError(f"one figure shows one granularity; this frame mixes cells by {', '.join(cuts)}")
     several = [name for name in ("direction", "method", "site") if frame[name].nunique() > 1]
     cell, label = cell_columns(frame), effect_label(frame, "estimated effect")
-    if "neuron" in cuts or len(cuts) - max(len(heads) - 1, 0) > 1:
+    if not set(MANY).isdisjoint(cuts) or len(cuts) - max(len(heads) - 1, 0) > 1:
         table = stats.summarise(frame, by=cell, value="effect")
         table = table.loc[table["value"].abs().nlargest(SHOWN).index].assign(name=lambda rows: _names(rows))
         return figures.bars(
             table, x=Axis("name", title=""), horizontal=True, diverging=True, facet=several or None, label=label
         )
     table = frame.groupby(cell, sort=False, dropna=False)["effect"].mean().reset_index(name="value")
+    mixed = "site" in several and table.groupby("layer")["site"].nunique().max() == 1  # layers that differ in kind
+    several = [name for name in several if name != "site" or not mixed]
     look: dict[str, Any] = {"y": "layer", "facet": several or None, "label": label}
+    if heads == ["ssm_head"]:
+        return figures.heatmap(table, x="ssm_head", annotate=0 if several else 6, **look)
     if heads:
         table["head"] = table[heads].bfill(axis=1).iloc[:, 0].astype(int)
-        across = Axis("head", title="head" if heads == ["head"] else "head (of keys and values: key-value head)")
-        return figures.heatmap(table, x=across, annotate=0 if several else 6, **look)
+        titles = {"kv_head": "head (of keys and values: key-value head)", "ssm_group": "head (of B and C: group)"}
+        across = Axis("head", title=next((titles[name] for name in heads if name in titles), "head"))
+        return figures.heatmap(table, x=across, annotate=0 if several or mixed else 6, **look)
     if not cuts:
         return figures.heatmap(
             table, x="site", **look | {"facet": [name for name in several if name != "site"] or None}
@@ -221,7 +236,7 @@ def _names(table: pd.DataFrame) -> pd.Series:
 
     def name(row: pd.Series) -> str:
         there = {column: row[column] for column in cut_by(table) if not pd.isna(row[column])}
-        unit = next((column for column in ("head", "kv_head", "neuron") if column in there), None)
+        unit = next((column for column in UNITS if column in there and column not in PLACES), None)
         text = f"L{row['layer']}{UNITS[unit].format(there[unit])}" if unit else f"layer {row['layer']}"
         text += "".join(UNITS.get(column, " at {}").format(there[column]) for column in PLACES if column in there)
         return f"{row['site']} {text}" if several or unit is None else text
@@ -232,48 +247,49 @@ def _names(table: pd.DataFrame) -> pd.Series:
 def report(
     model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
 ) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: heads and neurons, and queries and keys with and without the correction."""
+    """The section of a task's report: heads and mixers, neurons and channels, what the recurrence of state-space layers
+    is made of, and queries and keys with and without the correction.
+    """
     import pandas as pd
 
-    heads = run(model, pairs, site="z", by="head", progress=progress)
-    ranked, agreed = summary(heads), compared(heads)
-    frames, items, tables = [heads], [], [("How far the estimates for heads agree", agreed)]
-    best = ranked.iloc[0]
-    findings = [
-        f"By gradients, the head whose patching moves the answer most is L{best['layer']}H{best['head']} "
-        f"({best['value']:+.2f} of the difference between the runs). {told(agreed, 'heads')}"
-    ]
+    frames, items, tables, findings = [], [], [], []
+    for word, options in _parts(model).items():
+        frame = run(model, pairs, **options, progress=progress)
+        table, agreed = summary(frame), compared(frame)
+        best = table.iloc[0]
+        findings.append(
+            f"By gradients, the {word} whose patching moves the answer most is {_named(best)} "
+            f"({best['value']:+.2f} of the difference between the runs). {told(agreed, word + 's')}"
+        )
+        frames.append(frame)
+        tables.append((f"How far the estimates for {word}s agree", agreed))
+        items += _items(word, frame, table, len(pairs))
     text = [
         "Each estimate is the difference of an activation between the clean and the corrupt run, times the gradient of "
         "the metric there in the corrupt run. Where patching runs each cell, this takes one backward for all of them; "
         "a sample is patched exactly, to see how far the estimates hold.",
-        findings[0],
+        *findings,
     ]
-    items.append(
-        FigureItem(
-            "attribution_patching_heads",
-            "Estimated effect of patching the output of every head",
-            f"Mean over {len(pairs)} prompts.",
-            plot(heads),
-            ranked,
-        )
-    )
-    items.append(
-        FigureItem(
-            "attribution_patching_agreement",
-            "Estimated against exact effects of heads",
-            "Half of these heads have the largest estimates, half were drawn at random among the others.",
-            plot_agreement(heads),
-            ranked[ranked["sample"] != ""],
-        )
-    )
-    if get_act_name("post", 0) in model.hook_dict:
-        cells = run(model, pairs, by="neuron", most=200, progress=progress)
+    if model.cfg.has_mamba and pairs.role_names:
+        cells = run(model, pairs, site=RECURRENCE, by="role", progress=progress)
         frames.append(cells)
-        told_neurons = told(compared(cells), "neurons")
-        text.append(f"Of {int(cells['cells'].iloc[0]):,} neurons: {told_neurons}")
-        tables.append(("The ten neurons with the largest estimates", summary(cells).head(10)))
-    if isinstance(model, GPT):
+        text.append(f"Of what the recurrence of state-space layers is made of: {told(compared(cells), 'cells')}")
+        items.append(
+            FigureItem(
+                "attribution_patching_recurrence",
+                "Estimated effect of patching what enters the recurrence, its steps, its state and what is read of it",
+                f"By role, mean over {len(pairs)} prompts. The state is set behind one position; later ones follow "
+                "from it.",
+                plot(cells),
+                summary(cells),
+            )
+        )
+    for word, options in _many(model).items():
+        cells = run(model, pairs, **options, most=200, progress=progress)
+        frames.append(cells)
+        text.append(f"Of {int(cells['cells'].iloc[0]):,} {word}: {told(compared(cells), word)}")
+        tables.append((f"The ten {word} with the largest estimates", summary(cells).head(10)))
+    if isinstance(model, GPT) and model.cfg.has_attention:
         errors = {}
         for method in ("atp", "qk-fix"):
             cells = run(model, pairs, site=["q", "k"], by="head", method=method, progress=progress)
@@ -291,6 +307,56 @@ def report(
         title="Attribution patching", anchor="attribution-patching", text=text, figures=items, tables=tables
     )
     return pd.concat(frames, ignore_index=True), section, findings
+
+
+def _parts(model: HookedModel) -> dict[str, dict[str, Any]]:
+    """What a report estimates one by one, heads, or the mixers of layers without any, and the options of `run`."""
+    found: dict[str, dict[str, Any]] = {}
+    sites = [site for kind, (site, _) in PARTS.items() if kind in model.cfg.mixers]
+    if sites:
+        found["head"] = {"site": sites, "by": "head"}
+    if "mamba" in model.cfg.mixers:
+        found["mixer"] = {"site": "out", "by": None}
+    return found
+
+
+def _many(model: HookedModel) -> dict[str, dict[str, Any]]:
+    """The smallest parts of layers: neurons, and channels of Mamba-1."""
+    neurons = any(get_act_name("post", layer) in model.hook_dict for layer in range(model.cfg.n_layers))
+    found: dict[str, dict[str, Any]] = {"neurons": {"by": "neuron"}} if neurons else {}
+    return found | ({"channels": {"site": "gated", "by": "channel"}} if "mamba" in model.cfg.mixers else {})
+
+
+def _named(row: Any) -> str:
+    """A head or mixer as a sentence calls it."""
+    import pandas as pd
+
+    for column in ("head", "ssm_head"):
+        if column in row and not pd.isna(row[column]):
+            return f"L{row['layer']}{UNITS[column].format(row[column])}"
+    return f"mixer {row['layer']}"
+
+
+def _items(word: str, frame: pd.DataFrame, table: pd.DataFrame, n: int) -> list[FigureItem]:
+    """The map of heads or mixers, and how far it can be trusted."""
+    own = "" if word == "head" else f"_{word}"
+    by_layer = table.sort_values("layer")
+    return [
+        FigureItem(
+            f"attribution_patching_{word}s",
+            f"Estimated effect of patching the output of every {word}",
+            f"Mean over {n} prompts.",
+            figures.lines(by_layer, x="layer", label=effect_label(frame)) if word == "mixer" else plot(frame),
+            table,
+        ),
+        FigureItem(
+            f"attribution_patching_agreement{own}",
+            f"Estimated against exact effects of {word}s",
+            f"Half of these {word}s have the largest estimates, half were drawn at random among the others.",
+            plot_agreement(frame),
+            table[table["sample"] != ""],
+        ),
+    ]
 
 
 main = study_command(

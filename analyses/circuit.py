@@ -332,8 +332,9 @@ def report(
         FigureItem(
             "circuit_diagram",
             f"The smallest faithful circuit, {circuit.n_edges} edges",
-            "Blue edges hold the logit difference up: ablated alone, it falls by the estimate. Red ones hold it down. "
-            "Dots say which input of a head an edge enters.",
+            "Blue edges hold the logit difference up: ablated alone, it falls by the estimate. Red ones hold it down."
+            + (" Dots say which input of a head an edge enters." if model.cfg.has_attention else "")
+            + (" What a Mamba-2 layer reads is drawn at each of its heads." if "mamba2" in model.cfg.mixers else ""),
             figures.circuit(lost, label="estimated loss of the logit difference without the edge"),
             lost,
         )

@@ -1,7 +1,7 @@
 """Edge attribution: which component's output, read by which other component, moves the answer?
 
-1. Every reader (a head's query, key or value input, an MLP, the unembedding) reads a sum over what earlier components
-   wrote. An edge is one term of such a sum.
+1. Every reader (a head's query, key or value input, a state-space layer, an MLP, the unembedding) reads a sum over what
+   earlier components wrote. An edge is one term of such a sum.
 2. The effect of an edge is the change of the metric when the reader gets what the writer would have written if it were
    ablated: by default, in the corrupt prompt.
 3. Gradients estimate the effects of all edges at once: EAP at the clean run, EAP-IG averaged along a path from the
@@ -26,6 +26,7 @@ from interp import figures, stats
 from interp.ablations import ABLATIONS
 from interp.agreement import agreement, choose, means, ranked, tabulated, told
 from interp.command import study_command
+from interp.config import ModelConfig
 from interp.edge_scores import eap_ig, exact
 from interp.errors import unknown
 from interp.gradients import AnyMetric, run_values
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 ORDER = 60
 METHODS = {"eap": None, "eap-ig-inputs": "inputs", "eap-ig-activations": "activations"}
 EDGE = ["edge", "sender", "receiver", "sender_layer", "receiver_layer"]
-NODE = re.compile(r"[am](\d+)(?:\.(h|kv)(\d+)(?:<(\w)>)?)?")
+NODE = re.compile(r"([ams])(\d+)(?:\.(h|kv)(\d+)(?:<(\w)>)?)?")
 SHOWN = 20
 
 
@@ -186,8 +187,18 @@ def _written(node: str) -> str:
     found = NODE.fullmatch(node)
     if found is None:
         return {"input": "embed"}.get(node, node)
-    layer, kind, head, reads = found.groups()
-    return f"MLP {layer}" if kind is None else f"L{layer}{kind.upper()}{head}" + (f" {reads}" if reads else "")
+    letter, layer, kind, head, reads = found.groups()
+    if kind is None:
+        return f"{'mixer' if letter == 's' else 'MLP'} {layer}"
+    return f"L{layer}{'S' if letter == 's' else kind.upper()}{head}" + (f" {reads}" if reads else "")
+
+
+def _words(cfg: ModelConfig) -> str:
+    """What the names of nodes mean."""
+    heads = "`q`, `k` and `v` are what a head reads by, `KV` is a key-value head." if cfg.has_attention else ""
+    layers = "A `mixer` is a state-space layer." if cfg.has_mamba else ""
+    parts = "`L0S1` is its head 1 in layer 0 (Mamba-2)." if "mamba2" in cfg.mixers else ""
+    return " ".join(filter(None, (heads, layers, parts)))
 
 
 def _label(frame: pd.DataFrame) -> str:
@@ -225,8 +236,7 @@ def report(
             FigureItem(
                 "edges_top",
                 "The edges with the largest estimated effects",
-                f"Mean over {len(pairs)} prompts; bars are 95% bootstrap intervals over prompts. `q`, `k` and `v` are "
-                "what a head reads by, `KV` is a key-value head.",
+                f"Mean over {len(pairs)} prompts; bars are 95% bootstrap intervals over prompts. {_words(model.cfg)}",
                 plot(frame),
                 table.head(SHOWN),
             ),

@@ -1,7 +1,7 @@
-"""Direct logit attribution: which heads, MLPs and embeddings write the answer into the residual stream?
+"""Direct logit attribution: which heads, mixers, MLPs and embeddings write the answer into the residual stream?
 
 1. The last position's residual stream is the sum of the embedding, every head's result, every bias and every MLP's
-   output.
+   output. A state-space layer adds what its heads write (Mamba-2) or its channels (Mamba-1, which has no heads).
 2. The final norm, with the scale that it has in this run, and the unembedding are linear: the answer's logit (or its
    difference from the wrong answer's) is the sum of what each part contributes.
 3. What the sum leaves over is reported as `residue`; it is rounding error.
@@ -12,18 +12,21 @@ al. 2022 ("Interpretability in the Wild", section 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
 from torch import Tensor
 
 from interp import figures, stats
+from interp.cache import ActivationCache
 from interp.command import study_command
-from interp.errors import unknown
+from interp.errors import InterpError, unknown
+from interp.gpt import GPT
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
+from interp.scales import Axis
 from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
@@ -33,29 +36,47 @@ if TYPE_CHECKING:
 
 ORDER = 30
 METRICS = ("logit_diff", "logit")
+PARTS = {"head": "head", "ssm_head": "state-space head", "channel": "channel"}
+WORDS = {kind: f"{word}s" for kind, word in PARTS.items()}
+SUMS = {"head": "heads", "mixer": "mixers", "mlp": "MLPs"}
+LAYERS = {"head": "heads", "mixer": "mixer", "mlp": "MLP"}
+MIXERS = ("ssm_head", "channel", "mixer")  # kinds that a state-space layer's rows have
+CHANNELS = 12
 
 
 @torch.no_grad()
-def run(model: HookedModel, pairs: PromptPairs, *, metric: str = "logit_diff") -> pd.DataFrame:
+def run(
+    model: HookedModel, pairs: PromptPairs, *, metric: str = "logit_diff", channels: int = CHANNELS
+) -> pd.DataFrame:
     """Contribution of every component to the answer at the last position of the clean prompts.
 
     Args:
         model: the model.
         pairs: the prompts; their clean side is read.
         metric: "logit_diff" (right minus wrong) or "logit" (right).
+        channels: how many channels of Mamba-1 layers have rows of their own: those of all layers whose mean
+            contribution is largest in magnitude.
 
     Returns:
         Columns `component, kind, layer, head, prompt, metric, value`, in logits. Kinds: `embed`, `head` (`L9H6`), `mlp`
-        (`mlp_9`, with its bias), `bias` (the attention's b_O of a layer; the final norm's and the unembedding's bias),
-        `total` (the metric itself) and `residue` (the metric less the sum of all parts).
+        (`mlp_9`, with its bias), `bias` (the b_O or b_out of a layer; the final norm's and the unembedding's bias),
+        `total` (the metric itself) and `residue` (the metric less the sum of all parts). With state-space layers there
+        are the columns `ssm_head, channel`, and the kinds `ssm_head` (`L9S6`, of Mamba-2), `channel` (`L9C123`, of
+        Mamba-1) and `mixer` (`mixer_9`, a Mamba-1 layer; `rest_9` where channels of it have rows of their own).
+
+    Raises:
+        UnknownName: another metric.
+        InterpError: a number of channels below 0.
     """
     import pandas as pd
 
     if metric not in METRICS:
         raise unknown("metric of head attribution", metric, METRICS)
+    if channels < 0:
+        raise InterpError(f"channels must be a number of channels, 0 or more, not {channels}")
     cfg = model.cfg
     pairs = pairs.to(model.device)
-    ends = ("hook_embed", "hook_pos_embed", "hook_z", "hook_mlp_out", "ln_final.hook_scale")
+    ends = ("hook_embed", "hook_pos_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out", "ln_final.hook_scale")
     names = [name for name in model.hook_dict if name.endswith(ends)]
     mask = pairs.attention_mask
     logits, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=mask)
@@ -69,12 +90,13 @@ def run(model: HookedModel, pairs: PromptPairs, *, metric: str = "logit_diff") -
             labels.append((name, "embed", None, None))
             written.append(cache[name][at])
     for layer in range(cfg.n_layers):
-        labels += [(f"L{layer}H{head}", "head", layer, head) for head in range(cfg.n_heads)]
-        written += model.head_results(layer, cache["z", layer][at]).unbind(1)
-        if cfg.attn_out_bias:
-            labels.append((f"b_O_{layer}", "bias", layer, None))
-            written.append(model.b_O[layer].expand(len(pairs), -1))
-        if not cfg.attn_only:
+        if cfg.mixer(layer) == "attn":
+            labels += [(f"L{layer}H{head}", "head", layer, head) for head in range(cfg.n_heads)]
+            written += model.head_results(layer, cache["z", layer][at]).unbind(1)
+        for name, bias in _biases(model, layer):
+            labels.append((name, "bias", layer, None))
+            written.append(bias.expand(len(pairs), -1))
+        if cfg.mlp_in(layer):
             labels.append((f"mlp_{layer}", "mlp", layer, None))
             written.append(cache["mlp_out", layer][at])
 
@@ -86,6 +108,11 @@ def run(model: HookedModel, pairs: PromptPairs, *, metric: str = "logit_diff") -
     sign = torch.tensor([1.0, -1.0 if metric == "logit_diff" else 0.0], device=model.device)
     direction = (model.W_U.T[pairs.answers] * sign[:, None]).sum(1)  # [prompt, d_model]
     values = list((stack * direction).sum(-1).double().unbind(0))  # [prompt] for every component
+    if cfg.has_mamba:
+        scale = None if norm is None else cache["ln_final.hook_scale"][at]
+        names_of, worth = _of_mixers(model, cache, at, _seen_through(norm, scale, direction), channels)
+        labels += names_of
+        values += worth
     bias = (
         torch.zeros(cfg.d_model, device=model.device, dtype=model.dtype) if norm is None or norm.b is None else norm.b
     )
@@ -99,31 +126,110 @@ def run(model: HookedModel, pairs: PromptPairs, *, metric: str = "logit_diff") -
     frame = pd.DataFrame(labels, columns=["component", "kind", "layer", "head"]).astype(
         {"layer": "Int64", "head": "Int64"}
     )
+    own = ["head", "ssm_head", "channel"] if cfg.has_mamba else ["head"]
+    for name in reversed(own):  # the number of a part stands in the column of its kind
+        frame[name] = frame["head"].where(frame["kind"] == name)
     frame["metric"] = metric
     frame["prompt"] = [list(range(len(pairs)))] * len(frame)
     frame["value"] = [value.tolist() for value in values]
     frame = frame.explode(["prompt", "value"], ignore_index=True).astype({"prompt": int, "value": float})
-    return frame[["component", "kind", "layer", "head", "prompt", "metric", "value"]]
+    return frame[["component", "kind", "layer", *own, "prompt", "metric", "value"]]
+
+
+def _biases(model: HookedModel, layer: int) -> Iterator[tuple[str, Tensor]]:
+    """The output bias [d_model] of a layer's mixer with its name, if it has one."""
+    if model.cfg.mixer(layer) == "attn" and model.cfg.attn_out_bias:
+        yield f"b_O_{layer}", model.attention(layer).b_O if isinstance(model, GPT) else model.b_O[layer]
+    mixer = model.block(layer).mixer if isinstance(model, GPT) else None
+    if mixer is not None and mixer.b_out is not None:
+        yield f"b_out_{layer}", mixer.b_out
+
+
+def _seen_through(norm: Any, scale: Tensor | None, direction: Tensor) -> Tensor:
+    """The direction of the residual stream that the final norm turns into `direction`.  # [prompt, d_model]"""
+    if norm is None:
+        return direction
+    with torch.enable_grad():
+        probe = torch.zeros_like(direction, requires_grad=True)
+        (seen,) = torch.autograd.grad((norm.scaled(probe, scale) * direction).sum(), probe)  # it is linear
+    return seen
+
+
+def _of_mixers(
+    model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor], seen: Tensor, channels: int
+) -> tuple[list[tuple[str, str, int | None, int | None]], list[Tensor]]:
+    """Labels of the state-space layers' rows, and what each is worth [prompt].
+
+    Args:
+        model, cache: what ran, and its `gated` sites.
+        at: the last position of every prompt.
+        seen: what a vector in the residual stream is worth [prompt, d_model].
+        channels: how many channels have rows.
+    """
+    assert isinstance(model, GPT)
+    each: dict[int, Tensor] = {}  # layer -> [prompt, channel]
+    for layer in range(model.cfg.n_layers):
+        mixer = model.block(layer).mixer
+        if mixer is not None:
+            gated = cache["gated", layer][at].flatten(1)
+            each[layer] = gated.double() * (seen.double() @ mixer.W_out.double())
+    plain = {layer: own for layer, own in each.items() if model.cfg.mixer(layer) == "mamba"}
+    sizes = {(layer, c): size for layer, own in plain.items() for c, size in enumerate(own.mean(0).abs().tolist())}
+    chosen = sorted(sorted(sizes, key=lambda one: -sizes[one])[:channels])
+    labels: list[tuple[str, str, int | None, int | None]] = []
+    values: list[Tensor] = []
+    for layer, own in each.items():
+        if layer not in plain:
+            heads = own.unflatten(1, (-1, model.cfg.d_ssm_head)).sum(-1)  # [prompt, ssm_head]
+            labels += [(f"L{layer}S{head}", "ssm_head", layer, head) for head in range(model.cfg.n_ssm_heads)]
+            values += heads.unbind(1)
+            continue
+        apart = [channel for of, channel in chosen if of == layer]
+        labels += [(f"L{layer}C{channel}", "channel", layer, channel) for channel in apart]
+        values += [own[:, channel] for channel in apart]
+        labels.append((f"{'rest' if apart else 'mixer'}_{layer}", "mixer", layer, None))
+        values.append(own.sum(1) - own[:, apart].sum(1))
+    return labels, values
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over prompts with intervals and corrected p, the largest magnitudes first."""
-    table = stats.tested(frame, by=["component", "kind", "layer", "head", "metric"], value="value")
+    own = [name for name in ("head", "ssm_head", "channel") if name in frame]
+    table = stats.tested(frame, by=["component", "kind", "layer", *own, "metric"], value="value")
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
 def plot(frame: pd.DataFrame) -> Figure:
-    """Heads as a grid, layer by head."""
+    """Heads as a grid, layer by head; without any those of state-space layers, channels with rows, or whole layers."""
+    kinds = set(frame["kind"])
+    kind = next((kind for kind in ("head", "ssm_head", "channel") if kind in kinds), None)
+    return plot_layers(frame) if kind is None else plot_parts(frame, kind)
+
+
+def plot_parts(frame: pd.DataFrame, kind: str) -> Figure:
+    """One kind of parts: "head" and "ssm_head" as a grid, "channel" as bars."""
     table = summary(frame)
-    return figures.heatmap(table[table["kind"] == "head"], x="head", y="layer", label=_label(frame), annotate=6)
+    table = table[table["kind"] == kind]
+    if kind != "channel":
+        return figures.heatmap(table, x=kind, y="layer", label=_label(frame), annotate=6)
+    table = table.sort_values("value", ascending=False)
+    x = Axis("component", title="channel")
+    title = f"The {len(table)} channels with the largest contributions"
+    return figures.bars(table, x=x, horizontal=True, diverging=True, label=_label(frame), title=title)
 
 
 def plot_layers(frame: pd.DataFrame) -> Figure:
-    """What the heads of each layer together, and its MLP, add."""
-    parts = frame[frame["kind"].isin(["head", "mlp"])]
+    """What the heads of each layer together, its state-space mixer, and its MLP, add."""
+    parts = _by_layer(frame)
     sums = parts.groupby(["kind", "layer", "prompt", "metric"], as_index=False)["value"].sum()
     table = stats.summarise(sums, by=["kind", "layer", "metric"], value="value")
     return figures.lines(table, x="layer", y="value", hue="kind", label=_label(frame))
+
+
+def _by_layer(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of layers; all parts of a state-space layer are of the kind `mixer`."""
+    kinds = frame["kind"].replace(dict.fromkeys(MIXERS, "mixer"))
+    return frame.assign(kind=kinds)[kinds.isin(["head", "mixer", "mlp"])]
 
 
 def _label(frame: pd.DataFrame) -> str:
@@ -137,57 +243,79 @@ def report(
     """The section of a task's report: its measurements, and how they are told."""
     frame = run(model, pairs)
     table = summary(frame)
-    heads = table[table["kind"] == "head"]
+    parts = table[table["kind"].isin(WORDS)]
+    what = " and ".join(word for kind, word in WORDS.items() if kind in set(parts["kind"]))
     total = table[table["kind"] == "total"].iloc[0]
     embed = frame[frame["kind"] == "embed"].groupby("prompt")["value"].sum().mean()
     residue = frame.loc[frame["kind"] == "residue", "value"].abs().max()
-    sums = {
-        kind: frame[frame["kind"] == kind].groupby("prompt")["value"].sum().mean() for kind in ("head", "mlp", "bias")
-    }
-    strongest = heads.iloc[0]
+    kinds = frame["kind"].replace(dict.fromkeys(MIXERS, "mixer"))
+    sums = frame["value"].groupby([kinds, frame["prompt"]]).sum().groupby(level=0).mean()
+    added = [(word, sums[kind]) for kind, word in SUMS.items() if kind in sums]
+    (first, most), *others = added
+    strongest, weakest = parts.iloc[0], parts.sort_values("value").iloc[0]
     finding = (
-        "The heads whose direct contribution is largest are "
-        + ", ".join(f"{row.component} ({row.value:+.2f})" for row in heads.head(3).itertuples())
-        + f"; all heads together write {sums['head']:+.2f}, all MLPs {sums['mlp']:+.2f} of the logit difference."
+        f"The {what} whose direct contribution is largest are "
+        + ", ".join(f"{row.component} ({row.value:+.2f})" for row in parts.head(3).itertuples())
+        + f"; all {first} together write {most:+.2f}"
+        + "".join(f", all {word} {value:+.2f}" for word, value in others)
+        + " of the logit difference."
     )
     text = [
         f"The logit difference at the last position, {total['value']:.2f} on average, is the sum of what each part "
-        f"writes there: heads {sums['head']:+.2f}, MLPs {sums['mlp']:+.2f}, embeddings {embed:+.2f}, biases "
-        f"{sums['bias']:+.2f} (largest residue of any prompt: {residue:.1e}).",
-        f"The head with the largest direct contribution is {strongest['component']} ({strongest['value']:+.2f}, "
-        f"95% interval {strongest['ci_low']:.2f} to {strongest['ci_high']:.2f}); the strongest against the answer is "
-        f"{heads.sort_values('value').iloc[0]['component']} ({heads['value'].min():+.2f}).",
+        f"writes there: {''.join(f'{word} {value:+.2f}, ' for word, value in added)}embeddings {embed:+.2f}, "
+        f"biases {sums['bias']:+.2f} (largest residue of any prompt: {residue:.1e}).",
+        f"The {PARTS[strongest['kind']]} with the largest direct contribution is {strongest['component']} "
+        f"({strongest['value']:+.2f}, 95% interval {strongest['ci_low']:.2f} to {strongest['ci_high']:.2f}); the "
+        f"strongest against the answer is {weakest['component']} ({weakest['value']:+.2f}).",
     ]
+    by_layer = _by_layer(frame)
+    of_layers = [word for kind, word in LAYERS.items() if kind in set(by_layer["kind"])]
+    items = [
+        FigureItem(
+            "attribution_layers",
+            f"Direct contribution of every layer's {' and '.join(of_layers)}",
+            f"Mean over {len(pairs)} prompts; bands are 95% bootstrap intervals over prompts.",
+            plot_layers(frame),
+            by_layer,
+        )
+    ]
+    for kind in WORDS:
+        own = parts[parts["kind"] == kind]
+        if len(own):
+            items.append(_figure(frame, kind, own))
+    shown = table[table["kind"].isin([*WORDS, "mixer", "mlp", "embed"])]
+    if model.cfg.has_mamba:  # names say where parts stand
+        shown = shown.drop(columns=list(WORDS))
     section = Section(
         title="Direct logit attribution",
         anchor="attribution",
         text=text,
-        figures=[
-            FigureItem(
-                "attribution_layers",
-                "Direct contribution of every layer's heads and MLP",
-                f"Mean over {len(pairs)} prompts; bands are 95% bootstrap intervals over prompts.",
-                plot_layers(frame),
-                frame[frame["kind"].isin(["head", "mlp"])],
-            ),
-            FigureItem(
-                "attribution_heads",
-                "Direct contribution of every head",
-                "Blue heads write towards the right answer, red heads towards the wrong one.",
-                plot(frame),
-                heads,
-            ),
-        ],
-        tables=[("The ten largest direct contributions", table[table["kind"].isin(["head", "mlp", "embed"])].head(10))],
+        figures=items,
+        tables=[("The ten largest direct contributions", shown.head(10))],
     )
     return frame, section, [finding]
+
+
+def _figure(frame: pd.DataFrame, kind: str, own: pd.DataFrame) -> FigureItem:
+    """Every head, or the channels with rows."""
+    which = "the channels with the largest ones" if kind == "channel" else f"every {PARTS[kind]}"
+    return FigureItem(
+        f"attribution_{kind}s",
+        f"Direct contribution of {which}",
+        f"Blue {WORDS[kind]} write towards the right answer, red {WORDS[kind]} towards the wrong one.",
+        plot_parts(frame, kind),
+        own.dropna(axis="columns", how="all"),
+    )
 
 
 main = study_command(
     run,
     plot=plot,
     summary=summary,
-    options=[click.option("--metric", type=click.Choice(METRICS), default="logit_diff", show_default=True)],
+    options=[
+        click.option("--channels", type=int, help=f"Channels of Mamba-1 layers with rows of their own.  [{CHANNELS}]"),
+        click.option("--metric", type=click.Choice(METRICS), default="logit_diff", show_default=True),
+    ],
 )
 
 if __name__ == "__main__":

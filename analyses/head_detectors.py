@@ -4,6 +4,7 @@
    write for the tokens that they attend to, on random tokens and on ordered lists (`interp.head_patterns`).
 2. Weights: the same jobs read from the QK and OV circuits, without a prompt (`interp.head_weights`).
 3. Task: attention along the same links on the task's own prompts, less what an even look would give.
+   A model without attention has heads in its Mamba-2 layers, which are judged by their hidden attention.
 4. Every head's mean over sequences (or draws of tokens) is tested against its control and corrected for being many.
 5. Agreement: rank correlation over heads between what patterns say and what weights say, and the overlap of the heads
    that each puts first.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -49,6 +50,10 @@ CIRCUIT = {kind: ": OV" if kind in ("copying", "successor") else ": QK" for kind
 
 KNOWN = {"detector": DETECTORS, "source": SOURCES}
 LEAST, TOP, NAMED = 0.1, 10, 3
+HIDDEN = (
+    "This model has no attention: its heads are those of its Mamba-2 layers, and their patterns the shares of hidden "
+    "attention. A look at the token before may also be the convolution's, which no pattern shows."
+)
 
 
 def run(
@@ -80,10 +85,11 @@ def run(
 
     Returns:
         A row for every detector, source, head and sequence: `detector, source, layer, head, prompt, metric, value,
-        control, effect`. `prompt` numbers the sequence, the draw of tokens, the list or the task's prompt. `metric`
-        says what the value is: "attention" (from 0 to 1), "standing" (of the right token among others, from -1 to 1),
-        "eigenvalues" (the sum over that of their magnitudes, from -1 to 1) or "share" (of words whose next one is
-        raised most). `effect` is `value` less `control`.
+        control, effect`, with `ssm_head` in the place of `head` where the model has no attention. `prompt` numbers the
+        sequence, the draw of tokens, the list or the task's prompt. `metric` says what the value is: "attention" (from
+        0 to 1), "standing" (of the right token among others, from -1 to 1), "eigenvalues" (the sum over that of their
+        magnitudes, from -1 to 1) or "share" (of words whose next one is raised most). `effect` is `value` less
+        `control`.
 
     Raises:
         UnknownName: a detector or source that does not exist.
@@ -98,7 +104,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
     `p` and `p_adjusted` are of the effect: its mean over sequences against 0, corrected over the heads of a metric.
     """
-    by = ["detector", "source", "layer", "head"]
+    by = ["detector", "source", "layer", _axis(frame)]
     table = stats.summarise(frame, by=by, value="value")
     tested = stats.tested(frame, by=by, value="effect", n_resamples=1)
     table["control"] = frame.groupby([*by, "metric"], sort=False)["control"].mean().to_numpy()
@@ -109,6 +115,15 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         ["detector", "source", "effect"], ascending=[True, True, False], kind="stable", ignore_index=True
     )
     return table.astype({"detector": str, "source": str})
+
+
+def _axis(frame: pd.DataFrame) -> str:
+    """The column of heads."""
+    return "head" if "head" in frame else "ssm_head"
+
+
+def _name(row: Any) -> str:
+    return f"L{row.layer}H{row.head}" if hasattr(row, "head") else f"L{row.layer}S{row.ssm_head}"
 
 
 def agreement(frame: pd.DataFrame, *, top: int = TOP, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -129,7 +144,7 @@ def agreement(frame: pd.DataFrame, *, top: int = TOP, n_resamples: int = 2000, s
     import pandas as pd
     from scipy.stats import spearmanr
 
-    means = frame.groupby(["detector", "source", "layer", "head"], sort=False)["effect"].mean().unstack("source")
+    means = frame.groupby(["detector", "source", "layer", _axis(frame)], sort=False)["effect"].mean().unstack("source")
     rows = []
     for detector in dict.fromkeys(frame["detector"]):
         for pair in (("patterns", "weights"), ("patterns", "task")):
@@ -182,9 +197,9 @@ def plot_task(frame: pd.DataFrame) -> Figure:
 def _maps(frame: pd.DataFrame) -> Figure:
     import pandas as pd
 
-    table = frame.groupby(["detector", "source", "layer", "head"], sort=False)["value"].mean().reset_index()
+    table = frame.groupby(["detector", "source", "layer", _axis(frame)], sort=False)["value"].mean().reset_index()
     kinds, sources = ([name for name in known if name in set(table[column])] for column, known in KNOWN.items())
-    wide = table.pivot(index=["layer", "head"], columns=["detector", "source"], values="value")
+    wide = table.pivot(index=["layer", _axis(frame)], columns=["detector", "source"], values="value")
     # A panel for every kind and source, so that they stand above each other; what was not measured is hatched.
     absent = math.nan * wide.iloc[:, 0]
     parts = []
@@ -193,7 +208,14 @@ def _maps(frame: pd.DataFrame) -> Figure:
             title = SHORT[kind] + (CIRCUIT[kind] if source == "weights" else "")
             parts.append(wide.get((kind, source), absent).rename("value").reset_index().assign(panel=title))
     return figures.heatmap(
-        pd.concat(parts), x="head", y="layer", facet="panel", columns=len(kinds), limit=1.0, label="score", annotate=1
+        pd.concat(parts),
+        x=_axis(frame),
+        y="layer",
+        facet="panel",
+        columns=len(kinds),
+        limit=1.0,
+        label="score",
+        annotate=1,
     )
 
 
@@ -209,7 +231,7 @@ def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
         if best.empty:
             yield f"No head seems to {does}, by its {source}: none scores above its control."
             continue
-        names = ", ".join(f"L{row.layer}H{row.head} ({row.value:.2f})" for row in best.itertuples())
+        names = ", ".join(f"{_name(row)} ({row.value:.2f})" for row in best.itertuples())
         text = f"The heads that most {does}, by their {source}, are {names}"
         if own["p"].notna().any():
             sure = int(((own["p_adjusted"] < stats.SURE) & (own["effect"] >= LEAST)).sum())
@@ -226,7 +248,7 @@ def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
             )
         against = own[(own["p_adjusted"] < stats.SURE) & (own["effect"] <= -LEAST)].tail(NAMED)[::-1]
         if detector == "copying" and len(against):
-            names = ", ".join(f"L{row.layer}H{row.head} ({row.value:.2f})" for row in against.itertuples())
+            names = ", ".join(f"{_name(row)} ({row.value:.2f})" for row in against.itertuples())
             text += f". Against what they read, as copy suppression does, write {names}"
         yield text + "."
 
@@ -239,7 +261,7 @@ def in_short(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
         own = table[(table["detector"] == detector) & (table["source"] == "patterns")]
         if own["p"].notna().any():
             best = own[(own["p_adjusted"] < stats.SURE) & (own["effect"] >= LEAST)].head(NAMED)
-            names = ", ".join(f"L{row.layer}H{row.head}" for row in best.itertuples())
+            names = ", ".join(_name(row) for row in best.itertuples())
             (first if len(best) else none).append(f"{names} ({SHORT[detector]})" if names else SHORT[detector])
     if first:
         yield f"By their patterns, the first heads of each kind are {'; '.join(first)}."
@@ -273,6 +295,7 @@ def report(
         "same places without a repetition, an even look, or chance.",
         *sentences(table, agreed),
         *_left_out(missing),
+        *([HIDDEN] if _axis(frame) == "ssm_head" else []),
     ]
     items = [
         FigureItem(
@@ -297,7 +320,7 @@ def report(
     tables = [("The first heads of each kind, with 95% bootstrap intervals over sequences", best)]
     if len(agreed):
         tables.append(("Agreement of two sources over heads", agreed))
-    if isinstance(model, GPT):
+    if isinstance(model, GPT) and "weights" in set(frame["source"]):
         tables += list(_of_weights(model, table))
     section = Section(title="Kinds of heads", anchor="head-detectors", text=text, figures=items, tables=tables)
     return frame, section, list(in_short(table, agreed))

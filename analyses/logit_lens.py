@@ -1,6 +1,6 @@
 """Logit lens: what would the model answer if it stopped after each layer?
 
-1. Take the residual stream before every layer, between attention and MLP, and after the last layer.
+1. Take the residual stream before every layer, between mixer and MLP, and after the last layer.
 2. Pass each through the final norm, with its own scale, and the unembedding.
 3. Read the top tokens, and the probability, rank and logit difference of the answer.
 

@@ -1,10 +1,12 @@
 """Path patching: which component tells a receiver what it acts on, and by which paths?
 
-1. Base and source prompts differ in one respect. A sender (a head, an MLP, the embedding) is set to its value in the
-   source run. What its change does to the input of a receiver is found by the paths that are left open
-   (`interp.paths`): `direct` (the residual stream alone), `mlps` (MLPs pass it on, heads are frozen) or `all`.
+1. Base and source prompts differ in one respect. A sender (a head, a state-space layer, an MLP, the embedding) is set
+   to its value in the source run. What its change does to the input of a receiver is found by the paths that are left
+   open (`interp.paths`): `direct` (the residual stream alone), `mlps` (MLPs pass it on, heads and state-space layers
+   are frozen) or `all`.
 2. The base prompts run with this receiver's input changed, and nothing else. A receiver is the query, key or value
-   input of a head, an MLP or the unembedding (`logits`); several joined by `+` are changed together.
+   input of a head, a state-space layer, an MLP or the unembedding (`logits`); several joined by `+` are changed
+   together.
 3. The effect is 0 where the receiver does not care, and 1 where the answer is that of the source run. Every sender is
    a cell; p is corrected for all of them.
 
@@ -18,6 +20,7 @@ Source: Wang et al. 2022 ("Interpretability in the Wild", section 3.1 and append
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +33,7 @@ from interp.command import study_command
 from interp.edits import Variant
 from interp.errors import InterpError, unknown
 from interp.granularity import effect_label
-from interp.graph import READS, Graph, Node, parse_head
+from interp.graph import READS, Graph, Node, n_heads
 from interp.metrics import Metric
 from interp.model import HookedModel
 from interp.pairing import DIRECTIONS
@@ -45,7 +48,9 @@ if TYPE_CHECKING:
     from interp.canvas import Figure
 
 ORDER = 55
-CELL = ["direction", "through", "receiver", "sender", "site", "layer", "head", "pos", "role", "metric"]
+HEADS = ["head", "ssm_head"]
+CELL = ["direction", "through", "receiver", "sender", "site", "layer", *HEADS, "pos", "role", "metric"]
+MIXED = ["z", "gated", "out"]
 MEASURED = ["prompt", "metric", "value", "base_value", "source_value", "effect"]
 MOST_BYTES = 2**28  # of what reaches the receivers, held at a time
 MOST_ROWS, LONGEST = 20, 40
@@ -58,7 +63,7 @@ def run(
     pairs: PromptPairs,
     *,
     receivers: str | Sequence[str] = "logits",
-    senders: str | Sequence[str] = "heads",
+    senders: str | Sequence[str] = "mixers",
     through: str = "direct",
     pos: int | str | Sequence[int | str] | None = None,
     direction: str = "noise",
@@ -73,8 +78,10 @@ def run(
     Args:
         model: the model.
         pairs: clean and corrupt prompts.
-        receivers: as `interp.paths.parse_receivers` takes them: "logits", "L9H9:q,L9H6:q", or joined "L9H9:q+L9H6:q".
-        senders: "heads", "mlps", "input", "all", or names such as "L3H1,MLP 4".
+        receivers: as `interp.paths.parse_receivers` takes them: "logits", "L9H9:q,L9H6:q", or joined "L9H9:q+L9H6:q";
+            "mixer 9" is what a state-space layer reads.
+        senders: "mixers" (heads, and state-space layers without heads), "heads", "mlps", "input", "all", or names such
+            as "L3H1,MLP 4", "L3S1" (a head of a Mamba-2 layer), "mixer 3" (a Mamba-1 layer).
         through: what may carry the change: "direct", "mlps" or "all".
         pos: where the receiver's input is changed: a position (from the start, or -1 from the end), a role, or several,
             each a cell of its own, as "S2,END"; None is everywhere at once.
@@ -83,7 +90,8 @@ def run(
 
     Returns:
         A row for every sender, receiver, place and prompt: `direction, through, receiver`, the sender's `sender, site,
-        layer, head`, `pos` or `role`, `prompt, metric, value, base_value, source_value, effect`.
+        layer, head` (of Mamba-2 `ssm_head`), `pos` or `role`, `prompt, metric, value, base_value, source_value,
+        effect`.
 
     Raises:
         UnknownName: a receiver, sender, direction, role or choice of paths that does not exist.
@@ -127,7 +135,7 @@ def run(
             )
         )
     frame = pd.concat(frames, ignore_index=True).assign(direction=direction, through=through)
-    frame = frame.astype({name: "Int64" for name in ("layer", "head", "pos") if name in frame})
+    frame = frame.astype({name: "Int64" for name in ("layer", *HEADS, "pos") if name in frame})
     return frame[[name for name in (*CELL[:-1], *MEASURED) if name in frame]]
 
 
@@ -139,8 +147,9 @@ def _groups(starts: Sequence[int], each: int) -> Iterator[Sequence[int]]:
 
 
 def _labels(node: Node) -> dict[str, Any]:
-    site = {"input": "embed"}.get(node.name, "z" if node.head is not None else "mlp_out")
-    return {"sender": node.label, "site": site, "layer": max(node.layer, 0), "head": node.head}
+    site = "embed" if node.kind == "input" else node.site.rpartition("hook_")[2]
+    own = {"head": None} if node.axis is None else {node.axis: node.head}
+    return {"sender": node.label, "site": site, "layer": max(node.layer, 0), **own}
 
 
 def _places(pos: int | str | Sequence[int | str] | None) -> list[dict[str, int | str]]:
@@ -172,15 +181,18 @@ def plot(frame: pd.DataFrame) -> Figure:
     """
     table = stats.summarise(frame, by=[name for name in CELL if name in frame], value="effect")
     several = [name for name in ("through", "receiver", "pos", "role") if name in table and table[name].nunique() > 1]
-    heads = table[table["head"].notna()]
+    there = [name for name in HEADS if name in table and table[name].notna().any()]
+    heads = table[table[there].notna().any(axis=1)]
     label = effect_label(frame)
     end = str(table["receiver"].iloc[0])
     named = f"Paths to {end}" if len(end) < LONGEST else f"Paths to {end.count('+') + 1} receivers together"
     title = None if "receiver" in several else named
     if heads["sender"].nunique() > MOST_ROWS:
-        marked = 3 if several else 6
+        marked, across = 3 if several else 6, there[0]
+        if len(there) > 1:  # a layer has heads of one kind, and names that tell which
+            heads, marked = heads.assign(head=heads["head"].fillna(heads["ssm_head"])), 0
         return figures.heatmap(
-            heads, x="head", y="layer", facet=several or None, label=label, annotate=marked, title=title
+            heads, x=across, y="layer", facet=several or None, label=label, annotate=marked, title=title
         )
     strongest = table["value"].abs().groupby(table["sender"], sort=False).max().nlargest(MOST_ROWS).index
     kept = table[table["sender"].isin(strongest)]
@@ -192,14 +204,18 @@ def plot(frame: pd.DataFrame) -> Figure:
 def report(
     model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
 ) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: back from the logits, to the queries of the heads that write there, and on."""
+    """The section of a task's report: back from the logits, to what the heads or layers that write there read, and on.
+
+    Of heads these are the queries at the last position; a state-space layer reads everywhere.
+    """
     import pandas as pd
 
     first = _some(pairs, MOST_PROMPTS)
     frame = run(model, first, senders="all", progress=progress)
     table = summary(frame)
-    heads = table[table["head"].notna()]
-    writers = _writers(heads)
+    mixers = table[table["site"].isin(MIXED)]
+    first_layer = mixers["layer"].min()
+    writers = _writers(mixers)
     sure = table[table["p_adjusted"] < stats.SURE]["value"]
     told = [
         f"Directly to the logits, {_strongest(table)}. Of {len(table)} senders {(sure > 0).sum()} move the answer when "
@@ -207,21 +223,32 @@ def report(
         "corrected for all)."
     ]
     frames, tables = [frame], [("The ten direct paths to the logits with the largest effect", table.head(10))]
-    items = [_item("paths_logits", "Direct paths from every head to the logits", frame, table)]
-    if any(layer > 0 for layer in heads[heads["sender"].isin(writers)]["layer"]):
-        joined = "+".join(f"{head}:q" for head in writers)
-        queries = run(model, _some(pairs, MOST_QUERIES), receivers=joined, pos=-1, progress=progress)
-        into = summary(queries)
+    items = [_item("paths_logits", f"Direct paths from every {_told_of(mixers)} to the logits", frame, table)]
+    intos = []
+    for kind, names in _kinds(writers).items():
+        receivers = _inputs(names, ["q"])
+        if max(map(_layer, names)) <= first_layer:
+            continue
+        most = MOST_QUERIES if kind == "head" else min(MOST_QUERIES, _affordable(model, pairs, names[0], receivers))
+        pos = -1 if kind == "head" else None
+        paths = run(model, _some(pairs, most), receivers="+".join(receivers), pos=pos, progress=progress)
+        intos.append(summary(paths))
+        read = "what their queries at the last position read" if kind == "head" else "what their layers read"
         told.append(
-            f"The heads that help most there are {', '.join(writers)}. Of what their queries at the last position "
-            f"read, all patched together, {_strongest(into)}."
+            f"The {kind}s that help most there are {', '.join(names)}. Of {read}, all patched together, "
+            f"{_strongest(intos[-1])}."
         )
-        frames.append(queries)
-        items.append(_item("paths_queries", f"Direct paths to the queries of {', '.join(writers)}", queries, into))
-        earlier = _earlier(results, into, writers)
+        frames.append(paths)
+        whose, tag = ("the queries of ", "queries") if kind == "head" else ("", kind.split()[-1] + "s")
+        ends = ", ".join(names if kind == "head" else receivers)
+        items.append(_item(f"paths_{tag}", f"Direct paths to {whose}{ends}", paths, intos[-1]))
+    if intos:
+        into = pd.concat(intos).sort_values("value", key=abs, ascending=False, kind="stable")
+        earlier = _earlier(results, into[into["layer"] > first_layer], writers)
         if earlier is not None:
-            few = _some(pairs, _affordable(model, pairs, earlier))
-            inputs = run(model, few, receivers=",".join(f"{earlier}:{read}" for read in READS), progress=progress)
+            receivers = _inputs([earlier], list(READS))
+            few = _some(pairs, _affordable(model, pairs, earlier, receivers))
+            inputs = run(model, few, receivers=receivers, progress=progress)
             reads = summary(inputs)
             told.append(f"One step further back, of what {earlier} reads, {_strongest(reads, to=True)}.")
             frames.append(inputs)
@@ -241,32 +268,74 @@ def _some(pairs: PromptPairs, most: int) -> PromptPairs:
     return pairs[[at * len(pairs) // count for at in range(count)]]
 
 
-def _affordable(model: HookedModel, pairs: PromptPairs, head: str) -> int:
-    """For how many prompts a report patches the inputs of a head: all of them where the model is small."""
-    layer, _ = parse_head(head, model)
+def _kinds(writers: Sequence[str]) -> dict[str, list[str]]:
+    """What writes, by what it is called: heads, heads of Mamba-2, and whole mixers."""
+    found: dict[str, list[str]] = {}
+    for name in writers:
+        kind = "mixer" if name.startswith("mixer") else "state-space head" if "S" in name else "head"
+        found.setdefault(kind, []).append(name)
+    return found
+
+
+def _layer(name: str) -> int:
+    """The layer of a head or mixer."""
+    return int(re.findall(r"\d+", name)[0])
+
+
+def _inputs(names: Sequence[str], reads: Sequence[str]) -> list[str]:
+    """The receivers that heads and mixers read by; a state-space layer has one."""
+    found = [f"{name}:{read}" if "H" in name else f"mixer {_layer(name)}" for name in names for read in reads]
+    return list(dict.fromkeys(found))
+
+
+def _told_of(table: pd.DataFrame) -> str:
+    """What a report calls the senders of a table: head, mixer, or both."""
+    words = {"mixer" if name.startswith("mixer") else "head" for name in table["sender"]}
+    return " and ".join(sorted(words))
+
+
+def _affordable(model: HookedModel, pairs: PromptPairs, name: str, receivers: Sequence[str]) -> int:
+    """For how many prompts a report patches what a head or mixer reads: all of them where the model is small."""
+    layer = _layer(name)
     weights = sum(weight.numel() for name, weight in model.named_parameters() if "blocks." in name)
     behind = (model.cfg.n_layers - layer) / model.cfg.n_layers
-    cells = len(READS) * model.cfg.n_heads * layer
+    cells = len(receivers) * sum(max(n_heads(model.cfg, at), 1) for at in range(layer))
     return max(4, int(MOST_OPERATIONS / (2 * weights * behind * pairs.mask.shape[1] * cells)))
 
 
-def _writers(heads: pd.DataFrame) -> list[str]:
-    """The heads with the largest effects that help the answer; where none is certain, the one that helps most."""
-    helping = heads[(heads["p_adjusted"] < stats.SURE) & (heads["value"] > 0)]
-    best = heads.sort_values("value", ascending=False)
+def _writers(mixers: pd.DataFrame) -> list[str]:
+    """The heads, or mixers, with the largest effects that help the answer; where none is certain, the best one."""
+    helping = mixers[(mixers["p_adjusted"] < stats.SURE) & (mixers["value"] > 0)]
+    best = mixers.sort_values("value", ascending=False)
     return list((helping if len(helping) else best.head(1))["sender"].head(MOST_SET))
 
 
 def _earlier(results: Mapping[str, pd.DataFrame], into: pd.DataFrame, writers: Sequence[str]) -> str | None:
-    """The head to ask next: by activation patching where it was measured, else the one that tells the writers most."""
+    """What to ask next: by activation patching where it was measured, else the sender that tells the writers most."""
     patched = results.get("activation_patching")
-    names = list(into[into["layer"] > 0]["sender"])
-    if patched is not None and {"site", "layer", "head", "effect"} <= set(patched):
-        heads = patched[(patched["site"] == "z") & patched["head"].notna()]
-        means = heads.groupby(["layer", "head"])["effect"].mean().sort_values(key=abs, ascending=False)
-        ranked = [f"L{layer}H{head}" for layer, head in means.index]
+    names = list(into["sender"])
+    if patched is not None and {"site", "layer", "effect"} <= set(patched):
+        means = patched.assign(sender=_patched_names(patched)).groupby("sender")["effect"].mean()
+        ranked = means.sort_values(key=abs, ascending=False).index
         names = [name for name in ranked if name in names] or names
     return next((name for name in names if name not in writers), None)
+
+
+def _patched_names(patched: pd.DataFrame) -> list[str | None]:
+    """What the rows of activation patching patch at all positions, as senders are called; None for anything else."""
+    import pandas as pd
+
+    columns = [patched[name] if name in patched else [None] * len(patched) for name in HEADS]
+    places = {"pos", "role", "query", "key", "channel"} & set(patched)
+    somewhere = patched[list(places)].notna().any(axis=1) if places else [False] * len(patched)
+    found: list[str | None] = []
+    for site, layer, head, ssm_head, part in zip(patched["site"], patched["layer"], *columns, somewhere, strict=True):
+        named = {"z": ("H", head), "gated": ("S", ssm_head), "out": ("", layer)}.get(site, ("", None))
+        if part or pd.isna(named[1]):
+            found.append(None)
+        else:
+            found.append(f"L{layer}{named[0]}{int(named[1])}" if named[0] else f"mixer {layer}")
+    return found
 
 
 def _strongest(table: pd.DataFrame, *, to: bool = False) -> str:
@@ -295,8 +364,8 @@ main = study_command(
         click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="noise", show_default=True),
         click.option("--pos", help="Where the receiver's input is changed: -1, S2, several as S2,END.  [everywhere]"),
         click.option("--through", type=click.Choice(list(THROUGH)), default="direct", show_default=True),
-        click.option("--sender", "senders", help="heads, mlps, input, all, or names as L3H1,m4.  [heads]"),
-        click.option("--receiver", "receivers", help="logits, L9H9:q, m4, several as L9H9:q,L9H6:q.  [logits]"),
+        click.option("--sender", "senders", help="mixers, heads, mlps, input, all, or names: L3H1,m4.  [mixers]"),
+        click.option("--receiver", "receivers", help="logits, L9H9:q, m4, mixer 3, several: L9H9:q,L9H6:q.  [logits]"),
     ],
 )
 

@@ -25,13 +25,14 @@ import torch
 
 from interp import figures, stats
 from interp.command import study_command
-from interp.directions import CONTRASTS, contrast, states
-from interp.granularity import PLACES, cut_by, described, variants
+from interp.contrasts import CONTRASTS, contrast
+from interp.directions import states
+from interp.granularity import PLACES, UNITS, cut_by, described, variants
 from interp.model import HookedModel
 from interp.probing import METRICS, Probe, held_out, per_prompt, rows_of, sign_test
 from interp.progress import counting
 from interp.prompts import PromptPairs
-from interp.sites import get_act_name
+from interp.scales import place
 from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 ORDER = 80
 CONTROL = "shuffled labels"
 MOST_LINES = 7
+HEADS = (("attn", "z", "head", "head"), ("mamba2", "gated", "ssm_head", "state-space head"))
+"""By what mixes positions in a layer: the site of its heads' outputs, their axis, and what they are called."""
+
 SHUFFLES = 1  # in a report
 
 
@@ -64,11 +68,12 @@ def run(
     Args:
         model: the model.
         pairs: clean and corrupt prompts, at least two of every class.
-        site: short names of sites with positions: "resid_pre", "z", "mlp_out", "mlp.post", ...
-        by: what the cells of a layer are cut by, of "role", "pos" and "head", such as "head,role"; "layer" or None for
-            the last position of the whole site. Without a position, cells read the last one. Left out it is "role" for
-            prompts that have roles, and else None.
-        label, labels: the classes, as `interp.directions.contrast` takes them.
+        site: short names of sites with positions: "resid_pre", "z", "mlp_out", "post", "state", ...
+        by: what the cells of a layer are cut by, of "role", "pos" and "head" (in state-space layers also "ssm_head",
+            "ssm_group", "channel"), such as "head,role"; "layer" or None for the last position of the whole site.
+            Without a position, cells read the last one. Left out it is "role" for prompts that have roles, and else
+            None.
+        label, labels: the classes, as `interp.contrasts.contrast` takes them.
         regularisation, folds, shuffles, seed: as in `interp.probing.Probe`.
         progress: a bar on stderr; None shows it on a terminal.
 
@@ -91,11 +96,12 @@ def run(
     told = contrast(model, pairs, label, labels=labels)
     rows = rows_of(told, probe)
     cells = variants(model, pairs, site=site, by=by)
-    names = dict.fromkeys(cell.labels["site"] for cell in cells)
+    # States are read together where they have one shape: mixers of different kinds have others.
+    kinds = [(cell.labels["site"], model.cfg.mixer(cell.labels["layer"])) for cell in cells]
     frames = []
     with counting(total=len(cells), desc="probes", unit="cell", progress=progress) as bar:
-        for name in names:
-            chosen = [cell for cell in cells if cell.labels["site"] == name]
+        for name, mixer in dict.fromkeys(kinds):
+            chosen = [cell for cell, kind in zip(cells, kinds, strict=True) if kind == (name, mixer)]
             places = [cell.edits[0].where for cell in chosen]
             read = torch.cat([states(model, pairs, name, places, side=side) for side in told.sides], dim=1)
             for cell, found in zip(chosen, read.numpy(), strict=True):  # [row, ...]
@@ -135,7 +141,7 @@ def plot(frame: pd.DataFrame, *, metric: str = "accuracy") -> Figure:
     cuts = cut_by(table)
     facet = "site" if table["site"].nunique() > 1 else None
     if cuts not in ([], ["role"]) or ("role" in cuts and table["role"].nunique() > MOST_LINES):
-        across = next(name for name in (*PLACES, "head", "kv_head") if name in cuts)
+        across = next(name for name in (*PLACES, *UNITS) if name in cuts)
         facets = [name for name in (facet, *cuts) if name not in (None, across)]
         label = f"{metric} beyond {CONTROL}"
         return figures.heatmap(
@@ -180,22 +186,25 @@ def report(
         )
     ]
     tables = [("The ten cells of the residual stream whose probes are furthest beyond shuffled labels", _top(table))]
-    if get_act_name("z", 0) in model.hook_dict:
-        heads = run(model, pairs, site="z", by="head", shuffles=SHUFFLES, progress=progress)
+    has = {name.rpartition("hook_")[2] for name in model.hook_dict}
+    for mixer, site, axis, word in HEADS:
+        if mixer not in model.cfg.mixers or site not in has:
+            continue
+        heads = run(model, pairs, site=site, by=axis, shuffles=SHUFFLES, progress=progress)
         frames.append(heads)
         by_head = summary(heads)
-        told.append(_found(by_head, what, "the output of a single head at the last position")[0])
+        told.append(_found(by_head, what, f"the output of a single {word} at the last position")[0])
         items.append(
             FigureItem(
-                "probes_heads",
-                "What probes on the output of every head tell at the last position",
+                f"probes_{axis}s",
+                f"What probes on the output of every {word} tell at the last position",
                 f"Held-out accuracy less that with {CONTROL}, or less chance where that is more; mean over "
                 f"{len(pairs)} pairs.",
                 plot(heads),
                 by_head,
             )
         )
-        tables.append(("The ten heads whose probes are furthest beyond shuffled labels", _top(by_head)))
+        tables.append((f"The ten {word}s whose probes are furthest beyond shuffled labels", _top(by_head)))
     method = (
         "A logistic regression (scikit-learn, L2 penalty with C = "
         f"{Probe.regularisation:g} on activations scaled to variance 1) is fitted to the activations of most prompts "
@@ -233,8 +242,9 @@ def _found(table: pd.DataFrame, what: str, where: str) -> list[str]:
 
 
 def _place(row: pd.Series[Any]) -> str:
-    if "head" in row:
-        return f"L{row['layer']}H{row['head']}"
+    part = next((name for name in ("head", "ssm_head") if name in row), None)
+    if part is not None:
+        return place({"layer": row["layer"], part: row[part]})
     return f"layer {row['layer']}" + (f", {row['role']}" if "role" in row else ", last position")
 
 

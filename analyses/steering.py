@@ -25,7 +25,8 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.command import study_command
-from interp.directions import CONTRASTS, Contrast, Direction, Where, between, contrast, states, steer
+from interp.contrasts import CONTRASTS, Contrast, contrast
+from interp.directions import Direction, Where, between, states, steer
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, PromptError, unknown
 from interp.metrics import Metric
@@ -81,7 +82,7 @@ def run(
         pos: where activations are read: a position, a role, -1 for the last.
         add: "onward" adds from that position on, "there" at it alone, "all" at every position. Neutral prompts have no
             such position: they take it at the last one, or at all.
-        label, labels: the two classes, as `interp.directions.contrast` takes them; labels of your own are [prompt, 2].
+        label, labels: the two classes, as `interp.contrasts.contrast` takes them; labels of your own are [prompt, 2].
             Pairs whose two prompts are of one class are left out: nothing pulls them either way.
         neutral: prompts (texts, or the clean side of pairs) on which steering should change little; None takes the
             first 16 clean prompts cut off at a random position.

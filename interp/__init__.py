@@ -20,7 +20,7 @@ from interp.cache import ActivationCache
 from interp.config import ModelConfig, RopeScaling
 from interp.edits import Edit, Variant
 from interp.errors import InterpError
-from interp.gpt import GPT
+from interp.gpt import GPT, Mamba
 from interp.graph import Graph
 from interp.hooks import HookPoint
 from interp.metrics import Metric
@@ -49,6 +49,7 @@ __all__ = [
     "Graph",
     "HookPoint",
     "InterpError",
+    "Mamba",
     "Metric",
     "ModelConfig",
     "PastKeyValues",

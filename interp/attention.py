@@ -12,7 +12,10 @@ heads than query heads where a model says so (Ainslie et al. 2023, "GQA", sectio
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 
 from interp.config import ModelConfig
 from interp.context import Context, causal_mask, pair_axis
+from interp.errors import PromptError
 from interp.hooks import HookPoint
 from interp.packed import Packed
 
@@ -29,20 +33,54 @@ FEW = 8
 
 
 class PastKeyValues:
-    """Keys and values of the part of a prompt that went through the model before, for every layer.
+    """What the layers keep of the part of a prompt that went through the model before.
 
-    Pass the same object to one forward after another; each appends its own positions. Room grows by doubling, so that a
-    token costs its own copy and no other.
+    Attention keeps keys and values of every position; a state-space layer its state, and the last inputs of its
+    convolution. Pass the same object to one forward after another; each appends its own positions. Room grows by
+    doubling, so that a token costs its own copy and no other.
     """
 
     def __init__(self, n_layers: int) -> None:
         self._room: list[tuple[Tensor, Tensor] | None] = [None] * n_layers
         self._lengths = [0] * n_layers
+        self._owner: weakref.ref[object] | None = None
         self.attention_mask: Tensor | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_owner": None}  # in another process every model is another object
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PastKeyValues:
+        twin = PastKeyValues(len(self._room))
+        twin.__dict__.update(copy.deepcopy(self.__getstate__(), memo), _owner=self._owner)
+        return twin
+
     def __len__(self) -> int:
-        """Positions that every layer holds."""
-        return self._lengths[-1] if self._lengths else 0
+        """Positions that the layers hold."""
+        return max(self._lengths, default=0)
+
+    def claim(self, owner: object, n_layers: int, batch: int) -> None:
+        """Belong to a model from its first forward on.
+
+        Raises:
+            PromptError: it holds what another model, or another number of prompts, has left.
+        """
+        if len(self._room) != n_layers:
+            raise PromptError(f"past_kv_cache was made for {len(self._room)} layers; this model has {n_layers}")
+        if self._owner is not None and self._owner() is not owner:
+            raise PromptError("past_kv_cache holds what another model has computed: give each model one of its own")
+        held = next((room[0].shape[0] for room in self._room if room is not None), batch)
+        if held != batch:
+            raise PromptError(f"past_kv_cache holds {held} prompts, but {batch} are to be continued")
+        self._owner = weakref.ref(owner)
+
+    def recurrent(self, layer: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """The last inputs of a layer's convolution [batch, d_conv - 1, conv_channel], and its state."""
+        return self._room[layer] or (None, None)
+
+    def recur(self, layer: int, tail: Tensor, state: Tensor, n_pos: int) -> None:
+        """Keep these instead, behind `n_pos` more positions."""
+        self._room[layer] = (tail, state)
+        self._lengths[layer] += n_pos
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k, v [batch, pos, kv_head, d_head] to a layer and return all that it holds now."""

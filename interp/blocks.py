@@ -1,6 +1,7 @@
 """The base and source runs of a block of prompts: what chunks begin from, what edits copy, what the metric reads.
 
-1. Of the base run the residual stream, keys and values and what heads mixed are kept where rows may join a chunk.
+1. Of the base run the residual stream, keys and values and what mixers made are kept where rows may join a chunk; the
+   states of state-space layers, which are large, before those positions alone at which rows begin.
 2. Of both runs the sites are kept that edits copy from; means over all prompts are made once, block by block.
 3. The metric is read of both; only its positions are unembedded, for its tokens.
 """
@@ -15,12 +16,14 @@ import torch
 from torch import Tensor
 
 from interp.edits import RUNS, Variant
+from interp.hooks import HookPoint, attached
 from interp.metrics import Metric, evaluate, read, where_read, which_read
 from interp.model import HookedModel
-from interp.packed import KeysValues
+from interp.packed import Known
 from interp.plan import Plan
 from interp.prompts import PromptPairs
 from interp.reach import Numbers, Placed, sum_over_prompts, whole_source
+from interp.residual import mixed_site
 
 
 @dataclass(eq=False)
@@ -31,6 +34,7 @@ class Block:
         pairs: the prompts.
         prompts: which they are, first and behind the last.
         stored: "base" and "source" to what was stored of each run, by site name.
+        states: the base run's states before `Plan.starts`, by site name [prompt, start, ...].
         seen: what the metric reads of the logits of each run.
         value: the metric of each run [prompt].
     """
@@ -38,6 +42,7 @@ class Block:
     pairs: PromptPairs
     prompts: tuple[int, int]
     stored: dict[str, dict[str, Tensor]]
+    states: dict[str, Tensor]
     seen: dict[str, Tensor]
     value: dict[str, Tensor]
 
@@ -84,11 +89,19 @@ class Blocks:
     def _run_block(self, prompts: tuple[int, int]) -> Block:
         pairs = self.pairs[prompts[0] : prompts[1]]
         stored: dict[str, dict[str, Tensor]] = {}
+        states: dict[str, Tensor] = {}
         seen: dict[str, Tensor] = {}
+        before = torch.tensor(self.plan.starts, device=pairs.mask.device) - 1
+
+        def keep(value: Tensor, hook: HookPoint) -> None:
+            states[hook.name] = value.index_select(1, before)
+
         for run in RUNS:
-            stored[run], seen[run] = self._run(pairs, self.sides[run], self._names[run])
+            readers = [(self._state_names(), keep)] if run == "base" and len(before) else []
+            with attached(self.model.hook_dict, readers=readers):
+                stored[run], seen[run] = self._run(pairs, self.sides[run], self._names[run])
         value = {run: evaluate(self.metric, seen[run], pairs, seen["source"]) for run in RUNS}
-        return Block(pairs, prompts, stored, seen, value)
+        return Block(pairs, prompts, stored, states, seen, value)
 
     def _run(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor]:
         """What a run has at some sites, and what the metric reads of its logits."""
@@ -133,22 +146,41 @@ class Blocks:
         names = set()
         for step in self.plan.joins:
             names.add(f"blocks.{step // 2}.hook_resid_pre")
-            if step % 2:
-                names.add(f"blocks.{step // 2}.attn.hook_z")
+            if step % 2 and (mixed := mixed_site(self.model.cfg, step // 2)) is not None:
+                names.add(mixed)
         for layer in range(min(self.plan.joins, default=0) // 2, self.model.cfg.n_layers):
-            names |= set(self._keys_values(layer))
+            names |= set(self._looked_back_at(layer).values())
         return names
 
-    def _keys_values(self, layer: int) -> tuple[str, str]:
-        key = "rot_k" if self.model.cfg.positional_embedding_type == "rotary" else "k"
-        return f"blocks.{layer}.attn.hook_{key}", f"blocks.{layer}.attn.hook_v"
+    def _looked_back_at(self, layer: int) -> dict[str, str]:
+        """The sites of a layer whose values at earlier positions its mixer reads."""
+        cfg, here = self.model.cfg, f"blocks.{layer}"
+        mixer = cfg.mixer(layer)
+        if mixer == "attn":
+            key = "rot_k" if cfg.positional_embedding_type == "rotary" else "k"
+            return {"k": f"{here}.attn.hook_{key}", "v": f"{here}.attn.hook_v"}
+        if mixer is None:
+            return {}
+        formed = any(edit.name(cfg) == f"{here}.mixer.hook_pattern" for v in self.variants for edit in v.edits)
+        names = ("in", *(("conv", "delta", "B") if formed else ()))
+        return {name: f"{here}.mixer.hook_{name}" for name in names}
 
-    def prefix(self, stored: Mapping[str, Tensor], first: int) -> dict[int, KeysValues]:
-        """Keys and values of a run from a layer on."""
-        found = {}
+    def _state_names(self) -> list[str]:
+        """The sites of the states that rows may begin from."""
+        first = min(self.plan.joins, default=0) // 2
+        names = (f"blocks.{layer}.mixer.hook_state" for layer in range(first, self.model.cfg.n_layers))
+        return [name for name in names if name in self.model.hook_dict]
+
+    def prefix(self, block: Block, first: int) -> dict[int, Known]:
+        """What mixers look back at in the base run, from a layer on."""
+        found: dict[int, Known] = {}
+        slots = torch.zeros(block.pairs.mask.shape[1], dtype=torch.long)
+        slots[list(self.plan.starts)] = torch.arange(len(self.plan.starts))
         for layer in range(first, self.model.cfg.n_layers):
-            key, value = self._keys_values(layer)
-            found[layer] = (stored[key], stored[value])
+            known = {short: block.stored["base"][name] for short, name in self._looked_back_at(layer).items()}
+            states = block.states.get(f"blocks.{layer}.mixer.hook_state")
+            more = {} if states is None else {"state": states, "slot": slots.to(states.device)}
+            found[layer] = known | more
         return found
 
     def values(self, placed: Placed, block: Block) -> Tensor:

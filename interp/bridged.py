@@ -42,7 +42,7 @@ class BridgedConfig(ModelConfig):
     `bridge.original_model.config`.
     """
 
-    def _check_choice(self, field: str, choices: tuple[str | None, ...]) -> None:
+    def _check_choice(self, field: str, choices: tuple[str | None, ...], given: str | None = None) -> None:
         """Any word will do: nothing is built of it."""
 
 

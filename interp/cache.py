@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.errors import HookError, InterpError, PromptError, UnknownName, unknown
-from interp.sites import get_act_name
+from interp.errors import InterpError, PromptError, UnknownName, unknown
+from interp.sites import find_act_name, get_act_name, unknown_site
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
+
+# What writes to the residual stream, by kind, and the site of what it writes in a layer.
+WRITERS = {"attn": "hook_attn_out", "mixer": "mixer.hook_out", "mlp": "hook_mlp_out"}
 
 Key = str | tuple[Any, ...]
 PosSlice = int | slice | Sequence[int] | Tensor | None
@@ -110,12 +113,12 @@ class ActivationCache(Mapping[str, Tensor]):
             if not -n_layers <= layer < n_layers:
                 raise UnknownName(f"layer {layer} is not one of this model's {n_layers} layers (0 to {n_layers - 1})")
             layer %= n_layers
-        return get_act_name(site, layer, *kind)
+        return find_act_name(site, layer, self.model.hook_dict, *kind)
 
     @_like_the_cache
     def _derive(self, name: str) -> Tensor:
         if name not in self.model.hook_dict:
-            raise unknown("cached site", name, list(self._tensors) + list(self.model.hook_dict))
+            raise unknown_site(name, list(self._tensors) + list(self.model.hook_dict))
         missing = f"{name!r} was not cached and cannot be derived from what was: add it to names_filter" + (
             "" if self._whole else " (only whole prompts, without pos_slice or earlier keys, can be derived from)"
         )
@@ -149,6 +152,15 @@ class ActivationCache(Mapping[str, Tensor]):
             raise UnknownName(f"layer {layer} is out of range: give 0 to {n_layers}, or -1 for after the last")
         return layer
 
+    def _check_mode(self, mode: str) -> None:
+        if mode not in ("all", *WRITERS):
+            raise unknown("mode", mode, ["all", *WRITERS])
+        there = [kind for kind, site in WRITERS.items() if any(n.endswith(f".{site}") for n in self.model.hook_dict)]
+        if mode != "all" and mode not in there:
+            raise UnknownName(
+                f"no component of this model is of mode={mode!r}: choose from {', '.join(['all', *there])}"
+            )
+
     @_like_the_cache
     def accumulated_resid(
         self,
@@ -163,7 +175,7 @@ class ActivationCache(Mapping[str, Tensor]):
 
         Args:
             layer: the layer whose input comes last; None or -1 is the final residual stream.
-            incl_mid: the stream between attention and MLP of every layer too.
+            incl_mid: the stream between mixer and MLP too, of every layer that has both.
             apply_ln: pass every row through the final norm, each with its own scale, as the unembedding expects.
             pos_slice: positions to keep.
             mlp_input: end with the stream that enters the MLP of `layer`.
@@ -174,12 +186,12 @@ class ActivationCache(Mapping[str, Tensor]):
         """
         last = self._layer(layer)
         names: list[tuple[str, tuple[str, int]]] = []
-        has_mid = "blocks.0.hook_resid_mid" in self.model.hook_dict
         for at in range(last + 1):
             if at == self.model.cfg.n_layers:
                 names.append(("final_post", ("resid_post", at - 1)))
                 continue
             names.append((f"{at}_pre", ("resid_pre", at)))
+            has_mid = f"blocks.{at}.hook_resid_mid" in self.model.hook_dict
             if has_mid and ((incl_mid and at < last) or (mlp_input and at == last)):
                 names.append((f"{at}_mid", ("resid_mid", at)))
         stack = torch.stack([take(self[key], pos_slice, -2) for _, key in names])
@@ -201,18 +213,21 @@ class ActivationCache(Mapping[str, Tensor]):
 
         Args:
             layer: the reader; None or -1 is the unembedding.
-            mlp_input: read at the MLP of `layer`, its attention included.
-            mode: "all", "attn" or "mlp".
+            mlp_input: read at the MLP of `layer`, its mixer included.
+            mode: "all", or one kind of component: "attn", "mixer" (state-space layers) or "mlp".
             apply_ln: scale the rows as the reader's norm does (`apply_ln_to_stack`).
             pos_slice: positions to keep.
             incl_embeds: token and position embedding too.
-            return_labels: return `(stack, labels)`; labels are `embed`, `pos_embed`, `0_attn_out`, `0_mlp_out`, ...
+            return_labels: return `(stack, labels)`; labels are `embed`, `pos_embed`, `0_attn_out` (or
+                `0_mixer_out`), `0_mlp_out`, ...
 
         Returns:
             [component, batch, pos, d_model].
+
+        Raises:
+            UnknownName: a mode that does not exist, or of which this model has no component.
         """
-        if mode not in ("all", "attn", "mlp"):
-            raise unknown("mode", mode, ["all", "attn", "mlp"])
+        self._check_mode(mode)
         last = self._layer(layer)
         labels: list[str] = []
         keys: list[Key] = []
@@ -223,14 +238,12 @@ class ActivationCache(Mapping[str, Tensor]):
                 if f"hook_{name}" in self.model.hook_dict:
                     labels.append(name)
                     keys.append(f"hook_{name}")
-        has_mlp = "blocks.0.hook_mlp_out" in self.model.hook_dict
         for at in range(last + (1 if mlp_input and last < self.model.cfg.n_layers else 0)):
-            if mode in ("all", "attn"):
-                labels.append(f"{at}_attn_out")
-                keys.append(("attn_out", at))
-            if mode in ("all", "mlp") and has_mlp and at < last:
-                labels.append(f"{at}_mlp_out")
-                keys.append(("mlp_out", at))
+            for kind, site in WRITERS.items():
+                name = f"blocks.{at}.{site}"
+                if mode in ("all", kind) and name in self.model.hook_dict and (kind != "mlp" or at < last):
+                    labels.append(f"{at}_{kind}_out")
+                    keys.append(name)
         if not keys:
             raise InterpError(f"no component of mode={mode!r} writes to the residual stream before layer {last}")
         stack = torch.stack([take(self[key], pos_slice, -2) for key in keys])
@@ -247,7 +260,7 @@ class ActivationCache(Mapping[str, Tensor]):
         pos_slice: PosSlice = None,
         apply_ln: bool = False,
     ) -> Any:
-        """What each head of every layer before `layer` wrote to the residual stream.
+        """What each attention head of every layer before `layer` wrote to the residual stream.
 
         Args:
             layer: the reader; -1 is the unembedding.
@@ -257,13 +270,21 @@ class ActivationCache(Mapping[str, Tensor]):
             apply_ln: scale the rows as the reader's norm does.
 
         Returns:
-            [layer * head, batch, pos, d_model].
+            [layer * head, batch, pos, d_model], of those layers that have heads.
+
+        Raises:
+            UnknownName: no layer has heads.
         """
         last = self._layer(layer)
-        n_heads = self.model.cfg.n_heads
-        labels = [f"L{at}H{head}" for at in range(last) for head in range(n_heads)]
+        n_layers, n_heads = self.model.cfg.n_layers, self.model.cfg.n_heads
+        with_heads = [at for at in range(n_layers) if f"blocks.{at}.attn.hook_z" in self.model.hook_dict]
+        if n_layers and not with_heads:
+            raise UnknownName("this model has no attention heads: decompose_resid takes what its layers write")
+        labels = [f"L{at}H{head}" for at in with_heads if at < last for head in range(n_heads)]
         rows: list[Tensor] = []
-        for at in range(last):
+        for at in with_heads:
+            if at >= last:
+                break
             z = take(self["z", at], pos_slice, -3)
             rows.extend(self.model.head_results(at, z).unbind(-2))
         total = take(self["resid_post", last - 1] if last else self["resid_pre", 0], pos_slice, -2)
@@ -297,18 +318,24 @@ class ActivationCache(Mapping[str, Tensor]):
             mlp_input: the reader is the MLP of `layer`.
             pos_slice, batch_slice: what was already taken of positions (and will be taken of the batch).
             has_batch_dim: whether `residual_stack` has a batch axis.
+
+        Raises:
+            UnknownName: `mlp_input` of a layer without an MLP.
+            PromptError: a stack that does not fit the prompts.
         """
         reader = self._layer(layer)
+        inside = reader < self.model.cfg.n_layers
+        if mlp_input and inside and f"blocks.{reader}.hook_mlp_out" not in self.model.hook_dict:
+            raise UnknownName(f"layer {reader} has no MLP that could read the residual stream: leave mlp_input out")
         if has_batch_dim and self.has_batch_dim:
             residual_stack = take(residual_stack, batch_slice, 1)
         norm = self.model.norm_before(reader, mlp_input=mlp_input)
         if norm is None:
             return residual_stack
-        name = (
-            "ln_final.hook_scale"
-            if reader == self.model.cfg.n_layers
-            else f"blocks.{reader}.ln{1 + mlp_input}.hook_scale"
-        )
+        name = "ln_final.hook_scale"
+        if inside:
+            first = not mlp_input and f"blocks.{reader}.ln1.hook_scale" in self.model.hook_dict
+            name = f"blocks.{reader}.ln{1 if first else 2}.hook_scale"
         scale = take(self[name], pos_slice, -2)
         if self.has_batch_dim:
             scale = take(scale, batch_slice, 0)
@@ -362,47 +389,3 @@ class ActivationCache(Mapping[str, Tensor]):
                 f"tokens of shape {list(direction.shape[:-1])} do not fit a stack of {list(scaled.shape[1:-1])} = "
                 "[batch, pos]: give one token, [batch] or [batch, pos]"
             ) from error
-
-
-class Recorder:
-    """Fills a dictionary with what readers see, and notices when a hook changes a stored tensor in place."""
-
-    def __init__(
-        self, *, pos_slice: PosSlice, device: str | torch.device | None, detach: bool, copy_views: bool
-    ) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self._versions: dict[str, int] = {}
-        self._pos_slice = pos_slice
-        self._device = device
-        self._detach = detach
-        self._copy_views = copy_views
-
-    def store(self, value: Tensor, hook: Any, name: str | None = None) -> None:
-        """A hook function that keeps `value` under the hook point's name."""
-        name = name or hook.name
-        if self._detach:
-            value = value.detach()
-        if self._pos_slice is not None:
-            axes = hook.site.axes
-            axis = axes.index("query" if "query" in axes else "pos")
-            value = take(value, self._pos_slice, axis)
-        if self._copy_views and value.untyped_storage().nbytes() > value.nbytes:
-            value = value.clone()  # so that the rest of the storage can go
-        if self._device is not None:
-            value = value.to(self._device)
-        self.tensors[name] = value
-        if not value.is_inference():
-            self._versions[name] = value._version
-
-    def store_gradient(self, gradient: Tensor, hook: Any) -> None:
-        """A backward hook function that keeps a gradient under the name with `_grad` behind it."""
-        self.store(gradient, hook, f"{hook.name}_grad")
-
-    def check(self) -> None:
-        """Raise when a stored tensor was changed after it was stored."""
-        for name, version in self._versions.items():
-            if self.tensors[name]._version != version:
-                raise HookError(
-                    f"a hook changed in place the tensor that the cache holds as {name!r}; let it return a new tensor "
-                    "(x = x.clone() before changing x)"
-                )

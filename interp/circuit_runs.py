@@ -9,8 +9,8 @@
    size side by side.
 
 Where all rows have every edge into a place, it reads the residual stream as it is. Under interchange, positions before
-the first token in which base and other prompts differ are the same in every circuit: their keys and values are those of
-the base run, and nothing else of them is computed.
+the first token in which base and other prompts differ are the same in every circuit: their keys, values and states are
+those of the base run, and nothing else of them is computed.
 
 Source: Conmy et al. 2023 ("Towards Automated Circuit Discovery", section 2) and Hanna et al. 2024 ("Have Faith in
 Faithfulness", section 2) run circuits with these values, the latter as in MIB (Mueller et al. 2025).
@@ -27,8 +27,9 @@ from torch import Tensor
 from interp.ablations import replacements
 from interp.attention import PastKeyValues
 from interp.circuits import Circuit
+from interp.config import MAMBAS, ModelConfig
 from interp.errors import ConfigError, InterpError
-from interp.graph import Graph
+from interp.graph import Graph, head_results, output_bias
 from interp.hooks import HookFunction, HookPoint, attached
 from interp.metrics import Metric, check_answers, evaluate, get_metric, where_read, which_read
 from interp.model import HookedModel
@@ -39,6 +40,7 @@ from interp.prompts import PromptPairs
 
 MOST_TOKENS = 2048  # positions of all rows of a batch; more are not faster
 COPIES = 5  # of the residual stream for every reader: repeated, changed, normalised, and what the kernels need
+CHANNELS = 12  # numbers that a state-space layer holds at a time, for each of its channels
 
 
 @torch.no_grad()
@@ -106,7 +108,8 @@ class _Block:
     Attributes:
         pairs, tokens: the prompts, and the ids of the side that is run.
         first: the position from which circuits can differ from the base run.
-        past: keys and values of the base run before it, for every layer.
+        past: what every layer keeps of the base run before it: keys and values, or what a convolution has last read
+            and the state; None in a layer without a mixer.
         ablated: sender site -> what stands for its value from there on [prompt, pos, ...].
         rest: receiver stage -> the residual stream if every sender before it were ablated [prompt, pos, d_model].
         reference: what the metric reads of the base run's logits, if it compares with them.
@@ -115,7 +118,7 @@ class _Block:
     pairs: PromptPairs
     tokens: Tensor
     first: int
-    past: list[tuple[Tensor, Tensor]]
+    past: list[tuple[Tensor, Tensor] | None]
     ablated: dict[str, Tensor]
     rest: dict[int, Tensor]
     reference: Tensor | None
@@ -134,7 +137,8 @@ def _prepare(
 ) -> _Block:
     part, wide = pairs[list(prompts)], _wide(model)
     tokens, mask = getattr(part, base), part.attention_mask
-    first = _shared(part, metric) if shares and packs(model) and model.cfg.causal else 0
+    looks_back = model.cfg.causal and (model.cfg.has_attention or model.cfg.has_mamba)
+    first = _shared(part, metric) if shares and packs(model) and looks_back else 0
     past = _prefix(model, tokens[:, :first]) if first else []
     ablated = {name: value[prompts.start : prompts.stop, first : part.mask.shape[1]] for name, value in instead.items()}
     stages: dict[int, list[str]] = {}
@@ -160,19 +164,29 @@ def _shared(pairs: PromptPairs, metric: Metric) -> int:
     return min(first, int(where_read(metric, pairs).min()))
 
 
-def _prefix(model: HookedModel, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of every layer for the first positions [prompt, pos, kv_head, d_head]."""
-    key = "rot_k" if model.cfg.positional_embedding_type == "rotary" else "k"
-    _, cache = model.run_with_cache(tokens, names_filter=[f"*.hook_{key}", "*.hook_v"], return_type=None)
-    return [(cache[key, layer], cache["v", layer]) for layer in range(model.cfg.n_layers)]
+def _prefix(model: HookedModel, tokens: Tensor) -> list[tuple[Tensor, Tensor] | None]:
+    """What every layer keeps of the first positions: keys and values [prompt, pos, kv_head, d_head], or the last inputs
+    of its convolution and its state.
+    """
+    cfg, past = model.cfg, PastKeyValues(model.cfg.n_layers)
+    key = "rot_k" if cfg.positional_embedding_type == "rotary" else "k"
+    names = [f"*.hook_{key}", "*.attn.hook_v"] if cfg.has_attention else []
+    keep = past if cfg.has_mamba else None
+    _, cache = model.run_with_cache(tokens, names_filter=names, return_type=None, past_kv_cache=keep)
+    found: list[tuple[Tensor, Tensor] | None] = []
+    for layer in range(cfg.n_layers):
+        tail, state = past.recurrent(layer) if cfg.mixer(layer) in MAMBAS else (None, None)
+        kept = None if tail is None or state is None else (tail, state)
+        found.append((cache[key, layer], cache["v", layer]) if cfg.mixer(layer) == "attn" else kept)
+    return found
 
 
 def _written(model: HookedModel, site: str, value: Tensor) -> Tensor:
-    """What a value at a sender's site adds to the residual stream, attention's bias too [prompt, pos, d_model]."""
-    if not site.endswith("hook_z"):
+    """What a value at a sender's site adds to the residual stream, a layer's bias too [prompt, pos, d_model]."""
+    if model.hook_dict[site].site.axes[2:] == ("d_model",):
         return value
-    layer = model.hook_dict[site].layer()
-    return model.head_results(layer, value).sum(2) + model.b_O[layer]
+    written, bias = head_results(model, site, value).sum(2), output_bias(model, site)
+    return written if bias is None else written + bias
 
 
 def _run(model: HookedModel, graph: Graph, block: _Block, masks: Tensor, metric: Metric) -> Tensor:
@@ -183,9 +197,10 @@ def _run(model: HookedModel, graph: Graph, block: _Block, masks: Tensor, metric:
     run = _Run(model, graph, block, masks, circuit, prompt)
     mask = block.pairs.attention_mask
     past = PastKeyValues(model.cfg.n_layers) if block.past else None
-    for layer, (k, v) in enumerate(block.past):
-        assert past is not None
-        past.extend(layer, k[prompt], v[prompt])
+    if past is not None:
+        _fill(past, block, prompt, model.cfg)
+        # Padding stands behind all that is read, and a state is not continued from it.
+        mask = None if model.cfg.has_mamba else mask
     with attached(model.hook_dict, list(run.writes()), readers=list(run.reads())):
         resid = model(
             block.tokens[prompt, block.first :],
@@ -198,6 +213,18 @@ def _run(model: HookedModel, graph: Graph, block: _Block, masks: Tensor, metric:
     seen = _read_out(model, resid, block.pairs, metric, prompt, first=block.first)
     seen = seen.unflatten(0, (n_circuits, n_prompts))
     return torch.stack([evaluate(metric, one, block.pairs, block.reference) for one in seen])
+
+
+def _fill(past: PastKeyValues, block: _Block, prompt: Tensor, cfg: ModelConfig) -> None:
+    """Let `past` hold what rows of these prompts have in common with the base run."""
+    for layer, kept in enumerate(block.past):
+        if kept is None:
+            continue
+        one, other = (value[prompt] for value in kept)
+        if cfg.mixer(layer) == "attn":
+            past.extend(layer, one, other)
+        else:
+            past.recur(layer, one, other, block.first)
 
 
 class _Run:
@@ -227,11 +254,11 @@ class _Run:
 
     def writes(self) -> Iterator[tuple[str, HookFunction]]:
         """What sets the inputs of receivers that compute for a sender that some edge reads."""
-        working = {(self.graph.senders[at].layer, self.graph.senders[at].head is None) for at in self.active}
+        working = {(self.graph.senders[at].layer, self.graph.senders[at].kind) for at in self.active}
         for site in self.graph.receiver_sites[:-1]:
             nodes = self._at(site)
             here = self.graph.receivers[nodes[0]]
-            if (here.layer, here.head is None) in working and not all(self.full[at] for at in nodes):
+            if (here.layer, here.kind) in working and not all(self.full[at] for at in nodes):
                 yield site, self._replace
 
     def inputs(self, receivers: list[int]) -> Tensor | None:
@@ -258,8 +285,7 @@ class _Run:
         change = value.to(self.written.dtype) - self.block.ablated[hook.name][self.prompt].to(self.written.dtype)
         if self.graph.senders[senders[0]].head is not None:
             heads = [self.graph.senders[at].head for at in senders]
-            layer = hook.layer()
-            change = self.model.head_results(layer, change.to(self.model.dtype))[:, :, heads].transpose(1, 2)
+            change = head_results(self.model, hook.name, change.to(self.model.dtype))[:, :, heads].transpose(1, 2)
         else:
             change = change[:, None]
         first = self.active.index(senders[0])
@@ -321,6 +347,7 @@ def _row_bytes(model: HookedModel, metric: Metric, width: int, active: int) -> i
     """What one circuit on one prompt takes, with so many senders that some edge reads."""
     cfg = model.cfg
     readers = COPIES * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_model + 4 * (cfg.d_mlp or 0) + 8 * cfg.d_model
+    readers += CHANNELS * (cfg.d_inner or 0)
     logits = 4 * cfg.d_vocab_out * (width if metric.whole and metric.positions is None else 1)
     return 4 * width * (readers + active * cfg.d_model) + 4 * logits * (metric.tokens is None)
 

@@ -3,7 +3,8 @@
 1. A circuit is a mask over the edges of a `Graph`. Two circuits of one architecture have a union, an intersection and a
    comparison.
 2. An edge counts only if it lies on a path from the embedding to the logits; `pruned` takes the others away. A head is
-   reached when any of its inputs is (query, key or value), and a key-value head serves every head of its group.
+   reached when any of its inputs is (query, key or value), and a key-value head serves every head of its group. The
+   one input of a state-space layer serves all of its heads.
 3. `random_circuits` draws circuits of a size, as a control.
 4. `save` writes a circuit as JSON with the names of its edges, `load` reads it back for a model of the same
    architecture.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -197,35 +199,46 @@ def origin(model: HookedModel, **facts: Any) -> dict[str, Any]:
     return {**facts, "model": model.cfg.model_name, "weights": weights}
 
 
-def architecture(graph: Graph) -> dict[str, int | bool]:
+def architecture(graph: Graph) -> dict[str, int | bool | str]:
     """What two models must have in common for their edges to be the same."""
-    first = [node for node in graph.receivers if node.layer == 0]
-    mlp = next((node for node in first if node.reads is None), None)
-    return {
+    layers: dict[int, list[Node]] = {}
+    for node in graph.receivers[:-1]:
+        layers.setdefault(node.layer, []).append(node)
+    kinds = ["+".join(dict.fromkeys(node.kind for node in layer)) for layer in layers.values()]
+    attention = next((layer for layer in layers.values() if layer[0].kind == "attn"), [])
+    found: dict[str, int | bool | str] = {
         "layers": graph.receivers[-1].layer,
-        "heads": sum(node.reads == "q" for node in first),
-        "kv_heads": sum(node.reads == "k" for node in first),
-        "mlps": mlp is not None,
-        "parallel": mlp is not None and mlp.stage == first[0].stage,
+        "heads": sum(node.reads == "q" for node in attention),
+        "kv_heads": sum(node.reads == "k" for node in attention),
+        "mlps": any(kind.endswith("mlp") for kind in kinds),
+        "parallel": any(layer[-1].kind == "mlp" and layer[-1].stage % 2 == 0 for layer in layers.values()),
     }
+    if len(set(kinds)) > 1 or not attention:
+        heads = [node.layer for node in graph.senders if node.kind == "ssm" and node.head is not None]
+        found["ssm_heads"] = max((heads.count(layer) for layer in heads), default=0)
+        # Such as "2 ssm, 1 attn+mlp"; layers of Mamba-2 are "ssm of heads".
+        named = [f"{kind} of heads" if layer in heads else kind for layer, kind in zip(layers, kinds, strict=True)]
+        found["layer_types"] = ", ".join(f"{len(list(run))} {kind}" for kind, run in itertools.groupby(named))
+    return found
 
 
 def feeds(graph: Graph) -> Tensor:
     """Which senders compute with what a receiver reads.  # [receiver, sender] bool
 
-    The query input of a head feeds that head, a key or value input every head of its group, an MLP's input that MLP.
+    The query input of a head feeds that head, a key or value input every head of its group, the input of an MLP or of a
+    state-space layer all that it writes.
     """
     return torch.from_numpy(_feeds(graph))
 
 
 @functools.lru_cache(maxsize=8)
 def _feeds(graph: Graph) -> Mask:
-    sizes = architecture(graph)
-    group = sizes["heads"] // max(sizes["kv_heads"], 1)
+    reads = [node.reads for node in graph.receivers]
+    group = reads.count("q") // max(reads.count("k"), 1)
     table = np.zeros((len(graph.receivers), len(graph.senders)), dtype=bool)
     for at, node in enumerate(graph.receivers[:-1]):
         for to, sender in enumerate(graph.senders):
-            if sender.layer != node.layer or (sender.head is None) != (node.head is None):
+            if (sender.layer, sender.kind) != (node.layer, node.kind):
                 continue
             if sender.head is None or node.head is None:
                 table[at, to] = True
@@ -323,9 +336,8 @@ def _both(one: Circuit, other: Circuit) -> list[dict[str, Any]]:
 def _differences(one: Graph | Mapping[str, Any], other: Graph) -> str:
     first = architecture(one) if isinstance(one, Graph) else one
     second = architecture(other)
-    return ", ".join(
-        f"{name} {first.get(name)} and {second[name]}" for name in second if first.get(name) != second[name]
-    )
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    return ", ".join(f"{name} {first.get(name)} and {second.get(name)}" for name in names)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

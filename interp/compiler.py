@@ -202,11 +202,11 @@ def _fill_idle(model: GPT, build: Build, generator: torch.Generator) -> None:
         weight.copy_(std * torch.randn(weight.shape, generator=generator))
 
     for layer in range(cfg.n_layers):
-        block = model.block(layer)
-        draw(block.attn.W_Q, unit)
-        draw(block.attn.W_K, unit)
-        draw(block.attn.W_V, unit / math.sqrt(cfg.d_head))
-        draw(block.attn.W_O, build.idle_size / math.sqrt(cfg.d_model))
+        block, attn = model.block(layer), model.attention(layer)
+        draw(attn.W_Q, unit)
+        draw(attn.W_K, unit)
+        draw(attn.W_V, unit / math.sqrt(cfg.d_head))
+        draw(attn.W_O, build.idle_size / math.sqrt(cfg.d_model))
         if block.mlp is not None and cfg.d_mlp is not None:
             draw(block.mlp.W_in, unit)  # half of the neurons fire
             draw(block.mlp.W_out, build.idle_size * math.sqrt(2 / cfg.d_model / cfg.d_mlp))
@@ -221,7 +221,7 @@ def _of_stream(read: Read, subspaces: Mapping[str, Tensor]) -> Tensor:
 
 def _write_head(model: GPT, step: Head, layer: int, head: int, kv_head: int, subspaces: Mapping[str, Tensor]) -> None:
     """A step's weights in place of a head's idle ones."""
-    attn, cfg = model.block(layer).attn, model.cfg
+    attn, cfg = model.attention(layer), model.cfg
     assert cfg.attn_scale is not None
     for weight, at in ((attn.W_Q, head), (attn.W_K, kv_head), (attn.W_V, kv_head), (attn.W_O, head)):
         weight[at] = 0
@@ -255,7 +255,7 @@ def _turned(model: GPT, offset: Offset) -> tuple[Tensor, Tensor]:
     """
     cfg = model.cfg
     assert cfg.rotary_dim is not None and cfg.attn_scale is not None
-    attn = model.block(0).attn
+    attn = model.attention(0)
     context = make_context(cfg, cfg.n_ctx, n_past=0, attention_mask=None, device=model.device, dtype=model.dtype)
     one = torch.zeros(1, cfg.n_ctx, 1, cfg.d_head)
     one[..., : cfg.rotary_dim // 2] = 1  # of every pair (a, b) the a

@@ -1,12 +1,15 @@
 """`ModelConfig`: the one description of every model in this package.
 
 A published model, a toy of a paper and a hand-made circuit differ only in the values of these fields, which carry
-TransformerLens's names where it has one.
+TransformerLens's names where it has one, and those of the authors' code for state-space layers.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +18,8 @@ from interp.errors import ConfigError, nearest
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu", "solu")
 NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
 POSITIONS = ("standard", "sinusoidal", "rotary", "alibi", "none")
+MAMBAS = ("mamba", "mamba2")
+LAYER_TYPES = ("attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp")
 ROPE_SCALINGS = ("linear", "llama3")
 
 
@@ -49,7 +54,16 @@ class ModelConfig:
 
     Positions: `standard` is a learned table added to the embedding, `sinusoidal` the fixed one of Vaswani et al. 2017
     (section 3.5), `rotary` turns queries and keys (Su et al. 2021, section 3.4) in their first `rotary_dim` channels,
-    `alibi` lowers scores with distance (Press et al. 2021, section 3), `none` leaves order to the causal mask.
+    `alibi` lowers scores with distance (Press et al. 2021, section 3), `none` leaves order to the causal mask or to the
+    recurrence. `auto` is `standard` for a model with attention and `none` for one without.
+
+    Layers: `layer_types` says for each what mixes positions, and whether an MLP follows: one of `attn+mlp`, `attn`,
+    `mlp`, `mamba`, `mamba+mlp`, `mamba2`, `mamba2+mlp`; None makes all of them `attn+mlp`, or `attn` with `attn_only`.
+
+    State-space layers (Gu and Dao 2023, "Mamba"; Dao and Gu 2024, "Transformers are SSMs"): `d_inner` channels, each
+    with a state of `d_state` numbers (for Mamba-2 in heads of `d_ssm_head` channels, whose B and C are shared by
+    `n_ssm_groups` groups of heads), behind a convolution over `d_conv` positions. `dt_rank` is the rank of Mamba-1's
+    projection to the step size, `dt_limit` bounds Mamba-2's. They have no limit of length but `n_ctx`.
 
     Raises:
         ConfigError: a value that is unknown or contradicts another one.
@@ -58,8 +72,8 @@ class ModelConfig:
     n_layers: int
     d_model: int
     n_ctx: int
-    d_head: int
-    d_vocab: int
+    d_head: int = -1
+    d_vocab: int = -1
     n_heads: int = -1
     n_key_value_heads: int | None = None
     d_mlp: int | None = None
@@ -69,7 +83,7 @@ class ModelConfig:
     normalization_type: str | None = "LN"
     eps: float = 1e-5
     final_norm: bool = True
-    positional_embedding_type: str = "standard"
+    positional_embedding_type: str = "auto"
     rotary_dim: int | None = None
     rotary_base: float = 10000.0
     rotary_adjacent_pairs: bool = False
@@ -84,6 +98,16 @@ class ModelConfig:
     attn_out_bias: bool = True
     mlp_bias: bool = True
     unembed_bias: bool = True
+    layer_types: tuple[str, ...] | None = None
+    d_inner: int | None = None
+    d_state: int | None = None
+    d_conv: int = 4
+    dt_rank: int | None = None
+    d_ssm_head: int = 64
+    n_ssm_groups: int = 1
+    dt_limit: tuple[float, float] | None = None
+    conv_bias: bool = True
+    mamba_bias: bool = False
     initializer_range: float = 0.02
     seed: int | None = None
     model_name: str = "custom"
@@ -92,7 +116,38 @@ class ModelConfig:
         def settle(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
+        self._check_layers()
+        if self.has_attention:
+            self._settle_heads(settle)
+        else:
+            for name in ("n_heads", "n_key_value_heads", "d_head"):
+                settle(name, 0)
+        if self.positional_embedding_type == "auto":
+            settle("positional_embedding_type", "standard" if self.has_attention else "none")
+        if self.d_vocab_out == -1:
+            settle("d_vocab_out", self.d_vocab)
+        if not self.has_mlp:
+            settle("d_mlp", None)
+            settle("act_fn", None)
+        elif self.d_mlp is None:
+            settle("d_mlp", 4 * self.d_model)
+        if self.positional_embedding_type == "rotary" and self.rotary_dim is None:
+            settle("rotary_dim", self.d_head)
+        if self.attn_scale is None and self.has_attention:
+            settle("attn_scale", self.d_head**0.5 if self.use_attn_scale else 1.0)
+        if self.has_mamba:
+            settle("d_inner", 2 * self.d_model if self.d_inner is None else self.d_inner)
+            settle("d_state", self.d_state or (16 if "mamba" in self.mixers else 128))
+            settle("dt_rank", self.dt_rank or math.ceil(self.d_model / 16))
+            settle("dt_limit", tuple(self.dt_limit) if isinstance(self.dt_limit, list) else self.dt_limit)
+        self._check()
+
+    def _settle_heads(self, settle: Callable[[str, object], None]) -> None:
+        if self.d_head == -1 and self.n_heads > 0 and self.d_model % self.n_heads == 0:
+            settle("d_head", self.d_model // self.n_heads)
         if self.n_heads == -1:
+            if self.d_head < 1:
+                raise ConfigError("a model with attention needs d_head or n_heads")
             if self.d_model % self.d_head:
                 raise ConfigError(
                     f"n_heads is not given and d_model={self.d_model} is no multiple of d_head={self.d_head}"
@@ -100,52 +155,71 @@ class ModelConfig:
             settle("n_heads", self.d_model // self.d_head)
         if self.n_key_value_heads is None:
             settle("n_key_value_heads", self.n_heads)
-        if self.d_vocab_out == -1:
-            settle("d_vocab_out", self.d_vocab)
+
+    def _check_layers(self) -> None:
+        """Refuse layers that do not exist; before anything is derived from them."""
+        self._check_whole("n_layers", 0)
+        if self.layer_types is None:
+            return
+        object.__setattr__(self, "layer_types", tuple(self.layer_types))
+        if len(self.layer_types) != self.n_layers:
+            raise ConfigError(
+                f"layer_types names {len(self.layer_types)} layers, expected one for each of n_layers={self.n_layers}"
+            )
+        for kind in self.layer_types:
+            self._check_choice("layer_types", LAYER_TYPES, kind)
         if self.attn_only:
-            settle("d_mlp", None)
-            settle("act_fn", None)
-        elif self.d_mlp is None:
-            settle("d_mlp", 4 * self.d_model)
-        if self.positional_embedding_type == "rotary" and self.rotary_dim is None:
-            settle("rotary_dim", self.d_head)
-        if self.attn_scale is None:
-            settle("attn_scale", self.d_head**0.5 if self.use_attn_scale else 1.0)
-        self._check()
+            raise ConfigError("attn_only=True contradicts layer_types, which says of every layer what it is made of")
 
     def _check(self) -> None:
-        for name in (
-            "n_layers",
-            "d_model",
-            "n_ctx",
-            "d_head",
-            "d_vocab",
-            "n_heads",
-            "n_key_value_heads",
-            "d_vocab_out",
-        ):
-            value = getattr(self, name)
-            least = 0 if name == "n_layers" else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}")
-        if self.n_heads % self.n_kv_heads:
+        names = ["d_model", "n_ctx", "d_vocab", "d_vocab_out"]
+        names += ["d_head", "n_heads", "n_key_value_heads"] if self.has_attention else []
+        names += ["d_inner", "d_state", "d_conv", "dt_rank", "d_ssm_head", "n_ssm_groups"] if self.has_mamba else []
+        for name in names:
+            self._check_whole(name, 1)
+        if self.has_attention and self.n_heads % self.n_kv_heads:
             raise ConfigError(
-                f"n_heads={self.n_heads} must be a multiple of n_key_value_heads={self.n_key_value_heads}, "
+                f"n_heads={self.n_heads} must be a multiple of n_key_value_heads={self.n_kv_heads}, "
                 "so that every group of query heads shares one key and value head"
             )
-        self._check_choice("act_fn", (None,) if self.attn_only else ACTIVATIONS)
+        if "mamba2" in self.mixers:
+            self._check_mamba2()
+        if self.has_mamba and not self.causal:
+            raise ConfigError("attention_dir='bidirectional' contradicts state-space layers, which only look back")
+        self._check_choice("act_fn", ACTIVATIONS if self.has_mlp else (None,))
         self._check_choice("normalization_type", NORMALIZATIONS)
         self._check_choice("positional_embedding_type", POSITIONS)
         self._check_choice("attention_dir", ("causal", "bidirectional"))
+        kind = self.positional_embedding_type
+        if kind in ("rotary", "alibi") and not self.has_attention:
+            raise ConfigError(f"positional_embedding_type={kind!r} is a matter of attention, which no layer has")
         if self.rotary_dim is not None and (self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.d_head):
             raise ConfigError(f"rotary_dim must be even and at most d_head={self.d_head}, not {self.rotary_dim}")
         if self.tie_word_embeddings and self.d_vocab_out != self.d_vocab:
             raise ConfigError(f"tied embeddings need d_vocab_out={self.d_vocab_out} to equal d_vocab={self.d_vocab}")
-        if self.gated_mlp and self.attn_only:
-            raise ConfigError("gated_mlp=True contradicts attn_only=True")
+        if self.gated_mlp and not self.has_mlp:
+            raise ConfigError("gated_mlp=True contradicts layers without an MLP (attn_only, or layer_types)")
 
-    def _check_choice(self, field: str, choices: tuple[str | None, ...]) -> None:
-        value = getattr(self, field)
+    def _check_whole(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}")
+
+    def _check_mamba2(self) -> None:
+        assert self.d_inner is not None
+        if self.d_inner % self.d_ssm_head:
+            raise ConfigError(f"d_inner={self.d_inner} must be a multiple of d_ssm_head={self.d_ssm_head}")
+        if self.n_ssm_heads % self.n_ssm_groups:
+            raise ConfigError(
+                f"n_ssm_groups={self.n_ssm_groups} must divide the {self.n_ssm_heads} heads of d_ssm_head="
+                f"{self.d_ssm_head} channels"
+            )
+        limits = self.dt_limit
+        if limits is not None and not (isinstance(limits, tuple) and len(limits) == 2 and 0 <= limits[0] < limits[1]):
+            raise ConfigError(f"dt_limit must be (least, most) with 0 <= least < most, not {self.dt_limit!r}")
+
+    def _check_choice(self, field: str, choices: tuple[str | None, ...], given: str | None = None) -> None:
+        value = getattr(self, field) if given is None else given
         if value in choices:
             return
         close = nearest(str(value), [c for c in choices if c])
@@ -156,6 +230,44 @@ class ModelConfig:
     def n_kv_heads(self) -> int:
         """The number of key and value heads, always a number."""
         return self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
+
+    def layer_type(self, layer: int) -> str:
+        """What a layer is made of: one of `LAYER_TYPES`."""
+        return ("attn" if self.attn_only else "attn+mlp") if self.layer_types is None else self.layer_types[layer]
+
+    def mixer(self, layer: int) -> str | None:
+        """What mixes positions in a layer: "attn", "mamba", "mamba2", or None in a layer that has only an MLP."""
+        first = self.layer_type(layer).partition("+")[0]
+        return None if first == "mlp" else first
+
+    def mlp_in(self, layer: int) -> bool:
+        """Whether a layer has an MLP."""
+        return self.layer_type(layer).endswith("mlp")
+
+    @functools.cached_property
+    def mixers(self) -> frozenset[str | None]:
+        """What mixes positions in any layer."""
+        return frozenset(self.mixer(layer) for layer in range(self.n_layers)) or frozenset({"attn"})
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether any layer has attention."""
+        return "attn" in self.mixers
+
+    @property
+    def has_mamba(self) -> bool:
+        """Whether any layer is a state-space layer."""
+        return not self.mixers.isdisjoint(MAMBAS)
+
+    @functools.cached_property
+    def has_mlp(self) -> bool:
+        """Whether any layer has an MLP."""
+        return any(self.mlp_in(layer) for layer in range(self.n_layers)) if self.n_layers else not self.attn_only
+
+    @property
+    def n_ssm_heads(self) -> int:
+        """Heads of a Mamba-2 layer."""
+        return (self.d_inner or 0) // self.d_ssm_head
 
     @property
     def causal(self) -> bool:

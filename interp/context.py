@@ -26,6 +26,7 @@ class Context:
     None where no mask is needed beyond `causal`. `bias` is ALiBi's, `cos` and `sin`
     are the rotary embedding's, shaped to be multiplied with pairs of channels (`Attention.rotate`). `packed` says which
     rows of which sequences the batch (of one) holds, and `groups` what each group of sequences of equal length shares.
+    `real` [batch, pos] is True at real tokens, None where there is no padding.
     """
 
     positions: Tensor
@@ -36,6 +37,7 @@ class Context:
     sin: Tensor | None
     packed: Packed | None = None
     groups: tuple[Context, ...] = ()
+    real: Tensor | None = None
 
 
 def make_context(
@@ -71,7 +73,8 @@ def make_context(
     positions = key_positions[:, n_past:]
     bias = _alibi(cfg, positions, key_positions, dtype) if cfg.positional_embedding_type == "alibi" else None
     cos, sin = _rotary_angles(cfg, positions, dtype) if cfg.positional_embedding_type == "rotary" else (None, None)
-    return Context(positions, allowed, causal, bias, cos, sin)
+    real = None if attention_mask is None else attention_mask[:, n_past:]
+    return Context(positions, allowed, causal, bias, cos, sin, real=real)
 
 
 def packed_context(cfg: ModelConfig, packed: Packed, dtype: torch.dtype) -> Context:
@@ -132,12 +135,21 @@ def pair_axis(cfg: ModelConfig) -> int:
     return -1 if cfg.rotary_adjacent_pairs else -2
 
 
-def check_attention_mask(mask: Tensor, shape: tuple[int, int]) -> Tensor:
-    """The mask as booleans, or a `PromptError` when it does not fit tokens of `shape` or leaves a prompt empty."""
+def check_attention_mask(mask: Tensor, shape: tuple[int, int], *, gaps: bool = True) -> Tensor:
+    """The mask as booleans; `gaps` says whether real tokens may have padding between them.
+
+    Raises:
+        PromptError: it does not fit tokens of `shape`, leaves a prompt empty, or has a gap where none may be.
+    """
     if tuple(mask.shape) != shape:
         raise PromptError(f"attention_mask has shape {list(mask.shape)}, expected [batch, pos] = {list(shape)}")
     mask = mask.bool()
     if not bool(mask.any(1).all()):
         row = int((~mask.any(1)).nonzero()[0])
         raise PromptError(f"prompt {row} is empty: its attention_mask has no real token")
+    if not gaps and bool((((~mask[:, 1:] & mask[:, :-1]).cumsum(1) > 0) & mask[:, 1:]).any()):
+        raise PromptError(
+            "attention_mask has padding between real tokens; a state-space layer needs them side by side, padded on "
+            "the left or on the right"
+        )
     return mask

@@ -1,6 +1,7 @@
 """A circuit as a picture: nodes in layers, the embedding on top, an edge as wide and as coloured as its score is large.
 
-1. Nodes stand in rows, a layer's heads above its MLP; rows without a node of the circuit are left out.
+1. Nodes stand in rows, a layer's heads, or what else mixes positions, above its MLP; rows without a node of the circuit
+   are left out.
 2. Within a row nodes are put where their neighbours are, row by row, down and up again, so that few edges cross
    (Sugiyama et al. 1981, barycentres).
 3. Edges are curves from sender to receiver; blue for a positive score, red for a negative one. Where a circuit has more
@@ -9,6 +10,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -147,8 +149,8 @@ def edge_table(circuit: Circuit) -> pd.DataFrame:
 
 
 def _depth(node: Node) -> int:
-    """Rows in the order of computation: embedding, heads and MLP of every layer, logits."""
-    return -1 if node.name == "input" else 2 * node.layer + (node.head is None and node.name != "logits")
+    """Rows in the order of computation: embedding, mixer and MLP of every layer, logits."""
+    return -1 if node.name == "input" else 2 * node.layer + (node.kind == "mlp")
 
 
 def _places(table: pd.DataFrame) -> tuple[dict[str, _Place], list[str]]:
@@ -191,7 +193,7 @@ def _row_name(row: Sequence[str], labels: dict[str, str]) -> str:
     first = labels[row[0]]
     if first in ("embed", "logits"):
         return ""
-    return f"layer {first.removeprefix('MLP ')}" if first.startswith("MLP") else f"layer {first[1:].partition('H')[0]}"
+    return "layer " + re.sub(r"\D*(\d+).*", r"\1", first)
 
 
 def _node(axes: Axes, place: _Place, *, faint: bool) -> None:

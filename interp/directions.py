@@ -1,7 +1,6 @@
 """Directions: what tells two kinds of prompts apart in a model's activations, and what adding it does.
 
-1. A contrast gives every prompt a class: by its right answer, by the order in which its answers are named, clean or
-   corrupt, or by labels of your own.
+1. A contrast gives every prompt a class (`interp.contrasts`).
 2. `states` are the activations of all prompts at one place. A direction is their mean over the prompts of one class
    minus that over the other.
 3. `Direction.edit` adds a multiple of it in a sweep, and `steer` while a model runs or generates.
@@ -23,156 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.contrasts import Array, Contrast, contrast
 from interp.edits import Edit, Index
 from interp.errors import ConfigError, InterpError, PromptError, unknown
+from interp.granularity import UNITS
 from interp.hooks import HookPoint
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.whole_files import write_whole
 
-CONTRASTS = {
-    "answer": "which answer is right",
-    "order": "whether the right or the wrong answer is named first",
-    "side": "whether the prompt is clean or corrupt",
-}
 FORMAT = "interp.Direction 1"
-FEWEST_GROUPS = 5
 AT_ONCE = 64  # prompts in one forward
 
-Array = np.ndarray[Any, np.dtype[np.int64]]
 Where = Mapping[str, Index]
-
-
-@dataclass(frozen=True, eq=False)
-class Contrast:
-    """A class for every prompt.
-
-    Attributes:
-        name: what the classes are about, a name of `CONTRASTS` or "labels".
-        classes: their names.
-        clean: the class of every clean prompt [prompt].
-        corrupt: the class of every corrupt prompt [prompt], None where only clean prompts have one.
-        group: pairs of one group [prompt] belong together, in training or in what is held out.
-        grouped_by: "pair", or "answers" where pairs with the same two answers are one group.
-    """
-
-    name: str
-    classes: tuple[str, ...]
-    clean: Array
-    corrupt: Array | None
-    group: Array
-    grouped_by: str
-
-    @property
-    def sides(self) -> dict[str, Array]:
-        """The sides of the pairs that have classes, with them."""
-        return {"clean": self.clean} if self.corrupt is None else {"clean": self.clean, "corrupt": self.corrupt}
-
-
-def contrast(
-    model: HookedModel,
-    pairs: PromptPairs,
-    label: str = "auto",
-    *,
-    labels: Sequence[Any] | None = None,
-    most: int | None = None,
-) -> Contrast:
-    """The classes of prompts.
-
-    Args:
-        model: names answers by its tokens.
-        pairs: the prompts. A corrupt prompt's right answer is taken to be the pair's wrong one.
-        label: "answer", "order" or "side", as `CONTRASTS` says them; "auto" takes the first that these prompts allow.
-        labels: classes of your own instead: one for each clean prompt [prompt], or one for each clean and each corrupt
-            prompt [prompt, 2].
-        most: how many classes there may be.
-
-    Raises:
-        UnknownName: a label that does not exist.
-        PromptError: prompts that the label does not tell apart, labels of another shape or of a single class, too many
-            classes.
-    """
-    if labels is not None:
-        if label != "auto":
-            raise PromptError(f"labels of your own were given together with label={label!r}: leave out one of them")
-        told = _own(pairs, labels)
-        if most is not None and len(told.classes) > most:
-            raise PromptError(f"labels have {len(told.classes)} classes, and only {most} can be told apart here")
-        return told
-    if label != "auto" and label not in CONTRASTS:
-        raise unknown("label", label, [*CONTRASTS, "auto"])
-    for name in CONTRASTS if label == "auto" else [label]:
-        found = {"answer": _by_answer, "order": _by_order, "side": _by_side}[name](model, pairs)
-        if isinstance(found, Contrast) and (most is None or len(found.classes) <= most):
-            return found
-        if isinstance(found, Contrast):
-            found = f"{len(found.classes)} classes are more than the {most} that can be told apart here"
-        if label == name or name == "side":
-            raise PromptError(f"label={name!r} does not tell these prompts apart: {found}")
-    raise AssertionError("side is the last contrast")
-
-
-def _own(pairs: PromptPairs, labels: Sequence[Any]) -> Contrast:
-    given = [tuple(row) if isinstance(row, tuple | list | np.ndarray | Tensor) else (row,) for row in labels]
-    if len(given) != len(pairs) or {len(row) for row in given} not in ({1}, {2}):
-        raise PromptError(
-            f"labels must be one for each of {len(pairs)} clean prompts, or [prompt, 2] for clean and corrupt ones, "
-            f"not {len(given)} of {sorted({len(row) for row in given})}"
-        )
-    table = [[one.item() if isinstance(one, Tensor | np.generic) else one for one in row] for row in given]
-    classes = sorted({one for row in table for one in row}, key=lambda one: (str(type(one)), one))
-    if len(classes) < 2:
-        raise PromptError(f"labels need at least two classes, and these are all {classes[0]!r}")
-    ids = np.array([[classes.index(one) for one in row] for row in table])  # [prompt, side]
-    return _made(pairs, "labels", [str(one) for one in classes], ids[:, 0], ids[:, 1] if ids.shape[1] > 1 else None)
-
-
-def _made(pairs: PromptPairs, name: str, classes: Sequence[str], clean: Array, corrupt: Array | None) -> Contrast:
-    sets = {pair: at for at, pair in enumerate(dict.fromkeys(frozenset(pair) for pair in pairs.answers.tolist()))}
-    group = np.array([sets[frozenset(pair)] for pair in pairs.answers.tolist()])
-    shared = min(len(pairs), FEWEST_GROUPS) <= len(sets) < len(pairs)
-    return Contrast(
-        name,
-        tuple(classes),
-        clean,
-        corrupt,
-        group if shared else np.arange(len(pairs)),
-        "answers" if shared else "pair",
-    )
-
-
-def _by_answer(model: HookedModel, pairs: PromptPairs) -> Contrast | str:
-    ids = pairs.answers.cpu().numpy()
-    if bool((pairs.clean == pairs.corrupt).all(1).any()):
-        return "a corrupt prompt that is its clean one has no other answer"
-    classes = list(dict.fromkeys(ids.flatten().tolist()))
-    rare = min(int((ids == one).sum()) for one in classes)
-    if rare < 2 or len(classes) > max(2, len(pairs) // 4):
-        return f"{len(pairs)} pairs have {len(classes)} different answers, the rarest {rare} times"
-    shown = [str(one) if model.tokenizer is None else model.tokenizer.str_tokens([one])[0] for one in classes]
-    index = {one: at for at, one in enumerate(classes)}
-    clean, corrupt = np.array([[index[one] for one in row] for row in ids.tolist()]).T
-    return _made(pairs, "answer", shown, clean, corrupt)
-
-
-def _by_order(model: HookedModel, pairs: PromptPairs) -> Contrast | str:
-    found = []
-    for side, first in (("clean", 0), ("corrupt", 1)):
-        named = (getattr(pairs, side)[:, None] == pairs.answers[:, :, None]) & pairs.mask[:, None]  # [n, 2, pos]
-        if not bool(named.any(-1).all()):
-            return "not every prompt names both of its answers"
-        at = named.int().argmax(-1)
-        found.append((at[:, first] > at[:, 1 - first]).long().cpu().numpy())
-    if len(np.unique(found)) < 2:
-        return "every prompt names its answers in the same order"
-    return _made(pairs, "order", ("right answer first", "wrong answer first"), found[0], found[1])
-
-
-def _by_side(model: HookedModel, pairs: PromptPairs) -> Contrast | str:
-    if bool((pairs.clean == pairs.corrupt).all(1).any()):
-        return "some corrupt prompt is its clean one"
-    zeros = np.zeros(len(pairs), dtype=np.int64)
-    return _made(pairs, "side", ("clean", "corrupt"), zeros, zeros + 1)
 
 
 @torch.no_grad()
@@ -236,7 +98,7 @@ class Direction:
         vector: float32, in the site's axes behind `pos`, without `head` where a head is named.
         site: its short name.
         layer: the layer.
-        head: the axis "head" or "kv_head" and its index, for one head's.
+        head: the axis of heads, groups or channels ("head", "kv_head", "ssm_head", ...) and its index, for one's own.
         made: how it was made, in plain JSON values.
     """
 
@@ -358,7 +220,7 @@ def difference_of_texts(
 
 
 def _direction(model: HookedModel, vector: Tensor, site: str, where: Where, made: Mapping[str, Any]) -> Direction:
-    head = next(((axis, int(where[axis])) for axis in ("head", "kv_head") if axis in where), None)  # type: ignore[arg-type]
+    head = next(((axis, int(where[axis])) for axis in UNITS if axis in where), None)  # type: ignore[arg-type]
     read = where.get("pos", -1)
     about = {"model": model.cfg.model_name, "method": "difference of means", "pos": read, **made}
     return Direction(vector, site, int(where["layer"]), head, about)  # type: ignore[arg-type]

@@ -106,7 +106,8 @@ def eap_ig(
         steps: points of the path, the first of them next to the ablated end and the last at the base run; with one,
             this is `eap`.
         path: what moves from its ablated to its own value: "inputs", the embedding; "activations", all that one layer's
-            heads or MLP write, one layer after the other, which takes as many runs as there are layers of both.
+            heads, its state-space mixer or its MLP write, one layer after the other, which takes as many runs as there
+            are layers of both.
 
     Returns:
         As `eap`.

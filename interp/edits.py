@@ -20,7 +20,7 @@ from interp.cache import ActivationCache
 from interp.config import ModelConfig
 from interp.errors import ConfigError, UnknownName, unknown
 from interp.hooks import HookPoint
-from interp.sites import Site, axis_sizes, get_act_name, site_names
+from interp.sites import Site, axis_sizes, find_act_name, site_names, unknown_site
 
 OPS = ("set", "add", "scale", "zero", "mean")
 RUNS = ("base", "source")
@@ -83,10 +83,10 @@ class Edit:
         layer = self.where.get("layer")
         if layer is not None and not (isinstance(layer, int) and 0 <= layer < cfg.n_layers):
             raise UnknownName(f"layer {layer!r} of {self} is not one of this model's layers, 0 to {cfg.n_layers - 1}")
-        name = get_act_name(self.site, layer if "blocks." not in self.site else None)
         names = _names(cfg)
+        name = find_act_name(self.site, layer if "blocks." not in self.site else None, names)
         if name not in names:
-            raise unknown("site", name, names)
+            raise unknown_site(name, names)
         for axis, index in self.where.items():
             if axis != "layer":
                 _check_index(axis, index, names[name], cfg, self)

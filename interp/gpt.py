@@ -1,10 +1,11 @@
 """The residual stack: blocks between an embedding and an unembedding; `GPT` puts them together.
 
- Every block adds to the residual stream and nothing else touches it:
+Every block adds to the residual stream and nothing else touches it:
 
 1. resid_pre = token embedding + position embedding (for the first block).
-2. resid_mid = resid_pre + attention(norm(resid_pre)).
+2. resid_mid = resid_pre + mixer(norm(resid_pre)); the mixer is attention or a state-space layer.
 3. resid_post = resid_mid + MLP(norm(resid_mid)); with parallel blocks (GPT-NeoX) both read resid_pre and add at once.
+   A block may lack one of the two.
 4. logits = unembed(norm(resid_post of the last block)).
 
 Sources: Vaswani et al. 2017 (attention, positions), Radford et al. 2019 (GPT-2: norm before each part), Black et al.
@@ -25,75 +26,16 @@ from torch import Tensor, nn
 from interp.attention import Attention, PastKeyValues
 from interp.config import ModelConfig
 from interp.context import Context, check_attention_mask, make_context
-from interp.errors import HookError, PromptError, UnknownName
+from interp.errors import ConfigError, PromptError, UnknownName
 from interp.hooks import HookPoint
-from interp.layers import MLP, Embed, Norm, PosEmbed, SinusoidalEmbed, Unembed
+from interp.layers import Embed, Norm, PosEmbed, SinusoidalEmbed, Unembed
+from interp.mamba import MambaMixer
 from interp.model import HookedModel
+from interp.residual import Block
 from interp.sites import site_names
 from interp.tokens import Tokenizer
 
-
-class Block(nn.Module):
-    """One layer: a mixer that moves information between positions, and an MLP that works on each by itself."""
-
-    def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint]) -> None:
-        super().__init__()
-        here = f"blocks.{layer}"
-        has_norm = cfg.normalization_type is not None
-        self.parallel = cfg.parallel_attn_mlp
-        self.ln1 = Norm(cfg, f"{here}.ln1", points) if has_norm else None
-        self.attn = Attention(cfg, layer, points)
-        self.ln2 = Norm(cfg, f"{here}.ln2", points) if has_norm and not cfg.attn_only else None
-        self.mlp = None if cfg.attn_only else MLP(cfg, layer, points)
-        self.heads = {"q": cfg.n_heads, "k": cfg.n_kv_heads, "v": cfg.n_kv_heads}
-        self.hook_split = {name: points[f"{here}.hook_{name}_input"] for name in self.heads}
-        self.hook_resid_pre, self.hook_resid_post = points[f"{here}.hook_resid_pre"], points[f"{here}.hook_resid_post"]
-        self.hook_attn_out = points[f"{here}.hook_attn_out"]
-        self.hook_resid_mid = points.get(f"{here}.hook_resid_mid")
-        self.hook_mlp_in, self.hook_mlp_out = points.get(f"{here}.hook_mlp_in"), points.get(f"{here}.hook_mlp_out")
-
-    def forward(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> Tensor:
-        """The residual stream [batch, pos, d_model] behind this layer."""
-        return self.write(*self.mix(resid, context, past))
-
-    def mix(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> tuple[Tensor, Tensor]:
-        """The first half, where positions look at one another: the residual stream, and what the heads mixed."""
-        resid = self.hook_resid_pre(resid)
-        x = resid if self.ln1 is None else self.ln1(resid)
-        return resid, self.attn.mix(x, context, split=self._split_inputs(resid, x), past=past)
-
-    def write(self, resid: Tensor, z: Tensor) -> Tensor:
-        """The second half, where each position is by itself: what heads and MLP add to the residual stream."""
-        attn_out = self.hook_attn_out(self.attn.write(z))
-        if self.mlp is None:
-            return self.hook_resid_post(resid + attn_out)
-        if self.parallel:
-            return self.hook_resid_post(resid + attn_out + self._mlp_out(resid))
-        assert self.hook_resid_mid is not None
-        resid = self.hook_resid_mid(resid + attn_out)
-        return self.hook_resid_post(resid + self._mlp_out(resid))
-
-    def _mlp_out(self, resid: Tensor) -> Tensor:
-        assert self.mlp is not None and self.hook_mlp_in is not None and self.hook_mlp_out is not None
-        if self.hook_mlp_in:
-            resid = self.hook_mlp_in(resid.clone())
-        x = resid if self.ln2 is None else self.ln2(resid)
-        return self.hook_mlp_out(self.mlp(x))
-
-    def _split_inputs(self, resid: Tensor, x: Tensor) -> dict[str, Tensor]:
-        """A normalised residual stream of its own for every head, where somebody asked for it."""
-        split = {}
-        for name, point in self.hook_split.items():
-            if not point:
-                continue
-            if self.ln1 is not None and self.ln1.edited and not torch.equal(x, self.ln1.unhooked(resid)):
-                raise HookError(
-                    f"{point.name!r} does not pass through what a hook on this layer's ln1 changed: choose one"
-                )
-            every = repeat(resid, "batch pos d_model -> batch pos head d_model", head=self.heads[name])
-            own = point(every.contiguous())  # one memory for each head, so that they can be changed apart
-            split[name] = own if self.ln1 is None else self.ln1.unhooked(own)
-        return split
+RECURRENT = ("conv", "delta", "B", "C")  # what states and the hidden attention follow from
 
 
 def _stacked(part: str, name: str, shape: str) -> property:
@@ -101,8 +43,13 @@ def _stacked(part: str, name: str, shape: str) -> property:
 
     def stack(model: GPT) -> Tensor:
         owners = [getattr(block, part) for block in model.blocks]
-        if not owners or owners[0] is None or getattr(owners[0], name) is None:
-            raise UnknownName(f"this model has no {name}")
+        there = [layer for layer, owner in enumerate(owners) if getattr(owner, name, None) is not None]
+        if not there:
+            kinds = ", ".join(dict.fromkeys(map(model.cfg.layer_type, range(len(owners)))))
+            raise UnknownName(f"this model has no {name}; its layers are made of: {kinds or 'nothing'}")
+        if len(there) < len(owners):
+            which = ", ".join(map(str, there))
+            raise UnknownName(f"{name} is not in every layer but in {which}: take blocks[l].{part}.{name} of each")
         return torch.stack([getattr(owner, name) for owner in owners])
 
     return property(
@@ -144,7 +91,7 @@ class GPT(HookedModel):
         """Draw weights as GPT-2 does (Radford et al. 2019, section 2.3), from `cfg.seed` if it is given.
 
         Normal with `cfg.initializer_range`, what writes to the residual stream divided by sqrt(2 n_layers), norms one
-        and biases zero.
+        and biases zero; what makes the recurrence of a state-space layer as `MambaMixer.init_weights` says.
         """
         generator = None if self.cfg.seed is None else torch.Generator(self.device).manual_seed(self.cfg.seed)
         for name, parameter in self.named_parameters():
@@ -154,9 +101,12 @@ class GPT(HookedModel):
             elif last.startswith("b"):
                 parameter.zero_()
             else:
-                writes = last in ("W_z", "W_down")
+                writes = last in ("W_z", "W_down") or name.endswith("mixer.W_out")
                 std = self.cfg.initializer_range / (math.sqrt(2 * self.cfg.n_layers) if writes else 1.0)
                 parameter.normal_(0.0, std, generator=generator)
+        for block in self.blocks:
+            if isinstance(block.mixer, MambaMixer):
+                block.mixer.init_weights(generator)
 
     def forward(
         self,
@@ -176,25 +126,28 @@ class GPT(HookedModel):
             input: tokens [batch, pos] (or [pos], a batch of one), a text, several texts; with `start_at_layer` the
                 residual stream [batch, pos, d_model] that enters that layer.
             return_type: "logits", "loss" (mean next-token cross-entropy in nats), "both", or None, which unembeds
-                nothing. loss_per_token: the
-            loss of every prediction [batch, pos - 1] instead of the mean. prepend_bos: for text, as in `to_tokens`.
+                nothing.
+            loss_per_token: the loss of every prediction [batch, pos - 1] instead of the mean.
+            prepend_bos: for text, as in `to_tokens`.
             attention_mask: [batch, pos], True at real tokens, for a batch padded on either side. With `past_kv_cache`
-            it
-                may cover the earlier positions as well.
+                it may cover the earlier positions as well.
             start_at_layer: skip the layers before this one.
             stop_at_layer: return the residual stream that enters this layer; negative counts from the last.
-            past_kv_cache: keys and values of earlier positions; this call's are appended.
+            past_kv_cache: keys and values, or states, of earlier positions; this call's are appended.
 
         Returns:
             Logits [batch, pos, d_vocab_out], or what `return_type` or `stop_at_layer` say.
 
         Raises:
-            PromptError: an empty prompt, one longer than the context, ids out of range, a mask of another shape.
+            PromptError: an empty prompt, one longer than the context, ids out of range, a mask of another shape; what
+                another model left in `past_kv_cache`.
         """
         if return_type not in ("logits", "loss", "both", None):
             raise PromptError(f"return_type must be 'logits', 'loss', 'both' or None, not {return_type!r}")
         tokens, mask = self._input(input, prepend_bos, attention_mask)
         first, last = self._layers(start_at_layer, stop_at_layer)
+        if past_kv_cache is not None:
+            past_kv_cache.claim(self, self.cfg.n_layers, tokens.shape[0])
         n_past = len(past_kv_cache) if past_kv_cache is not None else 0
         if start_at_layer is None:
             self._check_tokens(tokens, n_past)
@@ -202,7 +155,9 @@ class GPT(HookedModel):
             raise PromptError("start_at_layer needs the residual stream [batch, pos, d_model] as input, not tokens")
         if mask is not None:
             mask = check_attention_mask(
-                self._whole_mask(mask, past_kv_cache, tokens.shape[1]), (tokens.shape[0], n_past + tokens.shape[1])
+                self._whole_mask(mask, past_kv_cache, tokens.shape[1]),
+                (tokens.shape[0], n_past + tokens.shape[1]),
+                gaps=not self.cfg.has_mamba,
             )
         context = make_context(
             self.cfg, tokens.shape[1], n_past=n_past, attention_mask=mask, device=self.device, dtype=self.dtype
@@ -228,6 +183,19 @@ class GPT(HookedModel):
         block = self.blocks[layer]
         assert isinstance(block, Block)
         return block
+
+    def attention(self, layer: int) -> Attention:
+        """The attention of a layer.
+
+        Raises:
+            UnknownName: the layer has none.
+        """
+        attn = self.block(layer).attn
+        if attn is None:
+            there = [at for at in range(self.cfg.n_layers) if self.cfg.mixer(at) == "attn"]
+            where = ", ".join(map(str, there)) or "none"
+            raise UnknownName(f"layer {layer} has no attention heads; layers of this model that have: {where}")
+        return attn
 
     def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
         """The residual stream [batch, pos, d_model] that enters the first layer."""
@@ -270,13 +238,22 @@ class GPT(HookedModel):
         here = f"blocks.{layer}"
         block = self.block(layer)
         pre = tensors.get(f"{here}.hook_resid_pre")
-        mid = tensors.get(f"{here}.hook_mlp_in", pre if block.parallel else tensors.get(f"{here}.hook_resid_mid"))
+        direct = block.parallel or self.cfg.mixer(layer) is None  # the MLP reads what enters the block
+        mid = tensors.get(f"{here}.hook_mlp_in", pre if direct else tensors.get(f"{here}.hook_resid_mid"))
         if path.endswith(".ln1") or path.endswith(".ln2"):
             return self._derive_norm(
                 site, block.ln1 if path.endswith(".ln1") else block.ln2, pre if path.endswith(".ln1") else mid
             )
         if site == "mlp_in":
             return mid
+        if site == "mixer_in":
+            return pre
+        if path.endswith(".mixer"):
+            return self._derive_mixer(
+                block.mixer, site, {name: tensors.get(f"{path}.hook_{name}") for name in RECURRENT}, attention_mask
+            )
+        if block.attn is None:
+            return None
         if site in ("q_input", "k_input", "v_input") and pre is not None:
             return repeat(pre, "batch pos d_model -> batch pos head d_model", head=block.heads[site[0]])
         if site == "result" and f"{here}.attn.hook_z" in tensors:
@@ -293,6 +270,14 @@ class GPT(HookedModel):
             return scores if scores is None or site == "attn_scores" else block.attn.softmax(scores)
         return None
 
+    def _derive_mixer(
+        self, mixer: MambaMixer | None, site: str, found: Mapping[str, Tensor | None], mask: Tensor | None
+    ) -> Tensor | None:
+        there = {name: value for name, value in found.items() if value is not None}
+        if mixer is None or len(there) < len(found):
+            return None
+        return mixer.derive(site, mask, **there)
+
     def _derive_norm(self, site: str, norm: nn.Module | None, resid: Tensor | None) -> Tensor | None:
         if resid is None or not isinstance(norm, Norm):
             return None
@@ -300,13 +285,14 @@ class GPT(HookedModel):
 
     def head_results(self, layer: int, z: Tensor) -> Tensor:
         """What each head adds to the residual stream: z W_O.  # [..., head, d_head] -> [..., head, d_model]"""
-        return einsum(z, self.block(layer).attn.W_O, "... head d_head, head d_head d_model -> ... head d_model")
+        return einsum(z, self.attention(layer).W_O, "... head d_head, head d_head d_model -> ... head d_model")
 
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> Norm | None:
         """The norm between the residual stream and a layer, its MLP, or the unembedding; None where there is none."""
         if layer == self.cfg.n_layers:
             return self.ln_final if isinstance(self.ln_final, Norm) else None
-        return self.block(layer).ln2 if mlp_input else self.block(layer).ln1
+        block = self.block(layer)
+        return block.ln2 if mlp_input or self.cfg.mixer(layer) is None else block.ln1
 
     @property
     def W_E(self) -> Tensor:
@@ -348,6 +334,31 @@ class GPT(HookedModel):
     b_in = _stacked("mlp", "b_in", "d_mlp")
     b_gate = _stacked("mlp", "b_gate", "d_mlp")
     b_out = _stacked("mlp", "b_out", "d_model")
+
+
+class Mamba(GPT):
+    """A language model of state-space layers, alone or between layers of attention; untrained until loaded.
+
+    The same residual stack as `GPT`: everything that runs on one runs on the other, where it does not need heads.
+
+    Args:
+        cfg: what to build; its `layer_types` name at least one "mamba" or "mamba2" layer.
+        tokenizer: text to ids, if there is text.
+
+    Raises:
+        ConfigError: a configuration without such a layer.
+
+    Example:
+        >>> model = Mamba(ModelConfig(n_layers=2, d_model=16, n_ctx=32, d_vocab=50, layer_types=("mamba",) * 2, seed=0))
+        >>> logits, cache = model.run_with_cache(torch.tensor([[1, 2, 3]]))
+        >>> logits.shape, cache["state", 1].shape
+        (torch.Size([1, 3, 50]), torch.Size([1, 3, 32, 16]))
+    """
+
+    def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+        if not cfg.has_mamba:
+            raise ConfigError("a Mamba has state-space layers: name them in layer_types, as ('mamba',) * n_layers")
+        super().__init__(cfg, tokenizer)
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None, *, per_token: bool) -> Tensor:

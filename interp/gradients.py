@@ -4,7 +4,9 @@
    part in it.
 2. Sum the metric over the prompts and go back once. Prompts do not look at one another, so that the gradient of the sum
    is, row by row, that of each prompt's own metric.
-3. Where memory is short, do so for some prompts after the others.
+3. A state of a recurrence is handed on, so that its gradient is made of those of all later states: backwards, each
+   gets what the next one has, times the decay between the two.
+4. Where memory is short, do so for some prompts after the others.
 
 To first order, a value that changes by d changes the metric by d times its gradient: what attribution patching
 (`interp.node_scores`) and edge attribution (`interp.edge_scores`) are made of. `integrated_gradients` averages the
@@ -23,7 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interp.config import MAMBAS
 from interp.errors import ConfigError, HookError, unknown
+from interp.gpt import GPT
 from interp.hooks import HookPoint, attached
 from interp.metrics import METRICS, Metric, evaluate, get_metric, measure, read
 from interp.model import HookedModel
@@ -39,7 +43,8 @@ FLAT = ("rank", "correct")
 INPUT = "blocks.0.hook_resid_pre"
 MOST_MEMORY = 2**30  # bytes of one graph, unless told otherwise
 # Numbers that a graph keeps for every position of a layer, in units of its sizes.
-KEPT = {"d_model": 14, "d_mlp": 7, "heads": 7, "inputs": 5, "grids": 5}
+KEPT = {"d_model": 14, "d_mlp": 7, "heads": 7, "channels": 24, "inputs": 5, "grids": 5, "states": 5}
+STATE = "mixer.hook_state"
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,18 +133,21 @@ def differentiate(
     _check(model, base, sites)
     source = other_side(base) if source is None else other_side(other_side(source))
     stopped, seen = set(stop), dict[str, Tensor]()
+    states = [name for name in sites if name.endswith(STATE)]
+    # A state is read where it was made: the graph begins before it, and its decay is needed.
+    beside = [name.replace(STATE, f"mixer.hook_{other}") for name in states for other in ("in", "delta")]
 
     def note(value: Tensor, hook: HookPoint) -> Tensor:
         if hook.name in given:
             value = given[hook.name].to(value.dtype)
         if hook.name in stopped:
             value = value.detach().requires_grad_()  # a bridge takes no value that is equal and has no graph
-        if hook.name in sites:
+        if hook.name in sites or hook.name in beside:
             value = value if value.requires_grad else value.detach().requires_grad_()
             seen[hook.name] = value
         return value
 
-    hooked = list(dict.fromkeys([*sites, *given, *stopped]))
+    hooked = list(dict.fromkeys([*sites, *beside, *given, *stopped]))
     mask = pairs.attention_mask
     reference = None
     if metric.needs_reference:
@@ -162,7 +170,22 @@ def differentiate(
                 f"the metric does not depend on {name!r} in this run: nothing reads it there, or it can only be read"
             )
         found[name] = torch.zeros_like(values[name]) if slope is None else slope
+    for name in states:
+        found[name] = _handed_on(model, name, found[name], seen[name.replace(STATE, "mixer.hook_delta")].detach())
     return Gradients(value.detach(), values, found)
+
+
+def _handed_on(model: HookedModel, name: str, slope: Tensor, delta: Tensor) -> Tensor:
+    """The gradient by states, of what is read of each at its own position: later states are made of earlier ones."""
+    assert isinstance(model, GPT)
+    mixer = model.block(model.hook_dict[name].layer()).mixer
+    assert mixer is not None
+    decay = torch.exp(delta.reshape(*delta.shape, *[1] * (mixer.A.ndim - 1)) * mixer.A)
+    decay = decay.reshape(*decay.shape, *[1] * (slope.ndim - decay.ndim)).detach()
+    whole = list(slope.unbind(1))
+    for at in reversed(range(len(whole) - 1)):
+        whole[at] = whole[at] + decay[:, at + 1] * whole[at + 1]
+    return torch.stack(whole, 1)
 
 
 def path_slopes(
@@ -317,21 +340,33 @@ def batches(
     """
     if max_memory is not None and (not isinstance(max_memory, int) or max_memory <= 0):
         raise ConfigError(f"max_memory must be a positive number of bytes, not {max_memory!r}")
-    cfg, width = model.cfg, pairs.mask.shape[1]
-    row = KEPT["d_model"] * cfg.d_model + KEPT["d_mlp"] * (cfg.d_mlp or 0) + KEPT["heads"] * cfg.n_heads * cfg.d_head
-    numbers = cfg.n_layers * row + 3 * cfg.d_vocab_out
-    sizes = axis_sizes(cfg)
-    for site in (model.hook_dict[name].site for name in names):
-        if "query" in site.axes:
-            numbers += KEPT["grids"] * cfg.n_heads * width
-        elif site.on_demand:
-            heads = next((sizes[axis] for axis in ("head", "kv_head") if axis in site.axes), 1)
-            numbers += KEPT["inputs"] * cfg.d_model * heads
-    each = numbers * width * model.dtype.itemsize
+    width = pairs.mask.shape[1]
+    each = _numbers(model, names, width) * width * model.dtype.itemsize
     size = max(1, (MOST_MEMORY if max_memory is None else max_memory) // each)
     for first in range(0, len(pairs), size):
         at = slice(first, min(first + size, len(pairs)))
         yield at, pairs[at]
+
+
+def _numbers(model: HookedModel, names: Iterable[str], width: int) -> int:
+    """How many numbers a graph keeps for every position of prompts of this length."""
+    cfg, sizes = model.cfg, axis_sizes(model.cfg)
+    numbers = 3 * cfg.d_vocab_out
+    mixers = {"attn": KEPT["heads"] * cfg.n_heads * cfg.d_head}
+    mixers |= dict.fromkeys(MAMBAS, KEPT["channels"] * (cfg.d_inner or 0))
+    for layer in range(cfg.n_layers):
+        numbers += KEPT["d_model"] * cfg.d_model + mixers.get(cfg.mixer(layer) or "", 0)
+        numbers += KEPT["d_mlp"] * (cfg.d_mlp or 0) * cfg.mlp_in(layer)
+    for site in (model.hook_dict[name].site for name in names):
+        if "query" in site.axes:
+            each = KEPT["grids"] + (sizes["d_state"] if "channel" in site.axes else 0)
+            numbers += each * sizes[site.axes[1]] * width
+        elif "d_state" in site.axes and site.on_demand:
+            numbers += KEPT["states"] * sizes["channel"] * sizes["d_state"]
+        elif site.on_demand:
+            heads = next((sizes[axis] for axis in ("head", "kv_head") if axis in site.axes), 1)
+            numbers += KEPT["inputs"] * cfg.d_model * heads
+    return numbers
 
 
 def cut(value: Tensor, at: slice, part: PromptPairs, site: Site) -> Tensor:

@@ -1,12 +1,13 @@
 """The edges of a model: which component reads what which other component wrote.
 
 1. The residual stream is a sum: of the embedding, of what every head adds and of what every MLP adds. Each reader (the
-   query, key or value input of a head, an MLP, the unembedding) reads the sum of all that was written before it.
+   query, key or value input of a head, an MLP, the unembedding) reads the sum of all that was written before it. A
+   state-space layer reads once; it writes as a whole, or in Mamba-2 head by head.
 2. An edge is one term of one such sum. So a reader's input can be changed as if a single writer had written something
    else, and a circuit is a set of edges.
 3. Writers are called senders, readers receivers, as in path patching. Names are those of circuit files: `input`,
    `a3.h1` and `m3` send; `a3.h1<q>`, `a3.kv0<k>` (`h` where every head has keys of its own), `m3` and `logits` receive;
-   an edge is `a1.h2->a3.h1<q>`.
+   an edge is `a1.h2->a3.h1<q>`. A state-space layer receives as `s3` and sends as `s3`, in Mamba-2 as `s3.h1`.
 
 Source: Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits", on the residual stream as a channel);
 names as Hanna et al. 2024 ("Have Faith in Faithfulness") and Mueller et al. 2025 ("MIB") write them.
@@ -20,16 +21,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import einsum
 from torch import Tensor
 
-from interp.config import ModelConfig
+from interp.config import MAMBAS, ModelConfig
 from interp.errors import InterpError, UnknownName, unknown
+from interp.gpt import GPT
+from interp.mamba import MambaMixer
 from interp.model import HookedModel
 
 READS = {"q": "head", "k": "kv_head", "v": "kv_head"}
 """What a head reads by, and the axis that tells its readers apart."""
 
-HEAD = re.compile(r"l(\d+)h(\d+)|a(\d+)\.h(\d+)", re.IGNORECASE)
+KINDS = {"i": "input", "a": "attn", "s": "ssm", "m": "mlp", "l": "logits"}
+"""What a node belongs to, by the first letter of its name."""
+
+HEAD = re.compile(r"l(\d+)[hs](\d+)|[as](\d+)\.h(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,8 @@ class Node:
 
     Attributes:
         name: as in circuit files.
-        site: the full name of the site that holds its value: what a head mixed (`hook_z`), what an MLP adds, the input
-            that a receiver reads.
+        site: the full name of the site that holds its value: what a head mixed (`hook_z`, of Mamba-2 `hook_gated`),
+            what an MLP or a Mamba-1 layer adds, the input that a receiver reads.
         layer: its layer; -1 for the embedding, the number of layers for the unembedding.
         stage: a receiver reads the senders of earlier stages.
         head: its index on the site's head axis; None where there is none.
@@ -54,11 +61,24 @@ class Node:
     reads: str | None = None
 
     @property
-    def label(self) -> str:
-        """The name as figures write it: `L3H1`, `L3KV0 k`, `MLP 3`, `embed`, `logits`."""
+    def kind(self) -> str:
+        """What it belongs to: "input", "attn", "ssm" (a state-space layer), "mlp" or "logits"."""
+        return KINDS[self.name[0]]
+
+    @property
+    def axis(self) -> str | None:
+        """The site's axis that tells heads apart; None where there is none."""
         if self.head is None:
-            return {"input": "embed", "logits": "logits"}.get(self.name, f"MLP {self.layer}")
-        head = f"L{self.layer}{'KV' if 'kv' in self.name else 'H'}{self.head}"
+            return None
+        return ("ssm_head" if self.kind == "ssm" else "head") if self.reads is None else READS[self.reads]
+
+    @property
+    def label(self) -> str:
+        """The name as figures write it: `L3H1`, `L3KV0 k`, `L3S1` of Mamba-2, `mixer 3`, `MLP 3`, `embed`, `logits`."""
+        if self.head is None:
+            whole = {"input": "embed", "ssm": f"mixer {self.layer}", "mlp": f"MLP {self.layer}"}
+            return whole.get(self.kind, self.kind)
+        head = f"L{self.layer}{'S' if self.kind == 'ssm' else 'KV' if 'kv' in self.name else 'H'}{self.head}"
         return head if self.reads is None else f"{head} {self.reads}"
 
 
@@ -147,7 +167,7 @@ class Graph:
             senders: which, by their place; None takes all.
 
         Returns:
-            [sender, batch, pos, d_model], of heads without the attention's output bias.
+            [sender, batch, pos, d_model], of heads without the output bias that their layer has.
         """
         chosen = range(len(self.senders)) if senders is None else senders
         results: dict[str, Tensor] = {}
@@ -157,7 +177,7 @@ class Graph:
                 parts.append(values[node.site])
                 continue
             if node.site not in results:
-                results[node.site] = model.head_results(node.layer, values[node.site])
+                results[node.site] = head_results(model, node.site, values[node.site])
             parts.append(results[node.site][:, :, node.head])
         return torch.stack(parts)
 
@@ -175,22 +195,28 @@ class Graph:
 @functools.lru_cache(maxsize=8)
 def _graph(cfg: ModelConfig) -> Graph:
     senders = [Node("input", "blocks.0.hook_resid_pre", -1, -1)]
-    receivers = []
+    receivers: list[Node] = []
     sizes = {"head": cfg.n_heads, "kv_head": cfg.n_kv_heads}
     own = "h" if cfg.n_kv_heads == cfg.n_heads else "kv"
     for layer in range(cfg.n_layers):
-        block, first = f"blocks.{layer}", 2 * layer
-        for reads, axis in READS.items():
-            letter = "h" if axis == "head" else own
-            receivers += [
-                Node(f"a{layer}.{letter}{head}<{reads}>", f"{block}.hook_{reads}_input", layer, first, head, reads)
-                for head in range(sizes[axis])
+        block, first, mixer = f"blocks.{layer}", 2 * layer, cfg.mixer(layer)
+        if mixer == "attn":
+            for reads, axis in READS.items():
+                letter = "h" if axis == "head" else own
+                receivers += [
+                    Node(f"a{layer}.{letter}{head}<{reads}>", f"{block}.hook_{reads}_input", layer, first, head, reads)
+                    for head in range(sizes[axis])
+                ]
+            senders += [
+                Node(f"a{layer}.h{head}", f"{block}.attn.hook_z", layer, first, head) for head in range(cfg.n_heads)
             ]
-        senders += [
-            Node(f"a{layer}.h{head}", f"{block}.attn.hook_z", layer, first, head) for head in range(cfg.n_heads)
-        ]
-        if not cfg.attn_only:
-            stage = first if cfg.parallel_attn_mlp else first + 1
+        elif mixer in MAMBAS:
+            receivers.append(Node(f"s{layer}", f"{block}.hook_mixer_in", layer, first))
+            site, heads = f"{block}.mixer.hook_gated", range(n_heads(cfg, layer))
+            senders += [Node(f"s{layer}.h{head}", site, layer, first, head) for head in heads]
+            senders += [] if heads else [Node(f"s{layer}", f"{block}.mixer.hook_out", layer, first)]
+        if cfg.mlp_in(layer):
+            stage = first if cfg.parallel_attn_mlp and mixer is not None else first + 1
             receivers.append(Node(f"m{layer}", f"{block}.hook_mlp_in", layer, stage))
             senders.append(Node(f"m{layer}", f"{block}.hook_mlp_out", layer, stage))
     end = cfg.n_layers
@@ -198,27 +224,75 @@ def _graph(cfg: ModelConfig) -> Graph:
     return Graph(tuple(senders), tuple(receivers))
 
 
+def head_results(model: HookedModel, site: str, value: Tensor) -> Tensor:
+    """What each head adds to the residual stream, without its layer's output bias.
+
+    Args:
+        model: for the output weights.
+        site: the full name of a sender's site that has heads: a `hook_z`, or a `hook_gated` of Mamba-2.
+        value: its value [..., head, d_head].
+
+    Returns:
+        [..., head, d_model].
+    """
+    layer = model.hook_dict[site].layer()
+    if site.endswith("hook_z"):
+        return model.head_results(layer, value)
+    W_out = _mixer(model, layer).W_out.unflatten(1, value.shape[-2:])  # [d_model, head, d_head]
+    return einsum(value, W_out, "... head d_head, d_model head d_head -> ... head d_model")
+
+
+def output_bias(model: HookedModel, site: str) -> Tensor | None:
+    """The bias that the layer of such a site adds beside its heads [d_model]; None where it has none."""
+    layer = model.hook_dict[site].layer()
+    if not site.endswith("hook_z"):
+        return _mixer(model, layer).b_out
+    return model.attention(layer).b_O if isinstance(model, GPT) else model.b_O[layer]
+
+
+def _mixer(model: HookedModel, layer: int) -> MambaMixer:
+    assert isinstance(model, GPT)
+    mixer = model.block(layer).mixer
+    assert mixer is not None
+    return mixer
+
+
 def _find(kind: str, name: str, nodes: Sequence[Node]) -> int:
     plain = name.strip().lower().replace(" ", "")
-    spelled = re.sub(r"^l(\d+)(h|kv)(\d+)", r"a\1.\2\3", re.sub(r"^mlp(\d+)$", r"m\1", plain))
     names = [node.name for node in nodes]
+    spelled = re.sub(r"^mlp(\d+)$", r"m\1", re.sub(r"^mixer(\d+)$", r"s\1", plain))
+    spelled = re.sub(r"^l(\d+)(h|kv)(\d+)", r"a\1.\2\3", re.sub(r"^l(\d+)s(\d+)$", r"s\1.h\2", spelled))
     if spelled not in names:
         raise unknown(kind, name, names)
     return names.index(spelled)
 
 
+def n_heads(cfg: ModelConfig, layer: int) -> int:
+    """How many heads a layer has, of attention or of Mamba-2; 0 in others."""
+    return {"attn": cfg.n_heads, "mamba2": cfg.n_ssm_heads}.get(cfg.mixer(layer) or "", 0)
+
+
 def parse_head(name: str, model: HookedModel) -> tuple[int, int]:
-    """`L9H6`, or `a9.h6`, as (layer, head).
+    """`L9H6`, or `a9.h6`, as (layer, head); of a Mamba-2 layer `L9S6`, or `s9.h6`.
 
     Raises:
         UnknownName: another form, or a head that the model does not have.
     """
-    found = HEAD.fullmatch(name.strip())
-    last = f"L{model.cfg.n_layers - 1}H{model.cfg.n_heads - 1}"
+    found, n_layers = HEAD.fullmatch(name.strip()), model.cfg.n_layers
+    there = [layer for layer in range(n_layers) if n_heads(model.cfg, layer)]
+    if not there:
+        raise UnknownName(f"no head matches {name!r}; no layer of this model has heads")
+    first, last = (_head_name(model.cfg, layer, number) for layer, number in ((there[0], 0), (there[-1], None)))
     if found is None:
-        raise UnknownName(f"no head matches {name!r}; heads are written L0H0 to {last}")
+        raise UnknownName(f"no head matches {name!r}; heads are written {first} to {last}")
     layer, head = (int(part) for part in found.groups() if part is not None)
-    if layer >= model.cfg.n_layers or head >= model.cfg.n_heads:
-        near = f"L{min(layer, model.cfg.n_layers - 1)}H{min(head, model.cfg.n_heads - 1)}"
-        raise UnknownName(f"no head matches {name!r}; this model's are L0H0 to {last}, the nearest is {near}")
+    if layer not in there or head >= n_heads(model.cfg, layer):
+        near = _head_name(model.cfg, min(there, key=lambda one: abs(one - layer)), head)
+        raise UnknownName(f"no head matches {name!r}; this model's are {first} to {last}, the nearest is {near}")
     return layer, head
+
+
+def _head_name(cfg: ModelConfig, layer: int, head: int | None) -> str:
+    """The name of a layer's head, or of its last one."""
+    last = n_heads(cfg, layer) - 1
+    return f"L{layer}{'H' if cfg.mixer(layer) == 'attn' else 'S'}{last if head is None else min(head, last)}"

@@ -15,7 +15,7 @@ import numpy as np
 from interp.canvas import TINY, Figure, styled
 from interp.cells import POINTS, colours_for, mark, sheet, write
 from interp.glyphs import position_labels, shorten, visible, width
-from interp.scales import Axis, Grid, matrix, metric_name, name, numbers, panels, place, scale
+from interp.scales import Axis, Grid, is_part, matrix, metric_name, name, numbers, panels, place, scale
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ def heatmap(
     drawn = sheet(parts, across, down, colours, label, columns=columns, title=title)
     for axes, (_, grid) in zip(drawn.axes, parts, strict=True):
         marked = strongest(grid, annotate)
-        by_name = set(names) == {"layer", "head"}
+        by_name = is_part(names)
         texts = {
             (row, column): place({names[1]: down.values[row], names[0]: across.values[column]})
             if by_name
@@ -82,7 +82,7 @@ def heatmap(
             named = []
             for beside in _neighbours(sorted(column for other, column in marked if other == row)):
                 first, *others = (texts[row, column] for column in beside)
-                short = [text[text.index("H") :] if by_name and names[1] == "layer" else text for text in others]
+                short = [text.lstrip("L0123456789") if by_name and names[1] == "layer" else text for text in others]
                 named.append((beside, ", ".join([first, *short])))
             mark(axes, row, named, drawn.cell_width)
     return drawn.figure

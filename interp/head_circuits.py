@@ -90,7 +90,7 @@ def ov(model: HookedModel, layer: int) -> Circuit:
         InterpError: a model whose weights cannot be read here.
         UnknownName: a layer that does not exist.
     """
-    attn = readable(model).block(_layer(model, layer)).attn
+    attn = readable(model).attention(_layer(model, layer))
     return Circuit(each_head(model, folded(model, layer, attn.W_V)), wide(attn.W_O))
 
 
@@ -101,7 +101,7 @@ def qk(model: HookedModel, layer: int) -> Circuit:
     Raises:
         InterpError, UnknownName: as `ov`.
     """
-    attn = readable(model).block(_layer(model, layer)).attn
+    attn = readable(model).attention(_layer(model, layer))
     assert model.cfg.attn_scale is not None
     keys = each_head(model, folded(model, layer, attn.W_K))
     return Circuit(folded(model, layer, attn.W_Q) / model.cfg.attn_scale, keys.mT)

@@ -8,7 +8,8 @@
 3. Writing: of the tokens that a head attends to, how high does the head's own contribution place them (copying), or the
    next one of an ordered list (successor), among the tokens that could have been attended to?
 
-The first position is neither query nor key of a link: attention that has nowhere to go rests there.
+The first position is neither query nor key of a link: attention that has nowhere to go rests there. In a model without
+attention the heads are those of Mamba-2 layers, and a pattern is the share of hidden attention.
 
 Sources: Olsson et al. 2022 ("In-context Learning and Induction Heads", appendix on head activation evaluators) for
 repeated random tokens, prefix matching and copying; Gould et al. 2023 ("Successor Heads") for ordered lists.
@@ -16,7 +17,7 @@ repeated random tokens, prefix matching and copying; Gould et al. 2023 ("Success
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from interp.cache import ActivationCache
 from interp.errors import InterpError, PromptError
 from interp.head_weights import LEAST_LENGTH, check_one_vocabulary, standing
+from interp.hidden_attention import mixer_of, patterns, shares, sources
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 
@@ -177,20 +179,47 @@ def evenly(linked: Tensor, *, causal: bool, mask: Tensor | None = None) -> Tenso
     return along((seen / seen.sum(-1, keepdim=True).clamp(min=1))[:, None], linked)[:, 0]
 
 
+def heads_of(model: HookedModel) -> tuple[str, list[int]]:
+    """The axis of a model's heads, "head" or, without attention, "ssm_head", and the layers that have them.
+
+    Raises:
+        InterpError: no layer has heads.
+    """
+    for axis, mixer in (("head", "attn"), ("ssm_head", "mamba2")):
+        layers = [layer for layer in range(model.cfg.n_layers) if model.cfg.mixer(layer) == mixer]
+        if layers or (mixer == "attn" and not model.cfg.has_mamba):
+            return axis, layers
+    raise InterpError(
+        "this model has no heads, only channels of Mamba-1 layers; attention-patterns shows what these look at"
+    )
+
+
 def look(
     model: HookedModel, tokens: Tensor, linked: dict[str, Tensor], mask: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Attention along links of every head: detector -> [batch, layer, head].
+    """Attention along links of every head: detector -> [batch, layer, head], the layers those of `heads_of`.
 
     Raises:
-        InterpError: a model without patterns.
+        InterpError: a model without patterns, or without heads.
     """
+    axis, layers = heads_of(model)
     parts: dict[str, list[Tensor]] = {name: [] for name in linked}
-    for rows, cache in _caches(model, tokens, ("pattern",), mask):
-        for name, of in linked.items():
-            scores = [along(cache["pattern", layer].float(), of[rows]) for layer in range(model.cfg.n_layers)]
-            parts[name].append(torch.stack(scores, dim=1).cpu())
+    for rows, cache in _caches(model, tokens, layers, ("pattern",), mask):
+        scores: dict[str, list[Tensor]] = {name: [] for name in linked}
+        for layer in layers:
+            pattern = cache["pattern", layer].float() if axis == "head" else _hidden(model, cache, layer, rows, mask)
+            for name, of in linked.items():
+                scores[name].append(along(pattern, of[rows]))
+        for name, found in scores.items():
+            parts[name].append(torch.stack(found, dim=1).cpu())
     return {name: torch.cat(found) for name, found in parts.items()}
+
+
+def _hidden(model: HookedModel, cache: ActivationCache, layer: int, rows: slice, mask: Tensor | None) -> Tensor:
+    """The shares of hidden attention of a Mamba-2 layer.  # [batch, ssm_head, query, key]"""
+    D = mixer_of(model, layer).D
+    found = patterns(model, cache, layer, None if mask is None else mask[rows])
+    return torch.cat([shares(pattern, D) for _, pattern in found])
 
 
 def copies(model: HookedModel, sequences: Sequences) -> Tensor:
@@ -287,19 +316,30 @@ def _front(model: HookedModel, bos: int | None) -> list[int]:
 
 
 def _over_layers(model: HookedModel, tokens: Tensor, score: Callable[[int, ActivationCache, slice], Tensor]) -> Tensor:
-    """A score [batch, head] of every layer: [batch, layer, head]."""
+    """A score [batch, head] of every layer with attention: [batch, layer, head]."""
+    axis, layers = heads_of(model)
+    if axis != "head":
+        raise InterpError("what single heads write for what they read is told of attention, and this model has none")
     parts = []
-    for rows, cache in _caches(model, tokens, ("pattern", "z"), None):
-        parts.append(torch.stack([score(layer, cache, rows) for layer in range(model.cfg.n_layers)], dim=1).cpu())
+    for rows, cache in _caches(model, tokens, layers, ("pattern", "z"), None):
+        parts.append(torch.stack([score(layer, cache, rows) for layer in layers], dim=1).cpu())
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def _caches(
-    model: HookedModel, tokens: Tensor, sites: tuple[str, ...], mask: Tensor | None
+    model: HookedModel, tokens: Tensor, layers: Sequence[int], sites: tuple[str, ...], mask: Tensor | None
 ) -> Iterator[tuple[slice, ActivationCache]]:
     """Some rows of a batch at a time, with what their forward computed."""
-    names = [f"blocks.{layer}.attn.hook_{site}" for layer in range(model.cfg.n_layers) for site in sites]
+    names = [
+        name
+        for layer in layers
+        for name in (
+            [f"blocks.{layer}.attn.hook_{site}" for site in sites]
+            if model.cfg.mixer(layer) == "attn"
+            else sources(layer)
+        )
+    ]
     absent = [name for name in names if name not in model.hook_dict]
     if absent:
         raise InterpError(f"heads are judged by {', '.join(sites)}, and this model has no {absent[0]!r}")

@@ -198,8 +198,8 @@ def measured(
         progress: a bar on stderr; None shows it on a terminal.
 
     Returns:
-        A frame with the columns `detector, source, layer, head, prompt, metric, value, control, effect`; and for what
-        it lacks, (detector, source) -> why.
+        A frame with the columns `detector, source, layer, head, prompt, metric, value, control, effect` (`ssm_head` in
+        the place of `head` where the model has no attention); and for what it lacks, (detector, source) -> why.
 
     Raises:
         UnknownName: a detector or source that does not exist.
@@ -209,6 +209,7 @@ def measured(
     import pandas as pd
 
     detectors, sources = detectors or None, sources or None
+    axis, layers = head_patterns.heads_of(material.model)
     for kind, given, known in (("detector", detectors, DETECTORS), ("source", sources, SOURCES)):
         for name in given or ():
             if name not in known:
@@ -227,7 +228,8 @@ def measured(
         except InterpError as error:
             missing[detector, source] = str(error)
             continue
-        frames.append(_table(value, control).assign(detector=detector, source=source, metric=_metric(detector, source)))
+        named = {"detector": detector, "source": source, "metric": _metric(detector, source)}
+        frames.append(_table(value, control, axis, layers).assign(**named))
     had = set(ways) - set(missing)
     for (detector, source), why in missing.items():
         alone = not any(detector == kind for kind, _ in had) if sources is None else True
@@ -236,7 +238,7 @@ def measured(
             raise InterpError(f"{detector} heads cannot be told from {source}: {why}")
     if not had:
         raise InterpError(f"there are no such scores: the task has those of {', '.join(LINKED)}, and needs prompts")
-    columns = ["detector", "source", "layer", "head", "prompt", "metric", "value", "control", "effect"]
+    columns = ["detector", "source", "layer", axis, "prompt", "metric", "value", "control", "effect"]
     return pd.concat(frames, ignore_index=True)[columns], missing
 
 
@@ -244,12 +246,14 @@ def _metric(detector: str, source: str) -> str:
     return METRICS.get((detector, source), "attention")
 
 
-def _table(value: Tensor, control: Tensor | float) -> pd.DataFrame:
+def _table(value: Tensor, control: Tensor | float, axis: str, layers: Sequence[int]) -> pd.DataFrame:
     """Scores [sequence, layer, head] as a frame."""
     import pandas as pd
 
     beside = torch.as_tensor(control, dtype=torch.float64).expand(value.shape)
-    index = torch.cartesian_prod(*(torch.arange(size) for size in value.shape))
-    frame = pd.DataFrame(index.numpy(), columns=["prompt", "layer", "head"])
+    index = torch.cartesian_prod(
+        torch.arange(value.shape[0]), torch.tensor(layers, dtype=torch.int64), torch.arange(value.shape[2])
+    )
+    frame = pd.DataFrame(index.numpy(), columns=["prompt", "layer", axis])
     frame["value"], frame["control"] = value.double().flatten().numpy(), beside.flatten().numpy()
     return frame.assign(effect=frame["value"] - frame["control"])

@@ -63,7 +63,7 @@ def previous_token(model: HookedModel, tokens: Tensor, *, length: int = 50, effe
         resid = resid + model.W_pos[:length].to(resid)  # [token, pos, d_model]
     scores = []
     for layer, x in _readings(model, resid, effective):
-        attn = model.block(layer).attn
+        attn = model.attention(layer)
         context = make_context(cfg, length, device=model.device, dtype=x.dtype)
         # Tokens are independent of each other: the mean score is the score of the mean query and the mean key.
         q, k = (
@@ -102,7 +102,7 @@ def duplicate_token(model: HookedModel, tokens: Tensor, *, reach: int = 50, effe
     model = readable(model)
     scores = []
     for layer, x in _readings(model, model.embed(tokens.to(model.device)), effective):
-        attn = model.block(layer).attn
+        attn = model.attention(layer)
         keys = einsum(x, wide(attn.W_K), "token d_model, head d_model d -> token head d") + wide(attn.b_K)
         scores.append(_matching(model, layer, x, keys, reach))
     return _by_layer(model, scores)
@@ -134,7 +134,7 @@ def induction(
     told = torch.zeros_like(wide(embedded))  # what a position holds of the token before it [token, d_model]
     scores = []
     for layer, x in _readings(model, embedded, effective):
-        attn = model.block(layer).attn
+        attn = model.attention(layer)
         keys = einsum(told, folded(model, layer, attn.W_K), "token d_model, head d_model d -> token head d")
         scores.append(_matching(model, layer, x, keys, reach))
         attention = previous[layer].to(told).clamp(min=0)[:, None, None]
@@ -171,7 +171,7 @@ def copying(model: HookedModel, tokens: Tensor, *, targets: Tensor | None = None
     writes = writes - writes.mean(-1, keepdim=True)  # [d_model, token]
     scores = []
     for layer, x in _readings(model, model.embed(tokens.to(model.device)), effective):
-        attn = model.block(layer).attn
+        attn = model.attention(layer)
         small = wide(attn.W_O) @ (writes @ (x - x.mean(0))) @ each_head(model, wide(attn.W_V))
         eigenvalues = torch.linalg.eigvals(small)  # [head, d_head]
         scores.append(eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1).clamp(min=LEAST))
@@ -218,7 +218,7 @@ def hits(
     writes = unembedding(model, rivals)
     shares = []
     for layer, x in _readings(model, model.embed(tokens.to(model.device)), effective):
-        attn = model.block(layer).attn
+        attn = model.attention(layer)
         values = x @ each_head(model, wide(attn.W_V)) + each_head(model, wide(attn.b_V))[:, None]
         logits = values @ (wide(attn.W_O) @ writes)  # [head, token, rival]
         own = logits.gather(-1, place.expand(len(logits), -1)[..., None])
@@ -276,7 +276,7 @@ def _readings(model: GPT, resid: Tensor, effective: bool) -> Iterator[tuple[int,
 
 def _matching(model: GPT, layer: int, x: Tensor, keys: Tensor, reach: int) -> Tensor:
     """The mean standing of every token's own key [head]: x [token, d_model], keys [token, kv_head, d_head]."""
-    attn = model.block(layer).attn
+    attn = model.attention(layer)
     q = einsum(x, wide(attn.W_Q), "token d_model, head d_model d -> token head d") + wide(attn.b_Q)
     distances = min(reach, model.cfg.n_ctx - 1)
     context = make_context(model.cfg, distances + 1, device=model.device, dtype=q.dtype)

@@ -8,7 +8,7 @@ was asked for and never ran.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,14 +89,36 @@ class HookPoint:
         """Whether a hook that may change the value is attached."""
         return any(not hook.reads for hook in self._hooks)
 
+    @property
+    def changes(self) -> bool:
+        """Whether a hook is attached that may change the value itself, not only its gradient."""
+        return any(not (hook.reads or hook.backward) for hook in self._hooks)
+
+    @property
+    def watches_gradient(self) -> bool:
+        """Whether a backward hook is attached."""
+        return any(hook.backward for hook in self._hooks)
+
     def __bool__(self) -> bool:
         return bool(self._hooks) and any(hook.demands for hook in self._hooks)
 
     def __call__(self, value: Tensor) -> Tensor:
         """The value, as the hooks leave it."""
-        if not self._hooks:
-            return value
-        for hook in tuple(self._hooks):
+        return self._run(value, tuple(self._hooks)) if self._hooks else value
+
+    def change(self, value: Tensor) -> Tensor:
+        """The value as those hooks leave it that may change it; `observe` shows it to the others.
+
+        For values that are made in several steps, such as the states of a recurrence.
+        """
+        return self._run(value, [hook for hook in self._hooks if not (hook.reads or hook.backward)])
+
+    def observe(self, value: Tensor) -> None:
+        """Show the value to the hooks that only look at it or at its gradient."""
+        self._run(value, [hook for hook in self._hooks if hook.reads or hook.backward])
+
+    def _run(self, value: Tensor, hooks: Iterable[Hook]) -> Tensor:
+        for hook in hooks:
             hook.ran = True
             if hook.backward:
                 self._watch_gradient(value, hook)

@@ -29,7 +29,7 @@ from interp.ablations import replacements
 from interp.compiler import Build, compile_steps
 from interp.errors import InterpError, unknown
 from interp.gpt import GPT
-from interp.graph import READS, Graph
+from interp.graph import Graph
 from interp.hooks import HookPoint
 from interp.metrics import Metric, measure
 from interp.prompts import PromptPairs
@@ -264,11 +264,11 @@ class Part:
 
 def parts(graph: Graph) -> tuple[Part, ...]:
     """The nodes of a model: what every component writes, and every head's queries, keys and values."""
-    made = [Part(node.name, node.site, None if node.head is None else "head", node.head) for node in graph.senders]
+    made = [Part(node.name, node.site, node.axis, node.head) for node in graph.senders]
     for node in graph.receivers:
         if node.reads is not None:
             site = f"blocks.{node.layer}.attn.hook_{node.reads}"
-            made.append(Part(node.name, site, READS[node.reads], node.head))
+            made.append(Part(node.name, site, node.axis, node.head))
     return tuple(made)
 
 

@@ -1,6 +1,6 @@
 """Reading a model's residual stream as if it were its last one: what every lens shares.
 
-1. Run the clean prompts once, keeping the stream before every layer, between attention and MLP, and after the last.
+1. Run the clean prompts once, keeping the stream before every layer, between mixer and MLP, and after the last.
 2. A lens translates the stream of a depth (the logit lens leaves it as it is); the model's own final norm and
    unembedding turn it into logits.
 3. Of these logits: probability, rank and logit difference of the answer, the divergence from the model's own output,
@@ -41,7 +41,7 @@ def depths(model: HookedModel, *, halves: bool = True) -> list[str]:
 
     Args:
         model: the model.
-        halves: with those between attention and MLP, where the model has them.
+        halves: with those between mixer and MLP, where the model has them.
 
     Raises:
         InterpError: a model without layers, or a bridged one that does not hand its stream out.

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from interp.cache import ActivationCache, PosSlice, Recorder
+from interp.cache import ActivationCache, PosSlice
 from interp.config import ModelConfig
 from interp.errors import HookError, PromptError
 from interp.generation import generate
 from interp.hooks import Hook, HookFunction, HookPoint, attached, by_position
+from interp.recorder import Recorder
 from interp.sites import NameFilter, match
 from interp.tokens import Tokenizer, pad
 

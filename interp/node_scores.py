@@ -143,12 +143,12 @@ def neurons(model: HookedModel, site: str = "post") -> list[Variant]:
     """
     if site not in NEURONS:
         raise unknown("site of neurons", site, NEURONS)
-    name = get_act_name(site, 0)
-    if name not in model.hook_dict or model.cfg.d_mlp is None:
-        raise unknown("site", name, model.hook_dict)
+    layers = [layer for layer in range(model.cfg.n_layers) if get_act_name(site, layer) in model.hook_dict]
+    if not layers or model.cfg.d_mlp is None:
+        raise unknown("site", get_act_name(site, 0), model.hook_dict)
     return [
         Variant((Edit(site, {"layer": layer, "d_mlp": neuron}),), {"site": site, "layer": layer, "neuron": neuron})
-        for layer in range(model.cfg.n_layers)
+        for layer in layers
         for neuron in range(model.cfg.d_mlp)
     ]
 
@@ -238,6 +238,11 @@ def _grouped(
                     f"{'a function' if edit.computed else 'a mean'}: give a tensor, as `interp.ablations` makes them"
                 )
             placed = placer.place(edit)
+            if placed.site.short == "state" and (placed.rows.sum(1) > 1).any():
+                raise InterpError(
+                    "a state that is set stands in for what earlier ones would hand on, which gradients do not know: "
+                    "estimate 'state' at one position at a time, by pos or role"
+                )
             fixed = qk_fix and placed.site.short in QUERIES_KEYS
             if fixed and placed.inner[1] is not None:
                 raise InterpError("qk_fix changes whole queries and keys: leave d_head out of where")
@@ -267,7 +272,7 @@ def _through_softmax(
 ) -> Tensor:
     """The effect of changed queries or keys by way of the pattern.  # [prompt, head or kv_head]"""
     queries, keys, pattern = group.sites
-    attn = model.block(model.hook_dict[pattern].layer()).attn
+    attn = model.attention(model.hook_dict[pattern].layer())
     context = make_context(
         model.cfg, part.mask.shape[1], attention_mask=part.attention_mask, device=model.device, dtype=model.dtype
     )
@@ -301,11 +306,11 @@ def _picked(table: Array, placed: Placed, at: slice) -> Array:
 
 def _writers(model: HookedModel, layer: int) -> list[str]:
     """The sites through which a layer writes to the residual stream."""
-    names = [f"blocks.{layer}.hook_{part}_out" for part in ("attn", "mlp")]
-    there = [name for name in names if name in model.hook_dict]
-    if names[0] not in there or (names[1] not in there and names[1] in site_names(model.cfg)):
+    parts = ("hook_attn_out", "mixer.hook_out", "hook_mlp_out")
+    names = [name for part in parts if (name := f"blocks.{layer}.{part}") in site_names(model.cfg)]
+    if any(name not in model.hook_dict for name in names):
         raise InterpError(f"dropping a layer needs {names}, which this {type(model).__name__} does not have")
-    return there
+    return names
 
 
 def _undropped(found: Array, groups: Sequence[_Group]) -> Array:

@@ -2,19 +2,24 @@
 
 A sweep runs the same prompt under many edits, and an edit changes few positions. `Packed` says which rows stand in the
 batch: all rows of all sequences lie one after another, so that whatever works on each position by itself is one large
-matrix product without padding. Attention alone looks across rows: a sequence's keys and values are the base run's, with
-its own in the places of its own rows.
+matrix product without padding. Mixers alone look across rows. For attention, a sequence's keys and values are the base
+run's, with its own in the places of its own rows; a state-space layer starts from the base run's state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]
+Known = Mapping[str, Tensor]  # what a layer looks back at, by short site name: "k" and "v", or "in", "state" and "slot"
+
+# Rows [run, length] of a packed batch (None: whole prompts) that a recurrence runs through, and the state before each.
+Piece = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,41 @@ class Group:
 
 
 @dataclass(frozen=True, eq=False)
+class Runs:
+    """Rows that stand at neighbouring positions of one sequence, many runs of equal length.
+
+    Attributes:
+        rows: which rows of the batch [run, length].
+        prompt: the prompt of every run [run].
+        start: the position of its first row [run].
+    """
+
+    rows: Tensor
+    prompt: Tensor
+    start: Tensor
+
+    def before(self, known: Tensor, count: int, mask: Tensor) -> Tensor:
+        """What the base run has at the `count` positions before each run; 0 where there is none, and at padding.
+
+        [prompt, pos, ...] -> [run, count, ...].
+        """
+        at = self.start[:, None] + torch.arange(-count, 0, device=self.start.device)
+        there = (at >= 0) & mask[self.prompt[:, None], at.clamp(min=0)]
+        return _where(there, known[self.prompt[:, None], at.clamp(min=0)])
+
+    def states(self, known: Known, mask: Tensor) -> Tensor | None:
+        """The state before each run [run, ...]; None where all of them begin with their prompt.
+
+        The base run's states are kept before some positions alone: `known["slot"]` [pos] says which stands where.
+        """
+        if "state" not in known:
+            return None
+        before = (self.start - 1).clamp(min=0)
+        there = (self.start > 0) & mask[self.prompt, before]
+        return _where(there, known["state"][self.prompt, known["slot"][self.start]])
+
+
+@dataclass(frozen=True, eq=False)
 class Packed:
     """Which position of which prompt each row of a batch is.
 
@@ -35,7 +75,8 @@ class Packed:
         sequence: the sequence of every row [row]; rows of one sequence are neighbours, in the order of their positions.
         position: where every row stands in its prompt [row].
         groups: the sequences of equal length, which are neighbours.
-        prefix: for every layer the base run's rotated keys and values [prompt, pos, kv_head, d_head].
+        prefix: for every layer what its mixer looks back at in the base run [prompt, pos, ...]: rotated keys and
+            values, or inputs of the convolution and states.
         mask: [prompt, pos], True at real tokens.
     """
 
@@ -43,7 +84,7 @@ class Packed:
     sequence: Tensor
     position: Tensor
     groups: tuple[Group, ...]
-    prefix: Mapping[int, KeysValues]
+    prefix: Mapping[int, Known]
     mask: Tensor
 
     @property
@@ -56,12 +97,31 @@ class Packed:
 
         [row, kv_head, d_head] -> [sequence, pos, kv_head, d_head].
         """
-        before_k, before_v = self.prefix[layer]
-        whole_k, whole_v = before_k.index_select(0, self.prompt), before_v.index_select(0, self.prompt)
-        at = self.sequence * before_k.shape[1] + self.position
-        whole_k.flatten(0, 1).index_copy_(0, at, k)
-        whole_v.flatten(0, 1).index_copy_(0, at, v)
-        return whole_k, whole_v
+        known = self.prefix[layer]
+        return self.completed(known["k"], k), self.completed(known["v"], v)
+
+    def completed(self, known: Tensor, rows: Tensor) -> Tensor:
+        """Whole sequences: the base run's values, with the rows' in their places.
+
+        [prompt, pos, ...], [row, ...] -> [sequence, pos, ...].
+        """
+        whole = known.index_select(0, self.prompt)
+        whole.flatten(0, 1).index_copy_(0, self.sequence * known.shape[1] + self.position, rows)
+        return whole
+
+    @functools.cached_property
+    def runs(self) -> tuple[Runs, ...]:
+        """The rows, in runs of neighbours."""
+        n_rows = len(self.sequence)
+        together = (self.sequence[1:] == self.sequence[:-1]) & (self.position[1:] == self.position[:-1] + 1)
+        first = torch.cat((together.new_ones(min(1, n_rows)), ~together)).nonzero()[:, 0]
+        lengths = torch.diff(first, append=first.new_tensor([n_rows]))
+        found = []
+        for length in lengths.unique().tolist():
+            start = first[lengths == length]
+            rows = start[:, None] + torch.arange(length, device=start.device)
+            found.append(Runs(rows, self.row_prompt[start], self.position[start]))
+        return tuple(found)
 
     def allowed(self, causal: bool) -> Tensor:
         """Which keys each row may look at.  # [row, key]"""
@@ -72,7 +132,28 @@ class Packed:
         return real & (keys <= self.position[:, None])
 
 
-def pack(rows: Tensor, prompt: Tensor, prefix: Mapping[int, KeysValues], mask: Tensor) -> tuple[Packed, Tensor]:
+def at_rows(value: Tensor, place: Tensor | None) -> Tensor:
+    """[1, row, ...] at some rows [run, length] -> [run, length, ...]; without them as it is."""
+    return value if place is None else value[0, place]
+
+
+def joined(parts: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
+    """Parts [run, length, ...] of a packed batch as rows [1, row, ...]; the one part of whole prompts as it is."""
+    if pieces[0][0] is None:
+        return parts[0]
+    places = torch.cat([place.flatten() for place, _ in pieces if place is not None])
+    flat = torch.cat([part.flatten(0, 1) for part in parts])
+    rows = torch.empty_like(flat)
+    rows[places] = flat
+    return rows[None]
+
+
+def _where(there: Tensor, found: Tensor) -> Tensor:
+    """`found` [..., more axes] where `there` [...] is True, and 0 elsewhere."""
+    return found * there.reshape(*there.shape, *[1] * (found.ndim - there.ndim)).to(found.dtype)
+
+
+def pack(rows: Tensor, prompt: Tensor, prefix: Mapping[int, Known], mask: Tensor) -> tuple[Packed, Tensor]:
     """A batch of the rows that are True in `rows` [cell, pos], and the cells in the order of its sequences.
 
     Args:

@@ -30,7 +30,7 @@ from interp.gpt import GPT
 from interp.hooks import attached
 from interp.metrics import Metric, evaluate, is_read, read, score, where_read
 from interp.model import HookedModel
-from interp.packed import KeysValues, Packed, pack
+from interp.packed import Known, Packed, pack
 from interp.plan import Chunk, Plan, watched
 from interp.prompts import PromptPairs
 from interp.reach import (
@@ -39,9 +39,11 @@ from interp.reach import (
     Placer,
     changed,
     events,
+    led_back,
     token_differences,
     value_differences,
 )
+from interp.residual import mixed_site
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -131,6 +133,8 @@ class Job:
             found = events([(edit, changed(edit, differs)) for edit in placed], cfg.causal, placer.real, cfg.n_layers)
             if not found:
                 continue
+            if cfg.has_mamba and self.plan.packed:
+                found = led_back(found, self.plan.starts)
             live = np.logical_or.reduce([rows.any(1) for _, rows in found]) | every
             own = np.nonzero(live)[0]
             cells = np.arange(count, count + len(own))
@@ -150,7 +154,7 @@ class Job:
 class _Batch:
     """The rows that are in the batch now, and how tensors follow when they change."""
 
-    def __init__(self, cells: Cells, prefix: Mapping[int, KeysValues], mask: Tensor) -> None:
+    def __init__(self, cells: Cells, prefix: Mapping[int, Known], mask: Tensor) -> None:
         self.cells = cells
         self.prefix = prefix
         self.mask = mask
@@ -198,13 +202,13 @@ def _in_one_pass(job: Job, block: Block, cells: Cells) -> Tensor:
     at = where_read(job.metric, pairs).cpu().numpy()[cells.prompt]  # [cell, read]
     end = is_read(job.metric, pairs)[cells.prompt]  # [cell, pos]
     end[cells.whole] = pairs.mask.cpu().numpy()[cells.prompt[cells.whole]]
-    batch = _Batch(cells, job.blocks.prefix(base, first), pairs.mask)
+    batch = _Batch(cells, job.blocks.prefix(block, first), pairs.mask)
     wanted = np.zeros_like(end)
     resid = z = torch.empty(1, 0, device=model.device)
     context: Context | None = None
     with attached(model.hook_dict, [(name, cells.changes.hook) for name in cells.changes.names], must_run=False):
         for layer in range(first, n_layers):
-            pre, mixed = (base.get(f"blocks.{layer}.{name}") for name in ("hook_resid_pre", "attn.hook_z"))
+            pre, mixed = base.get(f"blocks.{layer}.hook_resid_pre"), base.get(mixed_site(model.cfg, layer) or "")
             _join(wanted, cells.joins.get(2 * layer))
             joined = batch.lay_out(wanted)
             if batch.packed is not None:

@@ -1,12 +1,13 @@
 """What reaches a receiver when one sender is patched, by the paths that are left open.
 
-A path leads from a sender (the embedding, a head, an MLP) to the input of a receiver (the query, key or value input of
-a head, an MLP, the unembedding). Path patching asks what the sender tells the receiver that way:
+A path leads from a sender (the embedding, a head, a state-space layer, an MLP) to the input of a receiver (the query,
+key or value input of a head, a state-space layer, an MLP, the unembedding). Path patching asks what the sender tells
+the receiver that way:
 
 1. Run the base and the source prompts.
 2. Run the base prompts with the sender as in the source run, and everything that may not carry its change as in the
-   base run. `direct`: nothing carries it but the residual stream itself. `mlps`: MLPs see it and pass it on, heads are
-   frozen. `all`: every later head and MLP does.
+   base run. `direct`: nothing carries it but the residual stream itself. `mlps`: MLPs see it and pass it on; what mixes
+   positions, heads and state-space layers, writes what it did. `all`: everything later does.
 3. What the receiver now reads is put into its input, and there alone, in a last run of the base prompts, which goes on
    as it will. `routes` makes the variants of this run for `interp.sweep`.
 
@@ -19,7 +20,7 @@ Goldowsky-Dill et al. 2023 ("Localizing Model Behavior with Path Patching", sect
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from interp.cache import ActivationCache
 from interp.edits import Edit, Index
-from interp.errors import unknown
+from interp.errors import UnknownName, unknown
 from interp.graph import READS, Graph, Node
 from interp.hooks import HookPoint
 from interp.model import HookedModel
@@ -37,13 +38,14 @@ from interp.prompts import PromptPairs
 
 THROUGH = {
     "direct": "the residual stream alone",
-    "mlps": "the residual stream and later MLPs, heads frozen",
-    "all": "all later heads and MLPs",
+    "mlps": "the residual stream and later MLPs, heads and state-space layers frozen",
+    "all": "all later heads, state-space layers and MLPs",
 }
 """What may carry a sender's change to a receiver."""
 
-SENDERS = ("heads", "mlps", "input", "all")
-SPELLED = re.compile(r"(?:l|a)(\d+)\.?(h|kv)(\d+)(?:[:<](q|k|v)>?)?", re.IGNORECASE)
+SENDERS = ("mixers", "heads", "mlps", "input", "all")
+MIXERS = ("attn", "ssm")
+SPELLED = re.compile(r"(?:l|a|s)(\d+)\.?(h|kv|s)(\d+)(?:[:<](q|k|v)>?)?", re.IGNORECASE)
 ROWS = 2048  # positions that run together in step 2
 
 
@@ -64,12 +66,13 @@ def parse_receivers(text: str | Sequence[str], graph: Graph, model: HookedModel)
     """Receivers by their names, one set for each part between commas.
 
     Args:
-        text: `L9H6:q` (or `L9H6<q>`, `a9.h6<q>`), `L9H6` for all three inputs of a head, `MLP 3` or `m3`, `logits`;
-            `+` joins a set. Keys and values of a query head with grouped queries are those of its kv head.
+        text: `L9H6:q` (or `L9H6<q>`, `a9.h6<q>`), `L9H6` for all three inputs of a head, `MLP 3` or `m3`, `mixer 3` or
+            `s3` for a state-space layer, `logits`; `+` joins a set. Keys and values of a query head with grouped
+            queries are those of its kv head.
         graph, model: where they are looked up.
 
     Raises:
-        UnknownName: a receiver that the model does not have.
+        UnknownName: a receiver that the model does not have; a head of a state-space layer, whose heads read together.
 
     >>> from interp import GPT, ModelConfig
     >>> model = GPT(ModelConfig(n_layers=2, d_model=8, n_ctx=8, d_head=4, d_vocab=9))
@@ -86,11 +89,13 @@ def parse_receivers(text: str | Sequence[str], graph: Graph, model: HookedModel)
 
 def _receivers(name: str, graph: Graph, model: HookedModel) -> Iterator[int]:
     found = SPELLED.fullmatch(name)
-    if found is None:
+    if found is not None and f"s{found[1]}" in [node.name for node in graph.receivers]:
+        raise UnknownName(f"no receiver matches {name!r}: all of layer {found[1]} reads the same, 's{found[1]}'")
+    if found is None or found[2].lower() == "s":
         yield graph.receiver(name)
         return
     layer, kind, number, reads = found.groups()
-    group = model.cfg.n_heads // model.cfg.n_kv_heads
+    group = model.cfg.n_heads // max(model.cfg.n_kv_heads, 1)
     every = READS if kind.lower() == "h" else ("k", "v")
     for read in every if reads is None else [reads.lower()]:
         shared = READS[read] == "kv_head" and group > 1
@@ -99,7 +104,10 @@ def _receivers(name: str, graph: Graph, model: HookedModel) -> Iterator[int]:
 
 
 def parse_senders(text: str | Sequence[str], graph: Graph) -> list[int]:
-    """Senders by their names (`L3H1`, `MLP 3`, `input`), or "heads", "mlps" or "all" of them; places in the graph.
+    """Senders by their names (`L3H1`, `mixer 3`, `MLP 3`, `input`), or groups of them; places in the graph.
+
+    Groups are "mixers" (heads, and state-space layers without heads: all that mixes positions), "heads", "mlps" and
+    "all".
 
     Raises:
         UnknownName: a sender that the model does not have.
@@ -107,16 +115,20 @@ def parse_senders(text: str | Sequence[str], graph: Graph) -> list[int]:
     chosen: list[int] = []
     for name in (part.strip() for part in (text.split(",") if isinstance(text, str) else text)):
         if name in SENDERS:
-            chosen += [at for at, node in enumerate(graph.senders) if name in ("all", _kind(node))]
+            chosen += [at for at, node in enumerate(graph.senders) if name in _groups(node)]
         else:
             chosen.append(graph.sender(name))
     if not chosen:
-        raise unknown("sender of this model", text, [node.label for node in graph.senders])
+        groups = [name for name in SENDERS if any(name in _groups(node) for node in graph.senders)]
+        raise unknown("sender of this model", text, [*groups, *(node.label for node in graph.senders)])
     return sorted(set(chosen))
 
 
-def _kind(node: Node) -> str:
-    return "input" if node.name == "input" else "heads" if node.head is not None else "mlps"
+def _groups(node: Node) -> tuple[str, ...]:
+    """The names of `SENDERS` that mean this node too."""
+    if node.kind in MIXERS:
+        return ("mixers", "all") if node.head is None else ("mixers", "heads", "all")
+    return ("mlps" if node.kind == "mlp" else "input", "all")
 
 
 def point(node: Node, model: HookedModel) -> str:
@@ -124,7 +136,7 @@ def point(node: Node, model: HookedModel) -> str:
     if node.name == "logits":
         return node.site
     mid = f"blocks.{node.layer}.hook_resid_mid"
-    return f"blocks.{node.layer}.hook_resid_pre" if node.reads is not None or mid not in model.hook_dict else mid
+    return f"blocks.{node.layer}.hook_resid_pre" if node.kind in MIXERS or mid not in model.hook_dict else mid
 
 
 @torch.no_grad()
@@ -161,7 +173,7 @@ def arriving(
     points = list(dict.fromkeys(points))
     pairs = pairs.to(model.device)
     starts = {f"blocks.{max(graph.senders[at].layer, 0)}.hook_resid_pre" for at in senders}
-    frozen = {f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)} if through == "mlps" else set()
+    frozen = {node.site for node in graph.senders if node.kind in MIXERS} if through == "mlps" else set()
     sites = {graph.senders[at].site for at in senders}
     names = {"base": {*sites, *points, *starts, *frozen}, "source": sites}
     runs = {
@@ -179,7 +191,7 @@ def arriving(
     batches = list(_batches(graph, senders, max(1, ROWS // pairs.mask.numel())))
     for batch in counting(batches, desc="paths", unit="batch", progress=progress):
         nodes = [graph.senders[senders[at]] for at in batch]
-        for name, value in _run(model, pairs, nodes, points, runs, freeze=through == "mlps").items():
+        for name, value in _run(model, pairs, nodes, points, runs, frozen).items():
             found[name][batch] = value
     return found
 
@@ -221,8 +233,7 @@ def _run(
     nodes: Sequence[Node],
     points: Sequence[str],
     runs: Mapping[str, ActivationCache],
-    *,
-    freeze: bool,
+    frozen: Collection[str],
 ) -> dict[str, Tensor]:
     """The points behind some senders of one site, each patched in rows of its own, from their layer on."""
     n, site, first = len(nodes), nodes[0].site, max(nodes[0].layer, 0)
@@ -235,7 +246,7 @@ def _run(
         return value.expand(n, *value.shape).flatten(0, 1)  # [sender prompt, ...]
 
     def patched(value: Tensor, hook: HookPoint) -> Tensor:
-        own = runs["base"][site] if freeze and hook.name.endswith("hook_z") else None
+        own = runs["base"][site] if hook.name in frozen else None
         new = (value if own is None else every(own)).unflatten(0, (n, -1)).clone()  # [sender, prompt, ...]
         for at, node in enumerate(nodes):
             if node.head is None:
@@ -249,9 +260,8 @@ def _run(
 
     last = max(int(name.split(".")[1]) for name in behind)
     hooks: list[Any] = [(site, patched)]
-    if freeze:
-        names = [f"blocks.{layer}.attn.hook_z" for layer in range(first, last + 1)]
-        hooks += [(name, held) for name in names if name != site]
+    here = [name for name in frozen if first <= int(name.split(".")[1]) <= last and name != site]
+    hooks += [(name, held) for name in sorted(here)]
     mask = pairs.attention_mask
     kept: dict[str, Tensor] = {}
 

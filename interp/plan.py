@@ -25,7 +25,7 @@ from interp.gpt import GPT
 from interp.metrics import Metric, is_read
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
-from interp.reach import Events, Placed, Placer, changed, events, token_differences, whole_source
+from interp.reach import Events, Placed, Placer, changed, events, starts, token_differences, whole_source
 
 # Rows that a chunk should have at its widest: enough for a good matrix product, few enough to stay in a CPU's cache.
 ROWS = {"cpu": 1024, "cuda": 16384}
@@ -33,6 +33,9 @@ ROWS = {"cpu": 1024, "cuda": 16384}
 SHARE = {"cpu": 0.25, "cuda": 0.7}
 # The part of a matrix product's rate that a sweep reaches (benchmarks/sweep.py).
 EFFICIENCY = 0.75
+
+# Sites that are formed for all rows of a layer where anything edits one, at more than the price of the layer.
+COSTLY = ("mixer.pattern", "state")
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class Plan:
         max_memory: bytes that may be allocated beyond the weights.
         packed: whether rows of different variants share a batch and skip what they do not change.
         joins: the steps of the depth (`interp.reach`) at which rows join a batch.
+        starts: the positions from which on rows are run; of state-space layers what is known of earlier positions is
+            kept before these alone.
     """
 
     chunks: tuple[Chunk, ...]
@@ -77,6 +82,7 @@ class Plan:
     max_memory: int
     packed: bool
     joins: tuple[int, ...]
+    starts: tuple[int, ...] = ()
 
     @property
     def cells(self) -> int:
@@ -107,6 +113,7 @@ class Plan:
             "idle": self.idle,
             "packed": self.packed,
             "joins": list(self.joins),
+            "starts": list(self.starts),
             "chunks": [[*c.prompts, list(c.variants), c.cells, c.rows, c.operations, c.memory] for c in self.chunks],
         }
 
@@ -116,7 +123,8 @@ class Plan:
         chunks = tuple(
             Chunk((first, last), tuple(variants), *counts) for first, last, variants, *counts in plain["chunks"]
         )
-        return cls(chunks, n_variants, n_prompts, plain["idle"], max_memory, plain["packed"], tuple(plain["joins"]))
+        joins, starts = tuple(plain["joins"]), tuple(plain["starts"])
+        return cls(chunks, n_variants, n_prompts, plain["idle"], max_memory, plain["packed"], joins, starts)
 
 
 def packs(model: HookedModel) -> bool:
@@ -185,19 +193,24 @@ def make_plan(
     packed, guests = packs(model), watched(model)
     kept = {p.name: p.site for row in placed for p in row if p.edit.run is not None}
     start = min((steps[0][0] for steps in found if steps), default=0) // 2
+    begins = starts(found) if packed and model.cfg.has_mamba else ()
+    formed = {name for names, *_ in apart for name in names}
+
+    def runs(n_prompts: int) -> tuple[float, int]:
+        return costs.runs(n_prompts, kept.values(), start, states=len(begins))
 
     def store(n_prompts: int) -> int:
         """Bytes of a block's runs and of what reads its chunks out."""
         logits = 0 if packed else 2 * costs.whole(n_prompts).memory
-        return costs.runs(n_prompts, kept.values(), start)[1] + costs.logits(n_prompts) + logits
+        return runs(n_prompts)[1] + costs.logits(n_prompts) + logits
 
     def widest(n_prompts: int) -> int:
         """Bytes of a variant that changes everything."""
         rows = n_prompts * costs.width
         return (
-            costs.memory(rows, n_prompts, on_demand=any(names for names, _ in apart))
+            costs.memory(rows, n_prompts, on_demand=formed)
             if packed
-            else costs.whole(n_prompts).memory
+            else costs.whole(n_prompts, on_demand=formed).memory
         )
 
     together = guests or any(edit.computed for variant in variants for edit in variant.edits)
@@ -215,16 +228,19 @@ def make_plan(
     chunks: list[Chunk] = []
     for first in range(0, len(pairs), size):
         last = min(first + size, len(pairs))
-        operations, base_memory = costs.runs(last - first, kept.values(), start)[0], store(last - first)
+        operations, base_memory = runs(last - first)[0], store(last - first)
         chunks.append(Chunk((first, last), (), 0, (last - first) * costs.width, operations, base_memory))
-        loads: dict[tuple[int, bool], Load] = {}
+        loads: dict[object, Load] = {}
         taken: list[int] = []
         total = Load()
         for v in order:
-            key = (id(found[v]), bool(apart[v][0]))
+            names = apart[v][0]
+            key = (id(found[v]), names)
             if key not in loads:
-                load = costs.variant(found[v], first, last, on_demand=key[1])
-                loads[key] = load if packed or not load.cells else costs.whole(last - first if guests else load.cells)
+                load = costs.variant(found[v], first, last, on_demand=names)
+                if not packed and load.cells:
+                    load = costs.whole(last - first if guests else load.cells, on_demand=names)
+                loads[key] = load
             load = loads[key]
             full = total.rows + load.rows > target or base_memory + total.memory + load.memory > budget
             if taken and load.cells and (full or guests or apart[v] != apart[taken[-1]]):
@@ -237,22 +253,28 @@ def make_plan(
             chunks.append(_chunk(first, last, taken, total, base_memory))
     idle = len(variants) * len(pairs) - sum(chunk.cells for chunk in chunks)
     joins = sorted({step for steps in found for step, _ in steps})
-    return Plan(tuple(chunks), len(variants), len(pairs), idle, budget, packed, tuple(joins))
+    return Plan(tuple(chunks), len(variants), len(pairs), idle, budget, packed, tuple(joins), begins)
 
 
 def _chunk(first: int, last: int, variants: Sequence[int], load: Load, store: int) -> Chunk:
     return Chunk((first, last), tuple(variants), load.cells, load.rows, load.operations, store + load.memory)
 
 
-def _apart(placed: Sequence[Placed], number: int) -> tuple[tuple[str, ...], int]:
-    """What variants of one chunk have in common: the on-demand sites that they make the model form.
+Apart = tuple[tuple[str, ...], int, tuple[int, ...]]
 
-    A norm that is edited and inputs of their own for every head exclude each other within a layer; a variant that has
-    both, in whichever layers, shares a chunk with nobody.
+
+def _apart(placed: Sequence[Placed], number: int) -> Apart:
+    """What variants of one chunk have in common: the on-demand sites that they make the model form, and of states and
+    hidden attention, which cost far more than the rest of a layer, the layers too.
+
+    A norm that is edited and inputs of their own for every head exclude each other within a layer, and so do states and
+    hidden attention; a variant that has both, in whichever layers, shares a chunk with nobody.
     """
     names = tuple(sorted({edit.site.short for edit in placed if edit.site.on_demand}))
     norm = any(edit.site.short.startswith("ln1.") for edit in placed)
-    return names, number if norm and any(name.endswith("_input") for name in names) else -1
+    both = set(COSTLY) <= set(names) or (norm and any(name.endswith("_input") for name in names))
+    layers = tuple(sorted({edit.step // 2 for edit in placed if edit.site.short in COSTLY}))
+    return names, number if both else -1, layers
 
 
 def _events(

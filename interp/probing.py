@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.directions import Contrast
+from interp.contrasts import Contrast
 from interp.errors import ConfigError, PromptError
 
 METRICS = ("accuracy", "auroc")

@@ -12,7 +12,7 @@ the unembedding is the last. Every prompt of a variant has its own rows:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,21 +22,22 @@ from torch import Tensor
 
 from interp.config import ModelConfig
 from interp.edits import Edit, Index
-from interp.errors import PromptError, unknown
+from interp.errors import PromptError
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
-from interp.sites import Site, axis_sizes
+from interp.sites import Site, axis_sizes, unknown_site
 
 Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]  # [prompt, pos]
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Differs = Callable[["Placed"], Mask]
 
 # What changes one query alone, and what changes keys, values or all of a position's input; the rest stands behind.
-QUERIES = {"q", "rot_q", "q_input", "attn_scores", "pattern"}
-INPUTS = {"embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normalized", "k", "v", "rot_k", "k_input", "v_input"}
-GRIDS = {"attn_scores", "pattern"}
+QUERIES = {"q", "rot_q", "q_input", "attn_scores", "pattern"} | {"C", "y", "gate", "mixer.pattern"}
+INPUTS = {"embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normalized", "k", "v", "rot_k", "k_input", "v_input"} | {
+    "mixer_in", "in", "conv", "delta", "B", "state",
+}  # fmt: skip
 # What depends on the token and its position alone, in the first layer.
-LOCAL = (QUERIES | INPUTS) - GRIDS
+LOCAL = (QUERIES | INPUTS) - {"attn_scores", "pattern", "conv", "delta", "B", "C", "state", "y", "mixer.pattern"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +91,7 @@ class Placer:
         name = edit.name(self.model.cfg)
         point = self.model.hook_dict.get(name)
         if point is None:
-            raise unknown("site", name, self.model.hook_dict)
+            raise unknown_site(name, self.model.hook_dict)
         site = point.site
         axes = [axis for axis in site.axes if axis != "batch"]
         row_axis = "query" if "query" in axes else "pos"
@@ -272,6 +273,38 @@ def events(placed: Sequence[tuple[Placed, Mask]], causal: bool, real: Mask, n_la
     if steps and last + 1 < n_layers:
         found[2 * (last + 1)] = _spread(now, causal, real)
     return tuple(sorted(found.items(), key=lambda event: event[0]))
+
+
+def starts(found: Iterable[Events]) -> tuple[int, ...]:
+    """The positions, but for the first of all, at which rows of any variant begin where positions look at one another,
+    or go on behind a gap.
+    """
+    masks = {id(rows): rows for steps in found for step, rows in steps if step % 2 == 0}
+    begun = [_begins(rows).any(0) for rows in masks.values()]
+    return tuple((np.logical_or.reduce(begun)[1:].nonzero()[0] + 1).tolist()) if begun else ()
+
+
+def led_back(found: Events, planned: Sequence[int]) -> Events:
+    """The same rows, and those between each one that begins and the last of the `planned` starts before it.
+
+    Values may differ at fewer positions than tokens say, so that rows may begin later than was planned.
+    """
+    at = np.array([0, *planned])
+    more: dict[int, Mask] = {}
+    last: Mask | None = None
+    for step, rows in found:
+        rows = rows.copy() if last is None else rows | last
+        for prompt, begin in np.argwhere(_begins(rows)).tolist() if step % 2 == 0 else ():
+            rows[prompt, at[at <= begin][-1] : begin] = True
+        last = more[step] = rows
+    return tuple(more.items())
+
+
+def _begins(rows: Mask) -> Mask:
+    """Rows whose neighbour before them is none."""
+    found = rows.copy()
+    found[:, 1:] &= ~rows[:, :-1]
+    return found
 
 
 def _spread(rows: Mask, causal: bool, real: Mask) -> Mask:

@@ -6,7 +6,7 @@ no gaps, so that what was not measured shows. A panel is a value, or a combinati
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,16 @@ from interp.glyphs import drawable, visible, written
 
 Grid = np.ndarray[Any, np.dtype[Any]]
 
-TITLES = {"pos": "position", "query": "destination (query)", "key": "source (key)", "value": ""}
+TITLES = {
+    "pos": "position",
+    "query": "destination (query)",
+    "key": "source (key)",
+    "value": "",
+    "ssm_head": "state-space head",
+}
+LETTERS = {"head": "H", "ssm_head": "S", "channel": "C"}
+"""What stands for a part of a layer in its name: `L9H6`, `L9S6` of a Mamba-2 layer, `L9C6` of a Mamba-1 layer."""
+
 MOST_GAPS = 512
 
 
@@ -158,11 +167,19 @@ def place(where: Mapping[str, Any]) -> str:
 
     >>> place({"layer": 9, "head": 6}), place({"head": 2}), place({"metric": "kl", "layer": 3})
     ('L9H6', 'head 2', 'kl, layer 3')
+    >>> place({"layer": 9, "ssm_head": 6})
+    'L9S6'
     """
     where = {name: int(at) if isinstance(at, float) and at.is_integer() else at for name, at in where.items()}
-    if set(where) == {"layer", "head"}:
-        return f"L{where['layer']}H{where['head']}"
+    if is_part(where):
+        (part,) = set(where) - {"layer"}
+        return f"L{where['layer']}{LETTERS[part]}{where[part]}"
     return ", ".join(f"{k} {v}" if k in ("layer", "head", "pos", "prompt") else str(v) for k, v in where.items())
+
+
+def is_part(names: Collection[str]) -> bool:
+    """Whether some axes tell of a part of a layer that has a name of its own."""
+    return len(names) == 2 and "layer" in names and not LETTERS.keys().isdisjoint(names)
 
 
 def _tokens(frame: pd.DataFrame) -> dict[Any, str] | None:

@@ -5,14 +5,17 @@ costs something beyond the plain forward (an attention pattern that the fused ke
 stream for every head); it is computed in those layers where somebody asks for it, and nowhere else.
 
 Axes have one name everywhere: `batch`, `pos`, `head`, `kv_head` (key and value heads, fewer than `head` with grouped
-queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for a kept axis of length one.
+queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for a kept axis of length one. State-space layers have
+`channel` (Mamba-1), `ssm_head`, `d_ssm_head` and `ssm_group` (Mamba-2), `d_state`, and `conv_channel`: channels, B and
+C side by side, as Mamba-2 convolves them.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from interp.config import ModelConfig
@@ -23,12 +26,17 @@ NameFilter = str | Callable[[str], bool] | Sequence[str] | None
 
 @dataclass(frozen=True)
 class Site:
-    """One row of the table: `template` is the full name with `{l}` for the layer, if it belongs to one."""
+    """One row of the table: `template` is the full name with `{l}` for the layer, if it belongs to one.
+
+    `mixers` names the kinds of layers that have the site, by what mixes positions in them; None: all that have a mixer,
+    or, of a site that belongs to no mixer, all.
+    """
 
     template: str
     axes: tuple[str, ...]
     meaning: str
     on_demand: bool = False
+    mixers: tuple[str, ...] | None = None
 
     @property
     def per_layer(self) -> bool:
@@ -37,10 +45,12 @@ class Site:
 
     @functools.cached_property
     def short(self) -> str:
-        """The name after `hook_`, as in `cache["z", 3]`; norms are told apart by their module: `ln2.scale`."""
+        """The name after `hook_`, as in `cache["z", 3]`; told apart by the module where several have it: `ln2.scale`,
+        `mixer.pattern`.
+        """
         path, _, last = self.template.rpartition("hook_")
         module = path.rstrip(".").rpartition(".")[2]
-        return f"{module}.{last}" if module.startswith("ln") else last
+        return f"{module}.{last}" if module.startswith("ln") or (module, last) == ("mixer", "pattern") else last
 
     def name(self, layer: int | None = None) -> str:
         """The full name of this site in one layer."""
@@ -53,33 +63,81 @@ QUERIES = ("batch", "pos", "head", "d_head")
 KEYS = ("batch", "pos", "kv_head", "d_head")
 GRID = ("batch", "head", "query", "key")
 NEURONS = ("batch", "pos", "d_mlp")
+CHANNELS = ("batch", "pos", "channel")
+SSM_HEADS = ("batch", "pos", "ssm_head", "d_ssm_head")
+ATTN, MAMBA, MAMBA2 = ("attn",), ("mamba",), ("mamba2",)
+
+
+def _mamba_sites(
+    mixers: tuple[str, ...],
+    convolved: tuple[str, ...],
+    channels: tuple[str, ...],
+    steps: tuple[str, ...],
+    unit: tuple[str, ...],
+    shared: tuple[str, ...],
+) -> tuple[Site, ...]:
+    """The sites of a state-space mixer: Mamba-1 and Mamba-2 have the same ones, on axes of their own."""
+    here, of = "blocks.{l}.mixer.hook_", "Mamba-1" if mixers == MAMBA else "Mamba-2"
+    last = "what W_out reads: y silu(gate)" + (", normalised" if mixers == MAMBA2 else "")
+    grid = ("batch", *unit, "query", "key")
+    return (
+        Site(here + "in", convolved, f"{of}: what enters the convolution", mixers=mixers),
+        Site(here + "conv", convolved, f"{of}: what leaves the convolution, behind its activation", mixers=mixers),
+        Site(here + "delta", steps, f"{of}: step sizes, behind softplus", mixers=mixers),
+        Site(here + "B", shared, f"{of}: how the input is written into the state", mixers=mixers),
+        Site(here + "C", shared, f"{of}: how the state is read", mixers=mixers),
+        Site(here + "state", (*channels, "d_state"), f"{of}: the state behind each position", True, mixers),
+        Site(here + "pattern", grid, f"{of}: hidden attention: y = pattern x", True, mixers),
+        Site(here + "y", channels, f"{of}: what is read from the state, with D x", mixers=mixers),
+        Site(here + "gate", channels, f"{of}: the gate, before its activation", mixers=mixers),
+        Site(here + "gated", channels, f"{of}: {last}", mixers=mixers),
+        Site(here + "out", RESID, f"{of}: what the mixer adds to the residual stream", mixers=mixers),
+    )
+
 
 SITES: tuple[Site, ...] = (
     Site("hook_embed", RESID, "token embedding, W_E[token]"),
     Site("hook_pos_embed", RESID, "position embedding that is added to the token embedding"),
     Site("blocks.{l}.hook_resid_pre", RESID, "residual stream that enters the block"),
-    Site("blocks.{l}.hook_q_input", ("batch", "pos", "head", "d_model"), "resid_pre as each query head reads it", True),
-    Site(
-        "blocks.{l}.hook_k_input", ("batch", "pos", "kv_head", "d_model"), "resid_pre as each key head reads it", True
+    *(
+        Site(
+            f"blocks.{{l}}.hook_{letter}_input",
+            ("batch", "pos", head, "d_model"),
+            f"resid_pre as each {word} head reads it",
+            True,
+            ATTN,
+        )
+        for letter, head, word in (("q", "head", "query"), ("k", "kv_head", "key"), ("v", "kv_head", "value"))
     ),
-    Site(
-        "blocks.{l}.hook_v_input", ("batch", "pos", "kv_head", "d_model"), "resid_pre as each value head reads it", True
-    ),
-    Site("blocks.{l}.ln1.hook_scale", SCALE, "divisor of the attention's norm: standard deviation or root mean square"),
+    Site("blocks.{l}.hook_mixer_in", RESID, "resid_pre as a Mamba mixer alone reads it", True, MAMBA + MAMBA2),
+    Site("blocks.{l}.ln1.hook_scale", SCALE, "divisor of the mixer's norm: standard deviation or root mean square"),
     Site("blocks.{l}.ln1.hook_normalized", RESID, "normalised residual stream, before the norm's weights"),
-    Site("blocks.{l}.attn.hook_q", QUERIES, "queries, with bias, before rotation"),
-    Site("blocks.{l}.attn.hook_k", KEYS, "keys, with bias, before rotation"),
-    Site("blocks.{l}.attn.hook_v", KEYS, "values, with bias"),
-    Site("blocks.{l}.attn.hook_rot_q", QUERIES, "queries after the rotary embedding"),
-    Site("blocks.{l}.attn.hook_rot_k", KEYS, "keys after the rotary embedding"),
-    Site("blocks.{l}.attn.hook_attn_scores", GRID, "scaled scores, masked entries at -inf", True),
-    Site("blocks.{l}.attn.hook_pattern", GRID, "attention probabilities, softmax of the scores", True),
-    Site("blocks.{l}.attn.hook_z", QUERIES, "values mixed by the pattern, before W_O"),
+    Site("blocks.{l}.attn.hook_q", QUERIES, "queries, with bias, before rotation", mixers=ATTN),
+    Site("blocks.{l}.attn.hook_k", KEYS, "keys, with bias, before rotation", mixers=ATTN),
+    Site("blocks.{l}.attn.hook_v", KEYS, "values, with bias", mixers=ATTN),
+    Site("blocks.{l}.attn.hook_rot_q", QUERIES, "queries after the rotary embedding", mixers=ATTN),
+    Site("blocks.{l}.attn.hook_rot_k", KEYS, "keys after the rotary embedding", mixers=ATTN),
+    Site("blocks.{l}.attn.hook_attn_scores", GRID, "scaled scores, masked entries at -inf", True, ATTN),
+    Site("blocks.{l}.attn.hook_pattern", GRID, "attention probabilities, softmax of the scores", True, ATTN),
+    Site("blocks.{l}.attn.hook_z", QUERIES, "values mixed by the pattern, before W_O", mixers=ATTN),
     Site(
-        "blocks.{l}.attn.hook_result", ("batch", "pos", "head", "d_model"), "what each head adds: z W_O, no bias", True
+        "blocks.{l}.attn.hook_result",
+        ("batch", "pos", "head", "d_model"),
+        "what each head adds: z W_O, no bias",
+        True,
+        ATTN,
     ),
-    Site("blocks.{l}.hook_attn_out", RESID, "what the attention adds to the residual stream, with b_O"),
-    Site("blocks.{l}.hook_resid_mid", RESID, "residual stream between attention and MLP"),
+    Site("blocks.{l}.hook_attn_out", RESID, "what the attention adds to the residual stream, with b_O", mixers=ATTN),
+    *_mamba_sites(MAMBA, CHANNELS, CHANNELS, CHANNELS, ("channel",), ("batch", "pos", "d_state")),
+    *_mamba_sites(
+        MAMBA2,
+        ("batch", "pos", "conv_channel"),
+        SSM_HEADS,
+        ("batch", "pos", "ssm_head"),
+        ("ssm_head",),
+        ("batch", "pos", "ssm_group", "d_state"),
+    ),
+    Site("blocks.{l}.hook_resid_mid", RESID, "residual stream between mixer and MLP"),
     Site("blocks.{l}.hook_mlp_in", RESID, "residual stream as the MLP alone reads it, before ln2", True),
     Site("blocks.{l}.ln2.hook_scale", SCALE, "divisor of the MLP's norm"),
     Site("blocks.{l}.ln2.hook_normalized", RESID, "normalised residual stream, before the norm's weights"),
@@ -94,6 +152,9 @@ SITES: tuple[Site, ...] = (
 
 BY_TEMPLATE = {site.template: site for site in SITES}
 
+# What a layer may be made of.
+PARTS = {"attn": "attention", "mixer": "state-space mixer", "mlp": "MLP"}
+
 # TransformerLens's other words for the same sites.
 ALIASES = {
     "attn": "pattern",
@@ -106,43 +167,53 @@ ALIASES = {
 }
 
 
-def exists(site: Site, cfg: ModelConfig) -> bool:
-    """Whether a model of this configuration computes the site at all."""
+def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
+    """Whether a model of this configuration computes the site at all, in this layer if it belongs to one."""
     place = site.template
-    if "ln" in place.split("hook_")[0]:
-        return cfg.normalization_type is not None and (
-            cfg.final_norm if "ln_final" in place else "ln2" not in place or not cfg.attn_only
-        )
-    if place == "hook_pos_embed":
-        return cfg.positional_embedding_type in ("standard", "sinusoidal")
+    if layer is None:
+        if "ln_final" in place:
+            return cfg.normalization_type is not None and cfg.final_norm
+        return place != "hook_pos_embed" or cfg.positional_embedding_type in ("standard", "sinusoidal")
+    mixer, has_mlp = cfg.mixer(layer), cfg.mlp_in(layer)
+    if site.mixers is not None and mixer not in site.mixers:
+        return False
+    if ".ln1." in place:
+        return cfg.normalization_type is not None and mixer is not None
+    if ".ln2." in place:
+        return cfg.normalization_type is not None and has_mlp
     if "hook_rot_" in place:
         return cfg.positional_embedding_type == "rotary"
     if place.endswith("hook_pre_linear"):
-        return cfg.gated_mlp
+        return cfg.gated_mlp and has_mlp
     if place.endswith("hook_resid_mid"):
-        return not (cfg.attn_only or cfg.parallel_attn_mlp)
-    if "mlp" in place:
-        return not cfg.attn_only
-    return True
+        return has_mlp and mixer is not None and not cfg.parallel_attn_mlp
+    return has_mlp or "mlp" not in place
 
 
 def site_names(cfg: ModelConfig) -> dict[str, Site]:
     """Every full site name of a model, in the order of computation."""
-    here = [site for site in SITES if exists(site, cfg)]
-    names = {site.name(): site for site in here if not site.per_layer and "ln_final" not in site.template}
+    names = {site.name(): site for site in SITES if not site.per_layer and exists(site, cfg)}
+    last = {name: names.pop(name) for name in list(names) if "ln_final" in name}
     for layer in range(cfg.n_layers):
-        names |= {site.name(layer): site for site in here if site.per_layer}
-    return names | {site.name(): site for site in here if "ln_final" in site.template}
+        names |= {site.name(layer): site for site in SITES if site.per_layer and exists(site, cfg, layer)}
+    return names | last
 
 
 def axis_sizes(cfg: ModelConfig) -> dict[str, int]:
     """How long the axes are that do not depend on the prompts."""
+    d_inner, d_state = cfg.d_inner or 0, cfg.d_state or 0
     return {
         "head": cfg.n_heads,
         "kv_head": cfg.n_kv_heads,
         "d_model": cfg.d_model,
         "d_head": cfg.d_head,
         "d_mlp": cfg.d_mlp or 0,
+        "channel": d_inner,
+        "ssm_head": cfg.n_ssm_heads,
+        "d_ssm_head": cfg.d_ssm_head,
+        "ssm_group": cfg.n_ssm_groups,
+        "d_state": d_state,
+        "conv_channel": d_inner + 2 * cfg.n_ssm_groups * d_state,
         "one": 1,
     }
 
@@ -159,7 +230,7 @@ def get_act_name(site: str, layer: int | None = None, layer_type: str | None = N
     if site.startswith("blocks.") or site in BY_TEMPLATE:
         return site
     short = ALIASES.get(site.removeprefix("hook_"), site.removeprefix("hook_"))
-    if layer_type in ("ln1", "ln2", "ln_final"):
+    if layer_type in ("ln1", "ln2", "ln_final") or (layer_type, short) == ("mixer", "pattern"):
         short = f"{layer_type}.{short}"
     elif short in ("scale", "normalized"):
         short = f"ln_final.{short}" if layer is None else f"ln1.{short}"
@@ -169,7 +240,36 @@ def get_act_name(site: str, layer: int | None = None, layer_type: str | None = N
     if any(row.short == short for row in SITES):
         need = "belongs to no layer" if layer is not None else "needs a layer"
         raise UnknownName(f"site {site!r} {need}")
-    raise unknown("site", site, [row.short for row in SITES])
+    raise unknown("site", site, dict.fromkeys(row.short for row in SITES))
+
+
+def find_act_name(site: str, layer: int | None, names: Container[str], layer_type: str | None = None) -> str:
+    """As `get_act_name`, for a model with these sites: its `pattern` in a Mamba layer is the hidden attention."""
+    name = get_act_name(site, layer, layer_type)
+    hidden = name.replace(".attn.hook_pattern", ".mixer.hook_pattern")
+    return hidden if name not in names and hidden in names else name
+
+
+def unknown_site(name: str, names: Iterable[str]) -> UnknownName:
+    """An error for a site that a model does not have; where a layer is made otherwise it says what that one has.
+
+    >>> print(unknown_site("blocks.0.attn.hook_z", ["blocks.0.mixer.hook_y", "blocks.0.mixer.hook_out"]))
+    no site matches 'blocks.0.attn.hook_z': layer 0 has no attention, but state-space mixer with the sites y, out
+    """
+    names = list(names)
+    found = re.match(r"blocks\.(\d+|\*)\.(.*)", name)
+    site = found and BY_TEMPLATE.get(f"blocks.{{l}}.{found[2]}")
+    if found is None or site is None or name in names:
+        return unknown("site", name, names)
+    layers = r"\d+" if found[1] == "*" else found[1]
+    here = [hit for one in names if (hit := re.match(rf"blocks\.{layers}\.(attn|mixer|mlp)\.hook_(\w+)", one))]
+    there = {hit[1]: dict.fromkeys(other[2] for other in here if other[1] == hit[1]) for hit in here}
+    missing = "mlp" if "mlp" in name else "mixer" if "mixer" in name else "attn" if site.mixers == ATTN else None
+    if missing is None or missing in there or not there:
+        return unknown("site", name, names)
+    has = ", and ".join(f"{PARTS[part]} with the sites {', '.join(own)}" for part, own in there.items())
+    who = "this model" if found[1] == "*" else f"layer {found[1]}"
+    return UnknownName(f"no site matches {name!r}: {who} has no {PARTS[missing]}, but {has}")
 
 
 def match(wanted: NameFilter, names: Iterable[str]) -> list[str]:
@@ -200,10 +300,14 @@ def match(wanted: NameFilter, names: Iterable[str]) -> list[str]:
 def _no_site(wanted: str, names: list[str]) -> UnknownName:
     """An error that knows short names: they stand for a site, but not for one layer of it."""
     try:
-        template = get_act_name(wanted) if wanted in ("embed", "pos_embed") else get_act_name(wanted, 0)
+        layer = None if wanted in ("embed", "pos_embed") else 0
+        full = get_act_name(wanted, layer)
     except UnknownName:
-        return unknown("site", wanted, names)
-    hint = template.replace("blocks.0.", "blocks.*.", 1)
-    if wanted == template or not any(fnmatch.fnmatchcase(name, hint) for name in names):
-        return unknown("site", wanted, names)
-    return UnknownName(f"no site matches {wanted!r}; its full name is {hint!r} (a layer's number in place of *)")
+        known = [site.name(0) for site in SITES if fnmatch.fnmatchcase(site.name(0), wanted)]
+        return unknown_site(known[0].replace(".0.", ".*."), names) if known else unknown("site", wanted, names)
+    hint = full if wanted == full else full.replace("blocks.0.", "blocks.*.", 1)
+    hidden = hint.replace(".attn.hook_pattern", ".mixer.hook_pattern")
+    for one in (hint, hidden) if wanted != full else ():
+        if any(fnmatch.fnmatchcase(name, one) for name in names):
+            return UnknownName(f"no site matches {wanted!r}; its full name is {one!r} (a layer's number in place of *)")
+    return unknown_site(hint, names)

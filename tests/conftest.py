@@ -1,4 +1,4 @@
-"""Tiny seeded models: one for each way of building a transformer, grouped-query attention among them."""
+"""Tiny seeded models: one for each way of building a transformer, and of state-space layers among or without heads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from interp.config import ModelConfig, RopeScaling
-from interp.gpt import GPT
+from interp.gpt import GPT, Mamba
 
 TINY: dict[str, Any] = {
     "n_layers": 2, "d_model": 16, "n_ctx": 24, "d_head": 4, "d_vocab": 29, "n_heads": 4,
@@ -35,21 +35,54 @@ KINDS: dict[str, dict[str, Any]] = {
     "no_positions": {"positional_embedding_type": "none", "final_norm": False},
 }
 
+STATES: dict[str, Any] = {
+    "normalization_type": "RMS", "d_inner": 24, "d_state": 3, "dt_rank": 3, "d_ssm_head": 4, "n_ssm_groups": 2,
+    "unembed_bias": False,
+}  # fmt: skip
+# Models with state-space layers: they have no heads at all, or none in some layers.
+RECURRENT: dict[str, dict[str, Any]] = {
+    "mamba": {**STATES, "layer_types": ("mamba",) * 2, "tie_word_embeddings": True},
+    "mamba2": {**STATES, "layer_types": ("mamba2",) * 2, "dt_limit": (0.05, 0.8), "mamba_bias": True},
+    "hybrid": {
+        **STATES, "n_layers": 3, "layer_types": ("mamba2", "attn+mlp", "mamba+mlp"), "n_key_value_heads": 2,
+        "positional_embedding_type": "rotary", "conv_bias": False,
+    },
+    "one_part_a_layer": {**STATES, "n_layers": 4, "layer_types": ("mlp", "mamba2", "attn", "mamba"), "d_mlp": 20},
+}  # fmt: skip
+# What parameters are called that start as ones, zeros or constants.
+CONSTANT = ("w", "w_norm", "D", "A_log")
+# Longer steps and slower decay than at the start of training, so that states matter beside D x, and for long.
+FAR = {"b_dt": 3.0, "A_log": -1.5}
+
 
 def make(kind: str, **changes: Any) -> GPT:
     """A tiny model of one kind, with weights large enough for every part to matter, biases and norms included."""
-    model = GPT(ModelConfig(**{**TINY, **KINDS[kind], **changes}))
+    own = KINDS[kind] if kind in KINDS else RECURRENT[kind]
+    model = (GPT if kind in KINDS else Mamba)(ModelConfig(**{**TINY, **own, **changes}))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             last = name.rpartition(".")[2]
-            if last == "w" or last.startswith("b"):
+            if last in CONSTANT or last.startswith("b"):
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(FAR.get(last, 0.0))
     return model
 
 
 @pytest.fixture(params=KINDS)
 def model(request: pytest.FixtureRequest) -> GPT:
+    return make(request.param)
+
+
+@pytest.fixture(params=[*KINDS, *RECURRENT])
+def any_model(request: pytest.FixtureRequest) -> GPT:
+    """Every model, whatever its layers mix positions with."""
+    return make(request.param)
+
+
+@pytest.fixture(params=RECURRENT)
+def recurrent(request: pytest.FixtureRequest) -> GPT:
+    """Every model with state-space layers."""
     return make(request.param)
 
 

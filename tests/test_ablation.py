@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import KINDS, make
+from conftest import KINDS, RECURRENT, make
 from test_analyses import pairs_of
 from torch import Tensor
 
@@ -26,6 +26,10 @@ SITES = ("z", "attn_out", "mlp_out", "post")
 
 def sites_of(model: GPT) -> list[str]:
     return [site for site in SITES if get_act_name(site, 0) in model.hook_dict]
+
+
+def has(model: GPT, site: str) -> bool:
+    return any(get_act_name(site, layer) in model.hook_dict for layer in range(model.cfg.n_layers))
 
 
 def without(model: GPT, pairs: PromptPairs, gone: list[tuple[str, int | None]], kind: str) -> list[float]:
@@ -64,6 +68,57 @@ def test_every_single_ablation_equals_a_full_forward(kind: str) -> None:
     assert frame["effect"].tolist() == pytest.approx((frame["base_value"] - frame["value"]).tolist())
     clean = measure("logit_diff", model(pairs.clean, attention_mask=pairs.mask), pairs).detach().tolist()
     assert frame["base_value"][:4].tolist() == pytest.approx(clean, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_every_single_ablation_of_a_mixer_equals_a_full_forward(name: str) -> None:
+    model, pairs = make(name), pairs_of((6, 4, 6))
+    sites = ["gated", "out", *(site for site in ("z", "mlp_out") if has(model, site))]
+    for kind in ("mean_by_role", "corrupt"):
+        frame = ablation.run(model, pairs, kind=kind, site=sites, progress=False)
+        values = frame.pivot(index="component", columns="prompt", values="value")
+        parts = components(model, sites)
+        assert list(dict.fromkeys(frame["component"])) == [part.name for part in parts]
+        for part in parts[::5]:
+            expected = without(model, pairs, [(part.full_site, part.index)], kind)
+            assert values.loc[part.name].tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4), part.name
+
+
+def test_what_is_taken_away_where_nothing_is_asked_for_depends_on_the_layers() -> None:
+    heads = [f"L1H{head}" for head in range(4)]
+    assert [part.name for part in components(make("hybrid"))] == [f"L0S{at}" for at in range(6)] + heads + ["mixer 2"]
+    assert [part.name for part in components(make("mamba"))] == ["mixer 0", "mixer 1"]
+    assert components(make("gpt2")) == components(make("gpt2"), ["z"])
+    assert len(components(make("hybrid"), ["gated"])) == 6 + 24
+    assert [part.name for part in components(make("mamba"), ["gated"], ["L1C23"])] == ["L1C23"]
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_curves_of_mixers_end_with_all_of_them_gone(name: str) -> None:
+    model, pairs = make(name), pairs_of((6, 6, 4))
+    frame = ablation.run(model, pairs, kind="zero", cumulative=99, draws=1, progress=False)
+    parts = [(part.full_site, part.index) for part in components(model)]
+    curves = ablation.recovery(frame).set_index(["stage", "order", "number"])["value"]
+    gone = sum(without(model, pairs, parts, "zero")) / 3
+    assert curves["ablate", "importance", len(parts)] == pytest.approx(gone, rel=1e-3, abs=1e-4)
+    assert curves["restore", "random", len(parts)] == pytest.approx(frame["base_value"][:3].mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_report_on_mixers_names_them(name: str) -> None:
+    model, pairs = make(name), pairs_of((6, 4, 6, 6))
+    frame, section, findings = ablation.report(model, pairs, {}, progress=False)
+    there = [item.name for item in section.figures]
+    kinds = [kind for kind, mixer in (("heads", "attn"), ("ssm_heads", "mamba2")) if mixer in model.cfg.mixers]
+    assert there == ["ablation_layers", *(f"ablation_{kind}" for kind in kinds), "ablation_curves"]
+    single = frame[(frame["stage"] == "single") & frame["component"].isin([part.name for part in components(model)])]
+    loss = single[single["kind"] == "mean_by_role"].groupby("component")["effect"].mean()
+    assert f"{loss.abs().idxmax()} has the largest effect" in findings[0]
+    assert ("mixers" in findings[0]) == ("mamba" in model.cfg.mixers)
+    for site in ("gated", "out"):
+        ablation.plot(
+            ablation.run(model, pairs, site=site, only=lambda n: n[-1] in "012", progress=False)
+        ).canvas.draw()
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -162,6 +217,15 @@ def test_a_sweep_that_was_finished_is_read_back(tmp_path: Path) -> None:
 def test_what_cannot_be_ablated_is_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         ablation.run(make("gpt2"), pairs_of(), **options, progress=False)
+
+
+def test_components_of_a_hybrid_contain_one_another_only_within_a_layer() -> None:
+    model, pairs = make("hybrid"), pairs_of()
+    with pytest.raises(InterpError, match="'out' contains 'gated'"):
+        ablation.run(model, pairs, site="gated,out", cumulative=2, progress=False)
+    ablation.run(model, pairs, site="gated,out", only=["L0S1", "mixer 2"], cumulative=2, draws=1, progress=False)
+    with pytest.raises(UnknownName, match=r"no site of this model matches 'z'; choose from 'gated', 'out'"):
+        ablation.run(make("mamba"), pairs, site="z", progress=False)
 
 
 def test_a_model_without_mlps_says_so() -> None:

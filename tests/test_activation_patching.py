@@ -14,18 +14,19 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import make
+from conftest import RECURRENT, make
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.text import Text
 from torch import Tensor
 
-from analyses.activation_patching import plan, plot, run, summary
+from analyses.activation_patching import plan, plot, report, run, summary
 from analyses.cli import main
 from interp.canvas import Figure
 from interp.errors import ConfigError, InterpError, UnknownName
 from interp.gpt import GPT
 from interp.granularity import GRANULARITIES
+from interp.metrics import measure
 from interp.passes import Job
 from interp.prompts import PromptPairs
 
@@ -277,6 +278,64 @@ def test_of_patterns_by_destination_and_source_the_strongest_heads_are_panels() 
     assert list(shown) == [f"L{layer}H{head}" for layer in range(3) for head in (1, 2, 3)]
     assert np.isnan(shown["L2H3"][0, 1:]).all() and shown["L2H3"][1, 0] == pytest.approx(3.2 / 2)  # [query, key]
     assert {"destination (query)", "source (key)"} <= texts(figure)
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize(("site", "by"), [("state", "pos"), ("B,C,delta", "role"), ("y", "pos"), ("gated,out", None)])
+def test_a_cell_of_a_mixer_is_a_full_forward_with_its_values(kind: str, site: str, by: str | None) -> None:
+    model, pairs = make(kind), pairs_of(6, 6)
+    frame = run(model, pairs, site=site, by=by, progress=False)
+    _, clean = model.run_with_cache(pairs.clean)
+    cells = frame[frame["prompt"] == 1].to_dict("records")
+    for cell in cells[:: max(1, len(cells) // 6)]:
+        name = f"blocks.{cell['layer']}.mixer.hook_{cell['site']}"
+        at: Any = slice(None) if by is None else pairs.roles[1][cell["role"]] if by == "role" else cell["pos"]
+
+        def patch(x: Tensor, hook: Any, name: str = name, at: Any = at) -> Tensor:
+            new = x.clone()
+            new[:, at] = clean[name][:, at]
+            return new
+
+        logits = model.run_with_hooks(pairs.corrupt, fwd_hooks=[(name, patch)]).detach()
+        expected = measure("logit_diff", logits, pairs)[1]
+        assert cell["value"] == pytest.approx(float(expected), rel=1e-3, abs=1e-4), cell
+    plot(frame).canvas.draw()
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_patching_everything_that_layers_add_gives_the_source_run(kind: str) -> None:
+    model, pairs = make(kind), pairs_of(5, 5)
+    last = model.cfg.n_layers - 1
+    frame = run(model, pairs, site="resid_post", by=None, progress=False)
+    assert frame[frame["layer"] == last]["effect"].tolist() == pytest.approx([1.0] * 2, abs=1e-4)
+    usual = run(model, pairs, progress=False)
+    assert set(usual["site"]) <= {"out", "attn_out"} and set(usual["role"]) == {"changed", "END"}
+    whole = plan(model, pairs, site="out", by=None)
+    assert whole.n_variants == sum(model.cfg.mixer(layer) in ("mamba", "mamba2") for layer in range(last + 1))
+
+
+def test_heads_of_both_kinds_of_layers_share_a_figure_and_keep_their_names() -> None:
+    model, pairs = make("hybrid"), pairs_of(5, 5)
+    frame = run(model, pairs, by="head", progress=False)
+    panels = {axes.get_title(loc="left") for axes in plot(frame).axes} - {""}
+    assert panels == {"z", "gated"}
+    by_pos = plot(run(model, pairs, by="head,pos", progress=False))
+    names = {text.get_text() for axes in by_pos.axes for text in axes.get_yticklabels()}
+    assert {"L1H0", "L0S5"} <= names
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_report_patches_every_head_or_mixer(kind: str) -> None:
+    model, pairs = make(kind), pairs_of(6, 4, 6)
+    frame, section, findings = report(model, pairs, {}, progress=False)
+    mixers = model.cfg.mixers
+    expected = {"attn": "patching_heads", "mamba2": "patching_ssm_heads", "mamba": "patching_mixers"}
+    shown = [item.name for item in section.figures]
+    assert shown == ["patching_roles", *(name for mixer, name in expected.items() if mixer in mixers)]
+    by_part = frame[frame["role"].isna()]
+    means = by_part.groupby(["site", "layer", *({"head", "ssm_head"} & set(frame))], dropna=False)["effect"].mean()
+    assert f"({means.max():+.2f}, 95%" in findings[1] and f"({means.min():+.2f})" in findings[1]
+    assert "the state by role" in section.figures[0].title
 
 
 def test_figures_compare_directions_and_refuse_mixed_granularities() -> None:

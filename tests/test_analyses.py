@@ -13,7 +13,7 @@ from torch import Tensor
 
 import interp
 from analyses import activation_patching, attention_patterns, head_attribution, logit_lens, report
-from interp.errors import PromptError, UnknownName
+from interp.errors import InterpError, PromptError, UnknownName
 from interp.gpt import GPT
 from interp.metrics import METRICS, at_last
 from interp.prompts import PromptPairs
@@ -37,8 +37,8 @@ def speaking(talker: Path) -> GPT:
     return interp.load(talker, device="cpu")
 
 
-def test_the_last_row_of_a_logit_lens_is_the_models_own_output(model: GPT) -> None:
-    pairs = pairs_of()
+def test_the_last_row_of_a_logit_lens_is_the_models_own_output(any_model: GPT) -> None:
+    model, pairs = any_model, pairs_of()
     frame = logit_lens.run(model, pairs)
     last = frame[frame["site"] == "resid_post"].set_index("metric")["value"]
     logits = last_logits(model, pairs)
@@ -69,8 +69,8 @@ def test_a_logit_lens_reads_every_depth_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("metric", ["logit_diff", "logit"])
-def test_attributions_sum_exactly_to_the_metric(model: GPT, metric: str) -> None:
-    pairs = pairs_of()
+def test_attributions_sum_exactly_to_the_metric(any_model: GPT, metric: str) -> None:
+    model, pairs = any_model, pairs_of()
     frame = head_attribution.run(model, pairs, metric=metric)
     values = frame.pivot(index="prompt", columns="component", values="value")
     expected = METRICS[metric].fn(last_logits(model, pairs), pairs.answers, None)
@@ -78,7 +78,11 @@ def test_attributions_sum_exactly_to_the_metric(model: GPT, metric: str) -> None
     parts = values.drop(columns=["total", "residue"])
     assert parts.sum(axis=1).tolist() == pytest.approx(values["total"].tolist(), rel=1e-4, abs=1e-4)
     assert values["residue"].abs().max() < 1e-4
-    assert (frame["kind"] == "head").sum() == 3 * 2 * model.cfg.n_heads
+    mixers = [model.cfg.mixer(layer) for layer in range(model.cfg.n_layers)]
+    assert (frame["kind"] == "head").sum() == 3 * mixers.count("attn") * model.cfg.n_heads
+    assert (frame["kind"] == "ssm_head").sum() == 3 * mixers.count("mamba2") * model.cfg.n_ssm_heads
+    assert (frame["kind"] == "mixer").sum() == 3 * mixers.count("mamba")
+    assert ("channel" in set(frame["kind"])) == ("mamba" in mixers)
     assert len(head_attribution.summary(frame)) == frame["component"].nunique()
 
 
@@ -92,6 +96,39 @@ def test_attribution_of_a_head_is_what_removing_it_alone_would_take_away() -> No
     cut = model.run_with_hooks(pairs.clean, fwd_hooks=[("blocks.1.attn.hook_z", without)])[:, -1].detach()
     gone = METRICS["logit_diff"].fn(last_logits(model, pairs) - cut, pairs.answers, None)
     assert frame["L1H2"].tolist() == pytest.approx(gone.tolist(), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "part"), [("mamba2", "L1S4"), ("mamba", "L1C7"), ("hybrid", "L2C23")])
+def test_attribution_of_a_part_of_a_mixer_is_what_removing_it_alone_would_take_away(kind: str, part: str) -> None:
+    model, pairs = make(kind, normalization_type=None, d_mlp=4), pairs_of((5, 5))
+    layer, index = int(part[1]), int(part[3:])
+    if model.block(layer).mlp is not None:
+        torch.nn.init.zeros_(model.block(layer).mlp.W_down)  # type: ignore[union-attr, arg-type]
+    frame = head_attribution.run(model, pairs, channels=48).set_index(["component", "prompt"])["value"]
+
+    def without(x: Tensor, hook: object) -> Tensor:
+        return torch.cat([x[:, :, :index], torch.zeros_like(x[:, :, :1]), x[:, :, index + 1 :]], dim=2)
+
+    cut = model.run_with_hooks(pairs.clean, fwd_hooks=[(f"blocks.{layer}.mixer.hook_gated", without)])[:, -1].detach()
+    gone = METRICS["logit_diff"].fn(last_logits(model, pairs) - cut, pairs.answers, None)
+    assert frame[part].tolist() == pytest.approx(gone.tolist(), rel=1e-3, abs=1e-5)
+
+
+def test_channels_with_rows_are_those_that_write_most() -> None:
+    model, pairs = make("mamba"), pairs_of()
+    every = head_attribution.run(model, pairs, channels=48)
+    sizes = every[every["kind"] == "channel"].groupby("component")["value"].mean().abs().sort_values(ascending=False)
+    few = head_attribution.run(model, pairs, channels=5)
+    assert set(few[few["kind"] == "channel"]["component"]) == set(sizes.index[:5]) and len(sizes) == 48
+    whole = head_attribution.run(model, pairs, channels=0)
+    assert set(whole["component"]) >= {"mixer_0", "mixer_1"} and "channel" not in set(whole["kind"])
+    assert whole.groupby(["layer", "prompt"])["value"].sum().tolist() == pytest.approx(
+        few.groupby(["layer", "prompt"])["value"].sum().tolist(), abs=1e-5
+    )
+    for frame in (few, whole):
+        head_attribution.plot(frame).canvas.draw()
+    with pytest.raises(InterpError, match="0 or more, not -1"):
+        head_attribution.run(model, pairs, channels=-1)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from conftest import KINDS, make
+from conftest import KINDS, RECURRENT, make
 from test_node_scores import pairs_of
 
 import interp
@@ -18,6 +19,7 @@ from analyses.cli import main
 from interp.errors import InterpError, PromptError, UnknownName
 from interp.tasks import ioi
 
+UNITS = ("head", "kv_head", "ssm_head", "ssm_group", "channel")
 EVERY = [
     ("z", "head", 8),
     ("q,k,v", "head", 16),
@@ -60,6 +62,58 @@ def test_every_method_runs_on_every_model(kind: str, method: str) -> None:
     frame = run(make(kind), pairs_of(5, 4), site="q", by="head,role", method=method, steps=2, sample=3, progress=False)
     assert np.isfinite(frame["value"]).all() and (frame["method"] == method).all()
     assert len(compared(frame)) == 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "site", "by", "cells"),
+    [
+        ("mamba", None, ..., 2 * 3), ("hybrid", None, ..., 3 * 3), ("mamba", "y", "channel", 48),
+        ("mamba", "conv,delta,B,C,gate,state", "role", 36), ("mamba2", "gated", "head,role", 36),
+        ("mamba2", "B", "ssm_group", 4), ("mamba2", "state", "pos", 10), ("hybrid", "z,gated", "head", 10),
+        ("one_part_a_layer", None, "neuron", 20),
+    ],
+)  # fmt: skip
+def test_state_space_layers_have_cells_too(kind: str, site: str | None, by: Any, cells: int) -> None:
+    model, pairs = make(kind), pairs_of(5, 5)
+    frame = run(model, pairs, site=site, by=by, sample=6, progress=False)
+    assert len(frame) == 2 * cells and (frame["cells"] == cells).all() and np.isfinite(frame["value"]).all()
+    done = frame[frame["sample"] != ""]
+    assert done["exact"].notna().all() and len(done) == 2 * min(6, cells)
+    if by != "neuron":
+        every = activation_patching.run(model, pairs, site=site, by=by, progress=False)
+        keys = [name for name in ("site", "layer", *UNITS, "pos", "role", "prompt") if name in every]
+        both = done.merge(every, on=keys, suffixes=("", "_patched"))
+        assert len(both) == len(done)
+        np.testing.assert_allclose(both["exact"], both["value_patched"] - both["base_value"], atol=1e-5)
+    for figure in (plot(frame), plot_agreement(frame)):
+        figure.canvas.draw()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_every_method_runs_on_state_space_layers(kind: str, method: str) -> None:
+    frame = run(make(kind), pairs_of(5, 4), site="delta,C", by="role", method=method, steps=2, sample=3, progress=False)
+    assert np.isfinite(frame["value"]).all() and set(frame["site"]) == {"delta", "C"}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_report_names_heads_and_mixers(kind: str) -> None:
+    model = make(kind)
+    frame, section, findings = report(model, pairs_of(5, 4, 5), {}, progress=False)
+    kinds = {"mamba2": "head", "attn": "head", "mamba": "mixer"}
+    words = sorted({kinds[mixer] for mixer in model.cfg.mixers if mixer is not None})
+    assert len(findings) == len(words)
+    for word, finding in zip(words, findings, strict=True):
+        assert f"By gradients, the {word} whose patching moves the answer most is" in finding
+    mixers = frame[frame["site"] == "out"]
+    if len(mixers):
+        means = mixers.groupby("layer")["effect"].mean()
+        best = means.abs().idxmax()
+        assert f"is mixer {best} ({means[best]:+.2f}" in findings[-1]
+    assert "nan" not in " ".join(section.text)
+    assert "attribution_patching_recurrence" in [item.name for item in section.figures]
+    for item in section.figures:
+        item.figure.canvas.draw()
 
 
 def test_directions_are_those_of_activation_patching() -> None:

@@ -20,28 +20,31 @@ def close(a: Tensor, b: Tensor, rtol: float = 1e-5) -> None:
     )
 
 
-def test_caching_changes_no_bit_and_keeps_what_is_computed_anyway(model: GPT, tokens: Tensor) -> None:
-    logits, cache = model.run_with_cache(tokens)
-    assert torch.equal(logits, model(tokens))
-    assert set(cache) == {name for name, point in model.hook_dict.items() if not point.site.on_demand}
+def test_caching_changes_no_bit_and_keeps_what_is_computed_anyway(any_model: GPT, tokens: Tensor) -> None:
+    logits, cache = any_model.run_with_cache(tokens)
+    assert torch.equal(logits, any_model(tokens))
+    assert set(cache) == {name for name, point in any_model.hook_dict.items() if not point.site.on_demand}
     assert not any(value.requires_grad for value in cache.values())
-    derived = cache["pattern", 0], cache.stack_head_results(), cache.logit_attrs(cache.decompose_resid(), 1, 2)
+    derived = [cache[name] for name, point in any_model.hook_dict.items() if point.site.on_demand]
+    derived.append(cache.logit_attrs(cache.decompose_resid(), 1, 2))
+    if any_model.cfg.has_attention:
+        derived.append(cache.stack_head_results())
     assert not any(value.requires_grad for value in derived)
 
 
-def test_derived_sites_equal_computed_ones(model: GPT, tokens: Tensor) -> None:
+def test_derived_sites_equal_computed_ones(any_model: GPT, tokens: Tensor) -> None:
     mask = torch.ones(3, 7, dtype=torch.bool)
     mask[0, :2] = False
-    _, cache = model.run_with_cache(tokens, attention_mask=mask)
-    wanted = [name for name in model.hook_dict if model.hook_dict[name].site.on_demand]
-    _, computed = model.run_with_cache(tokens, names_filter=wanted, attention_mask=mask)
+    _, cache = any_model.run_with_cache(tokens, attention_mask=mask)
+    wanted = [name for name in any_model.hook_dict if any_model.hook_dict[name].site.on_demand]
+    _, computed = any_model.run_with_cache(tokens, names_filter=wanted, attention_mask=mask)
     assert set(computed) == set(wanted)
     for name in wanted:
         assert name not in cache
         close(cache[name], computed[name], rtol=1e-4)
-    norms = [name for name in model.hook_dict if ".ln" in name or "ln_final" in name]
-    _, streams = model.run_with_cache(tokens, names_filter=["*resid*"])
-    _, plain = model.run_with_cache(tokens)
+    norms = [name for name in any_model.hook_dict if ".ln" in name or "ln_final" in name]
+    _, streams = any_model.run_with_cache(tokens, names_filter=["*resid*"])
+    _, plain = any_model.run_with_cache(tokens)
     for name in norms:
         close(streams[name], plain[name])
 
@@ -160,17 +163,18 @@ def test_batch_dimension_and_device(tokens: Tensor) -> None:
 
 
 @pytest.mark.parametrize("reader", [(None, False), (0, False), (1, False), (1, True), (0, True)])
-def test_components_sum_to_the_residual_stream(model: GPT, tokens: Tensor, reader: tuple[int | None, bool]) -> None:
+def test_components_sum_to_the_residual_stream(any_model: GPT, tokens: Tensor, reader: tuple[int | None, bool]) -> None:
     layer, mlp_input = reader
-    _, cache = model.run_with_cache(tokens)
+    _, cache = any_model.run_with_cache(tokens)
     stack, labels = cache.decompose_resid(layer, mlp_input=mlp_input, return_labels=True)
     assert len(stack) == len(labels) == len(set(labels))
     if layer is None:
         expected = cache["resid_post", -1]
-    elif mlp_input and "blocks.0.hook_resid_mid" in model.hook_dict:
+    elif mlp_input and f"blocks.{layer}.hook_resid_mid" in any_model.hook_dict:
         expected = cache["resid_mid", layer]
     elif mlp_input:
-        expected = cache["resid_pre", layer] + cache["attn_out", layer]
+        mixed = [name for name in (f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.mixer.hook_out") if name in cache]
+        expected = cache["resid_pre", layer] + sum(cache[name] for name in mixed)
     else:
         expected = cache["resid_pre", layer]
     close(stack.sum(0), expected)
@@ -186,16 +190,16 @@ def test_heads_and_their_remainder_sum_to_the_residual_stream(model: GPT, tokens
         close(stack[1], cache["result", 0][:, :, 1])
 
 
-def test_logit_attributions_sum_to_the_logit_difference(model: GPT, tokens: Tensor) -> None:
-    logits, cache = model.run_with_cache(tokens)
-    n = model.cfg.d_vocab_out
+def test_logit_attributions_sum_to_the_logit_difference(any_model: GPT, tokens: Tensor) -> None:
+    logits, cache = any_model.run_with_cache(tokens)
+    n = any_model.cfg.d_vocab_out
     right, wrong = tokens[:, 0] % n, (tokens[:, 0] + 1) % n
     attrs = cache.logit_attrs(cache.decompose_resid(), right, wrong)
     constant = torch.zeros(n)
-    norm = model.norm_before(model.cfg.n_layers)
+    norm = any_model.norm_before(any_model.cfg.n_layers)
     if norm is not None and norm.b is not None:
-        constant = constant + (norm.b @ model.W_U).detach()
-    constant = constant + model.b_U.detach()
+        constant = constant + (norm.b @ any_model.W_U).detach()
+    constant = constant + any_model.b_U.detach()
     index = torch.arange(3)
     expected = logits[index, :, right] - logits[index, :, wrong] - (constant[right] - constant[wrong])[:, None]
     close(attrs.sum(0).detach(), expected.detach(), rtol=1e-4)
@@ -205,11 +209,11 @@ def test_logit_attributions_sum_to_the_logit_difference(model: GPT, tokens: Tens
     close(first.detach(), attrs[:, :1].detach(), rtol=1e-4)
 
 
-def test_accumulated_streams_are_the_rows_of_a_logit_lens(model: GPT, tokens: Tensor) -> None:
-    logits, cache = model.run_with_cache(tokens)
+def test_accumulated_streams_are_the_rows_of_a_logit_lens(any_model: GPT, tokens: Tensor) -> None:
+    logits, cache = any_model.run_with_cache(tokens)
     stack, labels = cache.accumulated_resid(incl_mid=True, apply_ln=True, return_labels=True)
     assert labels[0] == "0_pre" and labels[-1] == "final_post"
-    close(model.unembed(stack[-1]).detach(), logits.detach())
+    close(any_model.unembed(stack[-1]).detach(), logits.detach())
     raw = cache.accumulated_resid(layer=1)
     assert len(raw) == 2
     close(raw[1], cache["resid_pre", 1])

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import make
+from conftest import RECURRENT, make
 from test_analyses import pairs_of
 
 import interp
@@ -86,6 +86,22 @@ def test_a_method_gives_every_item_a_number(method: object, known: Known) -> Non
     assert scores.shape == (n,) and torch.isfinite(scores).all() and (scores >= 0).all() and scores.max() > 0
 
 
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_in_state_space_layers_exact_methods_find_what_full_forwards_do(kind: str) -> None:
+    pairs = PromptPairs.from_tokens(
+        [[3, 4, 5, 6, 7], [8, 9, 1, 2, 3]], [[3, 4, 1, 6, 7], [8, 9, 7, 2, 3]], answers=[(5, 9), (2, 4)]
+    )
+    untrained = Known(kind, make(kind).double(), {}, "", Build(), lambda rng, at: ([], [], (0, 1), {}))
+    case = Case(untrained.model, pairs, Graph.of(untrained.model), "corrupt", 0)
+    found = truth(untrained, pairs)
+    for method in METHODS:
+        scores = method.score(case).double()
+        real = found[found["kind"] == method.kind]["value"].to_numpy()
+        assert scores.shape == real.shape and torch.isfinite(scores).all()
+        if method.name.startswith("exact"):
+            np.testing.assert_allclose(scores, real, atol=1e-9)
+
+
 def test_methods_that_are_as_good_share_a_rank(frame: pd.DataFrame) -> None:
     ranked = calibration.ranked(frame)
     for _, part in ranked[ranked["metric"] == "rank"].groupby(["ablation", "kind"]):
@@ -127,7 +143,7 @@ def test_the_facts_hold_on_known_models(name: str, build: dict[str, object]) -> 
     assert checked["known"].eq(name).all() and checked["build"].nunique() == 1
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "neox", "attn_only"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "neox", "attn_only", *RECURRENT])
 def test_the_facts_hold_on_any_model_and_prompts_of_several_lengths(kind: str) -> None:
     checked = facts(make(kind), pairs_of())
     assert checked["holds"].all(), checked.to_string()

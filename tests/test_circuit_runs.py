@@ -74,26 +74,34 @@ def one_by_one(model: GPT, pairs: PromptPairs, masks: Tensor, kind: str, base: s
     return values
 
 
-def test_circuits_are_what_a_loop_over_receivers_says(model: GPT) -> None:
+def test_circuits_are_what_a_loop_over_receivers_says(any_model: GPT) -> None:
     pairs = pairs_of()
-    masks = drawn(Graph.of(model), 0.1, 0.5, 0.9)
-    found = run_circuits(model, pairs, masks)
-    expected = one_by_one(model, pairs, masks, "corrupt", "clean", "logit_diff")
+    masks = drawn(Graph.of(any_model), 0.1, 0.5, 0.9)
+    found = run_circuits(any_model, pairs, masks)
+    expected = one_by_one(any_model, pairs, masks, "corrupt", "clean", "logit_diff")
     assert torch.allclose(found, expected, atol=2e-4), (found - expected).abs().max()
     assert found.std(0).min() > 1e-3  # the circuits differ
 
 
-@pytest.mark.parametrize("kind", ["zero", "mean", "mean_by_role", "resample"])
-def test_every_ablation_stands_in_for_senders(kind: str) -> None:
-    model, pairs = make("llama_gqa").double(), pairs_of((6, 6, 6))  # a norm of zeros is all rounding error
+@pytest.mark.parametrize(
+    ("of", "kind"),
+    [
+        *(("llama_gqa", kind) for kind in ("zero", "mean", "mean_by_role", "resample")),
+        ("one_part_a_layer", "mean"),
+        ("hybrid", "zero"),
+    ],
+)
+def test_every_ablation_stands_in_for_senders(of: str, kind: str) -> None:
+    model, pairs = make(of).double(), pairs_of((6, 6, 6))  # a norm of zeros is all rounding error
     masks = drawn(Graph.of(model), 0.3, 0.8)
     found = run_circuits(model, pairs, masks, base="corrupt", ablation=kind, seed=3, metric="kl")
     assert torch.allclose(found, one_by_one(model, pairs, masks, kind, "corrupt", "kl"), atol=1e-7)
 
 
 @torch.no_grad()
-def test_all_edges_are_the_base_run_to_the_bit_and_none_the_ablated_run(model: GPT) -> None:
-    graph, pairs = Graph.of(model), pairs_of()
+def test_all_edges_are_the_base_run_to_the_bit_and_none_the_ablated_run(any_model: GPT) -> None:
+    model, pairs = any_model, pairs_of()
+    graph = Graph.of(model)
     masks = torch.stack([graph.allowed, torch.zeros_like(graph.allowed)])
     found = run_circuits(model, pairs, masks, graph, max_memory=2**22)
     clean, corrupt = (
@@ -105,12 +113,13 @@ def test_all_edges_are_the_base_run_to_the_bit_and_none_the_ablated_run(model: G
     assert torch.allclose(found, torch.stack([clean, corrupt]), atol=2e-4)
 
 
-def test_together_alone_and_in_little_memory_circuits_give_the_same() -> None:
-    model, pairs = make("neox"), pairs_of((6, 4, 6, 5, 3))
+@pytest.mark.parametrize("kind", ["neox", "hybrid"])
+def test_together_alone_and_in_little_memory_circuits_give_the_same(kind: str) -> None:
+    model, pairs = make(kind), pairs_of((6, 4, 6, 5, 3))
     masks = drawn(Graph.of(model), 0.7, 0.05, 0.4, 0.4)
     together = run_circuits(model, pairs, masks)
     alone = torch.cat([run_circuits(model, pairs, mask[None]) for mask in masks])
-    little = run_circuits(model, pairs, masks, max_memory=120_000)
+    little = run_circuits(model, pairs, masks, max_memory=150_000)
     assert torch.allclose(together, alone, atol=1e-5) and torch.allclose(together, little, atol=1e-5)
     circuits = [Circuit(Graph.of(model), mask) for mask in masks]
     assert torch.equal(run_circuits(model, pairs, circuits), together)

@@ -24,7 +24,7 @@ from interp.graph import Graph
 from interp.tasks import ioi
 
 
-@pytest.mark.parametrize("kind", ["llama_gqa", "neox", "attn_only"])
+@pytest.mark.parametrize("kind", ["llama_gqa", "neox", "attn_only", "one_part_a_layer"])
 def test_rows_are_circuits_found_on_one_half_and_run_on_the_other(kind: str, tmp_path: Path) -> None:
     model, pairs = make(kind), pairs_of((6, 4, 6, 5))
     graph = Graph.of(model)
@@ -81,7 +81,9 @@ def test_what_the_study_cannot_do_is_refused(options: dict[str, str], error: typ
         study.run(make("gpt2"), pairs_of((4, 4)), **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("kind", "lengths"), [("gpt2", (5, 5, 5)), ("attn_only", (5,)), ("alibi", (6, 4))])
+@pytest.mark.parametrize(("kind", "lengths"), [
+    ("gpt2", (5, 5, 5)), ("attn_only", (5,)), ("alibi", (6, 4)), ("hybrid", (5, 5, 5)), ("mamba", (6, 4))
+])  # fmt: skip
 def test_a_report_is_made_of_the_numbers(kind: str, lengths: tuple[int, ...]) -> None:
     model = make(kind, n_layers=1) if len(lengths) == 1 else make(kind)
     frame, section, findings = study.report(model, pairs_of(lengths), {}, progress=False)

@@ -8,13 +8,15 @@ from pathlib import Path
 import networkx as nx
 import pytest
 import torch
-from conftest import make
+from conftest import RECURRENT, make
 from torch import Tensor
 
 from interp.circuits import Circuit, feeds, on_paths, origin, random_circuits
 from interp.errors import InterpError, OutputError
 from interp.gpt import GPT
 from interp.graph import Graph
+
+HYBRIDS = (("mamba", "attn", "mlp"), ("attn", "mamba", "mlp"))
 
 
 def drawn(graph: Graph, share: float, seed: int = 0) -> Tensor:
@@ -26,15 +28,16 @@ def paths_by_networkx(graph: Graph, edges: Tensor) -> Tensor:
     """The edges between descendants of the embedding and ancestors of the logits, where each receiver is joined to the
     senders that compute with it.
     """
-    group = max(len([n for n in graph.senders if n.layer == 0 and n.head is not None]), 1)
-    kv_heads = max(len([n for n in graph.receivers if n.layer == 0 and n.reads == "k"]), 1)
+    layer = next((n.layer for n in graph.receivers if n.reads is not None), 0)  # that has attention
+    group = max(len([n for n in graph.senders if n.layer == layer and n.kind == "attn"]), 1)
+    kv_heads = max(len([n for n in graph.receivers if n.layer == layer and n.reads == "k"]), 1)
     net = nx.DiGraph()
     net.add_nodes_from(["out input", "in logits"])
     for node in graph.receivers:
         for sender in graph.senders:
-            same = sender.layer == node.layer and (sender.head is None) == (node.head is None)
-            head = None if sender.head is None else sender.head // (1 if node.reads == "q" else group // kv_heads)
-            if same and head == node.head:
+            same = sender.layer == node.layer and sender.kind == node.kind
+            each = 1 if node.reads == "q" else group // kv_heads
+            if same and (node.head is None or (sender.head is not None and sender.head // each == node.head)):
                 net.add_edge(f"in {node.name}", f"out {sender.name}")
     names = [
         (at, f"out {graph.senders[at[0]].name}", f"in {graph.receivers[at[1]].name}") for at in edges.nonzero().tolist()
@@ -47,8 +50,8 @@ def paths_by_networkx(graph: Graph, edges: Tensor) -> Tensor:
     return kept
 
 
-def test_pruning_keeps_what_lies_on_a_path(model: GPT) -> None:
-    graph = Graph.of(model)
+def test_pruning_keeps_what_lies_on_a_path(any_model: GPT) -> None:
+    graph = Graph.of(any_model)
     for seed, share in enumerate([0.02, 0.06, 0.1, 0.3]):
         edges = drawn(graph, share, seed)
         kept = on_paths(graph, edges)
@@ -64,10 +67,18 @@ def test_a_key_value_input_feeds_every_head_of_its_group() -> None:
     assert not feeds(graph)[-1].any()
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "attn_only"])
+def test_what_a_state_space_layer_reads_feeds_all_that_it_writes() -> None:
+    graph = Graph.of(make("hybrid"))
+    fed = feeds(graph)[graph.receiver("s0")].nonzero()[:, 0].tolist()
+    assert [graph.senders[at].name for at in fed] == [f"s0.h{head}" for head in range(6)]
+    fed = feeds(graph)[graph.receiver("s2")].nonzero()[:, 0].tolist()
+    assert [graph.senders[at].name for at in fed] == ["s2"]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "attn_only", *RECURRENT])
 def test_random_circuits_have_their_size_and_no_dead_ends(kind: str) -> None:
-    graph = Graph.of(make(kind, n_layers=3))
-    for size in (0, 1, 2, 3, 7, 40, graph.n_edges - 1, graph.n_edges):
+    graph = Graph.of(make(kind, **({} if kind in RECURRENT else {"n_layers": 3})))
+    for size in {min(size, graph.n_edges) for size in (0, 1, 2, 3, 7, 40, graph.n_edges - 1, graph.n_edges)}:
         first, second = random_circuits(graph, size, 2, seed=1)
         assert first.n_edges == second.n_edges == size
         assert torch.equal(first.pruned().edges, first.edges)
@@ -117,6 +128,21 @@ def test_a_saved_circuit_comes_back_and_only_to_its_architecture(tmp_path: Path)
 def test_the_weights_that_a_circuit_was_found_in_are_told_apart() -> None:
     first, second = make("gpt2"), make("gpt2", seed=9)
     assert origin(first)["weights"] == origin(make("gpt2"))["weights"] != origin(second)["weights"]
+
+
+def test_circuits_of_state_space_layers_are_saved_and_told_apart(recurrent: GPT, tmp_path: Path) -> None:
+    graph = Graph.of(recurrent)
+    circuit = Circuit(graph, drawn(graph, 0.4))
+    path = circuit.save(tmp_path / "circuit.json")
+    assert torch.equal(Circuit.load(path, recurrent).edges, circuit.edges)
+    for kind in ["gpt2", *RECURRENT]:
+        other = make(kind)
+        if other.cfg.layer_types != recurrent.cfg.layer_types:
+            with pytest.raises(InterpError, match=r"another architecture.*(layers|heads) \d and \d"):
+                Circuit.load(path, other)
+    one, other = (Graph.of(make("hybrid", layer_types=types)) for types in HYBRIDS)
+    with pytest.raises(InterpError, match=r"layer_types 1 ssm, 1 attn, 1 mlp and 1 attn, 1 ssm, 1 mlp$"):
+        Circuit(one, one.allowed).compare(Circuit(other, other.allowed))
 
 
 @pytest.mark.parametrize(

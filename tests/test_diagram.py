@@ -29,7 +29,7 @@ def curves(figure: figures.Figure) -> list[PathPatch]:
     return [patch for patch in panels(figure)[0].patches if isinstance(patch, PathPatch)]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "neox", "attn_only"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "neox", "attn_only", "hybrid", "one_part_a_layer"])
 def test_nodes_stand_in_the_order_of_computation_and_edges_go_down(kind: str) -> None:
     circuit = circuit_of(kind)
     figure = figures.circuit(circuit)
@@ -81,6 +81,10 @@ def test_a_table_of_edges_says_who_reads_whom_and_draws_the_same() -> None:
     assert len(curves(figures.circuit(table))) == len(curves(figures.circuit(circuit))) == min(len(table), 1000)
     bare = figures.circuit(Circuit(circuit.graph, circuit.edges))
     assert len(bare.axes) == 1  # without scores there is no colour bar
+    hybrid = circuit_of("hybrid", 60)  # what a Mamba-2 layer reads is drawn at its heads, all rows have their layer
+    table = edge_table(hybrid)
+    assert table.loc[table["receiver"] == "s0", "receiver_node"].str.startswith("s0.h").all()
+    assert {"layer 0", "layer 1", "layer 2"} <= texts(figures.circuit(hybrid, most=60))
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:

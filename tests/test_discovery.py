@@ -38,7 +38,7 @@ def from_logits(graph: Graph, better: Tensor, n: int) -> Tensor:
     return on_paths(graph, taken)
 
 
-@pytest.mark.parametrize("kind", ["llama_gqa", "neox", "attn_only"])
+@pytest.mark.parametrize("kind", ["llama_gqa", "neox", "attn_only", "hybrid", "one_part_a_layer"])
 @pytest.mark.parametrize(("rank", "sign"), [("magnitude", 0), ("fall", -1), ("rise", 1)])
 def test_selections_are_what_plain_search_gives(kind: str, rank: str, sign: int) -> None:
     graph = Graph.of(make(kind))
@@ -98,7 +98,10 @@ def one_at_a_time(model: GPT, pairs: PromptPairs, start: Tensor, tau: float, met
     return on_paths(graph, now)
 
 
-@pytest.mark.parametrize(("kind", "metric", "tau"), [("llama_gqa", "kl", 0.02), ("attn_only", "logit_diff", 0.01)])
+@pytest.mark.parametrize(
+    ("kind", "metric", "tau"),
+    [("llama_gqa", "kl", 0.02), ("attn_only", "logit_diff", 0.01), ("mamba2", "logit_diff", 0.02)],
+)
 def test_acdc_decides_as_one_edge_at_a_time(kind: str, metric: str, tau: float) -> None:
     model, pairs = make(kind), pairs_of((5, 5))
     graph = Graph.of(model)

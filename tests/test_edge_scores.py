@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import KINDS, make
+from conftest import KINDS, RECURRENT, make
 from test_gradients import pairs_of
 from torch import Tensor
 
@@ -46,7 +46,7 @@ def some(graph: Graph, n: int = 12) -> list[tuple[int, int]]:
     return [graph.edges[at] for at in order.tolist()]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
 def test_exact_edges_are_those_of_full_forwards(kind: str) -> None:
     model, pairs = make(kind), pairs_of(6, 4)
     graph = Graph.of(model)
@@ -70,7 +70,7 @@ def test_every_ablation_means_the_same_to_all_scores(ablation: str) -> None:
     assert found[:, edges[1][0], edges[1][1]].tolist() == pytest.approx(expected.tolist(), abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
 def test_eap_is_the_change_times_the_gradient_edge_by_edge(kind: str) -> None:
     model, pairs = make(kind).double(), pairs_of(6, 4)
     graph = Graph.of(model)
@@ -83,18 +83,20 @@ def test_eap_is_the_change_times_the_gradient_edge_by_edge(kind: str) -> None:
         assert scores[:, sender, receiver].tolist() == pytest.approx(expected.tolist(), abs=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["llama_gqa", "hybrid"])
 @pytest.mark.parametrize("path", ["inputs", "activations"])
-def test_one_step_is_eap(path: str) -> None:
-    model, pairs = make("llama_gqa"), pairs_of(6, 4)
+def test_one_step_is_eap(path: str, kind: str) -> None:
+    model, pairs = make(kind), pairs_of(6, 4)
     same = eap_ig(model, pairs, steps=1, path=path)
     assert torch.equal(same.nan_to_num(), eap(model, pairs).nan_to_num())
     other = eap_ig(model, pairs, steps=3, path=path)
     assert not torch.allclose(other.nan_to_num(), same.nan_to_num(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "neox"])
+@pytest.mark.parametrize("kind", ["gpt2", "neox", "mamba", "mamba2"])
 def test_along_activations_the_last_writers_account_for_all_that_they_do(kind: str) -> None:
-    model, pairs = make(kind, n_layers=1).double(), pairs_of(5, 5)
+    changes = {"layer_types": (kind,)} if kind in RECURRENT else {}
+    model, pairs = make(kind, n_layers=1, **changes).double(), pairs_of(5, 5)
     graph = Graph.of(model)
     site = graph.sender_sites[-1]  # read by the unembedding alone
     scores = eap_ig(model, pairs, graph, steps=100, path="activations")

@@ -29,6 +29,12 @@ SIZES = {
 GPT2_SIZES = {
     "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
+MAMBA_SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 6, "eos_token_id": 0}
+MAMBA2_SIZES = {**MAMBA_SIZES, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16}
+BAMBA_SIZES = {
+    **SIZES, "num_hidden_layers": 4, "attn_layer_indices": [1, 2], "num_key_value_heads": 2, "mamba_n_heads": 8,
+    "mamba_n_groups": 2, "mamba_d_state": 6, "mamba_chunk_size": 16,
+}  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -62,6 +68,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window-of-the-context": ("mistral", {**SIZES, "num_key_value_heads": 2, "sliding_window": 48}),
     "qwen2": ("qwen2", {**SIZES, "num_key_value_heads": 2}),
     "qwen2-tied": ("qwen2", {**SIZES, "num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "mamba": ("mamba", MAMBA_SIZES),
+    "mamba-biases": ("mamba", {**MAMBA_SIZES, "use_bias": True, "conv_kernel": 3, "tie_word_embeddings": False}),
+    "mamba2": ("mamba2", MAMBA2_SIZES),
+    "bamba": ("bamba", BAMBA_SIZES),
+    "bamba-biases": (
+        "bamba",
+        {**BAMBA_SIZES, "attention_bias": True, "mlp_bias": True, "mamba_proj_bias": True, "mamba_conv_bias": False},
+    ),
+    "bamba-limited-steps": ("bamba", {**BAMBA_SIZES, "attn_layer_indices": [0], "time_step_limit": (0.3, 0.9)}),
+    "mamba2-biases": ("mamba2", {**MAMBA2_SIZES, "use_bias": True, "n_groups": 1, "tie_word_embeddings": True}),
 }
 
 
@@ -98,7 +114,7 @@ def test_logits_equal_transformers_from_memory_and_from_a_directory(case: str, t
     assert_equal_logits(interp.load(tmp_path), theirs)
 
 
-@pytest.mark.parametrize("case", ["gpt2", "gpt_neox", "llama-gqa-tied", "qwen2"])
+@pytest.mark.parametrize("case", ["gpt2", "gpt_neox", "llama-gqa-tied", "qwen2", "mamba", "mamba2", "bamba"])
 def test_a_sharded_directory_gives_the_same_model(case: str, tmp_path: Path) -> None:
     theirs = tiny(*CASES[case])
     theirs.save_pretrained(tmp_path, max_shard_size="20KB")
@@ -109,7 +125,9 @@ def test_a_sharded_directory_gives_the_same_model(case: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("case", ["gpt2", "gpt_neox", "llama-llama3", "mistral"])
+@pytest.mark.parametrize(
+    "case", ["gpt2", "gpt_neox", "llama-llama3", "mistral", "mamba-biases", "mamba2-biases", "bamba"]
+)
 def test_padded_rows_equal_the_unpadded_prompts(case: str, side: str) -> None:
     theirs = tiny(*CASES[case])
     model = interp.load(theirs)
@@ -127,7 +145,7 @@ def test_padded_rows_equal_the_unpadded_prompts(case: str, side: str) -> None:
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    model_type=st.sampled_from(sorted(FAMILIES)),
+    model_type=st.sampled_from(sorted(FAMILIES.keys() - {"mamba", "mamba2", "bamba"})),  # see test_mamba_weights.py
     n_kv_heads=st.sampled_from([1, 2, 4]),
     n_layers=st.integers(1, 3),
     head=st.sampled_from([4, 8, 12]),
@@ -159,9 +177,10 @@ def test_drawn_configurations_equal_transformers(
     assert_equal_logits(interp.load(theirs), theirs)
 
 
-def test_a_bare_model_with_tied_embeddings_has_logits_too() -> None:
-    theirs = tiny(*CASES["llama-gqa-tied"])
-    assert_equal_logits(interp.load(theirs.model), theirs)
+@pytest.mark.parametrize("case", ["llama-gqa-tied", "mamba", "mamba2-biases"])
+def test_a_bare_model_with_tied_embeddings_has_logits_too(case: str) -> None:
+    theirs = tiny(*CASES[case])
+    assert_equal_logits(interp.load(theirs.base_model), theirs)
 
 
 def test_a_model_in_memory_keeps_its_dtype_and_is_copied() -> None:

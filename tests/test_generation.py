@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import KINDS, make
+from conftest import KINDS, RECURRENT, make
 from torch import Tensor
 
 from interp.errors import PromptError
 from interp.generation import sample
 
-CAUSAL = [kind for kind in KINDS if kind not in ("bidirectional", "attn_only")]
+CAUSAL = [kind for kind in (*KINDS, *RECURRENT) if kind not in ("bidirectional", "attn_only")]
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
@@ -26,7 +26,7 @@ def test_kept_keys_give_what_running_everything_again_gives(kind: str, tokens: T
     assert not torch.equal(drawn[0], model.generate(tokens, 8, seed=5, top_k=5, top_p=0.9))
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "alibi"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "alibi", *RECURRENT])
 def test_prompts_padded_on_the_left_continue_as_alone(kind: str, tokens: Tensor) -> None:
     model = make(kind)
     mask = torch.ones(3, 7, dtype=torch.bool)

@@ -7,14 +7,14 @@ import pickle
 
 import pytest
 import torch
-from conftest import KINDS, make
+from conftest import KINDS, RECURRENT, make
 from torch import Tensor
 
 from interp.attention import PastKeyValues
 from interp.errors import ConfigError, PromptError, UnknownName
 from interp.gpt import GPT
 
-CAUSAL = [kind for kind in KINDS if kind != "bidirectional"]
+CAUSAL = [kind for kind in (*KINDS, *RECURRENT) if kind != "bidirectional"]
 
 
 def close(a: Tensor, b: Tensor, rtol: float = 1e-5) -> None:
@@ -22,30 +22,31 @@ def close(a: Tensor, b: Tensor, rtol: float = 1e-5) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=rtol * float(b.detach().abs().max()))
 
 
-def test_logits_have_the_vocabulary_of_the_answers(model: GPT, tokens: Tensor) -> None:
-    assert model(tokens).shape == (3, 7, model.cfg.d_vocab_out)
+def test_logits_have_the_vocabulary_of_the_answers(any_model: GPT, tokens: Tensor) -> None:
+    assert any_model(tokens).shape == (3, 7, any_model.cfg.d_vocab_out)
 
 
-def test_a_single_row_of_tokens_is_a_batch_of_one(model: GPT, tokens: Tensor) -> None:
-    close(model(tokens[0]), model(tokens[:1]))
+def test_a_single_row_of_tokens_is_a_batch_of_one(any_model: GPT, tokens: Tensor) -> None:
+    close(any_model(tokens[0]), any_model(tokens[:1]))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_no_number_at_real_positions(model: GPT, tokens: Tensor, side: str) -> None:
+def test_padding_changes_no_number_at_real_positions(any_model: GPT, tokens: Tensor, side: str) -> None:
     lengths = [7, 4, 1]
     batch, mask = torch.zeros(3, 9, dtype=torch.long), torch.zeros(3, 9, dtype=torch.bool)
     for row, n in enumerate(lengths):
         at = slice(9 - n, 9) if side == "left" else slice(0, n)
         batch[row, at], mask[row, at] = tokens[row, :n], True
-    logits, cache = model.run_with_cache(batch, attention_mask=mask)
+    logits, cache = any_model.run_with_cache(batch, attention_mask=mask)
     for row, n in enumerate(lengths):
-        alone, own = model.run_with_cache(tokens[row : row + 1, :n])
+        alone, own = any_model.run_with_cache(tokens[row : row + 1, :n])
         close(logits[row][mask[row]], alone[0])
         for name in own:
-            if "batch" in model.hook_dict[name].site.axes and "pos" in model.hook_dict[name].site.axes:
+            if "batch" in any_model.hook_dict[name].site.axes and "pos" in any_model.hook_dict[name].site.axes:
                 close(cache[name][row][mask[row]], own[name][0], rtol=1e-4)
         real = mask[row].nonzero()[:, 0]
-        close(cache["pattern", 1][row][:, real][:, :, real], own["pattern", 1][0], rtol=1e-4)
+        for name in (name for name in any_model.hook_dict if name.endswith("hook_pattern")):
+            close(cache[name][row][:, real][:, :, real], own[name][0], rtol=1e-4)
         assert torch.isfinite(logits).all()
 
 
@@ -87,12 +88,12 @@ def test_a_padded_prefix_is_remembered(kind: str, tokens: Tensor) -> None:
     )
 
 
-def test_the_layers_can_be_run_in_two_halves(model: GPT, tokens: Tensor) -> None:
-    half = model(tokens, stop_at_layer=1)
-    close(half, model.run_with_cache(tokens)[1]["resid_pre", 1])
-    close(model(half, start_at_layer=1), model(tokens))
-    close(model(half, start_at_layer=-1), model(tokens))
-    assert model(tokens, return_type=None) is None
+def test_the_layers_can_be_run_in_two_halves(any_model: GPT, tokens: Tensor) -> None:
+    half = any_model(tokens, stop_at_layer=1)
+    close(half, any_model.run_with_cache(tokens)[1]["resid_pre", 1])
+    close(any_model(half, start_at_layer=1), any_model(tokens))
+    close(any_model(half, start_at_layer=1 - any_model.cfg.n_layers), any_model(tokens))
+    assert any_model(tokens, return_type=None) is None
 
 
 def test_fused_attention_equals_explicit(model: GPT, tokens: Tensor) -> None:
@@ -192,15 +193,17 @@ def test_weights_are_views_and_stacks(tokens: Tensor) -> None:
         _ = make("gpt2").W_gate
 
 
-def test_half_precision_stays_near(model: GPT, tokens: Tensor) -> None:
-    logits = model(tokens)
-    half = copy.deepcopy(model).to(torch.bfloat16)(tokens)
-    assert half.dtype == torch.bfloat16
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_near(any_model: GPT, tokens: Tensor, dtype: torch.dtype) -> None:
+    logits = any_model(tokens)
+    half = copy.deepcopy(any_model).to(dtype)(tokens)
+    assert half.dtype == dtype
     assert float((half.float() - logits).detach().abs().max()) < 0.15 * float(logits.detach().abs().max())
 
 
-def test_models_copy_and_pickle_with_their_hook_points(tokens: Tensor) -> None:
-    model = make("llama_gqa")
+@pytest.mark.parametrize("kind", ["llama_gqa", *RECURRENT])
+def test_models_copy_and_pickle_with_their_hook_points(kind: str, tokens: Tensor) -> None:
+    model = make(kind)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         close(twin(tokens), model(tokens))
         with pytest.raises(Exception, match="never ran"), twin.hooks([("hook_embed", lambda x, hook: None)]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import KINDS, make
+from conftest import KINDS, RECURRENT, make
 from torch import Tensor
 
 from interp.errors import ConfigError, HookError, UnknownName
@@ -52,6 +52,44 @@ def test_a_slope_is_the_metrics_rate_of_change_of_every_prompt(kind: str) -> Non
     assert found.metric.tolist() == pytest.approx(moved(model, pairs, INPUT, torch.zeros(1), "log_prob").tolist())
 
 
+MIXER = ["in", "conv", "delta", "B", "C", "state", "y", "gate", "gated", "out", "pattern"]
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_slope_in_a_state_space_layer_is_the_metrics_rate_of_change(kind: str) -> None:
+    model, pairs = make(kind).double(), pairs_of(6, 4, 5)
+    layers = [layer for layer in range(model.cfg.n_layers) if model.cfg.mixer(layer) not in ("attn", None)]
+    names = [f"blocks.{layer}.mixer.hook_{site}" for layer in layers for site in MIXER]
+    names += [f"blocks.{layer}.hook_mixer_in" for layer in layers]
+    found = gradients(model, pairs, [name for name in names if "pattern" not in name], "log_prob")
+    slopes = found.slopes | gradients(model, pairs, [name for name in names if "pattern" in name], "log_prob").slopes
+    generator = torch.Generator().manual_seed(0)
+    for name in names:
+        way = torch.randn(slopes[name].shape, generator=generator, dtype=torch.float64)
+        if "pattern" in name:  # padding is no key
+            way = way * pairs.mask[:, None, None]
+        there, back = (moved(model, pairs, name, way * step, "log_prob") for step in (1e-6, -1e-6))
+        rate = (slopes[name] * way).flatten(1).sum(1)
+        assert rate.tolist() == pytest.approx(((there - back) / 2e-6).tolist(), rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_the_gradient_of_a_state_accounts_for_all_later_ones(kind: str) -> None:
+    """Alone, in a graph that begins there, and beside sites before and after it, a state has the same gradient."""
+    model, pairs = make(kind).double(), pairs_of(6, 4)
+    layer = next(layer for layer in range(model.cfg.n_layers) if model.cfg.mixer(layer) not in ("attn", None))
+    name, read = f"blocks.{layer}.mixer.hook_state", f"blocks.{layer}.mixer.hook_C"
+    alone = gradients(model, pairs, name).slopes[name]
+    beside = gradients(model, pairs, [INPUT, name, read, f"blocks.{layer}.hook_resid_post"]).slopes[name]
+    torch.testing.assert_close(alone, beside)
+    y = gradients(model, pairs, f"blocks.{layer}.mixer.hook_y").slopes[f"blocks.{layer}.mixer.hook_y"]
+    last = alone[0, 5]  # nothing follows: what is read of it there is all
+    values = gradients(model, pairs, [read]).values[read][0, 5]
+    if values.ndim == 2:
+        values = values.repeat_interleave(model.cfg.n_ssm_heads // model.cfg.n_ssm_groups, 0)[:, None]
+    torch.testing.assert_close(last, y[0, 5][..., None] * values)
+
+
 @pytest.mark.parametrize("metric", ["logit", "prob", "kl", lambda logits, pairs: logits[:, 0, 3] ** 2])
 def test_every_metric_with_a_slope_can_be_differentiated(metric: str) -> None:
     model, pairs = make("llama_gqa").double(), pairs_of(5, 4)
@@ -84,6 +122,19 @@ def test_weights_get_no_gradient_and_are_trained_as_before() -> None:
     assert not any(point.has_hooks for point in model.hook_dict.values())
 
 
+def test_a_layer_costs_what_it_keeps_and_sites_on_demand_more() -> None:
+    def parts(kind: str, *names: str, **changes: object) -> int:
+        model, pairs = make(kind, **changes), pairs_of(*[12] * 40)
+        return len(list(batches(model, pairs, names, max_memory=300_000)))
+
+    few = parts("mamba")
+    assert few < parts("mamba", d_inner=96) and few < parts("mamba", n_layers=4, layer_types=("mamba",) * 4)
+    for site in ("state", "pattern"):
+        assert few < parts("mamba", f"blocks.0.mixer.hook_{site}", d_state=16)
+    own = {"layer_types": ("mamba", "attn+mlp"), "n_layers": 2}
+    assert parts("mamba", **{**own, "d_mlp": 400}) > parts("mamba", **own)
+
+
 def test_a_stopped_site_passes_no_gradient_on() -> None:
     model, pairs = make("gpt2").double(), pairs_of(5)
     outs = [f"blocks.{layer}.hook_{part}_out" for layer in (0, 1) for part in ("attn", "mlp")]
@@ -101,7 +152,7 @@ def test_half_precision_is_differentiated_as_well() -> None:
     assert float((rough.float() - exact).norm() / exact.norm()) < 0.1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
 def test_integrated_gradients_add_up_to_the_difference_of_the_runs(kind: str) -> None:
     model, pairs = make(kind), pairs_of(6, 4, 5)
     found = integrated_gradients(model, pairs, steps=50)

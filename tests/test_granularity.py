@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from interp.edits import Edit
 from interp.errors import InterpError, PromptError, UnknownName
 from interp.granularity import (
     GRANULARITIES,
+    MIXER_GRANULARITIES,
     asked,
     by_position,
     cell_columns,
@@ -114,6 +116,75 @@ def test_what_cannot_be_cut_is_refused(kind: str, options: dict[str, Any], error
     with pytest.raises(error, match=says):
         sites, axes = asked(**options)
         variants(make(kind), pairs_of(5, 5), site=sites, by=axes)
+
+
+def shape(made: list[Any]) -> dict[int, int]:
+    """Layer -> how many cells it has."""
+    return dict(Counter(variant.labels["layer"] for variant in made))
+
+
+@pytest.mark.parametrize(
+    ("site", "by", "cells"),
+    [
+        ("out", "role", {0: 2, 2: 2}),
+        ("attn_out,out", None, {0: 1, 1: 1, 2: 1}),
+        ("pattern", "head", {0: 6, 1: 4}),
+        ("y", "head,pos", {0: 30}),
+        ("gated", "channel", {2: 24}),
+        ("B", "ssm_group", {0: 2}),
+        ("state", "pos", {0: 5, 2: 5}),
+    ],
+)
+def test_layers_of_a_hybrid_are_cut_where_they_have_the_site_and_the_axis(
+    site: str, by: str | None, cells: dict[int, int]
+) -> None:
+    made = variants(make("hybrid"), pairs_of(5, 5), site=site, by=by)
+    assert shape(made) == cells
+    for variant in made:
+        assert variant.edits[0].name(make("hybrid").cfg).startswith(f"blocks.{variant.labels['layer']}.")
+
+
+def test_what_is_not_asked_for_depends_on_the_layers() -> None:
+    pairs, bare = pairs_of(4), PromptPairs.from_tokens([[1, 2]], [[1, 3]], answers=[(4, 5)])
+
+    def of(kind: str, prompts: PromptPairs = pairs, **options: Any) -> object:
+        return asked(**options, model=make(kind), pairs=prompts)
+
+    assert of("gpt2") == asked() and of("gpt2", site="q") == asked("q")
+    assert of("mamba") == (("out",), ("role",)) and of("mamba", bare) == (("out",), ())
+    assert of("hybrid") == (("attn_out", "out"), ("role",)) and of("hybrid", site="y") == (("y",), ("role",))
+    assert of("mamba2", by="head") == (("gated",), ("head",)) and of("mamba", by="channel") == (
+        ("gated",),
+        ("channel",),
+    )
+    assert of("hybrid", by="head,pos") == (("z", "gated"), ("head", "pos"))
+    for name, expected in MIXER_GRANULARITIES.items():
+        assert of("mamba2", granularity=name) == expected
+        assert by_position(granularity=name) != ("all_pos" in name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "says"),
+    [
+        ("mamba", {"by": "head"}, "no axis of 'gated' matches 'head'; choose from 'pos', 'role', 'channel'"),
+        ("mamba2", {"site": "gated", "by": "channel"}, "no axis of 'gated' matches 'channel'"),
+        ("mamba", {"site": "z"}, "no site matches 'z'"),
+        ("gpt2", {"site": "state", "by": "pos"}, "no site matches 'state'"),
+    ],
+)  # fmt: skip
+def test_what_a_model_does_not_have_is_refused_with_what_it_has(kind: str, options: dict[str, Any], says: str) -> None:
+    model, pairs = make(kind), pairs_of(5, 5)
+    with pytest.raises(UnknownName, match=says):
+        sites, axes = asked(**options, model=model, pairs=pairs)
+        variants(model, pairs, site=sites, by=axes)
+
+
+def test_heads_of_both_kinds_of_layers_have_columns_of_their_own() -> None:
+    model, pairs = make("hybrid"), pairs_of(4, 4)
+    frame = described(sweep(model, pairs, variants(model, pairs, site="z,gated", by="head"), progress=False), pairs)
+    assert cell_columns(frame) == ["site", "layer", "head", "ssm_head", "metric"]
+    assert str(frame["head"].dtype) == str(frame["ssm_head"].dtype) == "Int64"
+    assert frame["head"].notna().sum() == 8 and frame["ssm_head"].notna().sum() == 12
 
 
 def measured(granularity: str, pairs: PromptPairs) -> pd.DataFrame:

@@ -11,20 +11,41 @@ from interp.gpt import GPT
 from interp.graph import Graph, parse_head
 
 
+def bias(model: GPT, layer: int) -> torch.Tensor | None:
+    """What a layer adds beside its heads."""
+    block = model.block(layer)
+    if block.attn is not None:
+        return block.attn.b_O
+    return block.mixer.b_out if model.cfg.mixer(layer) == "mamba2" and block.mixer is not None else None
+
+
 @torch.no_grad()
-def test_every_receiver_reads_the_sum_of_its_senders_and_of_biases(model: GPT, tokens: torch.Tensor) -> None:
-    graph = Graph.of(model)
+def test_every_receiver_reads_the_sum_of_its_senders_and_of_biases(any_model: GPT, tokens: torch.Tensor) -> None:
+    graph = Graph.of(any_model)
     names = [*graph.sender_sites, *graph.receiver_sites]
-    _, cache = model.run_with_cache(tokens, names_filter=names)
-    sent, received = graph.sent(model, cache), graph.received(cache)
+    _, cache = any_model.run_with_cache(tokens, names_filter=names)
+    sent, received = graph.sent(any_model, cache), graph.received(cache)
     for at, node in enumerate(graph.receivers):
-        biases = model.b_O[: min(node.layer + (node.name.startswith("m") and not model.cfg.parallel_attn_mlp), 99)]
-        expected = sent[graph.allowed[:, at]].sum(0) + biases.sum(0)
+        behind_own = node.kind == "mlp" and not any_model.cfg.parallel_attn_mlp
+        biases = [bias(any_model, layer) for layer in range(node.layer + behind_own)]
+        expected = sent[graph.allowed[:, at]].sum(0) + sum(b for b in biases if b is not None)
         assert torch.allclose(received[at], expected, atol=1e-4), node.name
 
 
-def test_every_edge_has_a_name_that_finds_it(model: GPT) -> None:
-    graph = Graph.of(model)
+def test_every_layer_has_the_nodes_of_its_parts(recurrent: GPT) -> None:
+    graph = Graph.of(recurrent)
+    for layer in range(recurrent.cfg.n_layers):
+        kinds = {node.kind for node in graph.senders if node.layer == layer}
+        mixer = {"attn": {"attn"}, "mamba": {"ssm"}, "mamba2": {"ssm"}, None: set[str]()}[recurrent.cfg.mixer(layer)]
+        assert kinds == mixer | ({"mlp"} if recurrent.cfg.mlp_in(layer) else set())
+        assert {node.kind for node in graph.receivers if node.layer == layer} == kinds
+    for node in graph.senders:
+        axes = recurrent.hook_dict[node.site].site.axes
+        assert node.axis == (axes[2] if node.head is not None else None)
+
+
+def test_every_edge_has_a_name_that_finds_it(any_model: GPT) -> None:
+    graph = Graph.of(any_model)
     names = [graph.edge_name(*edge) for edge in graph.edges]
     assert len(set(names)) == len(names) == graph.n_edges
     assert [graph.edge(name) for name in names] == list(graph.edges)
@@ -43,6 +64,11 @@ def test_labels_and_other_spellings() -> None:
     assert graph.sender("L1H2") == graph.sender("a1.h2") and graph.receiver("MLP 1") == graph.receiver("m1")
     assert "a1.kv0<v>" in [node.name for node in graph.receivers]
     assert "a1.h0<v>" in [node.name for node in Graph.of(make("gpt2")).receivers]
+    hybrid = Graph.of(make("hybrid"))  # Mamba-2, attention, Mamba-1 with an MLP
+    assert {node.label for node in hybrid.receivers if node.kind == "ssm"} == {"mixer 0", "mixer 2"}
+    assert hybrid.sender("L0S5") == hybrid.sender("s0.h5") and hybrid.sender("L1H3") == hybrid.sender("a1.h3")
+    assert hybrid.sender("mixer 2") == hybrid.sender("s2") and hybrid.receiver("mixer 0") == hybrid.receiver("s0")
+    assert hybrid.senders[hybrid.sender("s0.h5")].label == "L0S5"
 
 
 @pytest.mark.parametrize(
@@ -60,10 +86,11 @@ def test_an_edge_that_does_not_exist_is_refused(name: str, says: str) -> None:
         Graph.of(make("gpt2")).edge(name)
 
 
-def test_a_model_without_split_inputs_is_refused() -> None:
-    model = make("gpt2")
-    del model.hook_dict["blocks.0.hook_q_input"]
-    with pytest.raises(InterpError, match="hook_q_input"):
+@pytest.mark.parametrize(("kind", "site"), [("gpt2", "hook_q_input"), ("mamba", "hook_mixer_in")])
+def test_a_model_without_split_inputs_is_refused(kind: str, site: str) -> None:
+    model = make(kind)
+    del model.hook_dict[f"blocks.0.{site}"]
+    with pytest.raises(InterpError, match=site):
         Graph.of(model)
 
 
@@ -74,3 +101,9 @@ def test_heads_are_named_by_layer_and_number() -> None:
         parse_head("L7H1", model)
     with pytest.raises(UnknownName, match="written L0H0 to L1H3"):
         parse_head("H3", model)
+    hybrid = make("hybrid")
+    assert parse_head("L0S5", hybrid) == parse_head("s0.h5", hybrid) == (0, 5)
+    with pytest.raises(UnknownName, match="are L0S0 to L1H3, the nearest is L1H0"):
+        parse_head("L2H0", hybrid)
+    with pytest.raises(UnknownName, match="no layer of this model has heads"):
+        parse_head("L0H0", make("mamba"))

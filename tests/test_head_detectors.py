@@ -165,3 +165,38 @@ def test_smollm_has_induction_heads_that_weights_alone_find() -> None:
     agreed = head_detectors.agreement(frame).set_index("detector")
     assert agreed.loc["induction", "ci_low"] > 0.2 and agreed.loc["previous_token", "ci_low"] > 0.2
     assert frame[(frame["detector"] == "successor") & (frame["source"] == "weights")]["prompt"].nunique() == 6
+
+
+def test_heads_of_mamba_2_are_judged_by_their_hidden_attention() -> None:
+    model, pairs = make("mamba2"), pairs_of()
+    frame = head_detectors.run(model, pairs, n=2, length=5, progress=False)
+    assert list(frame.columns) == [name.replace("head", "ssm_head") if name == "head" else name for name in COLUMNS]
+    assert set(frame["detector"]) == set(LINKED) and set(frame["source"]) == {"patterns", "task"}
+    tokens = head_patterns.random_sequences(model, 2, length=5).repeated
+    _, cache = model.run_with_cache(tokens)
+    pattern = cache["pattern", 1].detach() - torch.diag_embed(model.block(1).mixer.D.detach()[:, None].expand(-1, 10))
+    size = pattern.abs() / pattern.abs().sum(-1, keepdim=True)  # [batch, ssm_head, query, key]
+    before = size[0, 4].diagonal(-1)[1:].mean()  # the first position is no key
+    row = frame.query("detector == 'previous_token' and source == 'patterns' and layer == 1 and ssm_head == 4")
+    assert row["value"].iloc[0] == pytest.approx(float(before), rel=1e-4)
+    head_detectors.plot(frame).canvas.draw()
+    _, section, findings = head_detectors.report(model, pairs, {}, progress=False)
+    assert "hidden attention" in section.text[-1] and any("S" in text for text in section.text) and findings
+    with pytest.raises(InterpError, match="copying heads cannot be told from patterns"):
+        head_detectors.run(model, detectors=["copying"], sources=["patterns"], n=2, length=5, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "one_part_a_layer"])
+def test_of_a_hybrid_the_layers_of_attention_are_judged(kind: str) -> None:
+    model, pairs = make(kind), pairs_of()
+    frame = head_detectors.run(model, pairs, n=2, length=5, progress=False)
+    there = {layer for layer in range(model.cfg.n_layers) if model.cfg.mixer(layer) == "attn"}
+    assert set(frame["layer"]) == there and set(frame["head"]) == set(range(4))
+    assert set(frame["source"]) == {"patterns", "task"}
+    _, section, _ = head_detectors.report(model, pairs, {}, progress=False)
+    assert any("has no attention heads" in text for text in section.text)
+
+
+def test_a_model_of_channels_alone_says_what_applies() -> None:
+    with pytest.raises(InterpError, match="only channels of Mamba-1 layers; attention-patterns"):
+        head_detectors.run(make("mamba"), pairs_of(), progress=False)

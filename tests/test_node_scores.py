@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, make
+from conftest import KINDS, RECURRENT, make
 from torch import Tensor
 
 from interp import edge_scores
@@ -19,7 +19,10 @@ from interp.granularity import variants
 from interp.graph import Graph
 from interp.node_scores import estimate, neurons
 from interp.prompts import PromptPairs
+from interp.sites import axis_sizes
 from interp.sweep import sweep
+
+UNITS = ("head", "kv_head", "ssm_head", "ssm_group")
 
 
 def pairs_of(*lengths: int) -> PromptPairs:
@@ -70,7 +73,7 @@ def test_every_operation_is_estimated_as_the_sweep_makes_it() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
 def test_small_changes_are_estimated_closely_at_every_site(kind: str) -> None:
     model, pairs = make(kind).double(), pairs_of(6, 4)
     generator = torch.Generator().manual_seed(2)
@@ -78,21 +81,22 @@ def test_small_changes_are_estimated_closely_at_every_site(kind: str) -> None:
     for name, point in model.hook_dict.items():
         if point.site.short in ("scale", "ln2.scale", "ln1.scale", "attn_scores"):
             continue
-        where = {
-            axis: 1 for axis in ("head", "kv_head") if axis in point.site.axes and getattr(model.cfg, f"n_{axis}s") > 1
-        }
+        where = {axis: 1 for axis in UNITS if axis in point.site.axes and axis_sizes(model.cfg)[axis] > 1}
+        where |= {"pos": 1} if point.site.short == "state" else {}
         value = model.run_with_cache(pairs.corrupt, attention_mask=pairs.mask, names_filter=[name])[1][name]
         small = 1e-4 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        small = small.narrow(1, 1, 1) if "pos" in where else small
         cells.append(Variant((Edit(name, where, op="add", source=small),)))
     split = [cell for cell in cells if "_input" in cell.edits[0].site]
-    plain = [cell for cell in cells if cell not in split]
-    for some in (split, plain):
+    hidden = [cell for cell in cells if "mixer.hook_pattern" in cell.edits[0].site]
+    plain = [cell for cell in cells if cell not in split and cell not in hidden]
+    for some in filter(len, (split, hidden, plain)):
         expected = measured(model, pairs, some)
         found = estimate(model, pairs, some).numpy()
         assert np.abs(found - expected).max() < 1e-2 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
 def test_edges_are_estimated_as_edge_attribution_does(kind: str) -> None:
     model, pairs = make(kind).double(), pairs_of(6, 4)
     graph = Graph.of(model)
@@ -157,6 +161,31 @@ def test_dropping_layers_is_the_mean_magnitude_over_the_other_layers() -> None:
     assert torch.equal(estimate(one, pairs, cells, drop=True), estimate(one, pairs, cells))  # no other layer is there
 
 
+def test_dropping_a_state_space_layer_drops_all_that_it_writes() -> None:
+    model, pairs = make("hybrid").double(), pairs_of(5, 4)  # Mamba-2, attention with an MLP, Mamba-1 with an MLP
+    cells = variants(model, pairs, site="gated", by="ssm_head")
+    name = "blocks.0.mixer.hook_gated"
+    moved = values_at(model, pairs, [name], "clean")[name] - values_at(model, pairs, [name], "corrupt")[name]
+    held = [["blocks.1.hook_attn_out", "blocks.1.hook_mlp_out"], ["blocks.2.mixer.hook_out", "blocks.2.hook_mlp_out"]]
+    slopes = [path_slopes(model, pairs, [name], base="corrupt", path={}, stop=stop)[name] for stop in held]
+    expected = torch.stack([(moved * slope).sum((1, 3)).abs() for slope in slopes]).mean(0).T
+    torch.testing.assert_close(estimate(model, pairs, cells, drop=True).abs(), expected)
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_what_is_read_linearly_of_the_last_state_space_layer_is_estimated_exactly(kind: str) -> None:
+    """Without a norm behind it, the metric is linear in what the last mixer gives, in C and in each of its states."""
+    types = {"mamba": ("mamba2", "mamba"), "hybrid": ("attn+mlp", "mamba")}.get(kind, ("mamba", "mamba2"))
+    model = make(kind, layer_types=types, n_layers=2, normalization_type=None).double()
+    pairs, last = pairs_of(6, 4), types[1] == "mamba"
+    sites = ["out", "gated", *(("y", "C", "state") if last else ())]  # Mamba-2 has a norm of its own behind y
+    cells = in_layer(variants(model, pairs, site=sites, by="role"), 1)
+    cells += in_layer(variants(model, pairs, site="gated", by="channel" if last else "ssm_head"), 1)
+    expected = measured(model, pairs, cells)
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(estimate(model, pairs, cells), expected, atol=1e-9)
+
+
 def test_cancellation_hides_a_head_from_the_plain_gradient_alone() -> None:
     model = make("attn_only", n_layers=3).double()
     with torch.no_grad():  # the heads of layer 1 read the residual stream at their own position, and take it away again
@@ -194,9 +223,10 @@ def test_every_neuron_is_a_cell() -> None:
             neurons(model, site)
 
 
-def test_prompts_one_after_the_other_give_the_same_estimates() -> None:
-    model, pairs = make("llama_gqa"), pairs_of(4, 6, 5)
-    cells = variants(model, pairs, site=["z", "q", "k", "pattern"], by="head,role")
+@pytest.mark.parametrize(("kind", "sites"), [("llama_gqa", "z,q,k,pattern"), ("hybrid", "z,q,k,gated,delta,y")])
+def test_prompts_one_after_the_other_give_the_same_estimates(kind: str, sites: str) -> None:
+    model, pairs = make(kind), pairs_of(4, 6, 5)
+    cells = variants(model, pairs, site=sites, by="head,role")
     for options in ({}, {"qk_fix": True, "drop": True}, {"steps": 2}):
         whole = estimate(model, pairs, cells, **options)
         parts = estimate(model, pairs, cells, max_memory=1, **options)
@@ -215,13 +245,16 @@ def test_prompts_one_after_the_other_give_the_same_estimates() -> None:
         (Edit("z", {"layer": 0}), {"steps": 3, "source": "corrupt"}, ConfigError, "both 'corrupt'"),
         (Edit("q", {"layer": 0, "d_head": 1}), {"qk_fix": True}, InterpError, "leave d_head out"),
         (Edit("z", {"layer": 0}), {"metric": "rank"}, UnknownName, "metric with a gradient"),
+        (Edit("state", {"layer": 0}), {"of": "mamba"}, InterpError, "one position at a time"),
+        (Edit("z", {"layer": 0}), {"of": "mamba"}, UnknownName, "with the sites in, conv, delta"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_estimated_is_refused(
     edit: Edit, options: dict[str, object], error: type[Exception], says: str
 ) -> None:
+    model, options = make(str(options.get("of", "gpt2"))), {name: options[name] for name in options if name != "of"}
     with pytest.raises(error, match=says):
-        estimate(make("gpt2"), pairs_of(5), [Variant((edit,))], **options)  # type: ignore[arg-type]
+        estimate(model, pairs_of(5), [Variant((edit,))], **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

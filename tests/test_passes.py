@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import KINDS, make
+from conftest import KINDS, RECURRENT, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -132,16 +132,22 @@ def edits(draw: st.DrawFn, model: GPT, shortest: int) -> Edit:
 
 
 def _excluding(variant: Variant) -> bool:
-    """Whether a norm and an input of its own for every head are edited in one layer, which is refused."""
+    """Whether a norm and an input of its own for every head are edited in one layer, or both of a mixer's state and
+    pattern, which is refused.
+    """
+
+    def layers(*ends: str) -> set[str]:
+        return {edit.site.split(".")[1] for edit in variant.edits if edit.site.endswith(ends)}
+
     norms = {edit.site.split(".")[1] for edit in variant.edits if "ln1" in edit.site}
-    split = {edit.site.split(".")[1] for edit in variant.edits if edit.site.endswith(("q_input", "k_input", "v_input"))}
-    return bool(norms & split)
+    split = layers("q_input", "k_input", "v_input")
+    return bool(norms & split or layers("mixer.hook_state") & layers("mixer.hook_pattern"))
 
 
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_sweep_equals_plain_forwards(data: st.DataObject) -> None:
-    model = make(data.draw(st.sampled_from(sorted(KINDS))))
+    model = make(data.draw(st.sampled_from(sorted(KINDS | RECURRENT))))
     lengths = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
     pairs = make_pairs(lengths, data.draw(st.integers(0, 4)), data.draw(st.integers(0, 3)))
     edit = edits(model, min(lengths))
@@ -155,7 +161,7 @@ def test_any_sweep_equals_plain_forwards(data: st.DataObject) -> None:
     try:
         compare(model, pairs, variants, base, source)
     except HookError as error:
-        assert both and "choose one" in str(error)
+        assert both and ("choose one" in str(error) or "change one" in str(error))
     finally:
         plans.ROWS.update(rows)
 
@@ -177,7 +183,7 @@ def test_hundreds_of_edits_in_one_variant(kind: str) -> None:
     compare(model, pairs, variants, "corrupt", "clean")
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", sorted(KINDS | RECURRENT))
 def test_every_site_in_one_sweep(kind: str) -> None:
     """All sites at once, so that whatever must not share a batch would be seen."""
     model, pairs = make(kind), make_pairs((6, 4, 6), shared=2)
@@ -232,6 +238,94 @@ def test_the_plan_promises_what_is_multiplied() -> None:
     with FlopCounterMode(display=False) as counter:
         sweep(model, pairs, variants, progress=False)
     assert counter.get_total_flops() == pytest.approx(plan.operations, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", sorted(RECURRENT))
+def test_the_plan_promises_what_state_space_layers_multiply(kind: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    wide = {"d_model": 128, "d_inner": 256, "d_ssm_head": 64, "d_state": 2, "d_mlp": 256, "n_heads": -1, "d_head": 32}
+    model = make(kind, **wide, d_conv=1, n_key_value_heads=None)
+    pairs = make_pairs((7, 7, 7), shared=2)
+    variants = [
+        Variant([Edit("resid_pre", {"layer": layer, "d_model": [part], "pos": p})])
+        for layer in range(model.cfg.n_layers)
+        for part in range(3)
+        for p in range(7)
+    ]
+    plan = plan_sweep(model, pairs, variants)
+    with FlopCounterMode(display=False) as counter:
+        sweep(model, pairs, variants, progress=False)
+    assert counter.get_total_flops() == pytest.approx(plan.operations, rel=0.1)
+
+
+def test_layers_of_a_hybrid_are_counted_one_by_one() -> None:
+    model, pairs = make("hybrid"), make_pairs((6, 6), shared=3)
+    cfg = model.cfg
+    last = [Variant([Edit("resid_pre", {"layer": layer, "pos": 5})]) for layer in range(3)]
+    operations = [plan_sweep(model, pairs, [one]).chunks[-1].operations / 2 for one in last]
+    read = 2 * cfg.d_model * 2
+    mlp = 2 * cfg.d_model * 2 * (cfg.d_mlp or 0)
+    recurrence = 6 * 24 * 3
+    mamba = 2 * 16 * 48 + 2 * 4 * 24 + 2 * 24 * (3 + 2 * 3) + 2 * 3 * 24 + recurrence + 2 * 24 * 16
+    attention = 2 * 16 * (16 + 2 * 8) + 6 * 4 * 16 + 2 * 16 * 16
+    mamba2 = 2 * 16 * (24 + 36 + 6) + 2 * 4 * 36 + recurrence + 2 * 24 * 16
+    assert operations[2] == pytest.approx(mamba + mlp + read)
+    assert operations[1] - operations[2] == pytest.approx(attention + mlp)
+    assert operations[0] - operations[1] == pytest.approx(mamba2)
+
+
+@pytest.mark.parametrize("kind", sorted(RECURRENT))
+def test_states_are_kept_before_those_positions_alone_where_rows_begin(kind: str) -> None:
+    model, pairs = make(kind, n_ctx=64), make_pairs((40, 33), shared=5)
+    mixer = 1 if kind == "one_part_a_layer" else 0
+    late = [Variant([Edit("resid_post", {"layer": 0, "pos": [p, 30]}, "zero")]) for p in (12, 20)]
+    assert plan_sweep(model, pairs, late).starts == (12, 20)  # at 30 nothing looks back that did not before
+    queries = [Variant([Edit("C", {"layer": mixer, "pos": [9, 15]}, "zero")])]
+    assert plan_sweep(model, pairs, queries).starts == (9, 15)
+    every = [Variant([Edit("resid_pre", {"layer": 1, "d_model": 0})])]
+    assert plan_sweep(model, pairs, every).starts == (5,)
+    each = [Variant([Edit("resid_pre", {"layer": 1, "pos": p})]) for p in range(33)]
+    assert plan_sweep(model, pairs, each).starts == tuple(range(5, 33))
+    assert plan_sweep(model, pairs, [Variant([Edit("resid_pre", {"layer": 0}, "zero")])]).starts == ()
+    one, all_of_them = (plan_sweep(model, pairs, variants).chunks[0].memory for variants in (every, each))
+    layers = sum(str(model.cfg.mixer(layer)).startswith("mamba") for layer in range(1, model.cfg.n_layers))
+    assert all_of_them - one == 27 * len(pairs) * layers * 24 * 3 * 4
+    for variants in (late, queries, every, each[::4]):
+        compare(model, pairs, variants, "corrupt", "clean")
+
+
+def test_rows_that_begin_later_than_planned_begin_where_a_state_is_known() -> None:
+    model = make("mamba", n_layers=1, layer_types=("mamba",))
+    with torch.no_grad():
+        model.W_E[:, 3] = torch.arange(29) % 3  # a channel that some tokens have in common
+    pairs = PromptPairs.from_tokens([[1, 2, 3, 4, 5, 6]], [[1, 5, 6, 8, 5, 6]], answers=[(1, 2)])
+    variants = [Variant([Edit("resid_pre", {"layer": 0, "d_model": 3})])]
+    assert plan_sweep(model, pairs, variants).starts == (1,)  # but values differ from position 3 on
+    compare(model, pairs, variants, "corrupt", "clean")
+
+
+@pytest.mark.parametrize("kind", sorted(RECURRENT))
+def test_long_prompts_are_cut_so_that_kept_states_fit(kind: str) -> None:
+    model, pairs = make(kind, n_ctx=64), make_pairs((40,) * 6, shared=1)
+    variants = [Variant([Edit("resid_pre", {"layer": 0, "pos": p})]) for p in range(0, 40, 3)]
+    whole = plan_sweep(model, pairs, variants)
+    budget = max(chunk.memory for chunk in whole.chunks) // 3
+    plan = plan_sweep(model, pairs, variants, max_memory=budget)
+    assert len({chunk.prompts for chunk in plan.chunks}) > len({chunk.prompts for chunk in whole.chunks})
+    assert all(chunk.memory <= budget for chunk in plan.chunks)
+    compare(model, pairs[:2], variants[:3], "corrupt", "clean", max_memory=budget)
+
+
+def test_states_and_patterns_that_edits_form_are_counted() -> None:
+    model, pairs = make("mamba", n_ctx=64), make_pairs((40, 40))
+    plans_of = {
+        site: plan_sweep(model, pairs, [Variant([Edit(site, {"layer": 1}, "zero")])], base="clean", source="clean")
+        for site in ("y", "state", "pattern")
+    }
+    memory = {site: plan.chunks[-1].memory for site, plan in plans_of.items()}
+    assert memory["state"] - memory["y"] > 4 * 80 * 24 * 3
+    assert memory["pattern"] - memory["y"] > 4 * 2 * 24 * 40 * 40
 
 
 @pytest.mark.parametrize("budget", [60_000, 200_000, 10_000_000])

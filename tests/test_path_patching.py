@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import KINDS, make
+from conftest import KINDS, RECURRENT, make
 from test_analyses import pairs_of
 
 from analyses import activation_patching, head_attribution, path_patching
 from interp.errors import InterpError, PromptError, UnknownName
+from interp.graph import Graph
 from interp.prompts import PromptPairs
 
 
@@ -25,6 +27,39 @@ def test_every_head_is_a_sender_to_the_logits(kind: str) -> None:
     summary = path_patching.summary(frame)
     assert summary["n"].eq(3).all() and (summary["p_adjusted"] >= summary["p"]).all()
     path_patching.plot(frame).canvas.draw()
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_heads_and_state_space_layers_are_senders_to_the_logits(kind: str) -> None:
+    model, pairs = make(kind), pairs_of()
+    frame = path_patching.run(model, pairs, progress=False)
+    graph = Graph.of(model)
+    assert set(frame["sender"]) == {node.label for node in graph.senders if node.kind in ("attn", "ssm")}
+    sites = {"L": {"z", "gated"}, "m": {"out"}}
+    assert all(row.site in sites[row.sender[0]] for row in frame.itertuples())
+    path_patching.plot(frame).canvas.draw()
+    path_patching.plot(path_patching.run(model, pairs, senders="all", progress=False)).canvas.draw()
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "hybrid"])
+def test_by_all_paths_to_the_logits_a_state_space_layer_is_patched_whole(kind: str) -> None:
+    model, pairs = make(kind), pairs_of()
+    site, by = ("out", None) if kind == "mamba" else ("gated", "ssm_head")
+    keys = ["layer", *(["ssm_head"] if by else []), "prompt"]
+    paths = path_patching.run(model, pairs, through="all", direction="denoise", progress=False)
+    paths = paths[paths["site"] == site].set_index(keys)["effect"]
+    whole = activation_patching.run(model, pairs, site=site, by=by, progress=False).set_index(keys)["effect"]
+    both = pd.concat([paths, whole], axis=1, join="inner")
+    assert len(both) == len(paths) > 0
+    np.testing.assert_allclose(*both.to_numpy().T, atol=1e-3)
+
+
+def test_many_heads_of_a_hybrid_are_one_grid() -> None:
+    model = make("hybrid", d_ssm_head=2, n_ssm_groups=1, layer_types=("mamba2", "attn+mlp", "mamba2"))
+    frame = path_patching.run(model, pairs_of(), senders="heads", progress=False)
+    figure = path_patching.plot(frame)
+    (axes,) = (axes for axes in figure.axes if axes.get_xlabel() == "head")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "1", "2"]
 
 
 def test_without_a_norm_a_direct_path_to_the_logits_is_the_difference_of_direct_attributions() -> None:
@@ -97,7 +132,7 @@ def test_what_is_held_in_memory_at_a_time_changes_nothing(monkeypatch: pytest.Mo
         ({"through": "mlp"}, UnknownName, "did you mean 'mlps'"),
         ({"receivers": "L5H0:q"}, UnknownName, "no receiver matches"),
         ({"senders": "L5H0"}, UnknownName, "no sender matches"),
-        ({"receivers": "L0H0:q"}, InterpError, "none of the senders 'heads' comes before L0H0 q"),
+        ({"receivers": "L0H0:q"}, InterpError, "none of the senders 'mixers' comes before L0H0 q"),
         ({"pos": "S2"}, UnknownName, "no role matches 'S2'"),
         ({"pos": 5}, PromptError, "outside prompt 1"),
         ({"metric": "logit_dif"}, UnknownName, "did you mean 'logit_diff'"),
@@ -106,6 +141,25 @@ def test_what_is_held_in_memory_at_a_time_changes_nothing(monkeypatch: pytest.Mo
 def test_what_is_no_path_is_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         path_patching.run(make("gpt2"), pairs_of(), **options, progress=False)
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_report_goes_back_to_what_state_space_layers_read(kind: str, depth: int) -> None:
+    types = make(kind).cfg.layer_types
+    assert types is not None
+    model, pairs = make(kind, layer_types=types * depth, n_layers=depth * len(types)), pairs_of((6, 6, 6, 6))
+    patched = activation_patching.run(model, pairs, site="out", by=None, progress=False)
+    frame, section, findings = path_patching.report(model, pairs, {"activation_patching": patched}, progress=False)
+    logits = frame[frame["receiver"] == "logits"].groupby("sender")["effect"].mean()
+    best = logits.abs().idxmax()
+    assert f"path from {best} has the largest effect ({logits[best]:+.2f}" in findings[0]
+    assert len(section.figures) == len(findings) and not any("nan" in text for text in section.text)
+    graph = Graph.of(model)
+    ends = {end for name in set(frame["receiver"]) for end in name.split(" + ")}
+    assert all(graph.receiver(end) >= 0 for end in ends if end.startswith("mixer"))
+    if depth == 2 and kind in ("mamba", "mamba2"):
+        assert any(end.startswith("mixer") for end in ends) and len(findings) > 1
 
 
 @pytest.mark.parametrize("kind", ["llama_gqa", "attn_only"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import KINDS, make
+from conftest import KINDS, RECURRENT, make
 from test_sweep import pairs_of
 from torch import Tensor
 
@@ -43,7 +43,12 @@ def by_hand(model: GPT, pairs: PromptPairs, sender: Node, receiver: Node, throug
             x[:, :, sender.head] = other[hook.name][:, :, sender.head]
             return x
 
-        ends = {"direct": ("hook_z", "hook_mlp_out"), "mlps": ("hook_z",), "all": ()}[through]
+        mixed = ("hook_z", "mixer.hook_out")
+        ends = {"direct": (*mixed, "hook_mlp_out"), "mlps": mixed, "all": ()}[through]
+        # What a head of Mamba-2 sends is part of what its layer, which is frozen, would write.
+        ends = tuple(
+            "mixer.hook_gated" if name == "mixer.hook_out" and sender.head is not None else name for name in ends
+        )
         frozen = [(name, freeze) for name in model.hook_dict if ends and name.endswith(ends)]
         hooks = [*frozen, (sender.site, patch), (read, lambda x, hook, seen=seen: seen.append(x.clone()))]
         model.run_with_hooks(base, fwd_hooks=hooks)
@@ -61,7 +66,7 @@ def by_hand(model: GPT, pairs: PromptPairs, sender: Node, receiver: Node, throug
 
 
 @pytest.mark.parametrize("through", THROUGH)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
 def test_every_path_equals_the_published_algorithm(kind: str, through: str) -> None:
     model, pairs = make(kind), pairs_of((6, 4))
     graph = Graph.of(model)
@@ -78,7 +83,7 @@ def test_every_path_equals_the_published_algorithm(kind: str, through: str) -> N
         variants.append(Variant(routes(model, graph, start, one, own), {"start": start, "end": end}))
     frame = sweep(model, pairs, variants, base=BASE, source=SOURCE, progress=False)
     values = frame.pivot(index=["start", "end"], columns="prompt", values="value")
-    assert len(values) == len(edges) > 4
+    assert len(values) == len(edges) > 3
     for start, end in edges:
         expected = by_hand(model, pairs, graph.senders[start], graph.receivers[end], through)
         got = values.loc[(start, end)].tolist()
@@ -104,8 +109,8 @@ def test_a_path_of_a_real_model_equals_the_published_algorithm(through: str) -> 
     assert (frame["value"] - frame["base_value"]).abs().max() > 0.1
 
 
-def test_all_senders_at_once_bring_the_source_run(model: GPT) -> None:
-    pairs = pairs_of()
+def test_all_senders_at_once_bring_the_source_run(any_model: GPT) -> None:
+    model, pairs = any_model, pairs_of()
     graph, last = Graph.of(model), f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     starts = parse_senders("all", graph)
     reads = arriving(model, pairs, graph, starts, [last], base=BASE, source=SOURCE)[last]
@@ -117,8 +122,8 @@ def test_all_senders_at_once_bring_the_source_run(model: GPT) -> None:
     assert torch.allclose(together[pairs.mask], source[pairs.mask], atol=1e-3)
 
 
-def test_to_the_logits_by_all_paths_is_activation_patching(model: GPT) -> None:
-    pairs = pairs_of()
+def test_to_the_logits_by_all_paths_is_activation_patching(any_model: GPT) -> None:
+    model, pairs = any_model, pairs_of()
     graph = Graph.of(model)
     starts = parse_senders("all", graph)
     (logits,) = parse_receivers("logits", graph, model)
@@ -126,7 +131,7 @@ def test_to_the_logits_by_all_paths_is_activation_patching(model: GPT) -> None:
     reads = arriving(model, pairs, graph, starts, [site], through="all", base=BASE, source=SOURCE, progress=False)
     paths = [Variant(routes(model, graph, start, logits, {site: reads[site][at]})) for at, start in enumerate(starts)]
     nodes = [graph.senders[start] for start in starts]
-    whole = [Variant([Edit(node.site, {} if node.head is None else {"head": node.head})]) for node in nodes]
+    whole = [Variant([Edit(node.site, {} if node.axis is None else {node.axis: node.head or 0})]) for node in nodes]
     got, expected = (
         sweep(model, pairs, cells, base=BASE, source=SOURCE, progress=False)["value"] for cells in (paths, whole)
     )
@@ -196,6 +201,28 @@ def test_receivers_are_read_as_people_write_them() -> None:
     ]
     assert len(parse_senders("heads,mlps", graph)) == 10 and len(parse_senders("all", graph)) == 11
     assert [graph.senders[at].name for at in parse_senders(["m0", "L1H2", "input"], graph)] == ["input", "m0", "a1.h2"]
+
+
+def test_state_space_layers_send_by_head_or_whole_and_receive_whole() -> None:
+    model = make("hybrid")  # Mamba-2, attention, Mamba-1 with an MLP
+    graph = Graph.of(model)
+    (one,) = parse_receivers("mixer 0 + L1H3:k + s2", graph, model)
+    assert [graph.receivers[at].name for at in one.nodes] == ["s0", "a1.kv1<k>", "s2"]
+    assert one.name == "mixer 0 + L1KV1 k + mixer 2"
+    found = {
+        name: [graph.senders[at].name for at in parse_senders(name, graph)] for name in ("mixers", "heads", "mlps")
+    }
+    heads = [*(f"s0.h{head}" for head in range(6)), *(f"a1.h{head}" for head in range(4))]
+    assert found == {"mixers": [*heads, "s2"], "heads": heads, "mlps": ["m1", "m2"]}
+    for name in ("L0S1", "L0H1:q", "s0.h1"):
+        with pytest.raises(UnknownName, match="all of layer 0 reads the same, 's0'"):
+            parse_receivers(name, graph, model)
+    with pytest.raises(UnknownName, match="no receiver matches 'L1S0'"):
+        parse_receivers("L1S0", graph, model)
+    alone = Graph.of(make("mamba"))
+    assert [alone.senders[at].label for at in parse_senders("mixers", alone)] == ["mixer 0", "mixer 1"]
+    with pytest.raises(UnknownName, match=r"no sender of this model matches 'heads'.*'mixers'"):
+        parse_senders("heads", alone)
 
 
 @pytest.mark.parametrize(

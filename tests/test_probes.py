@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import make
+from conftest import RECURRENT, make
 
 import interp
 from analyses import probes
-from interp.directions import contrast, states
+from interp.contrasts import contrast
+from interp.directions import states
 from interp.errors import PromptError, UnknownName
 from interp.gpt import GPT
 from interp.probing import Probe, held_out, per_prompt, rows_of
@@ -90,6 +91,18 @@ def test_every_model_can_be_probed(model: GPT) -> None:
     frame = probes.run(model, pairs, label="side", shuffles=1, progress=False)
     value = frame[(frame["metric"] == "accuracy") & (frame["layer"] == 0)].groupby("role")["value"].mean()
     assert value["mark"] == 1 and value["first"] == 0.5
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_states_and_heads_of_mixers_can_be_probed(kind: str) -> None:
+    model = make(kind)
+    state = probes.run(model, marked_pairs(), site="state", by=None, label="side", shuffles=1, progress=False)
+    mixers = [layer for layer in range(model.cfg.n_layers) if model.cfg.mixer(layer) in ("mamba", "mamba2")]
+    assert sorted(set(state["layer"])) == mixers
+    frame, section, _ = probes.report(model, marked_pairs(), {}, progress=False)
+    figures = [item.name for item in section.figures]
+    assert ("probes_heads" in figures) == model.cfg.has_attention
+    assert ("probes_ssm_heads" in figures) == ("mamba2" in model.cfg.mixers) == ("ssm_head" in frame)
 
 
 def test_half_precision_is_read_in_float32() -> None:

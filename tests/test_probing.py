@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from interp.directions import Contrast
+from interp.contrasts import Contrast
 from interp.errors import ConfigError, PromptError
 from interp.probing import Probe, _placement, held_out, per_prompt, rows_of, sign_test
 

@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from conftest import STATES
+from test_tasks import names_tokenizer
 
 from analyses import attention_patterns, head_attribution, logit_lens, report
+from interp.config import ModelConfig
 from interp.errors import InterpError, UnknownName
+from interp.gpt import Mamba
+from interp.tokens import Tokenizer
 
 
 def written(talker: Path, out: Path, **options: Any) -> tuple[str, dict[str, Any]]:
@@ -56,3 +62,55 @@ def test_an_interrupt_keeps_what_was_finished(talker: Path, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         written(talker, tmp_path / "s", studies=["logit-lens", "attention-patterns"])
     assert not (tmp_path / "s").exists()
+
+
+def recurrent_folder(kind: str, folder: Path) -> Path:
+    """A folder with a tiny untrained Mamba in Hugging Face's files, whose tokenizer knows names."""
+    import transformers
+
+    backend = names_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "vocab_size": backend.get_vocab_size()}
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+    torch.manual_seed(0)
+    if kind == "mamba":
+        cfg = transformers.MambaConfig(**sizes, **ends, initializer_range=0.4)
+        transformers.MambaForCausalLM(cfg).save_pretrained(folder)
+    else:
+        heads = {"expand": 2, "num_heads": 8, "head_dim": 4, "n_groups": 2}
+        cfg = transformers.Mamba2Config(**sizes, **ends, **heads, initializer_range=0.4)
+        transformers.Mamba2ForCausalLM(cfg).save_pretrained(folder)
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_hidden_attention_stands_where_attention_patterns_stand(kind: str, tmp_path: Path) -> None:
+    chosen = ["head-attribution", "head-detectors", "activation-patching", "attention-patterns"]
+    page, manifest = written(recurrent_folder(kind, tmp_path / "model"), tmp_path / "r", studies=chosen)
+    assert "Hidden attention of the" in page and "Attention patterns of the heads" not in page
+    assert set(manifest["not_made"]) == ({"head_detectors"} if kind == "mamba" else set())
+    assert ("only channels of Mamba-1 layers" in page) == (kind == "mamba")
+    assert "numerical checks that were run hold" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_a_whole_report_on_a_state_space_model(kind: str, tmp_path: Path) -> None:
+    folder = recurrent_folder(kind, tmp_path / "model")
+    path = report.write("ioi", folder, out=tmp_path / "r", n=4, device="cpu", check=True, quiet=True)
+    manifest = json.loads((tmp_path / "r" / "manifest.json").read_text(encoding="utf-8"))
+    assert set(manifest["not_made"]) == ({"head_detectors"} if kind == "mamba" else set())
+    assert "All 4 numerical checks that were run hold" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_whole_report_on_a_hybrid_shows_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Tokenizer(names_tokenizer(), bos_token_id=0)
+    types = ("mamba", "attn+mlp", "mamba2+mlp")
+    cfg = ModelConfig(
+        **STATES, n_layers=3, d_model=16, n_ctx=128, n_heads=4, d_vocab=len(tokenizer), layer_types=types, seed=3
+    )
+    monkeypatch.setattr(report, "load", lambda source, **options: Mamba(cfg.replace(initializer_range=0.4), tokenizer))
+    page, manifest = written(tmp_path, tmp_path / "r")
+    assert manifest["not_made"] == {}
+    assert "Attention patterns of the heads" in page and "Hidden attention of the mixers" in page

@@ -15,7 +15,8 @@ from torch import Tensor
 
 import interp
 from analyses import steering
-from interp.directions import contrast, states
+from interp.contrasts import contrast
+from interp.directions import states
 from interp.errors import ConfigError, PromptError, UnknownName
 from interp.gpt import GPT
 from interp.metrics import METRICS

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import KINDS, make
+from conftest import KINDS, RECURRENT, make
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -65,7 +65,7 @@ def test_patching_a_head_equals_the_plain_loop(model: GPT) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_edit_at_any_site_equals_the_plain_loop(data: st.DataObject) -> None:
-    model = make(data.draw(st.sampled_from(sorted(KINDS))))
+    model = make(data.draw(st.sampled_from(sorted(KINDS | RECURRENT))))
     pairs = pairs_of()
     name = data.draw(st.sampled_from(list(site_names(model.cfg))))
     axes = model.hook_dict[name].site.axes
@@ -92,15 +92,15 @@ def test_any_edit_at_any_site_equals_the_plain_loop(data: st.DataObject) -> None
     assert frame["value"].tolist() == pytest.approx(expected, rel=2e-4, abs=5e-5 * largest, nan_ok=True)
 
 
-def test_patching_everything_gives_the_source_run_and_nothing_gives_the_base(model: GPT) -> None:
+def test_patching_everything_gives_the_source_run_and_nothing_gives_the_base(any_model: GPT) -> None:
     pairs = pairs_of()
     variants = [
-        Variant([Edit("resid_post", {"layer": 1})], {"cell": "all"}),
+        Variant([Edit("resid_post", {"layer": any_model.cfg.n_layers - 1})], {"cell": "all"}),
         Variant([Edit("resid_pre", {"layer": 0})], {"cell": "input"}),
         Variant([Edit("resid_pre", {"layer": 1}, source="base")], {"cell": "own"}),
         Variant([], {"cell": "none"}),
     ]
-    frame = sweep(model, pairs, variants, progress=False).set_index("cell")
+    frame = sweep(any_model, pairs, variants, progress=False).set_index("cell")
     for cell, effect in (("all", 1), ("input", 1), ("own", 0), ("none", 0)):
         assert frame.loc[cell, "effect"].tolist() == pytest.approx([effect] * 3, abs=1e-3)
 

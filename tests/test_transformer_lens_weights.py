@@ -34,28 +34,28 @@ def equal_logits(one: GPT, other: GPT, tokens: Tensor) -> bool:
         return torch.equal(one(tokens), other(tokens))
 
 
-def test_every_model_survives_the_round_trip(model: GPT, tokens: Tensor) -> None:
-    copy = load_transformer_lens(model.cfg, to_transformer_lens(model))
-    assert equal_logits(copy, model, tokens)
+def test_every_model_survives_the_round_trip(any_model: GPT, tokens: Tensor) -> None:
+    copy = load_transformer_lens(any_model.cfg, to_transformer_lens(any_model))
+    assert equal_logits(copy, any_model, tokens)
     assert {name: p.requires_grad for name, p in copy.named_parameters()} == {
-        n: True for n, _ in model.named_parameters()
+        n: True for n, _ in any_model.named_parameters()
     }
 
 
-def test_every_model_survives_the_disk(model: GPT, tokens: Tensor, tmp_path: Path) -> None:
-    save(model, tmp_path / "new" / "folder")
+def test_every_model_survives_the_disk(any_model: GPT, tokens: Tensor, tmp_path: Path) -> None:
+    save(any_model, tmp_path / "new" / "folder")
     copy = interp.load(tmp_path / "new" / "folder")
-    assert copy.cfg == model.cfg
+    assert copy.cfg == any_model.cfg
     assert copy.source.sha256() is not None
-    assert equal_logits(copy, model, tokens)
+    assert equal_logits(copy, any_model, tokens)
 
 
-def test_the_listed_weights_are_all_there_are_and_no_copies(model: GPT) -> None:
-    listed = weights(model)
-    assert sum(tensor.numel() for tensor in listed.values()) == sum(p.numel() for p in model.parameters())
+def test_the_listed_weights_are_all_there_are_and_no_copies(any_model: GPT) -> None:
+    listed = weights(any_model)
+    assert sum(tensor.numel() for tensor in listed.values()) == sum(p.numel() for p in any_model.parameters())
     for tensor in listed.values():
         tensor.fill_(0.25)
-    assert all(bool((parameter == 0.25).all()) for parameter in model.parameters())
+    assert all(bool((parameter == 0.25).all()) for parameter in any_model.parameters())
 
 
 def test_saving_where_nothing_can_be_written_is_one_error(tmp_path: Path) -> None:

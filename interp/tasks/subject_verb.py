@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from interp.errors import unknown
 from interp.prompts import PromptPairs
-from interp.tasks.words import Words, enough, single_tokens
+from interp.tasks.words import Words, enough, single_tokens, tokenizer_of
 from interp.tasks.writing import About, Draw, fill, turns, write
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def agreement(
     nouns, verbs = (_both_numbers(model, words) for words in (NOUNS, VERBS))
     enough(nouns, "nouns (with their plurals)", 2)
     enough(verbs, "verbs (with their plurals)", 1)
-    rng = random.Random(seed)
+    tokenizer, rng = tokenizer_of(model), random.Random(seed)
     templates = turns(rng, TEMPLATES, aligned=aligned)
     return write(
         model,
@@ -115,6 +115,10 @@ def agreement(
             "templates": list(templates),
             "words_kept": {"nouns": list(nouns.kept), "verbs": list(verbs.kept)},
             "words_dropped": {"nouns": list(nouns.dropped), "verbs": list(verbs.dropped)},
+            "answer_kinds": {
+                "singular": [tokenizer.single_id(f" {verb}") for verb in verbs.kept],
+                "plural": [tokenizer.single_id(f" {VERBS[verb]}") for verb in verbs.kept],
+            },
         },
     )
 

@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 from interp.config import ModelConfig
 from interp.errors import WeightsError, nearest
-from interp.gpt import GPT
+from interp.gpt import GPT, Mamba
 from interp.layers import PosEmbed
 from interp.weights.checkpoint import Checkpoint
 
 MOST_NAMED = 6
+# Weights of a state-space layer; Mamba-2 has no W_x and W_dt, Mamba-1 no w_norm, and some have no biases.
+MIXER = ("W_in", "b_in", "W_conv", "b_conv", "W_x", "W_dt", "b_dt", "A_log", "D", "w_norm", "W_out", "b_out")
 
 
 def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
@@ -54,32 +56,32 @@ def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: 
 def empty(cfg: ModelConfig) -> GPT:
     """A model whose weights have shapes and no values ("meta" tensors)."""
     with torch.device("meta"):
-        return GPT(cfg)
+        return Mamba(cfg) if cfg.has_mamba else GPT(cfg)
 
 
 def weights(model: GPT) -> dict[str, Tensor]:
     """Every weight of a model under TransformerLens's name and in its shape, as a view into the model, detached.
 
+    Those of a state-space layer, which TransformerLens does not have, are as the mixer holds them.
     Writing to the tensors changes the model. A tied unembedding is not listed, as it is `embed.W_E`.
     """
     cfg = model.cfg
     found: dict[str, Tensor | None] = {"embed.W_E": model.embed.W_E}
     if isinstance(model.pos_embed, PosEmbed):
         found["pos_embed.W_pos"] = model.pos_embed.W_pos
+    parts = {
+        "ln1": ("w", "b"),
+        "attn": ("W_Q", "W_K", "W_V", "W_O")
+        + (("b_Q", "b_K", "b_V") if cfg.attn_in_bias else ())
+        + (("b_O",) if cfg.attn_out_bias else ()),
+        "mixer": MIXER,
+        "ln2": ("w", "b"),
+        "mlp": ("W_in", "W_gate", "W_out") + (("b_in", "b_gate", "b_out") if cfg.mlp_bias else ()),
+    }
     for layer, block in enumerate(model.blocks):
-        parts = {
-            "ln1": ("w", "b"),
-            "attn": ("W_Q", "W_K", "W_V", "W_O")
-            + (("b_Q", "b_K", "b_V") if cfg.attn_in_bias else ())
-            + (("b_O",) if cfg.attn_out_bias else ()),
-            "ln2": ("w", "b"),
-            "mlp": ("W_in", "W_gate", "W_out") + (("b_in", "b_gate", "b_out") if cfg.mlp_bias else ()),
-        }
-        found |= {
-            f"blocks.{layer}.{part}.{name}": getattr(getattr(block, part), name, None)
-            for part, names in parts.items()
-            for name in names
-        }
+        for part, names in parts.items():
+            owner = getattr(block, part)
+            found |= {f"blocks.{layer}.{part}.{name}": getattr(owner, name, None) for name in names}
     found |= {f"ln_final.{name}": getattr(model.ln_final, name, None) for name in ("w", "b")}
     if not cfg.tie_word_embeddings:
         found["unembed.W_U"] = model.unembed.W_U

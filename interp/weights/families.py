@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
-from interp.weights import hf_config
+from interp.weights import hf_config, hf_mamba
 from interp.weights.hf_config import Options
 
 
@@ -32,13 +32,20 @@ class Family:
     """One architecture of transformers.
 
     `prefix` opens the names of a model with a head and is missing in those of a bare one; `{l}` in a name is the layer;
-    `buffers` match tensors that are computed, not learned.
+    `buffers` match tensors that are computed, not learned; `older` says how older files call a module.
     """
 
     configure: Callable[[Options], ModelConfig]
     rows: Mapping[str, Row]
     prefix: str
-    buffers: re.Pattern[str]
+    buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches nothing
+    older: Mapping[str, str] = field(default_factory=dict)
+
+    def bare(self, name: str) -> str:
+        """One of their names as the table has it: without the prefix, and not as older files call it."""
+        name = name.removeprefix(self.prefix)
+        module, dot, rest = name.partition(".")
+        return self.older.get(module, module) + dot + rest
 
 
 def configure(options: Options) -> tuple[Family, ModelConfig]:
@@ -141,13 +148,57 @@ LLAMA = {
     "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
 }
 
+# A state-space layer of either generation, behind the name of its module.
+MIXER = {
+    "W_in": Row("in_proj.weight"),
+    "b_in": Row("in_proj.bias"),
+    "W_conv": Row("conv1d.weight", "channel 1 d_conv -> channel d_conv"),
+    "b_conv": Row("conv1d.bias"),
+    "A_log": Row("A_log"),
+    "D": Row("D"),
+    "W_out": Row("out_proj.weight"),
+    "b_out": Row("out_proj.bias"),
+}
+MIXER1 = MIXER | {"W_x": Row("x_proj.weight"), "W_dt": Row("dt_proj.weight"), "b_dt": Row("dt_proj.bias")}
+MIXER2 = MIXER | {"b_dt": Row("dt_bias"), "w_norm": Row("norm.weight")}
+
+
+def _mixer(rows: Mapping[str, Row], module: str) -> dict[str, Row]:
+    return {
+        f"blocks.{{l}}.mixer.{name}": Row(f"layers.{{l}}.{module}.{row.theirs}", row.pattern)
+        for name, row in rows.items()
+    }
+
+
+MAMBA_STACK = {
+    "embed.W_E": Row("embeddings.weight"),
+    "blocks.{l}.ln1.w": Row("layers.{l}.norm.weight"),
+    "ln_final.w": Row("norm_f.weight"),
+    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
+}
+MAMBA = MAMBA_STACK | _mixer(MIXER1, "mixer")
+MAMBA2 = MAMBA_STACK | _mixer(MIXER2, "mixer")
+BAMBA = {name: Row(row.theirs.replace(".mlp.", ".feed_forward."), row.pattern) for name, row in LLAMA.items()}
+BAMBA |= {
+    "blocks.{l}.ln2.w": Row("layers.{l}.pre_ff_layernorm.weight"),
+    "ln_final.w": Row("final_layernorm.weight"),
+    **_mixer(MIXER2, "mamba"),
+}
+
 _INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 FAMILIES = {
     "gpt2": Family(hf_config.gpt2, GPT2, "transformer.", re.compile(r"^h\.\d+\.attn\.(masked_)?bias$")),
     "gpt_neox": Family(
-        hf_config.gpt_neox, GPT_NEOX, "gpt_neox.", re.compile(rf"^layers\.\d+\.attention\.(masked_)?bias$|{_INV_FREQ}")
+        hf_config.gpt_neox,
+        GPT_NEOX,
+        "gpt_neox.",
+        re.compile(rf"^layers\.\d+\.attention\.(masked_)?bias$|{_INV_FREQ}"),
+        older={"embed_out": "lm_head"},
     ),
     "llama": Family(hf_config.llama, LLAMA, "model.", re.compile(_INV_FREQ)),
     "mistral": Family(hf_config.mistral, LLAMA, "model.", re.compile(_INV_FREQ)),
     "qwen2": Family(hf_config.qwen2, LLAMA, "model.", re.compile(_INV_FREQ)),
+    "mamba": Family(hf_mamba.mamba, MAMBA, "backbone.", older={"embedding": "embeddings"}),
+    "mamba2": Family(hf_mamba.mamba2, MAMBA2, "backbone.", older={"embedding": "embeddings"}),
+    "bamba": Family(hf_mamba.bamba, BAMBA, "model.", re.compile(_INV_FREQ)),
 }

@@ -46,7 +46,7 @@ def gpt2(options: Options) -> ModelConfig:
         use_attn_scale=options.get("scale_attn_weights", True),
         tie_word_embeddings=options.get("tie_word_embeddings", True),
         unembed_bias=False,
-        **_general(options),
+        **general(options),
     )
 
 
@@ -54,8 +54,8 @@ def gpt_neox(options: Options) -> ModelConfig:
     """GPT-NeoX and Pythia (Black et al. 2022, Biderman et al. 2023)."""
     bias = options.get("attention_bias", True)
     return ModelConfig(
-        **_sizes(options),
-        **_rotary(options, base=options.get("rotary_emb_base", 10000.0), fraction=options.get("rotary_pct", 0.25)),
+        **sizes(options),
+        **rotary(options, base=options.get("rotary_emb_base", 10000.0), fraction=options.get("rotary_pct", 0.25)),
         act_fn=_activation(options, "hidden_act", "gelu"),
         eps=options.get("layer_norm_eps", 1e-5),
         parallel_attn_mlp=options.get("use_parallel_residual", True),
@@ -63,7 +63,7 @@ def gpt_neox(options: Options) -> ModelConfig:
         attn_in_bias=bias,
         attn_out_bias=bias,
         unembed_bias=False,
-        **_general(options),
+        **general(options),
     )
 
 
@@ -90,8 +90,8 @@ def qwen2(options: Options) -> ModelConfig:
 
 def _llama_like(options: Options, *, attn_in_bias: bool, attn_out_bias: bool, mlp_bias: bool) -> ModelConfig:
     return ModelConfig(
-        **_sizes(options),
-        **_rotary(options, base=10000.0, fraction=1.0),
+        **sizes(options),
+        **rotary(options, base=10000.0, fraction=1.0),
         n_key_value_heads=options.get("num_key_value_heads"),
         act_fn=_activation(options, "hidden_act", "silu"),
         gated_mlp=True,
@@ -102,11 +102,12 @@ def _llama_like(options: Options, *, attn_in_bias: bool, attn_out_bias: bool, ml
         attn_out_bias=attn_out_bias,
         mlp_bias=mlp_bias,
         unembed_bias=False,
-        **_general(options),
+        **general(options),
     )
 
 
-def _sizes(options: Options) -> dict[str, Any]:
+def sizes(options: Options) -> dict[str, Any]:
+    """The sizes of a model with attention, in the names that most families have for them."""
     return {
         "n_layers": options["num_hidden_layers"],
         "d_model": options["hidden_size"],
@@ -118,7 +119,8 @@ def _sizes(options: Options) -> dict[str, Any]:
     }
 
 
-def _general(options: Options) -> dict[str, Any]:
+def general(options: Options) -> dict[str, Any]:
+    """What every family's configuration has: the spread of untrained weights, and the model's name."""
     name = options.get("_name_or_path") or options["model_type"]
     return {"initializer_range": options.get("initializer_range", 0.02), "model_name": name}
 
@@ -139,22 +141,22 @@ def _activation(options: Options, option: str, default: str) -> str:
     return ACTIVATIONS[name]
 
 
-def _rotary(options: Options, *, base: float, fraction: float) -> dict[str, Any]:
+def rotary(options: Options, *, base: float, fraction: float) -> dict[str, Any]:
     """Rotary fields from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4)."""
     rope: Options = options.get("rope_scaling") or options.get("rope_parameters") or {}
     if any(isinstance(value, dict) for value in rope.values()):
         raise ConfigError(f"rope_parameters for {', '.join(rope)} are not supported; only one set for all layers is")
     fraction = float(rope.get("partial_rotary_factor", options.get("partial_rotary_factor", fraction)))
-    if options["model_type"] != "gpt_neox" and fraction != 1.0:
+    if options["model_type"] not in ("gpt_neox", "bamba") and fraction != 1.0:
         raise ConfigError(
             f"partial_rotary_factor={fraction} is not supported in a {options['model_type']} model, only 1.0"
         )
-    sizes = _sizes(options)
+    found = sizes(options)
     return {
         "positional_embedding_type": "rotary",
-        "rotary_dim": int(sizes["d_head"] * fraction),
+        "rotary_dim": int(found["d_head"] * fraction),
         "rotary_base": float(rope.get("rope_theta", options.get("rope_theta", base))),
-        "rope_scaling": _rope_scaling(rope, sizes["n_ctx"]),
+        "rope_scaling": _rope_scaling(rope, found["n_ctx"]),
     }
 
 

@@ -123,7 +123,7 @@ def _checkpoint(
     options: Mapping[str, Any], tensors: Tensors, tokenizer: Tokenizer | None, source: Source
 ) -> Checkpoint:
     family, cfg = configure(options)
-    given = {_bare(name, family): name for name in tensors if not family.buffers.search(_bare(name, family))}
+    given = {family.bare(name): name for name in tensors if not family.buffers.search(family.bare(name))}
     tied = cfg.tie_word_embeddings and "lm_head.weight" in given
     if tied and not _same(tensors, given, family.rows["embed.W_E"].theirs):
         # As transformers does: two different tensors are no tied ones, whatever the configuration says.
@@ -137,11 +137,6 @@ def _checkpoint(
         raise WeightsError(f"the weights of {source.location} do not fit its config.json: {'; '.join(problems)}")
     pieces = {name: Piece(tensors, given[row.theirs], row, cfg) for name, row in rows.items()}
     return Checkpoint(cfg, pieces, tokenizer, source)
-
-
-def _bare(name: str, family: Family) -> str:
-    """Their name without the prefix of models with a head; GPT-NeoX's files have an older name for the head."""
-    return name.removeprefix(family.prefix).replace("embed_out.", "lm_head.")
 
 
 def _same(tensors: Tensors, given: Mapping[str, str], embedding: str) -> bool:

@@ -1,0 +1,134 @@
+"""Make docs/copying.md: run the code blocks of its template, save their figures, fill in the numbers.
+
+1. The blocks of page.md.jinja are run one after another. One that ends with a figure gives the picture behind it.
+2. Numbers in the text are looked up in what the blocks left behind.
+3. Other seeds are trained and cut in the same way.
+
+    python docs/copying/make.py
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from analyses import copying
+from interp.canvas import Figure
+from interp.recall import train
+
+HERE = Path(__file__).parent
+TEMPLATE = HERE / "page.md.jinja"
+PART = re.compile(r"```python\n(?P<code>.*?)```|!\[[^\]]*\]\(copying/(?P<picture>\w+)\.png\)", re.DOTALL)
+SEEDS = (0, 1, 2)
+DPI = 170
+
+
+def main() -> None:
+    """Write the page and its figures."""
+    start = time.process_time()
+    template = TEMPLATE.read_text(encoding="utf-8")
+    found = run_blocks(template)
+    frames = {0: found["frame"]}
+    for seed in SEEDS[1:]:
+        frames[seed] = copying.run({kind: train(kind, seed=seed) for kind in found["models"]}, seed=seed)
+    values = {**found, **looked_up(found["frame"]), "seeds": over_seeds(frames), "table": conditions(found["frame"])}
+    values["four_said"] = "\n".join(f"- {sentence}" for sentence in copying.findings(found["four"]))
+    values["minutes"] = f"{(time.process_time() - start) / 60:.0f}"
+    page = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(template)
+    (HERE.parent / "copying.md").write_text(page.render(values), encoding="utf-8")
+
+
+def run_blocks(template: str) -> dict[str, Any]:
+    """Run the code blocks in one namespace, save the figures that they end with, and return the namespace."""
+    space: dict[str, Any] = {}
+    shown: Any = None
+    for part in PART.finditer(template):
+        if part["picture"]:
+            assert isinstance(shown, Figure), f"no figure before {part['picture']}.png"
+            shown.savefig(HERE / f"{part['picture']}.png", dpi=DPI, metadata={"Software": None})
+            continue
+        body = ast.parse(part["code"]).body
+        last = body.pop() if isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), str(TEMPLATE), "exec"), space)
+        shown = eval(compile(ast.Expression(last.value), str(TEMPLATE), "eval"), space) if last else None
+    return space
+
+
+def looked_up(frame: pd.DataFrame) -> dict[str, Any]:
+    """What the text asks for, by name."""
+    slot = int(frame["slot"].iloc[0])
+    at = {"key": 2 * slot, "value": 2 * slot + 1, "query": copying.QUERY}
+    table = copying.summary(frame)
+    table = table[table["metric"] == "accuracy"]
+
+    def of(model: str, measure: str) -> pd.DataFrame:
+        return frame[(frame["model"] == model) & (frame["measure"] == measure)]
+
+    def right(model: str, condition: str, count: int | None = None) -> str:
+        rows = table[(table["model"] == model) & (table["condition"] == condition)]
+        rows = rows if count is None else rows[rows["count"] == count]
+        return f"{rows['value'].item():.0%}"
+
+    def effects(model: str, site: str, layer: int) -> pd.Series[float]:
+        rows = of(model, "patching")
+        return rows[(rows["site"] == site) & (rows["layer"] == layer)].groupby("pos")["effect"].mean()
+
+    def effect(model: str, site: str, layer: int, role: str) -> str:
+        return f"{effects(model, site, layer)[at[role]] + 0.0:.2f}"
+
+    def enters(layer: int) -> str:
+        rises = effects("mamba", "state", layer).diff()
+        return copying.offset(int(rises.idxmax()) - at["value"])
+
+    def share(model: str, layer: int, role: str) -> str:
+        rows = of(model, "looking")
+        return f"{rows[(rows['layer'] == layer) & (rows['key'] == at[role])]['value'].mean():.0%}"
+
+    needed = {model: copying.needed(of(model, "found")) for model in ("attention", "mamba")}
+
+    def where(model: str) -> str:
+        order = copying.ranked(of(model, "entry"))[: needed[model]]
+        return ", ".join(f"{copying.offset(key - at['value'])} in layer {layer}" for layer, key in order)
+
+    looks: dict[str, Any] = {"right": right, "effect": effect, "enters": enters, "share": share, "where": where}
+    return {**looks, "needed": needed, "gap": at["query"] - at["value"]}
+
+
+def conditions(frame: pd.DataFrame) -> str:
+    """What was cut, and the accuracy with its interval, as a table."""
+    table = copying.summary(frame)
+    table = table[table["metric"] == "accuracy"].assign(count=table["count"].fillna(-1))
+    lines = ["| model | cut | entries | right | 95% interval |", "|---|---|---:|---:|---|"]
+    for row in table.itertuples():
+        needed = copying.needed(frame[(frame["model"] == row.model) & (frame["measure"] == "found")])
+        if row.condition in (copying.STRONGEST, copying.RANDOM) and row.count not in (0, needed):
+            continue
+        cut = "nothing" if row.count == 0 else row.condition
+        count = "" if row.count < 0 else row.count
+        lines.append(f"| {row.model} | {cut} | {count} | {row.value:.0%} | {row.ci_low:.0%} to {row.ci_high:.0%} |")
+    return "\n".join(lines)
+
+
+def over_seeds(frames: dict[int, pd.DataFrame]) -> str:
+    """For each seed and model which entries are needed, and the accuracy with them, without them, without others."""
+    lines = [
+        "| seed | model | strongest entries | right | without them | without random ones |",
+        "|---:|---|---|---:|---:|---:|",
+    ]
+    for seed, frame in frames.items():
+        told = looked_up(frame)
+        for model in ("attention", "mamba"):
+            count = told["needed"][model]
+            shares = (told["right"](model, *cut) for cut in (("strongest", 0), ("strongest", count), ("random", count)))
+            lines.append(f"| {seed} | {model} | {told['where'](model)} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
