@@ -216,11 +216,10 @@ class MambaMixer(nn.Module, ABC):
         y, _ = self._read(s, pieces)
         if not self.hook_pattern:
             return y
-        own = {"conv": conv[0], "delta": s.delta[0], "B": s.B[0]}
-        whole = {name: packed.completed(known[name], value) for name, value in own.items()}  # [sequence, pos, ...]
-        C = packed.completed(torch.zeros_like(known["B"]), s.C[0])
-        pattern = self.full_pattern(whole["delta"], whole["B"], C).transpose(1, 2)  # [sequence, query, unit, key]
-        x = self.as_y(whole["conv"][..., : self.cfg.d_inner])
+        delta, B = (packed.completed(known[name], own[0]) for name, own in (("delta", s.delta), ("B", s.B)))
+        C = packed.completed(torch.zeros_like(known["B"]), s.C[0])  # [sequence, pos, ...], as delta and B
+        pattern = self.full_pattern(delta, B, C).transpose(1, 2)  # [sequence, query, unit, key]
+        x = packed.completed(self.as_y(known["conv"][..., : self.cfg.d_inner]), s.x[0])
         return self._by_pattern(
             y, s, pattern[packed.sequence, packed.position].transpose(0, 1)[None], x[packed.sequence]
         )

@@ -191,6 +191,19 @@ def test_every_site_in_one_sweep(kind: str) -> None:
     compare(model, pairs, variants, "corrupt", "clean")
 
 
+@pytest.mark.parametrize("kind", sorted(RECURRENT))
+def test_a_hidden_attention_is_formed_of_what_other_edits_left(kind: str) -> None:
+    model, pairs = make(kind), make_pairs((6, 4))
+    layer = next(at for at in range(model.cfg.n_layers) if model.cfg.mixer(at) != "attn")
+    entry = Edit("pattern", {"layer": layer, "query": -1, "key": 1}, "scale", 0.3)
+    variants = [
+        Variant([Edit(site, {"layer": layer, "pos": pos}, "scale", 0.5), entry], {"site": site, "pos": pos})
+        for site in ("in", "conv", "delta", "B", "C")
+        for pos in (0, 1, -1)
+    ]
+    compare(model, pairs, variants, "corrupt", "clean")
+
+
 def test_a_norm_in_one_layer_and_split_inputs_in_another_do_not_meet_in_a_chunk() -> None:
     model, pairs = make("llama_gqa"), make_pairs((6, 4))
     variants = [

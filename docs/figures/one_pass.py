@@ -123,7 +123,8 @@ def costs_of(model: HookedModel, pairs: PromptPairs) -> Costs:
 def operations(rows: Rows, costs: Costs) -> Any:
     """Floating-point operations of rows in the layers [layer, pos]."""
     keys = np.arange(1, costs.width + 1)
-    return rows.mixed * (costs.mix + keys * costs.look) + rows.written * costs.write
+    mix, look, write = (np.diff(of)[:, None] for of in (costs.mix, costs.look, costs.write))  # [layer, 1]
+    return rows.mixed * (mix + keys * look) + rows.written * write
 
 
 def whole(model: HookedModel, pairs: PromptPairs) -> Rows:
