@@ -194,7 +194,7 @@ def test_every_site_in_one_sweep(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(RECURRENT))
 def test_a_hidden_attention_is_formed_of_what_other_edits_left(kind: str) -> None:
     model, pairs = make(kind), make_pairs((6, 4))
-    layer = next(at for at in range(model.cfg.n_layers) if model.cfg.mixer(at) != "attn")
+    layer = next(at for at in range(model.cfg.n_layers) if model.cfg.mixer(at) in ("mamba", "mamba2"))
     entry = Edit("pattern", {"layer": layer, "query": -1, "key": 1}, "scale", 0.3)
     variants = [
         Variant([Edit(site, {"layer": layer, "pos": pos}, "scale", 0.5), entry], {"site": site, "pos": pos})
@@ -510,3 +510,13 @@ def test_what_is_equal_in_both_runs_is_not_run(monkeypatch: pytest.MonkeyPatch) 
         assert table.loc[(prompt, n), "value"] == table.loc[(prompt, n), "base_value"]
     for prompt, n in differs.nonzero().tolist():
         assert table.loc[(prompt, n), "value"] != table.loc[(prompt, n), "base_value"]
+
+
+@pytest.mark.parametrize("kind", sorted(RECURRENT))
+def test_blocks_of_short_prompts_know_nothing_of_later_starts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = make(kind), make_pairs((2, 9, 1))
+    monkeypatch.setitem(plans.ROWS, "cpu", 8)
+    variants = [Variant([Edit("resid_pre", {"layer": 1, "pos": -1})]), Variant([Edit("hook_embed", {"pos": "middle"})])]
+    plan = plan_sweep(model, pairs, variants)
+    assert len({chunk.prompts for chunk in plan.chunks}) == 3 and plan.starts == (1, 4, 8)
+    compare(model, pairs, variants, "corrupt", "clean")
