@@ -311,7 +311,7 @@ def report(
             f"What is lost without each {HEADS[name]}",
             f"{caption} Blue heads help, red heads work against the answer.",
             plot_single(maps[maps[name].notna()]),
-            single[single[name].notna()].dropna(axis="columns", how="all"),
+            single[single[name].notna()].drop(columns=[other for other in heads if other != name]),
         )
         for name in heads
     ]

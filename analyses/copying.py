@@ -168,7 +168,7 @@ def cumulative(model: GPT, pairs: PromptPairs, order: Sequence[Entry], *, progre
 
 
 def needed(found: pd.DataFrame) -> int:
-    """How many entries have to be cut until no more is right than by a guess among the prompt's values.
+    """How many entries have to be cut until not for sure more is right than by a guess among the prompt's values.
 
     Args:
         found: from `cumulative`.
@@ -176,9 +176,10 @@ def needed(found: pd.DataFrame) -> int:
     Returns:
         At least 1; `MOST` where even these do not do it.
     """
-    means = found.groupby("count")["value"].mean()
-    enough = [int(count) for count, right in means.items() if count and right <= 1 / PAIRS]
-    return min(enough, default=MOST)
+    table = stats.summarise(found, by="count")
+    least = table["ci_low"].fillna(table["value"])  # one prompt has no interval
+    enough = table[(least <= 1 / PAIRS) & (table["count"] > 0)]["count"]
+    return int(enough.min()) if len(enough) else MOST
 
 
 def strongest_unit(model: GPT, pairs: PromptPairs, entry: Entry) -> tuple[int, int]:
@@ -303,9 +304,9 @@ def plot_entries(frame: pd.DataFrame) -> Figure:
     part = frame[frame["measure"] == "entry"]
     lost = part.assign(value=(part["base_value"] - part["value"]) / part["base_value"])
     means = stats.summarise(lost, by=["model", "layer", "key"])
-    label = "logit difference lost"
+    label = "share of logit difference lost"
     return figures.heatmap(
-        means, x=_places("key", frame), y="layer", facet="model", columns=1, limit=1.0, label=label, annotate=3
+        means, x=_places("key", frame), y="layer", facet="model", columns=1, limit=1.0, label=label, annotate=2
     )
 
 

@@ -304,7 +304,7 @@ def _figure(frame: pd.DataFrame, kind: str, own: pd.DataFrame) -> FigureItem:
         f"Direct contribution of {which}",
         f"Blue {WORDS[kind]} write towards the right answer, red {WORDS[kind]} towards the wrong one.",
         plot_parts(frame, kind),
-        own.dropna(axis="columns", how="all"),
+        own.drop(columns=[name for name in WORDS if name in own and name != kind]),
     )
 
 

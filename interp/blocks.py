@@ -91,7 +91,7 @@ class Blocks:
         stored: dict[str, dict[str, Tensor]] = {}
         states: dict[str, Tensor] = {}
         seen: dict[str, Tensor] = {}
-        before = torch.tensor(self.plan.starts, device=pairs.mask.device) - 1
+        before = torch.tensor(self._starts(pairs), device=pairs.mask.device) - 1
 
         def keep(value: Tensor, hook: HookPoint) -> None:
             states[hook.name] = value.index_select(1, before)
@@ -165,6 +165,10 @@ class Blocks:
         names = ("in", *(("conv", "delta", "B") if formed else ()))
         return {name: f"{here}.mixer.hook_{name}" for name in names}
 
+    def _starts(self, pairs: PromptPairs) -> list[int]:
+        """Where rows may begin in these prompts, which are as wide as the longest of them."""
+        return [start for start in self.plan.starts if start < pairs.mask.shape[1]]
+
     def _state_names(self) -> list[str]:
         """The sites of the states that rows may begin from."""
         first = min(self.plan.joins, default=0) // 2
@@ -174,8 +178,9 @@ class Blocks:
     def prefix(self, block: Block, first: int) -> dict[int, Known]:
         """What mixers look back at in the base run, from a layer on."""
         found: dict[int, Known] = {}
+        starts = self._starts(block.pairs)
         slots = torch.zeros(block.pairs.mask.shape[1], dtype=torch.long)
-        slots[list(self.plan.starts)] = torch.arange(len(self.plan.starts))
+        slots[starts] = torch.arange(len(starts))
         for layer in range(first, self.model.cfg.n_layers):
             known = {short: block.stored["base"][name] for short, name in self._looked_back_at(layer).items()}
             states = block.states.get(f"blocks.{layer}.mixer.hook_state")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make
+from conftest import RECURRENT, make
 from test_passes import make_pairs
 
 from interp import plan as plans
@@ -63,6 +63,20 @@ def test_an_interrupted_sweep_goes_on_with_the_same_bytes(tmp_path: Path) -> Non
         assert len(list(out.glob("chunk-*.parquet"))) == count
         assert sweep(model, pairs, HEADS, out=out, progress=False).equals(whole)
         assert content(out) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_sweeps_of_state_space_layers_go_on_too(kind: str, tmp_path: Path) -> None:
+    model, pairs = make(kind), make_pairs((6, 4, 7, 5), shared=1)
+    sites = [name for name in model.hook_dict if "mixer" in name]
+    variants = [Variant([Edit(name)], {"name": name}) for name in sites]
+    whole = sweep(model, pairs, variants, out=tmp_path / "whole", progress=False)
+    with pytest.raises(SweepInterrupted):
+        sweep(
+            model, pairs, variants, out=tmp_path / "cut", progress=False, executor=stopping_after(4, KeyboardInterrupt)
+        )
+    assert sweep(model, pairs, variants, out=tmp_path / "cut", progress=False).equals(whole)
+    assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
 def test_a_finished_sweep_is_read_and_not_run(tmp_path: Path) -> None:
@@ -142,7 +156,7 @@ def test_damage_is_computed_again(tmp_path: Path) -> None:
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from conftest import make
+from conftest import RECURRENT, make
 from test_passes import make_pairs
 from interp import plan as plans
 from interp.edits import Edit, Variant

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ HERE = Path(__file__).parent
 TEMPLATE = HERE / "page.md.jinja"
 PART = re.compile(r"```python\n(?P<code>.*?)```|!\[[^\]]*\]\(copying/(?P<picture>\w+)\.png\)", re.DOTALL)
 SEEDS = (0, 1, 2)
-DPI = 170
+DPI, LINE = 170, 120
 
 
 def main() -> None:
@@ -41,7 +42,25 @@ def main() -> None:
     values["four_said"] = "\n".join(f"- {sentence}" for sentence in copying.findings(found["four"]))
     values["minutes"] = f"{(time.process_time() - start) / 60:.0f}"
     page = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(template)
-    (HERE.parent / "copying.md").write_text(page.render(values), encoding="utf-8")
+    (HERE.parent / "copying.md").write_text(filled(page.render(values)), encoding="utf-8")
+
+
+def filled(page: str) -> str:
+    """The page with its sentences in lines of equal length; code, tables and figures stay as they are."""
+    parts = re.split(r"(```python\n.*?```)", page, flags=re.DOTALL)
+    return "".join(part if part.startswith("```") else _filled(part) for part in parts)
+
+
+def _filled(text: str) -> str:
+    paragraphs = re.split(r"(\n\n+)", text)
+    for at, paragraph in enumerate(paragraphs):
+        if paragraph.startswith("- "):
+            items = (textwrap.fill(item, LINE, subsequent_indent="  ") for item in paragraph.split("\n"))
+            paragraphs[at] = "\n".join(items)
+        elif paragraph.strip() and paragraph[0] not in "#|! \n":
+            end = "\n" if paragraph.endswith("\n") else ""
+            paragraphs[at] = textwrap.fill(" ".join(paragraph.split()), LINE, break_on_hyphens=False) + end
+    return "".join(paragraphs)
 
 
 def run_blocks(template: str) -> dict[str, Any]:
@@ -80,7 +99,7 @@ def looked_up(frame: pd.DataFrame) -> dict[str, Any]:
         return rows[(rows["site"] == site) & (rows["layer"] == layer)].groupby("pos")["effect"].mean()
 
     def effect(model: str, site: str, layer: int, role: str) -> str:
-        return f"{effects(model, site, layer)[at[role]] + 0.0:.2f}"
+        return f"{round(effects(model, site, layer)[at[role]], 2) + 0.0:.2f}"
 
     def enters(layer: int) -> str:
         rises = effects("mamba", "state", layer).diff()
@@ -96,7 +115,18 @@ def looked_up(frame: pd.DataFrame) -> dict[str, Any]:
         order = copying.ranked(of(model, "entry"))[: needed[model]]
         return ", ".join(f"{copying.offset(key - at['value'])} in layer {layer}" for layer, key in order)
 
-    looks: dict[str, Any] = {"right": right, "effect": effect, "enters": enters, "share": share, "where": where}
+    def places(model: str) -> str:
+        order = copying.ranked(of(model, "entry"))[: needed[model]]
+        return ", ".join(f"L{layer} {key - at['value']:+d}" for layer, key in order)
+
+    looks: dict[str, Any] = {
+        "places": places,
+        "right": right,
+        "effect": effect,
+        "enters": enters,
+        "share": share,
+        "where": where,
+    }
     return {**looks, "needed": needed, "gap": at["query"] - at["value"]}
 
 
@@ -126,7 +156,7 @@ def over_seeds(frames: dict[int, pd.DataFrame]) -> str:
         for model in ("attention", "mamba"):
             count = told["needed"][model]
             shares = (told["right"](model, *cut) for cut in (("strongest", 0), ("strongest", count), ("random", count)))
-            lines.append(f"| {seed} | {model} | {told['where'](model)} | {' | '.join(shares)} |")
+            lines.append(f"| {seed} | {model} | {told['places'](model)} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 

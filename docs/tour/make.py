@@ -1,8 +1,9 @@
 """Draw the figures of docs/tour.md: what a small Mamba does with one prompt, and print the numbers that it quotes.
 
-1. Train the two-layer Mamba of `analyses.copying`, which answers a key with the value that followed it.
-2. Run one prompt and read delta, B, C, the states and the hidden attention from the cache.
-3. Draw each; those of many channels are shown for the channels that matter, or as means over all.
+1. Train the two-layer Mamba of docs/copying.md, which answers a key with the value that followed it.
+2. Find the layer whose state carries the answer just before the key is asked for, by patching it.
+3. Run one prompt, read delta, B, C, the states and the hidden attention of that layer from the cache, and draw each;
+   of many channels those that matter are shown.
 
     python docs/tour/make.py
 """
@@ -16,15 +17,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analyses import copying
 from interp import figures
 from interp.cache import ActivationCache
-from interp.canvas import save
+from interp.canvas import Figure
+from interp.edits import Edit, Variant
 from interp.gpt import GPT
+from interp.prompts import PromptPairs
+from interp.recall import prompts, train
 from interp.scales import Axis
+from interp.sweep import sweep
 
 HERE = Path(__file__).parent
-CHANNELS = 24
+CHANNELS, DPI = 24, 150
 
 
 def main() -> None:
@@ -32,27 +36,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of weights, training and the prompt (default: 0)")
     seed = parser.parse_args().seed
-    model = copying.train("mamba", seed=seed)
-    pairs = copying.prompts(1, seed=seed)
+    model = train("mamba", seed=seed)
+    layer = _layer_of_the_answer(model, prompts(32, seed=seed))
+    pairs = prompts(1, seed=seed)
     logits, cache = model.run_with_cache(pairs.clean)
-    tokens = [f"{at}: {token}" for at, token in enumerate(pairs.str_tokens[0])]
-    print(f"{pairs.clean_texts[0]} -> {pairs.str_tokens[0][pairs.roles[0]['value']]}")
-    print(f"answer's probability {float(logits[0, -1].softmax(-1)[pairs.answers[0, 0]]):.3f}")
-    layer = _layer_of_the_answer(model, cache, pairs.roles[0])
-    print(f"layer {layer} reads the pair from its state")
-    _picture("delta", _delta(cache, model, layer), tokens, "channel", "step size delta")
-    _picture("b_and_c", _selection(cache, layer), tokens, "d_state", "value")
-    _picture("state", _state(cache, layer, pairs.roles[0]), tokens, "d_state", "state")
-    _hidden_attention(cache, model, list(pairs.str_tokens[0]))
+    tokens, roles = list(pairs.str_tokens[0]), pairs.roles[0]
+    print(
+        f"{' '.join(tokens)} -> {tokens[roles['value']]}, p {float(logits[0, -1].softmax(-1)[pairs.answers[0, 0]]):.3f}"
+    )
+    print(f"the key asked for is at {roles['key']}, its value at {roles['value']}")
+    _picture("delta", _delta(cache, layer), pairs, "channel", "step size delta")
+    _picture("b_and_c", _selection(cache, layer), pairs, "d_state", "value")
+    _picture("state", _state(cache, layer, roles), pairs, "d_state", "state")
+    _hidden_attention(cache, model, pairs)
 
 
-def _layer_of_the_answer(model: GPT, cache: ActivationCache, roles: dict[str, int]) -> int:
-    """The layer in whose hidden attention the query has the largest share of what it reads from the pair."""
-    shares = []
-    for layer in range(model.cfg.n_layers):
-        row = cache["pattern", layer][0, :, roles["query"]].abs().mean(0)  # [key]
-        shares.append(float(row[roles["key"] : roles["value"] + 3].sum() / row.sum()))
-    return shares.index(max(shares))
+def _layer_of_the_answer(model: GPT, pairs: PromptPairs) -> int:
+    """The layer in which patching the state before the query brings back most of the answer."""
+    query = pairs.roles[0]["query"]
+    each = [
+        Variant([Edit("state", {"layer": layer, "pos": query - 1})], {"layer": layer})
+        for layer in range(model.cfg.n_layers)
+    ]
+    effects = sweep(model, pairs, each, "logit_diff", progress=False).groupby("layer")["effect"].mean()
+    print(f"effect of the state before the query: {effects.round(2).to_dict()}")
+    return int(effects.idxmax())
 
 
 def _long(values: Tensor, axis: str) -> pd.DataFrame:
@@ -61,7 +69,7 @@ def _long(values: Tensor, axis: str) -> pd.DataFrame:
     return table.rename_axis("pos").reset_index()
 
 
-def _delta(cache: ActivationCache, model: GPT, layer: int) -> pd.DataFrame:
+def _delta(cache: ActivationCache, layer: int) -> pd.DataFrame:
     """Step sizes of the channels whose step sizes differ most from position to position."""
     delta = cache["delta", layer][0]  # [pos, channel]
     chosen = delta.std(0).topk(CHANNELS).indices
@@ -75,7 +83,7 @@ def _selection(cache: ActivationCache, layer: int) -> pd.DataFrame:
 
 def _state(cache: ActivationCache, layer: int, roles: dict[str, int]) -> pd.DataFrame:
     """The states of the three channels that give the query most of what they hold of the pair."""
-    read = cache["pattern", layer][0, :, roles["query"], roles["key"] : roles["value"] + 3].abs().amax(-1)  # [channel]
+    read = cache["pattern", layer][0, :, roles["query"], roles["key"] : roles["value"] + 4].abs().amax(-1)  # [channel]
     parts = [
         _long(cache["state", layer][0, :, channel], "d_state").assign(channel=f"channel {channel}")
         for channel in read.topk(3).indices.tolist()
@@ -83,33 +91,41 @@ def _state(cache: ActivationCache, layer: int, roles: dict[str, int]) -> pd.Data
     return pd.concat(parts, ignore_index=True)
 
 
-def _picture(stem: str, frame: pd.DataFrame, tokens: list[str], down: str, label: str) -> None:
+def _picture(stem: str, frame: pd.DataFrame, pairs: PromptPairs, down: str, label: str) -> None:
     facet = next((name for name in ("what", "channel") if name in frame and name != down), None)
     titles = {"d_state": "number of the state", "channel": "channel"}
     figure = figures.heatmap(
         frame,
-        x=Axis("pos", title="position", labels=dict(enumerate(tokens))),
+        x=Axis("pos", title="position", labels=pairs.labels(0)),
         y=Axis(down, title=titles[down]),
         facet=facet,
         diverging=stem != "delta",
         label=label,
     )
-    save(figure, frame, HERE / stem)
+    _saved(figure, stem)
 
 
-def _hidden_attention(cache: ActivationCache, model: GPT, tokens: list[str]) -> None:
+def _hidden_attention(cache: ActivationCache, model: GPT, pairs: PromptPairs) -> None:
     """Magnitudes of the hidden attention, without its diagonal; every row divided by its sum, mean over channels."""
     parts = []
     for layer in range(model.cfg.n_layers):
         pattern = cache["pattern", layer][0].abs()  # [channel, query, key]
         pattern = pattern * (1 - torch.eye(pattern.shape[-1]))
         mean = (pattern / pattern.sum(-1, keepdim=True).clamp(min=1e-9)).mean(0)
-        parts.append(_long(mean, "key").rename(columns={"pos": "query"}).assign(layer=f"layer {layer}"))
+        parts.append(_long(mean, "key").rename(columns={"pos": "query"}).assign(layer=layer))
     frame = pd.concat(parts, ignore_index=True)
     figure = figures.attention(
-        frame, tokens=tokens, facet="layer", limit=float(frame["value"].max()), label="share of what a position reads"
+        frame,
+        tokens=pairs.labels(0),
+        facet="layer",
+        limit=float(frame["value"].max()),
+        label="share of what a position reads",
     )
-    save(figure, frame, HERE / "hidden_attention")
+    _saved(figure, "hidden_attention")
+
+
+def _saved(figure: Figure, stem: str) -> None:
+    figure.savefig(HERE / f"{stem}.png", dpi=DPI, metadata={"Software": None})
 
 
 if __name__ == "__main__":
