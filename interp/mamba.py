@@ -47,10 +47,12 @@ from interp.packed import Packed, Piece, at_rows, joined
 from interp.scan import (
     dual_pattern,
     dual_read,
+    dual_rows,
     dual_scan,
     dual_states,
     selective_pattern,
     selective_read,
+    selective_rows,
     selective_scan,
     selective_states,
 )
@@ -91,6 +93,7 @@ class MambaMixer(nn.Module, ABC):
     states: Callable[..., Tensor]
     read: Callable[[Tensor, Tensor], Tensor]
     pattern: Callable[..., Tensor]
+    rows: Callable[..., Tensor]
 
     def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint], parts: Mapping[str, int]) -> None:
         super().__init__()
@@ -217,12 +220,11 @@ class MambaMixer(nn.Module, ABC):
         if not self.hook_pattern:
             return y
         delta, B = (packed.completed(known[name], own[0]) for name, own in (("delta", s.delta), ("B", s.B)))
-        C = packed.completed(torch.zeros_like(known["B"]), s.C[0])  # [sequence, pos, ...], as delta and B
-        pattern = self.full_pattern(delta, B, C).transpose(1, 2)  # [sequence, query, unit, key]
-        x = packed.completed(self.as_y(known["conv"][..., : self.cfg.d_inner]), s.x[0])
-        return self._by_pattern(
-            y, s, pattern[packed.sequence, packed.position].transpose(0, 1)[None], x[packed.sequence]
-        )
+        x = packed.completed(self.as_y(known["conv"][..., : self.cfg.d_inner]), s.x[0])  # [sequence, pos, ...]
+        of, query = packed.sequence, packed.position
+        rows = self.rows(delta[of], self.A, B[of], s.C[0], query)  # [row, unit, key]
+        rows = rows + F.one_hot(query, rows.shape[-1])[:, None] * self.D[:, None].to(rows)
+        return self._by_pattern(y, s, rows.transpose(0, 1)[None], x[of])
 
     def _selected(self, conv: Tensor, dt: Tensor | None, real: Tensor | None) -> Selected:
         s = self.select(conv, dt)
@@ -317,6 +319,7 @@ class Mamba1(MambaMixer):
     states = staticmethod(selective_states)
     read = staticmethod(selective_read)
     pattern = staticmethod(selective_pattern)
+    rows = staticmethod(selective_rows)
 
     def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint]) -> None:
         assert cfg.d_inner is not None and cfg.d_state is not None and cfg.dt_rank is not None
@@ -362,6 +365,7 @@ class Mamba2(MambaMixer):
     states = staticmethod(dual_states)
     read = staticmethod(dual_read)
     pattern = staticmethod(dual_pattern)
+    rows = staticmethod(dual_rows)
 
     def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint]) -> None:
         assert cfg.d_inner is not None and cfg.d_state is not None

@@ -92,6 +92,25 @@ def selective_pattern(delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     return pattern * steps[:, :, None]
 
 
+def selective_rows(delta: Tensor, A: Tensor, B: Tensor, C: Tensor, query: Tensor) -> Tensor:
+    """Single rows of `selective_pattern`, each of a sequence of its own.  # [row, channel, key]
+
+    Args:
+        delta: of the row's sequence [row, key, channel].
+        A: [channel, d_state].
+        B: of the row's sequence [row, key, d_state].
+        C: at the row's own position [row, d_state].
+        query: that position [row].
+    """
+    delta, A, B, C = _widened(delta, A, B, C)
+    steps, seen = _until(delta, query)
+    between, alike = _suffixes(steps), B * C[:, None]
+    pattern = torch.zeros_like(between)
+    for decay, weight in zip((A * LOG2_E).unbind(1), (alike * seen[..., None]).unbind(2), strict=True):
+        pattern.addcmul_(torch.exp2(between * decay), weight[..., None])
+    return (pattern * delta).mT
+
+
 def dual_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -155,6 +174,35 @@ def dual_pattern(delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     """
     delta, A, B, C = _widened(delta, A, B, C)
     return _weights(_between((delta * A).mT), B, C) * delta.mT[:, :, None]
+
+
+def dual_rows(delta: Tensor, A: Tensor, B: Tensor, C: Tensor, query: Tensor) -> Tensor:
+    """Single rows of `dual_pattern`, each of a sequence of its own.  # [row, ssm_head, key]
+
+    Args:
+        delta: of the row's sequence [row, key, ssm_head].
+        A: [ssm_head].
+        B: of the row's sequence [row, key, ssm_group, d_state].
+        C: at the row's own position [row, ssm_group, d_state].
+        query: that position [row].
+    """
+    delta, A, B, C = _widened(delta, A, B, C)
+    steps, seen = _until(delta, query)
+    alike = einsum(B, C, "row key group d_state, row group d_state -> row key group") * seen[..., None]
+    alike = repeat(alike, "row key group -> row key (group head)", head=A.shape[0] // B.shape[2])
+    return (torch.exp(_suffixes(steps) * A) * alike * delta).mT
+
+
+def _until(steps: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """[row, key, ...] up to each row's own position, and which keys these are [row, key]."""
+    seen = torch.arange(steps.shape[1], device=steps.device) <= query[:, None]
+    return steps * seen[..., None], seen.to(steps.dtype)
+
+
+def _suffixes(steps: Tensor) -> Tensor:
+    """Sums of [row, key, ...] behind each key."""
+    behind = steps.flip(1).cumsum(1).flip(1)[:, 1:]
+    return torch.cat((behind, torch.zeros_like(steps[:, :1])), dim=1)
 
 
 def _chunk(u: Tensor, decay: Tensor, B: Tensor, C: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:

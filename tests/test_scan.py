@@ -25,6 +25,7 @@ class Family:
     states: Callable[..., Tensor]
     read: Callable[..., Tensor]
     pattern: Callable[..., Tensor]
+    rows: Callable[..., Tensor]
     loop: Callable[..., tuple[Tensor, Tensor]]
     draw: Callable[..., dict[str, Tensor]]
     mix: str
@@ -85,6 +86,7 @@ SELECTIVE = Family(
     scan.selective_states,
     scan.selective_read,
     scan.selective_pattern,
+    scan.selective_rows,
     selective_loop,
     selective_inputs,
     "batch channel query key, batch key channel -> batch query channel",
@@ -94,6 +96,7 @@ DUAL = Family(
     scan.dual_states,
     scan.dual_read,
     scan.dual_pattern,
+    scan.dual_rows,
     dual_loop,
     dual_inputs,
     "batch head query key, batch key head d -> batch query head d",
@@ -147,6 +150,15 @@ def test_every_form_is_the_recurrence(mamba: Family, zero: bool, **sizes: int) -
     found_states = states_of(mamba, given_parts)
     assert near(found_states, states) and near(mamba.read(found_states, parts["C"]), y)
     assert all(zero or torch.equal(parts[name], before[name]) for name in parts)  # inputs stay as they were
+
+
+@families
+def test_single_rows_are_those_of_the_whole_pattern(mamba: Family) -> None:
+    parts = mamba.draw(batch=3, pos=6)
+    of, query = torch.tensor([2, 0, 0, 1, 2]), torch.tensor([0, 5, 3, 2, 5])
+    rows = mamba.rows(parts["delta"][of], parts["A"], parts["B"][of], parts["C"][of, query], query)
+    assert near(rows, pattern_of(mamba, parts)[of, :, query])
+    assert not rows[0, :, 1:].any()  # no row reads a later key
 
 
 @families
