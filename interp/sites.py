@@ -154,6 +154,7 @@ BY_TEMPLATE = {site.template: site for site in SITES}
 
 # What a layer may be made of.
 PARTS = {"attn": "attention", "mixer": "state-space mixer", "mlp": "MLP"}
+ARTICLES = {"attn": "", "mixer": "a ", "mlp": "an "}
 
 # TransformerLens's other words for the same sites.
 ALIASES = {
@@ -254,7 +255,7 @@ def unknown_site(name: str, names: Iterable[str]) -> UnknownName:
     """An error for a site that a model does not have; where a layer is made otherwise it says what that one has.
 
     >>> print(unknown_site("blocks.0.attn.hook_z", ["blocks.0.mixer.hook_y", "blocks.0.mixer.hook_out"]))
-    no site matches 'blocks.0.attn.hook_z': layer 0 has no attention, but state-space mixer with the sites y, out
+    no site matches 'blocks.0.attn.hook_z': layer 0 has no attention, but a state-space mixer with the sites y, out
     """
     names = list(names)
     found = re.match(r"blocks\.(\d+|\*)\.(.*)", name)
@@ -267,7 +268,7 @@ def unknown_site(name: str, names: Iterable[str]) -> UnknownName:
     missing = "mlp" if "mlp" in name else "mixer" if "mixer" in name else "attn" if site.mixers == ATTN else None
     if missing is None or missing in there or not there:
         return unknown("site", name, names)
-    has = ", and ".join(f"{PARTS[part]} with the sites {', '.join(own)}" for part, own in there.items())
+    has = ", and ".join(f"{ARTICLES[part]}{PARTS[part]} with the sites {', '.join(own)}" for part, own in there.items())
     who = "this model" if found[1] == "*" else f"layer {found[1]}"
     return UnknownName(f"no site matches {name!r}: {who} has no {PARTS[missing]}, but {has}")
 

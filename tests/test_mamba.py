@@ -436,7 +436,7 @@ def test_a_state_of_the_wrong_shape_is_refused(tokens: Tensor) -> None:
 def test_a_site_that_a_layer_lacks_is_answered_with_those_it_has(kind: str, ask: Any, tokens: Tensor) -> None:
     model = make(kind)
     _, cache = model.run_with_cache(tokens)
-    with pytest.raises(UnknownName, match=r"layer 0 has no attention, but state-space mixer with the sites in, conv, "):
+    with pytest.raises(UnknownName, match=r"layer 0 has no attention, but a state-space mixer with the sites in, conv, "):
         ask(model, cache, tokens)
 
 
@@ -445,12 +445,12 @@ def test_other_parts_that_a_layer_lacks_are_answered_too(tokens: Tensor) -> None
     _, cache = model.run_with_cache(tokens)
     for key, says in {
         ("y", 2): "layer 2 has no state-space mixer, but attention with the sites q, k, v, ",
-        ("z", 0): "layer 0 has no attention, but MLP with the sites pre, post",
-        ("post", 1): "layer 1 has no MLP, but state-space mixer with the sites in, ",
+        ("z", 0): "layer 0 has no attention, but an MLP with the sites pre, post",
+        ("post", 1): "layer 1 has no MLP, but a state-space mixer with the sites in, ",
     }.items():
         with pytest.raises(UnknownName, match=says):
             cache[key]
-    with pytest.raises(UnknownName, match="this model has no attention, but state-space mixer"):
+    with pytest.raises(UnknownName, match="this model has no attention, but a state-space mixer"):
         make("mamba").run_with_cache(tokens, names_filter="*hook_z")
     with pytest.raises(UnknownName, match=r"its full name is 'blocks\.\*\.mixer\.hook_pattern'"):
         make("mamba").run_with_cache(tokens, names_filter="pattern")
