@@ -14,7 +14,6 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from interp import figures
@@ -22,6 +21,7 @@ from interp.cache import ActivationCache
 from interp.canvas import Figure
 from interp.edits import Edit, Variant
 from interp.gpt import GPT
+from interp.hidden_attention import mixer_of, together
 from interp.prompts import PromptPairs
 from interp.recall import prompts, train
 from interp.scales import Axis
@@ -106,21 +106,13 @@ def _picture(stem: str, frame: pd.DataFrame, pairs: PromptPairs, down: str, labe
 
 
 def _hidden_attention(cache: ActivationCache, model: GPT, pairs: PromptPairs) -> None:
-    """Magnitudes of the hidden attention, without its diagonal; every row divided by its sum, mean over channels."""
+    """What each position reads, as shares of the mean magnitude over channels, without D."""
     parts = []
     for layer in range(model.cfg.n_layers):
-        pattern = cache["pattern", layer][0].abs()  # [channel, query, key]
-        pattern = pattern * (1 - torch.eye(pattern.shape[-1]))
-        mean = (pattern / pattern.sum(-1, keepdim=True).clamp(min=1e-9)).mean(0)
-        parts.append(_long(mean, "key").rename(columns={"pos": "query"}).assign(layer=layer))
+        share = together(cache["pattern", layer], mixer_of(model, layer).D)[0]
+        parts.append(_long(share, "key").rename(columns={"pos": "query"}).assign(layer=layer))
     frame = pd.concat(parts, ignore_index=True)
-    figure = figures.attention(
-        frame,
-        tokens=pairs.labels(0),
-        facet="layer",
-        limit=float(frame["value"].max()),
-        label="share of what a position reads",
-    )
+    figure = figures.attention(frame, tokens=pairs.labels(0), facet="layer", label="share of what a position reads")
     _saved(figure, "hidden_attention")
 
 
