@@ -13,7 +13,7 @@ Attention of Mamba Models", section 3).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -175,15 +175,21 @@ def plot(frame: pd.DataFrame) -> Figure:
     return figures.attention(first, tokens=tokens, facet="component", label=label, limit=limit)
 
 
-def describe(table: pd.DataFrame, name: str, last: str) -> str:
-    """What a head does, from the links between roles: where the last position looks, or else its strongest link."""
-    own = table[(_names(table) == name) & (table["query_role"] != table["key_role"])]
-    strong = own[own["value"] >= LEAST_LINK]
-    if strong.empty:
-        return f"{name} looks from no role to another with more than {LEAST_LINK} on average"
-    from_last = strong[strong["query_role"] == last]
-    link = (from_last if len(from_last) else strong).iloc[0]
-    return f"{name} looks from {link['query_role']} to {link['key_role']} ({link['value']:.2f})"
+def describe(table: pd.DataFrame, names: Iterable[str], last: str) -> str:
+    """From the links between roles: where the last position looks in each head, or else its strongest link."""
+    told, idle = [], []
+    for name in names:
+        own = table[(_names(table) == name) & (table["query_role"] != table["key_role"])]
+        strong = own[own["value"] >= LEAST_LINK]
+        if strong.empty:
+            idle.append(name)
+            continue
+        from_last = strong[strong["query_role"] == last]
+        link = (from_last if len(from_last) else strong).iloc[0]
+        told.append(f"{name} looks from {link['query_role']} to {link['key_role']} ({link['value']:.2f})")
+    if idle:
+        told.append(f"no role looks at another with more than {LEAST_LINK} on average in {', '.join(idle)}")
+    return "; ".join(told)
 
 
 def report(
@@ -201,7 +207,7 @@ def report(
         if part.empty:
             continue
         table = summary(part)
-        told = "; ".join(describe(table, name, last) for name in dict.fromkeys(_names(part)))
+        told = describe(table, dict.fromkeys(_names(part)), last)
         text.append(f"Mean {what} over prompts between the roles of the prompt: {told}.")
         items.append(_figure(part))
         tables.append(("Links between roles" + f" by {what}" * bool(hidden.any()), table.head(12)))

@@ -181,6 +181,16 @@ def test_attention_of_every_query_sums_to_one(kind: str) -> None:
     attention_patterns.plot(frame).canvas.draw()
 
 
+def test_heads_without_a_link_between_roles_are_named_together() -> None:
+    rows = [("END", "S", 0.6, 0), ("END", "END", 0.4, 0), ("END", "S", 0.1, 1), ("S", "S", 0.9, 2), ("S", "IO", 0.3, 3)]
+    table = pd.DataFrame(rows, columns=["query_role", "key_role", "value", "head"]).assign(layer=1)
+    told = attention_patterns.describe(table, [f"L1H{head}" for head in (2, 0, 3, 1)], "END")
+    assert told == (
+        "L1H0 looks from END to S (0.60); L1H3 looks from S to IO (0.30); "
+        "no role looks at another with more than 0.2 on average in L1H2, L1H1"
+    )
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
