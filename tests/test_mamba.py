@@ -436,7 +436,7 @@ def test_a_state_of_the_wrong_shape_is_refused(tokens: Tensor) -> None:
 def test_a_site_that_a_layer_lacks_is_answered_with_those_it_has(kind: str, ask: Any, tokens: Tensor) -> None:
     model = make(kind)
     _, cache = model.run_with_cache(tokens)
-    with pytest.raises(UnknownName, match=r"layer 0 has no attention, but a state-space mixer with the sites in, conv, "):
+    with pytest.raises(UnknownName, match=r"layer 0 has no attention, but a state-space mixer with the sites in, "):
         ask(model, cache, tokens)
 
 
