@@ -262,9 +262,12 @@ def told(table: pd.DataFrame, what: str = "cells") -> str:
     listed = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
     said = f", estimates {listed}." if parts else " nothing can be said."
     most, drawn = at.loc["missed", "ci_high"], int(at.loc["missed", "n"])
+    missed = f"At most {int(most):,} large {what} were missed (95% bound, from {drawn} drawn at random)"
+    if at.loc["missed", "value"] == 0 and not drawn:
+        missed = f"No other {what} are left"
     return (
-        f"Against the exact effects of {n} {what}{said} At most {int(most):,} large {what} were missed (95% bound, "
-        f"from {drawn} drawn at random); large is a tenth of the largest effect that was measured."
+        f"Against the exact effects of {n} {what}{said} {missed}; large is a tenth of the largest effect that was "
+        "measured."
     )
 
 

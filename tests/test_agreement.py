@@ -100,6 +100,8 @@ def test_little_or_nothing_to_compare_is_said_and_raises_nothing(cells: int, pro
     found = agreement(table(exact, exact, ["top"] * cells), "cell", n_cells=cells + 2)
     text = told(found, "heads")
     assert "nan" not in text and "At most 2 large heads were missed" in text
+    every = told(agreement(table(exact, exact, ["top"] * cells), "cell", n_cells=cells), "heads")
+    assert "nan" not in every and "No other heads are left; large is" in every
     correlation = found.set_index("quantity").loc["correlation", "value"]
     assert math.isnan(correlation) == (cells == 1 or scale == 0)
 
