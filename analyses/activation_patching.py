@@ -33,6 +33,7 @@ from interp.granularity import (
     AXES,
     PLACES,
     TOLD,
+    UNITS,
     asked,
     by_position,
     cell_columns,
@@ -47,6 +48,7 @@ from interp.pairing import DIRECTIONS
 from interp.plan import Plan
 from interp.prompts import PromptPairs
 from interp.scales import Axis
+from interp.sites import part_name
 from interp.sweep import Executor, plan_sweep, sweep
 from interp.ui.page import FigureItem, Section
 
@@ -63,7 +65,6 @@ HEADS = {
     "ssm_group": "state-space group",
     "channel": "channel",
 }
-NAMES = {"head": "L{}H{}", "kv_head": "L{}KV{}", "ssm_head": "L{}S{}", "ssm_group": "L{}G{}", "channel": "L{}C{}"}
 PARTS: dict[str, tuple[str, str | None, str]] = {
     "attn": ("z", "head", "head"),
     "mamba2": ("gated", "ssm_head", "state-space head"),
@@ -226,12 +227,12 @@ def _by_head(table: pd.DataFrame) -> pd.DataFrame:
         if group > 1:
             rows["site"] += " (by key-value head)"
         table = pd.concat([table[~shared], rows]).sort_index(kind="stable").drop(columns="kv_head")
-    units = [name for name in NAMES if name in table]
+    units = [name for name in UNITS if name in table]
     table["unit"] = [f"layer {layer}" for layer in table["layer"]]
     for name in units:
         own = table[name].notna()
         pairs = zip(table.loc[own, "layer"], table.loc[own, name], strict=True)
-        table.loc[own, "unit"] = [NAMES[name].format(layer, int(at)) for layer, at in pairs]
+        table.loc[own, "unit"] = [part_name(layer, name, int(at)) for layer, at in pairs]
     if {"head", "ssm_head"} <= set(table):
         table = table.assign(head=table["head"].fillna(table["ssm_head"])).drop(columns="ssm_head")
     whole = [name for name in units if name in table and table[name].notna().all()]
@@ -328,8 +329,8 @@ def _figure(kind: str, frame: pd.DataFrame, n: int) -> FigureItem:
 
 def _unit(row: pd.Series[Any]) -> str:
     """The name of the head, or of the whole layer, that a row is about."""
-    own = [name for name in NAMES if name in row and row[name] == row[name]]
-    return NAMES[own[0]].format(row["layer"], int(row[own[0]])) if own else f"that of layer {row['layer']}"
+    own = [name for name in UNITS if name in row and row[name] == row[name]]
+    return part_name(row["layer"], own[0], int(row[own[0]])) if own else f"that of layer {row['layer']}"
 
 
 def _in_words(sites: Sequence[str]) -> str:

@@ -28,6 +28,7 @@ from interp.graph import parse_head
 from interp.hidden_attention import mixer_of, patterns, shares, sources, together
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
+from interp.sites import part_name
 from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
@@ -227,12 +228,12 @@ def _strongest(model: HookedModel, results: Mapping[str, pd.DataFrame]) -> list[
         return None
     cells = results["activation_patching"]
     names = []
-    for column, name in (("head", "L{}H{}"), ("ssm_head", "L{}S{}")):
+    for column in ("head", "ssm_head"):
         if column in cells:
             means = cells.dropna(subset=[column]).groupby(["layer", column])["effect"].mean().abs()
             best = means.sort_values(ascending=False).index[:MOST_HEADS]
-            names += [name.format(int(layer), int(at)) for layer, at in best]
-    plain = [layer for layer in range(model.cfg.n_layers) if model.cfg.mixer(layer) == "mamba"]
+            names += [part_name(int(layer), column, int(at)) for layer, at in best]
+    plain = model.cfg.layers_with("mamba")
     whole = cells[(cells["site"] == "out") & cells["role"].isna() & cells["layer"].isin(plain)]
     means = whole.groupby("layer")["effect"].mean().abs().sort_values(ascending=False)
     names += [f"mixer {layer}" for layer in means.index[: MOST_HEADS - MOST_CHANNELS]]

@@ -31,14 +31,25 @@ from interp.edits import Variant
 from interp.errors import InterpError, unknown
 from interp.gpt import GPT
 from interp.gradients import AnyMetric, run_values
-from interp.granularity import AXES, PLACES, asked, by_position, cell_columns, cut_by, described, effect_label, variants
+from interp.granularity import (
+    AXES,
+    PLACES,
+    UNITS,
+    asked,
+    by_position,
+    cell_columns,
+    cut_by,
+    described,
+    effect_label,
+    variants,
+)
 from interp.metrics import get_metric
 from interp.model import HookedModel
 from interp.node_scores import NEURONS, estimate, neurons
 from interp.pairing import DIRECTIONS
 from interp.prompts import PromptPairs
 from interp.scales import Axis
-from interp.sites import get_act_name
+from interp.sites import get_act_name, part_name
 from interp.sweep import Executor, sweep
 from interp.ui.page import FigureItem, Section
 
@@ -55,10 +66,8 @@ METHODS: dict[str, dict[str, bool]] = {
     "atp-star": {"qk_fix": True, "drop": True},
     "ig": {},
 }
-UNITS = {
-    **{"head": "H{}", "kv_head": "KV{}", "ssm_head": "S{}", "ssm_group": "G{}", "channel": "C{}", "neuron": "N{}"},
-    **{"query": " from {}", "key": " to {}"},
-}
+SMALL = (*UNITS, "neuron")
+WORDS = {"query": " from {}", "key": " to {}"}
 MANY = ("channel", "neuron")
 PARTS = {"attn": ("z", "head"), "mamba2": ("gated", "ssm_head")}
 """By what mixes positions in a layer, the site that holds what its heads give, and their axis; Mamba-1 has none."""
@@ -192,7 +201,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         InterpError: a frame that holds several granularities.
     """
     cuts = cut_by(frame)
-    heads = [name for name in cuts if name in UNITS and name not in (*MANY, *PLACES)]
+    heads = [name for name in cuts if name in SMALL and name not in MANY]
     if frame[[name for name in cuts if name not in heads]].isna().any(axis=None):
         raise InterpError(f"one figure shows one granularity; this frame mixes cells by {', '.join(cuts)}")
     several = [name for name in ("direction", "method", "site") if frame[name].nunique() > 1]
@@ -236,9 +245,9 @@ def _names(table: pd.DataFrame) -> pd.Series:
 
     def name(row: pd.Series) -> str:
         there = {column: row[column] for column in cut_by(table) if not pd.isna(row[column])}
-        unit = next((column for column in UNITS if column in there and column not in PLACES), None)
-        text = f"L{row['layer']}{UNITS[unit].format(there[unit])}" if unit else f"layer {row['layer']}"
-        text += "".join(UNITS.get(column, " at {}").format(there[column]) for column in PLACES if column in there)
+        unit = next((column for column in SMALL if column in there), None)
+        text = part_name(row["layer"], unit, there[unit]) if unit else f"layer {row['layer']}"
+        text += "".join(WORDS.get(column, " at {}").format(there[column]) for column in PLACES if column in there)
         return f"{row['site']} {text}" if several or unit is None else text
 
     return pd.Series([name(row) for _, row in table.iterrows()], index=table.index, dtype=object)
@@ -333,7 +342,7 @@ def _named(row: Any) -> str:
 
     for column in ("head", "ssm_head"):
         if column in row and not pd.isna(row[column]):
-            return f"L{row['layer']}{UNITS[column].format(row[column])}"
+            return part_name(row["layer"], column, row[column])
     return f"mixer {row['layer']}"
 
 

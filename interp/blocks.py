@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -152,6 +153,11 @@ class Blocks:
             names |= set(self._looked_back_at(layer).values())
         return names
 
+    @functools.cached_property
+    def _edited(self) -> set[str]:
+        """The sites that any variant edits."""
+        return {edit.name(self.model.cfg) for variant in self.variants for edit in variant.edits}
+
     def _looked_back_at(self, layer: int) -> dict[str, str]:
         """The sites of a layer whose values at earlier positions its mixer reads."""
         cfg, here = self.model.cfg, f"blocks.{layer}"
@@ -161,7 +167,7 @@ class Blocks:
             return {"k": f"{here}.attn.hook_{key}", "v": f"{here}.attn.hook_v"}
         if mixer is None:
             return {}
-        formed = any(edit.name(cfg) == f"{here}.mixer.hook_pattern" for v in self.variants for edit in v.edits)
+        formed = f"{here}.mixer.hook_pattern" in self._edited
         names = ("in", *(("conv", "delta", "B") if formed else ()))
         return {name: f"{here}.mixer.hook_{name}" for name in names}
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, unknown
 from interp.model import HookedModel
-from interp.sites import NameFilter, axis_sizes, get_act_name, match
+from interp.sites import NameFilter, axis_sizes, get_act_name, match, part_name
 
 CUTS: dict[str, tuple[str, ...]] = {
     "z": ("head",),
@@ -33,7 +33,6 @@ USUAL = {"attn": "z", "mamba2": "gated", "mamba": "out"}
 """By what mixes positions in a layer, the site of its components where none is asked for: Mamba-1 has no heads."""
 
 COLUMNS = {"head": "head", "ssm_head": "ssm_head", "channel": "channel", "d_mlp": "neuron"}
-PARTS = {"head": "L{}H{}", "ssm_head": "L{}S{}", "channel": "L{}C{}", "d_mlp": "L{}N{}"}
 WHOLES = {"attn_out": "attention {}", "out": "mixer {}", "mlp_out": "MLP {}"}
 STAGES = {"ablate": "ablated", "restore": "restored"}
 """The curves: components go, or come back when all have gone."""
@@ -53,7 +52,9 @@ class Component:
     @property
     def name(self) -> str:
         """As tables write it: `L9H6`, `L9S6`, `L9C123`, `L9N123`, `attention 9`, `mixer 9`, `MLP 9`."""
-        return (WHOLES[self.site] if self.axis is None else PARTS[self.axis]).format(self.layer, self.index)
+        if self.axis is None or self.index is None:
+            return WHOLES[self.site].format(self.layer)
+        return part_name(self.layer, COLUMNS[self.axis], self.index)
 
     @property
     def full_site(self) -> str:

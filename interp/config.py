@@ -240,6 +240,10 @@ class ModelConfig:
         first = self.layer_type(layer).partition("+")[0]
         return None if first == "mlp" else first
 
+    def layers_with(self, *mixers: str) -> list[int]:
+        """The layers in which one of these mixes positions."""
+        return [layer for layer in range(self.n_layers) if self.mixer(layer) in mixers]
+
     def mlp_in(self, layer: int) -> bool:
         """Whether a layer has an MLP."""
         return self.layer_type(layer).endswith("mlp")

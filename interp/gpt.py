@@ -192,8 +192,7 @@ class GPT(HookedModel):
         """
         attn = self.block(layer).attn
         if attn is None:
-            there = [at for at in range(self.cfg.n_layers) if self.cfg.mixer(at) == "attn"]
-            where = ", ".join(map(str, there)) or "none"
+            where = ", ".join(map(str, self.cfg.layers_with("attn"))) or "none"
             raise UnknownName(f"layer {layer} has no attention heads; layers of this model that have: {where}")
         return attn
 

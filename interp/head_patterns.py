@@ -186,7 +186,7 @@ def heads_of(model: HookedModel) -> tuple[str, list[int]]:
         InterpError: no layer has heads.
     """
     for axis, mixer in (("head", "attn"), ("ssm_head", "mamba2")):
-        layers = [layer for layer in range(model.cfg.n_layers) if model.cfg.mixer(layer) == mixer]
+        layers = model.cfg.layers_with(mixer)
         if layers or (mixer == "attn" and not model.cfg.has_mamba):
             return axis, layers
     raise InterpError(

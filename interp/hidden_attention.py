@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from interp.cache import ActivationCache
+from interp.config import MAMBAS
 from interp.errors import UnknownName
 from interp.gpt import GPT, RECURRENT
-from interp.mamba import MambaMixer
+from interp.mamba import MambaMixer, on_diagonal
 from interp.model import HookedModel
 
 MOST_NUMBERS = 2**25  # of a pattern at once: 128 MB in float32
@@ -33,7 +34,7 @@ def mixer_of(model: HookedModel, layer: int) -> MambaMixer:
     """
     mixer = model.block(layer).mixer if isinstance(model, GPT) else None
     if mixer is None:
-        there = [at for at in range(model.cfg.n_layers) if model.cfg.mixer(at) in ("mamba", "mamba2")]
+        there = model.cfg.layers_with(*MAMBAS)
         has = f"layers {', '.join(map(str, there))} have" if there else "no layer of this model has"
         raise UnknownName(f"layer {layer} has no state-space mixer: {has} one")
     return mixer
@@ -93,8 +94,7 @@ def together(pattern: Tensor, D: Tensor) -> Tensor:
 
 
 def _magnitudes(pattern: Tensor, D: Tensor) -> Tensor:
-    passed = torch.diag_embed(D.detach()[:, None].to(pattern).expand(-1, pattern.shape[-1]))  # [unit, query, key]
-    return (pattern - passed).abs().float()
+    return (pattern - on_diagonal(D.detach(), pattern)).abs().float()
 
 
 def _parts(magnitudes: Tensor) -> Tensor:

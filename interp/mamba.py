@@ -43,7 +43,7 @@ from interp.config import ModelConfig
 from interp.context import Context
 from interp.errors import HookError, PromptError
 from interp.hooks import HookPoint
-from interp.packed import Packed, Piece, at_rows, joined
+from interp.packed import Packed, Piece, at_rows, joined, where
 from interp.scan import (
     dual_pattern,
     dual_read,
@@ -172,14 +172,14 @@ class MambaMixer(nn.Module, ABC):
         [batch, channel, query, key], or [batch, ssm_head, query, key].
         """
         hidden = self.pattern(delta, self.A, B, C)
-        return hidden + torch.diag_embed(self.D[:, None].to(hidden).expand(-1, hidden.shape[-1]))
+        return hidden + on_diagonal(self.D, hidden)
 
     def derive(
         self, site: str, mask: Tensor | None, *, conv: Tensor, delta: Tensor, B: Tensor, C: Tensor
     ) -> Tensor | None:
         """The states or the hidden attention of whole prompts, from the values of other sites."""
         if mask is not None:
-            delta = delta * mask.reshape(*mask.shape, *[1] * (delta.ndim - 2))
+            delta = where(mask, delta)
         if site == "pattern":
             return self.full_pattern(delta, B, C)
         return self.states(self.as_y(conv[..., : self.cfg.d_inner]), delta, self.A, B) if site == "state" else None
@@ -189,7 +189,7 @@ class MambaMixer(nn.Module, ABC):
         if real is not None:
             if past is not None and not bool(real[:, -1].all()):
                 raise PromptError("prompts that are to be continued must be padded on the left")
-            inner = inner * real[..., None]
+            inner = where(real, inner)
         tail, state = (None, None) if past is None else past.recurrent(self.layer)
         if tail is None:
             tail = inner.new_zeros(inner.shape[0], self.cfg.d_conv - 1, inner.shape[2])
@@ -230,7 +230,7 @@ class MambaMixer(nn.Module, ABC):
         s = self.select(conv, dt)
         delta = self.hook_delta(s.delta)
         if real is not None:  # a step of no size leaves the state as it is
-            delta = delta * real.reshape(*real.shape, *[1] * (delta.ndim - 2))
+            delta = where(real, delta)
         return s._replace(delta=delta, B=self.hook_B(s.B), C=self.hook_C(s.C))
 
     def _read(self, s: Selected, pieces: Sequence[Piece]) -> tuple[Tensor, list[Tensor]]:
@@ -239,7 +239,8 @@ class MambaMixer(nn.Module, ABC):
             states = self._states(s, pieces)
             lasts = [at_rows(states, place)[:, -1] for place, _ in pieces]
             return self.read(states, s.C).to(s.x.dtype) + self.skipped(s.x), lasts
-        found = [self.scan(*self._arguments(s.at(place)), s.at(place).C, state=state) for place, state in pieces]
+        own = [s.at(place) for place, _ in pieces]
+        found = [self.scan(*self._arguments(o), o.C, state=state) for o, (_, state) in zip(own, pieces, strict=True)]
         y = joined([y for y, _ in found], pieces)
         return y + self.skipped(s.x), [last for _, last in found]
 
@@ -404,6 +405,11 @@ class Mamba2(MambaMixer):
         super().init_weights(generator)
         self.A_log.copy_(self.A_log.uniform_(1, 16, generator=generator).log())
         self.w_norm.fill_(1.0)
+
+
+def on_diagonal(D: Tensor, pattern: Tensor) -> Tensor:
+    """D [unit] on the diagonal of a pattern [..., query, key].  # [unit, query, key]"""
+    return torch.diag_embed(D[:, None].to(pattern).expand(-1, pattern.shape[-1]))
 
 
 def _first_change(differs: Tensor, done: int) -> int | None:

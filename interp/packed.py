@@ -52,7 +52,7 @@ class Runs:
         """
         at = self.start[:, None] + torch.arange(-count, 0, device=self.start.device)
         there = (at >= 0) & mask[self.prompt[:, None], at.clamp(min=0)]
-        return _where(there, known[self.prompt[:, None], at.clamp(min=0)])
+        return where(there, known[self.prompt[:, None], at.clamp(min=0)])
 
     def states(self, known: Known, mask: Tensor) -> Tensor | None:
         """The state before each run [run, ...]; None where all of them begin with their prompt.
@@ -63,7 +63,7 @@ class Runs:
             return None
         before = (self.start - 1).clamp(min=0)
         there = (self.start > 0) & mask[self.prompt, before]
-        return _where(there, known["state"][self.prompt, known["slot"][self.start]])
+        return where(there, known["state"][self.prompt, known["slot"][self.start]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ def joined(parts: Sequence[Tensor], pieces: Sequence[Piece]) -> Tensor:
     return rows[None]
 
 
-def _where(there: Tensor, found: Tensor) -> Tensor:
+def where(there: Tensor, found: Tensor) -> Tensor:
     """`found` [..., more axes] where `there` [...] is True, and 0 elsewhere."""
     return found * there.reshape(*there.shape, *[1] * (found.ndim - there.ndim)).to(found.dtype)
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from interp.errors import InterpError, unknown
 from interp.glyphs import drawable, visible, written
+from interp.sites import part_name
 
 Grid = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,8 +26,8 @@ TITLES = {
     "value": "",
     "ssm_head": "state-space head",
 }
-LETTERS = {"head": "H", "ssm_head": "S", "channel": "C"}
-"""What stands for a part of a layer in its name: `L9H6`, `L9S6` of a Mamba-2 layer, `L9C6` of a Mamba-1 layer."""
+PARTS = ("head", "ssm_head", "channel")
+"""Parts of a layer that are written by name: `L9H6`, `L9S6` of a Mamba-2 layer, `L9C6` of a Mamba-1 layer."""
 
 MOST_GAPS = 512
 
@@ -173,13 +174,13 @@ def place(where: Mapping[str, Any]) -> str:
     where = {name: int(at) if isinstance(at, float) and at.is_integer() else at for name, at in where.items()}
     if is_part(where):
         (part,) = set(where) - {"layer"}
-        return f"L{where['layer']}{LETTERS[part]}{where[part]}"
+        return part_name(where["layer"], part, where[part])
     return ", ".join(f"{k} {v}" if k in ("layer", "head", "pos", "prompt") else str(v) for k, v in where.items())
 
 
 def is_part(names: Collection[str]) -> bool:
     """Whether some axes tell of a part of a layer that has a name of its own."""
-    return len(names) == 2 and "layer" in names and not LETTERS.keys().isdisjoint(names)
+    return len(names) == 2 and "layer" in names and not set(PARTS).isdisjoint(names)
 
 
 def _tokens(frame: pd.DataFrame) -> dict[Any, str] | None:
