@@ -158,13 +158,15 @@ class MambaMixer(nn.Module, ABC):
         """
         n_pos = inner.shape[1] - self.cfg.d_conv + 1
         out = inner[:, :n_pos] * self.W_conv[:, 0]
+        if self.b_conv is not None:
+            out += self.b_conv
         for at in range(1, self.cfg.d_conv):
-            out = torch.addcmul(out, inner[:, at : at + n_pos], self.W_conv[:, at])
-        return F.silu(out if self.b_conv is None else out + self.b_conv)
+            out.addcmul_(inner[:, at : at + n_pos], self.W_conv[:, at])
+        return F.silu(out, inplace=True)
 
-    def skipped(self, x: Tensor) -> Tensor:
-        """D x, which passes by the state."""
-        return x * self.D.reshape(-1, *[1] * (x.ndim - 3))
+    def skipping(self, y: Tensor, x: Tensor) -> Tensor:
+        """y with D x, which passes by the state."""
+        return torch.addcmul(y, x, self.D.reshape(-1, *[1] * (x.ndim - 3)))
 
     def full_pattern(self, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
         """The attention matrix that the recurrence is equal to, with D on its diagonal.
@@ -238,11 +240,11 @@ class MambaMixer(nn.Module, ABC):
         if self.hook_state:
             states = self._states(s, pieces)
             lasts = [at_rows(states, place)[:, -1] for place, _ in pieces]
-            return self.read(states, s.C).to(s.x.dtype) + self.skipped(s.x), lasts
+            return self.skipping(self.read(states, s.C).to(s.x.dtype), s.x), lasts
         own = [s.at(place) for place, _ in pieces]
         found = [self.scan(*self._arguments(o), o.C, state=state) for o, (_, state) in zip(own, pieces, strict=True)]
         y = joined([y for y, _ in found], pieces)
-        return y + self.skipped(s.x), [last for _, last in found]
+        return self.skipping(y, s.x), [last for _, last in found]
 
     def _arguments(self, s: Selected) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return s.x, s.delta, self.A, s.B
@@ -335,7 +337,7 @@ class Mamba1(MambaMixer):
     def select(self, conv: Tensor, dt: Tensor | None) -> Selected:
         """delta, B and C are linear in x; delta through few numbers and softplus (2023, section 3.2, algorithm 2)."""
         low, B, C = F.linear(conv, self.W_x).split(self.selects, dim=-1)
-        delta = F.softplus(F.linear(low, self.W_dt).to(self.wide) + self.b_dt)
+        delta = F.softplus(F.linear(low, self.W_dt).to(self.wide).add_(self.b_dt))
         return Selected(conv, delta, B, C)
 
     def as_y(self, channels: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 
 STEPWISE = ("cpu",)  # where positions are taken one by one
 # Numbers in the states of a group of sequences, and in the decays or states at once, there and elsewhere (docs/log.md).
-GROUP, CACHED, BLOCK = 2**18, 2**20, 2**25
+GROUP, CACHED, BLOCK = 2**18, 2**19, 2**25
 LN2 = math.log(2)
 
 

