@@ -15,10 +15,11 @@ from typing import Any
 
 from interp.errors import ConfigError, nearest
 
-ACTIVATIONS = ("relu", "gelu", "gelu_new", "silu", "solu")
+ACTIVATIONS = ("relu", "relu2", "gelu", "gelu_new", "silu", "solu")
 NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
 POSITIONS = ("standard", "sinusoidal", "rotary", "alibi", "none")
 MAMBAS = ("mamba", "mamba2")
+SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
 LAYER_TYPES = ("attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp")
 ROPE_SCALINGS = ("linear", "llama3")
 
@@ -64,6 +65,8 @@ class ModelConfig:
     with a state of `d_state` numbers (for Mamba-2 in heads of `d_ssm_head` channels, whose B and C are shared by
     `n_ssm_groups` groups of heads), behind a convolution over `d_conv` positions. `dt_rank` is the rank of Mamba-1's
     projection to the step size, `dt_limit` bounds Mamba-2's. They have no limit of length but `n_ctx`.
+    `ssm_normalization_type` is of what Mamba-1's step size is made of, and of its B and C: `RMS` (Lieber et al. 2024,
+    "Jamba", section 6.4), `RMSPre` without weights (Zuo et al. 2024, "Falcon Mamba"), None as published.
 
     Raises:
         ConfigError: a value that is unknown or contradicts another one.
@@ -108,6 +111,8 @@ class ModelConfig:
     dt_limit: tuple[float, float] | None = None
     conv_bias: bool = True
     mamba_bias: bool = False
+    ssm_normalization_type: str | None = None
+    ssm_eps: float = 1e-6
     initializer_range: float = 0.02
     seed: int | None = None
     model_name: str = "custom"
@@ -184,6 +189,11 @@ class ModelConfig:
             )
         if "mamba2" in self.mixers:
             self._check_mamba2()
+        self._check_choice("ssm_normalization_type", SSM_NORMALIZATIONS)
+        if self.ssm_normalization_type is not None and "mamba" not in self.mixers:
+            raise ConfigError(
+                f"ssm_normalization_type={self.ssm_normalization_type!r} is a matter of Mamba-1, which no layer is"
+            )
         if self.has_mamba and not self.causal:
             raise ConfigError("attention_dir='bidirectional' contradicts state-space layers, which only look back")
         self._check_choice("act_fn", ACTIVATIONS if self.has_mlp else (None,))

@@ -15,6 +15,7 @@ from interp.hooks import HookPoint
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, "Primer", section 3
     "gelu": F.gelu,
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,

@@ -56,6 +56,7 @@ from interp.scan import (
     selective_scan,
     selective_states,
 )
+from interp.state_edits import as_hooks_leave_them
 from interp.state_gradients import linked, states_one_by_one
 
 # Step sizes at the start of training lie between these (Gu and Dao 2023, section 3.6).
@@ -250,38 +251,17 @@ class MambaMixer(nn.Module, ABC):
         return s.x, s.delta, self.A, s.B
 
     def _states(self, s: Selected, pieces: Sequence[Piece]) -> Tensor:
-        """The states as hooks leave them; those behind a change follow from it.
-
-        A hook is called again after each position that it changes, with the states that now follow.
-        """
+        """The states as hooks leave them; those behind a change follow from it."""
         if len(pieces) == 1 and not self.hook_state.changes and torch.is_grad_enabled():
             own, decay = states_one_by_one(self.states, *self._arguments(s), pieces[0][1])
             self.hook_state.observe(own)
             return linked(own, decay)
-        if self.hook_state.changes and self.hook_state.watches_gradient:
-            raise HookError(
-                f"a hook changes {self.hook_state.name!r} where a backward hook asks for its gradient: "
-                "take the gradient of what the hook returns"
-            )
-        parts = [self.states(*self._arguments(s.at(place)), state=state) for place, state in pieces]
-        states = joined(parts, pieces)
-        done = -1
-        while self.hook_state.changes:
-            new = self.hook_state.change(states)
-            differs = (new != states).flatten(2).any(-1)  # [batch, pos]
-            at = [_first_change(at_rows(differs, place), done) for place, _ in pieces]
-            if all(one is None for one in at):
-                break
-            done = min(one for one in at if one is not None)
-            for which, (place, _) in enumerate(pieces):
-                if done >= parts[which].shape[1]:
-                    continue
-                changed = at_rows(new, place)[:, done]
-                later = self.states(*self._arguments(s.at(place).behind(done)), state=changed)
-                parts[which] = torch.cat((parts[which][:, :done], changed[:, None], later), dim=1)
-            states = joined(parts, pieces)
-        self.hook_state.observe(states)
-        return states
+
+        def run(place: Tensor | None, behind: int | None, state: Tensor | None) -> Tensor:
+            own = s.at(place)
+            return self.states(*self._arguments(own if behind is None else own.behind(behind)), state=state)
+
+        return as_hooks_leave_them(self.hook_state, run, pieces)
 
     def _by_pattern(self, y: Tensor, s: Selected, pattern: Tensor, x: Tensor) -> Tensor:
         """y from the pattern, where somebody may have changed it; y as it is where they only look.
@@ -333,10 +313,20 @@ class Mamba1(MambaMixer):
         self.b_dt = nn.Parameter(torch.empty(cfg.d_inner))
         self.A_log = nn.Parameter(torch.empty(cfg.d_inner, cfg.d_state))
         self.D = nn.Parameter(torch.empty(cfg.d_inner))
+        weighed = cfg.ssm_normalization_type == "RMS"
+        self.w_dt_norm, self.w_B_norm, self.w_C_norm = (
+            nn.Parameter(torch.empty(size)) if weighed else None for size in self.selects
+        )
 
     def select(self, conv: Tensor, dt: Tensor | None) -> Selected:
-        """delta, B and C are linear in x; delta through few numbers and softplus (2023, section 3.2, algorithm 2)."""
+        """delta, B and C are linear in x; delta through few numbers and softplus (2023, section 3.2, algorithm 2).
+
+        Some models normalise the three first.
+        """
         low, B, C = F.linear(conv, self.W_x).split(self.selects, dim=-1)
+        if self.cfg.ssm_normalization_type is not None:
+            weights = (self.w_dt_norm, self.w_B_norm, self.w_C_norm)
+            low, B, C = (self._normed(x, w) for x, w in zip((low, B, C), weights, strict=True))
         delta = F.softplus(F.linear(low, self.W_dt).to(self.wide).add_(self.b_dt))
         return Selected(conv, delta, B, C)
 
@@ -355,6 +345,14 @@ class Mamba1(MambaMixer):
         self.A_log.copy_(torch.arange(1, self.A_log.shape[1] + 1, device=self.A_log.device).log().expand_as(self.A_log))
         bound = self.W_dt.shape[1] ** -0.5
         self.W_dt.uniform_(-bound, bound, generator=generator)
+        for weight in (self.w_dt_norm, self.w_B_norm, self.w_C_norm):
+            if weight is not None:
+                weight.fill_(1.0)
+
+    def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """RMS norm over the last axis."""
+        normed = _normalized(x.to(self.wide), self.cfg.ssm_eps).to(x.dtype)
+        return normed if weight is None else normed * weight
 
 
 class Mamba2(MambaMixer):
@@ -398,7 +396,7 @@ class Mamba2(MambaMixer):
         """RMS norm of y silu(gate) over each group of channels."""
         gated = (y.to(self.wide) * F.silu(gate.to(self.wide))).flatten(2)
         groups = gated.unflatten(-1, (self.cfg.n_ssm_groups, -1))
-        normed = (groups * (groups.pow(2).mean(-1, keepdim=True) + self.cfg.eps).rsqrt()).flatten(-2)
+        normed = _normalized(groups, self.cfg.eps).flatten(-2)
         return self.as_y(normed.to(y.dtype) * self.w_norm)
 
     @torch.no_grad()
@@ -409,12 +407,11 @@ class Mamba2(MambaMixer):
         self.w_norm.fill_(1.0)
 
 
+def _normalized(x: Tensor, eps: float) -> Tensor:
+    """x over its root mean square on the last axis (Zhang and Sennrich 2019)."""
+    return x * (x.pow(2).mean(-1, keepdim=True) + eps).rsqrt()
+
+
 def on_diagonal(D: Tensor, pattern: Tensor) -> Tensor:
     """D [unit] on the diagonal of a pattern [..., query, key].  # [unit, query, key]"""
     return torch.diag_embed(D[:, None].to(pattern).expand(-1, pattern.shape[-1]))
-
-
-def _first_change(differs: Tensor, done: int) -> int | None:
-    """The first position behind `done` at which any of [batch, pos] is True."""
-    later = differs[:, done + 1 :].any(0).nonzero()
-    return done + 1 + int(later[0]) if len(later) else None

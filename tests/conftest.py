@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,15 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "mamba2": {**STATES, "layer_types": ("mamba2",) * 2, "dt_limit": (0.05, 0.8), "mamba_bias": True},
     "hybrid": {
         **STATES, "n_layers": 3, "layer_types": ("mamba2", "attn+mlp", "mamba+mlp"), "n_key_value_heads": 2,
-        "positional_embedding_type": "rotary", "conv_bias": False,
+        "positional_embedding_type": "rotary", "conv_bias": False, "ssm_normalization_type": "RMS", "ssm_eps": 0.1,
     },
-    "one_part_a_layer": {**STATES, "n_layers": 4, "layer_types": ("mlp", "mamba2", "attn", "mamba"), "d_mlp": 20},
+    "one_part_a_layer": {
+        **STATES, "n_layers": 4, "layer_types": ("mlp", "mamba2", "attn", "mamba"), "d_mlp": 20, "act_fn": "relu2",
+        "ssm_normalization_type": "RMSPre", "ssm_eps": 0.1,
+    },
 }  # fmt: skip
-# What parameters are called that start as ones, zeros or constants.
-CONSTANT = ("w", "w_norm", "D", "A_log")
+# Parameters that start as ones, zeros or constants: norms, biases, and two of a mixer.
+CONSTANT = re.compile(r"[wb].*|D|A_log")
 # Longer steps and slower decay than at the start of training, so that states matter beside D x, and for long.
 FAR = {"b_dt": 3.0, "A_log": -1.5}
 
@@ -63,7 +67,7 @@ def make(kind: str, **changes: Any) -> GPT:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             last = name.rpartition(".")[2]
-            if last in CONSTANT or last.startswith("b"):
+            if CONSTANT.fullmatch(last):
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
             parameter.add_(FAR.get(last, 0.0))
     return model

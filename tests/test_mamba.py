@@ -72,10 +72,13 @@ def by_hand(mixer: MambaMixer, x: Tensor, change: Change = ("", lambda value: va
         A, D = -mixer.A_log.exp()[heads, None], mixer.D[heads]
     else:
         assert cfg.dt_rank is not None
-        selected = u @ mixer.W_x.T
-        delta = put("delta", softplus(selected[..., : cfg.dt_rank] @ mixer.W_dt.T + mixer.b_dt))
-        B = put("B", selected[..., cfg.dt_rank : cfg.dt_rank + N])
-        C = put("C", selected[..., cfg.dt_rank + N :])
+        low, B, C = (u @ mixer.W_x.T).split([cfg.dt_rank, N, N], dim=-1)
+        if cfg.ssm_normalization_type:
+            low, B, C = (part / (part.pow(2).mean(-1, keepdim=True) + cfg.ssm_eps).sqrt() for part in (low, B, C))
+        if cfg.ssm_normalization_type == "RMS":
+            low, B, C = low * mixer.w_dt_norm, B * mixer.w_B_norm, C * mixer.w_C_norm
+        delta = put("delta", softplus(low @ mixer.W_dt.T + mixer.b_dt))
+        B, C = put("B", B), put("C", C)
         steps, B_of, C_of = delta, B[:, :, None], C[:, :, None]
         A, D = -mixer.A_log.exp(), mixer.D
 

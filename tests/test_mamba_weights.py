@@ -32,7 +32,22 @@ HYBRID: dict[str, Any] = {
     "num_attention_heads": 3, "num_key_value_heads": 1, "max_position_embeddings": 64, "mamba_n_heads": 6,
     "mamba_d_state": 5, "mamba_chunk_size": 8, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
-OPTIONS = {"mamba": SIZES, "mamba2": {**SIZES, **HEADS}, "bamba": HYBRID}
+ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+JAMBA: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 4, "attn_layer_period": 3, "attn_layer_offset": 1,
+    "num_experts": 1, "intermediate_size": 20, "num_attention_heads": 3, "num_key_value_heads": 1,
+    "max_position_embeddings": 64, "mamba_d_state": 5, **ENDS,
+}  # fmt: skip
+NEMOTRON: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 24, "intermediate_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"], "head_dim": 8,
+    "max_position_embeddings": 64, "mamba_num_heads": 6, "mamba_head_dim": 8, "ssm_state_size": 5, "n_groups": 2,
+    "time_step_min": 0.6, **ENDS,
+}  # fmt: skip
+OPTIONS = {
+    **{"mamba": SIZES, "falcon_mamba": SIZES, "mamba2": {**SIZES, **HEADS}},
+    **{"bamba": HYBRID, "jamba": JAMBA, "nemotron_h": NEMOTRON},
+}
 # What the published file of a 130 million parameter Mamba says beside what transformers 5 writes.
 OLDER: dict[str, Any] = {
     "d_model": 24, "n_layer": 2, "d_inner": 48, "rms_norm": True, "fused_add_norm": True, "ssm_cfg": {},
@@ -61,7 +76,7 @@ def tokens_of(shape: tuple[int, int] = (3, 21)) -> Tensor:
 
 @torch.no_grad()
 def difference(model: Any, theirs: Any, tokens: Tensor) -> float:
-    return float((model(tokens) - theirs(tokens).logits).abs().max())
+    return float((model(tokens) - theirs(tokens, use_cache=False).logits).abs().max())
 
 
 DRAWN: dict[str, Any] = {
@@ -80,9 +95,12 @@ few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthChec
 
 
 @few
-@given(options=st.fixed_dictionaries({**DRAWN, "time_step_rank": st.sampled_from(["auto", 1, 3])}))
-def test_drawn_mambas_equal_transformers(options: dict[str, Any]) -> None:
-    theirs = tiny("mamba", **options)
+@given(
+    options=st.fixed_dictionaries({**DRAWN, "time_step_rank": st.sampled_from(["auto", 1, 3])}),
+    eps=st.none() | st.sampled_from([1e-6, 0.1]),
+)
+def test_drawn_mambas_equal_transformers(options: dict[str, Any], eps: float | None) -> None:
+    theirs = tiny("mamba", **options) if eps is None else tiny("falcon_mamba", mixer_rms_eps=eps, **options)
     model = interp.load(theirs)
     assert isinstance(model, Mamba)
     assert difference(model, theirs, tokens_of()) < 1e-4
@@ -101,7 +119,7 @@ def test_drawn_mamba2s_equal_transformers(options: dict[str, Any], head_dim: int
 
 
 @pytest.mark.parametrize(("kind", "options"), [
-    ("mamba", {}), ("mamba", {"use_bias": True, "conv_kernel": 2, "intermediate_size": 40}),
+    ("mamba", {}), ("mamba", {"use_bias": True, "conv_kernel": 2, "intermediate_size": 40}), ("falcon_mamba", {}),
     ("mamba2", {}), ("mamba2", {"use_bias": True, "n_groups": 1, "time_step_limit": (0.3, 0.9)}),
 ])  # fmt: skip
 @torch.no_grad()
@@ -117,7 +135,7 @@ def test_float64_logits_equal_the_papers_equations_step_by_step(kind: str, optio
 def step_by_step(theirs: Any, prompt: Tensor) -> Tensor:
     """Logits of one prompt from transformers' tensors, a position at a time.  # [pos] -> [pos, d_vocab]"""
     w, cfg = theirs.state_dict(), theirs.config
-    layer = mamba_layer if cfg.model_type == "mamba" else mamba2_layer
+    layer = mamba2_layer if cfg.model_type == "mamba2" else mamba_layer
     resid = w["backbone.embeddings.weight"][prompt]
     for at in range(cfg.num_hidden_layers):
         here = f"backbone.layers.{at}."
@@ -150,6 +168,8 @@ def mamba_layer(w: dict[str, Tensor], x: Tensor, cfg: Any) -> Tensor:
         inputs.append(inner)
         u = convolution(w, inputs)
         low, B, C = (w["x_proj.weight"] @ u).split(sizes)
+        if cfg.model_type == "falcon_mamba":
+            low, B, C = (root_mean_square(part, cfg.mixer_rms_eps) for part in (low, B, C))
         delta = (w["dt_proj.weight"] @ low + w["dt_proj.bias"]).exp().log1p()
         h = (delta[:, None] * A).exp() * h + torch.outer(delta * u, B)
         y = h @ C + w["D"] * u
@@ -204,6 +224,42 @@ def test_half_precision_is_as_near_to_float32_as_transformers(kind: str) -> None
     assert 0 < ours < 1.5 * (theirs.to(torch.bfloat16)(tokens).logits - exact).abs().mean()
 
 
+@few
+@given(
+    period=st.integers(1, 4),
+    d_state=st.sampled_from([1, 4, 9]),
+    rank=st.sampled_from(["auto", 1, 3]),
+    bias=st.booleans(),
+    eps=st.sampled_from([1e-6, 0.1]),
+)
+def test_drawn_jambas_equal_transformers(period: int, d_state: int, rank: Any, bias: bool, eps: float) -> None:
+    theirs = tiny(
+        "jamba",
+        **{"attn_layer_period": period, "attn_layer_offset": period - 1, "mamba_d_state": d_state, "rms_norm_eps": eps},
+        **{"mamba_dt_rank": rank, "mamba_proj_bias": bias, "mamba_conv_bias": not bias, "tie_word_embeddings": bias},
+    )
+    assert difference(interp.load(theirs), theirs, tokens_of()) < 1e-4
+
+
+@few
+@given(
+    layers=st.lists(st.sampled_from(["linear_attention", "full_attention", "mlp"]), min_size=1, max_size=5),
+    groups=st.sampled_from([1, 2, 3]),
+    least=st.sampled_from([0.001, 0.6]),
+    bias=st.booleans(),
+)
+def test_drawn_nemotrons_equal_transformers(layers: list[str], groups: int, least: float, bias: bool) -> None:
+    changes = {"use_bias": bias, "mlp_bias": bias, "use_conv_bias": not bias, "tie_word_embeddings": bias}
+    theirs = tiny("nemotron_h", layers_block_type=layers, n_groups=groups, time_step_min=least, **changes)
+    assert difference(interp.load(theirs), theirs, tokens_of()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["jamba", "nemotron_h"])
+def test_a_directory_of_a_hybrid_is_checked(kind: str, tmp_path: Path) -> None:
+    tiny(kind).save_pretrained(tmp_path)
+    assert interp.load(tmp_path, check=True).cfg.model_name == tmp_path.name
+
+
 @pytest.mark.parametrize("kind", ["mamba", "mamba2"])
 def test_a_directory_is_checked_and_its_older_names_are_read(kind: str, tmp_path: Path) -> None:
     theirs = tiny(kind)
@@ -247,6 +303,22 @@ def test_a_hybrid_has_attention_where_its_options_say() -> None:
     assert not configure({**config("bamba").to_dict(), "attn_layer_indices": None})[1].has_attention
 
 
+def test_published_names_of_nemotron_h_are_read() -> None:
+    # Of its published files: letters for layers, and heads under another name.
+    given = {name: value for name, value in NEMOTRON.items() if name != "layers_block_type"}
+    given |= {"model_type": "nemotron_h", "hybrid_override_pattern": "M-M*-", "num_hidden_layers": 5, "use_bias": False}
+    cfg = configure({**given, "attention_head_dim": 8, "rms_norm_eps": 1e-5, "time_step_limit": [0.0, math.inf]})[1]
+    assert cfg.layer_types == ("mamba2", "mlp", "mamba2", "attn", "mlp")
+    assert (cfg.act_fn, cfg.d_head, cfg.positional_embedding_type, cfg.dt_limit) == (
+        "relu2",
+        8,
+        "none",
+        (0.6, math.inf),
+    )
+    with pytest.raises(ConfigError, match="num_hidden_layers=4 contradicts the number of layers that are named, 5"):
+        configure({**given, "num_hidden_layers": 4})
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "named"),
     [
@@ -275,7 +347,18 @@ def test_a_hybrid_has_attention_where_its_options_say() -> None:
         ("bamba", {"partial_rotary_factor": 1.0}, "partial_rotary_factor=1.0 contradicts"),
         ("bamba", {"mamba_d_head": 7}, "mamba_n_heads=6 heads of mamba_d_head=7 channels contradict .*48"),
         ("bamba", {"num_experts": 4}, "num_experts=4 is no known option of a bamba model"),
-        ("mamba", {"model_type": "falcon_mamba"}, "model_type 'falcon_mamba' is not supported; .*'mamba'"),
+        ("falcon_mamba", {"mixer_rms_eps": 0}, "mixer_rms_eps must be a number above 0, not 0"),
+        ("mamba", {"mixer_rms_eps": 1e-6}, "mixer_rms_eps=1e-06 is no known option of a mamba model"),
+        ("jamba", {"num_experts": 4}, "num_experts=4 is not supported: layer 1 would have experts"),
+        ("jamba", {"attn_layer_offset": 3}, "attn_layer_offset=3 must be a layer below attn_layer_period=3"),
+        ("jamba", {"mamba_inner_layernorms": False}, "mamba_inner_layernorms=False is not supported"),
+        ("jamba", {"sliding_window": 8}, "sliding_window=8 is no known option of a jamba model"),
+        ("nemotron_h", {"layers_block_type": ["linear_attention", "moe"]}, "layers with experts are not supported"),
+        ("nemotron_h", {"layers_block_type": ["linear_attentoin"]}, "did you mean 'linear_attention'"),
+        ("nemotron_h", {"attention_bias": True}, "attention_bias=True is not supported"),
+        ("nemotron_h", {"mlp_hidden_act": "relu3"}, "mlp_hidden_act='relu3' is not supported; .*nearest is 'relu'"),
+        ("nemotron_h", {"attention_head_dim": 4}, "attention_head_dim=4 contradicts head_dim, 8"),
+        ("mamba", {"model_type": "zamba2"}, "model_type 'zamba2' is not supported; .*'mamba2'"),
         ("mamba", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )

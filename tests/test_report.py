@@ -109,13 +109,14 @@ def test_a_whole_report_on_a_state_space_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_report_on_a_hybrid_shows_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_on_a_hybrid_shows_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Tokenizer(names_tokenizer(), bos_token_id=0)
     types = ("mamba", "attn+mlp", "mamba2+mlp")
     cfg = ModelConfig(
         **STATES, n_layers=3, d_model=16, n_ctx=128, n_heads=4, d_vocab=len(tokenizer), layer_types=types, seed=3
     )
     monkeypatch.setattr(report, "load", lambda source, **options: Mamba(cfg.replace(initializer_range=0.4), tokenizer))
-    page, manifest = written(tmp_path, tmp_path / "r")
-    assert manifest["not_made"] == {}
+    chosen = ["head-attribution", "head-detectors", "attention-patterns", "path-patching", "ablation", "circuit"]
+    page, manifest = written(tmp_path, tmp_path / "r", studies=chosen)
+    assert manifest["not_made"] == {} and len(manifest["seconds"]) == 3 + len(chosen)
     assert "Attention patterns of the heads" in page and "Hidden attention of the mixers" in page

@@ -20,8 +20,11 @@ from interp.layers import PosEmbed
 from interp.weights.checkpoint import Checkpoint
 
 MOST_NAMED = 6
-# Weights of a state-space layer; Mamba-2 has no W_x and W_dt, Mamba-1 no w_norm, and some have no biases.
-MIXER = ("W_in", "b_in", "W_conv", "b_conv", "W_x", "W_dt", "b_dt", "A_log", "D", "w_norm", "W_out", "b_out")
+# Weights of a state-space layer, of which none has all: W_x to W_dt are those of Mamba-1, w_norm that of Mamba-2.
+MIXER = (
+    *("W_in", "b_in", "W_conv", "b_conv", "W_x", "w_dt_norm", "w_B_norm", "w_C_norm", "W_dt", "b_dt", "A_log", "D"),
+    *("w_norm", "W_out", "b_out"),
+)
 
 
 def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:

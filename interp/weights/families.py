@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
-from interp.weights import hf_config, hf_mamba
+from interp.weights import hf_config, hf_hybrids, hf_mamba
 from interp.weights.hf_config import Options
 
 
@@ -31,19 +31,20 @@ class Row:
 class Family:
     """One architecture of transformers.
 
-    `prefix` opens the names of a model with a head and is missing in those of a bare one; `{l}` in a name is the layer;
-    `buffers` match tensors that are computed, not learned; `older` says how older files call a module.
+    One of `prefixes` opens the names of a model with a head and is missing in those of a bare one; `{l}` in a name is
+    the layer; `buffers` match tensors that are computed, not learned; `older` says how older files call a module.
     """
 
     configure: Callable[[Options], ModelConfig]
     rows: Mapping[str, Row]
-    prefix: str
+    prefixes: tuple[str, ...]
     buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches nothing
     older: Mapping[str, str] = field(default_factory=dict)
 
     def bare(self, name: str) -> str:
         """One of their names as the table has it: without the prefix, and not as older files call it."""
-        name = name.removeprefix(self.prefix)
+        for prefix in self.prefixes:
+            name = name.removeprefix(prefix)
         module, dot, rest = name.partition(".")
         return self.older.get(module, module) + dot + rest
 
@@ -160,6 +161,11 @@ MIXER = {
     "b_out": Row("out_proj.bias"),
 }
 MIXER1 = MIXER | {"W_x": Row("x_proj.weight"), "W_dt": Row("dt_proj.weight"), "b_dt": Row("dt_proj.bias")}
+MIXER1_NORMED = MIXER1 | {
+    "w_dt_norm": Row("dt_layernorm.weight"),
+    "w_B_norm": Row("b_layernorm.weight"),
+    "w_C_norm": Row("c_layernorm.weight"),
+}
 MIXER2 = MIXER | {"b_dt": Row("dt_bias"), "w_norm": Row("norm.weight")}
 
 
@@ -178,27 +184,34 @@ MAMBA_STACK = {
 }
 MAMBA = MAMBA_STACK | _mixer(MIXER1, "mixer")
 MAMBA2 = MAMBA_STACK | _mixer(MIXER2, "mixer")
-BAMBA = {name: Row(row.theirs.replace(".mlp.", ".feed_forward."), row.pattern) for name, row in LLAMA.items()}
-BAMBA |= {
-    "blocks.{l}.ln2.w": Row("layers.{l}.pre_ff_layernorm.weight"),
-    "ln_final.w": Row("final_layernorm.weight"),
-    **_mixer(MIXER2, "mamba"),
+HYBRID = {name: Row(row.theirs.replace(".mlp.", ".feed_forward."), row.pattern) for name, row in LLAMA.items()}
+HYBRID |= {"blocks.{l}.ln2.w": Row("layers.{l}.pre_ff_layernorm.weight"), "ln_final.w": Row("final_layernorm.weight")}
+BAMBA = HYBRID | _mixer(MIXER2, "mamba")
+JAMBA = HYBRID | _mixer(MIXER1_NORMED, "mamba")
+# Each layer is one thing, with one norm before it; `mixer` is whatever it is.
+NEMOTRON_H = {
+    **{name: Row(re.sub("self_attn|mlp", "mixer", row.theirs), row.pattern) for name, row in LLAMA.items()},
+    **MAMBA2,
+    "blocks.{l}.ln2.w": Row("layers.{l}.norm.weight"),
 }
 
 _INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 FAMILIES = {
-    "gpt2": Family(hf_config.gpt2, GPT2, "transformer.", re.compile(r"^h\.\d+\.attn\.(masked_)?bias$")),
+    "gpt2": Family(hf_config.gpt2, GPT2, ("transformer.",), re.compile(r"^h\.\d+\.attn\.(masked_)?bias$")),
     "gpt_neox": Family(
         hf_config.gpt_neox,
         GPT_NEOX,
-        "gpt_neox.",
+        ("gpt_neox.",),
         re.compile(rf"^layers\.\d+\.attention\.(masked_)?bias$|{_INV_FREQ}"),
         older={"embed_out": "lm_head"},
     ),
-    "llama": Family(hf_config.llama, LLAMA, "model.", re.compile(_INV_FREQ)),
-    "mistral": Family(hf_config.mistral, LLAMA, "model.", re.compile(_INV_FREQ)),
-    "qwen2": Family(hf_config.qwen2, LLAMA, "model.", re.compile(_INV_FREQ)),
-    "mamba": Family(hf_mamba.mamba, MAMBA, "backbone.", older={"embedding": "embeddings"}),
-    "mamba2": Family(hf_mamba.mamba2, MAMBA2, "backbone.", older={"embedding": "embeddings"}),
-    "bamba": Family(hf_mamba.bamba, BAMBA, "model.", re.compile(_INV_FREQ)),
+    "llama": Family(hf_config.llama, LLAMA, ("model.",), re.compile(_INV_FREQ)),
+    "mistral": Family(hf_config.mistral, LLAMA, ("model.",), re.compile(_INV_FREQ)),
+    "qwen2": Family(hf_config.qwen2, LLAMA, ("model.",), re.compile(_INV_FREQ)),
+    "mamba": Family(hf_mamba.mamba, MAMBA, ("backbone.",), older={"embedding": "embeddings"}),
+    "falcon_mamba": Family(hf_mamba.falcon_mamba, MAMBA, ("backbone.",), older={"embedding": "embeddings"}),
+    "mamba2": Family(hf_mamba.mamba2, MAMBA2, ("backbone.",), older={"embedding": "embeddings"}),
+    "bamba": Family(hf_hybrids.bamba, BAMBA, ("model.",), re.compile(_INV_FREQ)),
+    "jamba": Family(hf_hybrids.jamba, JAMBA, ("model.",)),
+    "nemotron_h": Family(hf_hybrids.nemotron_h, NEMOTRON_H, ("model.", "backbone.")),
 }

@@ -19,6 +19,7 @@ Options = Mapping[str, Any]
 # gelu_fast and gelu_pytorch_tanh are gelu_new's formula, written with other constants or by another kernel.
 ACTIVATIONS = {
     "relu": "relu",
+    "relu2": "relu2",
     "gelu": "gelu",
     "gelu_new": "gelu_new",
     "gelu_fast": "gelu_new",
@@ -41,7 +42,7 @@ def gpt2(options: Options) -> ModelConfig:
         d_head=_head_size(options, options["n_embd"], options["n_head"]),
         d_vocab=options["vocab_size"],
         d_mlp=options.get("n_inner") or 4 * options["n_embd"],
-        act_fn=_activation(options, "activation_function", "gelu_new"),
+        act_fn=activation(options, "activation_function", "gelu_new"),
         eps=options.get("layer_norm_epsilon", 1e-5),
         use_attn_scale=options.get("scale_attn_weights", True),
         tie_word_embeddings=options.get("tie_word_embeddings", True),
@@ -56,7 +57,7 @@ def gpt_neox(options: Options) -> ModelConfig:
     return ModelConfig(
         **sizes(options),
         **rotary(options, base=options.get("rotary_emb_base", 10000.0), fraction=options.get("rotary_pct", 0.25)),
-        act_fn=_activation(options, "hidden_act", "gelu"),
+        act_fn=activation(options, "hidden_act", "gelu"),
         eps=options.get("layer_norm_eps", 1e-5),
         parallel_attn_mlp=options.get("use_parallel_residual", True),
         tie_word_embeddings=options.get("tie_word_embeddings", False),
@@ -93,7 +94,7 @@ def _llama_like(options: Options, *, attn_in_bias: bool, attn_out_bias: bool, ml
         **sizes(options),
         **rotary(options, base=10000.0, fraction=1.0),
         n_key_value_heads=options.get("num_key_value_heads"),
-        act_fn=_activation(options, "hidden_act", "silu"),
+        act_fn=activation(options, "hidden_act", "silu"),
         gated_mlp=True,
         normalization_type="RMS",
         eps=options.get("rms_norm_eps", 1e-6),
@@ -132,7 +133,8 @@ def _head_size(options: Options, d_model: int, n_heads: int) -> int:
     return int(given) if given is not None else d_model // n_heads
 
 
-def _activation(options: Options, option: str, default: str) -> str:
+def activation(options: Options, option: str, default: str) -> str:
+    """Our name of the nonlinearity that an option names."""
     name = options.get(option, default)
     if name not in ACTIVATIONS:
         close = nearest(str(name), ACTIVATIONS)
