@@ -13,13 +13,24 @@ from torch import Tensor, nn
 from interp.config import ModelConfig
 from interp.hooks import HookPoint
 
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (So et al. 2021, "Primer", section 3)."""
+    return F.relu(x).square()
+
+
+def solu(x: Tensor) -> Tensor:
+    """x softmax(x) (Elhage et al. 2022, "Softmax Linear Units", section 3)."""
+    return x * x.softmax(-1)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, "Primer", section 3
+    "relu2": relu2,
     "gelu": F.gelu,
     "gelu_new": partial(F.gelu, approximate="tanh"),
     "silu": F.silu,
-    "solu": lambda x: x * x.softmax(-1),  # Elhage et al. 2022, "Softmax Linear Units", section 3
+    "solu": solu,
 }
 
 

@@ -201,7 +201,7 @@ def test_half_precision_stays_near(any_model: GPT, tokens: Tensor, dtype: torch.
     assert float((half.float() - logits).detach().abs().max()) < 0.15 * float(logits.detach().abs().max())
 
 
-@pytest.mark.parametrize("kind", ["llama_gqa", *RECURRENT])
+@pytest.mark.parametrize("kind", ["llama_gqa", "bidirectional", *RECURRENT])
 def test_models_copy_and_pickle_with_their_hook_points(kind: str, tokens: Tensor) -> None:
     model = make(kind)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

@@ -55,7 +55,8 @@ def test_by_all_paths_to_the_logits_a_state_space_layer_is_patched_whole(kind: s
 
 
 def test_many_heads_of_a_hybrid_are_one_grid() -> None:
-    model = make("hybrid", d_ssm_head=2, n_ssm_groups=1, layer_types=("mamba2", "attn+mlp", "mamba2"))
+    layers = ("mamba2", "attn+mlp", "mamba2")
+    model = make("hybrid", d_ssm_head=2, n_ssm_groups=1, layer_types=layers, ssm_normalization_type=None)
     frame = path_patching.run(model, pairs_of(), senders="heads", progress=False)
     figure = path_patching.plot(frame)
     (axes,) = (axes for axes in figure.axes if axes.get_xlabel() == "head")

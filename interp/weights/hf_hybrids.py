@@ -166,7 +166,7 @@ def nemotron_h(options: Options) -> ModelConfig:
         d_conv=whole(options, "conv_kernel", 4),
         d_ssm_head=d_ssm_head,
         n_ssm_groups=whole(options, "n_groups", 8),
-        dt_limit=(float(options.get("time_step_min", 0.001)), math.inf),
+        dt_limit=limit({"time_step_min": (options.get("time_step_min", 0.001), math.inf)}, "time_step_min"),
         conv_bias=flag(options, "use_conv_bias", True),
         mamba_bias=flag(options, "use_bias", False),
         act_fn=activation(options, "mlp_hidden_act", "relu2") if has_mlp else None,
