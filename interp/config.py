@@ -65,8 +65,9 @@ class ModelConfig:
     with a state of `d_state` numbers (for Mamba-2 in heads of `d_ssm_head` channels, whose B and C are shared by
     `n_ssm_groups` groups of heads), behind a convolution over `d_conv` positions. `dt_rank` is the rank of Mamba-1's
     projection to the step size, `dt_limit` bounds Mamba-2's. They have no limit of length but `n_ctx`.
-    `ssm_normalization_type` is of what Mamba-1's step size is made of, and of its B and C: `RMS` (Lieber et al. 2024,
-    "Jamba", section 6.4), `RMSPre` without weights (Zuo et al. 2024, "Falcon Mamba"), None as published.
+    `ssm_normalization_type` is the norm over Mamba-1's B, its C and the numbers that its step size is made from: `RMS`
+    (Lieber et al. 2024, "Jamba", section 6.4), `RMSPre` without weights (Zuo et al. 2024, "Falcon Mamba"), or None;
+    `ssm_eps` is what it adds to the mean square.
 
     Raises:
         ConfigError: a value that is unknown or contradicts another one.
