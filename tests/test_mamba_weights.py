@@ -347,6 +347,8 @@ def test_published_names_of_nemotron_h_are_read() -> None:
         ("bamba", {"partial_rotary_factor": 1.0}, "partial_rotary_factor=1.0 contradicts"),
         ("bamba", {"mamba_d_head": 7}, "mamba_n_heads=6 heads of mamba_d_head=7 channels contradict .*48"),
         ("bamba", {"num_experts": 4}, "num_experts=4 is no known option of a bamba model"),
+        ("bamba", {"num_experts_per_tok": 2}, "num_experts_per_tok=2 is no known option of a bamba model"),
+        ("mamba", {"use_falcon_mambapy": True}, "use_falcon_mambapy=True is no known option of a mamba model"),
         ("falcon_mamba", {"mixer_rms_eps": 0}, "mixer_rms_eps must be a number above 0, not 0"),
         ("mamba", {"mixer_rms_eps": 1e-6}, "mixer_rms_eps=1e-06 is no known option of a mamba model"),
         ("jamba", {"num_experts": 4}, "num_experts=4 is not supported: layer 1 would have experts"),

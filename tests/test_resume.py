@@ -156,7 +156,7 @@ def test_damage_is_computed_again(tmp_path: Path) -> None:
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from conftest import RECURRENT, make
+from conftest import make
 from test_passes import make_pairs
 from interp import plan as plans
 from interp.edits import Edit, Variant

@@ -111,13 +111,13 @@ def looked_up(frame: pd.DataFrame) -> dict[str, Any]:
 
     needed = {model: copying.needed(of(model, "found")) for model in ("attention", "mamba")}
 
+    cut_first = {model: copying.ranked(of(model, "entry"))[:count] for model, count in needed.items()}
+
     def where(model: str) -> str:
-        order = copying.ranked(of(model, "entry"))[: needed[model]]
-        return ", ".join(f"{copying.offset(key - at['value'])} in layer {layer}" for layer, key in order)
+        return ", ".join(f"{copying.offset(key - at['value'])} in layer {layer}" for layer, key in cut_first[model])
 
     def places(model: str) -> str:
-        order = copying.ranked(of(model, "entry"))[: needed[model]]
-        return ", ".join(f"L{layer} {key - at['value']:+d}" for layer, key in order)
+        return ", ".join(f"L{layer} {key - at['value']:+d}" for layer, key in cut_first[model])
 
     looks: dict[str, Any] = {
         "places": places,

@@ -17,14 +17,10 @@ from interp.config import ModelConfig
 from interp.errors import WeightsError, nearest
 from interp.gpt import GPT, Mamba
 from interp.layers import PosEmbed
+from interp.mamba import MambaMixer
 from interp.weights.checkpoint import Checkpoint
 
 MOST_NAMED = 6
-# Weights of a state-space layer, of which none has all: W_x to W_dt are those of Mamba-1, w_norm that of Mamba-2.
-MIXER = (
-    *("W_in", "b_in", "W_conv", "b_conv", "W_x", "w_dt_norm", "w_B_norm", "w_C_norm", "W_dt", "b_dt", "A_log", "D"),
-    *("w_norm", "W_out", "b_out"),
-)
 
 
 def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
@@ -77,7 +73,6 @@ def weights(model: GPT) -> dict[str, Tensor]:
         "attn": ("W_Q", "W_K", "W_V", "W_O")
         + (("b_Q", "b_K", "b_V") if cfg.attn_in_bias else ())
         + (("b_O",) if cfg.attn_out_bias else ()),
-        "mixer": MIXER,
         "ln2": ("w", "b"),
         "mlp": ("W_in", "W_gate", "W_out") + (("b_in", "b_gate", "b_out") if cfg.mlp_bias else ()),
     }
@@ -85,6 +80,8 @@ def weights(model: GPT) -> dict[str, Tensor]:
         for part, names in parts.items():
             owner = getattr(block, part)
             found |= {f"blocks.{layer}.{part}.{name}": getattr(owner, name, None) for name in names}
+        if isinstance(block.mixer, MambaMixer):
+            found |= {f"blocks.{layer}.mixer.{name}": weight for name, weight in block.mixer.named_parameters()}
     found |= {f"ln_final.{name}": getattr(model.ln_final, name, None) for name in ("w", "b")}
     if not cfg.tie_word_embeddings:
         found["unembed.W_U"] = model.unembed.W_U

@@ -45,22 +45,20 @@ READ = {
     },
 }  # fmt: skip
 # Dropout and losses of training, what is kept of logits, which kernels run, experts where no layer has any.
-SILENT_ALL = {
-    "attention_dropout", "hidden_dropout", "num_logits_to_keep", "use_mamba_kernels", "output_router_logits",
-    "num_experts_per_tok",
-}  # fmt: skip
+SILENT_ALL = {"attention_dropout", "num_logits_to_keep", "use_mamba_kernels"}
+ROUTING = {"output_router_logits", "num_experts_per_tok"}
 SILENT = {
     "bamba": SILENT_ALL | {"mamba_chunk_size", "z_loss_coefficient"},
-    "jamba": SILENT_ALL | {
+    "jamba": SILENT_ALL | ROUTING | {
         "router_aux_loss_coef", "use_mambapy", "use_associative_scan", "calc_logits_for_entire_prompt",
     },
     # transformers fixes the largest step size and gives the projections of Mamba-2 the bias that `use_bias` says.
-    "nemotron_h": SILENT_ALL | {
-        "chunk_size", "mamba_proj_bias", "mamba_ssm_cache_dtype", "n_routed_experts", "n_shared_experts",
-        "moe_intermediate_size", "moe_shared_expert_intermediate_size", "moe_latent_size", "moe_shared_expert_overlap",
-        "routed_scaling_factor", "n_group", "topk_group", "norm_topk_prob", "mtp_layers_block_type",
-        "mtp_hybrid_override_pattern", "num_local_experts", "residual_in_fp32", "rescale_prenorm_residual",
-        "time_step_max", "time_step_limit", "time_step_floor", "rms_norm_eps",
+    "nemotron_h": SILENT_ALL | ROUTING | {
+        "hidden_dropout", "chunk_size", "mamba_proj_bias", "mamba_ssm_cache_dtype", "n_routed_experts",
+        "n_shared_experts", "moe_intermediate_size", "moe_shared_expert_intermediate_size", "moe_latent_size",
+        "moe_shared_expert_overlap", "routed_scaling_factor", "n_group", "topk_group", "norm_topk_prob",
+        "mtp_layers_block_type", "mtp_hybrid_override_pattern", "num_local_experts", "residual_in_fp32",
+        "rescale_prenorm_residual", "time_step_max", "time_step_limit", "time_step_floor", "rms_norm_eps",
     },
 }  # fmt: skip
 NEMOTRON_LAYERS = {
@@ -98,7 +96,7 @@ def bamba(options: Options) -> ModelConfig:
         d_conv=whole(options, "mamba_d_conv", 4),
         d_ssm_head=head_size(options, ("mamba_n_heads", "mamba_d_head"), 128, d_inner // n_heads, d_inner),
         n_ssm_groups=whole(options, "mamba_n_groups", 1),
-        dt_limit=limit(options, "time_step_limit"),
+        dt_limit=limit("time_step_limit", options.get("time_step_limit")),
         conv_bias=flag(options, "mamba_conv_bias", True),
         mamba_bias=flag(options, "mamba_proj_bias", False),
         act_fn="silu",
@@ -118,10 +116,10 @@ def jamba(options: Options) -> ModelConfig:
     n_experts = options.get("num_experts", options.get("num_local_experts", 16))
     if n_experts != 1 and (routed := _every(options, "expert", 2, 1, n_layers)):
         raise ConfigError(f"num_experts={n_experts} is not supported: layer {min(routed)} would have experts")
-    eps = ("rms_norm_eps", 1e-6)
+    fields = _stack(options, eps=("rms_norm_eps", 1e-6))
     rank = None if options.get("mamba_dt_rank", "auto") == "auto" else whole(options, "mamba_dt_rank")
     return ModelConfig(
-        **_stack(options, eps=eps),
+        **fields,
         layer_types=tuple("attn+mlp" if at in attends else "mamba+mlp" for at in range(n_layers)),
         positional_embedding_type="none",
         d_inner=int(number(options, "mamba_expand", 2) * whole(options, "hidden_size")),
@@ -131,7 +129,7 @@ def jamba(options: Options) -> ModelConfig:
         conv_bias=flag(options, "mamba_conv_bias", True),
         mamba_bias=flag(options, "mamba_proj_bias", False),
         ssm_normalization_type="RMS" if len(attends) < n_layers else None,
-        ssm_eps=float(number(options, *eps)),
+        ssm_eps=fields["eps"],
         act_fn="silu",
         gated_mlp=True,
         mlp_bias=False,
@@ -166,7 +164,7 @@ def nemotron_h(options: Options) -> ModelConfig:
         d_conv=whole(options, "conv_kernel", 4),
         d_ssm_head=d_ssm_head,
         n_ssm_groups=whole(options, "n_groups", 8),
-        dt_limit=limit({"time_step_min": (options.get("time_step_min", 0.001), math.inf)}, "time_step_min"),
+        dt_limit=limit("time_step_min", (options.get("time_step_min", 0.001), math.inf)),
         conv_bias=flag(options, "use_conv_bias", True),
         mamba_bias=flag(options, "use_bias", False),
         act_fn=activation(options, "mlp_hidden_act", "relu2") if has_mlp else None,

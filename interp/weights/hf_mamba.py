@@ -34,10 +34,10 @@ SILENT_ALL = {
     "time_step_scale", "time_step_min", "time_step_max", "time_step_floor", "time_step_init_scheme",
     "rescale_prenorm_residual", "residual_in_fp32", "fused_add_norm", "pad_vocab_size_multiple",
 }  # fmt: skip
-KERNELS = {"use_mambapy", "use_falcon_mambapy", "use_associative_scan"}
+KERNELS = {"use_mambapy", "use_associative_scan"}
 SILENT = {
     "mamba": SILENT_ALL | KERNELS,
-    "falcon_mamba": SILENT_ALL | KERNELS,
+    "falcon_mamba": SILENT_ALL | KERNELS | {"use_falcon_mambapy"},
     "mamba2": SILENT_ALL | {"time_step_rank", "norm_before_gate", "chunk_size"},
 }
 
@@ -63,7 +63,7 @@ def mamba2(options: Options) -> ModelConfig:
         **fields,
         d_ssm_head=head_size(options, ("num_heads", "head_dim"), 128, 64, fields["d_inner"]),
         n_ssm_groups=whole(options, "n_groups", 8),
-        dt_limit=limit(options, "time_step_limit"),
+        dt_limit=limit("time_step_limit", options.get("time_step_limit")),
     )
 
 
@@ -79,7 +79,7 @@ def _first_generation(options: Options, kind: str) -> dict[str, Any]:
 
 def _both(options: Options, kind: str) -> dict[str, Any]:
     """The fields that both generations have, with `d_inner` from `expand`."""
-    refuse_others(options, kind, READ[kind], SILENT[kind], rms_norm=True)
+    refuse_others(options, kind, READ[kind], SILENT[kind])
     silu_only(options, "hidden_act", kind)
     n_layers, d_model = whole(options, "num_hidden_layers"), whole(options, "hidden_size")
     agree(options, "n_layer", n_layers, "num_hidden_layers")

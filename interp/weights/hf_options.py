@@ -16,7 +16,7 @@ from typing import Any
 from interp.errors import ConfigError, nearest
 from interp.weights.hf_config import Options, refuse_unless
 
-FIXED = {"is_causal": True, "add_cross_attention": False, "is_encoder_decoder": False}
+FIXED = {"rms_norm": True, "is_causal": True, "add_cross_attention": False, "is_encoder_decoder": False}
 # What every configuration of transformers has: labels, tokens, what calls return, how text is drawn.
 GENERAL = {
     "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
@@ -70,9 +70,8 @@ def head_size(options: Options, names: tuple[str, str], heads: int, size: int, d
     return d_head
 
 
-def limit(options: Options, name: str) -> tuple[float, float] | None:
-    """The least and the largest step size, None where neither is bounded."""
-    given = options.get(name)
+def limit(name: str, given: Any) -> tuple[float, float] | None:
+    """The least and the largest step size that an option gives, None where neither is bounded."""
     if given is None:
         return None
     # JSON has no infinity: transformers 5 writes an object in its place.
