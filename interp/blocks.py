@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.edits import RUNS, Variant
 from interp.hooks import HookPoint, attached
-from interp.metrics import Metric, evaluate, read, where_read, which_read
+from interp.metrics import Metric, evaluate, largest_logit, read, rounding, where_read, which_read
 from interp.model import HookedModel
 from interp.packed import Known
 from interp.plan import Plan
@@ -38,6 +38,7 @@ class Block:
         states: the base run's states before `Plan.starts`, by site name [prompt, start, ...].
         seen: what the metric reads of the logits of each run.
         value: the metric of each run [prompt].
+        rounding: how far rounding alone can take the metric of either run [prompt], in float64.
     """
 
     pairs: PromptPairs
@@ -46,6 +47,7 @@ class Block:
     states: dict[str, Tensor]
     seen: dict[str, Tensor]
     value: dict[str, Tensor]
+    rounding: Tensor
 
 
 class Blocks:
@@ -92,6 +94,7 @@ class Blocks:
         stored: dict[str, dict[str, Tensor]] = {}
         states: dict[str, Tensor] = {}
         seen: dict[str, Tensor] = {}
+        largest: dict[str, Tensor] = {}
         before = torch.tensor(self._starts(pairs), device=pairs.mask.device) - 1
 
         def keep(value: Tensor, hook: HookPoint) -> None:
@@ -100,22 +103,28 @@ class Blocks:
         for run in RUNS:
             readers = [(self._state_names(), keep)] if run == "base" and len(before) else []
             with attached(self.model.hook_dict, readers=readers):
-                stored[run], seen[run] = self._run(pairs, self.sides[run], self._names[run])
+                stored[run], seen[run], largest[run] = self._run(pairs, self.sides[run], self._names[run])
         value = {run: evaluate(self.metric, seen[run], pairs, seen["source"]) for run in RUNS}
-        return Block(pairs, prompts, stored, states, seen, value)
+        off = [rounding(self.metric, seen[run], pairs, seen["source"], largest[run]) for run in RUNS]
+        return Block(pairs, prompts, stored, states, seen, value, torch.maximum(*off))
 
-    def _run(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor]:
-        """What a run has at some sites, and what the metric reads of its logits."""
+    def _run(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What a run has at some sites, what the metric reads of its logits, and the largest of all of them there."""
         model, tokens, mask = self.model, getattr(pairs, side), pairs.attention_mask
         if not self.plan.packed:
             logits, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask)
-            return dict(cache), read(self.metric, logits, pairs)
+            at = where_read(self.metric, pairs).to(logits.device)
+            there = logits[torch.arange(len(pairs), device=logits.device)[:, None], at]  # [prompt, read, d_vocab_out]
+            return dict(cache), read(self.metric, logits, pairs), largest_logit(there)
         last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
         names = names | {last}
         _, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask, return_type=None)
         at = where_read(self.metric, pairs)
         final = cache[last][torch.arange(len(pairs), device=at.device)[:, None], at]  # [prompt, read, d_model]
-        return dict(cache), self.unembedded(model.ln_final(final), np.arange(len(pairs)), pairs)
+        normalized = model.ln_final(final)
+        # All logits of one prompt at a time: those of all prompts may be more than memory holds.
+        largest = torch.cat([largest_logit(self.model.unembed(one)) for one in normalized.split(1)])
+        return dict(cache), self.unembedded(normalized, np.arange(len(pairs)), pairs), largest
 
     def unembedded(self, normalized: Tensor, prompts: Numbers, pairs: PromptPairs) -> Tensor:
         """What the metric reads of the logits, from the normalised residual stream there [row, read, d_model]."""

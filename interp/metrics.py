@@ -9,6 +9,7 @@ Logits in half precision are computed with in float32.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,13 @@ import torch
 from torch import Tensor
 
 from interp.errors import ConfigError, PromptError, unknown
+from interp.rounding import normalised_effect, of_logits
 
 if TYPE_CHECKING:
     from interp.prompts import PromptPairs
+
+PATTERNS = 6  # ways of moving logits by their rounding
+ROWS = 16  # rows whose logits over a whole vocabulary are copied at once
 
 
 @dataclass(frozen=True)
@@ -199,33 +204,47 @@ def check_answers(answers: Tensor, d_vocab_out: int) -> None:
         )
 
 
-def normalised_effect(
-    value: Any, base: Any, source: Any, *, least: float = 1e-5
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """(value - base) / (source - base): 0 where a run is like the base, 1 where it is like the source.
+def largest_logit(logits: Tensor) -> Tensor:
+    """The largest finite magnitude among each row's logits: [rows, ..., d_vocab_out] -> [rows]."""
+    return logits.masked_fill(~logits.isfinite(), 0).flatten(1).abs().amax(1)
 
-    NaN where the base and source runs do not differ, |source - base| <= least * max(|source|, |base|): there is nothing
-    to explain, and the ratio would be rounding error.
+
+def rounding(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor | None, largest: Tensor) -> Tensor:
+    """How far rounding alone can take a metric of each pair [rows], in float64; see `interp.rounding`.
+
+    The logits that the metric reads are moved up and down by what each of them may be off, in several patterns; what
+    counts is the largest change. So it holds for every metric: twice the step for a difference of two logits, a whole
+    token for a rank that rounding can change.
 
     Args:
-        value: metric of the edited run; array, tensor or column, of any shape that broadcasts with the others.
-        base: metric of the run that is edited.
-        source: metric of the run that edits copy from.
-        least: the smallest relative difference that counts.
-
-    >>> normalised_effect([1.0, 3.0], [1.0, 1.0], [5.0, 1.0])
-    array([ 0., nan])
+        metric, seen, pairs, reference: as `evaluate` takes them.
+        largest: the largest magnitude among the logits where the metric reads, of the whole vocabulary [rows].
     """
-    value, base, source = (_plain(x) for x in (value, base, source))
-    gap = source - base
-    gap = np.where(np.abs(gap) > least * np.maximum(np.abs(source), np.abs(base)), gap, np.nan)
-    return np.asarray((value - base) / gap)
+    if not metric.whole and len(pairs) > ROWS:  # so that moved copies of a large vocabulary stay few
+        parts = [slice(start, start + ROWS) for start in range(0, len(pairs), ROWS)]
+        refs = [None if reference is None else reference[part] for part in parts]
+        found = [
+            rounding(metric, seen[part], pairs[part], ref, largest[part]) for part, ref in zip(parts, refs, strict=True)
+        ]
+        return torch.cat(found)
+    step = of_logits(largest, seen.dtype).to(seen.device)
+    step, seen = step.reshape(-1, *[1] * (seen.ndim - 1)), _full(seen)
+    value = evaluate(metric, seen, pairs, reference).double()
+    worst = torch.zeros_like(value)
+    for pattern in _patterns(seen.shape[-1]):
+        for sign in (1, -1):
+            moved = seen + (sign * step).to(seen.dtype) * pattern.to(seen)
+            change = (evaluate(metric, moved, pairs, reference).double() - value).abs()
+            worst = torch.maximum(worst, change.nan_to_num(float("inf")))
+    return worst
 
 
-def _plain(x: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    if isinstance(x, Tensor):
-        x = x.detach().cpu().double()
-    return np.asarray(x, dtype=np.float64)
+@functools.lru_cache(maxsize=4)
+def _patterns(n_tokens: int) -> list[Tensor]:
+    """Directions in which logits are moved together, each [token] of +1 and -1: the first parts right from wrong."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(2, size=n_tokens) for _ in range(PATTERNS - 1)]
+    return [torch.from_numpy(1.0 - 2.0 * bits) for bits in (np.arange(n_tokens) % 2, *drawn)]
 
 
 def _full(logits: Tensor) -> Tensor:
@@ -269,8 +288,14 @@ def _correct(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -
 def _kl(logits: Tensor, answers: Tensor, reference: Tensor | None) -> Tensor:
     if reference is None:
         raise PromptError("metric 'kl' compares with a reference run, and none was given")
-    run = _full(logits).log_softmax(-1)  # [rows, d_vocab_out]
-    ref = _full(reference).log_softmax(-1)
+    parts = zip(logits.split(ROWS), reference.split(ROWS), strict=True)
+    return torch.cat([_kl_of_rows(*part) for part in parts]).to(_full(logits[:0]).dtype)
+
+
+def _kl_of_rows(logits: Tensor, reference: Tensor) -> Tensor:
+    # In float64: of two equal runs it then has what their logits are off, squared, and no rounding of its own.
+    run = logits.double().log_softmax(-1)  # [rows, d_vocab_out]
+    ref = reference.double().log_softmax(-1)
     ratio = (ref - run).masked_fill(ref == float("-inf"), 0)  # what the reference never says costs nothing
     return (ref.exp() * ratio).sum(-1)
 

@@ -106,12 +106,13 @@ class Job:
 
         Returns:
             The metric [variant, prompt] of the chunk's variants on its block of prompts; of a chunk without variants
-            that of the base run and of the source run.
+            that of the base run and of the source run, and how far rounding alone can take either.
         """
         chunk = self.plan.chunks[index]
         block = self.blocks.at(chunk.prompts)
         if not chunk.variants:
-            return torch.stack([block.value[run] for run in RUNS]).double().cpu().numpy()
+            values = [block.value[run].double() for run in RUNS]
+            return torch.stack([*values, block.rounding]).cpu().numpy()
         cells = self._cells(block, chunk)
         values = np.tile(block.value["base"].double().cpu().numpy(), (len(chunk.variants), 1))
         if len(cells.prompt):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from interp.journal import Journal
 
 EXECUTORS = ("local", "ray")
+RUN_ROWS = (-3, -2, -1)  # what stands for a variant in a journal: the base run, the source run, their rounding
 Executor = Callable[[Job, Sequence[int]], Generator[tuple[int, Values], None, None]]
 
 
@@ -69,7 +70,8 @@ def sweep(
 
     Returns:
         A row for every variant and prompt: the variant's labels, `prompt`, `metric`, `value`, `base_value`,
-        `source_value` and `effect`, which is 0 at the base run and 1 at the source run.
+        `source_value`, `effect`, which is 0 at the base run and 1 at the source run, and `rounding`, how far rounding
+        alone can take the metric of this prompt: where the two runs differ by no more, `effect` is NaN.
 
     Raises:
         UnknownName: a site, layer, head, role, metric or side that does not exist; before anything is run.
@@ -81,7 +83,7 @@ def sweep(
     run = _executor(executor)
     journal = None if out is None else _journal(out, job)
     values = np.full((len(variants), len(pairs)), np.nan)
-    runs = np.full((2, len(pairs)), np.nan)
+    runs = np.full((len(RUN_ROWS), len(pairs)), np.nan)
     waiting = []
     finished = set() if journal is None else journal.finished()
     for index in range(len(job.plan.chunks)):
@@ -174,7 +176,7 @@ def _journal(out: str | Path, job: Job) -> Journal:
         "model": f"{job.model.cfg.model_name} {fingerprint([job.model.cfg, dict(job.model.state_dict())])}",
         "prompts": f"{len(job.pairs)} of {job.pairs.name} {job.pairs.digest()}",
         "variants": f"{len(job.variants)} {fingerprint(tuple(job.variants))}",
-        "metric": f"{job.metric.name} {fingerprint(job.metric)}",
+        "metric": f"{job.metric.name} {fingerprint(job.metric)}, with its rounding",
         "sides": f"{job.source} into {job.base}",
         "device": f"{job.model.device.type}, {job.model.dtype}",
         "versions": f"interp {__version__}, torch {torch.__version__}",
@@ -185,9 +187,9 @@ def _journal(out: str | Path, job: Job) -> Journal:
 
 
 def _columns(plan: Plan, index: int, found: Values) -> Mapping[str, np.ndarray[Any, Any]]:
-    """A chunk's values with their variants (-2 and -1 for the base and the source run) and prompts, one row a cell."""
+    """A chunk's values with their variants (or `RUN_ROWS`) and prompts, one row a cell."""
     chunk = plan.chunks[index]
-    variants, prompts = np.array(chunk.variants or (-2, -1)), np.arange(*chunk.prompts)
+    variants, prompts = np.array(chunk.variants or RUN_ROWS), np.arange(*chunk.prompts)
     return {
         "variant": np.repeat(variants, len(prompts)),
         "prompt": np.tile(prompts, len(variants)),
@@ -202,7 +204,7 @@ def _enter(plan: Plan, index: int, found: Values, values: Values, runs: Values) 
     if chunk.variants:
         values[list(chunk.variants), prompts] = found.reshape(len(chunk.variants), -1)
         return
-    runs[:, prompts] = found.reshape(2, -1)
+    runs[:, prompts] = found.reshape(len(RUN_ROWS), -1)
     run = {v for other in plan.chunks if other.prompts == chunk.prompts for v in other.variants}
     idle = [v for v in range(plan.n_variants) if v not in run]
     values[idle, prompts] = runs[0, prompts]
@@ -220,7 +222,8 @@ def _table(job: Job, values: Values, runs: Values) -> pd.DataFrame:
         value=values.ravel(),
         base_value=np.tile(runs[0], n_variants),
         source_value=np.tile(runs[1], n_variants),
-        effect=normalised_effect(values, runs[0], runs[1]).ravel(),
+        effect=normalised_effect(values, runs[0], runs[1], rounding=runs[2]).ravel(),
+        rounding=np.tile(runs[2], n_variants),
     )
 
 

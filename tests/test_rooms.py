@@ -58,6 +58,7 @@ ROOMS = [
     "weights/toy/train",
     "pairing",
     "prompts",
+    "rounding",
     "metrics",
     "tasks/words",
     "tasks/writing",
