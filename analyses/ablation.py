@@ -35,6 +35,7 @@ from interp.metrics import Metric
 from interp.model import HookedModel
 from interp.pairing import SIDES
 from interp.prompts import PromptPairs
+from interp.rounding import of_rows, quotient
 from interp.scales import Axis
 from interp.sites import NameFilter
 from interp.sweep import Executor, plan_sweep, sweep
@@ -52,7 +53,7 @@ CELL = ["kind", "component", "site", "layer", *PARTS, "metric"]
 CURVE = ["kind", "stage", "order", "number", "metric"]
 COLUMNS = [
     *("kind", "stage", "order", "draw", "number", "component", "site", "layer", *PARTS),
-    *("prompt", "metric", "value", "base_value", "effect"),
+    *("prompt", "metric", "value", "base_value", "effect", "rounding"),
 ]
 RECURRENT = {"ssm_head", "channel"}  # columns of models that have such layers
 WHOLES = {"attn_out": "attention", "out": "mixer", "mlp_out": "MLP"}
@@ -173,21 +174,23 @@ def _evenly(total: int, measured: int | None) -> list[int]:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every ablation over prompts, with intervals, the largest magnitudes first; then the curves.
 
-    `share` is the mean effect as a part of the mean clean metric, empty where that is not above zero. `p` is of no
-    effect, and `p_adjusted` holds the share of false discoveries among all single ablations (Benjamini-Hochberg).
+    `share` is the mean effect as a part of the mean clean metric, empty where that is not above zero by more than
+    rounding. `p` is of no effect, and `p_adjusted` holds the share of false discoveries among all single ablations
+    (Benjamini-Hochberg).
     """
     import pandas as pd
 
     single, curves = frame[frame["stage"] == "single"], frame[frame["stage"] != "single"]
-    base = frame.drop_duplicates(["prompt", "metric"]).groupby("metric")["base_value"].mean()
-    table = stats.tested(single, by=_cell(single), value="effect")
+    base = frame.assign(rounding=of_rows(frame, "base_value")).drop_duplicates(["prompt", "metric"]).groupby("metric")
+    table = stats.tested(single, by=_cell(single), value="effect", rounding=of_rows(single, "base_value"))
     table = table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
     if len(curves):
         table.insert(1, "stage", "single")
         table = pd.concat([table, stats.summarise(curves, by=CURVE, value="effect")], ignore_index=True)
     front = ["kind", *(name for name in ("stage", "order", "number") if name in table)]
     table = table[[*front, *(name for name in table if name not in front)]]
-    table.insert(table.columns.get_loc("n"), "share", table["value"] / table["metric"].map(base.where(base > 0)))
+    whole, off = (table["metric"].map(base[name].mean()) for name in ("base_value", "rounding"))
+    table.insert(table.columns.get_loc("n"), "share", quotient(table["value"], whole.clip(lower=0), off))
     table["metric"] = table["metric"] + " lost"
     empty = [name for name in ("layer", *PARTS) if name in table and table[name].isna().all()]
     return table.drop(columns=empty)
@@ -280,7 +283,7 @@ def report(
 
     clean = float(maps.drop_duplicates("prompt")["base_value"].mean())
     instead = f"its {_words(kind)}" if kind != "zero" else "zero"
-    fewer = f"The maps are measured on {few} of the {len(pairs)} prompts. " if few < len(pairs) else ""
+    fewer = f"The maps are measured on {few} of the {len(pairs)} prompts. " * (few < len(pairs))
     intro = (
         f"Each component is taken away at all positions of the clean prompts, {instead} in its place. {fewer}"
         "Later components can make up for one that is missing: a small effect does not say that it does nothing."
@@ -381,7 +384,7 @@ def _found(single: pd.DataFrame, again: pd.DataFrame | None, kind: str, clean: f
 
 def _halves(maps: pd.DataFrame, clean: float, what: str) -> str:
     """How many heads or mixers must go, or come back, for half of the metric."""
-    if clean <= 0:
+    if clean <= of_rows(maps, "base_value").mean():
         return f"The clean logit difference is {clean:.2f}: there is no right answer that ablation could take away."
     means = {key: part.set_index("number")["value"] for key, part in recovery(maps).groupby(["stage", "order"])}
     fell = {}

@@ -47,6 +47,7 @@ from interp.model import HookedModel
 from interp.pairing import DIRECTIONS
 from interp.plan import Plan
 from interp.prompts import PromptPairs
+from interp.rounding import no_effect, of_effect
 from interp.scales import Axis
 from interp.sites import part_name
 from interp.sweep import Executor, plan_sweep, sweep
@@ -159,7 +160,7 @@ def _cells(
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every cell over prompts with intervals and corrected p, the largest magnitudes first."""
-    table = stats.tested(frame, by=cell_columns(frame), value="effect")
+    table = stats.tested(frame, by=cell_columns(frame), value="effect", rounding=of_effect(frame))
     table["metric"] = "effect on " + table["metric"]
     for column in TOLD.keys() & set(cut_by(frame)):
         for name in reversed([name for name in TOLD[column] if name in frame]):
@@ -187,7 +188,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         InterpError: a frame that holds several granularities.
     """
     cells = frame.groupby(cell_columns(frame), sort=False, dropna=False, observed=True)["effect"].mean()
-    table = _by_head(cells.reset_index(name="value"))
+    table = _by_head(cells.reset_index(name="value")).assign(reason=stats.why_missing(frame, "effect"))
     several = [name for name in ("direction", "metric", "site") if name in table and table[name].nunique() > 1]
     places = [name for name in cut_by(table) if name in PLACES]
     heads = [name for name in cut_by(table) if name not in PLACES]
@@ -284,14 +285,14 @@ def report(
         f"What decides the answer is carried by the residual stream {', '.join(carried)}: patching it there restores "
         "at least half of the clean logit difference."
         if carried
-        else "No single position's residual stream restores half of the clean logit difference."
+        else no_effect(resid) or "No single position's residual stream restores half of the clean logit difference."
     )
     intro = (
         "Each cell runs the corrupt prompt with one activation set to its value in the clean run. The effect is 0 "
         "where nothing changes and 1 where the clean logit difference is back."
     )
     what = PARTS[parts[0]][2] if len(parts) == 1 else "head or mixer" if "mamba" in parts else "head"
-    told = (
+    told = no_effect(ranked) or (
         f"The {what} whose output restores most is {_unit(best)} ({best['value']:+.2f}, 95% interval "
         f"{best['ci_low']:.2f} to {best['ci_high']:.2f}); the one that works most against it is "
         f"{_unit(worst)} ({worst['value']:+.2f})."
@@ -310,7 +311,7 @@ def report(
         figures=[figure_of_roles, *(_figure(kind, frame, len(pairs)) for kind, frame in by_part.items())],
         tables=[(f"The ten {_several(what)} with the largest effect", ranked.head(10))],
     )
-    return pd.concat([every, by_role], ignore_index=True), section, [where, told]
+    return pd.concat([every, by_role], ignore_index=True), section, list(dict.fromkeys([where, told]))
 
 
 def _figure(kind: str, frame: pd.DataFrame, n: int) -> FigureItem:

@@ -30,7 +30,7 @@ from interp.command import study_command
 from interp.edits import Variant
 from interp.errors import InterpError, unknown
 from interp.gpt import GPT
-from interp.gradients import AnyMetric, run_values
+from interp.gradients import AnyMetric
 from interp.granularity import (
     AXES,
     PLACES,
@@ -48,6 +48,8 @@ from interp.model import HookedModel
 from interp.node_scores import NEURONS, estimate, neurons
 from interp.pairing import DIRECTIONS
 from interp.prompts import PromptPairs
+from interp.rounding import no_effect
+from interp.run_values import run_values
 from interp.scales import Axis
 from interp.sites import get_act_name, part_name
 from interp.sweep import Executor, sweep
@@ -200,6 +202,8 @@ def plot(frame: pd.DataFrame) -> Figure:
     Raises:
         InterpError: a frame that holds several granularities.
     """
+    if why := stats.why_nothing(frame, "effect"):
+        return figures.nothing(why)
     cuts = cut_by(frame)
     heads = [name for name in cuts if name in SMALL and name not in MANY]
     if frame[[name for name in cuts if name not in heads]].isna().any(axis=None):
@@ -233,6 +237,8 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 def plot_agreement(frame: pd.DataFrame) -> Figure:
     """Estimated against exact effect of every cell that was patched; on the diagonal they are equal."""
+    if why := stats.why_nothing(frame, "effect"):
+        return figures.nothing(why)
     table = means(frame, cell_columns(frame))
     return figures.estimates(table.assign(name=_names(table)))
 
@@ -267,7 +273,8 @@ def report(
         table, agreed = summary(frame), compared(frame)
         best = table.iloc[0]
         findings.append(
-            f"By gradients, the {word} whose patching moves the answer most is {_named(best)} "
+            no_effect(table)
+            or f"By gradients, the {word} whose patching moves the answer most is {_named(best)} "
             f"({best['value']:+.2f} of the difference between the runs). {told(agreed, word + 's')}"
         )
         frames.append(frame)

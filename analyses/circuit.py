@@ -42,6 +42,8 @@ from interp.graph import Graph
 from interp.metrics import get_metric, normalised_effect
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
+from interp.rounding import of_rows, reason
+from interp.run_values import run_values
 from interp.scales import Axis
 from interp.ui.page import FigureItem, Section
 
@@ -102,8 +104,9 @@ def run(
     Returns:
         A row for every circuit and prompt of the second half: `method, selection, rank, fraction` (the share of all
         edges that was taken), `n_taken, n_edges` (before and after pruning), `n_nodes, draw` (of random circuits),
-        `prompt, metric, value, full_value, empty_value` (the whole model's and the fully ablated one's) and
-        `faithfulness`, of this prompt alone.
+        `prompt, metric, value, full_value, empty_value` (the whole model's and the fully ablated one's),
+        `faithfulness`, of this prompt alone, and `rounding` (how far rounding alone can take the metric: where the
+        two values differ by no more, there is no faithfulness).
 
     Raises:
         UnknownName: a method, selection, rank or ablation that does not exist.
@@ -209,8 +212,11 @@ def _measured(
     frame["prompt"] = [list(range(len(pairs)))] * len(frame)
     frame = frame.explode(["prompt", "value"], ignore_index=True).astype({"prompt": int, "value": float})
     frame["full_value"], frame["empty_value"] = whole[frame["prompt"]], none[frame["prompt"]]
-    frame["faithfulness"] = normalised_effect(frame["value"], frame["empty_value"], frame["full_value"])
-    return frame[[*TABLE, "prompt", "metric", "value", "full_value", "empty_value", "faithfulness"]]
+    with torch.no_grad():
+        frame["rounding"] = run_values(model, pairs, options["metric"]).rounding.cpu().numpy()[frame["prompt"]]
+    ends = frame["empty_value"], frame["full_value"]
+    frame["faithfulness"] = normalised_effect(frame["value"], *ends, rounding=frame["rounding"])
+    return frame[[*TABLE, "prompt", "metric", "value", "full_value", "empty_value", "faithfulness", "rounding"]]
 
 
 def _save(found: Sequence[Circuit], folder: Path) -> None:
@@ -227,8 +233,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
     rows = []
     for keys, part in frame.groupby(TABLE[:6], sort=False, dropna=False):
-        table, full, empty = _tables(part)
-        interval = faithfulness(table.mean(0), full, empty)
+        table, full, empty, off = _tables(part)
+        interval = faithfulness(table.mean(0), full, empty, rounding=off)
         numbers = {name: float(getattr(interval, name)) for name in ("value", "ci_low", "ci_high")}
         rows.append(
             {
@@ -240,9 +246,11 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
                 "n": table.shape[1],
                 "ci_low": numbers["ci_low"],
                 "ci_high": numbers["ci_high"],
+                "reason": reason(len(off), len(off), off.mean()) if np.isnan(numbers["value"]) else "",
             }
         )
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table if table["reason"].any() else table.drop(columns="reason")
 
 
 def integrals(frame: pd.DataFrame) -> pd.DataFrame:
@@ -254,19 +262,20 @@ def integrals(frame: pd.DataFrame) -> pd.DataFrame:
         sizes = [(fraction, _tables(one)) for fraction, one in part.groupby("fraction")]
         if len(sizes) < 2:
             continue
-        values = np.stack([table.mean(0) for _, (table, _, _) in sizes])
-        _, full, empty = sizes[0][1]
-        for name, interval in areas([fraction for fraction, _ in sizes], values, full, empty).items():
+        values = np.stack([table.mean(0) for _, (table, *_) in sizes])
+        _, full, empty, off = sizes[0][1]
+        for name, interval in areas([fraction for fraction, _ in sizes], values, full, empty, rounding=off).items():
             numbers = {of: float(getattr(interval, of)) for of in ("value", "n", "ci_low", "ci_high")}
             rows.append({"method": method, "metric": name.upper(), **numbers, "sizes": len(sizes)})
     return pd.DataFrame(rows, columns=["method", "metric", "value", "n", "ci_low", "ci_high", "sizes"])
 
 
-def _tables(part: pd.DataFrame) -> tuple[Any, Any, Any]:
-    """The metric of circuits of one size [draw, prompt], and that of the whole and of the ablated model [prompt]."""
+def _tables(part: pd.DataFrame) -> tuple[Any, Any, Any, Any]:
+    """The metric of circuits of one size [draw, prompt], of the whole and of the ablated model, and its rounding."""
     table = part.assign(draw=part["draw"].fillna(0)).pivot(index="draw", columns="prompt", values="value")
     of = part.drop_duplicates("prompt").sort_values("prompt")
-    return table.to_numpy(), of["full_value"].to_numpy(), of["empty_value"].to_numpy()
+    full, empty = of["full_value"].to_numpy(), of["empty_value"].to_numpy()
+    return table.to_numpy(), full, empty, of_rows(of, "full_value", "empty_value")
 
 
 def plot(frame: pd.DataFrame) -> Figure:
@@ -317,10 +326,7 @@ def report(
     ]
     tables = [("Circuits of every size", table)]
     if faithful.empty:
-        finding = (
-            "No faithful circuit can be told: on these prompts the whole model and the fully ablated one give the same "
-            "logit difference."
-        )
+        finding = f"No circuit can be called faithful on these prompts: {own['reason'].iloc[0]}."
         return frame, Section("Circuit", "circuit", [*text, finding], shown, tables), [finding]
     best = faithful.iloc[0]
     circuit = next(one for one in found if one.n_edges == best["n_edges"])

@@ -38,6 +38,7 @@ from interp.metrics import METRICS, Metric
 from interp.prompts import PromptPairs
 from interp.provenance import checkout, state_digest, versions
 from interp.recall import KINDS, PAIRS, QUERY, SLOT, STEPS, config, prompts, train
+from interp.rounding import of_rows, quotient
 from interp.scales import Axis
 from interp.sweep import sweep
 
@@ -51,8 +52,7 @@ SITES = {"attention": ("resid_pre", "k", "v"), "mamba": ("resid_pre", "conv", "s
 
 STRONGEST, RANDOM = "strongest", "random"
 OTHER_LAYER, OWN, HEAD, ELSEWHERE = "other layer", "value's own", "the head", "the head elsewhere"
-CUTS = (STRONGEST, RANDOM, OTHER_LAYER, OWN, HEAD, ELSEWHERE)
-"""What is cut; of the first two, up to `MOST` entries."""
+CUTS = (STRONGEST, RANDOM, OTHER_LAYER, OWN, HEAD, ELSEWHERE)  # what is cut; of the first two, up to `MOST` entries
 
 MOST = 6
 Entry = tuple[int, int]  # layer, key
@@ -302,7 +302,9 @@ def plot_looking(frame: pd.DataFrame) -> Figure:
 def plot_entries(frame: pd.DataFrame) -> Figure:
     """How much of the logit difference is lost without each entry of the query's row."""
     part = frame[frame["measure"] == "entry"]
-    lost = part.assign(value=(part["base_value"] - part["value"]) / part["base_value"])
+    lost = part.assign(
+        value=quotient(part["base_value"] - part["value"], part["base_value"], of_rows(part, "base_value"))
+    )
     means = stats.summarise(lost, by=["model", "layer", "key"])
     label = "share of logit difference lost"
     return figures.heatmap(

@@ -29,11 +29,13 @@ from interp.command import study_command
 from interp.config import ModelConfig
 from interp.edge_scores import eap_ig, exact
 from interp.errors import unknown
-from interp.gradients import AnyMetric, run_values
+from interp.gradients import AnyMetric
 from interp.graph import Graph
 from interp.metrics import get_metric
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
+from interp.rounding import no_effect
+from interp.run_values import run_values
 from interp.scales import Axis
 from interp.sweep import Executor
 from interp.ui.page import FigureItem, Section
@@ -159,6 +161,8 @@ def plot(frame: pd.DataFrame) -> Figure:
     """The edges with the largest estimates: the estimate of each, and where it was measured its exact effect."""
     import pandas as pd
 
+    if why := stats.why_nothing(frame, "effect"):
+        return figures.nothing(why)
     largest = frame.groupby("edge")["effect"].mean().abs().nlargest(SHOWN).index
     part = frame[frame["edge"].isin(largest)]
     kinds = {"estimate": "effect", "exact": "exact_effect"}
@@ -173,6 +177,8 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 def plot_agreement(frame: pd.DataFrame) -> Figure:
     """Estimate against exact effect of every edge that was measured; on the diagonal they are equal."""
+    if why := stats.why_nothing(frame, "effect"):
+        return figures.nothing(why)
     table = means(frame, "edge")
     return figures.estimates(table.assign(name=table["edge"].map(_labels(frame))))
 
@@ -214,7 +220,7 @@ def report(
     first = table.iloc[0]
     n_sure = int((table["p_adjusted"] < 0.05).sum())
     measured = "" if first["exact"] != first["exact"] else f"; measured exactly, {first['exact']:+.2f}"
-    finding = (
+    finding = no_effect(table) or (
         f"The edge with the largest estimated effect, of {int(frame['cells'].iloc[0]):,}, is `{first['edge']}` "
         f"({first['value']:+.2f} of the difference between the clean and the corrupt run{measured}). "
         f"{told(agreed, 'edges')}"

@@ -39,6 +39,7 @@ from interp.model import HookedModel
 from interp.pairing import DIRECTIONS
 from interp.paths import THROUGH, arriving, parse_receivers, parse_senders, point, routes
 from interp.prompts import PromptPairs
+from interp.rounding import of_effect
 from interp.sweep import Executor, sweep
 from interp.ui.page import FigureItem, Section
 
@@ -51,7 +52,7 @@ ORDER = 55
 HEADS = ["head", "ssm_head"]
 CELL = ["direction", "through", "receiver", "sender", "site", "layer", *HEADS, "pos", "role", "metric"]
 MIXED = ["z", "gated", "out"]
-MEASURED = ["prompt", "metric", "value", "base_value", "source_value", "effect"]
+MEASURED = ["prompt", "metric", "value", "base_value", "source_value", "effect", "rounding"]
 MOST_BYTES = 2**28  # of what reaches the receivers, held at a time
 MOST_ROWS, LONGEST = 20, 40
 # Of a report: prompts for the paths to the logits and to queries, receivers in a set, operations for a head's inputs.
@@ -169,7 +170,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
     `p_adjusted` holds the share of false discoveries among all paths (Benjamini-Hochberg).
     """
-    table = stats.tested(frame, by=[name for name in CELL if name in frame], value="effect")
+    table = stats.tested(frame, by=[name for name in CELL if name in frame], value="effect", rounding=of_effect(frame))
     table["metric"] = "effect on " + table["metric"]
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
@@ -179,6 +180,8 @@ def plot(frame: pd.DataFrame) -> Figure:
 
     Of a frame without heads, or with few of them, the paths with the largest effects are bars.
     """
+    if why := stats.why_nothing(frame, "effect"):
+        return figures.nothing(why)
     table = stats.summarise(frame, by=[name for name in CELL if name in frame], value="effect")
     several = [name for name in ("through", "receiver", "pos", "role") if name in table and table[name].nunique() > 1]
     there = [name for name in HEADS if name in table and table[name].notna().any()]
@@ -342,7 +345,7 @@ def _strongest(table: pd.DataFrame, *, to: bool = False) -> str:
     """The path with the largest effect, in words."""
     best = table.iloc[0]
     if best["value"] != best["value"]:
-        return "there is no effect to measure, because the answers to the two prompts do not differ"
+        return f"there is no effect to measure: {best['reason']}"
     bounds = f", 95% interval {best['ci_low']:+.2f} to {best['ci_high']:+.2f}" if best["n"] > 1 else ""
     path = f"the path from {best['sender']}" + (f" to {best['receiver']}" if to else "")
     prompts = "1 prompt" if best["n"] == 1 else f"{best['n']} prompts"

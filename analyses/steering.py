@@ -33,6 +33,7 @@ from interp.metrics import Metric
 from interp.model import HookedModel
 from interp.probing import Probe, rows_of
 from interp.prompts import PromptPairs
+from interp.rounding import no_effect, of_effect, of_rows
 from interp.sweep import sweep
 from interp.ui.page import FigureItem, Section
 
@@ -212,7 +213,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     random = frame[frame["vector"] == "random"][[*cell, "prompt", "measured"]]
     paired = frame[frame["vector"] == "difference"].merge(random, on=[*cell, "prompt"], suffixes=("", "_random"))
     paired["beyond"] = paired["measured"] - paired["measured_random"]
-    tested = stats.tested(paired, by=by, value="beyond")[[*by, "p", "p_adjusted"]]
+    off = np.where(paired["prompts"] == HELD_OUT, of_effect(paired), of_rows(paired, "base_value"))
+    tested = stats.tested(paired, by=by, value="beyond", rounding=off)[[*by, "p", "p_adjusted"]]
     control = stats.summarise(paired, by=by, value="measured_random")[[*by, "value"]]
     table = stats.summarise(frame, by=by, value="measured")
     table = table.merge(control.rename(columns={"value": "control"}), on=by, how="left").merge(
@@ -256,7 +258,7 @@ def report(
     cost = _same_cell(table, best, NEUTRAL)
     beyond = best["p_adjusted"] < stats.SURE and best["value"] > best["control"]
     where = f"{best['strength']:g} times the direction at layer {best['layer']}"
-    finding = (
+    finding = no_effect(held) or (
         f"Steering corrupt prompts at the last position by the direction that tells {CONTRASTS[told.name]}, made from "
         f"other prompts, has the largest effect with {where}: effect {best['value']:+.2f} (95% interval "
         f"{best['ci_low']:.2f} to {best['ci_high']:.2f}; 1 is the clean prompt's answer), with random vectors of its "

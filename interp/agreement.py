@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from interp import stats
 from interp.errors import InterpError, unknown
-from interp.metrics import normalised_effect
+from interp.rounding import of_effect, quotient
+from interp.run_values import RunValues
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ def tabulated(
     *,
     chosen: Mapping[int, str],
     most: int,
-    runs: Sequence[Tensor],
+    runs: RunValues,
     metric: str,
 ) -> pd.DataFrame:
     """Estimates and exact effects as a study's table: of the cells with the largest estimates, and the measured ones.
@@ -79,13 +79,14 @@ def tabulated(
         exact: measured changes [chosen cell, prompt].
         chosen: the cells that were measured, as `choose` gives them.
         most: how many cells have rows, those with the largest estimates; measured ones always do.
-        runs: the metric in the base run and in the source run, each [prompt].
+        runs: the metric in the base run and in the source run, and their rounding, each [prompt].
         metric: its name.
 
     Returns:
         A row for each of these cells and every prompt: the labels, `sample` ("top", "random" or ""), `cells` (how many
         were estimated), `prompt, metric, value` (the estimate), `exact` (NaN where nothing was measured), `base_value,
-        source_value`, `effect` and `exact_effect` (the changes as parts of the difference between the two runs).
+        source_value`, `effect` and `exact_effect` (the changes as parts of the difference between the two runs), and
+        `rounding` (how far rounding alone can take the metric: where the runs differ by no more, there is no effect).
     """
     import pandas as pd
 
@@ -95,7 +96,7 @@ def tabulated(
     largest = np.argsort(-np.abs(estimates.mean(1)), kind="stable")[:most]
     kept = sorted({*largest.tolist(), *chosen})
     named = pd.DataFrame([{**labels(at), "sample": chosen.get(at, "")} for at in kept])
-    base, source = (np.tile(run.double().cpu().numpy(), len(kept)) for run in runs)
+    base, source, rounding = (np.tile(run.detach().double().cpu().numpy(), len(kept)) for run in runs)
     value, change = estimates[kept].ravel(), measured[kept].ravel()
     frame = named.loc[named.index.repeat(n_prompts)].reset_index(drop=True)
     return frame.assign(
@@ -106,8 +107,9 @@ def tabulated(
         exact=change,
         base_value=base,
         source_value=source,
-        effect=normalised_effect(base + value, base, source),
-        exact_effect=normalised_effect(base + change, base, source),
+        effect=quotient(value, source - base, rounding),
+        exact_effect=quotient(change, source - base, rounding),
+        rounding=rounding,
     )
 
 
@@ -122,7 +124,7 @@ def ranked(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
         The columns of `interp.stats.tested`, and `exact` and `sample`. `p_adjusted` takes account of all cells that
         were estimated, those without rows among them.
     """
-    table = stats.tested(frame, by=by, value="effect")
+    table = stats.tested(frame, by=by, value="effect", rounding=of_effect(frame))
     table["metric"] = "effect on " + table["metric"]
     # Among all cells each of these could only rank later, so that this errs on the safe side.
     table["p_adjusted"] = (table["p_adjusted"] * frame["cells"].iloc[0] / len(table)).clip(upper=1.0)
@@ -158,7 +160,7 @@ def agreement(
 
     Args:
         frame: one row a cell and prompt: `value` (the estimate), `exact`, `sample` ("top" or "random"; other rows are
-            left out) and `prompt`.
+            left out), `prompt`, and `rounding` if there is one: cells whose means differ by no more do not differ.
         by: the columns that tell cells apart.
         n_cells: how many cells were estimated.
         least: what counts as a large effect, as a part of the largest that was measured.
@@ -192,8 +194,10 @@ def agreement(
     ]
     drawn = measured.groupby(cell)["sample"].first().to_numpy() == RANDOM
     estimate, exact = (one.mean(1) for one in both)  # [cell]
+    off = measured.groupby("prompt")["rounding"].first().mean() if "rounding" in measured else 0.0
     largest = np.abs(exact).max()
-    large = (np.abs(exact) >= least * largest) & (largest > 0)
+    large = (np.abs(exact) >= least * largest) & (largest > off)
+    alike = min(np.ptp(estimate), np.ptp(exact)) <= off  # there is no order among cells to agree on
 
     rng = np.random.default_rng(seed)
     n_prompts = both[0].shape[1]
@@ -201,7 +205,9 @@ def agreement(
     again = [one @ counts.T for one in both]  # [cell, resample]
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
 
-    def interval(statistic: Any) -> tuple[float, float, float]:
+    def interval(statistic: Any, unknown: bool) -> tuple[float, float, float]:
+        if unknown:
+            return np.nan, np.nan, np.nan
         low, high = np.quantile(statistic(*again), tails) if n_prompts > 1 else (np.nan, np.nan)
         return float(statistic(estimate[:, None], exact[:, None])[0]), float(low), float(high)
 
@@ -209,18 +215,18 @@ def agreement(
         return _correlation(scipy_stats.rankdata(a, axis=0), scipy_stats.rankdata(b, axis=0))
 
     shuffled = np.stack([rng.permutation(exact) for _ in range(n_resamples)], axis=1)
-    control = _correlation(estimate[:, None], shuffled)
+    control = _correlation(estimate[:, None], shuffled) * (np.nan if alike else 1)
     signs = int((np.sign(estimate) == np.sign(exact))[large].sum())
     n_large = int(large.sum())
     bounds = scipy_stats.binomtest(signs, n_large).proportion_ci(confidence) if n_large else (np.nan, np.nan)
     n_drawn, found = int(drawn.sum()), int((large & drawn).sum())
     left = n_cells - len(estimate)
     rows = [
-        ("correlation", len(estimate), *interval(_correlation)),
-        ("rank correlation", len(estimate), *interval(ranked)),
+        ("correlation", len(estimate), *interval(_correlation, alike)),
+        ("rank correlation", len(estimate), *interval(ranked, alike)),
         ("correlation of shuffled cells", len(estimate), float(control.mean()), *np.quantile(control, tails)),
         ("same sign", n_large, signs / n_large if n_large else np.nan, *bounds),
-        ("relative error", len(estimate), *interval(_relative_error)),
+        ("relative error", len(estimate), *interval(_relative_error, largest <= off)),
         (
             "missed",
             n_drawn,

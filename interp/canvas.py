@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,6 +131,25 @@ class Figure(mpl.Figure):
 def blank(across: float, down: float) -> Figure:
     """An empty figure of a size in inches, whose axes will fill it."""
     return Figure(figsize=(across, down), layout="constrained")
+
+
+def explained(figure: Figure, frame: pd.DataFrame) -> Figure:
+    """The figure, with a line below it that says why values are missing, where the frame's column `reason` does."""
+    if "reason" in frame:
+        reasons = [str(text) for text in frame["reason"].value_counts().index if text]
+        if reasons:
+            more = f"; {len(reasons) - 1} more reasons in the table" if len(reasons) > 1 else ""
+            text = f"Where a value is missing: {reasons[0]}{more}"
+            across = int(figure.get_figwidth() * 72 / (0.55 * TINY))  # letters
+            figure.supxlabel(textwrap.fill(text, across), x=0.01, ha="left", size=TINY, color=MUTED)
+    return figure
+
+
+def nothing(why: str) -> Figure:
+    """A figure in the place of one that has nothing to show, which says why."""
+    figure = blank(TEXT_WIDTH, 0.5)
+    figure.text(0.01, 0.5, f"Nothing to draw: {why}", ha="left", va="center", size=7.0, color=MUTED)
+    return figure
 
 
 FORMATS: dict[str, dict[str, Any]] = {

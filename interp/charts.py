@@ -19,7 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import offset_copy
 
-from interp.canvas import INK, MUTED, OKABE_ITO, RULE, SMALL, TEXT_WIDTH, Figure, blank, styled
+from interp.canvas import INK, MUTED, OKABE_ITO, RULE, SMALL, TEXT_WIDTH, Figure, blank, explained, styled
 from interp.errors import InterpError
 from interp.glyphs import drawable, width, written
 from interp.scales import (
@@ -111,7 +111,7 @@ def lines(
         _frame(axes, head, across, "y")
         _name_ends(axes, ends, chart.height)
     _describe(chart, across.title, _label(frame, y, label, baseline), _note(frame, note), share=share)
-    return chart.figure
+    return explained(chart.figure, frame)
 
 
 @styled()
@@ -183,7 +183,7 @@ def bars(
             chart.figure.legend(loc="outside upper left", **above)
     label = _label(frame, y, label, baseline)
     _describe(chart, *((label, places.title) if horizontal else (places.title, label)), _note(frame, note), share=share)
-    return chart.figure
+    return explained(chart.figure, frame)
 
 
 @dataclass(frozen=True)

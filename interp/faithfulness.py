@@ -5,7 +5,8 @@ the circuit without edges:
 
 1. faithfulness f(C) = (m(C) - m(∅)) / (m(M) - m(∅)): 1 for the whole model, 0 for no edges; it can lie outside. It is a
    ratio of means and not a mean of ratios, so that prompts on which the ablation changes little do not decide it. Its
-   interval is from prompts drawn again, percentiles.
+   interval is from prompts drawn again, percentiles. Where m(M) and m(∅) differ by no more than rounding it does not
+   exist (`interp.rounding`), and neither does what follows from it.
 2. Over circuits of growing size, with k the share of all edges that was taken (`FRACTIONS`, the sizes of MIB) and f(k)
    their faithfulness: CPR = the area under f(k), CMD = the area between f(k) and 1, that is, under |1 - f(k)|; both by
    trapezoids from the smallest to the largest k. CPR (integrated circuit performance ratio) is better the larger it is,
@@ -38,6 +39,8 @@ from interp.errors import ConfigError, InterpError
 from interp.graph import Graph
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
+from interp.rounding import assumed, plain, quotient
+from interp.run_values import run_values
 from interp.stats import Interval
 
 if TYPE_CHECKING:
@@ -47,8 +50,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The shares of all edges at which MIB measures faithfulness."""
-
-LEAST = 1e-5  # relative difference of the whole and the ablated model that is more than rounding
 
 
 def edge_counts(sizes: str | Sequence[float | str] | None, graph: Graph) -> list[int]:
@@ -80,7 +81,14 @@ def edge_counts(sizes: str | Sequence[float | str] | None, graph: Graph) -> list
 
 
 def faithfulness(
-    value: Any, full: Any, empty: Any, *, confidence: float = 0.95, n_resamples: int = 2000, seed: int = 0
+    value: Any,
+    full: Any,
+    empty: Any,
+    *,
+    rounding: Any = None,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
 ) -> Interval:
     """Faithfulness of circuits, with percentile bootstrap intervals over prompts.
 
@@ -88,13 +96,15 @@ def faithfulness(
         value: the metric of circuits [..., prompt].
         full: the metric of the whole model on the same prompts [prompt].
         empty: the metric with every edge ablated [prompt].
+        rounding: how far rounding alone can take the metric [prompt], as `interp.run_values.run_values` has it; None
+            takes what it would be if the metric were a float32 logit.
         confidence: probability that an interval is to cover the truth with.
         n_resamples: how often prompts are drawn again; the same draws for circuit, model and ablated model.
         seed: of the draws.
 
     Returns:
-        `Interval` of arrays [...]; NaN where the whole and the ablated model do not differ, and no bounds for a single
-        prompt.
+        `Interval` of arrays [...]; NaN where the means of the whole and of the ablated model differ by no more than
+        rounding (`interp.rounding`), no bounds where they do so in some of the draws or for a single prompt.
 
     Raises:
         InterpError: values of different prompts.
@@ -102,12 +112,12 @@ def faithfulness(
     >>> faithfulness([[1.0, 3.0], [2.0, 4.0]], full=[2.0, 4.0], empty=[0.0, 0.0]).value
     array([0.66666667, 1.        ])
     """
-    circuits, whole, none, n = _checked(value, full, empty)
-    ratio = _ratio(circuits.mean(-1), whole.mean(), none.mean())
+    circuits, whole, none, off, n = _checked(value, full, empty, rounding)
+    ratio = _ratio(circuits.mean(-1), whole.mean(), none.mean(), off.mean())
     low = high = np.full(ratio.shape, np.nan)
     if n > 1:
         counts = _resampled(n, n_resamples, seed)
-        ratios = _ratio(circuits @ counts.T, counts @ whole, counts @ none)  # [..., resample]
+        ratios = _ratio(circuits @ counts.T, counts @ whole, counts @ none, counts @ off)  # [..., resample]
         low, high = np.quantile(ratios, _tails(confidence), axis=-1)
     return Interval(ratio, np.full(ratio.shape, n), low, high)
 
@@ -118,6 +128,7 @@ def areas(
     full: Any,
     empty: Any,
     *,
+    rounding: Any = None,
     confidence: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
@@ -127,7 +138,7 @@ def areas(
     Args:
         fractions: the share of all edges that each circuit takes [size].
         value: the metric of the circuits [size, prompt].
-        full, empty, confidence, n_resamples, seed: as in `faithfulness`.
+        full, empty, rounding, confidence, n_resamples, seed: as in `faithfulness`.
 
     Returns:
         "cpr" and "cmd", each an `Interval` of single numbers.
@@ -135,10 +146,10 @@ def areas(
     Raises:
         InterpError: as `cpr` and `faithfulness`.
     """
-    circuits, whole, none, n = _checked(value, full, empty)
+    circuits, whole, none, off, n = _checked(value, full, empty, rounding)
     counts = _resampled(n, n_resamples, seed)
-    curves = _ratio(circuits @ counts.T, counts @ whole, counts @ none).T  # [resample, size]
-    curve = _ratio(circuits.mean(-1), whole.mean(), none.mean())
+    curves = _ratio(circuits @ counts.T, counts @ whole, counts @ none, counts @ off).T  # [resample, size]
+    curve = _ratio(circuits.mean(-1), whole.mean(), none.mean(), off.mean())
     found = {}
     for name, area in (("cpr", cpr), ("cmd", cmd)):
         low, high = np.full(2, np.nan)
@@ -148,14 +159,15 @@ def areas(
     return found
 
 
-def _checked(value: Any, full: Any, empty: Any) -> tuple[Array, Array, Array, int]:
-    circuits, whole, none = (np.asarray(x, dtype=np.float64) for x in (value, full, empty))
+def _checked(value: Any, full: Any, empty: Any, rounding: Any) -> tuple[Array, Array, Array, Array, int]:
+    circuits, whole, none = (plain(x) for x in (value, full, empty))
     n = circuits.shape[-1]
     if whole.shape != (n,) or none.shape != (n,):
         raise InterpError(
             f"circuits have values of {n} prompts, the whole model of {whole.shape}, none of {none.shape}"
         )
-    return circuits, whole, none, n
+    off = np.broadcast_to(assumed(whole, none) if rounding is None else plain(rounding), n)
+    return circuits, whole, none, off, n
 
 
 def _resampled(n: int, n_resamples: int, seed: int) -> Array:
@@ -170,10 +182,8 @@ def _tails(confidence: float) -> list[float]:
     return [(1 - confidence) / 2, (1 + confidence) / 2]
 
 
-def _ratio(value: Array, full: Any, empty: Any) -> Array:
-    gap = np.asarray(full - empty)
-    small = np.abs(gap) <= LEAST * np.maximum(np.abs(full), np.abs(empty))
-    return np.asarray((value - empty) / np.where(small, np.nan, gap))
+def _ratio(value: Array, full: Any, empty: Any, rounding: Any) -> Array:
+    return quotient(value - empty, full - empty, rounding)
 
 
 def cpr(fractions: Sequence[float] | Array, faithful: Sequence[float] | Array) -> float:
@@ -326,4 +336,7 @@ def _faithful(model: HookedModel, pairs: PromptPairs, graph: Graph, masks: Tenso
     """Faithfulness of every mask [mask]."""
     ends = torch.stack([graph.allowed, torch.zeros_like(graph.allowed)])
     full, empty, *values = run_circuits(model, pairs, torch.cat([ends, masks]), graph, **options).numpy()
-    return np.asarray(faithfulness(np.stack(values), full, empty, n_resamples=1).value)
+    sides = {name: options[name] for name in ("metric", "base") if name in options}
+    with torch.no_grad():
+        off = run_values(model, pairs, **sides).rounding
+    return np.asarray(faithfulness(np.stack(values), full, empty, rounding=off, n_resamples=1).value)

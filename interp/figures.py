@@ -7,7 +7,7 @@ a column needs a title, labels or a full range; colours, fonts and sizes are tho
 
 from __future__ import annotations
 
-from interp.canvas import Figure, save
+from interp.canvas import Figure, nothing, save
 from interp.charts import bars, lines
 from interp.diagram import circuit
 from interp.grids import attention, heatmap, lens_table
@@ -24,6 +24,7 @@ __all__ = [
     "heatmap",
     "lens_table",
     "lines",
+    "nothing",
     "save",
     "scatter",
 ]

@@ -29,7 +29,7 @@ from interp.config import MAMBAS
 from interp.errors import ConfigError, HookError, unknown
 from interp.gpt import GPT
 from interp.hooks import HookPoint, attached
-from interp.metrics import METRICS, Metric, evaluate, get_metric, measure, read
+from interp.metrics import METRICS, Metric, evaluate, get_metric, read
 from interp.model import HookedModel
 from interp.pairing import other_side
 from interp.prompts import PromptPairs
@@ -272,24 +272,6 @@ def values_at(model: HookedModel, pairs: PromptPairs, names: Iterable[str], side
 
 
 @torch.no_grad()
-def run_values(
-    model: HookedModel,
-    pairs: PromptPairs,
-    metric: AnyMetric = "logit_diff",
-    *,
-    base: str = "clean",
-    source: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The metric of the base run and of the source run (the other side's), each [prompt]; the source is a reference."""
-    pairs, sides = pairs.to(model.device), (base, other_side(base) if source is None else source)
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for _, part in batches(model, pairs, ()):
-        logits = [model(getattr(part, side), attention_mask=part.attention_mask) for side in sides]
-        for values, own in zip(found, logits, strict=True):
-            values.append(measure(metric, own, part, reference=logits[1]))
-    return torch.cat(found[0]), torch.cat(found[1])
-
-
 def full(value: Tensor) -> Tensor:
     """Half precision as float32, in which small differences and long sums keep their digits; others as they are."""
     return value.float() if value.dtype.itemsize < 4 else value

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp.canvas import TINY, Figure, styled
+from interp.canvas import TINY, Figure, explained, styled
 from interp.cells import POINTS, colours_for, mark, sheet, write
 from interp.glyphs import position_labels, shorten, visible, width
 from interp.scales import Axis, Grid, is_part, matrix, metric_name, name, numbers, panels, place, scale
@@ -85,7 +85,7 @@ def heatmap(
                 short = [text.lstrip("L0123456789") if by_name and names[1] == "layer" else text for text in others]
                 named.append((beside, ", ".join([first, *short])))
             mark(axes, row, named, drawn.cell_width)
-    return drawn.figure
+    return explained(drawn.figure, frame)
 
 
 @styled()

@@ -22,10 +22,11 @@ from interp.ablations import replacements
 from interp.circuit_runs import run_circuits
 from interp.edge_scores import eap_ig
 from interp.errors import PromptError
-from interp.gradients import gradients, integrated_gradients, run_values
+from interp.gradients import gradients, integrated_gradients
 from interp.graph import Graph
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
+from interp.run_values import run_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,17 +47,20 @@ def facts(model: HookedModel, pairs: PromptPairs, *, steps: int = 50) -> pd.Data
         largest score; the difference in faithfulness.
 
     Raises:
-        PromptError: the two runs have the same metric, so that there is no difference to account for.
+        PromptError: the two runs' metrics differ by no more than rounding (`interp.rounding`): there is no difference
+            to account for.
     """
     import pandas as pd
 
     pairs = pairs.to(model.device)
-    clean, corrupt = (values.double() for values in run_values(model, pairs))
-    gap = float((clean - corrupt).mean())
-    if gap == 0:
+    clean, corrupt, each_off = (values.detach().double() for values in run_values(model, pairs))
+    gap, least = float((clean - corrupt).mean()), float(each_off.mean())
+    if abs(gap) <= least:
         raise PromptError(
-            "the clean and the corrupt runs have the same logit difference: there is nothing to account for"
+            f"there is nothing to account for: the clean and the corrupt runs' logit differences are {abs(gap):.2g} "
+            f"apart, which is no more than rounding ({least:.2g})"
         )
+    exact = max(1e-4, least / abs(gap))  # of what is equal on paper
     summed = _direct(model, pairs)
     moved = integrated_gradients(model, pairs, steps=steps).double().sum(1)
     graph = Graph.of(model)
@@ -65,17 +69,20 @@ def facts(model: HookedModel, pairs: PromptPairs, *, steps: int = 50) -> pd.Data
     masks = torch.stack([graph.allowed, torch.zeros_like(graph.allowed)])
     full, empty = run_circuits(model, pairs, masks, graph, progress=False).mean(1).tolist()
     off = {
-        "direct attributions sum to the metric": (((summed - clean) / clean.abs().clamp(min=1)).abs().max(), 1e-4),
+        "direct attributions sum to the metric": (
+            ((summed - clean).abs() / torch.maximum(clean.abs().clamp(min=1), each_off * 1e4)).max(),
+            1e-4,
+        ),
         f"integrated gradients sum to the difference ({steps} steps)": (
             abs(float((moved - (corrupt - clean)).mean()) / gap),
             0.02,
         ),
         "EAP-IG with one step is EAP": (
             (one - defined)[:, allowed].abs().max() / defined[:, allowed].abs().max(),
-            1e-4,
+            max(1e-4, least / float(defined[:, allowed].abs().max())),
         ),
-        "the full circuit has faithfulness 1": (abs((full - float(corrupt.mean())) / gap - 1), 1e-4),
-        "the empty circuit has faithfulness 0": (abs((empty - float(corrupt.mean())) / gap), 1e-4),
+        "the full circuit has faithfulness 1": (abs((full - float(corrupt.mean())) / gap - 1), exact),
+        "the empty circuit has faithfulness 0": (abs((empty - float(corrupt.mean())) / gap), exact),
     }
     rows = [(fact, float(value), limit, float(value) <= limit) for fact, (value, limit) in off.items()]
     return pd.DataFrame(rows, columns=["fact", "value", "limit", "holds"])

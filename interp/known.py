@@ -33,6 +33,8 @@ from interp.graph import Graph
 from interp.hooks import HookPoint
 from interp.metrics import Metric, measure
 from interp.prompts import PromptPairs
+from interp.rounding import quotient
+from interp.run_values import run_values
 from interp.steps import Gate, Head, Match, Offset, Read, Step
 
 if TYPE_CHECKING:
@@ -295,8 +297,8 @@ def truth(
 
     Returns:
         A row for each edge and each node (`parts`): `kind`, `name`, `value` (mean over prompts of |metric - clean
-        metric|), `effect` (`value` as a part of the mean |clean metric|), `changes` (whether that is above the
-        tolerance).
+        metric|), `effect` (`value` as a part of the mean |clean metric|; NaN where that is no more than rounding, see
+        `interp.rounding`), `changes` (whether that is above the tolerance).
 
     Raises:
         UnknownName: an ablation or metric that does not exist.
@@ -323,6 +325,7 @@ def truth(
         return new if head is None else torch.cat([x[:, :, :head], new[:, :, [head]], x[:, :, head + 1 :]], dim=2)
 
     clean = measured()
+    off = float(run_values(model, pairs, metric).rounding.mean())
     rows = []
     for sender, receiver in graph.edges:
         node = graph.receivers[receiver]
@@ -332,7 +335,7 @@ def truth(
         value = measured((part.site, functools.partial(replaced, head=part.head)))
         rows.append(("node", part.name, float((value - clean).abs().mean())))
     frame = pd.DataFrame(rows, columns=["kind", "name", "value"])
-    frame["effect"] = frame["value"] / float(clean.abs().mean())
+    frame["effect"] = quotient(frame["value"], float(clean.abs().mean()), off)
     return frame.assign(changes=frame["effect"] > tolerance)
 
 

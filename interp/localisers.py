@@ -20,11 +20,11 @@ from interp.ablations import replacements
 from interp.discovery import acdc, circuits
 from interp.edits import Edit, Variant
 from interp.errors import unknown
-from interp.gradients import run_values
 from interp.graph import Graph
 from interp.known import parts
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
+from interp.run_values import run_values
 from interp.sweep import sweep
 
 TAUS = (0.5, 0.2, 0.1, 0.05, 0.02)  # thresholds of ACDC, as parts of the clean metric
@@ -94,7 +94,7 @@ def _greedy(case: Case) -> Tensor:
 
 def _acdc(case: Case) -> Tensor:
     """The largest threshold at which an edge is kept; each begins with what the next smaller one has left."""
-    clean, _ = run_values(case.model, case.pairs)
+    clean = run_values(case.model, case.pairs).base
     left, found = case.graph.allowed, torch.zeros(case.graph.allowed.shape, dtype=torch.float64)
     for share in sorted(TAUS):
         tau = share * float(clean.abs().mean())

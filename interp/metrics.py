@@ -12,14 +12,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from interp.errors import ConfigError, PromptError, unknown
-from interp.rounding import normalised_effect, of_logits
+from interp.rounding import normalised_effect as normalised_effect  # part of this public room
+from interp.rounding import of_logits
 
 if TYPE_CHECKING:
     from interp.prompts import PromptPairs

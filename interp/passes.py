@@ -111,8 +111,7 @@ class Job:
         chunk = self.plan.chunks[index]
         block = self.blocks.at(chunk.prompts)
         if not chunk.variants:
-            values = [block.value[run].double() for run in RUNS]
-            return torch.stack([*values, block.rounding]).cpu().numpy()
+            return torch.stack([*(block.value[run].double() for run in RUNS), block.rounding]).cpu().numpy()
         cells = self._cells(block, chunk)
         values = np.tile(block.value["base"].double().cpu().numpy(), (len(chunk.variants), 1))
         if len(cells.prompt):

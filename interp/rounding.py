@@ -4,19 +4,20 @@ Two runs that are equal on paper differ in their last digits: kernels add up in 
 another batch, with another number of threads. A ratio whose denominator is such a difference is noise, and can be any
 number. So every ratio by a difference of runs goes through `quotient`:
 
-1. A logit is uncertain by `of_logits`: (2 eps + 14 eps') times the largest logit of its prompt. eps is the spacing of
+1. A logit is uncertain by `of_logits`: (4 eps + 12 eps') times the largest logit of its prompt. eps is the spacing of
    the logits' number type at 1, which is the rounding of what is stored: twice per layer, and it adds up as a random
    walk. eps' is that of the type in which products are summed (float32 for half precision, else the type itself): a
    sum of d terms is off by about sqrt(d) of it. The largest logit, and not those that are read: the error comes from a
    product with the whole residual stream, which a small logit shares with a large one.
-2. A metric is uncertain by how far it moves when the logits that it reads move by that much (`interp.metrics.rounding`).
-   For a difference of two logits that is twice the step: 32 eps of the largest logit in float32, 4 in half precision.
-3. A difference of two runs, or of means over the same prompts, that is no larger is no difference: the ratio is NaN, and
-   `reason` says why in tables, figures and sentences.
+2. A metric is uncertain by how far it moves when the logits that it reads move by that much
+   (`interp.metrics.rounding`). For a difference of two logits that is twice the step: 32 eps of the largest logit in
+   float32, 8 in half precision.
+3. A difference of two runs, or of means over the same prompts, that is no larger is no difference: the ratio is NaN,
+   and `reason` says why in tables, figures and sentences.
 
-The two factors are measured (docs/log.md): over SmolLM2-135M and small models of 2 to 12 layers, under the kernels of
-several processors, in plain forwards, sweeps and circuits, a difference of two runs was off by up to 9.2 eps in float32
-and 2.1 eps in half precision, against float64.
+The two factors are measured (docs/log.md): over SmolLM2-135M and small models of 2 to 12 layers with attention, state
+spaces or both, in plain forwards, sweeps and circuits, under the kernels of several processors, a difference of two
+runs was off by up to 16 eps in float32 and 6.5 eps in half precision, against float64.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-STORED, SUMMED = 2, 14  # how many spacings of the stored and of the summing type a logit may be off
+STORED, SUMMED = 4, 12  # how many spacings of the stored and of the summing type a logit may be off
 ON_LOGITS = 2  # a difference of two logits moves by twice what each of them does
 
 
@@ -46,8 +47,8 @@ def of_logits(largest: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         The same shape, in float64.
 
-    >>> of_logits(torch.tensor([20.0]), torch.float32).item() < 1e-4 < of_logits(torch.tensor([20.0]), torch.half).item()
-    True
+    >>> [round(float(of_logits(torch.tensor(20.0), dtype)), 5) for dtype in (torch.float32, torch.bfloat16)]
+    [4e-05, 0.62503]
     """
     stored = torch.finfo(dtype).eps
     summed = min(stored, torch.finfo(torch.float32).eps)
@@ -71,7 +72,9 @@ def quotient(numerator: Any, difference: Any, rounding: Any) -> Array:
 
 
 def assumed(*values: Any) -> Array:
-    """The rounding of a difference of values of which no more is known: as of differences of float32 logits this large."""
+    """The rounding of a difference of values of which no more is known: as if they were float32 logits, or differences
+    of such.
+    """
     size = np.maximum.reduce([np.abs(plain(value)) for value in values])
     return ON_LOGITS * (STORED + SUMMED) * float(torch.finfo(torch.float32).eps) * size
 
@@ -103,9 +106,22 @@ def plain(x: Any) -> Array:
     return np.asarray(x, dtype=np.float64)
 
 
+def of_rows(frame: pd.DataFrame, *runs: str) -> Array:
+    """How far rounding alone can take the metric [row]: the column `rounding`, or what columns of runs let assume."""
+    return plain(frame["rounding"]) if "rounding" in frame else assumed(*(frame[run] for run in runs))
+
+
 def of_effect(frame: pd.DataFrame) -> Array:
     """How far rounding alone can take the column `effect` of a sweep's table [row]; NaN where there is no effect."""
-    return quotient(frame["rounding"], (frame["source_value"] - frame["base_value"]).abs(), frame["rounding"])
+    off = of_rows(frame, "base_value", "source_value")
+    return quotient(off, (frame["source_value"] - frame["base_value"]).abs(), off)
+
+
+def no_effect(table: pd.DataFrame) -> str:
+    """The sentence for a summary without a single value; "" where there is one."""
+    if table["value"].notna().any() or "reason" not in table:
+        return ""
+    return f"There is no effect to measure: {table['reason'].iloc[0]}."
 
 
 def reason(missing: int, n: int, rounding: float) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from interp.errors import InterpError, unknown
+from interp.rounding import reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -147,7 +148,8 @@ def summarise(
         confidence: as in `bootstrap`, and so are the further arguments.
 
     Returns:
-        Columns `by`, `metric`, `value`, `n` (prompts with a value), `ci_low`, `ci_high`.
+        Columns `by`, `metric`, `value`, `n` (prompts with a value), `ci_low`, `ci_high`; and `reason`, of a frame that
+        says in `rounding` how far rounding can take its metric, where prompts have no value because of it.
 
     Raises:
         UnknownName: a column that the frame does not have.
@@ -155,7 +157,7 @@ def summarise(
     """
     named, cells = _cells(frame, by, value)
     interval = bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed, statistic=statistic)
-    return named.assign(**interval._asdict())
+    return named.assign(**interval._asdict(), **_reasons(frame, by, cells))
 
 
 def tested(
@@ -168,6 +170,7 @@ def tested(
     confidence: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
+    rounding: Any = None,
 ) -> pd.DataFrame:
     """`summarise`, and how likely a mean as far from `null` would be in each group if there were no effect.
 
@@ -179,6 +182,8 @@ def tested(
         null: the mean without an effect.
         correction: "bh" or "by" for the rate of false discoveries (Benjamini and Hochberg 1995; Benjamini and Yekutieli
             2001, whatever the groups' dependence), "none".
+        rounding: how far rounding alone can take `value` [row]: a mean that is no further from `null` is no effect,
+            however small its interval, and has p 1.
 
     Returns:
         The columns of `summarise`, `p` and `p_adjusted`. Groups of one prompt, and those with an infinite value, have
@@ -192,7 +197,11 @@ def tested(
         raise unknown("correction", correction, CORRECTIONS)
     named, cells = _cells(frame, by, value)
     interval = bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed)
-    table = named.assign(**interval._asdict(), p=_p_values(cells, null))
+    p = _p_values(cells, null)
+    if rounding is not None:
+        off = _mean_of_known(_cells(frame.assign(rounding=rounding), by, "rounding")[1], ~np.isnan(cells))
+        p = np.where(np.abs(interval.value - null) <= off, np.minimum(1.0, p + 1.0), p)
+    table = named.assign(**interval._asdict(), p=p, **_reasons(frame, by, cells))
     many = correction != "none"
     return table.assign(p_adjusted=adjusted(table["p"], table["metric"], correction=correction) if many else table["p"])
 
@@ -225,6 +234,35 @@ def _p_values(cells: Array, null: float) -> Array:
     if len(varied):
         p[varied] = ttest_1samp(cells[varied], null, axis=-1, nan_policy="omit").pvalue
     return p
+
+
+def why_missing(frame: pd.DataFrame, value: str = "value") -> str:
+    """Why prompts of a frame have no number in a column, in words; "" where all have one or no reason is known."""
+    return next(iter(_reasons(frame, [], _cells(frame, [], value)[1]).get("reason", [])), "")
+
+
+def why_nothing(frame: pd.DataFrame, value: str = "value") -> str:
+    """Why a column has no number at all, in words; "" where it has one."""
+    return why_missing(frame, value) if bool(frame[value].isna().all()) else ""
+
+
+def _mean_of_known(cells: Array, known: Array) -> Array:
+    """The mean of each row's numbers where they are known; NaN where none is.  # [group, prompt] -> [group]"""
+    count = known.sum(-1)
+    return np.where(count, np.where(known, cells, 0.0).sum(-1) / np.maximum(count, 1), np.nan)
+
+
+def _reasons(frame: pd.DataFrame, by: str | Sequence[str], cells: Array) -> dict[str, list[str]]:
+    """The column `reason` of a summary, where prompts of a group lack a value because of rounding."""
+    if "rounding" not in frame.columns or not np.isnan(cells).any():
+        return {}
+    off = _cells(frame, by, "rounding")[1]
+    missing = np.isnan(cells) & ~np.isnan(off)
+    if not missing.any():
+        return {}
+    most = np.where(missing, off, 0.0).max(-1)
+    n = (~np.isnan(off)).sum(-1)
+    return {"reason": [reason(*each) for each in zip(missing.sum(-1).tolist(), n.tolist(), most.tolist(), strict=True)]}
 
 
 def _cells(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> tuple[pd.DataFrame, Array]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from interp.agreement import agreement, choose, means, most_missed, ranked, tabulated, told
 from interp.errors import InterpError, UnknownName
+from interp.run_values import RunValues
 from interp.stats import summarise
 
 
@@ -111,7 +112,7 @@ def tabled(most: int) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, dict[int, s
     rng = np.random.default_rng(4)
     estimates, chosen = rng.normal(size=(12, 3)), {1: "random", 4: "top", 7: "top", 9: "random"}
     exact = rng.normal(size=(4, 3))
-    runs = [torch.tensor([0.0, 1.0, -1.0]), torch.tensor([2.0, 5.0, -5.0])]
+    runs = RunValues(torch.tensor([0.0, 1.0, -1.0]), torch.tensor([2.0, 5.0, -5.0]), torch.full((3,), 1e-5))
     names = "abcdefghijkl"
     frame = tabulated(
         lambda at: {"name": names[at], "layer": at // 4},

@@ -12,11 +12,12 @@ from interp.ablations import replacements
 from interp.edge_scores import chosen_edges, eap, eap_ig, exact
 from interp.errors import ConfigError, InterpError, UnknownName
 from interp.gpt import GPT
-from interp.gradients import gradients, run_values
+from interp.gradients import gradients
 from interp.graph import Graph
 from interp.hooks import HookPoint
 from interp.metrics import measure
 from interp.prompts import PromptPairs
+from interp.run_values import run_values
 
 
 def written(model: GPT, pairs: PromptPairs, graph: Graph, sender: int, ablation: str) -> Tensor:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from interp.errors import ConfigError, HookError, UnknownName
 from interp.gpt import GPT
-from interp.gradients import INPUT, batches, constant, gradients, integrated_gradients, path_slopes, run_values
+from interp.gradients import INPUT, batches, constant, gradients, integrated_gradients, path_slopes
 from interp.hooks import HookPoint
 from interp.metrics import Metric, measure
 from interp.prompts import PromptPairs
+from interp.run_values import run_values
 
 
 def pairs_of(*lengths: int) -> PromptPairs:
@@ -156,7 +157,7 @@ def test_half_precision_is_differentiated_as_well() -> None:
 def test_integrated_gradients_add_up_to_the_difference_of_the_runs(kind: str) -> None:
     model, pairs = make(kind), pairs_of(6, 4, 5)
     found = integrated_gradients(model, pairs, steps=50)
-    base, source = run_values(model, pairs)
+    base, source, _ = run_values(model, pairs)
     gap = (source - base).abs().max()
     assert float((found.sum(1) - (source - base)).abs().max() / gap) < 0.02
     same = pairs.clean == pairs.corrupt
