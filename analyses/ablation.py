@@ -53,7 +53,7 @@ CELL = ["kind", "component", "site", "layer", *PARTS, "metric"]
 CURVE = ["kind", "stage", "order", "number", "metric"]
 COLUMNS = [
     *("kind", "stage", "order", "draw", "number", "component", "site", "layer", *PARTS),
-    *("prompt", "metric", "value", "base_value", "effect", "rounding"),
+    *("prompt", "metric", "value", "base_value", "rounding", "effect"),
 ]
 RECURRENT = {"ssm_head", "channel"}  # columns of models that have such layers
 WHOLES = {"attn_out": "attention", "out": "mixer", "mlp_out": "MLP"}

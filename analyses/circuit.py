@@ -104,9 +104,9 @@ def run(
     Returns:
         A row for every circuit and prompt of the second half: `method, selection, rank, fraction` (the share of all
         edges that was taken), `n_taken, n_edges` (before and after pruning), `n_nodes, draw` (of random circuits),
-        `prompt, metric, value, full_value, empty_value` (the whole model's and the fully ablated one's),
-        `faithfulness`, of this prompt alone, and `rounding` (how far rounding alone can take the metric: where the
-        two values differ by no more, there is no faithfulness).
+        `prompt, metric, value, full_value, empty_value` (the whole model's and the fully ablated one's), `rounding`
+        (how far rounding alone can take the metric: where these two differ by no more, there is no faithfulness) and
+        `faithfulness`, of this prompt alone.
 
     Raises:
         UnknownName: a method, selection, rank or ablation that does not exist.
@@ -212,11 +212,10 @@ def _measured(
     frame["prompt"] = [list(range(len(pairs)))] * len(frame)
     frame = frame.explode(["prompt", "value"], ignore_index=True).astype({"prompt": int, "value": float})
     frame["full_value"], frame["empty_value"] = whole[frame["prompt"]], none[frame["prompt"]]
-    with torch.no_grad():
-        frame["rounding"] = run_values(model, pairs, options["metric"]).rounding.cpu().numpy()[frame["prompt"]]
+    frame["rounding"] = run_values(model, pairs, options["metric"]).rounding.cpu().numpy()[frame["prompt"]]
     ends = frame["empty_value"], frame["full_value"]
     frame["faithfulness"] = normalised_effect(frame["value"], *ends, rounding=frame["rounding"])
-    return frame[[*TABLE, "prompt", "metric", "value", "full_value", "empty_value", "faithfulness", "rounding"]]
+    return frame[[*TABLE, "prompt", "metric", "value", "full_value", "empty_value", "rounding", "faithfulness"]]
 
 
 def _save(found: Sequence[Circuit], folder: Path) -> None:

@@ -87,7 +87,7 @@ def run(
 
     Returns:
         Columns `model, slot, measure, site, layer, pos, key, condition, count, prompt, metric, value, base_value,
-        source_value, effect, rounding`; those that a measure has not are empty. Measures: "patching" (`effect` of
+        source_value, rounding, effect`; those that a measure has not are empty. Measures: "patching" (`effect` of
         `site` at `pos`), "looking" (the share of `key` in the query's row), "entry" (one entry cut), "found" (the
         `count` strongest cut, on the same prompts) and "cut" (`condition`, one of `CUTS`, of `count` entries, on new
         prompts).
@@ -119,7 +119,7 @@ def run(
         parts += [part.assign(model=kind, slot=slot, measure=measure) for measure, part in measured.items()]
     columns = ["model", "slot", "measure", "site", "layer", "pos", "key", "condition", "count"]
     frame = pd.concat(parts, ignore_index=True)
-    frame = frame[[*columns, "prompt", "metric", "value", "base_value", "source_value", "effect", "rounding"]]
+    frame = frame[[*columns, "prompt", "metric", "value", "base_value", "source_value", "rounding", "effect"]]
     return frame.astype({name: "Int64" for name in ("layer", "pos", "key", "count")})
 
 

@@ -52,7 +52,7 @@ ORDER = 55
 HEADS = ["head", "ssm_head"]
 CELL = ["direction", "through", "receiver", "sender", "site", "layer", *HEADS, "pos", "role", "metric"]
 MIXED = ["z", "gated", "out"]
-MEASURED = ["prompt", "metric", "value", "base_value", "source_value", "effect", "rounding"]
+MEASURED = ["prompt", "metric", "value", "base_value", "source_value", "rounding", "effect"]
 MOST_BYTES = 2**28  # of what reaches the receivers, held at a time
 MOST_ROWS, LONGEST = 20, 40
 # Of a report: prompts for the paths to the logits and to queries, receivers in a set, operations for a head's inputs.

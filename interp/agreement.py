@@ -85,8 +85,8 @@ def tabulated(
     Returns:
         A row for each of these cells and every prompt: the labels, `sample` ("top", "random" or ""), `cells` (how many
         were estimated), `prompt, metric, value` (the estimate), `exact` (NaN where nothing was measured), `base_value,
-        source_value`, `effect` and `exact_effect` (the changes as parts of the difference between the two runs), and
-        `rounding` (how far rounding alone can take the metric: where the runs differ by no more, there is no effect).
+        source_value`, `rounding` (how far rounding alone can take the metric: where the runs differ by no more, there
+        is no effect), `effect` and `exact_effect` (the changes as parts of the difference between the two runs).
     """
     import pandas as pd
 
@@ -107,9 +107,9 @@ def tabulated(
         exact=change,
         base_value=base,
         source_value=source,
+        rounding=rounding,
         effect=quotient(value, source - base, rounding),
         exact_effect=quotient(change, source - base, rounding),
-        rounding=rounding,
     )
 
 

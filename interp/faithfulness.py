@@ -337,6 +337,5 @@ def _faithful(model: HookedModel, pairs: PromptPairs, graph: Graph, masks: Tenso
     ends = torch.stack([graph.allowed, torch.zeros_like(graph.allowed)])
     full, empty, *values = run_circuits(model, pairs, torch.cat([ends, masks]), graph, **options).numpy()
     sides = {name: options[name] for name in ("metric", "base") if name in options}
-    with torch.no_grad():
-        off = run_values(model, pairs, **sides).rounding
+    off = run_values(model, pairs, **sides).rounding
     return np.asarray(faithfulness(np.stack(values), full, empty, rounding=off, n_resamples=1).value)

@@ -271,7 +271,6 @@ def values_at(model: HookedModel, pairs: PromptPairs, names: Iterable[str], side
     return {name: cache[name] for name in wanted}
 
 
-@torch.no_grad()
 def full(value: Tensor) -> Tensor:
     """Half precision as float32, in which small differences and long sums keep their digits; others as they are."""
     return value.float() if value.dtype.itemsize < 4 else value

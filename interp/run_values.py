@@ -22,6 +22,7 @@ class RunValues(NamedTuple):
     rounding: Tensor
 
 
+@torch.no_grad()
 def run_values(
     model: HookedModel,
     pairs: PromptPairs,
@@ -38,10 +39,9 @@ def run_values(
         check_answers(part.answers, logits[0].shape[-1])
         rows = torch.arange(len(part), device=logits[0].device)[:, None]
         at = where_read(measure, part).to(logits[0].device)
-        largest = torch.maximum(*(largest_logit(own.detach()[rows, at]) for own in logits))
+        largest = torch.maximum(*(largest_logit(own[rows, at]) for own in logits))
         seen = [read(measure, own, part) for own in logits]
         values = [evaluate(measure, own, part, seen[1]) for own in seen]
-        with torch.no_grad():
-            off = [rounding(measure, own.detach(), part, seen[1].detach(), largest) for own in seen]
+        off = [rounding(measure, own, part, seen[1], largest) for own in seen]
         found.append((*values, torch.maximum(*off)))
     return RunValues(*(torch.cat(column) for column in zip(*found, strict=True)))

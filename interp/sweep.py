@@ -70,8 +70,9 @@ def sweep(
 
     Returns:
         A row for every variant and prompt: the variant's labels, `prompt`, `metric`, `value`, `base_value`,
-        `source_value`, `effect`, which is 0 at the base run and 1 at the source run, and `rounding`, how far rounding
-        alone can take the metric of this prompt: where the two runs differ by no more, `effect` is NaN.
+        `source_value`, `rounding` (how far rounding alone can take the metric of this prompt; see `interp.rounding`),
+        and `effect`, which is 0 at the base run and 1 at the source run, and NaN where the two differ by no more than
+        rounding.
 
     Raises:
         UnknownName: a site, layer, head, role, metric or side that does not exist; before anything is run.
@@ -222,8 +223,8 @@ def _table(job: Job, values: Values, runs: Values) -> pd.DataFrame:
         value=values.ravel(),
         base_value=np.tile(runs[0], n_variants),
         source_value=np.tile(runs[1], n_variants),
-        effect=normalised_effect(values, runs[0], runs[1], rounding=runs[2]).ravel(),
         rounding=np.tile(runs[2], n_variants),
+        effect=normalised_effect(values, runs[0], runs[1], rounding=runs[2]).ravel(),
     )
 
 

@@ -137,6 +137,7 @@ def test_a_cell_of_a_pattern_is_one_query_and_one_key() -> None:
 def test_cells_are_cut_by_any_axes_of_a_site(kind: str, site: Any, by: Any, cells: int, columns: set[str]) -> None:
     frame = run(make(kind), pairs_of(5, 5), site=site, by=by, progress=False)
     measured = {"direction", "site", "layer", "prompt", "metric", "value", "base_value", "source_value", "effect"}
+    measured.add("rounding")
     assert len(frame) == cells * 2 and set(frame) == measured | columns
     assert list(frame)[:3] == ["direction", "site", "layer"] and list(frame)[-1] == "effect"
     table = summary(frame)
