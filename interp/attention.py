@@ -12,7 +12,6 @@ heads than query heads where a model says so (Ainslie et al. 2023, "GQA", sectio
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 
+from interp.absent import alone
 from interp.config import ModelConfig
 from interp.context import Context, causal_mask, pair_axis
 from interp.errors import PromptError
@@ -36,8 +36,9 @@ class PastKeyValues:
     """What the layers keep of the part of a prompt that went through the model before.
 
     Attention keeps keys and values of every position; a state-space layer its state, and the last inputs of its
-    convolution. Pass the same object to one forward after another; each appends its own positions. Room grows by
-    doubling, so that a token costs its own copy and no other.
+    convolution. Pass the same object to one forward after another; each appends its own positions, or none if it fails.
+    Room grows by doubling, so that a token costs its own copy and no other; only where gradients are recorded do all
+    positions move into a tensor of their own with each forward, so that a later one leaves their graph alone.
     """
 
     def __init__(self, n_layers: int) -> None:
@@ -47,12 +48,24 @@ class PastKeyValues:
         self.attention_mask: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_owner": None}  # in another process every model is another object
+        room = [None if room is None else (alone(room[0]), alone(room[1])) for room in self._room]
+        return {**self.__dict__, "_room": room, "_owner": None}  # in another process every model is another object
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PastKeyValues:
-        twin = PastKeyValues(len(self._room))
-        twin.__dict__.update(copy.deepcopy(self.__getstate__(), memo), _owner=self._owner)
+        twin = self.draft()
+        twin._room = [None if room is None else (room[0].clone(), room[1].clone()) for room in self._room]
+        twin.attention_mask = None if self.attention_mask is None else self.attention_mask.clone()
         return twin
+
+    def draft(self) -> PastKeyValues:
+        """Another one that holds the same, for a forward to extend: what it adds stands behind what this one holds."""
+        twin = PastKeyValues(0)
+        twin.__dict__ = {**self.__dict__, "_room": list(self._room), "_lengths": list(self._lengths)}
+        return twin
+
+    def become(self, draft: PastKeyValues) -> None:
+        """Hold what a draft of this one holds, which is not used any more."""
+        self.__dict__ = draft.__dict__  # in one step, whatever interrupts
 
     def __len__(self) -> int:
         """Positions that the layers hold."""
@@ -75,7 +88,10 @@ class PastKeyValues:
 
     def recurrent(self, layer: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """The last inputs of a layer's convolution [batch, d_conv - 1, conv_channel], and its state."""
-        return self._room[layer] or (None, None)
+        room = self._room[layer]
+        if room is None:
+            return None, None
+        return room if _writable(room[1]) else (room[0].clone(), room[1].clone())
 
     def recur(self, layer: int, tail: Tensor, state: Tensor, n_pos: int) -> None:
         """Keep these instead, behind `n_pos` more positions."""
@@ -87,14 +103,24 @@ class PastKeyValues:
         start = self._lengths[layer]
         stop = start + k.shape[1]
         room = self._room[layer]
-        if room is None or room[0].shape[1] < stop:
+        self._lengths[layer] = stop
+        if torch.is_grad_enabled():
+            if room is not None:
+                k, v = torch.cat((room[0][:, :start], k), dim=1), torch.cat((room[1][:, :start], v), dim=1)
+            self._room[layer] = (k, v)
+            return k, v
+        if room is None or room[0].shape[1] < stop or not _writable(room[0]):
             grown = tuple(new.new_empty(new.shape[0], max(2 * start, stop), *new.shape[2:]) for new in (k, v))
             if room is not None:
                 grown[0][:, :start], grown[1][:, :start] = room[0][:, :start], room[1][:, :start]
             room = self._room[layer] = (grown[0], grown[1])
         room[0][:, start:stop], room[1][:, start:stop] = k, v
-        self._lengths[layer] = stop
         return room[0][:, :stop], room[1][:, :stop]
+
+
+def _writable(room: Tensor) -> bool:
+    """Whether torch lets us write there, or put it in a graph: what inference mode has made is of use in it alone."""
+    return torch.is_inference_mode_enabled() or not room.is_inference()
 
 
 class Attention(nn.Module):
@@ -145,8 +171,9 @@ class Attention(nn.Module):
         """What the layer adds to the residual stream, of what its heads mixed.  # [batch, pos, d_model]"""
         z = self.hook_z(z)
         if self.hook_result:
-            out = self.hook_result(self.head_results(z)).sum(2)  # [batch, pos, d_model]
-            return out if self.b_z is None else out + self.b_z
+            results = self.hook_result(self.head_results(z))
+            out = results.sum(2)  # [batch, pos, d_model]
+            return (out if self.b_z is None else out + self.b_z).to(results.dtype)  # autocast leaves some sums wide
         return F.linear(z.flatten(2), self.W_z, self.b_z)
 
     @property
@@ -162,7 +189,9 @@ class Attention(nn.Module):
         if split:
             parts = {"q": (q, self.W_Q, self.b_Q), "k": (k, self.W_K, self.b_K), "v": (v, self.W_V, self.b_V)}
             q, k, v = (
-                einsum(split[name], W, "batch pos head d_model, head d_model d_head -> batch pos head d_head") + b
+                (einsum(split[name], W, "batch pos head d_model, head d_model d_head -> batch pos head d_head") + b).to(
+                    plain.dtype
+                )
                 if name in split
                 else plain
                 for name, (plain, W, b) in parts.items()

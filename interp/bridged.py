@@ -2,14 +2,18 @@
 
 1. Every site that somebody has a hook on becomes a function at the bridge's hook point of the same name.
 2. The bridge runs; the functions call our hook points, in our shapes, and give their values back.
-3. They go again, whatever happens.
+3. They go again, whatever happens; those that an interrupt leaves behind do nothing any more.
+
+The bridge's hook points are the same for every thread, so one forward runs at a time: other threads wait their turn.
 
 Which sites there are, a trial run decides (see `bridge_sites`).
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +29,7 @@ from interp.config import ModelConfig
 from interp.context import check_attention_mask
 from interp.errors import ConfigError, HookError, InterpError, PromptError, UnknownName
 from interp.gpt import next_token_loss
-from interp.hooks import HookPoint
+from interp.hooks import Attachment, HookPoint
 from interp.model import HookedModel
 from interp.sites import site_names
 from interp.tokens import Tokenizer
@@ -163,19 +167,23 @@ class BridgedModel(HookedModel):
         """Logits, or what enters layer `last`; `resid`, if given, takes the place of what enters layer `first`."""
         blocks, n_layers = self.bridge.blocks, self.cfg.n_layers
         kept: dict[int, Tensor] = {}
-        with ExitStack() as stack, warnings.catch_warnings():
+        run = Attachment(None, {}, ())
+        with _one_at_a_time(self.bridge), run, ExitStack() as stack, warnings.catch_warnings():
+
+            def tap(theirs: Any, fn: Callable[[Any], Any]) -> None:
+                stack.enter_context(tapped(theirs, lambda value: fn(value) if run.in_force else None))
+
             warnings.filterwarnings("ignore", message="(?s).*(hook_scale/hook_normalized|already consumed)")
             if resid is not None:
-                stack.enter_context(tapped(blocks[first].hook_in, lambda value: resid))
+                tap(blocks[first].hook_in, lambda value: resid)
             for name, point in self.hook_dict.items():
                 if point and self._runs(point, resid is not None, first, last):
-                    stack.enter_context(tapped(self._theirs[name], self._through(point, kept)))
+                    tap(self._theirs[name], self._through(point, kept))
                     if point.site.short == "resid_mid":
                         layer = point.layer()
-                        stack.enter_context(tapped(blocks[layer].hook_out, _adder(kept, layer)))
+                        tap(blocks[layer].hook_out, _adder(kept, layer))
             if last is not None:
-                end = blocks[last].hook_in if last < n_layers else blocks[-1].hook_out
-                stack.enter_context(tapped(end, _stop))
+                tap(blocks[last].hook_in if last < n_layers else blocks[-1].hook_out, _stop)
             try:
                 return self.bridge(tokens, **({} if mask is None else {"attention_mask": mask.long()}))
             except _Stopped as stopped:
@@ -199,7 +207,7 @@ class BridgedModel(HookedModel):
             out = point(ours.clone())  # as transformers may go on in the same memory
             same = torch.equal(out, ours)
             if point.name in self.read_only:
-                if same and not any(hook.backward for hook in point._hooks):
+                if same and not point.watches_gradient:
                     return None
                 raise HookError(
                     f"{point.name!r} can only be read: in {self.cfg.model_name!r} the bridge hands it out after its use"
@@ -268,6 +276,14 @@ class BridgedModel(HookedModel):
     def _needs(self, holds: bool, why: str) -> None:
         if not holds:
             raise InterpError(f"the bridge of {self.cfg.model_name!r} does not give this: {why}")
+
+
+_TURNS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+
+
+def _one_at_a_time(bridge: Any) -> threading.RLock:
+    """What a thread holds while it runs a bridge; the same for every model of that bridge."""
+    return _TURNS.setdefault(bridge, threading.RLock())
 
 
 def _adder(kept: dict[int, Tensor], layer: int) -> Callable[[Tensor], Tensor | None]:

@@ -10,6 +10,7 @@ the sum of what the embedding, every head and every MLP have written to it.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.absent import AbsentModel, alone
 from interp.errors import InterpError, PromptError, UnknownName, unknown
 from interp.sites import find_act_name, get_act_name, unknown_site
 
@@ -61,6 +63,9 @@ class ActivationCache(Mapping[str, Tensor]):
     `cache["resid_post", -1]`, `cache["embed"]`. Iterating gives the stored names; reading also gives what can be
     derived.
 
+    A pickle holds the tensors and not the model: set `model` anew for what only the model can give. A deep copy shares
+    the model.
+
     Attributes:
         model: the model that ran.
         has_batch_dim: False after `remove_batch_dim`.
@@ -80,6 +85,21 @@ class ActivationCache(Mapping[str, Tensor]):
         self._has_graph = any(value.requires_grad for value in self._tensors.values())
         self.model = model
         self.has_batch_dim = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        tensors = {name: alone(value) for name, value in self._tensors.items()}
+        model = AbsentModel(self.model.cfg, tuple(self.model.hook_dict))
+        return {**self.__dict__, "_tensors": tensors, "_has_graph": False, "model": model}
+
+    def __copy__(self) -> ActivationCache:
+        twin = ActivationCache(self._tensors, self.model, attention_mask=self._mask, whole=self._whole)
+        twin.has_batch_dim = self.has_batch_dim
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ActivationCache:
+        twin = copy.copy(self)
+        twin._tensors = {name: value.clone() for name, value in self._tensors.items()}
+        return twin
 
     def __getitem__(self, key: Key) -> Tensor:
         name = self.full_name(key)

@@ -195,8 +195,8 @@ class Changes:
         ]
         value = rows_first(whole, hook.site).contiguous()
         made = function(value, hook)
-        if made is None:
-            return whole
+        if made is None:  # it may have edited in place
+            made = value
         if not isinstance(made, Tensor):
             raise HookError(
                 f"the function of an edit at {hook.name!r} returned {type(made).__name__}, expected a tensor"

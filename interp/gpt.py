@@ -146,16 +146,17 @@ class GPT(HookedModel):
             raise PromptError(f"return_type must be 'logits', 'loss', 'both' or None, not {return_type!r}")
         tokens, mask = self._input(input, prepend_bos, attention_mask)
         first, last = self._layers(start_at_layer, stop_at_layer)
-        if past_kv_cache is not None:
-            past_kv_cache.claim(self, self.cfg.n_layers, tokens.shape[0])
-        n_past = len(past_kv_cache) if past_kv_cache is not None else 0
+        past = None if past_kv_cache is None else past_kv_cache.draft()
+        if past is not None:
+            past.claim(self, self.cfg.n_layers, tokens.shape[0])
+        n_past = 0 if past is None else len(past)
         if start_at_layer is None:
             self._check_tokens(tokens, n_past)
         elif not tokens.is_floating_point():
             raise PromptError("start_at_layer needs the residual stream [batch, pos, d_model] as input, not tokens")
         if mask is not None:
             mask = check_attention_mask(
-                self._whole_mask(mask, past_kv_cache, tokens.shape[1]),
+                self._whole_mask(mask, past, tokens.shape[1]),
                 (tokens.shape[0], n_past + tokens.shape[1]),
                 gaps=not self.cfg.has_mamba,
             )
@@ -164,18 +165,28 @@ class GPT(HookedModel):
         )
         resid = tokens if start_at_layer is not None else self.embed_tokens(tokens, context)
         for block in self.blocks[first:last]:
-            resid = block(resid, context, past_kv_cache)
-        if stop_at_layer is not None:
-            return resid
+            resid = block(resid, context, past)
+        out = resid
+        if stop_at_layer is None:
+            real = mask if n_past == 0 else None
+            out = self._read_out(resid, return_type, tokens if start_at_layer is None else None, real, loss_per_token)
+        if past_kv_cache is not None and past is not None:
+            past_kv_cache.become(past)  # last, so that a forward that fails leaves it as it was
+        return out
+
+    def _read_out(
+        self, resid: Tensor, return_type: str | None, tokens: Tensor | None, mask: Tensor | None, per_token: bool
+    ) -> Any:
+        """What `return_type` says, from the residual stream behind the last layer; without tokens there is no loss."""
         normalized = self.ln_final(resid)
         if return_type is None:
             return None
         logits = self.unembed(normalized)
         if return_type == "logits":
             return logits
-        if start_at_layer is not None:
+        if tokens is None:
             raise PromptError(f"return_type={return_type!r} needs tokens to predict, but start_at_layer was given")
-        loss = next_token_loss(logits, tokens, mask if n_past == 0 else None, per_token=loss_per_token)
+        loss = next_token_loss(logits, tokens, mask, per_token=per_token)
         return loss if return_type == "loss" else (logits, loss)
 
     def block(self, layer: int) -> Block:

@@ -212,7 +212,7 @@ class MambaMixer(nn.Module, ABC):
         """y of rows whose sequences go back to a base run: its inputs and states stand before each run of rows."""
         known = packed.prefix[self.layer]
         n_tail = self.cfg.d_conv - 1
-        conv = torch.empty_like(inner)
+        conv = torch.empty_like(inner, dtype=torch.result_type(inner, self.W_conv))  # autocast makes inner alone narrow
         pieces: list[Piece] = []
         for run in packed.runs:
             before = run.before(known["in"], n_tail, packed.mask)

@@ -7,8 +7,8 @@ the few pieces of the residual stream that decompositions need.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 import torch
@@ -18,7 +18,7 @@ from interp.cache import ActivationCache, PosSlice
 from interp.config import ModelConfig
 from interp.errors import HookError, PromptError
 from interp.generation import generate
-from interp.hooks import Hook, HookFunction, HookPoint, attached, by_position
+from interp.hooks import Hook, HookFunction, HookPoint, Kept, attached, by_position, detach
 from interp.recorder import Recorder
 from interp.sites import NameFilter, match
 from interp.tokens import Tokenizer, pad
@@ -55,6 +55,9 @@ class HookedModel(nn.Module, ABC):
         self.tokenizer = tokenizer
         self.source: Any = None
         self.hook_dict = points
+        self._kept = Kept()
+        for point in points.values():
+            point.kept = self._kept
 
     @abstractmethod
     def forward(self, input: str | Sequence[str] | Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -99,21 +102,27 @@ class HookedModel(nn.Module, ABC):
 
     # Hooks
 
-    @contextmanager
-    def hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = ()) -> Iterator[Self]:
+    def hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = ()) -> AbstractContextManager[Self]:
         """Attach hooks for the length of a `with` block; they go again even when something raises.
+
+        They belong to the thread that attaches them (or the task, under asyncio): forwards of other threads through
+        the same model do not run them, those of a pool's threads included. To share them, attach them inside the
+        function that the pool runs, or run it in a copy of this thread's context:
+        `pool.submit(contextvars.copy_context().run, model, tokens)`.
+
+        A function gets a tensor of its own, which it may change in place: `x.mul_(0.5)`, with or without a return, is
+        `return x * 0.5`. So may a function of gradients.
 
         Args:
             fwd_hooks: pairs `(names, fn)`. `names` is a full site name, a glob, a predicate or a list of these;
-                `fn(tensor, hook)` returns a new tensor, or None to leave it.
+                `fn(tensor, hook)` returns a new tensor, or None to go on with the one that it was given.
             bwd_hooks: the same for gradients.
 
         Raises:
             UnknownName: a name that matches no site.
             HookError: a hook that never ran, or that returned another shape or dtype.
         """
-        with attached(self.hook_dict, fwd_hooks, bwd_hooks):
-            yield self
+        return attached(self.hook_dict, fwd_hooks, bwd_hooks, in_place=True, gives=self)
 
     def run_with_hooks(
         self,
@@ -163,11 +172,9 @@ class HookedModel(nn.Module, ABC):
         wanted = self._select(names_filter, layers)
         recorder = Recorder(pos_slice=pos_slice, device=device, detach=detach, copy_views=wanted is not None)
         tokens, mask = self._input(input, kwargs.pop("prepend_bos", None), kwargs.pop("attention_mask", None))
-        with ExitStack() as stack:
-            if incl_bwd:
-                always = [n for n, point in self.hook_dict.items() if not point.site.on_demand]
-                stack.enter_context(attached(self.hook_dict, (), [(wanted or always, recorder.store_gradient)]))
-            stack.enter_context(attached(self.hook_dict, readers=[(wanted, recorder.store)]))
+        always = [name for name, point in self.hook_dict.items() if not point.site.on_demand]
+        slopes: HookList = [(wanted or always, recorder.store_gradient)] if incl_bwd else ()
+        with attached(self.hook_dict, (), slopes, readers=[(wanted, recorder.store)]):
             output = self(tokens, *args, attention_mask=mask, **kwargs)
             if incl_bwd:
                 if output.ndim:
@@ -197,6 +204,8 @@ class HookedModel(nn.Module, ABC):
     def add_hook(self, names: NameFilter, hook: HookFunction, dir: str = "fwd") -> None:
         """Attach a hook until `reset_hooks`; prefer `hooks`, which detaches by itself.
 
+        It belongs to the model: forwards of every thread run it, before the hooks of `hooks`.
+
         Args:
             names: full site name, glob, predicate or list.
             hook: `fn(tensor, hook)`, as in `hooks`.
@@ -204,13 +213,18 @@ class HookedModel(nn.Module, ABC):
         """
         if dir not in ("fwd", "bwd"):
             raise HookError(f"dir must be 'fwd' or 'bwd', not {dir!r}")
-        for name in match(names, self.hook_dict):
-            self.hook_dict[name].attach(Hook(by_position(hook), backward=dir == "bwd"))
+        call = by_position(hook)
+        self._kept.add(match(names, self.hook_dict), lambda: Hook(call, backward=dir == "bwd"))
 
     def reset_hooks(self) -> None:
-        """Detach every hook."""
+        """Detach the model's own hooks, and those of the blocks around this call; forget every point's `ctx`.
+
+        Hooks that other threads have attached with `hooks` stay theirs.
+        """
+        detach(self.hook_dict)
+        self._kept.hooks = {}
         for point in self.hook_dict.values():
-            point.clear()
+            point.ctx.clear()
 
     # Text
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from interp.blocks import Block, Blocks
+from interp.cache import ActivationCache
 from interp.changes import Changes, Layout
 from interp.context import Context, packed_context
 from interp.costs import LOGIT_ROWS
@@ -86,6 +87,12 @@ class Job:
     _blocks: Blocks | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
+        for variant in self.variants:
+            for edit in variant.edits:
+                if isinstance(edit.source, ActivationCache):
+                    edit.source[
+                        edit.name(self.model.cfg)
+                    ]  # what is derived needs a model, which a pickle leaves behind
         return {**self.__dict__, "_blocks": None}
 
     @property

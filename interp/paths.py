@@ -31,7 +31,7 @@ from interp.cache import ActivationCache
 from interp.edits import Edit, Index
 from interp.errors import UnknownName, unknown
 from interp.graph import READS, Graph, Node
-from interp.hooks import HookPoint
+from interp.hooks import HookPoint, attached
 from interp.model import HookedModel
 from interp.progress import counting
 from interp.prompts import PromptPairs
@@ -268,13 +268,13 @@ def _run(
     def keep(value: Tensor, hook: HookPoint) -> None:
         kept[hook.name] = value.unflatten(0, (n, -1))
 
-    model.run_with_hooks(
-        every(runs["base"][start]),
-        fwd_hooks=[*hooks, (behind, keep)],
-        attention_mask=None if mask is None else every(mask),
-        start_at_layer=first,
-        stop_at_layer=last + 1,
-    )
+    with attached(model.hook_dict, hooks, readers=[(behind, keep)]):
+        model(
+            every(runs["base"][start]),
+            attention_mask=None if mask is None else every(mask),
+            start_at_layer=first,
+            stop_at_layer=last + 1,
+        )
     return kept
 
 

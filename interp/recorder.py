@@ -12,7 +12,11 @@ from interp.errors import HookError
 
 
 class Recorder:
-    """Fills a dictionary with what readers see, and notices when a hook changes a stored tensor in place."""
+    """Fills a dictionary with what readers see.
+
+    Functions that may edit are handed copies (`HookPoint`), so that none of them can change what is stored here, unless
+    it kept a tensor that it was given or has returned, and changes that later: `check` notices.
+    """
 
     def __init__(
         self, *, pos_slice: PosSlice, device: str | torch.device | None, detach: bool, copy_views: bool

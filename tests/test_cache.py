@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from conftest import make
 from torch import Tensor
 
-from interp.errors import HookError, PromptError, UnknownName
+from interp.errors import HookError, InterpError, PromptError, UnknownName
 from interp.gpt import GPT
 
 
@@ -133,21 +135,82 @@ def test_gradients_are_kept_beside_values(tokens: Tensor) -> None:
         model.run_with_cache(tokens, incl_bwd=True)
 
 
-def test_changing_a_stored_tensor_in_place_is_noticed(tokens: Tensor) -> None:
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_what_a_hook_changes_in_place_is_not_what_was_stored_before(tokens: Tensor, mode: Any) -> None:
     model = make("gpt2")
 
     def in_place(x: Tensor, hook: Any) -> None:
         x[:, 0] = 0.0
 
-    with (
-        torch.no_grad(),
-        pytest.raises(HookError, match=r"changed in place.*hook_resid_post"),
-        model.hooks([("blocks.1.hook_resid_pre", in_place)]),
-    ):
+    with mode():
+        _, plain = model.run_with_cache(tokens)
+        with model.hooks([("blocks.1.hook_resid_pre", in_place)]):
+            _, cache = model.run_with_cache(tokens)
+    assert torch.equal(cache["resid_post", 0], plain["resid_post", 0])
+    assert not cache["resid_pre", 1][:, 0].any() and torch.equal(
+        cache["resid_pre", 1][:, 1:], plain["resid_pre", 1][:, 1:]
+    )
+
+
+def test_a_tensor_that_a_hook_kept_and_changed_later_is_noticed_or_no_longer_the_caches(tokens: Tensor) -> None:
+    model = make("gpt2")
+    kept: list[Tensor] = []
+
+    def keep(x: Tensor, hook: Any) -> Tensor:
+        kept.append(x.clone())
+        return kept[-1]
+
+    def later(x: Tensor, hook: Any) -> None:
+        kept[-1].zero_()
+
+    hooks = [("blocks.0.hook_resid_post", keep), ("blocks.1.hook_resid_post", later)]
+    notice = pytest.raises(HookError, match=r"changed in place.*blocks.0.hook_resid_post")
+    with torch.no_grad(), notice, model.hooks(hooks):
         model.run_with_cache(tokens)
-    with torch.no_grad(), model.hooks([("blocks.1.attn.hook_z", in_place)]):
+    with torch.inference_mode(), model.hooks(hooks):  # where torch does not count changes
         _, cache = model.run_with_cache(tokens)
-    assert not cache["z", 1][:, 0].any()
+        _, plain = model.run_with_cache(tokens)
+    for name in ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"):
+        assert torch.equal(cache[name], plain[name]) and cache[name].any()
+
+
+@pytest.mark.parametrize("names", [None, ["blocks.*.attn.hook_[qkv]", "blocks.1.attn.hook_pattern"]])
+def test_a_pickled_cache_leaves_its_model_behind(tokens: Tensor, names: Any) -> None:
+    model = make("llama_gqa", d_vocab=5000)
+    _, cache = model.run_with_cache(tokens, names_filter=names, detach=False)
+    data = pickle.dumps(cache)
+    size = sum(value.nbytes for value in cache.values())
+    assert len(data) < size + 800 * len(cache) + 4000 < model.W_E.nbytes
+    twin = pickle.loads(data)
+    assert list(twin) == list(cache) and twin.has_batch_dim
+    for name, value in cache.items():
+        assert torch.equal(twin[name], value) and not twin[name].requires_grad
+    assert torch.equal(twin["q", -1], cache["q", 1])
+    with pytest.raises(UnknownName, match="layer 7 is not one of this model's 2 layers"):
+        twin["q", 7]
+    if names is None:
+        with pytest.raises(InterpError, match=r"needs 'derive' of the model.*set cache\.model"):
+            twin["pattern", 0]
+        with pytest.raises(InterpError, match=r"needs 'ln_final' of the model.*set cache\.model"):
+            twin.accumulated_resid(apply_ln=True)
+        twin.model = model
+        assert torch.equal(twin["pattern", 0], cache["pattern", 0])
+        assert torch.equal(twin.accumulated_resid(apply_ln=True), cache.accumulated_resid(apply_ln=True))
+
+
+def test_a_copied_cache_shares_the_model_and_no_tensor(tokens: Tensor) -> None:
+    model = make("gpt2")
+    _, cache = model.run_with_cache(tokens[:1], detach=False, remove_batch_dim=True)
+    twin, shallow, names = copy.deepcopy(cache), copy.copy(cache), list(cache)
+    for other in (twin, shallow):
+        assert other.model is model and not other.has_batch_dim and list(other) == names
+        assert torch.equal(other["pattern", 1], cache["pattern", 1])
+    ends = [other["resid_post", 1].sum() for other in (twin, cache)]
+    slopes = [torch.autograd.grad(end, model.embed.W_E, retain_graph=True)[0] for end in ends]
+    assert torch.equal(*slopes) and slopes[0].any()
+    with torch.no_grad():
+        twin["resid_post", 1].zero_()
+    assert cache["resid_post", 1].any() and shallow["resid_post", 1].any()
 
 
 def test_batch_dimension_and_device(tokens: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -199,6 +200,84 @@ def test_half_precision_stays_near(any_model: GPT, tokens: Tensor, dtype: torch.
     half = copy.deepcopy(any_model).to(dtype)(tokens)
     assert half.dtype == dtype
     assert float((half.float() - logits).detach().abs().max()) < 0.15 * float(logits.detach().abs().max())
+
+
+def in_steps(model: GPT, tokens: Tensor, past: PastKeyValues, sizes: tuple[int, ...] = (3, 1, 2, 1)) -> Tensor:
+    return torch.cat([model(part, past_kv_cache=past) for part in tokens.split(sizes, 1)], dim=1)
+
+
+def slopes(model: GPT, value: Tensor) -> list[Tensor]:
+    parameters, end = list(model.parameters()), value.square().sum()
+    return list(torch.autograd.grad(end, parameters, materialize_grads=True, retain_graph=True))
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_gradients_go_through_kept_keys_and_states(kind: str, tokens: Tensor) -> None:
+    model = make(kind).double()
+    past = PastKeyValues(model.cfg.n_layers)
+    logits = in_steps(model, tokens, past)
+    torch.testing.assert_close(logits, model(tokens), rtol=1e-6, atol=1e-8)
+    for stepwise, whole in zip(slopes(model, logits), slopes(model, model(tokens)), strict=True):
+        torch.testing.assert_close(stepwise, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_one_run_continued_twice_has_both_gradients(kind: str, tokens: Tensor) -> None:
+    model = make(kind).double()
+    past = PastKeyValues(model.cfg.n_layers)
+    model(tokens[:, :4], past_kv_cache=past)
+    twin = copy.deepcopy(past)
+    ends = [model(tokens[:, 4:], past_kv_cache=past), model(tokens[:, 4:].flip(1), past_kv_cache=twin)]
+    wholes = [model(tokens)[:, 4:], model(torch.cat((tokens[:, :4], tokens[:, 4:].flip(1)), 1))[:, 4:]]
+    for end, whole in zip(ends, wholes, strict=True):
+        torch.testing.assert_close(end, whole, rtol=1e-6, atol=1e-8)
+        for stepwise, expected in zip(slopes(model, end), slopes(model, whole), strict=True):
+            torch.testing.assert_close(stepwise, expected, rtol=1e-5, atol=1e-6)
+    there = pickle.loads(pickle.dumps(past))
+    assert len(there) == 7 and not any(part.requires_grad for room in there._room if room for part in room)
+
+
+MODES = {"grad": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+
+
+@pytest.mark.parametrize("first", MODES)
+@pytest.mark.parametrize("then", MODES)
+@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "hybrid"])
+def test_a_prefix_goes_on_in_another_mode(kind: str, first: str, then: str, tokens: Tensor) -> None:
+    model = make(kind)
+    past = PastKeyValues(model.cfg.n_layers)
+    with MODES[first]():
+        parts = [model(tokens[:, :2], past_kv_cache=past), model(tokens[:, 2:3], past_kv_cache=past)]
+    with MODES[then]():
+        parts += [model(tokens[:, at : at + 1], past_kv_cache=past) for at in (3, 4)]
+    with MODES[first]():
+        parts += [model(tokens[:, 5:], past_kv_cache=past)]
+        torch.testing.assert_close(torch.cat([part.detach() for part in parts], 1), model(tokens).detach())
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_a_forward_that_fails_adds_nothing_to_what_is_kept(kind: str, tokens: Tensor) -> None:
+    model = make(kind)
+    past = PastKeyValues(model.cfg.n_layers)
+
+    def explode(value: Tensor, hook: Any) -> None:
+        raise ZeroDivisionError
+
+    mask = torch.ones(3, 7, dtype=torch.bool)
+    mask[0, 0] = False
+    whole = model(tokens, attention_mask=mask)
+    last = model.cfg.n_layers - 1
+    ends = [name for name in model.hook_dict if name.startswith("ln_final")]
+    with torch.no_grad():
+        model(tokens[:, :4], attention_mask=mask[:, :4], past_kv_cache=past)
+        for name in ["hook_embed", "blocks.1.hook_resid_pre", f"blocks.{last}.hook_resid_post", *ends]:
+            with pytest.raises(ZeroDivisionError):
+                model.run_with_hooks(tokens[:, 4:6], past_kv_cache=past, fwd_hooks=[(name, explode)])
+            assert len(past) == 4
+        with pytest.raises(PromptError):
+            model(tokens[:, 4:], attention_mask=mask[:, :2], past_kv_cache=past)
+        end = model(tokens[:, 4:], attention_mask=mask[:, 4:], past_kv_cache=past)
+    torch.testing.assert_close(end, whole[:, 4:].detach())
 
 
 @pytest.mark.parametrize("kind", ["llama_gqa", "bidirectional", *RECURRENT])

@@ -17,7 +17,7 @@ from interp.sites import SITES, get_act_name, match, site_names
 
 
 def hooked(model: GPT) -> int:
-    return sum(len(point._hooks) for point in model.hook_dict.values())
+    return sum(len(point.hooks) for point in model.hook_dict.values())
 
 
 def test_a_hook_that_returns_its_input_changes_no_bit(any_model: GPT, tokens: Tensor) -> None:

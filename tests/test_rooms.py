@@ -17,6 +17,7 @@ ROOMS = [
     "errors",
     "whole_files",
     "config",
+    "absent",
     "sites",
     "hooks",
     "tokenizer_files",

@@ -240,7 +240,7 @@ def test_hooks_are_gone_after_a_sweep_that_failed() -> None:
     model = make("gpt2")
     with pytest.raises(ZeroDivisionError):
         sweep(model, pairs_of(), [Variant([Edit("z", {"layer": 0}, source=lambda x, hook: 1 / 0)], {})], progress=False)
-    assert not any(point._hooks for point in model.hook_dict.values())
+    assert not any(point.hooks for point in model.hook_dict.values())
 
 
 def test_something_else_than_variants_is_refused() -> None:
