@@ -101,7 +101,7 @@ def test_lists_of_answers_are_sets(model: GPT, tmp_path: Path) -> None:
     )
     pairs = from_file(model, written(tmp_path, "kinds.csv", table))
     assert pairs.answers.tolist() == [[right[0], wrong[0]]] and pairs.notes["metric"] == "prob_diff"
-    assert pairs.notes["answer_sets"]["When John and"] == [sorted(right), wrong]
+    assert pairs.answer_sets == ((tuple(right), tuple(wrong)),)
     chance = model(pairs.clean)[0, -1].softmax(-1).detach()
     expected = float(chance[right].sum() - chance[wrong].sum())
     logits = model(pairs.clean).detach()
@@ -120,10 +120,7 @@ def test_prompts_under_a_key_with_roles_for_all(tmp_path: Path) -> None:
         model = by_bytes([*vocabulary(), "saw", "spoke", "to"], bos=bos)
         pairs = from_file(model, path)
         assert pairs.str_tokens[0][pairs.roles[0]["first"]] == " John" == pairs.str_tokens[0][pairs.roles[0]["S2"]]
-        assert pairs.notes["answer_sets"][CLEAN] == [
-            [token(model, " Mary")],
-            sorted(token(model, text) for text in (" John", " Paul")),
-        ]
+        assert pairs.answer_sets == (((token(model, " Mary"),), (token(model, " John"), token(model, " Paul"))),)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -151,7 +148,8 @@ def test_years_with_their_last_digits(model: GPT, tmp_path: Path, name: str, dig
     path = written(tmp_path, "years.csv", f"clean,corrupted,{name}\n{clean},{corrupt},5\n{second},{other},57\n")
     pairs = from_file(reader, path)
     assert reader.tokenizer is not None and len(pairs) == 2 - (digits == 1)  # no digit is earlier than 0
-    right, wrong = pairs.notes["answer_sets"][second]
+    assert pairs.clean_texts[-1] == second
+    right, wrong = pairs.answer_sets[-1]
     later, earlier = (sorted(reader.tokenizer.decode([token]) for token in one) for one in (right, wrong))
     expected = (["6", "7", "8", "9"], list("01234")) if digits == 1 else (list(map(str, range(58, 100))), None)
     assert later == expected[0] and (expected[1] is None or earlier == expected[1])
