@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 META_SPACE = "\u2581"
 MASK_OF = "attention_mask"  # the attribute under which a padded batch of `model.to_tokens` carries its mask
-BEFORE = ("\n", ",", ".", "x")  # what a text may stand behind, so as to be read within running text
+BEFORE = ("\n", ",", ".", "x", "q", "1")  # what a text may stand behind, so as to be read within running text
 
 
 @final
@@ -243,7 +243,7 @@ class Tokenizer:
             # A few models add an EOS behind every text; `prepend_bos` decides about the front alone.
             self._suffix = [] if before is None else whole[before + len(bare) :]
             # Where "a" is the same within a text as at its beginning, nothing has to stand before it.
-            kept = [one for one in BEFORE if self.decode(self._encode(one)) == one]
+            kept = [one for one in BEFORE if self.decode(self._encode(one)).endswith(one)]
             self._before = next((one for one in kept if self.following(one, "a") not in (None, bare)), "")
         except PromptError as error:
             raise WeightsError(f"the tokenizer does not work: {error}") from error
