@@ -60,7 +60,7 @@ def answer_ids(answers: Any, n: int, model: HookedModel | None, prompts: Sequenc
         right, wrong = (
             tuple(
                 dict.fromkeys(
-                    _answer_id(one, f"{where}: the {what} answer", model, prompt)
+                    answer_id(one, f"{where}: the {what} answer", model, prompt)
                     for one in (side if _several(side) else [side])
                 )
             )
@@ -150,7 +150,12 @@ def _plain_id(value: Any, where: str) -> int:
     return whole_number(where, value, least=0, refuse=PromptError)
 
 
-def _answer_id(answer: Any, where: str, model: HookedModel | None, prompt: str | None) -> int:
+def answer_id(answer: Any, where: str, model: HookedModel | None, prompt: str | None) -> int:
+    """The id of one answer; arguments as in `answer_ids`, `where` for messages.
+
+    Raises:
+        PromptError: it is not one token, or out of range.
+    """
     if not isinstance(answer, str):
         if not is_whole(answer):
             raise PromptError(f"{where} must be a text or a token id, not {shown(answer)}")

@@ -76,6 +76,9 @@ class PromptPairs:
         if len(shape) != 2 or 0 in shape:
             raise PromptError(f"clean must be token ids [n, pos] of at least one pair, not {shape}")
         n = shape[0]
+        for what in ("clean", "corrupt", "answers"):
+            if getattr(self, what).is_floating_point() or getattr(self, what).dtype == torch.bool:
+                raise PromptError(f"{what} must be whole numbers, not {getattr(self, what).dtype}")
         for what in TENSORS:
             if list(getattr(self, what).shape) != shape:
                 raise PromptError(f"{what} is {list(getattr(self, what).shape)}, expected the shape of clean, {shape}")
@@ -384,7 +387,7 @@ class PromptPairs:
         """
         content = pairing.read_saved(Path(path), FORMAT)
         try:
-            pairs = cls._from_plain(content)
+            pairs = cls(**pairing.plain_parts(content))
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
             if isinstance(error, PromptError):
                 raise
@@ -393,22 +396,3 @@ class PromptPairs:
             raise PromptError(f"{str(path)!r} was changed after it was saved: its pairs do not have its digest")
         sets = answers_of.sets_by_text(pairs.notes, pairs.clean_texts, pairs.answers.tolist())
         return dataclasses.replace(pairs, answer_sets=sets) if sets else pairs
-
-    @classmethod
-    def _from_plain(cls, content: dict[str, Any]) -> Self:
-        rows, fill = content["pairs"], content["pad_id"]
-        clean, mask = pad([row["clean"] for row in rows], fill)
-        return cls(
-            clean=clean,
-            corrupt=pad([row["corrupt"] for row in rows], fill)[0],
-            mask=mask,
-            answers=torch.tensor([row["answers"] for row in rows]),
-            answer_sets=tuple(row["answer_sets"] for row in rows if "answer_sets" in row),
-            roles=tuple(row["roles"] for row in rows),
-            clean_texts=tuple(row["clean_text"] for row in rows),
-            corrupt_texts=tuple(row["corrupt_text"] for row in rows),
-            str_tokens=tuple(tuple(row["str_tokens"]) for row in rows),
-            corrupt_str_tokens=tuple(tuple(row["corrupt_str_tokens"]) for row in rows),
-            name=content["name"],
-            notes=content["notes"],
-        )
