@@ -24,6 +24,7 @@ from interp.cache import ActivationCache
 from interp.command import study_command
 from interp.errors import InterpError, unknown
 from interp.gpt import GPT
+from interp.metrics import logit_weights
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.scales import Axis
@@ -105,8 +106,9 @@ def run(
     stack = torch.stack(written)
     if norm is not None:
         stack = norm.scaled(stack, cache["ln_final.hook_scale"][at])
-    sign = torch.tensor([1.0, -1.0 if metric == "logit_diff" else 0.0], device=model.device)
-    direction = (model.W_U.T[pairs.answers] * sign[:, None]).sum(1)  # [prompt, d_model]
+    answers, weights = logit_weights(pairs)  # [prompt, answer]
+    weights = weights if metric == "logit_diff" else weights.clamp(min=0)
+    direction = (model.W_U.T[answers] * weights[..., None]).sum(1)  # [prompt, d_model]
     values = list((stack * direction).sum(-1).double().unbind(0))  # [prompt] for every component
     if cfg.has_mamba:
         scale = None if norm is None else cache["ln_final.hook_scale"][at]
@@ -117,10 +119,10 @@ def run(
         torch.zeros(cfg.d_model, device=model.device, dtype=model.dtype) if norm is None or norm.b is None else norm.b
     )
     labels.append(("bias", "bias", None, None))
-    values.append((model.unembed(bias)[pairs.answers] * sign).sum(-1).double())
+    values.append((model.unembed(bias)[answers] * weights).sum(-1).double())
 
     # 3. The metric itself, and what the sum leaves over.
-    total = (logits[at].gather(-1, pairs.answers).double() * sign).sum(-1)
+    total = (logits[at].gather(-1, answers).double() * weights).sum(-1)
     labels += [("total", "total", None, None), ("residue", "residue", None, None)]
     values += [total, total - torch.stack(values).sum(0)]
     frame = pd.DataFrame(labels, columns=["component", "kind", "layer", "head"]).astype(

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOST_PROMPTS = 20
+MOST_ANSWERS = 4  # of one prompt that are shown
 
 
 @dataclass
@@ -197,7 +198,10 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
     story.results["behaviour"] = frame
     story.findings.append(doing.verdict(frame, model.cfg.model_name))
     clean = frame[frame["side"] == "clean"]
-    right, wrong = ([_spelled(model, token) for token in side] for side in pairs.answers.T.tolist())
+    right, wrong = (
+        [_listed(model, [token for token in ids if token >= 0]) for ids in side]
+        for side in pairs.answer_table.unbind(1)
+    )
     values = clean.pivot(index="prompt", columns="metric", values="value")
     shown = pd.DataFrame(
         {
@@ -230,8 +234,14 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
     )
 
 
+def _listed(model: GPT, answers: Sequence[int]) -> str:
+    """Some answers as text, not all of many."""
+    more = len(answers) - MOST_ANSWERS
+    return ",".join(_spelled(model, token) for token in answers[:MOST_ANSWERS]) + f" and {more} more" * (more > 0)
+
+
 def _spelled(model: GPT, token: int) -> str:
-    return visible(model.tokenizer.decode([token])) if model.tokenizer else str(token)
+    return visible(model.tokenizer.str_tokens([token])[0]) if model.tokenizer else str(token)
 
 
 def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> None:

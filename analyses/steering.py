@@ -197,7 +197,7 @@ def _neutral(
     pairs, generator = pairs[:MOST_NEUTRAL], np.random.default_rng(seed)
     cut = [int(generator.integers(min(2, n - 1), n)) if n > 1 else 1 for n in pairs.lengths.tolist()]
     rows = [row[:n].tolist() for row, n in zip(pairs.clean, cut, strict=True)]
-    return PromptPairs.from_tokens(rows, answers=pairs.answers, name="neutral")
+    return PromptPairs.from_tokens(rows, answers=pairs.answer_sets or pairs.answers, name="neutral")
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

@@ -95,7 +95,9 @@ def behaviour(
             part = pairs[start : start + size]
             logits = model(getattr(part, side), attention_mask=part.attention_mask)
             first = logits[torch.arange(len(part), device=logits.device), part.last].argmax(-1)
-            says += [model.tokenizer.decode([token]) if model.tokenizer else str(token) for token in first.tolist()]
+            says += [
+                model.tokenizer.str_tokens([token])[0] if model.tokenizer else str(token) for token in first.tolist()
+            ]
             for name, each in wanted.items():
                 values[name] += measure(each, logits, part).float().tolist()
         for name, column in values.items():

@@ -85,7 +85,7 @@ def run_circuits(
     ablated_side = other_side(base)
     graph, measure = graph or Graph.of(model), get_metric(metric)
     masks = _masks(circuits, graph)
-    check_answers(pairs.answers, model.cfg.d_vocab_out)
+    check_answers(pairs.answer_table, model.cfg.d_vocab_out)
     pairs = pairs.to(model.device)
     budget = free_memory(model.device) if max_memory is None else max_memory
     instead = replacements(model, pairs, graph.sender_sites, ablation, run=ablated_side, seed=seed)

@@ -121,10 +121,12 @@ def _own_choices(model: HookedModel, prompt: str, answer: str | None) -> tuple[i
     """The model's likeliest next token and its likeliest other one than the answer."""
     import torch
 
+    from interp.answers import answer_id
+
     with torch.no_grad():
         ranked = model(prompt)[0, -1].topk(2).indices.tolist()
     if answer is not None:
-        given = model.to_single_token(answer)
+        given = answer_id(answer, "the answer", model, prompt)
         ranked = [given, *(token for token in ranked if token != given)]
     return ranked[0], ranked[1]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.config import ModelConfig
 from interp.errors import PromptError
 from interp.packed import Packed
+from interp.tokens import as_mask
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,12 @@ def check_attention_mask(mask: Tensor, shape: tuple[int, int], *, gaps: bool = T
     """The mask as booleans; `gaps` says whether real tokens may have padding between them.
 
     Raises:
-        PromptError: it does not fit tokens of `shape`, leaves a prompt empty, or has a gap where none may be.
+        PromptError: it has other numbers than 0 and 1, does not fit tokens of `shape`, leaves a prompt empty, or has a
+            gap where none may be.
     """
+    mask = as_mask(mask)
     if tuple(mask.shape) != shape:
         raise PromptError(f"attention_mask has shape {list(mask.shape)}, expected [batch, pos] = {list(shape)}")
-    mask = mask.bool()
     if not bool(mask.any(1).all()):
         row = int((~mask.any(1)).nonzero()[0])
         raise PromptError(f"prompt {row} is empty: its attention_mask has no real token")

@@ -96,9 +96,10 @@ class Costs:
         metric: decides how much is unembedded.
         width: positions of the longest prompt.
         itemsize: bytes of a number.
+        n_answers: how many answers of a prompt such a metric reads at most.
     """
 
-    def __init__(self, cfg: ModelConfig, metric: Metric, width: int, itemsize: int) -> None:
+    def __init__(self, cfg: ModelConfig, metric: Metric, width: int, itemsize: int, n_answers: int = 2) -> None:
         self.cfg, self.metric, self.width, self.itemsize = cfg, metric, width, itemsize
         # Numbers of the model's type that fill one of a step size or a state, which are float32 at least.
         self.wide = max(4, itemsize) // itemsize
@@ -113,7 +114,7 @@ class Costs:
         several = isinstance(metric.positions, list | tuple)
         self.reads = width if all_positions else len(metric.positions) if several else 1  # type: ignore[arg-type]
         tokens = metric.tokens
-        self.tokens = cfg.d_vocab_out if tokens is None else 2 if tokens == "answers" else len(tokens)
+        self.tokens = cfg.d_vocab_out if tokens is None else n_answers if tokens == "answers" else len(tokens)
 
     def variant(self, found: Events, first: int, last: int, *, on_demand: Collection[str] = ()) -> Load:
         """One variant on the prompts `first` to before `last`, which needs the rows that `events` found.

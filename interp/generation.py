@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from interp.attention import PastKeyValues
+from interp.context import check_attention_mask
 from interp.errors import PromptError
 
 if TYPE_CHECKING:
@@ -94,10 +95,12 @@ def generate(
         mask = (
             torch.ones_like(tokens, dtype=torch.bool)
             if attention_mask is None
-            else attention_mask.to(model.device).bool()
+            else check_attention_mask(attention_mask, (tokens.shape[0], tokens.shape[1])).to(model.device)
         )
         if not bool(mask[:, -1].all()):
             raise PromptError("prompts of different lengths must be padded on the left to be continued")
+    elif attention_mask is not None:
+        raise PromptError("attention_mask belongs to token ids; text brings its own")
     else:
         tokens, mask = model.to_batch(input, prepend_bos, "left")
     tokenizer = model.tokenizer

@@ -30,6 +30,7 @@ from interp.head_weights import LEAST_LENGTH, check_one_vocabulary, standing
 from interp.hidden_attention import mixer_of, patterns, shares, sources
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
+from interp.tokens import as_mask
 
 LENGTH = 25
 BATCH = 16
@@ -146,7 +147,7 @@ def links(tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         mask: True at real tokens; None means all.
     """
     n = tokens.shape[1]
-    inside = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool()
+    inside = torch.ones_like(tokens, dtype=torch.bool) if mask is None else as_mask(mask, "mask").to(tokens.device)
     inside = inside & (torch.arange(n, device=tokens.device) > 0)
     earlier = torch.ones(n, n, dtype=torch.bool, device=tokens.device).tril(-1)
     allowed = earlier & inside[:, :, None] & inside[:, None, :]
@@ -174,7 +175,8 @@ def along(pattern: Tensor, linked: Tensor) -> Tensor:
 def evenly(linked: Tensor, *, causal: bool, mask: Tensor | None = None) -> Tensor:
     """What `along` gives for a head that looks at all it may look at alike [batch]."""
     batch, n, _ = linked.shape
-    seen = torch.ones(batch, n, n, device=linked.device) if mask is None else mask[:, None, :].float().expand(-1, n, -1)
+    real = torch.ones(batch, n, dtype=torch.bool) if mask is None else as_mask(mask, "mask")
+    seen = real.to(linked.device)[:, None, :].float().expand(-1, n, -1)
     seen = seen.tril() if causal else seen
     return along((seen / seen.sum(-1, keepdim=True).clamp(min=1))[:, None], linked)[:, 0]
 

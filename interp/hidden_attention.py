@@ -22,6 +22,7 @@ from interp.errors import UnknownName
 from interp.gpt import GPT, RECURRENT
 from interp.mamba import MambaMixer, on_diagonal
 from interp.model import HookedModel
+from interp.tokens import as_mask
 
 MOST_NUMBERS = 2**25  # of a pattern at once: 128 MB in float32
 
@@ -63,7 +64,7 @@ def patterns(
     Raises:
         UnknownName: a layer without such a mixer.
     """
-    mixer = mixer_of(model, layer)
+    mixer, mask = mixer_of(model, layer), None if mask is None else as_mask(mask, "mask")
     values = {name: cache[site] for name, site in zip(RECURRENT, sources(layer), strict=True)}
     n, n_pos = values["delta"].shape[:2]
     each = max(1, MOST_NUMBERS // (mixer.D.numel() * n_pos * n_pos))

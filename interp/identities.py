@@ -24,6 +24,7 @@ from interp.edge_scores import eap_ig
 from interp.errors import PromptError
 from interp.gradients import gradients, integrated_gradients
 from interp.graph import Graph
+from interp.metrics import logit_weights
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.run_values import run_values
@@ -93,12 +94,15 @@ def _direct(model: HookedModel, pairs: PromptPairs) -> Tensor:
     """What all parts of the residual stream add to the logit difference directly, and the constant.  # [prompt]"""
     _, cache = model.run_with_cache(pairs.clean, attention_mask=pairs.attention_mask)
     at = torch.arange(len(pairs), device=model.device), pairs.last
-    right, wrong = pairs.answers.unbind(1)
-    written = cache.logit_attrs(cache.decompose_resid(), right, wrong)[:, at[0], at[1]]  # [component, prompt]
+    ids, weights = logit_weights(pairs)  # [prompt, answer]
+    resid = cache.decompose_resid()
+    written = sum(
+        cache.logit_attrs(resid, ids[:, i])[:, at[0], at[1]] * weights[:, i] for i in range(ids.shape[1])
+    )  # [component, prompt]
     norm = model.norm_before(model.cfg.n_layers)
     bias = torch.zeros(model.cfg.d_model, device=model.device, dtype=model.dtype)
     constant = model.unembed(bias if norm is None or norm.b is None else norm.b)
-    return written.double().sum(0) + (constant[right] - constant[wrong]).double()
+    return written.double().sum(0) + (constant[ids] * weights).sum(1).double()
 
 
 def _eap_by_definition(model: HookedModel, pairs: PromptPairs, graph: Graph) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interp import stats
 from interp.errors import InterpError, ParityError, PromptError, unknown
-from interp.metrics import check_answers
+from interp.metrics import best_logit, check_answers, joint_logit, mean_logit
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 
@@ -110,7 +110,7 @@ def read(
         raise PromptError(f"at least 1 of the likeliest tokens must be kept, not {top}")
     if pos == "all" and model.cfg.d_vocab_out < model.cfg.d_vocab:
         raise PromptError("this model answers from another alphabet than it reads: choose pos='last'")
-    check_answers(pairs.answers, model.cfg.d_vocab_out)
+    check_answers(pairs.answer_table, model.cfg.d_vocab_out)
     pairs = pairs.to(model.device)
     logits, cache = model.run_with_cache(pairs.clean, names_filter=list(names), attention_mask=pairs.attention_mask)
 
@@ -119,8 +119,9 @@ def read(
         prompt, at = torch.arange(len(pairs), device=model.device), pairs.last
     is_last = at == pairs.last[prompt]
     follows = pairs.clean[prompt, (at + 1).clamp(max=pairs.clean.shape[1] - 1)]
-    right = torch.where(is_last, pairs.answers[prompt, 0], follows)
-    wrong = pairs.answers[prompt, 1]
+    right, wrong = pairs.answer_table[prompt].unbind(1)  # [place, most]
+    next_one = torch.nn.functional.pad(follows[:, None], (0, right.shape[1] - 1), value=-1)
+    right = torch.where(is_last[:, None], right, next_one)
     output = logits[prompt, at].float().log_softmax(-1)  # [place, d_vocab_out]
 
     place = pd.DataFrame({"prompt": prompt.tolist(), "pos": at.tolist()})
@@ -160,12 +161,11 @@ def _measure(
 ) -> list[dict[str, Any]]:
     """The columns `metric, k, top_token, value` of one depth, one dictionary for every metric."""
     log_prob = logits.log_softmax(-1)
-    answer = logits.gather(-1, right[:, None])
-    difference = (answer - logits.gather(-1, wrong[:, None]))[:, 0].masked_fill(~is_last, float("nan"))
+    difference = (mean_logit(logits, right) - mean_logit(logits, wrong)).masked_fill(~is_last, float("nan"))
     values = {
-        "prob": log_prob.gather(-1, right[:, None])[:, 0].exp(),
-        "log_prob": log_prob.gather(-1, right[:, None])[:, 0],
-        "rank": (logits > answer).sum(-1).float(),
+        "prob": joint_logit(log_prob, right).exp(),
+        "log_prob": joint_logit(log_prob, right),
+        "rank": (logits > best_logit(logits, right)[:, None]).sum(-1).float(),
         "logit_diff": difference,
         "kl": divergence(output, log_prob),
     }

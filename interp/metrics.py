@@ -4,6 +4,10 @@
 2. It turns what it reads and the pair of answers into one value a row. 3. `normalised_effect` places a value between a
 base run (0) and a source run (1), so that prompts of different difficulty can be averaged.
 
+Where a pair has several right or wrong answers: `logit` is the mean of the right ones' logits, `logit_diff` that mean
+minus the mean of the wrong ones'; `prob` is the sum of the right ones' probabilities, `log_prob` its logarithm; `rank`
+is the best right one's, and `correct` says whether the best right one is above the best wrong one.
+
 Logits in half precision are computed with in float32.
 """
 
@@ -46,6 +50,8 @@ class Metric:
             in this order. None is all positions.
         tokens: which logits `fn` reads: "answers" for the two of each pair (where not `whole`: the vocabulary is then
             these two, and `answers` is 0 and 1), ids, which are then the vocabulary in this order, or None for all.
+        sets: whether `fn` takes several answers of each kind, [rows, 2, most] padded with -1, as those of `METRICS` do;
+            else a pair that has several is measured by the first right and the first wrong one.
     """
 
     name: str
@@ -56,6 +62,7 @@ class Metric:
     whole: bool = False
     positions: int | str | Sequence[int] | None = None
     tokens: str | Sequence[int] | None = None
+    sets: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, str) and self.tokens != "answers":
@@ -124,7 +131,7 @@ def measure(
     if metric.needs_reference and reference is None:
         raise PromptError(f"metric {metric.name!r} compares with a reference run, and none was given")
     at_last(logits, pairs)  # refuses another shape, for every metric
-    check_answers(pairs.answers, logits.shape[-1])
+    check_answers(pairs.answer_table, logits.shape[-1])
     return evaluate(
         metric, read(metric, logits, pairs), pairs, None if reference is None else read(metric, reference, pairs)
     )
@@ -152,8 +159,24 @@ def which_read(metric: Metric, pairs: PromptPairs) -> Tensor | None:
     if metric.tokens is None:
         return None
     if metric.tokens == "answers":
-        return pairs.answers
+        return answers_of(metric, pairs).flatten(1).clamp(min=0)
     return torch.as_tensor(metric.tokens, device=pairs.answers.device).expand(len(pairs), -1)
+
+
+def answers_of(metric: Metric, pairs: PromptPairs) -> Tensor:
+    """The answers that a metric takes: [rows, 2, most] if it takes several of each kind, else [rows, 2]."""
+    return pairs.answer_table if metric.sets else pairs.answers
+
+
+def logit_weights(pairs: PromptPairs) -> tuple[Tensor, Tensor]:
+    """Token ids and weights, both [rows, tokens]: the logit difference is the sum of these logits, so weighted.
+
+    The right answers' weights sum to 1 and come first, in the first half; the wrong ones' sum to -1.
+    """
+    table = pairs.answer_table
+    there = table >= 0
+    share = there / there.sum(-1, keepdim=True)
+    return table.flatten(1).clamp(min=0), (share * share.new_tensor([[1.0], [-1.0]])).flatten(1)
 
 
 def read(metric: Metric, logits: Tensor, pairs: PromptPairs, prompt: Tensor | None = None) -> Tensor:
@@ -177,7 +200,7 @@ def evaluate(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
     Raises:
         PromptError: the metric does not return one number a row.
     """
-    value = metric.fn(seen, pairs) if metric.whole else score(metric, seen, pairs.answers, reference)
+    value = metric.fn(seen, pairs) if metric.whole else score(metric, seen, answers_of(metric, pairs), reference)
     if not isinstance(value, Tensor) or list(value.shape) != [len(pairs)]:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise PromptError(
@@ -187,20 +210,23 @@ def evaluate(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
 
 
 def score(metric: Metric, seen: Tensor, answers: Tensor, reference: Tensor | None) -> Tensor:
-    """A metric that is not `whole`, of any rows [rows]: what it reads of them, their answers and reference."""
+    """A metric that is not `whole`, of any rows [rows]: what it reads of them, their `answers_of` and reference."""
     answers = answers.to(seen.device)
     if metric.tokens == "answers":
-        answers = torch.arange(2, device=seen.device).expand_as(answers)
+        order = torch.arange(answers[0].numel(), device=seen.device).view_as(answers[0])
+        answers = torch.where(answers < 0, answers, order)
     return metric.fn(seen, answers, reference)
 
 
 def check_answers(answers: Tensor, d_vocab_out: int) -> None:
-    """Refuse answers [rows, 2] that the model cannot give."""
-    wrong = (answers < 0) | (answers >= d_vocab_out)
+    """Refuse answers [rows, 2], or [rows, 2, most] with -1 behind the last, that the model cannot give."""
+    answers = answers[..., None] if answers.ndim == 2 else answers
+    wrong = answers >= d_vocab_out
+    wrong[..., 0] |= answers[..., 0] < 0
     if bool(wrong.any()):
-        row, which = wrong.nonzero()[0].tolist()
+        row, which, at = wrong.nonzero()[0].tolist()
         raise PromptError(
-            f"pair {row}: the {('right', 'wrong')[which]} answer, id {int(answers[row, which])}, is out of range: "
+            f"pair {row}: the {('right', 'wrong')[which]} answer, id {int(answers[row, which, at])}, is out of range: "
             f"the model's answers are 0 to {d_vocab_out - 1}"
         )
 
@@ -253,22 +279,51 @@ def _full(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
-def _pick(logits: Tensor, answers: Tensor) -> Tensor:
-    """Logits of the right and of the wrong answer: [rows, d_vocab_out] -> [rows, 2]."""
-    return _full(logits.gather(-1, answers))
+def _pick(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of ids [rows, most], and which of them there are: those that are not padded with -1."""
+    return _full(logits.gather(-1, ids.clamp(min=0))), ids >= 0
+
+
+def mean_logit(logits: Tensor, ids: Tensor) -> Tensor:
+    """The mean logit of each row's ids: [rows, d_vocab_out], ids [rows, most] padded with -1 -> [rows]."""
+    found, there = _pick(logits, ids)
+    return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, 0).sum(-1) / there.sum(-1)
+
+
+def joint_logit(logits: Tensor, ids: Tensor) -> Tensor:
+    """The logit that one token with the probability of all of a row's ids would have; shapes as in `mean_logit`."""
+    found, there = _pick(logits, ids)
+    return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).logsumexp(-1)
+
+
+def best_logit(logits: Tensor, ids: Tensor) -> Tensor:
+    """The largest logit of each row's ids; shapes as in `mean_logit`."""
+    found, there = _pick(logits, ids)
+    return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).amax(-1)
+
+
+def sides(answers: Tensor) -> tuple[Tensor, Tensor]:
+    """The right and the wrong answers, each [rows, most]."""
+    right, wrong = (answers[..., None] if answers.ndim == 2 else answers).unbind(1)
+    return right, wrong
 
 
 def _logit_diff(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    right, wrong = _pick(logits, answers).unbind(-1)
-    return right - wrong
+    right, wrong = sides(answers)
+    return mean_logit(logits, right) - mean_logit(logits, wrong)
 
 
 def _logit(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    return _pick(logits, answers[:, :1])[:, 0]
+    return mean_logit(logits, sides(answers)[0])
+
+
+def joint_log_prob(logits: Tensor, ids: Tensor) -> Tensor:
+    """The logarithm of the probability of all of a row's ids together, in nats; shapes as in `mean_logit`."""
+    return joint_logit(logits, ids) - _full(logits).logsumexp(-1)
 
 
 def _log_prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    return _logit(logits, answers) - _full(logits).logsumexp(-1)
+    return joint_log_prob(logits, sides(answers)[0])
 
 
 def _prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
@@ -276,13 +331,14 @@ def _prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> T
 
 
 def _rank(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    right = logits.gather(-1, answers[:, :1])  # [rows, 1]
-    above = (logits > right).sum(-1)  # [rows]
-    return _full(torch.where(right[:, 0].isnan(), right[:, 0], above.to(torch.float32)))
+    best = best_logit(logits, sides(answers)[0])
+    above = (logits > best[:, None]).sum(-1)  # [rows]
+    return torch.where(best.isnan(), best, above.to(best.dtype))
 
 
 def _correct(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    difference = _logit_diff(logits, answers)
+    right, wrong = sides(answers)
+    difference = best_logit(logits, right) - best_logit(logits, wrong)
     return torch.where(difference.isnan(), difference, (difference > 0).to(difference.dtype))
 
 
@@ -310,17 +366,25 @@ METRICS: dict[str, Metric] = {
             "logit of the right answer minus logit of the wrong answer",
             "logits",
             tokens="answers",
+            sets=True,
         ),
-        Metric("logit", _logit, "logit of the right answer", "logits", tokens="answers"),
-        Metric("log_prob", _log_prob, "natural logarithm of the right answer's probability", "nats"),
-        Metric("prob", _prob, "probability of the right answer", "probability"),
-        Metric("rank", _rank, "number of tokens with a logit strictly above the right answer's; 0 is top", "tokens"),
+        Metric("logit", _logit, "logit of the right answer", "logits", tokens="answers", sets=True),
+        Metric("log_prob", _log_prob, "natural logarithm of the right answer's probability", "nats", sets=True),
+        Metric("prob", _prob, "probability of the right answer", "probability", sets=True),
+        Metric(
+            "rank",
+            _rank,
+            "number of tokens with a logit strictly above the right answer's; 0 is top",
+            "tokens",
+            sets=True,
+        ),
         Metric(
             "correct",
             _correct,
             "1 where the right answer's logit is above the wrong one's, else 0",
             "fraction",
             tokens="answers",
+            sets=True,
         ),
         Metric("kl", _kl, "KL(reference run || this run) of next-token distributions", "nats", needs_reference=True),
     )

@@ -21,7 +21,7 @@ from interp.generation import generate
 from interp.hooks import Hook, HookFunction, HookPoint, Kept, attached, by_position, detach
 from interp.recorder import Recorder
 from interp.sites import NameFilter, match
-from interp.tokens import Tokenizer, pad
+from interp.tokens import MASK_OF, Tokenizer, as_mask, pad
 
 HookList = Sequence[tuple[NameFilter, HookFunction]]
 
@@ -247,7 +247,10 @@ class HookedModel(nn.Module, ABC):
                 tokenizer does. (TransformerLens 1-3 always put one.)
             padding_side: "right" or "left". A left-padded batch needs its mask in the forward: see `to_batch`.
         """
-        return self.to_batch(text, prepend_bos, padding_side)[0]
+        tokens, mask = self.to_batch(text, prepend_bos, padding_side)
+        if not bool(mask.all()):
+            setattr(tokens, MASK_OF, mask)  # so that nobody takes the padding for a part of the prompts unnoticed
+        return tokens
 
     def to_batch(
         self,
@@ -276,7 +279,7 @@ class HookedModel(nn.Module, ABC):
         return self._tokenizer().decode(ids.reshape(-1).tolist())
 
     def to_str_tokens(self, input: str | Tensor | Sequence[int], prepend_bos: bool | None = None) -> list[str]:
-        """The tokens of one prompt, each as text."""
+        """The tokens of one prompt, each as text with the space that belongs to it: " the" is not "the"."""
         if isinstance(input, str):
             return self._tokenizer().str_tokens(self._tokenizer().encode(input, prepend_bos=prepend_bos))
         ids = torch.as_tensor(input)
@@ -285,14 +288,18 @@ class HookedModel(nn.Module, ABC):
         return self._tokenizer().str_tokens(ids.reshape(-1).tolist())
 
     def to_single_token(self, text: str) -> int:
-        """The id of a text that is exactly one token.
+        """The id of a text that, within running text, is exactly one token.
 
         Raises:
             PromptError: it is none or several; the message shows them.
         """
         token = self._tokenizer().single_id(text)
+        if token is not None and self._tokenizer().is_unknown(token, text):
+            raise PromptError(
+                f"{text!r} is unknown to this tokenizer, which reads {self.to_string([token])!r} in its place"
+            )
         if token is None:
-            pieces = self.to_str_tokens(text, prepend_bos=False)
+            pieces = self._tokenizer().str_tokens(self._tokenizer().within(text))
             hint = (
                 f"; with a space in front, {' ' + text!r} is one"
                 if self._tokenizer().single_id(" " + text) is not None
@@ -333,13 +340,13 @@ class HookedModel(nn.Module, ABC):
                 raise PromptError("attention_mask belongs to token ids; text brings its own")
             tokens, mask = self.to_batch(cast(Any, input), prepend_bos)
             return tokens, None if bool(mask.all()) else mask
+        if attention_mask is not None:
+            attention_mask = as_mask(attention_mask).to(self.device)
         if input.is_floating_point():
             return input, attention_mask
         tokens = input[None] if input.ndim == 1 else input
         if tokens.ndim != 2 or tokens.dtype == torch.bool:
             raise PromptError(f"tokens must be whole numbers [batch, pos], not {list(input.shape)} {input.dtype}")
-        if attention_mask is not None:
-            attention_mask = attention_mask.to(self.device)
         return tokens.to(self.device), attention_mask
 
     def _check_tokens(self, tokens: Tensor, n_past: int) -> None:

@@ -29,7 +29,7 @@ from interp.costs import LOGIT_ROWS
 from interp.edits import RUNS, Variant
 from interp.gpt import GPT
 from interp.hooks import attached
-from interp.metrics import Metric, evaluate, is_read, read, score, where_read
+from interp.metrics import Metric, answers_of, evaluate, is_read, read, score, where_read
 from interp.model import HookedModel
 from interp.packed import Known, Packed, pack
 from interp.plan import Chunk, Plan, watched
@@ -275,5 +275,5 @@ def _measured(job: Job, block: Block, cells: Cells, seen: Callable[[Numbers], Te
         chosen = np.arange(start, min(start + size, n_cells))
         prompts = torch.from_numpy(cells.prompt[chosen]).to(block.pairs.mask.device)
         reference = block.seen["source"][prompts] if metric.needs_reference else None
-        parts.append(score(metric, seen(chosen), block.pairs.answers[prompts], reference))
+        parts.append(score(metric, seen(chosen), answers_of(metric, block.pairs)[prompts], reference))
     return torch.cat(parts)

@@ -22,7 +22,7 @@ from interp.costs import Costs, Load
 from interp.edits import Variant
 from interp.errors import ConfigError
 from interp.gpt import GPT
-from interp.metrics import Metric, is_read
+from interp.metrics import Metric, answers_of, is_read
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.reach import Events, Placed, Placer, changed, events, starts, token_differences, whole_source
@@ -189,7 +189,7 @@ def make_plan(
                 whole_source(one.edit, one.name, one.site, model.cfg, pairs)  # refuses what does not fit
     found = _events(placed, placer, pairs, base, source, model)
     apart = [_apart(row, number) for number, row in enumerate(placed)]
-    costs = Costs(model.cfg, metric, pairs.mask.shape[1], model.dtype.itemsize)
+    costs = Costs(model.cfg, metric, pairs.mask.shape[1], model.dtype.itemsize, answers_of(metric, pairs)[0].numel())
     packed, guests = packs(model), watched(model)
     kept = {p.name: p.site for row in placed for p in row if p.edit.run is not None}
     start = min((steps[0][0] for steps in found if steps), default=0) // 2

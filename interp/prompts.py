@@ -1,9 +1,9 @@
 """`PromptPairs`: clean and corrupt prompts that differ in one respect, their answers, and where their roles stand.
 
 1. A pair is two prompts of equal length, position by position comparable, and two answers: the clean prompt's `right`
-one and the `wrong` one it is weighed against. 2. Pairs of different lengths are padded on the right, and `mask` says
-what is real, so that position p means the p-th token of the prompt in every pair. 3. A role names a position by what
-the token does there (the subject, the end), which differs from pair to pair.
+one and the `wrong` one it is weighed against, or several of each (`interp.answers`). 2. Pairs of different lengths are
+padded on the right, and `mask` says what is real, so that position p means the p-th token of the prompt in every pair.
+3. A role names a position by what the token does there (the subject, the end), which differs from pair to pair.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
+from interp import answers as answers_of
+from interp import pairing
+from interp.answers import AnswerSets
+from interp.arguments import is_whole
 from interp.errors import PromptError, unknown
-from interp.pairing import Roles, answer_ids, check_rows, encode_prompts, role_positions
+from interp.pairing import Roles
 from interp.tokens import labels, pad
 from interp.whole_files import write_whole
 
@@ -46,6 +51,8 @@ class PromptPairs:
         str_tokens, corrupt_str_tokens: the tokens of each prompt as text, without padding.
         name: the task, or `custom`.
         notes: how the pairs were made (seed, templates, what was left out), in plain JSON values.
+        answer_sets: for each pair the ids of all its right and of all its wrong answers, those of `answers` among them;
+            () where every pair has one of each. Metrics measure all of them: see `interp.metrics`.
 
     Raises:
         PromptError: shapes, lengths, answers or role positions that contradict each other; the message names the pair.
@@ -62,12 +69,16 @@ class PromptPairs:
     corrupt_str_tokens: tuple[tuple[str, ...], ...]
     name: str = "custom"
     notes: dict[str, Any] = field(default_factory=dict)
+    answer_sets: AnswerSets = ()
 
     def __post_init__(self) -> None:
         shape = list(self.clean.shape)
         if len(shape) != 2 or 0 in shape:
             raise PromptError(f"clean must be token ids [n, pos] of at least one pair, not {shape}")
         n = shape[0]
+        for what in ("clean", "corrupt", "answers"):
+            if getattr(self, what).is_floating_point() or getattr(self, what).dtype == torch.bool:
+                raise PromptError(f"{what} must be whole numbers, not {getattr(self, what).dtype}")
         for what in TENSORS:
             if list(getattr(self, what).shape) != shape:
                 raise PromptError(f"{what} is {list(getattr(self, what).shape)}, expected the shape of clean, {shape}")
@@ -91,8 +102,9 @@ class PromptPairs:
                 if len(getattr(self, what)[at]) != length:
                     raise PromptError(f"pair {at}: {what} names {len(getattr(self, what)[at])} tokens of {length}")
             for role, position in self.roles[at].items():
-                if not 0 <= position < length:
+                if not is_whole(position) or not 0 <= position < length:
                     raise PromptError(f"pair {at}: role {role!r} is at {position}, but positions are 0 to {length - 1}")
+        object.__setattr__(self, "answer_sets", answers_of.check_answer_sets(self.answer_sets, self.answers))
 
     @classmethod
     def from_text(
@@ -113,8 +125,9 @@ class PromptPairs:
             model: its tokenizer, context length and vocabulary decide what is possible.
             clean: one prompt, or several.
             corrupt: as many; None takes the clean prompts again, for studies without a contrast.
-            answers: `(right, wrong)` for each pair, each a text that is one token (mind the leading space) or an id;
-                for one pair it may stand alone.
+            answers: `(right, wrong)` for each pair, each an id or the text of the token that follows the clean prompt
+                (mind the leading space), or a list of several: `([" Paris", " Lyon"], " Berlin")`; for one pair it may
+                stand alone.
             roles: role -> position for each pair, or one mapping for all. A position is a number (negative from the
                 end) or the text of a token that occurs once in the clean prompt: `{"IO": " Mary", "END": -1}`.
             prepend_bos: as in `model.to_tokens`.
@@ -127,16 +140,18 @@ class PromptPairs:
         """
         clean_texts = [clean] if isinstance(clean, str) else list(clean)
         corrupt_texts = clean_texts if corrupt is None else [corrupt] if isinstance(corrupt, str) else list(corrupt)
-        rows, corrupt_rows = (encode_prompts(model, texts, prepend_bos) for texts in (clean_texts, corrupt_texts))
+        rows, corrupt_rows = (
+            pairing.encode_prompts(model, texts, prepend_bos) for texts in (clean_texts, corrupt_texts)
+        )
         tokenizer = model.tokenizer
         assert tokenizer is not None  # encode_prompts refuses
         shown, corrupt_shown = ([tuple(tokenizer.str_tokens(row)) for row in side] for side in (rows, corrupt_rows))
-        check_rows(rows, corrupt_rows, shown, corrupt_shown)
+        pairing.check_rows(rows, corrupt_rows, shown, corrupt_shown)
         pairs = cls.from_tokens(
             rows,
             corrupt_rows,
-            answers=answer_ids(answers, len(rows), model),
-            roles=role_positions(roles, rows, tokenizer),
+            answers=answers_of.answer_ids(answers, len(rows), model, clean_texts),
+            roles=pairing.role_positions(roles, rows, tokenizer, clean_texts),
             pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0),
             name=name,
             notes=notes,
@@ -158,47 +173,57 @@ class PromptPairs:
         answers: Sequence[Any] | Tensor,
         roles: Roles | Sequence[Roles] | None = None,
         pad_id: int = 0,
+        mask: Any = None,
         name: str = "custom",
         notes: Mapping[str, Any] | None = None,
     ) -> Self:
         """Pairs of prompts from token ids, for models without a tokenizer; a token's label is its id.
 
         Args:
-            clean: ids of each prompt, which may differ in length; a tensor is [n, pos] without padding.
+            clean: ids of each prompt, which may differ in length; a tensor [n, pos] that is padded needs its `mask`.
             corrupt: as in `from_text`, as ids.
-            answers: ids `(right, wrong)` for each pair.
-            roles: as in `from_text`, positions only.
+            answers: ids `(right, wrong)` for each pair, each one or a list of several.
+            roles: as in `from_text`, positions only, from the start of the real prompt.
             pad_id: what stands behind the end of the shorter prompts.
+            mask: of clean and corrupt tensors that are padded on either side, [n, pos], True or 1 at real tokens, as
+                `model.to_batch(texts)` gives it.
             name: as in `from_text`.
             notes: as in `from_text`.
 
         Raises:
-            PromptError: as in `from_text`.
+            PromptError: as in `from_text`; a padded tensor without its mask.
 
         >>> pairs = PromptPairs.from_tokens([[5, 6, 7], [5, 8]], [[5, 9, 7], [5, 6]], answers=[(1, 2), (3, 4)])
         >>> pairs.lengths.tolist(), pairs.labels(1)
         ([3, 2], ['0: 5', '1: 8'])
         """
-        rows = [[int(token) for token in row] for row in clean]
-        corrupt_rows = rows if corrupt is None else [[int(token) for token in row] for row in corrupt]
+        rows = pairing.real_rows(clean, mask, "clean")
+        corrupt_rows = rows if corrupt is None else pairing.real_rows(corrupt, mask, "corrupt")
         shown, corrupt_shown = (
             tuple(tuple(str(token) for token in row) for row in side) for side in (rows, corrupt_rows)
         )
-        check_rows(rows, corrupt_rows, shown, corrupt_shown)
-        tokens, mask = pad(rows, pad_id)
+        pairing.check_rows(rows, corrupt_rows, shown, corrupt_shown)
+        tokens, real = pad(rows, pad_id)
+        sets = answers_of.answer_ids(answers, len(rows), None)
         return cls(
             clean=tokens,
             corrupt=pad(corrupt_rows, pad_id)[0],
-            mask=mask,
-            answers=answer_ids(answers, len(rows), None),
-            roles=role_positions(roles, rows, None),
+            mask=real,
+            answers=torch.tensor([(right[0], wrong[0]) for right, wrong in sets]),
+            roles=pairing.role_positions(roles, rows, None),
             clean_texts=tuple(map(" ".join, shown)),
             corrupt_texts=tuple(map(" ".join, corrupt_shown)),
             str_tokens=shown,
             corrupt_str_tokens=corrupt_shown,
             name=name,
             notes=dict(notes or {}),
+            answer_sets=sets,
         )
+
+    @cached_property
+    def answer_table(self) -> Tensor:
+        """All answers of each pair [n, 2, most], padded with -1; [n, 2, 1] where every pair has one of each."""
+        return answers_of.answer_table(self.answer_sets, self.answers)
 
     @property
     def lengths(self) -> Tensor:
@@ -274,7 +299,8 @@ class PromptPairs:
         width = int(self.lengths[chosen].max())
         taken: dict[str, Any] = {what: getattr(self, what)[chosen, :width] for what in TENSORS}
         taken |= {what: tuple(getattr(self, what)[at] for at in chosen) for what in TUPLES}
-        return dataclasses.replace(self, **taken, answers=self.answers[chosen])
+        sets = tuple(self.answer_sets[at] for at in chosen) if self.answer_sets else ()
+        return dataclasses.replace(self, **taken, answers=self.answers[chosen], answer_sets=sets)
 
     def _chosen(self, index: Any) -> list[int]:
         n = len(self)
@@ -309,7 +335,8 @@ class PromptPairs:
     def digest(self) -> str:
         """SHA-256 of what a model is given and scored on: token ids without padding, answers and roles."""
         content = [
-            [row["clean"], row["corrupt"], row["answers"], sorted(row["roles"].items())] for row in self._plain_pairs()
+            [row["clean"], row["corrupt"], row["answers"], sorted(row["roles"].items()), *row.get("answer_sets", ())]
+            for row in self._plain_pairs()
         ]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
@@ -321,6 +348,7 @@ class PromptPairs:
                 "clean": self.clean[at, :length].tolist(),
                 "corrupt": self.corrupt[at, :length].tolist(),
                 "answers": self.answers[at].tolist(),
+                **({"answer_sets": self.answer_sets[at]} if self.answer_sets else {}),
                 "roles": self.roles[at],
                 "clean_text": self.clean_texts[at],
                 "corrupt_text": self.corrupt_texts[at],
@@ -357,36 +385,14 @@ class PromptPairs:
         Raises:
             PromptError: a file that is missing, is something else, or was changed since.
         """
+        content = pairing.read_saved(Path(path), FORMAT)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PromptError(f"prompt pairs cannot be read from {str(path)!r}: {error.strerror or error}") from None
-        except ValueError as error:
-            raise PromptError(f"{str(path)!r} holds no prompt pairs: {error}") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise PromptError(f"{str(path)!r} holds no prompt pairs: its format is not {FORMAT!r}")
-        try:
-            pairs = cls._from_plain(content)
-        except (KeyError, TypeError) as error:
+            pairs = cls(**pairing.plain_parts(content))
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+            if isinstance(error, PromptError):
+                raise
             raise PromptError(f"{str(path)!r} holds prompt pairs that lack a part: {error}") from None
         if pairs.digest() != content.get("digest"):
             raise PromptError(f"{str(path)!r} was changed after it was saved: its pairs do not have its digest")
-        return pairs
-
-    @classmethod
-    def _from_plain(cls, content: dict[str, Any]) -> Self:
-        rows, fill = content["pairs"], content["pad_id"]
-        clean, mask = pad([row["clean"] for row in rows], fill)
-        return cls(
-            clean=clean,
-            corrupt=pad([row["corrupt"] for row in rows], fill)[0],
-            mask=mask,
-            answers=torch.tensor([row["answers"] for row in rows]),
-            roles=tuple(row["roles"] for row in rows),
-            clean_texts=tuple(row["clean_text"] for row in rows),
-            corrupt_texts=tuple(row["corrupt_text"] for row in rows),
-            str_tokens=tuple(tuple(row["str_tokens"]) for row in rows),
-            corrupt_str_tokens=tuple(tuple(row["corrupt_str_tokens"]) for row in rows),
-            name=content["name"],
-            notes=content["notes"],
-        )
+        sets = answers_of.sets_by_text(pairs.notes, pairs.clean_texts, pairs.answers.tolist())
+        return dataclasses.replace(pairs, answer_sets=sets) if sets else pairs

@@ -138,7 +138,7 @@ def _job(
     if max_memory is not None and (not isinstance(max_memory, int) or max_memory <= 0):
         raise ConfigError(f"max_memory must be a positive number of bytes, not {max_memory!r}")
     measure = get_metric(metric)
-    check_answers(pairs.answers, model.cfg.d_vocab_out)
+    check_answers(pairs.answer_table, model.cfg.d_vocab_out)
     pairs = pairs.to(model.device)
     plan = make_plan(model, pairs, variants, measure, base=base, source=source, max_memory=max_memory)
     return Job(model, pairs, variants, measure, base, source, plan)

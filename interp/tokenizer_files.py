@@ -9,11 +9,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import WeightsError
+from interp.errors import InterpError, WeightsError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -21,6 +23,23 @@ if TYPE_CHECKING:
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 OTHER_FILES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json")
 ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+@contextmanager
+def refused(what: str, kind: type[InterpError]) -> Iterator[None]:
+    """Let what a tokenizer raises be an error of ours that says what it was asked for.
+
+    The Rust library raises bare exceptions, and where it panics a `PanicException`, which is no `Exception` and has no
+    module to import it from.
+    """
+    try:
+        yield
+    except InterpError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 def has_rust_tokenizer(folder: Path) -> bool:
@@ -42,10 +61,8 @@ def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     import tokenizers
 
     file = folder / "tokenizer.json"
-    try:
+    with refused(f"{file} is no tokenizer that can be read", WeightsError):
         backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the Rust library raises bare exceptions
-        raise WeightsError(f"{file} is no tokenizer that can be read: {error}") from error
     settings = _read_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in settings:
         settings |= _read_json(folder / "special_tokens_map.json")
@@ -63,10 +80,8 @@ def auto_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    with refused(f"the tokenizer in {folder} cannot be read by transformers", WeightsError):
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers raises many kinds
-        raise WeightsError(f"the tokenizer in {folder} cannot be read by transformers: {error}") from error
 
 
 def backend_of(tokenizer: Any) -> Any:
@@ -75,8 +90,9 @@ def backend_of(tokenizer: Any) -> Any:
 
     rust: Any = getattr(tokenizer, "backend_tokenizer", None)
     try:
-        return tokenizers.Tokenizer.from_str(rust.to_str())
-    except Exception:  # no Rust tokenizer, or one with parts written in Python, which cannot be copied
+        with refused("the tokenizer cannot be copied", WeightsError):
+            return tokenizers.Tokenizer.from_str(rust.to_str())
+    except WeightsError:  # no Rust tokenizer, or one with parts written in Python
         return CalledBackend(tokenizer)
 
 

@@ -3,14 +3,16 @@
 1. A `Tokenizer` wraps the Rust tokenizer that a checkpoint ships (tokenizer.json, the metadata of a GGUF file, or a
    transformers tokenizer in memory); the ids are its ids, never rebuilt here.
 2. `encode` adds what that tokenizer adds by itself (a BOS for Llama, nothing for GPT-2), unless told otherwise.
-3. `pad` makes a rectangle of several prompts, and `labels` names positions such as `9: John`.
+3. A word has one token at the beginning of a text and another within it, where a tokenizer puts a space before every
+   text (SentencePiece: Llama 2, Mistral, Phi-3). `within` reads a text as it stands within running text, and
+   `following` as it stands behind another: an answer is the token that follows its prompt.
+4. `pad` makes a rectangle of several prompts, and `labels` names positions such as `9: John`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import operator
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -20,10 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 
 from interp import tokenizer_files
-from interp.errors import PromptError
+from interp.arguments import is_whole, plain
+from interp.errors import PromptError, WeightsError
 
 if TYPE_CHECKING:
     import tokenizers
+
+META_SPACE = "\u2581"
+MASK_OF = "attention_mask"  # the attribute under which a padded batch of `model.to_tokens` carries its mask
+BEFORE = ("\n", ",", ".", "x", "q", "1")  # what a text may stand behind, so as to be read within running text
 
 
 @final
@@ -99,8 +106,8 @@ class Tokenizer:
         """
         text = _checked(text)
         if prepend_bos is None:
-            return list(self.backend.encode(text, add_special_tokens=True).ids)
-        ids = list(self.backend.encode(text, add_special_tokens=False).ids) + self._suffix
+            return self._encode(text, add_special_tokens=True)
+        ids = self._encode(text) + self._suffix
         if not prepend_bos:
             return ids
         if self.bos_token_id is None:
@@ -113,25 +120,65 @@ class Tokenizer:
         Raises:
             PromptError: an id that is negative or no number.
         """
-        return self.backend.decode(_ids(ids), skip_special_tokens=skip_special_tokens)
+        given = whole_ids(ids)
+        with tokenizer_files.refused(f"tokenizer {self.name!r} cannot decode {given!r:.80}", PromptError):
+            return self.backend.decode(given, skip_special_tokens=skip_special_tokens)
 
     def str_tokens(self, ids: Iterable[int]) -> list[str]:
-        """Each id decoded alone; part of a character gives the replacement character (see `token_bytes`)."""
-        return [self.backend.decode([id_], skip_special_tokens=False) for id_ in _ids(ids)]
+        """Each id as it reads within running text, with the space that belongs to it: " the" is not "the".
+
+        Part of a character gives the replacement character (see `token_bytes`).
+        """
+        return [self._spelled(id_) for id_ in whole_ids(ids)]
+
+    def _spelled(self, id_: int) -> str:
+        text = self.decode([id_])
+        if not (self.id_to_token(id_) or "").startswith(META_SPACE):
+            return text
+        twice = self.decode([id_, id_])  # a SentencePiece decoder drops the space of the first token alone
+        return twice[len(text) :] if twice.startswith(text) else text
 
     def token_bytes(self, ids: Iterable[int]) -> list[bytes]:
         """The UTF-8 bytes that each id stands for, also where they are only part of a character."""
-        ids = _ids(ids)
+        ids = whole_ids(ids)
         return [_bytes_of(self.id_to_token(id_), text) for id_, text in zip(ids, self.str_tokens(ids), strict=True)]
 
     def labels(self, ids: Iterable[int]) -> list[str]:
         """Axis labels such as `9: John` for the positions of `ids`; see the function `labels`."""
         return labels(self.token_bytes(ids))
 
+    def at_start(self, text: str) -> list[int]:
+        """The ids of `text` as it stands at the beginning of a text, without special tokens added."""
+        return self._encode(_checked(text))
+
+    def following(self, text: str, rest: str) -> list[int] | None:
+        """The ids of `rest` where `text` goes on with it; None where `text` itself has other ids in the longer text.
+
+        Special tokens are not added.
+        """
+        ids, longer = self.at_start(text), self.at_start(text + rest)
+        return longer[len(ids) :] if longer[: len(ids)] == ids else None
+
+    def within(self, text: str) -> list[int]:
+        """The ids of `text` as it stands within running text, without special tokens added."""
+        text = _checked(text)
+        found = self.following(self._before, text) if self._before else None
+        return self.at_start(text) if found is None else found
+
     def single_id(self, text: str) -> int | None:
-        """The id of `text` when it is exactly one token, without special tokens added; else None."""
-        ids = self.backend.encode(_checked(text), add_special_tokens=False).ids
+        """The id of `text` when, within running text, it is exactly one token; else None."""
+        ids = self.within(text)
         return ids[0] if len(ids) == 1 else None
+
+    def is_unknown(self, id_: int, text: str) -> bool:
+        """Whether an id that was found for `text` is the one that stands for all unknown words."""
+        unknown = getattr(getattr(self.backend, "model", None), "unk_token", None) or "<unk>"
+        return self.id_to_token(id_) == unknown != text.strip()
+
+    def n_before(self, ids: Sequence[int], text: str) -> int | None:
+        """How many ids stand before those of `text`, such as a BOS; None where its own are not among `ids`."""
+        bare = self.at_start(text)
+        return next((at for at in range(len(ids) - len(bare) + 1) if list(ids[at : at + len(bare)]) == bare), None)
 
     def id_to_token(self, id_: int) -> str | None:
         """The entry of the vocabulary with this id, in the vocabulary's own spelling; None when there is none."""
@@ -190,11 +237,20 @@ class Tokenizer:
         self.backend.no_padding()
         self.backend.no_truncation()
         self.backend.encode_special_tokens = self.split_special_tokens
-        bare = self.backend.encode("a", add_special_tokens=False).ids
-        whole = self.backend.encode("a", add_special_tokens=True).ids
-        starts = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
-        # A few models add an EOS behind every text; `prepend_bos` decides about the front alone.
-        self._suffix = list(whole[starts[0] + len(bare) :]) if starts else []
+        try:
+            bare, whole = self._encode("a"), self._encode("a", add_special_tokens=True)
+            before = self.n_before(whole, "a")
+            # A few models add an EOS behind every text; `prepend_bos` decides about the front alone.
+            self._suffix = [] if before is None else whole[before + len(bare) :]
+            # Where "a" is the same within a text as at its beginning, nothing has to stand before it.
+            kept = [one for one in BEFORE if self.decode(self._encode(one)).endswith(one)]
+            self._before = next((one for one in kept if self.following(one, "a") not in (None, bare)), "")
+        except PromptError as error:
+            raise WeightsError(f"the tokenizer does not work: {error}") from error
+
+    def _encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        with tokenizer_files.refused(f"tokenizer {self.name!r} cannot encode {text!r:.80}", PromptError):
+            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
 
 def pad(
@@ -223,9 +279,32 @@ def pad(
         if len(sequence) == 0:
             raise PromptError(f"sequence {row} is empty; every prompt needs at least one token")
         real = slice(0, len(sequence)) if side == "right" else slice(length - len(sequence), length)
-        tokens[row, real] = torch.as_tensor(_ids(sequence), dtype=torch.int64)
+        tokens[row, real] = torch.as_tensor(whole_ids(sequence), dtype=torch.int64)
         mask[row, real] = True
     return tokens, mask
+
+
+def as_mask(mask: Any, what: str = "attention_mask") -> torch.Tensor:
+    """A mask as booleans, True at real tokens; of a tensor, an array or lists.
+
+    Raises:
+        PromptError: numbers other than 0 and 1. A mask that is added to scores has 0 where another has True.
+
+    >>> as_mask([[0, 1, 1]]).tolist()
+    [[False, True, True]]
+    """
+    try:
+        given = mask if isinstance(mask, torch.Tensor) else torch.as_tensor(mask)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PromptError(f"{what} must be True or 1 at real tokens, [batch, pos], not {mask!r:.80}: {error}") from None
+    if given.dtype == torch.bool:
+        return given
+    other = (given != 0) & (given != 1)
+    if bool(other.any()):
+        found = given[other][0].item()
+        added = "; this looks like one that is added to scores, where 0 means real: give mask == 0" * (found < 0)
+        raise PromptError(f"{what} must be True or 1 at real tokens and False or 0 at padding, not {found}{added}")
+    return given == 1
 
 
 def labels(tokens: Sequence[str | bytes]) -> list[str]:
@@ -278,17 +357,18 @@ def _checked(text: object) -> str:
     return text
 
 
-def _ids(ids: Iterable[int]) -> list[int]:
+def whole_ids(ids: Iterable[int]) -> list[int]:
+    """Token ids as Python's whole numbers.
+
+    Raises:
+        PromptError: something that is none, or a nested list.
+    """
     values = ids.tolist() if isinstance(ids, torch.Tensor) else ids
     checked = []
     for value in values if isinstance(values, Iterable) else [values]:
-        try:
-            id_ = operator.index(value)
-        except TypeError:
-            id_ = -1
-        if isinstance(value, bool) or not 0 <= id_ < 2**31:
+        if not is_whole(value) or not 0 <= plain(value) < 2**31:
             raise PromptError(f"token ids must be whole numbers from 0 on in one flat sequence, not {value!r}")
-        checked.append(id_)
+        checked.append(int(plain(value)))
     return checked
 
 

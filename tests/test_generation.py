@@ -9,6 +9,7 @@ from torch import Tensor
 
 from interp.errors import PromptError
 from interp.generation import sample
+from interp.head_patterns import evenly, links
 
 CAUSAL = [kind for kind in (*KINDS, *RECURRENT) if kind not in ("bidirectional", "attn_only")]
 
@@ -94,3 +95,27 @@ def test_options_out_of_range_are_refused(options: dict[str, float], tokens: Ten
 def test_the_context_is_not_overrun(tokens: Tensor) -> None:
     with pytest.raises(PromptError, match="context of 24"):
         make("gpt2").generate(tokens, 40, do_sample=False)
+
+
+def test_a_mask_is_read_as_every_forward_reads_it() -> None:
+    model = make("llama")
+    tokens = torch.tensor([[0, 0, 5, 6], [1, 2, 3, 4]])
+    mask = torch.tensor([[False, False, True, True], [True] * 4])
+    expected = model.generate(tokens, 4, do_sample=False, attention_mask=mask)
+    added = torch.zeros(2, 4).masked_fill(~mask, float("-inf"))
+    for same in (mask.tolist(), mask.long(), mask.float(), mask.numpy()):
+        assert torch.equal(model.generate(tokens, 4, do_sample=False, attention_mask=same), expected)
+        torch.testing.assert_close(model(tokens, attention_mask=same), model(tokens, attention_mask=mask))
+    calls = (
+        lambda m: model.generate(tokens, 4, attention_mask=m),
+        lambda m: model(tokens, attention_mask=m),
+        lambda m: model.run_with_cache(tokens, attention_mask=m),
+        lambda m: links(tokens, m),
+        lambda m: evenly(torch.ones(2, 4, 4, dtype=torch.bool), causal=True, mask=m),
+    )
+    for call in calls:
+        call(mask)
+        with pytest.raises(PromptError, match="not -inf; this looks like one that is added to scores"):
+            call(added)
+    with pytest.raises(PromptError, match=r"attention_mask has shape \[2, 3\], expected \[batch, pos\] = \[2, 4\]"):
+        model.generate(tokens, 4, attention_mask=mask[:, 1:])

@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -318,3 +319,89 @@ def test_a_printed_value_says_what_it_is(pairs: PromptPairs) -> None:
 def test_moving_to_a_device_keeps_everything(pairs: PromptPairs) -> None:
     moved = pairs.to(torch.device("cpu"))
     assert contents(moved) == contents(pairs) and moved.digest() == pairs.digest()
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.uint8, torch.tensor, np.array])
+def test_every_kind_of_whole_number_is_one(kind: Any) -> None:
+    rows = [[kind(token) for token in row] for row in ([5, 6, 7], [5, 8])]
+    pairs = PromptPairs.from_tokens(rows, answers=[(kind(1), kind(2)), (kind(3), kind(4))], roles={"S": kind(1)})
+    assert pairs.clean.tolist() == [[5, 6, 7], [5, 8, 0]] and pairs.answers.tolist() == [[1, 2], [3, 4]]
+    assert pairs.roles == ({"S": 1}, {"S": 1}) and type(pairs.roles[0]["S"]) is int
+    pairs.digest()
+
+
+@pytest.mark.parametrize("wrong", [1.5, 1.0, True, None, torch.tensor(1.7), np.float32(1), [1]])
+def test_what_is_no_whole_number_is_refused_by_name(reader: GPT, wrong: Any) -> None:
+    with pytest.raises(PromptError, match="pair 0: role 'S' must be at a position or the text of a token, not "):
+        PromptPairs.from_tokens([[5, 6]], answers=(1, 2), roles={"S": wrong})
+    with pytest.raises(PromptError, match="pair 0: role 'S' must be at a position"):
+        PromptPairs.from_text(reader, CLEAN, answers=(1, 2), roles={"S": wrong})
+    with pytest.raises(PromptError, match="pair 1: token ids must be whole numbers"):
+        PromptPairs.from_tokens([[5, 6], [5, wrong]], answers=[(1, 2)] * 2)
+    if not isinstance(wrong, list):
+        with pytest.raises(PromptError, match="pair 0: the wrong answer must be a text or a token id"):
+            PromptPairs.from_tokens([[5, 6]], answers=[(1, wrong)])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [
+        (5, "clean must be the ids of each prompt, .*, not 5"),
+        ([5, 6], r"clean must be the ids of each prompt, .*; entry 0 is 5"),
+        ("abc", "clean must be the ids of each prompt, .*, not 'abc'"),
+        (torch.tensor([5, 6]), "clean must be the ids of each prompt, .*; entry 0 is 5"),
+        (torch.rand(2, 3), "pair 0: token ids must be whole numbers"),
+    ],
+)
+def test_what_is_no_list_of_prompts_is_refused(tokens: Any, says: str) -> None:
+    with pytest.raises(PromptError, match=says):
+        PromptPairs.from_tokens(tokens, answers=[(1, 2)] * 2)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_padded_batch_needs_its_mask(reader: GPT, side: Any) -> None:
+    texts = [CLEAN, SHORT]
+    answers = [(" Mary", " John"), (" to", " the")]
+    expected = PromptPairs.from_text(reader, texts, answers=answers)
+    padded, mask = reader.to_batch(texts, padding_side=side)
+    with pytest.raises(PromptError, match=r"clean is padded, its prompts have \d+ to \d+ tokens, .* give its mask"):
+        PromptPairs.from_tokens(reader.to_tokens(texts, padding_side=side), answers=expected.answers)
+    with pytest.raises(PromptError, match=r"corrupt is padded, some of its rows .* with up to \d+ times the id \d+"):
+        PromptPairs.from_tokens([row[:6] for row in padded], padded, answers=expected.answers)
+    for known in (mask, mask.tolist(), mask.long()):
+        pairs = PromptPairs.from_tokens(padded, padded, answers=expected.answers, roles={"END": -1}, mask=known)
+        assert torch.equal(pairs.mask, expected.mask) and pairs.lengths.tolist() == expected.lengths.tolist()
+        assert torch.equal(pairs.clean[pairs.mask], expected.clean[expected.mask])
+        assert [roles["END"] for roles in pairs.roles] == [n - 1 for n in pairs.lengths.tolist()]
+    with pytest.raises(PromptError, match="not -inf; this looks like one that is added"):
+        PromptPairs.from_tokens(
+            padded, answers=expected.answers, mask=torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+        )
+    with pytest.raises(PromptError, match=r"mask is \[2, 3\], but clean has 2 prompts of \[\d+\] tokens"):
+        PromptPairs.from_tokens(padded, answers=expected.answers, mask=mask[:, :3])
+    with pytest.raises(PromptError, match="mask has padding between real tokens"):
+        PromptPairs.from_tokens([[1, 2, 3]], answers=(1, 2), mask=[[1, 0, 1]])
+
+
+def test_rows_that_only_end_alike_are_no_padding(reader: GPT) -> None:
+    for rows in ([[5, 5, 5], [5, 6, 5]], [[1, 2, 2], [1, 3, 4]], [[7, 5, 5, 5], [7, 5, 6, 6]], [[5, 5, 5]]):
+        assert PromptPairs.from_tokens(torch.tensor(rows), answers=[(1, 2)] * len(rows)).clean.tolist() == rows
+    alike = reader.to_tokens([CLEAN, CLEAN])
+    assert torch.equal(PromptPairs.from_tokens(alike, answers=[(1, 2)] * 2).clean, alike)
+
+
+def test_an_answer_that_joins_its_prompt_is_refused(reader: GPT) -> None:
+    """The space that a prompt ends with would belong to the next word."""
+    text = "When John and "
+    with pytest.raises(PromptError, match=r"the right answer 'Mary' is no token that follows the prompt: its end"):
+        PromptPairs.from_text(reader, text, answers=("Mary", " to"))
+    mary = int(reader.to_single_token(" Mary"))
+    assert PromptPairs.from_text(reader, text, answers=(mary, 1)).answers.tolist() == [[mary, 1]]
+
+
+def test_several_answers_in_text(reader: GPT) -> None:
+    mary, john, to = (reader.to_single_token(word) for word in (" Mary", " John", " to"))
+    pairs = PromptPairs.from_text(reader, CLEAN, CORRUPT, answers=([" Mary", to], " John"))
+    assert pairs.answer_sets == (((mary, to), (john,)),) and pairs.answers.tolist() == [[mary, john]]
+    with pytest.raises(PromptError, match=r"pair 0: the wrong answer 'Mary' is not one token"):
+        PromptPairs.from_text(reader, CLEAN, CORRUPT, answers=[(" John", [" to", "Mary"])])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,7 @@ def test_lists_of_answers_are_sets(model: GPT, tmp_path: Path) -> None:
     )
     pairs = from_file(model, written(tmp_path, "kinds.csv", table))
     assert pairs.answers.tolist() == [[right[0], wrong[0]]] and pairs.notes["metric"] == "prob_diff"
-    assert pairs.notes["answer_sets"]["When John and"] == [sorted(right), wrong]
+    assert pairs.answer_sets == ((tuple(right), tuple(wrong)),)
     chance = model(pairs.clean)[0, -1].softmax(-1).detach()
     expected = float(chance[right].sum() - chance[wrong].sum())
     logits = model(pairs.clean).detach()
@@ -120,10 +122,7 @@ def test_prompts_under_a_key_with_roles_for_all(tmp_path: Path) -> None:
         model = by_bytes([*vocabulary(), "saw", "spoke", "to"], bos=bos)
         pairs = from_file(model, path)
         assert pairs.str_tokens[0][pairs.roles[0]["first"]] == " John" == pairs.str_tokens[0][pairs.roles[0]["S2"]]
-        assert pairs.notes["answer_sets"][CLEAN] == [
-            [token(model, " Mary")],
-            sorted(token(model, text) for text in (" John", " Paul")),
-        ]
+        assert pairs.answer_sets == (((token(model, " Mary"),), (token(model, " John"), token(model, " Paul"))),)
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -151,7 +150,8 @@ def test_years_with_their_last_digits(model: GPT, tmp_path: Path, name: str, dig
     path = written(tmp_path, "years.csv", f"clean,corrupted,{name}\n{clean},{corrupt},5\n{second},{other},57\n")
     pairs = from_file(reader, path)
     assert reader.tokenizer is not None and len(pairs) == 2 - (digits == 1)  # no digit is earlier than 0
-    right, wrong = pairs.notes["answer_sets"][second]
+    assert pairs.clean_texts[-1] == second
+    right, wrong = pairs.answer_sets[-1]
     later, earlier = (sorted(reader.tokenizer.decode([token]) for token in one) for one in (right, wrong))
     expected = (["6", "7", "8", "9"], list("01234")) if digits == 1 else (list(map(str, range(58, 100))), None)
     assert later == expected[0] and (expected[1] is None or earlier == expected[1])
@@ -283,3 +283,105 @@ def test_the_command_line_takes_a_file_and_says_first_whether_the_model_can(talk
     assert loud.stdout == quiet.stdout and loud.stdout.startswith("layer")
     missing = CliRunner().invoke(main, [*words[:-2], str(tmp_path / "no.csv")])
     assert missing.exit_code == 2 and "there is no data file" in missing.stderr
+
+
+def test_numbers_are_text_in_every_form(model: GPT, tmp_path: Path) -> None:
+    five, six = ([token(model, str(number))] for number in (5, 6))
+    plain = {"clean": "2+3=", "corrupt": "2+4="}
+    for at, (right, wrong) in enumerate(((5, 6), ("5", "6"), ([5], ["6"]))):
+        content = [{**plain, "answer": right, "wrong_answer": wrong}]
+        for name in (f"{at}.json", f"{at}.jsonl"):
+            assert from_file(model, written(tmp_path, name, content)).answers.tolist() == [[five[0], six[0]]]
+    table = "clean,corrupt,answer,wrong_answer\n2+3=,2+4=,5,6\n2+3=,2+4=,[5],[6]\n"
+    assert from_file(model, written(tmp_path, "n.csv", table)).answers.tolist() == [[five[0], six[0]]] * 2
+    ids = {**plain, "answer_idx": 5, "wrong_answer_idx": 6}
+    assert from_file(model, written(tmp_path, "ids.jsonl", [ids])).answers.tolist() == [[5, 6]]
+
+
+def test_ids_that_contradict_the_text_beside_them_are_refused(model: GPT, tmp_path: Path) -> None:
+    mary, john, to = (token(model, word) for word in (" Mary", " John", " to"))
+    good = row(answer_idx=mary, wrong_answer_idx=john)
+    assert from_file(model, written(tmp_path, "good.jsonl", [good])).answers.tolist() == [[mary, john]]
+    spoken = {"clean": CLEAN, "corrupt": CORRUPT, "target": "Mary", "foil": ["John"]}  # as files without the space
+    both = {**spoken, "target_idx": [mary, to], "foil_idx": john}
+    assert from_file(model, written(tmp_path, "both.jsonl", [both])).answer_sets == (((mary, to), (john,)),)
+    for name, record in (
+        ("text first", row(answer_idx=mary, wrong_answer_idx=to)),
+        ("other names", row(correct_idx=mary, incorrect_idx=to)),
+        ("ids first", {**spoken, "target_idx": mary, "foil_idx": [to]}),
+    ):
+        with pytest.raises(PromptError, match=r"line 1, column '\w+_idx': token \d+ is ' to' for this tokenizer, and "):
+            from_file(model, written(tmp_path, f"{name}.jsonl", [record]))
+
+
+def test_no_more_of_a_file_is_read_than_is_needed(model: GPT, tmp_path: Path) -> None:
+    """What stands behind the pairs that are asked for may be anything."""
+    line = f'"{CLEAN}","{CORRUPT}", Mary, John\n'
+    head = "clean,corrupt,answer,wrong_answer\n"
+    broken = (b"a,b,c,d,e,f\n", b"\xff\xfe\n", b'"' + b"x" * 200_000 + b'"\n')
+    for at, rest in enumerate(broken):
+        path = tmp_path / f"{at}.csv"
+        path.write_bytes((head + line * 3 + " " * 20_000 + "\n").encode() + rest)
+        pairs = from_file(model, path, n=2)
+        assert len(pairs) == 2 == pairs.notes["records"] and pairs.notes["left_out"] == 0
+        assert pairs.notes["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        with pytest.raises(PromptError):
+            from_file(model, path)
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text((json.dumps(row()) + "\n") * 150 + "{\n")
+    assert from_file(model, lines, n=4).notes["records"] == 4
+    with pytest.raises(PromptError, match="line 151 is no JSON"):
+        from_file(model, lines)
+
+
+def test_a_long_table_is_not_held_in_memory(model: GPT, tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    with path.open("w") as file:
+        file.write("clean,corrupt,answer,wrong_answer\n")
+        file.writelines(f'"{CLEAN}","{CORRUPT}", Mary, John\n' for _ in range(100_000))
+    tracemalloc.start()
+    try:
+        for aligned in (False, True):
+            assert len(from_file(model, path, n=4, aligned=aligned)) == 4
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 4
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.json", [row(**{"role:S": 1.5})], r"line 1, column 'role:S': a role is a position or a token, not 1.5"),
+        ("a.jsonl", [row(**{"role:S": True})], r"column 'role:S': a role is a position or a token, not True"),
+        ("a.json", {"word_idxs": {"S": 1.5}, "prompts": [row()]}, "'word_idxs' must name a position for each role"),
+        ("a.json", {"word_idxs": [1], "prompts": [row()]}, "'word_idxs' must name a position for each role"),
+        ("a.jsonl", [row(clean=[1, True])], "a prompt is text or a list of ids"),
+        ("a.jsonl", [row(answer=[" Mary", 1.5])], r"an answer is text or an id, not \[' Mary', 1.5\]"),
+        ("a.json", "[" * 100_000, "is no JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1 is no JSON"),
+    ],
+)  # fmt: skip
+def test_values_that_mean_nothing_are_refused(model: GPT, tmp_path: Path, name: str, content: Any, says: str) -> None:
+    with pytest.raises(PromptError, match=says):
+        from_file(model, written(tmp_path, name, content))
+
+
+def test_a_folder_is_no_data_file(model: GPT, tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(PromptError, match=r"folder.csv' cannot be read: it is no file"):
+        from_file(model, tmp_path / "folder.csv")
+
+
+def test_two_records_with_one_prompt_keep_their_answers(model: GPT, tmp_path: Path) -> None:
+    rows = [row(answer=[" Mary", " to"]), row(answer=[" Mary", " family"], wrong_answer=[" John", " animals"])]
+    pairs = from_file(model, written(tmp_path, "twice.jsonl", rows))
+    sets = [
+        [[token(model, text) for text in side] for side in pair]
+        for pair in (([" Mary", " to"], [" John"]), ([" Mary", " family"], [" John", " animals"]))
+    ]
+    assert [list(map(list, pair)) for pair in pairs.answer_sets] == sets
+    logits = model(pairs.clean).detach()
+    chance = logits[:, -1].softmax(-1)
+    expected = [float(chance[at, right].sum() - chance[at, wrong].sum()) for at, (right, wrong) in enumerate(sets)]
+    assert interp.metrics.measure(prob_diff(pairs), logits, pairs).tolist() == pytest.approx(expected, abs=1e-6)
+    assert expected[0] != expected[1]

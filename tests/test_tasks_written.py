@@ -231,7 +231,7 @@ def test_years_are_later_or_not_as_their_tokens_say(model: GPT) -> None:
         start, century = re.search(r"(\d{4})\D+(\d\d)$", text).groups()  # type: ignore[union-attr]
         assert start.startswith(century) and f"{century}01" in pairs.corrupt_texts[at]
         assert said(pairs, at, "Y") in start and said(pairs, at, "Y", "corrupt_str_tokens") in f"{century}01"
-        sets = pairs.notes["answer_sets"][text]
+        sets = pairs.answer_sets[at]
         later, earlier = ([model.tokenizer.decode([token]) for token in one] for one in sets)
         # every token says one or two digits of the end: the years that begin with them are on one side
         for digits in later:
@@ -262,8 +262,7 @@ def test_the_difference_of_probabilities_is_what_a_loop_adds_up(model: GPT) -> N
     logits = model(pairs.clean, attention_mask=pairs.attention_mask).detach()
     chances = at_last(logits, pairs).softmax(-1)
     expected = []
-    for at, text in enumerate(pairs.clean_texts):
-        right, wrong = pairs.notes["answer_sets"][text]
+    for at, (right, wrong) in enumerate(pairs.answer_sets):
         expected.append(sum(float(chances[at, t]) for t in right) - sum(float(chances[at, t]) for t in wrong))
     assert measure(prob_diff(pairs), logits, pairs).tolist() == pytest.approx(expected, abs=1e-6)
     part = pairs[[4, 1]]

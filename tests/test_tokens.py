@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as RustTokenizer
 
 from interp.errors import PromptError, WeightsError
-from interp.tokens import Tokenizer, labels, pad
+from interp.tokens import Tokenizer, as_mask, labels, pad
 
 CORPUS = [
     "When John and Mary went to the store, John gave a bottle of milk to Mary.",
@@ -369,3 +370,82 @@ def test_labels_are_never_empty_and_stay_on_one_line(tokens: list[str | bytes]) 
     for position, label in enumerate(labels(tokens)):
         assert label.startswith(f"{position}: ") and len(label) > len(f"{position}: ")
         assert label.isprintable() or "\u200c" in label or "\u200d" in label
+
+
+def changed(change: dict[str, object]) -> str:
+    """A tokenizer.json with some of its parts replaced."""
+    return json.dumps(json.loads(llama_like()[0].to_str()) | change)
+
+
+PANICS = {
+    # Rust panics on both, which is no Exception in Python: one while the file is read, one while a text is encoded.
+    "tokenizer.json is no tokenizer that can be read": {
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "/"}
+    },
+    "the tokenizer does not work: .* cannot encode 'a'": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("says", PANICS)
+def test_a_tokenizer_that_panics_is_refused(tmp_path: Path, says: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(changed(PANICS[says]))
+    with pytest.raises(WeightsError, match=says):
+        Tokenizer.from_directory(tmp_path)
+
+
+def test_a_tokenizer_that_panics_later_is_refused() -> None:
+    class PanicException(BaseException):
+        """As the Rust library raises it: not an Exception, and not to be imported."""
+
+    class Broken:
+        def __init__(self, backend: RustTokenizer) -> None:
+            self.backend = backend
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.backend, name)
+
+        def encode(self, text: str, add_special_tokens: bool = True) -> object:
+            if "!" in text:
+                raise PanicException("index out of bounds")
+            if "?" in text:
+                raise KeyboardInterrupt
+            return self.backend.encode(text, add_special_tokens=add_special_tokens)
+
+    tokenizer = Tokenizer(Broken(llama_like()[0]), name="weak")  # type: ignore[arg-type]
+    for call in (tokenizer.encode, tokenizer.single_id, tokenizer.at_start):
+        with pytest.raises(PromptError, match=r"tokenizer 'weak' cannot encode '.*a!': index out of bounds"):
+            call("a!")
+        with pytest.raises(KeyboardInterrupt):
+            call("a?")
+    with pytest.raises(PromptError, match=r"tokenizer 'weak' cannot encode 'a!'"):
+        tokenizer.following("a", "!")
+
+
+@pytest.mark.parametrize(
+    "mask", [[[1, 1, 0]], np.array([[True, True, False]]), torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[1, 1, 0]])]
+)
+def test_a_mask_is_of_zeros_and_ones(mask: object) -> None:
+    assert as_mask(mask).tolist() == [[True, True, False]] and as_mask(mask).dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (torch.tensor([[0.0, 0.0, float("-inf")]]), "not -inf; this looks like one that is added to scores"),
+        ([[0, 0, -10000]], "not -10000; this looks like one that is added"),
+        ([[1, 2, 1]], "True or 1 at real tokens and False or 0 at padding, not 2$"),
+        ([[1.0, float("nan")]], "not nan$"),
+        ("yes", "mask must be True or 1 at real tokens, .batch, pos., not 'yes'"),
+        ([[1, 0], [1]], r"mask must be True or 1 at real tokens, .batch, pos., not \[\[1, 0\], \[1\]\]"),
+    ],
+)
+def test_other_masks_are_refused(mask: object, says: str) -> None:
+    with pytest.raises(PromptError, match=says):
+        as_mask(mask, "mask")

@@ -1,8 +1,7 @@
-"""Answers that are sets of tokens: the probability of all right ones minus that of all wrong ones.
+"""The difference in probability between all right answers of a pair and all wrong ones.
 
-Some tasks have many right answers (any later year, any word for a kind of animal). Their pairs name one of each in
-`answers`, so that every metric works, and all of them in `notes["answer_sets"]`: clean text -> [right ids, wrong ids].
-`prob_diff` makes the metric of such pairs.
+Some tasks have many right answers (any later year, any word for a kind of animal). `pairs.answer_sets` has all of each
+pair, and every metric measures them all; this one is the usual one of such tasks.
 
 Source: Hanna et al. 2023, "How does GPT-2 compute greater-than?" (arXiv 2305.00586), section 2.2, "probability
 difference".
@@ -10,63 +9,30 @@ difference".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
-from interp.errors import PromptError
-from interp.metrics import Metric
+from interp.metrics import Metric, joint_log_prob, sides
 from interp.prompts import PromptPairs
 
-NOTE = "answer_sets"
-Sets = Mapping[str, Sequence[Sequence[int]]]
+
+def _difference(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
+    right, wrong = sides(answers)
+    return joint_log_prob(logits, right).exp() - joint_log_prob(logits, wrong).exp()
 
 
-@dataclass(frozen=True)
-class _Difference:
-    """P(right) - P(wrong) at the last position; `sets` by clean text."""
-
-    sets: Sets
-
-    def __call__(self, logits: Tensor, pairs: PromptPairs) -> Tensor:
-        chances = logits[:, -1].float().softmax(-1)  # [rows, d_vocab_out]
-        values = []
-        for chance, text in zip(chances, pairs.clean_texts, strict=True):
-            right, wrong = self.sets[text]
-            values.append(chance[list(right)].sum() - chance[list(wrong)].sum())
-        return torch.stack(values)
+PROB_DIFF = Metric(
+    "prob_diff",
+    _difference,
+    "probability of the right answers minus probability of the wrong answers",
+    "probability",
+    sets=True,
+)
 
 
-def prob_diff(pairs: PromptPairs) -> Metric:
+def prob_diff(pairs: PromptPairs | None = None) -> Metric:
     """The probability of a pair's right answers minus that of its wrong ones, from -1 to 1; for `interp.sweep`.
 
     Args:
-        pairs: of a task whose answers are sets; otherwise the two answers of each pair are its sets.
+        pairs: not needed: every pair has its own answers, `pairs.answer_sets`, or one of each.
     """
-    given = pairs.notes.get(NOTE) or {}
-    sets = {
-        text: given.get(text, [[right], [wrong]])
-        for text, (right, wrong) in zip(pairs.clean_texts, pairs.answers.tolist(), strict=True)
-    }
-    return Metric(
-        "prob_diff",
-        _Difference(sets),
-        "probability of the right answers minus probability of the wrong answers",
-        "probability",
-        whole=True,
-        positions=-1,
-    )
-
-
-def check_sets(right: Sequence[int], wrong: Sequence[int], where: str) -> None:
-    """Refuse sets that share a token or are empty.
-
-    Raises:
-        PromptError: they do.
-    """
-    if not right or not wrong:
-        raise PromptError(f"{where}: there is no {'wrong' if right else 'right'} answer")
-    if shared := set(right) & set(wrong):
-        raise PromptError(f"{where}: token {min(shared)} is among the right answers and among the wrong ones")
+    return PROB_DIFF

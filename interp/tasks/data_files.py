@@ -2,7 +2,8 @@
 
 1. `data_columns` reads the records and finds their parts. 2. A pair is kept when both prompts have as many tokens, its
 answers are one token each and its roles are in the prompt, for this model's tokenizer. 3. What does not fit is left out
-and counted, with its line and column, or refused at once (`strict`). The order is that of the file.
+and counted, with its line and column, or refused at once (`strict`); token ids that contradict the text beside them are
+another tokenizer's, and the file is refused. The order is that of the file, of which no more is read than is needed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp.answers import answer_ids, check_apart
 from interp.errors import PromptError
-from interp.pairing import answer_ids, check_rows, encode_prompts, role_positions
+from interp.pairing import check_rows, encode_prompts, role_positions
 from interp.prompts import PromptPairs
-from interp.tasks.answer_sets import NOTE, check_sets
 from interp.tasks.data_columns import SUFFIXES, Record, records
 from interp.tasks.later_years import split_years
 from interp.tasks.words import next_token
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from interp.model import HookedModel
     from interp.tokens import Tokenizer
 
+ALIKE = 64  # pairs whose commonest length is that of aligned ones
 SPAN = re.compile(r"(\d\d)(\d\d)\D+\1$")
 MOST_TOLD = 20  # reasons that are kept in the notes
 
@@ -61,21 +63,22 @@ def from_file(
     Answers are written as they follow the prompt: mind the space before a word. A column `role:NAME` has the position
     of a role, or the text of a token that occurs once in the clean prompt; other columns go to the notes. Other names
     of the columns, as published files have them, are in `interp.tasks.data_columns`; answers in columns `..._idx` are
-    token ids of the tokenizer that the file was made for. Where answers are lists, the first of each is the pair's
-    answer, and `interp.tasks.prob_diff` weighs all.
+    token ids of the tokenizer that the file was made for; under other names numbers are text. Answers may be lists.
 
     Args:
         model: its tokenizer cuts the texts. Without one, prompts and answers have to be ids.
         path: a .csv, .jsonl or .json file.
-        n: how many pairs at most, the first of the file that fit; None takes all.
+        n: how many pairs at most, the first of the file that fit; None takes all. What is behind them is not read.
         strict: refuse the first pair that does not fit, instead of leaving it out.
         counterfactual: of a file with several corrupt prompts, the column of the one to take.
-        aligned: keep the pairs of the commonest length; whether positions mean the same in them, the file must see to.
+        aligned: keep the pairs of one length, the commonest (with n, among the first 64 or n); whether positions mean
+            the same in them, the file must see to.
         prepend_bos: as in `model.to_tokens`.
         name: the task's name; by default that of the file.
 
     Raises:
-        PromptError: a file that is missing or has no such columns, with `strict` a pair that does not fit, and
+        PromptError: a file that is missing or has no such columns, ids that contradict their text, with `strict` a pair
+            that does not fit, and
             otherwise when none does; the message names line and column.
     """
     path = Path(path)
@@ -83,30 +86,68 @@ def from_file(
         raise PromptError(f"{str(path)!r} is no data file: expected a name that ends in {', '.join(SUFFIXES)}")
     if n is not None and n < 1:
         raise PromptError(f"n must be at least 1, not {n}")
-    try:
-        raw = path.read_bytes()
-        content = raw.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PromptError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    given = records(path, content, counterfactual=counterfactual)
+    if path.exists() and not path.is_file():
+        raise PromptError(f"{str(path)!r} cannot be read: it is no file")
     fits: list[_Fit] = []
     left: list[str] = []
-    for record in given:
-        if n is not None and len(fits) == n and not aligned:
-            break
+    count, n_left, usual, looked = 0, 0, None, max(n or 0, ALIKE)
+    for record in records(path, counterfactual=counterfactual):
+        count += 1
+        if contradiction := _contradiction(record, model):
+            raise PromptError(f"{str(path)!r}, line {record.line}, {contradiction}")
         try:
-            fits.append(_fit(model, record, prepend_bos))
+            fit = _fit(model, record, prepend_bos)
         except _MisfitError as error:
             reason = f"line {record.line}, {error}"
             if strict:
                 raise PromptError(f"{str(path)!r}, {reason}") from None
-            left.append(reason)
+            n_left += 1
+            left += [reason] if n_left <= MOST_TOLD else []
+            continue
+        if usual is None or len(fit.clean) == usual:
+            fits.append(fit)
+        if aligned and n is not None and usual is None and len(fits) == looked:
+            usual = _commonest(fits)
+            fits = [one for one in fits if len(one.clean) == usual]
+        if n is not None and len(fits) >= n and (not aligned or usual is not None):
+            break
     if not fits:
-        raise PromptError(f"none of the {len(left)} pairs of {str(path)!r} fits this model; the first: {left[0]}")
-    if aligned:
-        usual = Counter(len(fit.clean) for fit in fits).most_common(1)[0][0]
-        fits = [fit for fit in fits if len(fit.clean) == usual]
-    return _pairs(model, fits[:n], prepend_bos, name or path.stem, _notes(path, raw, given, fits[:n], left, model))
+        raise PromptError(f"none of the {count} pairs of {str(path)!r} fits this model; the first: {left[0]}")
+    if aligned and usual is None:
+        usual = _commonest(fits)
+        fits = [one for one in fits if len(one.clean) == usual]
+    return _pairs(model, fits[:n], prepend_bos, name or path.stem, _notes(path, count, fits[:n], n_left, left, model))
+
+
+def _commonest(fits: Sequence[_Fit]) -> int:
+    return Counter(len(fit.clean) for fit in fits).most_common(1)[0][0]
+
+
+def _contradiction(record: Record, model: HookedModel) -> str | None:
+    """What is wrong with token ids that none of the texts beside them begins with, in words."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return None
+    for part, given in (("right", record.right), ("wrong", record.wrong)):
+        column, other = record.columns.get(part, ""), record.beside.get(part)
+        if other is None:
+            continue
+        (at, ids), (beside, texts) = ((column, given), other) if isinstance(given[0], int) else (other, (column, given))
+        known = [str(text) for text in texts]
+        known += [f" {text}" for text in known if not text.startswith(" ")]
+        first = {ids_of[0] for text in known if (ids_of := _read(text, record, tokenizer))}
+        if not first & set(ids):
+            spelled = tokenizer.str_tokens([int(ids[0])]) if 0 <= int(ids[0]) < model.cfg.d_vocab else ["none"]
+            return (
+                f"column {at!r}: token {ids[0]} is {spelled[0]!r} for this tokenizer, and column {beside!r} says "
+                f"{texts[0]!r}: the ids are another tokenizer's; leave their columns out"
+            )
+    return None
+
+
+def _read(text: str, record: Record, tokenizer: Tokenizer) -> list[int] | None:
+    """The ids of an answer behind its prompt."""
+    return tokenizer.following(record.clean, text) if isinstance(record.clean, str) else tokenizer.within(text)
 
 
 def _fit(model: HookedModel, record: Record, prepend_bos: bool | None) -> _Fit:
@@ -132,15 +173,16 @@ def _fit(model: HookedModel, record: Record, prepend_bos: bool | None) -> _Fit:
         raise _MisfitError(f"columns {columns['clean']!r} and {columns['corrupt']!r}: {_plain(error)}") from None
     right, wrong = _year(record, tokenizer) if record.year is not None else _answers(record, model)
     try:
-        check_sets(right, wrong, f"columns {columns.get('right')!r} and {columns.get('wrong')!r}")
-        answer_ids([(right[0], wrong[0])], 1, model)
+        check_apart(right, wrong, f"columns {columns.get('right')!r} and {columns.get('wrong')!r}")
+        answer_ids([(right, wrong)], 1, model)
     except PromptError as error:
         raise _MisfitError(_plain(error)) from None
     front = _front(record, clean, tokenizer)
     roles: dict[str, int] = {}
     for role, place in {**{role: at + front for role, at in record.shared.items()}, **record.roles}.items():
         try:
-            roles |= role_positions({role: place}, [clean], tokenizer)[0]
+            texts = [record.clean] if isinstance(record.clean, str) else None
+            roles |= role_positions({role: place}, [clean], tokenizer, texts)[0]
         except PromptError as error:
             raise _MisfitError(f"column 'role:{role}': {_plain(error)}") from None
     return _Fit(record, clean, corrupt, right, wrong, roles)
@@ -169,8 +211,9 @@ def _answer(answer: str | int, record: Record, model: HookedModel) -> int | None
         return answer if 0 <= answer < model.cfg.d_vocab_out else None
     if model.tokenizer is None:
         return None
-    inside = next_token(model.tokenizer, record.clean, answer) if isinstance(record.clean, str) else None
-    return model.tokenizer.single_id(answer) if inside is None else inside
+    if isinstance(record.clean, str):
+        return next_token(model.tokenizer, record.clean, answer)
+    return model.tokenizer.single_id(answer)
 
 
 def _hint(given: Sequence[str | int], model: HookedModel) -> str:
@@ -198,15 +241,15 @@ def _year(record: Record, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...],
     if not right or not wrong:
         raise _MisfitError(f"column {column!r}: no next token tells years after {span[1] + span[2]} from those before")
     middle = (min(len(right), len(wrong)) - 1) // 2  # the pair's answers are neither the nearest nor the farthest
-    return tuple([right[middle], *right]), tuple([wrong[middle], *wrong])
+    first = right[middle], wrong[middle]
+    return tuple(dict.fromkeys((first[0], *right))), tuple(dict.fromkeys((first[1], *wrong)))
 
 
 def _front(record: Record, clean: Sequence[int], tokenizer: Tokenizer | None) -> int:
     """How many special tokens stand before a prompt that was given as text."""
     if tokenizer is None or not isinstance(record.clean, str):
         return 0
-    bare = tokenizer.backend.encode(record.clean, add_special_tokens=False).ids
-    return next((at for at in range(len(clean)) if list(clean[at : at + len(bare)]) == bare), 0)
+    return tokenizer.n_before(clean, record.clean) or 0
 
 
 def _plain(error: Exception) -> str:
@@ -214,40 +257,38 @@ def _plain(error: Exception) -> str:
 
 
 def _notes(
-    path: Path, raw: bytes, given: Sequence[Record], fits: Sequence[_Fit], left: Sequence[str], model: HookedModel
+    path: Path, count: int, fits: Sequence[_Fit], n_left: int, left: Sequence[str], model: HookedModel
 ) -> dict[str, Any]:
     first = fits[0]
     named = list(dict.fromkeys(name for fit in fits for name in fit.record.more))
     tokenizer = model.tokenizer
-    answers = [str(ids[0]) if tokenizer is None else tokenizer.decode([ids[0]]) for ids in (first.right, first.wrong)]
-    sets = {
-        fit.record.clean: [sorted(set(fit.right)), sorted(set(fit.wrong))]
-        for fit in fits
-        if isinstance(fit.record.clean, str)
-    }
-    many = any(len(one) > 1 for both in sets.values() for one in both)
+    answers = [
+        str(ids[0]) if tokenizer is None else tokenizer.str_tokens([ids[0]])[0] for ids in (first.right, first.wrong)
+    ]
+    many = any(len(one) > 1 for fit in fits for one in (fit.right, fit.wrong))
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "title": path.stem,
         "question": f"After “{first.record.clean}” comes “{answers[0].strip()}”, not “{answers[1].strip()}”: how does "
         "the model know?",
         "source": path.name,
-        "sha256": hashlib.sha256(raw).hexdigest(),
+        "sha256": sha256,
         "metric": "prob_diff" if many else "logit_diff",
         "n": len(fits),
-        "records": len(given),
-        "left_out": len(left),
-        "left_out_because": list(left[:MOST_TOLD]),
+        "records": count,
+        "left_out": n_left,
+        "left_out_because": list(left),
         "columns": dict(first.record.columns),
         "first_answers": answers,
         "more": {name: [fit.record.more.get(name) for fit in fits] for name in named},
-        **({NOTE: sets} if many else {}),
     }
 
 
 def _pairs(
     model: HookedModel, fits: Sequence[_Fit], prepend_bos: bool | None, name: str, notes: Mapping[str, Any]
 ) -> PromptPairs:
-    answers = [(fit.right[0], fit.wrong[0]) for fit in fits]
+    answers = [(fit.right, fit.wrong) for fit in fits]
     roles = [fit.roles | _end(fit) for fit in fits]
     if all(isinstance(fit.record.clean, str) and isinstance(fit.record.corrupt, str) for fit in fits):
         return PromptPairs.from_text(

@@ -7,8 +7,8 @@ model" (arXiv 2305.00586): after "The war lasted from the year 1732 to the year 
    alone) are the next token, else where the next token tells the years of a century apart in another way.
 2. The next token stands for the years that begin with it: it is right if all of them are later than the beginning,
    wrong if all are earlier or the same, and neither otherwise.
-3. All right and all wrong tokens are in the pairs' notes, for `interp.tasks.prob_diff`; of each kind one is named as
-   the answer, as far above the beginning as the other is below.
+3. All right and all wrong tokens are answers of their pair; of each kind one comes first, as far above the beginning as
+   the other is below.
 4. The corrupt prompt begins in the year 01 of the same century, after which any year is later.
 """
 
@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
-from interp.tasks.answer_sets import NOTE
 from interp.tasks.words import enough, next_token, single_tokens, tokenizer_of
 from interp.tasks.writing import About, Draw, fill, turns, write
 
@@ -74,8 +73,8 @@ def greater_than(
 ) -> PromptPairs:
     """Prompts that go on with a year later than one that they name.
 
-    The answers are one right and one wrong next token of many; `notes["answer_sets"]` has all, and
-    `interp.tasks.prob_diff(pairs)` is the metric of Hanna et al. over them. Roles: `NOUN`; of the beginning `XX` (the
+    Every pair has many right and wrong next tokens: `answer_sets` has all, `answers` the first of each, and
+    `interp.tasks.prob_diff()` is the metric of Hanna et al. over them. Roles: `NOUN`; of the beginning `XX` (the
     century), `Y` and `Z` (its third and fourth digit), each where it is a token of its own; `END`.
 
     Args:
@@ -96,11 +95,10 @@ def greater_than(
     cut, pieces = _cut(tokenizer)
     rng = random.Random(seed)
     templates = turns(rng, TEMPLATES, aligned=aligned)
-    sets: dict[str, list[list[int]]] = {}
     pairs = write(
         model,
         ABOUT,
-        _draws(rng, templates, nouns.kept, cut, pieces, sets),
+        _draws(rng, templates, nouns.kept, cut, pieces),
         n,
         aligned=aligned,
         prepend_bos=prepend_bos,
@@ -115,7 +113,6 @@ def greater_than(
         },
     )
     pairs.notes["metric"] = "prob_diff"
-    pairs.notes[NOTE] = {text: sets[text] for text in pairs.clean_texts}
     return pairs
 
 
@@ -175,9 +172,8 @@ def _draws(
     nouns: Sequence[str],
     cut: int,
     centuries: dict[str, Pieces],
-    sets: dict[str, list[list[int]]],
 ) -> Iterator[Draw]:
-    """Templates in turn; the sets of answers of every clean text go to `sets`."""
+    """Templates in turn."""
     while True:
         for template in templates:
             century, year = rng.choice(list(centuries)), rng.randint(2, 98)
@@ -190,5 +186,5 @@ def _draws(
             digits = f"{year:02}"
             later, earlier = (f"{century}{pieces[answers[away]][0]:02}"[cut:] for answers in (right, wrong))
             clean = fill(template, words | {"Y": digits[0], "Z": digits[1]})
-            sets[clean.text] = [right, wrong]
-            yield Draw(clean, fill(template, words | {"Y": "0", "Z": "1"}), later, earlier, whole=False)
+            corrupt = fill(template, words | {"Y": "0", "Z": "1"})
+            yield Draw(clean, corrupt, later, earlier, whole=False, also=(tuple(right), tuple(wrong)))

@@ -120,11 +120,10 @@ def _vocabulary(model: HookedModel, prepend_bos: bool | None) -> tuple[list[int]
         front = [0] if prepend_bos else []
         return front, [token for token in range(limit) if token not in front], None
     front = tokenizer.encode("a", prepend_bos=prepend_bos)
-    bare = tokenizer.backend.encode("a", add_special_tokens=False).ids
-    front = front[: next((at for at in range(len(front)) if front[at : at + len(bare)] == bare), 0)]
+    front = front[: tokenizer.n_before(front, "a") or 0]
     special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, *front}
     every = [token for token in range(min(limit, len(tokenizer))) if token not in special]
-    words = [token for token in every if _is_word(tokenizer.decode([token]))]
+    words = [token for token, text in zip(every, tokenizer.str_tokens(every), strict=True) if _is_word(text)]
     return front, words if len(words) >= len(every) / 10 else every, tokenizer
 
 

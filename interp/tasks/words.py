@@ -84,10 +84,10 @@ def next_token(tokenizer: Tokenizer, text: str, rest: str, *, whole: bool = True
     Returns:
         None where the prompt has other tokens inside the longer text, or `rest` is not one token.
     """
-    ids, longer = (tokenizer.backend.encode(part, add_special_tokens=False).ids for part in (text, text + rest))
-    if len(longer) <= len(ids) or longer[: len(ids)] != ids:
+    ids = tokenizer.following(text, rest)
+    if not ids:
         return None
-    token = longer[len(ids)]
+    token = ids[0]
     if whole:
-        return token if len(longer) == len(ids) + 1 and spells(tokenizer, token, rest) else None
+        return token if len(ids) == 1 and spells(tokenizer, token, rest) else None
     return token if rest.strip().startswith(tokenizer.decode([token]).strip()) else None

@@ -68,6 +68,7 @@ class Draw:
         wrong: what it is weighed against.
         whole: whether both have to be one token; otherwise their first tokens are the answers.
         kind: what a reader may count the prompts by, such as the template.
+        also: all tokens that are right and all that are wrong, where there are more than the first of each.
     """
 
     clean: Written
@@ -76,12 +77,13 @@ class Draw:
     wrong: str
     whole: bool = True
     kind: str = ""
+    also: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
 @dataclass(frozen=True)
 class _Row:
     draw: Draw
-    answers: tuple[int, int]
+    answers: tuple[list[int], list[int]]
     roles: dict[str, int]
     length: int
 
@@ -222,14 +224,17 @@ def _row(
         return "an answer that is not one token"
     if right == wrong:
         return "answers that begin with the same token"
-    if max(right, wrong) >= model.cfg.d_vocab_out:
+    rights, wrongs = (list(dict.fromkeys((one, *more))) for one, more in zip((right, wrong), draw.also, strict=True))
+    if set(rights) & set(wrongs):
+        return "answers that are right and wrong"
+    if max(*rights, *wrongs) >= model.cfg.d_vocab_out:
         return "an answer that the model cannot give"
     standing: dict[int, str] = {}  # position -> role; the end is wanted under its own name
     for role in found if roles is None else roles:
         if found.get(role, len(clean) - 1) != len(clean) - 1:
             standing.setdefault(found[role], role)
     named = {role: at for at, role in standing.items()} | {"END": len(clean) - 1}
-    return _Row(draw, (right, wrong), named, len(clean))
+    return _Row(draw, (rights, wrongs), named, len(clean))
 
 
 def positions(tokenizer: Tokenizer, written: Written, prepend_bos: bool | None = None) -> dict[str, int] | None:
@@ -238,8 +243,7 @@ def positions(tokenizer: Tokenizer, written: Written, prepend_bos: bool | None =
     An empty part has no position.
     """
     bare = tokenizer.backend.encode(written.text, add_special_tokens=False)
-    ids = tokenizer.encode(written.text, prepend_bos=prepend_bos)
-    front = next((at for at in range(len(ids)) if ids[at : at + len(bare.ids)] == bare.ids), None)
+    front = tokenizer.n_before(tokenizer.encode(written.text, prepend_bos=prepend_bos), written.text)
     if front is None:
         return None
     found = {}
