@@ -59,6 +59,15 @@ CONSTANT = re.compile(r"[wb].*|D|A_log")
 FAR = {"b_dt": 3.0, "A_log": -1.5}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=["far", "cuda", "cpu"],
+        default="far",
+        help="where test_device.py runs: on a GPU, or on a device on the CPU that is as strict (far_device.py)",
+    )
+
+
 def make(kind: str, **changes: Any) -> GPT:
     """A tiny model of one kind, with weights large enough for every part to matter, biases and norms included."""
     own = KINDS[kind] if kind in KINDS else RECURRENT[kind]
