@@ -20,7 +20,7 @@ class UnknownName(InterpError, KeyError):
 
 
 class ConfigError(InterpError, ValueError):
-    """A model configuration that contradicts itself or asks for what is not supported."""
+    """A model configuration, or an argument, that contradicts itself or asks for what is not supported."""
 
 
 class WeightsError(InterpError, ValueError):

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import ConfigError, PromptError, unknown
+from interp.arguments import as_index, shown
+from interp.errors import ConfigError, InterpError, PromptError, unknown
 
 if TYPE_CHECKING:
     from interp.prompts import PromptPairs
@@ -52,8 +53,17 @@ class Metric:
     tokens: str | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise ConfigError(f"metric {self.name!r} needs a function, not {shown(self.fn)}")
         if isinstance(self.tokens, str) and self.tokens != "answers":
             raise unknown("choice of tokens", self.tokens, ["answers"])
+        if self.tokens is not None and not isinstance(self.tokens, str):
+            found = as_index("tokens of a metric", self.tokens, refuse=ConfigError)
+            if isinstance(found, slice) or min(found if isinstance(found, tuple) else (found,)) < 0:
+                raise ConfigError(f"tokens of metric {self.name!r} must be ids, 0 or more, not {shown(self.tokens)}")
+            object.__setattr__(self, "tokens", found if isinstance(found, tuple) else (found,))
+        if not isinstance(self.positions, str):
+            object.__setattr__(self, "positions", as_index("positions of a metric", self.positions, refuse=ConfigError))
         if self.positions is not None and not self.whole:
             raise ConfigError(f"metric {self.name!r} reads the last position: positions need whole=True")
 
@@ -169,15 +179,11 @@ def evaluate(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
     """A metric for each pair [rows] from what `read` gave of a run and of its reference run.
 
     Raises:
-        PromptError: the metric does not return one number a row.
+        PromptError: the metric raises, or does not return one real number a row; the message names it.
     """
-    value = metric.fn(seen, pairs) if metric.whole else score(metric, seen, pairs.answers, reference)
-    if not isinstance(value, Tensor) or list(value.shape) != [len(pairs)]:
-        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise PromptError(
-            f"metric {metric.name!r} returned {shape}, expected a tensor [{len(pairs)}], one number a row"
-        )
-    return value
+    if not metric.whole:
+        return score(metric, seen, pairs.answers, reference)
+    return _called(metric, len(pairs), seen, pairs)
 
 
 def score(metric: Metric, seen: Tensor, answers: Tensor, reference: Tensor | None) -> Tensor:
@@ -185,7 +191,23 @@ def score(metric: Metric, seen: Tensor, answers: Tensor, reference: Tensor | Non
     answers = answers.to(seen.device)
     if metric.tokens == "answers":
         answers = torch.arange(2, device=seen.device).expand_as(answers)
-    return metric.fn(seen, answers, reference)
+    return _called(metric, len(seen), seen, answers, reference)
+
+
+def _called(metric: Metric, rows: int, *given: Any) -> Tensor:
+    """What a metric's function makes of its arguments, one number a row; somebody may have written it just now."""
+    try:
+        value = metric.fn(*given)
+    except InterpError:
+        raise
+    except Exception as error:
+        raise PromptError(f"metric {metric.name!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(value, Tensor) or list(value.shape) != [rows] or value.is_complex():
+        what = type(value).__name__
+        if isinstance(value, Tensor):
+            what = f"{list(value.shape)}" + (f" of {value.dtype}" if value.is_complex() else "")
+        raise PromptError(f"metric {metric.name!r} returned {what}, expected a tensor [{rows}], one number a row")
+    return value
 
 
 def check_answers(answers: Tensor, d_vocab_out: int) -> None:

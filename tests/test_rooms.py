@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 # Each file imports only files above it. A new file takes its place here.
 ROOMS = [
     "errors",
+    "arguments",
     "whole_files",
     "config",
     "sites",

@@ -1,0 +1,229 @@
+"""Plain arguments: whole numbers, numbers, shares, seeds and indices, checked in one place and refused by name.
+
+A whole number is of any kind: Python's, NumPy's, or an array or tensor without axes, so that a row of a table serves as
+an argument. True and False are none. What a function gets from here is Python's own, whatever it was given.
+"""
+
+from __future__ import annotations
+
+import numbers
+import reprlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from interp.errors import ConfigError, InterpError, PromptError, UnknownName
+
+LARGEST_SEED = 2**64 - 1  # what torch takes; NumPy takes more
+NO_LISTS = (str, bytes, Mapping)  # what can be gone through, and yet is no list of numbers
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
+
+def shown(value: Any) -> str:
+    """A given value in an error's message: short, and of an array its shape and number type."""
+    if getattr(value, "shape", None) and hasattr(value, "dtype"):
+        return f"{type(value).__name__.lower()} {list(value.shape)} of {value.dtype}"
+    return _REPR.repr(plain(value))
+
+
+def plain(value: Any) -> Any:
+    """A NumPy number, or an array or tensor without axes, as Python's own number; anything else as it is."""
+    if getattr(value, "ndim", None) == 0 and callable(getattr(value, "tolist", None)):
+        return value.tolist()
+    return value
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number of some kind.
+
+    >>> import numpy as np
+    >>> is_whole(np.uint8(3)), is_whole(np.array(3)), is_whole(3.0), is_whole(True)
+    (True, True, False, False)
+    """
+    value = plain(value)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def whole_number(
+    name: str,
+    value: Any,
+    *,
+    least: int | None = None,
+    most: int | None = None,
+    refuse: type[InterpError] = ConfigError,
+) -> int:
+    """A whole number within bounds, which belong to it.
+
+    Raises:
+        ConfigError (or `refuse`): something else; the message has the name, the bounds and what was given.
+
+    >>> whole_number("top_k", 1.5, least=1)
+    Traceback (most recent call last):
+        ...
+    interp.errors.ConfigError: top_k must be a whole number from 1 on, not 1.5
+    """
+    if is_whole(value):
+        number = int(plain(value))
+        if (least is None or number >= least) and (most is None or number <= most):
+            return number
+    raise refuse(f"{name} must be a whole number{_between(least, most)}, not {shown(value)}")
+
+
+def real_number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    refuse: type[InterpError] = ConfigError,
+) -> float:
+    """A finite number within bounds: `least` and `most` belong to it, `above` and `below` do not.
+
+    Raises:
+        ConfigError (or `refuse`): something else, NaN and infinity among them.
+
+    >>> real_number("lr", float("nan"), above=0)
+    Traceback (most recent call last):
+        ...
+    interp.errors.ConfigError: lr must be a number above 0, not nan
+    """
+    given: Any = plain(value)
+    if isinstance(given, numbers.Real) and not isinstance(given, bool):
+        inside = (least is None or given >= least) and (most is None or given <= most)
+        inside = inside and (above is None or given > above) and (below is None or given < below)
+        if inside and abs(given) < 1e300:  # NaN is not
+            return float(given)
+    bounds = _between(least, most)
+    bounds += f" above {above:g}" if above is not None else ""
+    bounds += (" and" if above is not None else "") + f" below {below:g}" if below is not None else ""
+    raise refuse(f"{name} must be a number{bounds}, not {shown(value)}")
+
+
+def share(name: str, value: Any) -> float:
+    """A probability or part between 0 and 1, neither of which belongs to it.
+
+    Raises:
+        ConfigError: something else.
+    """
+    given: Any = plain(value)
+    if isinstance(given, numbers.Real) and not isinstance(given, bool) and 0 < given < 1:
+        return float(given)
+    raise ConfigError(f"{name} must lie between 0 and 1, such as 0.95, not {shown(value)}")
+
+
+def seed(value: Any, name: str = "seed") -> int:
+    """The seed of a draw, 0 to 2**64 - 1.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if is_whole(value) and 0 <= plain(value) <= LARGEST_SEED:
+        return int(plain(value))
+    raise ConfigError(f"{name} must be a whole number from 0 to 2**64 - 1, not {shown(value)}")
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that could stand for one of them.
+
+    Raises:
+        ConfigError: something else.
+    """
+    value = plain(value)
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{name} must be True or False, not {shown(value)}")
+
+
+def check_kind(name: str, value: Any, kind: type, *, refuse: type[InterpError] = PromptError) -> None:
+    """Refuse what is no `kind`, such as text where prompts are due.
+
+    Raises:
+        PromptError (or `refuse`): something else.
+    """
+    if not isinstance(value, kind):
+        raise refuse(f"{name} must be {_article(kind)}, not {shown(value)}")
+
+
+def byte_budget(value: Any) -> int | None:
+    """`max_memory`: a positive number of bytes, or None for a part of what is free.
+
+    Raises:
+        ConfigError: something else.
+    """
+    if value is None:
+        return None
+    if is_whole(value) and plain(value) > 0:
+        return int(plain(value))
+    raise ConfigError(f"max_memory must be a positive number of bytes, or None, not {shown(value)}")
+
+
+def as_index(name: str, value: Any, *, also: str = "", refuse: type[InterpError] = PromptError) -> Any:
+    """An index as NumPy takes it, in Python's own numbers: one, a tuple of several, a slice, or None for all.
+
+    It is not held against an axis: see `chosen`. `also` names what else the caller takes, for the message.
+
+    Raises:
+        PromptError (or `refuse`): something else, such as bools, fractions, text, or a list without entries.
+
+    >>> import numpy as np
+    >>> as_index("head", np.int64(3)), as_index("head", np.arange(3)), as_index("pos", slice(None, -1))
+    (3, (0, 1, 2), slice(None, -1, None))
+    """
+    if type(value) is int or value is None:
+        return value
+    if is_whole(value):
+        return int(plain(value))
+    if isinstance(value, slice):
+        ends = [value.start, value.stop, value.step]
+        if all(end is None or is_whole(end) for end in ends) and plain(value.step) != 0:
+            return slice(*(None if end is None else int(plain(end)) for end in ends))
+    elif (
+        isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) and getattr(value, "ndim", 1) == 1
+    ):
+        given = value.tolist() if hasattr(value, "tolist") else list(value)
+        if given and all(is_whole(one) for one in given):
+            return tuple(int(plain(one)) for one in given)
+    raise refuse(f"{name} must be a whole number, several, a slice or None{also}, not {shown(value)}")
+
+
+def chosen(name: str, value: Any, size: int, *, refuse: type[InterpError] = PromptError) -> list[int]:
+    """The entries of an axis of `size` that an index stands for, counted from 0; negative ones count from the end.
+
+    Raises:
+        PromptError (or `refuse`): no index, or one outside the axis.
+
+    >>> chosen("pos_slice", [0, -1], 5), chosen("pos_slice", slice(1, None, 2), 5)
+    ([0, 4], [1, 3])
+    """
+    wanted = as_index(name, value, refuse=refuse)
+    if wanted is None or isinstance(wanted, slice):
+        return list(range(size)[slice(None) if wanted is None else wanted])
+    found = [wanted] if isinstance(wanted, int) else wanted
+    for one in found:
+        if not -size <= one < size:
+            raise refuse(f"{name} {one} is out of range: there are {size}, 0 to {size - 1} (or -1 for the last)")
+    return [one % size for one in found]
+
+
+def one_of_layers(layer: Any, n_layers: int, name: str = "layer") -> int:
+    """The number of a layer; negative ones count from the last.
+
+    Raises:
+        UnknownName: no whole number, or not one of the model's layers.
+    """
+    if is_whole(layer) and -n_layers <= plain(layer) < n_layers:
+        return int(plain(layer)) % n_layers
+    raise UnknownName(f"{name} {shown(layer)} is not one of this model's {n_layers} layers (0 to {n_layers - 1})")
+
+
+def _article(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOH' else 'a'} {kind.__name__}"
+
+
+def _between(least: float | None, most: float | None) -> str:
+    if least is None:
+        return "" if most is None else f" of at most {most:g}"
+    return f" from {least:,} on" if most is None else f" from {least:,} to {most:,}"
