@@ -27,6 +27,7 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS, replacements
+from interp.arguments import whole_number
 from interp.command import study_command
 from interp.components import STAGES, Component, check_apart, components, in_words, one_after_another, replaced, steps
 from interp.edits import Edit, Variant
@@ -114,7 +115,7 @@ def run(
     pairs = pairs.to(model.device)
     kinds = _listed(kind)
     parts = components(model, None if site is None else _listed(site), only)
-    numbers = steps(cumulative, len(parts))
+    numbers, draws = steps(cumulative, len(parts)), whole_number("draws", draws, least=0)
     if numbers:
         check_apart(parts)
     chosen = _evenly(len(pairs), measured)
@@ -164,8 +165,7 @@ def _listed(words: str | Sequence[str]) -> list[str]:
 
 
 def _evenly(total: int, measured: int | None) -> list[int]:
-    if measured is not None and measured < 1:
-        raise InterpError(f"measured must be a number of prompts, at least 1, not {measured!r}")
+    measured = None if measured is None else whole_number("measured, a number of prompts,", measured, least=1)
     count = min(measured or total, total)
     return [at * total // count for at in range(count)]
 

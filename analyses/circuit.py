@@ -29,6 +29,7 @@ import torch
 
 from interp import figures
 from interp.ablations import ABLATIONS
+from interp.arguments import real_number, whole_number
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit, origin, random_circuits
 from interp.command import check_folder, study_command
@@ -110,6 +111,7 @@ def run(
         ConfigError: sizes that are none.
         InterpError: a model without split inputs, a metric without a gradient.
     """
+    draws = whole_number("draws", draws, least=0)
     search = Search(method, steps, selection, rank, tau, candidates)
     options = {"ablation": ablation, "metric": metric, "seed": seed, "max_memory": max_memory}
     find_on, run_on = _halves(pairs)
@@ -133,6 +135,9 @@ class Search:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
+        for name, least in (("steps", 1), ("candidates", 1)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=least))
+        object.__setattr__(self, "tau", real_number("tau", self.tau, least=0))
 
 
 def _halves(pairs: PromptPairs) -> tuple[PromptPairs, PromptPairs]:

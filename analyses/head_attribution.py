@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import whole_number
 from interp.cache import ActivationCache
 from interp.command import study_command
-from interp.errors import InterpError, unknown
+from interp.errors import unknown
 from interp.gpt import GPT
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
@@ -72,8 +73,7 @@ def run(
 
     if metric not in METRICS:
         raise unknown("metric of head attribution", metric, METRICS)
-    if channels < 0:
-        raise InterpError(f"channels must be a number of channels, 0 or more, not {channels}")
+    channels = whole_number("channels", channels, least=0)
     cfg = model.cfg
     pairs = pairs.to(model.device)
     ends = ("hook_embed", "hook_pos_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out", "ln_final.hook_scale")

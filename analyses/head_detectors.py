@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from interp import figures, stats
+from interp.arguments import resamples, whole_number
+from interp.arguments import seed as check_seed
 from interp.command import study_command
 from interp.glyphs import visible
 from interp.gpt import GPT
@@ -144,6 +146,7 @@ def agreement(frame: pd.DataFrame, *, top: int = TOP, n_resamples: int = 2000, s
     import pandas as pd
     from scipy.stats import spearmanr
 
+    top, n_resamples, seed = whole_number("top", top, least=1), resamples(n_resamples), check_seed(seed)
     means = frame.groupby(["detector", "source", "layer", _axis(frame)], sort=False)["effect"].mean().unstack("source")
     rows = []
     for detector in dict.fromkeys(frame["detector"]):

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import entries, is_whole, one_of_layers, shown
 from interp.command import study_command
 from interp.directions import Where, states
 from interp.edits import Edit, Variant
@@ -104,9 +105,11 @@ def target_prompt(
         if at is None and not marked:
             raise PromptError(f"the target {target!r} has no placeholder {PLACEHOLDER!r}: write one, or say where: at=")
         place = marked[-1] if at is None else at
-    if not -len(ids) <= place < len(ids):
-        raise PromptError(f"the placeholder at {place} is outside the target prompt, which has {len(ids)} tokens")
-    return Target(tuple(ids), place % len(ids))
+    if not is_whole(place) or not -len(ids) <= place < len(ids):
+        raise PromptError(
+            f"the placeholder at {shown(place)} is outside the target prompt, which has {len(ids)} tokens"
+        )
+    return Target(tuple(ids), int(place) % len(ids))
 
 
 @torch.no_grad()
@@ -156,9 +159,9 @@ def run(
     goal = target_prompt(model, pairs, target, at)
     if isinstance(by, EllipsisType):
         by = "role" if pairs.role_names else None
-    for layer in layers or ():
-        if not 0 <= layer < model.cfg.n_layers:
-            raise UnknownName(f"layer {layer} is not one of this model's layers, 0 to {model.cfg.n_layers - 1}")
+    n_layers = model.cfg.n_layers
+    layers = None if layers is None else entries("layer", layers, n_layers, refuse=UnknownName)
+    target_layer = None if target_layer is None else one_of_layers(target_layer, n_layers, "target_layer")
     cells = variants(model, pairs, site=SITE, by=by)
     cells = [cell for cell in cells if layers is None or cell.labels["layer"] in layers]
     if not cells:

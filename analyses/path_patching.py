@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,10 @@ import click
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import is_whole, shown
 from interp.command import study_command
 from interp.edits import Variant
-from interp.errors import InterpError, unknown
+from interp.errors import InterpError, PromptError, unknown
 from interp.granularity import effect_label
 from interp.graph import READS, Graph, Node, n_heads
 from interp.metrics import Metric
@@ -156,10 +157,14 @@ def _places(pos: int | str | Sequence[int | str] | None) -> list[dict[str, int |
     """The label of every place: a position, a role, or nothing for all positions at once."""
     if pos is None:
         return [{}]
-    given = pos.split(",") if isinstance(pos, str) else [pos] if isinstance(pos, int) else pos
+    given: list[Any] = [pos]
+    if isinstance(pos, Iterable) and not is_whole(pos):
+        given = pos.split(",") if isinstance(pos, str) else list(pos)
     found: list[dict[str, int | str]] = []
     for one in given:
-        text = str(one).strip()
+        if not isinstance(one, str) and not is_whole(one):
+            raise PromptError(f"pos must be a position, a role, or several of them, not {shown(pos)}")
+        text = str(one).strip() if isinstance(one, str) else str(int(one))
         found.append({"pos": int(text)} if text.lstrip("-").isdecimal() else {"role": text})
     return found
 

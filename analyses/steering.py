@@ -14,7 +14,7 @@ Source: Turner et al. 2023 ("Steering Language Models With Activation Engineerin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,13 @@ import torch
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import entries, real_number, shown
+from interp.arguments import seed as check_seed
 from interp.command import study_command
 from interp.contrasts import CONTRASTS, Contrast, contrast
 from interp.directions import Direction, Where, between, states, steer
 from interp.edits import Edit, Variant
-from interp.errors import ConfigError, PromptError, unknown
+from interp.errors import ConfigError, PromptError, UnknownName, unknown
 from interp.metrics import Metric
 from interp.model import HookedModel
 from interp.probing import Probe, rows_of
@@ -103,10 +105,11 @@ def run(
 
     if add not in ADDED:
         raise unknown("way to add", add, ADDED)
-    if not len(strengths):
-        raise ConfigError("steering needs at least one strength, such as strengths=[1.0]")
+    if isinstance(strengths, str) or not isinstance(strengths, Iterable) or not len(list(strengths)):
+        raise ConfigError(f"steering needs at least one strength, such as strengths=[1.0], not {shown(strengths)}")
+    strengths, seed = [real_number("strength", one) for one in strengths], check_seed(seed)
     told, pairs, kept = _pulled(contrast(model, pairs, label, labels=labels, most=2), pairs)
-    every = range(model.cfg.n_layers) if layers is None else list(layers)
+    every = entries("layer", layers, model.cfg.n_layers, refuse=UnknownName)
     vectors = held_out_vectors(model, pairs, told, site, [{"layer": layer, "pos": pos} for layer in every], seed=seed)
     others = _neutral(model, pairs, neutral, seed)
     turn = torch.arange(len(others)) % len(pairs)  # neutral prompts take the pairs' vectors in turn

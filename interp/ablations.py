@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import seed as check_seed
 from interp.errors import InterpError, PromptError, unknown
 from interp.model import HookedModel
 from interp.pairing import check_side
@@ -99,7 +100,7 @@ def resampled(pairs: PromptPairs, seed: int = 0) -> Tensor:
     Raises:
         PromptError: a prompt whose length no other has.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     partner = torch.empty(len(pairs), dtype=torch.int64)
     for length in pairs.lengths.unique().tolist():
         among = torch.nonzero(pairs.lengths.cpu() == length).flatten()

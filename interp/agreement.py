@@ -21,6 +21,8 @@ import numpy as np
 from torch import Tensor
 
 from interp import stats
+from interp.arguments import as_numbers, real_number, resamples, share, whole_number
+from interp.arguments import seed as check_seed
 from interp.errors import InterpError, unknown
 from interp.metrics import normalised_effect
 
@@ -50,13 +52,12 @@ def choose(estimates: Any, n: int, *, seed: int = 0) -> dict[int, str]:
     >>> choose([0.1, -3.0, 0.2, 0.0], 2)
     {1: 'top', 3: 'random'}
     """
-    if n < 1:
-        raise InterpError(f"a sample needs at least one cell, not {n}")
-    sizes = np.abs(np.nan_to_num(np.asarray(estimates, dtype=np.float64)))
+    n = whole_number("sample", n, least=1)
+    sizes = np.abs(np.nan_to_num(as_numbers("estimates", estimates)))
     order = np.argsort(-sizes, kind="stable")
     n_top = min((n + 1) // 2, len(order))
     rest = order[n_top:]
-    drawn = np.random.default_rng(seed).permutation(len(rest))[: n - n_top]
+    drawn = np.random.default_rng(check_seed(seed)).permutation(len(rest))[: n - n_top]
     chosen = {int(at): TOP for at in order[:n_top]} | {int(at): RANDOM for at in rest[drawn]}
     return dict(sorted(chosen.items()))
 
@@ -92,7 +93,7 @@ def tabulated(
     n_cells, n_prompts = estimates.shape
     measured = np.full(estimates.shape, np.nan)
     measured[list(chosen)] = exact
-    largest = np.argsort(-np.abs(estimates.mean(1)), kind="stable")[:most]
+    largest = np.argsort(-np.abs(estimates.mean(1)), kind="stable")[: whole_number("most", most, least=0)]
     kept = sorted({*largest.tolist(), *chosen})
     named = pd.DataFrame([{**labels(at), "sample": chosen.get(at, "")} for at in kept])
     base, source = (np.tile(run.double().cpu().numpy(), len(kept)) for run in runs)
@@ -178,6 +179,8 @@ def agreement(
     import pandas as pd
     from scipy import stats as scipy_stats
 
+    confidence, n_resamples, seed = share("confidence", confidence), resamples(n_resamples), check_seed(seed)
+    least, n_cells = real_number("least", least, least=0), whole_number("n_cells", n_cells, least=1)
     keys = [by] if isinstance(by, str) else list(by)
     for column in (*keys, "value", "exact", "sample", "prompt"):
         if column not in frame:
@@ -281,6 +284,8 @@ def most_missed(found: int, drawn: int, left: int, confidence: float = 0.95) -> 
     """
     from scipy import stats as scipy_stats
 
+    drawn, left = whole_number("drawn", drawn, least=0), whole_number("left", left, least=0)
+    found, confidence = whole_number("found", found, least=0, most=drawn), share("confidence", confidence)
     possible = np.arange(left + 1)  # large cells among those that are left
     likely = scipy_stats.hypergeom.cdf(found, left + drawn, possible + found, drawn) > 1 - confidence
     return int(possible[likely].max(initial=0))

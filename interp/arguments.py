@@ -11,6 +11,8 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from interp.errors import ConfigError, InterpError, PromptError, UnknownName
 
 LARGEST_SEED = 2**64 - 1  # what torch takes; NumPy takes more
@@ -90,8 +92,8 @@ def real_number(
         ...
     interp.errors.ConfigError: lr must be a number above 0, not nan
     """
-    given: Any = plain(value)
-    if isinstance(given, numbers.Real) and not isinstance(given, bool):
+    given = plain(value)
+    if _is_real(given):
         inside = (least is None or given >= least) and (most is None or given <= most)
         inside = inside and (above is None or given > above) and (below is None or given < below)
         if inside and abs(given) < 1e300:  # NaN is not
@@ -102,14 +104,39 @@ def real_number(
     raise refuse(f"{name} must be a number{bounds}, not {shown(value)}")
 
 
+def resamples(value: Any) -> int:
+    """`n_resamples`: how often prompts are drawn again, at least once.
+
+    Raises:
+        ConfigError: something else.
+    """
+    return whole_number("n_resamples", value, least=1)
+
+
+def as_numbers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Numbers of any kind, a tensor's or a table's among them, as an array in double precision.
+
+    Raises:
+        ConfigError: something else, such as text, or rows of different lengths.
+    """
+    values = values.detach().cpu().double() if hasattr(values, "detach") else values
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in "biuf" or (array.dtype.kind == "O" and not any(map(_is_text, array.flat))):
+            return array.astype(np.float64)
+    except (TypeError, ValueError):
+        pass
+    raise ConfigError(f"{name} must be numbers, an array of any shape, not {shown(values)}")
+
+
 def share(name: str, value: Any) -> float:
     """A probability or part between 0 and 1, neither of which belongs to it.
 
     Raises:
         ConfigError: something else.
     """
-    given: Any = plain(value)
-    if isinstance(given, numbers.Real) and not isinstance(given, bool) and 0 < given < 1:
+    given = plain(value)
+    if _is_real(given) and 0 < given < 1:
         return float(given)
     raise ConfigError(f"{name} must lie between 0 and 1, such as 0.95, not {shown(value)}")
 
@@ -163,7 +190,7 @@ def byte_budget(value: Any) -> int | None:
 def as_index(name: str, value: Any, *, also: str = "", refuse: type[InterpError] = PromptError) -> Any:
     """An index as NumPy takes it, in Python's own numbers: one, a tuple of several, a slice, or None for all.
 
-    It is not held against an axis: see `chosen`. `also` names what else the caller takes, for the message.
+    It is not held against an axis: see `entries`. `also` names what else the caller takes, for the message.
 
     Raises:
         PromptError (or `refuse`): something else, such as bools, fractions, text, or a list without entries.
@@ -189,13 +216,13 @@ def as_index(name: str, value: Any, *, also: str = "", refuse: type[InterpError]
     raise refuse(f"{name} must be a whole number, several, a slice or None{also}, not {shown(value)}")
 
 
-def chosen(name: str, value: Any, size: int, *, refuse: type[InterpError] = PromptError) -> list[int]:
+def entries(name: str, value: Any, size: int, *, refuse: type[InterpError] = PromptError) -> list[int]:
     """The entries of an axis of `size` that an index stands for, counted from 0; negative ones count from the end.
 
     Raises:
         PromptError (or `refuse`): no index, or one outside the axis.
 
-    >>> chosen("pos_slice", [0, -1], 5), chosen("pos_slice", slice(1, None, 2), 5)
+    >>> entries("pos_slice", [0, -1], 5), entries("pos_slice", slice(1, None, 2), 5)
     ([0, 4], [1, 3])
     """
     wanted = as_index(name, value, refuse=refuse)
@@ -221,6 +248,14 @@ def one_of_layers(layer: Any, n_layers: int, name: str = "layer") -> int:
 
 def _article(kind: type) -> str:
     return f"{'an' if kind.__name__[0] in 'AEIOH' else 'a'} {kind.__name__}"
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str | bytes)
 
 
 def _between(least: float | None, most: float | None) -> str:

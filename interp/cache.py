@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import chosen, is_whole, one_of_layers, plain, shown
+from interp.arguments import entries, is_whole, one_of_layers, plain, shown
 from interp.errors import InterpError, PromptError, UnknownName, unknown
 from interp.sites import find_act_name, get_act_name, unknown_site
 
@@ -40,7 +40,7 @@ def take(value: Tensor, wanted: PosSlice, axis: int, name: str = "pos_slice") ->
     """
     if wanted is None:
         return value
-    found = chosen(name, wanted, value.shape[axis])
+    found = entries(name, wanted, value.shape[axis])
     if is_whole(wanted):
         return value.select(axis, found[0])
     steps = range(found[0], found[-1] + 1) if found else range(0)

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from interp.arguments import is_whole, shown, whole_number
+from interp.arguments import seed as check_seed
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, unknown
 from interp.model import HookedModel
@@ -161,9 +163,11 @@ def steps(cumulative: int | Sequence[int], total: int) -> list[int]:
     Raises:
         InterpError: a number below 0.
     """
-    given = list(range(cumulative + 1)) if isinstance(cumulative, int) else list(cumulative)
-    if min(given, default=-1) < 0:
-        raise InterpError(f"cumulative must be a number of components, or several, not {cumulative!r}")
+    several = isinstance(cumulative, Iterable) and not isinstance(cumulative, str) and not is_whole(cumulative)
+    given: list[Any] = list(cumulative) if several else [cumulative]  # type: ignore[arg-type]
+    if not given or not all(is_whole(number) and number >= 0 for number in given):
+        raise InterpError(f"cumulative must be a number of components, or several, not {shown(cumulative)}")
+    given = list(range(int(given[0]) + 1)) if not several else [int(number) for number in given]
     return sorted({0, *(min(number, total) for number in given)}) if max(given) else []
 
 
@@ -180,7 +184,7 @@ def one_after_another(
         seed: of these.
         stands: as in `replaced`.
     """
-    rng = np.random.default_rng(seed)
+    draws, rng = whole_number("draws", draws, least=0), np.random.default_rng(check_seed(seed))
     orders = [("importance", 0, list(ranked))]
     orders += [("random", draw, [ranked[at] for at in rng.permutation(len(ranked))]) for draw in range(draws)]
     made = []

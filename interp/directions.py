@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import check_kind, real_number
 from interp.contrasts import Array, Contrast, contrast
 from interp.edits import Edit, Index
 from interp.errors import ConfigError, InterpError, PromptError, unknown
@@ -121,7 +122,7 @@ class Direction:
     def edit(self, strength: float = 1.0, *, pos: Index | None = None) -> Edit:
         """The edit that adds a multiple of it at some positions, or at all."""
         where = self.where if pos is None else {**self.where, "pos": pos}
-        return Edit(self.site, where, "add", strength * self.vector)
+        return Edit(self.site, where, "add", real_number("strength", strength) * self.vector)
 
     def save(self, path: str | Path) -> None:
         """Write it as one safetensors file, whole or not at all; `load` reads it back.
@@ -248,6 +249,8 @@ def steer(
     """
     if pos not in ("all", "last"):
         raise unknown("pos", pos, ["all", "last"])
+    check_kind("direction", direction, Direction, refuse=ConfigError)
+    strength = real_number("strength", strength)
     name = Edit(direction.site, direction.where).name(model.cfg)
     _readable(model, name)
 

@@ -28,9 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import check_kind, is_whole, real_number, shown
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit, feeds, on_paths, origin
-from interp.errors import ConfigError, InterpError, unknown
+from interp.errors import InterpError, unknown
 from interp.fingerprint import fingerprint
 from interp.graph import Graph
 from interp.journal import Journal
@@ -100,8 +101,11 @@ def circuits(
     better = _better(mean, rank)
     n_scored = int(torch.isfinite(better).sum())
     for size in sizes:
-        if not 0 <= size <= n_scored:
-            raise InterpError(f"a circuit of {size} edges cannot be chosen: there are {n_scored} edges with a score")
+        if not is_whole(size) or not 0 <= size <= n_scored:
+            raise InterpError(
+                f"a circuit of {shown(size)} edges cannot be chosen: there are {n_scored} edges with a score"
+            )
+    sizes = [int(size) for size in sizes]
     most = max(sizes, default=0)
     order = better.flatten().argsort(descending=True, stable=True) if selection == "threshold" else None
     taken = order[:most] if order is not None else torch.tensor(_from_logits(better, graph, most), dtype=torch.int64)
@@ -116,6 +120,7 @@ def circuits(
 
 
 def _mean(scores: Tensor, graph: Graph) -> Tensor:
+    check_kind("scores", scores, Tensor, refuse=InterpError)
     mean = scores.detach().cpu().double()
     mean = mean.nanmean(0) if mean.ndim == 3 else mean
     if mean.shape != graph.allowed.shape:
@@ -197,8 +202,7 @@ def acdc(
 
     Source: Conmy et al. 2023, algorithm 1.
     """
-    if not tau >= 0:
-        raise ConfigError(f"tau must be 0 or more, in the metric's unit, not {tau!r}")
+    tau = real_number("tau, in the metric's unit,", tau, least=0)
     graph, measure = Graph.of(model), get_metric(metric)
     edges = candidates.edges if isinstance(candidates, Circuit) else graph.allowed if candidates is None else candidates
     edges = on_paths(graph, edges)

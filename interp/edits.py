@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import as_index, chosen, plain, shown
+from interp.arguments import as_index, entries, plain, shown
 from interp.cache import ActivationCache
 from interp.config import ModelConfig
 from interp.errors import ConfigError, UnknownName, unknown
@@ -184,5 +184,5 @@ def _check_index(axis: str, index: Index, site: Site, cfg: ModelConfig, edit: Ed
     for one in [index] if isinstance(index, int) else () if isinstance(index, slice) else index:
         if not 0 <= one < size:
             raise UnknownName(f"{axis} {one} is not one of this model's {size}, 0 to {size - 1}")
-    if isinstance(index, slice) and not chosen(axis, index, size):
+    if isinstance(index, slice) and not entries(axis, index, size):
         raise UnknownName(f"{axis} {index} names none of this model's {size}, 0 to {size - 1}")

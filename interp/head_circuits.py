@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interp.arguments import is_whole, shown, whole_number
 from interp.errors import InterpError, UnknownName, unknown
 from interp.gpt import GPT
 from interp.layers import Norm
@@ -178,8 +179,11 @@ def singular_tokens(model: HookedModel, layer: int, head: int, *, directions: in
     import pandas as pd
 
     model = readable(model)
-    if not 0 <= head < model.cfg.n_heads:
-        raise UnknownName(f"head {head} is not one of this model's {model.cfg.n_heads}, 0 to {model.cfg.n_heads - 1}")
+    if not is_whole(head) or not 0 <= head < model.cfg.n_heads:
+        raise UnknownName(
+            f"head {shown(head)} is not one of this model's {model.cfg.n_heads}, 0 to {model.cfg.n_heads - 1}"
+        )
+    directions, top = whole_number("directions", directions, least=1), whole_number("top", top, least=1)
     reads, values, writes = ov(model, layer)[head].svd()
     written = writes[:directions] @ unembedding(model, torch.arange(model.cfg.d_vocab_out, device=model.device))
     written = written - written.mean(-1, keepdim=True)  # [direction, d_vocab_out]
@@ -232,6 +236,6 @@ def _triangle(narrow: Tensor) -> Tensor:
 
 
 def _layer(model: HookedModel, layer: int) -> int:
-    if not 0 <= layer < model.cfg.n_layers:
-        raise UnknownName(f"layer {layer} is not one of this model's {model.cfg.n_layers} layers, from 0 on")
-    return layer
+    if not is_whole(layer) or not 0 <= layer < model.cfg.n_layers:
+        raise UnknownName(f"layer {shown(layer)} is not one of this model's {model.cfg.n_layers} layers, from 0 on")
+    return int(layer)

@@ -24,6 +24,8 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from interp.arguments import is_whole, shown, whole_number
+from interp.arguments import seed as check_seed
 from interp.cache import ActivationCache
 from interp.errors import InterpError, PromptError
 from interp.head_weights import LEAST_LENGTH, check_one_vocabulary, standing
@@ -77,17 +79,16 @@ def random_sequences(
     Raises:
         PromptError: a length below 3 or one that the model cannot take, fewer than one sequence.
     """
-    if n < 1:
-        raise PromptError(f"n must be at least one sequence, not {n}")
+    n, seed = whole_number("n", n, least=1, refuse=PromptError), check_seed(seed)
     front = _front(model, bos)
     ids = plain_tokens(model)
     ids = ids[~torch.isin(ids, torch.tensor(front, dtype=torch.int64))]
     most = min((model.cfg.n_ctx - len(front)) // 2, len(ids) // 2)
     length = min(LENGTH, most) if length is None else length
-    if not LEAST_LENGTH <= length <= most:
+    if not is_whole(length) or not LEAST_LENGTH <= length <= most:
         raise PromptError(
-            f"length={length} must be at least {LEAST_LENGTH}, and at most {most}: two runs must fit into a context of "
-            f"{model.cfg.n_ctx} and be made of different tokens out of {len(ids)}"
+            f"length={shown(length)} must be a whole number of at least {LEAST_LENGTH}, and at most {most}: two runs "
+            f"must fit into a context of {model.cfg.n_ctx} and be made of different tokens out of {len(ids)}"
         )
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.stack([ids[torch.randperm(len(ids), generator=generator)[: 2 * length]] for _ in range(n)])
@@ -305,9 +306,9 @@ def of_prompts(model: HookedModel, pairs: PromptPairs) -> dict[str, tuple[Tensor
 def _front(model: HookedModel, bos: int | None) -> list[int]:
     """What stands before the first token."""
     if bos is not None:
-        if not 0 <= bos < model.cfg.d_vocab:
-            raise PromptError(f"bos={bos} is no id of this model's {model.cfg.d_vocab} tokens")
-        return [bos]
+        if not is_whole(bos) or not 0 <= bos < model.cfg.d_vocab:
+            raise PromptError(f"bos={shown(bos)} is no id of this model's {model.cfg.d_vocab} tokens")
+        return [int(bos)]
     tokenizer = model.tokenizer
     if tokenizer is None or tokenizer.bos_token_id is None:
         return []

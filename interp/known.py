@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 from interp.ablations import replacements
+from interp.arguments import real_number, whole_number
+from interp.arguments import seed as check_seed
 from interp.compiler import Build, compile_steps
-from interp.errors import InterpError, unknown
+from interp.errors import unknown
 from interp.gpt import GPT
 from interp.graph import Graph
 from interp.hooks import HookPoint
@@ -66,12 +68,11 @@ class Known:
 
     def prompts(self, n: int = 24, seed: int = 0) -> PromptPairs:
         """n pairs, in which every kind of corruption comes in turn; a smaller n gives the first ones of a larger."""
-        return _pairs(self.name, self.draw, n, seed)
+        return _pairs(self.name, self.draw, n, check_seed(seed))
 
 
 def _pairs(name: str, draw: Callable[[random.Random, int], Row], n: int, seed: int) -> PromptPairs:
-    if n < 1:
-        raise InterpError(f"n must be at least 1, not {n}")
+    n = whole_number("n", n, least=1)
     rng = random.Random(f"{name} {seed}")
     clean, corrupt, answers, roles = zip(*(draw(rng, kind) for kind in range(n)), strict=True)
     return PromptPairs.from_tokens(clean, corrupt, answers=answers, roles=roles, name=name, notes={"seed": seed})
@@ -117,6 +118,7 @@ def induction(*, sharpness: float = 10.0, **build: Any) -> Known:
         build: fields of `interp.compiler.Build`, such as norm="LN" or positions="rotary".
     """
     d_vocab = 14
+    sharpness = real_number("sharpness", sharpness, above=0)
     token = Read("token")
     steps = [
         Head("previous", [Offset(1, sharpness)], token, "previous"),
@@ -150,6 +152,7 @@ def names(*, sharpness: float = 6.0, **build: Any) -> Known:
         sharpness, build: as in `induction`.
     """
     d_vocab = 14
+    sharpness = real_number("sharpness", sharpness, above=0)
     people = range(6, d_vocab)
     name, is_name = Read("token", _only(people, d_vocab)), Read("token", _is(people, d_vocab))
     at_end = Read("token", _is([END], d_vocab))
@@ -196,6 +199,7 @@ def router(*, sharpness: float = 6.0, **build: Any) -> Known:
         sharpness, build: as in `induction`.
     """
     d_vocab = 16
+    sharpness = real_number("sharpness", sharpness, above=0)
     x, y, left, right = 2, 3, 4, 5
     items = range(6, d_vocab)
     item = Read("token", _only(items, d_vocab))
@@ -301,6 +305,7 @@ def truth(
     Raises:
         UnknownName: an ablation or metric that does not exist.
     """
+    tolerance = real_number("tolerance", tolerance, least=0)
     import pandas as pd
 
     model, graph = known.model, Graph.of(known.model)

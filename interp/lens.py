@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from interp import stats
+from interp.arguments import whole_number
 from interp.errors import InterpError, ParityError, PromptError, unknown
 from interp.metrics import check_answers
 from interp.model import HookedModel
@@ -106,8 +107,7 @@ def read(
 
     if pos not in ("last", "all"):
         raise unknown("pos", pos, ["last", "all"])
-    if top < 1:
-        raise PromptError(f"at least 1 of the likeliest tokens must be kept, not {top}")
+    top = whole_number("top, the likeliest tokens to keep,", top, least=1, refuse=PromptError)
     if pos == "all" and model.cfg.d_vocab_out < model.cfg.d_vocab:
         raise PromptError("this model answers from another alphabet than it reads: choose pos='last'")
     check_answers(pairs.answers, model.cfg.d_vocab_out)

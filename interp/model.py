@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from interp.arguments import chosen
+from interp.arguments import entries
 from interp.cache import ActivationCache, PosSlice
 from interp.config import ModelConfig
 from interp.errors import HookError, PromptError
@@ -188,7 +188,7 @@ class HookedModel(nn.Module, ABC):
         if names_filter is None:
             names = [n for n in names if not self.hook_dict[n].site.on_demand]
         if layers is not None:
-            keep = set(chosen("layer", layers, self.cfg.n_layers, refuse=PromptError))
+            keep = set(entries("layer", layers, self.cfg.n_layers, refuse=PromptError))
             names = [n for n in names if not self.hook_dict[n].site.per_layer or self.hook_dict[n].layer() in keep]
         return names
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import chosen
+from interp.arguments import entries
 from interp.config import ModelConfig
 from interp.edits import Edit, Index
 from interp.errors import PromptError
@@ -151,7 +151,7 @@ class Placer:
             found = np.sort(self.pairs.positions(index).cpu().numpy(), axis=1)
         else:
             assert not isinstance(index, str)
-            one = np.unique(chosen(axis, index, axis_sizes(self.model.cfg)[axis]))
+            one = np.unique(entries(axis, index, axis_sizes(self.model.cfg)[axis]))
             found = np.broadcast_to(one, (n, len(one)))
         return found
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from interp.arguments import as_numbers, resamples, share
+from interp.arguments import seed as check_seed
 from interp.errors import InterpError, unknown
 
 if TYPE_CHECKING:
@@ -74,11 +76,8 @@ def bootstrap(
     """
     if statistic not in STATISTICS:
         raise unknown("statistic", statistic, STATISTICS)
-    if not 0 < confidence < 1:
-        raise InterpError(f"confidence must lie between 0 and 1, such as 0.95, not {confidence}")
-    if n_resamples < 1:
-        raise InterpError(f"n_resamples must be at least 1, not {n_resamples}")
-    array = np.asarray(values, dtype=np.float64)
+    confidence, n_resamples, seed = share("confidence", confidence), resamples(n_resamples), check_seed(seed)
+    array = as_numbers("values", values)
     if array.ndim == 0:
         raise InterpError("values must be [..., prompt], not a single number")
     shape = array.shape[:-1]

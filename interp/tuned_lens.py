@@ -22,7 +22,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from interp.errors import InterpError, WeightsError, unknown
+from interp.arguments import entries, is_whole, shown
+from interp.errors import InterpError, UnknownName, WeightsError, unknown
 from interp.fingerprint import fingerprint
 from interp.lens import depths, divergence, read_out
 from interp.model import HookedModel
@@ -80,10 +81,7 @@ class TunedLens:
         """
         cfg = model.cfg
         depths(model, halves=False)  # refuses a model whose stream cannot be read
-        chosen = sorted(set(range(cfg.n_layers) if layers is None else layers))
-        for layer in chosen:
-            if not 0 <= layer < cfg.n_layers:
-                raise unknown("layer", layer, map(str, range(cfg.n_layers)))
+        chosen = sorted(set(entries("layer", layers, cfg.n_layers, refuse=UnknownName)))
         eye = torch.eye(cfg.d_model, device=model.device)
         return cls(
             A=eye.repeat(len(chosen), 1, 1),
@@ -99,9 +97,9 @@ class TunedLens:
         Raises:
             UnknownName: a layer without a translator.
         """
-        if layer not in self.layers:
-            raise unknown("layer of this lens", layer, map(str, self.layers))
-        at = self.layers.index(layer)
+        if not is_whole(layer) or int(layer) not in self.layers:
+            raise unknown("layer of this lens", shown(layer), map(str, self.layers))
+        at = self.layers.index(int(layer))
         A, b = self.A[at].to(stream.device), self.b[at].to(stream.device)
         return stream.float() @ A + b
 

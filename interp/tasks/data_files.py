@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp.arguments import whole_number
 from interp.errors import PromptError
 from interp.pairing import answer_ids, check_rows, encode_prompts, role_positions
 from interp.prompts import PromptPairs
@@ -81,8 +82,7 @@ def from_file(
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise PromptError(f"{str(path)!r} is no data file: expected a name that ends in {', '.join(SUFFIXES)}")
-    if n is not None and n < 1:
-        raise PromptError(f"n must be at least 1, not {n}")
+    n = None if n is None else whole_number("n", n, least=1, refuse=PromptError)
     try:
         raw = path.read_bytes()
         content = raw.decode("utf-8-sig")

@@ -15,6 +15,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from interp.arguments import seed as check_seed
 from interp.errors import unknown
 from interp.prompts import PromptPairs
 from interp.tasks.words import enough, single_tokens
@@ -109,6 +110,7 @@ def docstring(
     arguments, words = single_tokens(model, ARGUMENTS), single_tokens(model, WORDS)
     enough(arguments, "names of arguments", 10)
     enough(words, "words of a docstring", 7)
+    seed = check_seed(seed)
     return write(
         model,
         ABOUT,

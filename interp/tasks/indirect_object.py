@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from interp.arguments import is_whole, shown, whole_number
+from interp.arguments import seed as check_seed
 from interp.errors import PromptError, unknown
 from interp.prompts import PromptPairs
 from interp.tasks.words import enough, single_tokens, tokenizer_of
@@ -130,13 +132,13 @@ def ioi(
     """
     if corrupt not in CORRUPTIONS:
         raise unknown("corruption", corrupt, CORRUPTIONS)
-    if n < 1:
-        raise PromptError(f"n must be at least 1, not {n}")
+    n = whole_number("n", n, least=1, refuse=PromptError)
     templates = _templates(template)
     words = single_tokens(model, NAMES)
     names = enough(words, "names", 5)  # two people, and three others
     places: tuple[str, ...] = PLACES
     objects: tuple[str, ...] = OBJECTS
+    seed = check_seed(seed)
     rng = random.Random(seed)
     if aligned:
         templates = (rng.choice(templates),)
@@ -172,10 +174,12 @@ def ioi(
 def _templates(template: int | str | None) -> tuple[str, ...]:
     if template is None:
         return TEMPLATES
-    if isinstance(template, int):
-        if not 0 <= template < len(TEMPLATES):
+    if is_whole(template):
+        if not 0 <= int(template) < len(TEMPLATES):
             raise unknown("template", template, map(str, range(len(TEMPLATES))))
-        return (TEMPLATES[template],)
+        return (TEMPLATES[int(template)],)
+    if not isinstance(template, str):
+        raise PromptError(f"template must be the number of one, or a text, not {shown(template)}")
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     people = [name for name in fields if name in ("A", "B", "S")]
     if people != ["A", "B", "S"] or set(fields) - {"A", "B", "S", "place", "object"}:

@@ -18,6 +18,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from interp.arguments import seed as check_seed
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
 from interp.tasks.answer_sets import NOTE
@@ -94,6 +95,7 @@ def greater_than(
     nouns = single_tokens(model, NOUNS)
     enough(nouns, "nouns", 1)
     cut, pieces = _cut(tokenizer)
+    seed = check_seed(seed)
     rng = random.Random(seed)
     templates = turns(rng, TEMPLATES, aligned=aligned)
     sets: dict[str, list[list[int]]] = {}

@@ -16,6 +16,8 @@ import dataclasses
 import random
 from typing import TYPE_CHECKING
 
+from interp.arguments import seed as check_seed
+from interp.arguments import whole_number
 from interp.errors import PromptError, unknown
 from interp.prompts import PromptPairs
 from interp.tasks.writing import About
@@ -70,7 +72,9 @@ def induction(
     if corrupt not in CORRUPTIONS:
         raise unknown("corruption", corrupt, CORRUPTIONS)
     front, pool, texts = _vocabulary(model, prepend_bos)
+    n, length = whole_number("n", n, refuse=PromptError), whole_number("length", length, refuse=PromptError)
     _check(model, n, length, len(front), len(pool))
+    seed = check_seed(seed)
     rng = random.Random(seed)
     clean: list[tuple[int, ...]] = []
     other: list[tuple[int, ...]] = []

@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from interp.arguments import seed as check_seed
 from interp.errors import unknown
 from interp.prompts import PromptPairs
 from interp.tasks.words import Words, enough, single_tokens, tokenizer_of
@@ -100,6 +101,7 @@ def agreement(
     nouns, verbs = (_both_numbers(model, words) for words in (NOUNS, VERBS))
     enough(nouns, "nouns (with their plurals)", 2)
     enough(verbs, "verbs (with their plurals)", 1)
+    seed = check_seed(seed)
     tokenizer, rng = tokenizer_of(model), random.Random(seed)
     templates = turns(rng, TEMPLATES, aligned=aligned)
     return write(

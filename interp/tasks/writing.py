@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from interp.arguments import whole_number
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
 from interp.tasks.words import next_token, tokenizer_of
@@ -144,8 +145,7 @@ def write(
     Raises:
         PromptError: a model without a tokenizer, fewer than n different prompts.
     """
-    if n < 1:
-        raise PromptError(f"n must be at least 1, not {n}")
+    n = whole_number("n", n, least=1, refuse=PromptError)
     tokenizer = tokenizer_of(model)
     refused = _Refused()
     rows = _fitting(model, tokenizer, draws, prepend_bos, roles, refused)
