@@ -27,7 +27,7 @@ from torch import Tensor
 from interp import figures, stats
 from interp.command import study_command
 from interp.edits import Variant
-from interp.errors import InterpError, unknown
+from interp.errors import InterpError, check_choice
 from interp.glyphs import visible
 from interp.granularity import (
     AXES,
@@ -150,8 +150,7 @@ def _cells(
     direction: str,
 ) -> tuple[list[Variant], dict[str, Any]]:
     """A variant for every cell, and the two sides of the sweep."""
-    if direction not in DIRECTIONS:
-        raise unknown("direction", direction, DIRECTIONS)
+    check_choice("direction", direction, DIRECTIONS)
     sites, axes = asked(site, by, granularity, model=model, pairs=pairs)
     base, source = DIRECTIONS[direction]
     return variants(model, pairs, site=sites, by=axes), {"base": base, "source": source}

@@ -31,7 +31,7 @@ from interp import figures, stats
 from interp.ablations import ABLATIONS
 from interp.command import check_folder, refusals, show
 from interp.compiler import Build
-from interp.errors import unknown
+from interp.errors import check_choice
 from interp.graph import Graph
 from interp.identities import facts
 from interp.known import KNOWN, Known, truth
@@ -61,8 +61,7 @@ def build_models(names: Sequence[str] | None = None, *, seed: int = 0) -> list[K
         UnknownName: a circuit that is not in `interp.known.KNOWN`.
     """
     for name in names or ():
-        if name not in KNOWN:
-            raise unknown("known circuit", name, KNOWN)
+        check_choice("known circuit", name, KNOWN)
     return [KNOWN[name](seed=seed, **build) for name in names or KNOWN for build in BUILDS]
 
 
@@ -101,8 +100,7 @@ def run(
     chosen = [get_method(method) for method in methods] if methods is not None else list(METHODS)
     kinds = list(ablations) if ablations is not None else list(ABLATIONS)
     for ablation in kinds:
-        if ablation not in ABLATIONS:
-            raise unknown("ablation", ablation, ABLATIONS)
+        check_choice("ablation", ablation, ABLATIONS)
     known_models = build_models(seed=seed) if models is None else models
     rows = []
     steps = len(known_models) * len(kinds) * (1 + len(chosen))

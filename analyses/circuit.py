@@ -36,7 +36,7 @@ from interp.command import check_folder, study_command
 from interp.diagram import edge_table
 from interp.discovery import RANKS, SELECTIONS, acdc, circuits
 from interp.edge_scores import eap, eap_ig
-from interp.errors import unknown
+from interp.errors import check_choice
 from interp.faithfulness import areas, completeness, edge_counts, faithfulness, minimality
 from interp.gradients import AnyMetric
 from interp.graph import Graph
@@ -133,8 +133,7 @@ class Search:
     candidates: int = 500
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
+        check_choice("method", self.method, METHODS)
         for name, least in (("steps", 1), ("candidates", 1)):
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least=least))
         object.__setattr__(self, "tau", real_number("tau", self.tau, least=0))

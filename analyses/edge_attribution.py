@@ -28,7 +28,7 @@ from interp.agreement import agreement, choose, means, ranked, tabulated, told
 from interp.command import study_command
 from interp.config import ModelConfig
 from interp.edge_scores import eap_ig, exact
-from interp.errors import unknown
+from interp.errors import check_choice
 from interp.gradients import AnyMetric, run_values
 from interp.graph import Graph
 from interp.metrics import get_metric
@@ -91,8 +91,7 @@ def run(
         UnknownName: a method, an ablation, a metric that does not exist or has no gradient.
         InterpError: a model without split inputs, what `interp.sweep` refuses; SweepInterrupted as there.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    check_choice("method", method, METHODS)
     graph, pairs = Graph.of(model), pairs.to(model.device)
     path = METHODS[method]
     scores = eap_ig(

@@ -23,7 +23,7 @@ from interp import figures, stats
 from interp.arguments import whole_number
 from interp.cache import ActivationCache
 from interp.command import study_command
-from interp.errors import unknown
+from interp.errors import check_choice
 from interp.gpt import GPT
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
@@ -71,8 +71,7 @@ def run(
     """
     import pandas as pd
 
-    if metric not in METRICS:
-        raise unknown("metric of head attribution", metric, METRICS)
+    check_choice("metric of head attribution", metric, METRICS)
     channels = whole_number("channels", channels, least=0)
     cfg = model.cfg
     pairs = pairs.to(model.device)

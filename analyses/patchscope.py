@@ -28,7 +28,7 @@ from interp.arguments import entries, is_whole, one_of_layers, shown
 from interp.command import study_command
 from interp.directions import Where, states
 from interp.edits import Edit, Variant
-from interp.errors import PromptError, UnknownName, unknown
+from interp.errors import PromptError, UnknownName, check_choice
 from interp.granularity import PLACES, cut_by, described, variants
 from interp.hooks import HookPoint
 from interp.metrics import METRICS, Metric
@@ -214,8 +214,7 @@ def _readings(model: HookedModel, read: str | Sequence[str] | None) -> tuple[str
         return tuple(READINGS) if tokens else ("answer",)
     names = tuple(part.strip() for part in read.split(",")) if isinstance(read, str) else tuple(read)
     for name in names:
-        if name not in READINGS:
-            raise unknown("reading", name, READINGS)
+        check_choice("reading", name, READINGS)
     if "token" in names and not tokens:
         raise PromptError(
             f"this model has {model.cfg.d_vocab} tokens and {model.cfg.d_vocab_out} answers, so that it cannot say a "

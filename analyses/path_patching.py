@@ -32,7 +32,7 @@ from interp import figures, stats
 from interp.arguments import is_whole, shown
 from interp.command import study_command
 from interp.edits import Variant
-from interp.errors import InterpError, PromptError, unknown
+from interp.errors import InterpError, PromptError, check_choice
 from interp.granularity import effect_label
 from interp.graph import READS, Graph, Node, n_heads
 from interp.metrics import Metric
@@ -100,8 +100,7 @@ def run(
     """
     import pandas as pd
 
-    if direction not in DIRECTIONS:
-        raise unknown("direction", direction, DIRECTIONS)
+    check_choice("direction", direction, DIRECTIONS)
     base, source = DIRECTIONS[direction]
     graph, pairs = Graph.of(model), pairs.to(model.device)
     ends, starts = parse_receivers(receivers, graph, model), parse_senders(senders, graph)

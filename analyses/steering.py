@@ -30,7 +30,7 @@ from interp.command import study_command
 from interp.contrasts import CONTRASTS, Contrast, contrast
 from interp.directions import Direction, Where, between, states, steer
 from interp.edits import Edit, Variant
-from interp.errors import ConfigError, PromptError, UnknownName, unknown
+from interp.errors import ConfigError, PromptError, UnknownName, check_choice
 from interp.metrics import Metric
 from interp.model import HookedModel
 from interp.probing import Probe, rows_of
@@ -103,8 +103,7 @@ def run(
     """
     import pandas as pd
 
-    if add not in ADDED:
-        raise unknown("way to add", add, ADDED)
+    check_choice("way to add", add, ADDED)
     if isinstance(strengths, str) or not isinstance(strengths, Iterable) or not len(list(strengths)):
         raise ConfigError(f"steering needs at least one strength, such as strengths=[1.0], not {shown(strengths)}")
     strengths, seed = [real_number("strength", one) for one in strengths], check_seed(seed)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import seed as check_seed
-from interp.errors import InterpError, PromptError, unknown
+from interp.errors import InterpError, PromptError, check_choice
 from interp.model import HookedModel
 from interp.pairing import check_side
 from interp.prompts import PromptPairs
@@ -66,8 +66,7 @@ def replacements(
 
     Source: see the module.
     """
-    if kind not in ABLATIONS:
-        raise unknown("ablation", kind, ABLATIONS)
+    check_choice("ablation", kind, ABLATIONS)
     check_side(run)
     pairs = pairs.to(model.device)
     wanted = list(dict.fromkeys(names))

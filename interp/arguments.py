@@ -65,11 +65,14 @@ def whole_number(
         ...
     interp.errors.ConfigError: top_k must be a whole number from 1 on, not 1.5
     """
-    if is_whole(value):
-        number = int(plain(value))
-        if (least is None or number >= least) and (most is None or number <= most):
-            return number
-    raise refuse(f"{name} must be a whole number{_between(least, most)}, not {shown(value)}")
+    if not is_whole(value):
+        raise refuse(f"{name} must be a whole number{_between(least, most)}, not {shown(value)}")
+    number = int(plain(value))
+    if least is not None and most is None and number < least:
+        raise refuse(f"{name} must be at least {least}, not {shown(value)}")
+    if not (least is None or number >= least) or not (most is None or number <= most):
+        raise refuse(f"{name} must be{_between(least, most)}, not {shown(value)}")
+    return number
 
 
 def real_number(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import entries, is_whole, one_of_layers, plain, shown
-from interp.errors import InterpError, PromptError, UnknownName, unknown
+from interp.errors import InterpError, PromptError, UnknownName, check_choice
 from interp.sites import find_act_name, get_act_name, unknown_site
 
 if TYPE_CHECKING:
@@ -161,8 +161,7 @@ class ActivationCache(Mapping[str, Tensor]):
         return int(layer)
 
     def _check_mode(self, mode: str) -> None:
-        if mode not in ("all", *WRITERS):
-            raise unknown("mode", mode, ["all", *WRITERS])
+        check_choice("mode", mode, ["all", *WRITERS])
         there = [kind for kind, site in WRITERS.items() if any(n.endswith(f".{site}") for n in self.model.hook_dict)]
         if mode != "all" and mode not in there:
             raise UnknownName(

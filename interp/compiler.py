@@ -26,7 +26,7 @@ from interp.arguments import real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.config import ModelConfig
 from interp.context import make_context
-from interp.errors import ConfigError, unknown
+from interp.errors import ConfigError, check_choice, unknown
 from interp.gpt import GPT
 from interp.steps import Gate, Head, Offset, Read, Step, neurons, schedule, score_channels, width, with_positions
 
@@ -66,10 +66,8 @@ class Build:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise unknown("norm", self.norm, [norm for norm in NORMS if norm])
-        if self.positions not in POSITIONS:
-            raise unknown("kind of positions", self.positions, POSITIONS)
+        check_choice("norm", self.norm, NORMS)
+        check_choice("kind of positions", self.positions, POSITIONS)
         settled: dict[str, float] = {name: whole_number(name, getattr(self, name), least=0) for name in IDLE}
         settled["idle_size"] = real_number("idle_size", self.idle_size, least=0)
         settled["confidence"] = real_number("confidence", self.confidence, above=0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from interp.arguments import is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.edits import Edit, Variant
-from interp.errors import InterpError, unknown
+from interp.errors import InterpError, check_choice, unknown
 from interp.model import HookedModel
 from interp.sites import NameFilter, axis_sizes, get_act_name, match, part_name
 
@@ -108,8 +108,7 @@ def _checked(model: HookedModel, sites: Iterable[str]) -> list[str]:
     there = [one for one in CUTS if any(get_act_name(one, layer) in model.hook_dict for layer in layers)]
     sites = list(sites)
     for site in sites:
-        if site not in CUTS:
-            raise unknown("site of a component", site, CUTS)
+        check_choice("site of a component", site, CUTS)
         if site not in there:
             raise unknown("site of this model", site, there)
     return sites

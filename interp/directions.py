@@ -25,7 +25,7 @@ from torch import Tensor
 from interp.arguments import check_kind, real_number
 from interp.contrasts import Array, Contrast, contrast
 from interp.edits import Edit, Index
-from interp.errors import ConfigError, InterpError, PromptError, unknown
+from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 from interp.granularity import UNITS
 from interp.hooks import HookPoint
 from interp.model import HookedModel
@@ -54,8 +54,7 @@ def states(
         UnknownName: a site, layer, head or role that does not exist.
         PromptError: a position outside some prompt, a site without positions.
     """
-    if side not in ("clean", "corrupt"):
-        raise unknown("side", side, ["clean", "corrupt"])
+    check_choice("side", side, ["clean", "corrupt"])
     pairs = pairs.to(model.device)
     named = [Edit(site, where).name(model.cfg) for where in places]
     points = [_readable(model, name) for name in named]
@@ -247,8 +246,7 @@ def steer(
         with steer(model, direction, 4.0):
             print(model.generate("I think that", 20))
     """
-    if pos not in ("all", "last"):
-        raise unknown("pos", pos, ["all", "last"])
+    check_choice("pos", pos, ["all", "last"])
     check_kind("direction", direction, Direction, refuse=ConfigError)
     strength = real_number("strength", strength)
     name = Edit(direction.site, direction.where).name(model.cfg)

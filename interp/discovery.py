@@ -31,7 +31,7 @@ from torch import Tensor
 from interp.arguments import check_kind, is_whole, real_number, shown
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit, feeds, on_paths, origin
-from interp.errors import InterpError, unknown
+from interp.errors import InterpError, check_choice
 from interp.fingerprint import fingerprint
 from interp.graph import Graph
 from interp.journal import Journal
@@ -95,8 +95,7 @@ def circuits(
     Raises:
         InterpError, UnknownName: as `threshold`.
     """
-    if selection not in SELECTIONS:
-        raise unknown("selection", selection, SELECTIONS)
+    check_choice("selection", selection, SELECTIONS)
     mean = _mean(scores, graph)
     better = _better(mean, rank)
     n_scored = int(torch.isfinite(better).sum())
@@ -133,8 +132,7 @@ def _mean(scores: Tensor, graph: Graph) -> Tensor:
 
 def _better(mean: Tensor, rank: str) -> Tensor:
     """Scores of which a larger one is better; minus infinity where there is none."""
-    if rank not in RANKS:
-        raise unknown("rank", rank, RANKS)
+    check_choice("rank", rank, RANKS)
     better = mean.abs() if rank == "magnitude" else -mean if rank == "fall" else mean
     return better.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
 

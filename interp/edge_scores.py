@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp.ablations import replacements
 from interp.edits import Edit, Variant
-from interp.errors import PromptError, unknown
+from interp.errors import PromptError, check_choice, unknown
 from interp.gradients import AnyMetric, batches, check_steps, cut, full, path_slopes, values_at
 from interp.graph import Graph
 from interp.model import HookedModel
@@ -119,8 +119,7 @@ def eap_ig(
 
     Source: Hanna et al. 2024, section 3 (inputs); Mueller et al. 2025 (activations).
     """
-    if path not in PATHS:
-        raise unknown("path", path, PATHS)
+    check_choice("path", path, PATHS)
     check_steps(steps)
     pairs, graph = pairs.to(model.device), graph or Graph.of(model)
     instead = replacements(model, pairs, graph.sender_sites, ablation, run=other_side(base), seed=seed)

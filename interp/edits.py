@@ -21,7 +21,7 @@ from torch import Tensor
 from interp.arguments import as_index, entries, plain, shown
 from interp.cache import ActivationCache
 from interp.config import ModelConfig
-from interp.errors import ConfigError, UnknownName, unknown
+from interp.errors import ConfigError, UnknownName, check_choice, unknown
 from interp.hooks import HookPoint
 from interp.sites import Site, axis_sizes, find_act_name, site_names, unknown_site
 
@@ -66,8 +66,7 @@ class Edit:
     def __post_init__(self) -> None:
         if not isinstance(self.site, str):
             raise ConfigError(f"the site of an edit must be a name, such as 'z', not {shown(self.site)}")
-        if self.op not in OPS:
-            raise unknown("op", self.op, OPS)
+        check_choice("op", self.op, OPS)
         object.__setattr__(self, "where", _settled_where(self.where))
         object.__setattr__(self, "source", _settled_source(self.source))
         if self.op == "scale" and not isinstance(self.source, int | float | Tensor):

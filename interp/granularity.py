@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.config import ModelConfig
 from interp.edits import Edit, Variant
-from interp.errors import InterpError, PromptError, unknown
+from interp.errors import InterpError, PromptError, check_choice, unknown
 from interp.model import HookedModel
 from interp.pairing import DIRECTIONS
 from interp.prompts import PromptPairs
@@ -175,8 +175,7 @@ def variants(
     """
     names = [name for name in _listed(by) if name != "layer"]
     for name in names:
-        if name not in AXES:
-            raise unknown("axis to patch by", name, AXES)
+        check_choice("axis to patch by", name, AXES)
     made: list[Variant] = []
     of_sites = dict.fromkeys(tuple(_of_layers(model.cfg, name)) for name in _listed(site))
     for of_layers in of_sites:

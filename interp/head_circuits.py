@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import is_whole, shown, whole_number
-from interp.errors import InterpError, UnknownName, unknown
+from interp.errors import InterpError, UnknownName, check_choice
 from interp.gpt import GPT
 from interp.layers import Norm
 from interp.model import HookedModel
@@ -128,8 +128,7 @@ def composition(model: HookedModel, reader: str) -> Tensor:
 
     Source: Elhage et al. 2021, on Q-, K- and V-composition.
     """
-    if reader not in READERS:
-        raise unknown("reader", reader, READERS)
+    check_choice("reader", reader, READERS)
     layers, heads = readable(model).cfg.n_layers, model.cfg.n_heads
     reads = []
     for layer in range(layers):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interp import stats
 from interp.arguments import whole_number
-from interp.errors import InterpError, ParityError, PromptError, unknown
+from interp.errors import InterpError, ParityError, PromptError, check_choice
 from interp.metrics import check_answers
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
@@ -105,8 +105,7 @@ def read(
     """
     import pandas as pd
 
-    if pos not in ("last", "all"):
-        raise unknown("pos", pos, ["last", "all"])
+    check_choice("pos", pos, ["last", "all"])
     top = whole_number("top, the likeliest tokens to keep,", top, least=1, refuse=PromptError)
     if pos == "all" and model.cfg.d_vocab_out < model.cfg.d_vocab:
         raise PromptError("this model answers from another alphabet than it reads: choose pos='last'")

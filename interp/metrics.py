@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_index, shown
-from interp.errors import ConfigError, InterpError, PromptError, unknown
+from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 
 if TYPE_CHECKING:
     from interp.prompts import PromptPairs
@@ -80,8 +80,7 @@ def get_metric(metric: str | Metric | Callable[..., Tensor]) -> Metric:
     if isinstance(metric, Metric):
         return metric
     if isinstance(metric, str):
-        if metric not in METRICS:
-            raise unknown("metric", metric, METRICS)
+        check_choice("metric", metric, METRICS)
         return METRICS[metric]
     if not callable(metric):
         raise unknown("metric", metric, METRICS)

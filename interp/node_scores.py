@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp.context import make_context
 from interp.edits import Edit, Variant
-from interp.errors import ConfigError, InterpError, unknown
+from interp.errors import ConfigError, InterpError, check_choice, unknown
 from interp.gpt import GPT
 from interp.gradients import (
     INPUT,
@@ -141,8 +141,7 @@ def neurons(model: HookedModel, site: str = "post") -> list[Variant]:
     Raises:
         UnknownName: another site, or one that the model does not have.
     """
-    if site not in NEURONS:
-        raise unknown("site of neurons", site, NEURONS)
+    check_choice("site of neurons", site, NEURONS)
     layers = [layer for layer in range(model.cfg.n_layers) if get_act_name(site, layer) in model.hook_dict]
     if not layers or model.cfg.d_mlp is None:
         raise unknown("site", get_act_name(site, 0), model.hook_dict)

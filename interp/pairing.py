@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.errors import PromptError, unknown
+from interp.errors import PromptError, check_choice
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -32,8 +32,7 @@ def check_side(side: str) -> None:
     Raises:
         UnknownName: neither "clean" nor "corrupt".
     """
-    if side not in SIDES:
-        raise unknown("side", side, SIDES)
+    check_choice("side", side, SIDES)
 
 
 def other_side(side: str) -> str:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from interp.cache import ActivationCache
 from interp.edits import Edit, Index
-from interp.errors import UnknownName, unknown
+from interp.errors import UnknownName, check_choice, unknown
 from interp.graph import READS, Graph, Node
 from interp.hooks import HookPoint
 from interp.model import HookedModel
@@ -168,8 +168,7 @@ def arriving(
     Raises:
         UnknownName: a `through` that does not exist.
     """
-    if through not in THROUGH:
-        raise unknown("choice of paths", through, THROUGH)
+    check_choice("choice of paths", through, THROUGH)
     points = list(dict.fromkeys(points))
     pairs = pairs.to(model.device)
     starts = {f"blocks.{max(graph.senders[at].layer, 0)}.hook_resid_pre" for at in senders}

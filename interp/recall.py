@@ -27,7 +27,7 @@ from interp.arguments import is_whole, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.arguments import shown as told
 from interp.config import ModelConfig
-from interp.errors import InterpError, PromptError, unknown
+from interp.errors import InterpError, PromptError, check_choice
 from interp.gpt import GPT, Mamba
 from interp.progress import counting
 from interp.prompts import PromptPairs
@@ -52,8 +52,7 @@ def config(kind: str, *, seed: int = 0, n_heads: int = 1) -> ModelConfig:
     Raises:
         UnknownName: a kind that does not exist.
     """
-    if kind not in KINDS:
-        raise unknown("kind of model", kind, KINDS)
+    check_choice("kind of model", kind, KINDS)
     mixer: dict[str, Any] = {"layer_types": ("mamba", "mamba")}
     if kind == "attention":
         mixer = {"layer_types": ("attn", "attn"), "n_heads": n_heads, "attn_in_bias": False, "attn_out_bias": False}

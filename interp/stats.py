@@ -17,7 +17,7 @@ import numpy as np
 
 from interp.arguments import as_numbers, resamples, share
 from interp.arguments import seed as check_seed
-from interp.errors import InterpError, unknown
+from interp.errors import InterpError, check_choice, unknown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,8 +74,7 @@ def bootstrap(
     >>> bootstrap([[1.0, 2.0, 3.0], [5.0, 5.0, float("nan")]]).value
     array([2., 5.])
     """
-    if statistic not in STATISTICS:
-        raise unknown("statistic", statistic, STATISTICS)
+    check_choice("statistic", statistic, STATISTICS)
     confidence, n_resamples, seed = share("confidence", confidence), resamples(n_resamples), check_seed(seed)
     array = as_numbers("values", values)
     if array.ndim == 0:
@@ -187,8 +186,7 @@ def tested(
         UnknownName: a column or correction that does not exist.
         InterpError: a column that holds no numbers.
     """
-    if correction not in CORRECTIONS:
-        raise unknown("correction", correction, CORRECTIONS)
+    check_choice("correction", correction, CORRECTIONS)
     named, cells = _cells(frame, by, value)
     interval = bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed)
     table = named.assign(**interval._asdict(), p=_p_values(cells, null))

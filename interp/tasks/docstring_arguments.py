@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from interp.arguments import seed as check_seed
-from interp.errors import unknown
+from interp.errors import check_choice
 from interp.prompts import PromptPairs
 from interp.tasks.words import enough, single_tokens
 from interp.tasks.writing import About, Draw, fill, write
@@ -105,8 +105,7 @@ def docstring(
 
     Source: Heimersheim and Janiak 2023.
     """
-    if corrupt not in CORRUPTIONS:
-        raise unknown("corruption", corrupt, CORRUPTIONS)
+    check_choice("corruption", corrupt, CORRUPTIONS)
     arguments, words = single_tokens(model, ARGUMENTS), single_tokens(model, WORDS)
     enough(arguments, "names of arguments", 10)
     enough(words, "words of a docstring", 7)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from interp.arguments import is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
-from interp.errors import PromptError, unknown
+from interp.errors import PromptError, check_choice, unknown
 from interp.prompts import PromptPairs
 from interp.tasks.words import enough, single_tokens, tokenizer_of
 
@@ -130,8 +130,7 @@ def ioi(
 
     Source: Wang et al. 2022 (arXiv 2211.00593), section 2.
     """
-    if corrupt not in CORRUPTIONS:
-        raise unknown("corruption", corrupt, CORRUPTIONS)
+    check_choice("corruption", corrupt, CORRUPTIONS)
     n = whole_number("n", n, least=1, refuse=PromptError)
     templates = _templates(template)
     words = single_tokens(model, NAMES)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from interp.arguments import seed as check_seed
 from interp.arguments import whole_number
-from interp.errors import PromptError, unknown
+from interp.errors import PromptError, check_choice
 from interp.prompts import PromptPairs
 from interp.tasks.writing import About
 
@@ -69,11 +69,13 @@ def induction(
 
     Source: Olsson et al. 2022, section "Induction heads".
     """
-    if corrupt not in CORRUPTIONS:
-        raise unknown("corruption", corrupt, CORRUPTIONS)
+    check_choice("corruption", corrupt, CORRUPTIONS)
     front, pool, texts = _vocabulary(model, prepend_bos)
-    n, length = whole_number("n", n, refuse=PromptError), whole_number("length", length, refuse=PromptError)
-    _check(model, n, length, len(front), len(pool))
+    n, length = (
+        whole_number("n", n, least=1, refuse=PromptError),
+        whole_number("length", length, least=4, refuse=PromptError),
+    )
+    _check(model, length, len(front), len(pool))
     seed = check_seed(seed)
     rng = random.Random(seed)
     clean: list[tuple[int, ...]] = []
@@ -136,11 +138,7 @@ def _is_word(text: str) -> bool:
     return len(text) > 2 and text[0] == " " and text[1:].isascii() and text[1:].isalpha()
 
 
-def _check(model: HookedModel, n: int, length: int, front: int, pool: int) -> None:
-    if n < 1:
-        raise PromptError(f"n must be at least 1, not {n}")
-    if length < 4:
-        raise PromptError(f"length must be at least 4 tokens, not {length}")
+def _check(model: HookedModel, length: int, front: int, pool: int) -> None:
     if (longest := front + 2 * length - 2) > model.cfg.n_ctx:
         raise PromptError(
             f"a run of {length} tokens makes prompts of {longest}, longer than the model's context of "

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from interp.arguments import seed as check_seed
-from interp.errors import unknown
+from interp.errors import check_choice
 from interp.prompts import PromptPairs
 from interp.tasks.words import Words, enough, single_tokens, tokenizer_of
 from interp.tasks.writing import About, Draw, fill, turns, write
@@ -96,8 +96,7 @@ def agreement(
 
     Source: Linzen et al. 2016 (arXiv 1611.01368).
     """
-    if attractor not in ATTRACTORS:
-        raise unknown("kind of attractor", attractor, ATTRACTORS)
+    check_choice("kind of attractor", attractor, ATTRACTORS)
     nouns, verbs = (_both_numbers(model, words) for words in (NOUNS, VERBS))
     enough(nouns, "nouns (with their plurals)", 2)
     enough(verbs, "verbs (with their plurals)", 1)
