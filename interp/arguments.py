@@ -26,7 +26,7 @@ def shown(value: Any) -> str:
     """A given value in an error's message: short, and of an array its shape and number type."""
     if getattr(value, "shape", None) and hasattr(value, "dtype"):
         return f"{type(value).__name__.lower()} {list(value.shape)} of {value.dtype}"
-    return _REPR.repr(plain(value))
+    return " ".join(_REPR.repr(plain(value)).split())
 
 
 def plain(value: Any) -> Any:
@@ -210,9 +210,7 @@ def as_index(name: str, value: Any, *, also: str = "", refuse: type[InterpError]
         ends = [value.start, value.stop, value.step]
         if all(end is None or is_whole(end) for end in ends) and plain(value.step) != 0:
             return slice(*(None if end is None else int(plain(end)) for end in ends))
-    elif (
-        isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping) and getattr(value, "ndim", 1) == 1
-    ):
+    elif isinstance(value, Iterable) and not isinstance(value, NO_LISTS) and getattr(value, "ndim", 1) == 1:
         given = value.tolist() if hasattr(value, "tolist") else list(value)
         if given and all(is_whole(one) for one in given):
             return tuple(int(plain(one)) for one in given)

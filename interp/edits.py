@@ -160,8 +160,9 @@ def _settled_source(source: Any) -> Any:
     source = plain(source) if not isinstance(source, Tensor) else source
     if isinstance(source, np.ndarray) and source.dtype.kind in "fiu":
         source = torch.from_numpy(source if source.flags.writeable else source.copy())
+    if isinstance(source, int) and not isinstance(source, bool) and abs(source) < 1e300:
+        source = float(source)
     told = isinstance(source, str | float | Tensor | Mapping) or source is None or callable(source)
-    told = told or (isinstance(source, int) and not isinstance(source, bool))
     if not told or (isinstance(source, Tensor) and source.is_complex()):
         raise ConfigError(
             "the source of an edit must be 'source', 'base', a cache, a tensor, a number or a function, "

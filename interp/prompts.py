@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import as_index, is_whole, plain, shown
+from interp.arguments import NO_LISTS, as_index, is_whole, plain, shown
 from interp.errors import PromptError, unknown
 from interp.pairing import Roles, answer_ids, check_rows, encode_prompts, role_positions
 from interp.tokens import labels, pad
@@ -259,6 +259,8 @@ class PromptPairs:
                 raise PromptError(f"{index} stands for {counts} positions, depending on the prompt: name the positions")
             return torch.tensor([list(one) for one in each], device=self.mask.device)
         given = [given] if isinstance(given, int) else given
+        most = self.mask.shape[1]  # ids that no tensor holds are outside like others
+        given = [max(min(one, most), -most - 1) for one in given]
         chosen = torch.tensor(given, dtype=torch.int64, device=self.mask.device).expand(len(self), -1)
         lengths = self.lengths[:, None]
         chosen = torch.where(chosen < 0, chosen + lengths, chosen)
@@ -292,8 +294,8 @@ class PromptPairs:
             chosen = list(range(n)[as_index("index", index)])
         else:
             chosen = index.tolist() if hasattr(index, "tolist") else index
-            chosen = list(chosen) if isinstance(chosen, Iterable) and not isinstance(chosen, str | bytes) else [chosen]
-            if chosen and all(isinstance(plain(at), bool) for at in chosen) and not isinstance(index, bool):
+            chosen = list(chosen) if isinstance(chosen, Iterable) and not isinstance(chosen, NO_LISTS) else [chosen]
+            if chosen and all(isinstance(plain(at), bool) for at in chosen) and not isinstance(plain(index), bool):
                 if len(chosen) != n:
                     raise PromptError(f"{len(chosen)} bools cannot select among {n} pairs: give one for each")
                 chosen = [at for at, taken in enumerate(chosen) if taken]

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from interp.arguments import entries
+from interp.cache import ActivationCache
 from interp.config import ModelConfig
 from interp.edits import Edit, Index
-from interp.errors import PromptError
+from interp.errors import PromptError, UnknownName
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.sites import Site, axis_sizes, unknown_site
@@ -168,15 +169,19 @@ def whole_source(edit: Edit, name: str, site: Site, cfg: ModelConfig, pairs: Pro
         PromptError: it does not broadcast to the site's shape.
         UnknownName: a cache that lacks the site.
     """
-    given = edit.source[name] if isinstance(edit.source, Mapping) else edit.source
-    value = torch.as_tensor(given, device=pairs.mask.device)
+    given = edit.source
+    if isinstance(given, Mapping):
+        if name not in given and not isinstance(given, ActivationCache):  # a cache derives what it lacks
+            raise UnknownName(f"the source of {edit.op!r} at {name!r} has no such site: {', '.join(map(repr, given))}")
+        given = given[name]
+    exact = torch.float64 if isinstance(given, float) else None  # of the model's own type only when it is used
+    value = torch.as_tensor(given, dtype=exact, device=pairs.mask.device)
     n, width = pairs.mask.shape
     sizes = {**axis_sizes(cfg), "batch": n, "pos": width, "query": width, "key": width}
     shape = [sizes[axis] for axis in site.axes]
-    if edit.op == "mean":
-        value = mean_over_prompts(value, site, pairs.mask)
     try:
-        return value.expand(shape)
+        value = value.expand(shape)
+        return mean_over_prompts(value, site, pairs.mask).expand(shape) if edit.op == "mean" else value
     except RuntimeError as error:
         raise PromptError(
             f"the source of {edit.op!r} at {name!r} has shape {list(value.shape)}, which does not broadcast to "
