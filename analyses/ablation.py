@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS, replacements
-from interp.arguments import whole_number
+from interp.arguments import checked, whole_number
 from interp.command import study_command
 from interp.components import STAGES, Component, check_apart, components, in_words, one_after_another, replaced, steps
 from interp.edits import Edit, Variant
@@ -63,6 +63,7 @@ MOST_BARS = 20
 MOST_OPERATIONS, FEWEST, MOST_AGAIN, MOST_OTHERS = 1.8e12, 4, 6, 8
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -165,8 +166,7 @@ def _listed(words: str | Sequence[str]) -> list[str]:
 
 
 def _evenly(total: int, measured: int | None) -> list[int]:
-    measured = None if measured is None else whole_number("measured, a number of prompts,", measured, least=1)
-    count = min(measured or total, total)
+    count = total if measured is None else min(total, whole_number("measured, of prompts,", measured, least=1))
     return [at * total // count for at in range(count)]
 
 

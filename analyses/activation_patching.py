@@ -25,6 +25,7 @@ import click
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import checked
 from interp.command import study_command
 from interp.edits import Variant
 from interp.errors import InterpError, check_choice
@@ -78,6 +79,7 @@ VARIES = "…"
 MOST_ROWS, MOST_PANELS = 24, 9
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -125,6 +127,7 @@ def run(
     return described(frame.assign(direction=direction), pairs)
 
 
+@checked
 def plan(
     model: HookedModel,
     pairs: PromptPairs,
@@ -156,6 +159,7 @@ def _cells(
     return variants(model, pairs, site=sites, by=axes), {"base": base, "source": source}
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every cell over prompts with intervals and corrected p, the largest magnitudes first."""
     table = stats.tested(frame, by=cell_columns(frame), value="effect")
@@ -176,6 +180,7 @@ def _shared(frame: pd.DataFrame, column: str, name: str) -> dict[int, str]:
     }
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """The map of the mean effects, a panel for every site; blue restores the source run's answer.
 

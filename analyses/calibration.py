@@ -29,6 +29,7 @@ import numpy as np
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS
+from interp.arguments import checked
 from interp.command import check_folder, refusals, show
 from interp.compiler import Build
 from interp.errors import check_choice
@@ -65,6 +66,7 @@ def build_models(names: Sequence[str] | None = None, *, seed: int = 0) -> list[K
     return [KNOWN[name](seed=seed, **build) for name in names or KNOWN for build in BUILDS]
 
 
+@checked
 def run(
     *,
     models: Sequence[Known] | None = None,
@@ -151,6 +153,7 @@ def ranked(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([frame, precise.assign(metric="rank", value=rank)], ignore_index=True)
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean of each method under each ablation with its interval; `n` counts models, which are what is drawn again."""
     return stats.summarise(ranked(frame), by=["kind", "method", "ablation", "metric"])
@@ -170,6 +173,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     return joined.sort_values(order, ascending=[True, True, False], kind="stable", ignore_index=True)
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Average precision of every method under every ablation: those that score edges, then those that score nodes."""
     order = [method.name for method in METHODS]

@@ -29,7 +29,7 @@ import torch
 
 from interp import figures
 from interp.ablations import ABLATIONS
-from interp.arguments import real_number, whole_number
+from interp.arguments import checked, real_number, whole_number
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit, origin, random_circuits
 from interp.command import check_folder, study_command
@@ -60,6 +60,7 @@ SLIGHT = 0.01  # of the model's faithfulness: a node that never matters more is 
 TABLE = ["method", "selection", "rank", "fraction", "n_taken", "n_edges", "n_nodes", "draw"]
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,

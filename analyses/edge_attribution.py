@@ -25,6 +25,7 @@ import click
 from interp import figures, stats
 from interp.ablations import ABLATIONS
 from interp.agreement import agreement, choose, means, ranked, tabulated, told
+from interp.arguments import checked
 from interp.command import study_command
 from interp.config import ModelConfig
 from interp.edge_scores import eap_ig, exact
@@ -50,6 +51,7 @@ NODE = re.compile(r"([ams])(\d+)(?:\.(h|kv)(\d+)(?:<(\w)>)?)?")
 SHOWN = 20
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -141,6 +143,7 @@ def _edge(graph: Graph, sender: int, receiver: int) -> dict[str, Any]:
     return dict(zip(EDGE, ends, strict=True))
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean estimated effect of every edge over prompts with intervals, the exact one beside it, largest first.
 
@@ -149,11 +152,13 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return ranked(frame, [*(name for name in ("method", "ablation") if name in frame), *EDGE])
 
 
+@checked
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
     """How estimates and exact effects agree, as `interp.agreement.agreement` has it."""
     return agreement(frame, by="edge", n_cells=int(frame["cells"].iloc[0]))
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """The edges with the largest estimates: the estimate of each, and where it was measured its exact effect."""
     import pandas as pd

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from interp import figures, stats
-from interp.arguments import whole_number
+from interp.arguments import checked, whole_number
 from interp.cache import ActivationCache
 from interp.command import study_command
 from interp.errors import check_choice
@@ -45,6 +45,7 @@ MIXERS = ("ssm_head", "channel", "mixer")  # kinds that a state-space layer's ro
 CHANNELS = 12
 
 
+@checked
 @torch.no_grad()
 def run(
     model: HookedModel, pairs: PromptPairs, *, metric: str = "logit_diff", channels: int = CHANNELS
@@ -191,6 +192,7 @@ def _of_mixers(
     return labels, values
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over prompts with intervals and corrected p, the largest magnitudes first."""
     own = [name for name in ("head", "ssm_head", "channel") if name in frame]
@@ -198,6 +200,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Heads as a grid, layer by head; without any those of state-space layers, channels with rows, or whole layers."""
     kinds = set(frame["kind"])

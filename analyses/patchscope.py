@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from interp import figures, stats
-from interp.arguments import entries, is_whole, one_of_layers, shown
+from interp.arguments import checked, entries, is_whole, one_of_layers, shown
 from interp.command import study_command
 from interp.directions import Where, states
 from interp.edits import Edit, Variant
@@ -75,6 +75,7 @@ class Target:
     at: int
 
 
+@checked
 def target_prompt(
     model: HookedModel, pairs: PromptPairs, target: str | Sequence[int] = "next", at: int | None = None
 ) -> Target:
@@ -112,6 +113,7 @@ def target_prompt(
     return Target(tuple(ids), int(place) % len(ids))
 
 
+@checked
 @torch.no_grad()
 def run(
     model: HookedModel,
@@ -244,6 +246,7 @@ def _shown(model: HookedModel, token: int) -> str:
     return str(token) if model.tokenizer is None else model.tokenizer.str_tokens([token])[0]
 
 
+@checked
 @torch.no_grad()
 def said(
     model: HookedModel, state: Tensor, goal: Target, layers: Sequence[int], *, max_new_tokens: int = NEW_TOKENS
@@ -277,6 +280,7 @@ def said(
     return found[:, tokens.shape[1] :]
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean probability of what is looked for at every layer and place, with intervals, the largest first.
 
@@ -290,6 +294,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Of states by position the table of likeliest tokens of the first prompt, else the probabilities by layer."""
     if "pos" in frame and (frame["metric"] == TOP_PROB.name).any():

@@ -29,7 +29,7 @@ import click
 from torch import Tensor
 
 from interp import figures, stats
-from interp.arguments import is_whole, shown
+from interp.arguments import checked, is_whole, shown
 from interp.command import study_command
 from interp.edits import Variant
 from interp.errors import InterpError, PromptError, check_choice
@@ -59,6 +59,7 @@ MOST_ROWS, LONGEST = 20, 40
 MOST_PROMPTS, MOST_QUERIES, MOST_SET, MOST_OPERATIONS = 16, 8, 6, 2e12
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -168,6 +169,7 @@ def _places(pos: int | str | Sequence[int | str] | None) -> list[dict[str, int |
     return found
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every path over prompts with intervals and p, the largest magnitudes first.
 
@@ -178,6 +180,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Heads as a grid, layer by head, a panel for every receiver; blue moves the answer to that of the source run.
 

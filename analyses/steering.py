@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from interp import figures, stats
-from interp.arguments import entries, real_number, shown
+from interp.arguments import checked, entries, real_number, shown
 from interp.arguments import seed as check_seed
 from interp.command import study_command
 from interp.contrasts import CONTRASTS, Contrast, contrast
@@ -56,6 +56,7 @@ NEW_TOKENS = 8
 Array = np.ndarray[Any, np.dtype[np.int64]]
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -201,6 +202,7 @@ def _neutral(
     return PromptPairs.from_tokens(rows, answers=pairs.answers, name="neutral")
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect on held-out prompts, and mean divergence on neutral ones, of every layer, strength and vector.
 
@@ -230,6 +232,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Effect and divergence by layer: a line for every strength, and the random vectors at the largest."""
     table = summary(frame)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import checked
 from interp.arguments import seed as check_seed
 from interp.errors import InterpError, PromptError, check_choice
 from interp.model import HookedModel
@@ -36,6 +37,7 @@ ABLATIONS = {
 }
 
 
+@checked
 @torch.no_grad()
 def replacements(
     model: HookedModel,

@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from interp import stats
-from interp.arguments import as_numbers, real_number, resamples, share, whole_number
+from interp.arguments import as_numbers, checked, real_number, resamples, share, whole_number
 from interp.arguments import seed as check_seed
 from interp.errors import InterpError, unknown
 from interp.metrics import normalised_effect
@@ -35,6 +35,7 @@ TOP, RANDOM = "top", "random"
 LEAST = 0.1
 
 
+@checked
 def choose(estimates: Any, n: int, *, seed: int = 0) -> dict[int, str]:
     """Which cells to measure: half of them those with the largest estimates, half at random among the others.
 
@@ -112,6 +113,7 @@ def tabulated(
     )
 
 
+@checked
 def ranked(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
     """Mean estimated effect of every cell over prompts with intervals, the exact one beside it, largest first.
 
@@ -133,6 +135,7 @@ def ranked(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
+@checked
 def means(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
     """Mean `effect` and `exact_effect` of every cell that was measured, and its `sample`: "top" first, then "random".
 
@@ -145,6 +148,7 @@ def means(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
     return part.groupby([*keys, "sample"], sort=False, dropna=False)[["effect", "exact_effect"]].mean().reset_index()
 
 
+@checked
 def agreement(
     frame: pd.DataFrame,
     by: str | Sequence[str],
@@ -237,6 +241,7 @@ def agreement(
     ]
 
 
+@checked
 def told(table: pd.DataFrame, what: str = "cells") -> str:
     """What `agreement` found, as a sentence or two; of what it could not find nothing is said.
 

@@ -6,10 +6,13 @@ an argument. True and False are none. What a function gets from here is Python's
 
 from __future__ import annotations
 
+import functools
+import inspect
 import numbers
+import os
 import reprlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -20,6 +23,103 @@ NO_LISTS = (str, bytes, Mapping)  # what can be gone through, and yet is no list
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def checked(function: F) -> F:
+    """Let a function refuse arguments of another kind than its annotations say: by name, and before it does anything.
+
+    What an annotation says beyond kinds that are known here (`_kind`) is left to the function, and so are bounds.
+
+    >>> @checked
+    ... def draw(n: int, names: Sequence[str] | None = None) -> None: ...
+    >>> draw("4")
+    Traceback (most recent call last):
+        ...
+    interp.errors.ConfigError: n must be a whole number, not '4'
+    """
+    signature = inspect.signature(function)
+    kinds = {
+        name: list(map(_kind, _alternatives(parameter.annotation)))
+        for name, parameter in signature.parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+    known = {name: [kind for kind in found if kind] for name, found in kinds.items() if found and all(found)}
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # an argument that is missing or unknown: Python says it best
+            return function(*args, **kwargs)
+        for name, value in given.items():
+            if name in known and not any(fits(value) for _, fits in known[name]):
+                words = " or ".join(dict.fromkeys(said for said, _ in known[name]))
+                raise ConfigError(f"{name} must be {words}, not {shown(value)}")
+        return function(*args, **kwargs)
+
+    return cast(F, wrapped)
+
+
+def _alternatives(annotation: Any) -> list[str]:
+    """What stands between the `|` of an annotation; nothing where there is none."""
+    if not isinstance(annotation, str):
+        return []
+    depth, parts = 0, [""]
+    for letter in annotation:
+        depth += (letter in "[(") - (letter in "])")
+        if letter == "|" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+OURS = ("HookedModel", "GPT", "PromptPairs", "Graph", "Circuit", "Direction", "TunedLens", "Known", "Texts", "Metric")
+Kind = tuple[str, Callable[[Any], bool]]
+SIMPLE: dict[str, Kind] = {
+    "None": ("None", lambda value: value is None),
+    "EllipsisType": ("...", lambda value: value is ...),
+    "str": ("text", lambda value: isinstance(value, str)),
+    "bool": ("True or False", lambda value: isinstance(plain(value), bool)),
+    "int": ("a whole number", lambda value: is_whole(value)),
+    "float": ("a number", lambda value: _is_real(plain(value))),
+    "Path": ("a path", lambda value: isinstance(value, os.PathLike)),
+    "Tensor": ("a tensor", lambda value: _is_a(value, "Tensor")),
+    "pd.DataFrame": ("a DataFrame", lambda value: _is_a(value, "DataFrame")),
+    "pd.Series[Any]": ("a Series", lambda value: _is_a(value, "Series")),
+    **{name: (name, functools.partial(lambda name, value: _is_a(value, name), name)) for name in OURS},
+}
+"""What annotations mean; classes by their names, so that nothing is imported for it."""
+
+
+def _kind(annotation: str) -> Kind | None:
+    """What one alternative of an annotation means: words for it, and whether a value is of it; None if not known."""
+    if annotation in SIMPLE:
+        return SIMPLE[annotation]
+    outer, _, inner = annotation.removesuffix("]").partition("[")
+    if outer in ("Sequence", "Iterable", "list"):
+        words, fits = SIMPLE.get(inner, ("values", lambda value: True))
+        plural = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers"}.get(words, words)
+        return f"several {plural}", functools.partial(_are, fits, outer == "Iterable")
+    if outer in ("Mapping", "dict"):
+        return "a mapping", lambda value: isinstance(value, Mapping)
+    return None
+
+
+def _are(fits: Callable[[Any], bool], mappings: bool, values: Any) -> bool:
+    """Whether something can be gone through, and whether all that it holds fits."""
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes) or getattr(values, "ndim", 1) == 0:
+        return False
+    if isinstance(values, Mapping) and not mappings:
+        return False
+    return not isinstance(values, list | tuple) or all(fits(value) for value in values)
+
+
+def _is_a(value: Any, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(value).__mro__)
 
 
 def shown(value: Any) -> str:
@@ -167,16 +267,6 @@ def flag(name: str, value: Any) -> bool:
     raise ConfigError(f"{name} must be True or False, not {shown(value)}")
 
 
-def check_kind(name: str, value: Any, kind: type, *, refuse: type[InterpError] = PromptError) -> None:
-    """Refuse what is no `kind`, such as text where prompts are due.
-
-    Raises:
-        PromptError (or `refuse`): something else.
-    """
-    if not isinstance(value, kind):
-        raise refuse(f"{name} must be {_article(kind)}, not {shown(value)}")
-
-
 def byte_budget(value: Any) -> int | None:
     """`max_memory`: a positive number of bytes, or None for a part of what is free.
 
@@ -245,10 +335,6 @@ def one_of_layers(layer: Any, n_layers: int, name: str = "layer") -> int:
     if is_whole(layer) and -n_layers <= plain(layer) < n_layers:
         return int(plain(layer)) % n_layers
     raise UnknownName(f"{name} {shown(layer)} is not one of this model's {n_layers} layers (0 to {n_layers - 1})")
-
-
-def _article(kind: type) -> str:
-    return f"{'an' if kind.__name__[0] in 'AEIOH' else 'a'} {kind.__name__}"
 
 
 def _is_real(value: Any) -> bool:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from interp.ablations import replacements
-from interp.arguments import byte_budget
+from interp.arguments import byte_budget, checked
 from interp.attention import PastKeyValues
 from interp.circuits import Circuit
 from interp.config import MAMBAS, ModelConfig
@@ -44,6 +44,7 @@ COPIES = 5  # of the residual stream for every reader: repeated, changed, normal
 CHANNELS = 12  # numbers that a state-space layer holds at a time, for each of its channels
 
 
+@checked
 @torch.no_grad()
 def run_circuits(
     model: HookedModel,

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import is_whole, shown, whole_number
+from interp.arguments import checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.errors import InterpError
 from interp.fingerprint import fingerprint
@@ -103,6 +103,7 @@ class Circuit:
         """The edges of both."""
         return Circuit(self.graph, self.edges & self._same(other).edges, found={"shared by": _both(self, other)})
 
+    @checked
     def compare(self, other: Circuit) -> dict[str, float]:
         """How much of this circuit another one has.
 
@@ -128,6 +129,7 @@ class Circuit:
         method = f", found by {self.found['method']}" if "method" in self.found else ""
         return f"Circuit({self.n_edges} of {self.graph.n_edges} edges, {len(self.nodes)} nodes{method})"
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the circuit as JSON, whole or not at all; `load` reads it back.
 
@@ -141,6 +143,7 @@ class Circuit:
         return path
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, model: HookedModel) -> Circuit:
         """The circuit that `save` wrote, for a model of the same architecture; its weights may be others.
 
@@ -190,6 +193,7 @@ class Circuit:
         }
 
 
+@checked
 def origin(model: HookedModel, **facts: Any) -> dict[str, Any]:
     """What a circuit's `found` should say of the model, by name and by the SHA-256 of its configuration and weights.
 
@@ -263,6 +267,7 @@ def on_paths(graph: Graph, edges: Tensor) -> Tensor:
     return torch.from_numpy(table & reached[:, None] & used)
 
 
+@checked
 def random_circuits(graph: Graph, n: int, draws: int, *, seed: int = 0) -> Iterator[Circuit]:
     """Circuits of n edges drawn at random, all of them on paths from the embedding to the logits.
 

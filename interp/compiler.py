@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interp.arguments import real_number, whole_number
+from interp.arguments import checked, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.config import ModelConfig
 from interp.context import make_context
@@ -93,6 +93,7 @@ class Compiled:
     subspaces: Mapping[str, Tensor]
 
 
+@checked
 @torch.no_grad()
 def compile_steps(
     steps: Sequence[Step], *, d_vocab: int, typical: Tensor, output: str = "output", build: Build | None = None

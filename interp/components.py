@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from interp.arguments import is_whole, shown, whole_number
+from interp.arguments import checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, check_choice, unknown
@@ -70,6 +70,7 @@ class Component:
         return {"component": self.name, "site": self.site, "layer": self.layer, **own}
 
 
+@checked
 def components(model: HookedModel, sites: Iterable[str] | None = None, only: NameFilter = None) -> list[Component]:
     """The components of a model.
 
@@ -138,6 +139,7 @@ def check_apart(parts: Iterable[Component]) -> None:
             raise InterpError(f"components are counted, and {whole!r} contains {part!r}: give one of the two")
 
 
+@checked
 def replaced(parts: Iterable[Component], stands: Mapping[str, Tensor]) -> list[Edit]:
     """The edits that put other values in the place of some components, one for each site and layer.
 

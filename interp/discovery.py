@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import check_kind, is_whole, real_number, shown
+from interp.arguments import checked, is_whole, real_number, shown
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit, feeds, on_paths, origin
 from interp.errors import InterpError, check_choice
@@ -45,6 +45,7 @@ SELECTIONS = ("greedy", "threshold")
 MOST_TOGETHER = 16  # edges that ACDC takes away in one batch
 
 
+@checked
 def threshold(
     scores: Tensor, n: int, graph: Graph, *, rank: str = "magnitude", found: Mapping[str, Any] | None = None
 ) -> Circuit:
@@ -65,6 +66,7 @@ def threshold(
     return circuits(scores, [n], graph, selection="threshold", rank=rank, found=found)[0]
 
 
+@checked
 def greedy(
     scores: Tensor, n: int, graph: Graph, *, rank: str = "magnitude", found: Mapping[str, Any] | None = None
 ) -> Circuit:
@@ -76,6 +78,7 @@ def greedy(
     return circuits(scores, [n], graph, selection="greedy", rank=rank, found=found)[0]
 
 
+@checked
 def circuits(
     scores: Tensor,
     sizes: list[int],
@@ -119,7 +122,6 @@ def circuits(
 
 
 def _mean(scores: Tensor, graph: Graph) -> Tensor:
-    check_kind("scores", scores, Tensor, refuse=InterpError)
     mean = scores.detach().cpu().double()
     mean = mean.nanmean(0) if mean.ndim == 3 else mean
     if mean.shape != graph.allowed.shape:
@@ -159,6 +161,7 @@ def _from_logits(better: Tensor, graph: Graph, n: int) -> list[int]:
     return taken
 
 
+@checked
 def acdc(
     model: HookedModel,
     pairs: PromptPairs,

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import as_numbers, entries, resamples, share, shown, whole_number
+from interp.arguments import as_numbers, checked, entries, resamples, share, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit
@@ -53,6 +53,7 @@ FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 LEAST = 1e-5  # relative difference of the whole and the ablated model that is more than rounding
 
 
+@checked
 def edge_counts(sizes: str | Sequence[float | str] | None, graph: Graph) -> list[int]:
     """Sizes of circuits as numbers of edges, without repetition, the smallest first and the whole graph last.
 
@@ -83,6 +84,7 @@ def edge_counts(sizes: str | Sequence[float | str] | None, graph: Graph) -> list
     return sorted(set(counts))
 
 
+@checked
 def faithfulness(
     value: Any, full: Any, empty: Any, *, confidence: float = 0.95, n_resamples: int = 2000, seed: int = 0
 ) -> Interval:
@@ -117,6 +119,7 @@ def faithfulness(
     return Interval(ratio, np.full(ratio.shape, n), low, high)
 
 
+@checked
 def areas(
     fractions: Sequence[float] | Array,
     value: Any,
@@ -222,6 +225,7 @@ def _curve(fractions: Sequence[float] | Array, faithful: Sequence[float] | Array
     return at[order], values[order]
 
 
+@checked
 def completeness(
     model: HookedModel,
     pairs: PromptPairs,
@@ -267,6 +271,7 @@ def completeness(
     )
 
 
+@checked
 def minimality(
     model: HookedModel,
     pairs: PromptPairs,

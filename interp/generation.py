@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.arguments import as_index, real_number, whole_number
+from interp.arguments import as_index, checked, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.attention import PastKeyValues
 from interp.errors import PromptError
@@ -73,6 +73,7 @@ def _ends(model: HookedModel, given: Any) -> list[int]:
     return ids
 
 
+@checked
 @torch.no_grad()
 def generate(
     model: HookedModel,

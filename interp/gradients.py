@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from interp.arguments import byte_budget, whole_number
+from interp.arguments import byte_budget, checked, whole_number
 from interp.config import MAMBAS
 from interp.errors import HookError, unknown
 from interp.gpt import GPT
@@ -63,6 +63,7 @@ class Gradients:
     slopes: dict[str, Tensor]
 
 
+@checked
 def gradients(
     model: HookedModel,
     pairs: PromptPairs,
@@ -189,6 +190,7 @@ def _handed_on(model: HookedModel, name: str, slope: Tensor, delta: Tensor) -> T
     return torch.stack(whole, 1)
 
 
+@checked
 def path_slopes(
     model: HookedModel,
     pairs: PromptPairs,

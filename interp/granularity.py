@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
+from interp.arguments import checked
 from interp.config import ModelConfig
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, PromptError, check_choice, unknown
@@ -84,6 +85,7 @@ TOLD = {"pos": ("token", "role"), "query": ("query_token", "query_role"), "key":
 """A column of positions, and the columns that say which token and which role stands there."""
 
 
+@checked
 def asked(
     site: str | Sequence[str] | None = None,
     by: str | Sequence[str] | EllipsisType | None = ...,
@@ -140,6 +142,7 @@ def _having(cfg: ModelConfig, sites: Iterable[str], units: Sequence[tuple[str, .
     return tuple(cut or [name for name, rows in there.items() if rows])
 
 
+@checked
 def by_position(
     site: str | Sequence[str] | None = None,
     by: str | Sequence[str] | EllipsisType | None = ...,
@@ -158,6 +161,7 @@ def by_position(
     return not {"pos", "query", "key"}.isdisjoint(asked(site, by, granularity)[1])
 
 
+@checked
 def variants(
     model: HookedModel, pairs: PromptPairs, *, site: str | Sequence[str], by: str | Sequence[str] | None
 ) -> list[Variant]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.arguments import is_whole, shown, whole_number
+from interp.arguments import checked, is_whole, shown, whole_number
 from interp.errors import InterpError, UnknownName, check_choice
 from interp.gpt import GPT
 from interp.layers import Norm
@@ -83,6 +83,7 @@ def readable(model: HookedModel) -> GPT:
     return model
 
 
+@checked
 @torch.no_grad()
 def ov(model: HookedModel, layer: int) -> Circuit:
     """What the heads of a layer write of what they read: W_V W_O.  # [head, d_model, d_model]
@@ -95,6 +96,7 @@ def ov(model: HookedModel, layer: int) -> Circuit:
     return Circuit(each_head(model, folded(model, layer, attn.W_V)), wide(attn.W_O))
 
 
+@checked
 @torch.no_grad()
 def qk(model: HookedModel, layer: int) -> Circuit:
     """What the heads of a layer compare, before positions turn it: W_Q W_K^T / scale.  # [head, d_model, d_model]
@@ -108,6 +110,7 @@ def qk(model: HookedModel, layer: int) -> Circuit:
     return Circuit(folded(model, layer, attn.W_Q) / model.cfg.attn_scale, keys.mT)
 
 
+@checked
 @torch.no_grad()
 def composition(model: HookedModel, reader: str) -> Tensor:
     """How much of what one head writes another reads: ||OV reader|| / (||OV|| ||reader||), in Frobenius norms.
@@ -152,6 +155,7 @@ def chance_composition(model: HookedModel) -> float:
     return float(model.cfg.d_model**-0.5)
 
 
+@checked
 @torch.no_grad()
 def singular_tokens(model: HookedModel, layer: int, head: int, *, directions: int = 4, top: int = 6) -> pd.DataFrame:
     """The directions that a head's OV circuit carries most, by the tokens along them.

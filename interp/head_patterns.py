@@ -24,7 +24,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from interp.arguments import is_whole, shown, whole_number
+from interp.arguments import checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.cache import ActivationCache
 from interp.errors import InterpError, PromptError
@@ -64,6 +64,7 @@ class Sequences:
     length: int
 
 
+@checked
 def random_sequences(
     model: HookedModel, n: int = 16, *, length: int | None = None, seed: int = 0, bos: int | None = None
 ) -> Sequences:
@@ -139,6 +140,7 @@ def ordered_lists(model: HookedModel) -> dict[str, Tensor]:
     return found
 
 
+@checked
 def links(tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
     """Detector -> which keys count for which queries [batch, query, key]; keys come before their queries.
 
@@ -158,6 +160,7 @@ def links(tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
     return {"previous_token": previous & allowed, "duplicate_token": same, "induction": behind & allowed}
 
 
+@checked
 def along(pattern: Tensor, linked: Tensor) -> Tensor:
     """Mean attention along links, over the queries that have any; NaN where none has.
 
@@ -223,6 +226,7 @@ def _hidden(model: HookedModel, cache: ActivationCache, layer: int, rows: slice,
     return torch.cat([shares(pattern, D) for _, pattern in found])
 
 
+@checked
 def copies(model: HookedModel, sequences: Sequences) -> Tensor:
     """How high a head's own contribution places what it attends to, where tokens repeat.
 
@@ -279,6 +283,7 @@ def steps(model: HookedModel, tokens: Tensor, ordered: Tensor) -> Tensor:
     return _over_layers(model, tokens, score)
 
 
+@checked
 def shuffled_list(model: HookedModel, ordered: Tensor, n: int, *, seed: int = 0, bos: int | None = None) -> Tensor:
     """The words of a list in `n` random orders, behind what the tokenizer (or `bos`) puts in front.  # [n, pos]"""
     generator = torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from interp.ablations import replacements
-from interp.arguments import real_number, whole_number
+from interp.arguments import checked, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.compiler import Build, compile_steps
 from interp.errors import unknown
@@ -66,6 +66,7 @@ class Known:
     build: Build
     draw: Callable[[random.Random, int], Row] = field(repr=False)
 
+    @checked
     def prompts(self, n: int = 24, seed: int = 0) -> PromptPairs:
         """n pairs, in which every kind of corruption comes in turn; a smaller n gives the first ones of a larger."""
         return _pairs(self.name, self.draw, n, check_seed(seed))
@@ -110,6 +111,7 @@ def _is(tokens: Sequence[int], d_vocab: int, channels: int = 1) -> Tensor:
     return is_one
 
 
+@checked
 def induction(*, sharpness: float = 10.0, **build: Any) -> Known:
     """What followed this token before? A previous-token head feeds an induction head.
 
@@ -142,6 +144,7 @@ def _induction_row(d_vocab: int, rng: random.Random, kind: int) -> Row:
     return clean, _changed(clean, changed), (b, d), roles
 
 
+@checked
 def names(*, sharpness: float = 6.0, **build: Any) -> Known:
     """Who was named once? A duplicate-token detector, inhibition and a name mover: a small IOI.
 
@@ -192,6 +195,7 @@ def _names_row(d_vocab: int, rng: random.Random, kind: int) -> Row:
     return clean, _changed(clean, changed), (io, s), roles
 
 
+@checked
 def router(*, sharpness: float = 6.0, **build: Any) -> Known:
     """Which of two paths is used? A switch token says.
 
@@ -276,6 +280,7 @@ def parts(graph: Graph) -> tuple[Part, ...]:
     return tuple(made)
 
 
+@checked
 @torch.no_grad()
 def truth(
     known: Known,

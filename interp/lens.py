@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from interp import stats
-from interp.arguments import whole_number
+from interp.arguments import checked, whole_number
 from interp.errors import InterpError, ParityError, PromptError, check_choice
 from interp.metrics import check_answers
 from interp.model import HookedModel
@@ -37,6 +37,7 @@ LIMIT = {2: 0.05, 4: 1e-4, 8: 1e-4}
 COLUMNS = ["lens", "layer", "site", "prompt", "pos", "token", "role", "metric", "k", "top_token", "value"]
 
 
+@checked
 def depths(model: HookedModel, *, halves: bool = True) -> list[str]:
     """The sites of the residual stream from the first layer's input to the last layer's output, in order.
 
@@ -186,6 +187,7 @@ def _role(pairs: PromptPairs, prompt: int, at: int) -> str:
     return ", ".join(role for role, place in pairs.roles[prompt].items() if place == at)
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over prompts at the last position for every lens and depth, with intervals.
 

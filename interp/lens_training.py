@@ -32,7 +32,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from interp.arguments import LARGEST_SEED, real_number, whole_number
+from interp.arguments import LARGEST_SEED, checked, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.errors import OutputError, PromptError
 from interp.fingerprint import fingerprint
@@ -64,6 +64,7 @@ class State:
     step: Tensor  # []
 
 
+@checked
 def train(
     model: HookedModel,
     source: Texts | Tensor | str | Path | Sequence[str],

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import as_index, shown
+from interp.arguments import as_index, checked, shown
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def get_metric(metric: str | Metric | Callable[..., Tensor]) -> Metric:
     return Metric(own, metric, says or f"the function {own}(logits, pairs)", "", whole=True)
 
 
+@checked
 def at_last(logits: Tensor, pairs: PromptPairs) -> Tensor:
     """Logits at each prompt's last real position: [rows, pos, d_vocab_out] -> [rows, d_vocab_out].
 
@@ -104,6 +105,7 @@ def at_last(logits: Tensor, pairs: PromptPairs) -> Tensor:
     return logits[torch.arange(len(pairs), device=logits.device), pairs.last.to(logits.device)]
 
 
+@checked
 def measure(
     metric: str | Metric | Callable[..., Tensor],
     logits: Tensor,
@@ -220,6 +222,7 @@ def check_answers(answers: Tensor, d_vocab_out: int) -> None:
         )
 
 
+@checked
 def normalised_effect(
     value: Any, base: Any, source: Any, *, least: float = 1e-5
 ) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -25,6 +25,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from interp.arguments import checked
 from interp.context import make_context
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, InterpError, check_choice, unknown
@@ -56,6 +57,7 @@ NEURONS = ("post", "pre", "pre_linear")
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
+@checked
 def estimate(
     model: HookedModel,
     pairs: PromptPairs,
@@ -131,6 +133,7 @@ def estimate(
     return torch.from_numpy(_undropped(found, groups) if drop else found[0])
 
 
+@checked
 def neurons(model: HookedModel, site: str = "post") -> list[Variant]:
     """A variant for every neuron, labelled with site, layer and neuron: its value becomes that of the source run.
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.arguments import real_number, whole_number
+from interp.arguments import checked, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.contrasts import Contrast
 from interp.errors import PromptError
@@ -129,6 +129,7 @@ def _shuffled(classes: Array, group: Array, generator: np.random.Generator) -> A
     return new
 
 
+@checked
 def held_out(read: Any, rows: Rows, probe: Probe) -> tuple[dict[str, Array], dict[str, Array]]:
     """Scores of every held-out row [row], and the mean scores of its shuffles.
 

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp.arguments import is_whole, real_number, whole_number
+from interp.arguments import checked, is_whole, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.arguments import shown as told
 from interp.config import ModelConfig
@@ -41,6 +41,7 @@ QUERY = 2 * PAIRS
 WIDTH, BATCH, RATE, STEPS = 64, 64, 3e-3, 2500
 
 
+@checked
 def config(kind: str, *, seed: int = 0, n_heads: int = 1) -> ModelConfig:
     """What is trained: two layers of one kind, of the same width, without MLPs.
 
@@ -98,6 +99,7 @@ def accuracy(model: GPT, tokens: Tensor) -> float:
     return float((logits.argmax(-1) == tokens[:, half + 1]).float().mean())
 
 
+@checked
 def train(
     kind: str,
     *,
@@ -154,6 +156,7 @@ def train(
     return model.requires_grad_(False)
 
 
+@checked
 def prompts(n: int = 128, *, seed: int = 1000, slot: int = SLOT) -> PromptPairs:
     """Prompts that ask for the value of the same pair; the corrupt ones have another value there.
 

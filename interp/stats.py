@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from interp.arguments import as_numbers, resamples, share
+from interp.arguments import as_numbers, checked, resamples, share
 from interp.arguments import seed as check_seed
 from interp.errors import InterpError, check_choice, unknown
 
@@ -45,6 +45,7 @@ class Interval(NamedTuple):
     ci_high: Array
 
 
+@checked
 def bootstrap(
     values: Any,
     *,
@@ -123,6 +124,7 @@ def _bounds(
     return low, high
 
 
+@checked
 def summarise(
     frame: pd.DataFrame,
     by: str | Sequence[str],
@@ -156,6 +158,7 @@ def summarise(
     return named.assign(**interval._asdict())
 
 
+@checked
 def tested(
     frame: pd.DataFrame,
     by: str | Sequence[str],
@@ -194,6 +197,7 @@ def tested(
     return table.assign(p_adjusted=adjusted(table["p"], table["metric"], correction=correction) if many else table["p"])
 
 
+@checked
 def adjusted(p: pd.Series[Any], among: pd.Series[Any] | None = None, *, correction: str = "bh") -> pd.Series[Any]:
     """Probabilities corrected for being many; NaN stays NaN and counts for nothing.
 

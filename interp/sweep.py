@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import byte_budget, check_kind, shown
+from interp.arguments import byte_budget, checked, shown
 from interp.edits import Variant
 from interp.errors import ConfigError, PromptError, SweepInterrupted, unknown
 from interp.metrics import Metric, check_answers, get_metric, normalised_effect
@@ -37,6 +37,7 @@ EXECUTORS = ("local", "ray")
 Executor = Callable[[Job, Sequence[int]], Generator[tuple[int, Values], None, None]]
 
 
+@checked
 def sweep(
     model: HookedModel,
     pairs: PromptPairs,
@@ -133,8 +134,6 @@ def _job(
 ) -> Job:
     for side in (base, source):
         check_side(side)
-    check_kind("model", model, HookedModel)
-    check_kind("pairs", pairs, PromptPairs)
     if isinstance(variants, str | Variant) or not isinstance(variants, Iterable):
         raise PromptError(f"sweep takes a list of Variants, each a set of edits, not {shown(variants)}")
     variants = list(variants)

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from interp.arguments import checked, shown, whole_number
 from interp.arguments import seed as check_seed
-from interp.arguments import shown, whole_number
 from interp.errors import PromptError, unknown
 from interp.model import HookedModel
 from interp.progress import counting
@@ -47,6 +47,7 @@ class Texts:
         return len(self.tokens)
 
 
+@checked
 def prepare(
     model: HookedModel,
     source: Texts | Tensor | str | Path | Sequence[str],
@@ -143,6 +144,7 @@ def _cut(model: HookedModel, found: Sequence[str], length: int, name: str) -> Te
     return Texts(torch.tensor(ids[: rows * length]).unflatten(0, (rows, length)), name)
 
 
+@checked
 def write(
     model: HookedModel,
     n: int,

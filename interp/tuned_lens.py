@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from interp.arguments import entries, is_whole, shown
+from interp.arguments import checked, entries, is_whole, shown
 from interp.errors import InterpError, UnknownName, WeightsError, unknown
 from interp.fingerprint import fingerprint
 from interp.lens import depths, divergence, read_out
@@ -69,6 +69,7 @@ class TunedLens:
             )
 
     @classmethod
+    @checked
     def identity(cls, model: HookedModel, layers: Sequence[int] | None = None) -> Self:
         """The lens that leaves every stream as it is: the logit lens.
 
@@ -109,6 +110,7 @@ class TunedLens:
             return stream
         return self(stream, int(name.split(".")[1]))
 
+    @checked
     def check(self, model: HookedModel) -> None:
         """Refuse a model that this lens was not trained for.
 
@@ -139,6 +141,7 @@ class TunedLens:
         ]
         return pd.DataFrame(rows, columns=["lens", "layer", "prompt", "metric", "value"])
 
+    @checked
     def save(self, folder: str | Path) -> Path:
         """Write the lens; the folder.
 
@@ -161,6 +164,7 @@ class TunedLens:
         return folder
 
     @classmethod
+    @checked
     def load(cls, folder: str | Path, model: HookedModel) -> Self:
         """The lens that `save` wrote, on the model's device.
 
@@ -202,6 +206,7 @@ def model_digest(model: HookedModel) -> str:
     return fingerprint([model.cfg.replace(model_name=""), dict(model.state_dict())])
 
 
+@checked
 @torch.no_grad()
 def held_out_divergence(
     model: HookedModel, lens: TunedLens, streams: Mapping[int, Tensor], final: Tensor

@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import make
 
-import interp
 from interp import arguments
 from interp.edits import RESERVED, Edit, Variant
 from interp.errors import ConfigError, HookError, InterpError, PromptError, SweepInterrupted, UnknownName

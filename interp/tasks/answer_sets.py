@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interp.arguments import checked
 from interp.errors import PromptError
 from interp.metrics import Metric
 from interp.prompts import PromptPairs
@@ -39,6 +40,7 @@ class _Difference:
         return torch.stack(values)
 
 
+@checked
 def prob_diff(pairs: PromptPairs) -> Metric:
     """The probability of a pair's right answers minus that of its wrong ones, from -1 to 1; for `interp.sweep`.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.arguments import whole_number
+from interp.arguments import checked, whole_number
 from interp.errors import PromptError
 from interp.pairing import answer_ids, check_rows, encode_prompts, role_positions
 from interp.prompts import PromptPairs
@@ -46,6 +46,7 @@ class _MisfitError(PromptError):
     """A record that this model cannot take; the message begins with its column."""
 
 
+@checked
 def from_file(
     model: HookedModel,
     path: str | Path,

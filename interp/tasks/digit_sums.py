@@ -15,8 +15,8 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked, whole_number
 from interp.arguments import seed as check_seed
-from interp.arguments import whole_number
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
 from interp.tasks.words import tokenizer_of
@@ -34,6 +34,7 @@ ABOUT = About(
 )
 
 
+@checked
 def digit_addition(
     model: HookedModel,
     n: int = 32,

@@ -15,6 +15,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked
 from interp.arguments import seed as check_seed
 from interp.errors import check_choice
 from interp.prompts import PromptPairs
@@ -77,6 +78,7 @@ ABOUT = About(
 )
 
 
+@checked
 def docstring(
     model: HookedModel,
     n: int = 32,

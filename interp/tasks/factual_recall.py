@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked
 from interp.arguments import seed as check_seed
 from interp.errors import unknown
 from interp.prompts import PromptPairs
@@ -84,6 +85,7 @@ ABOUT = About(
 )
 
 
+@checked
 def facts(
     model: HookedModel,
     n: int = 32,

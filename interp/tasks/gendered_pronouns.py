@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked
 from interp.arguments import seed as check_seed
 from interp.prompts import PromptPairs
 from interp.tasks.words import enough, single_tokens
@@ -83,6 +84,7 @@ ABOUT = About(
 )
 
 
+@checked
 def pronouns(
     model: HookedModel,
     n: int = 32,

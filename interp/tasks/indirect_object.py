@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from interp.arguments import is_whole, shown, whole_number
+from interp.arguments import checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.errors import PromptError, check_choice, unknown
 from interp.prompts import PromptPairs
@@ -97,6 +97,7 @@ class _Draw:
         return self.text(self.io, self.s, self.io) if corruption == "swap_subject" else self.text(*self.others)
 
 
+@checked
 def ioi(
     model: HookedModel,
     n: int = 32,

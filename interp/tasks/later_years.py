@@ -18,6 +18,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked
 from interp.arguments import seed as check_seed
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
@@ -65,6 +66,7 @@ ABOUT = About(
 Pieces = dict[int, list[int]]
 
 
+@checked
 def greater_than(
     model: HookedModel,
     n: int = 32,
@@ -121,6 +123,7 @@ def greater_than(
     return pairs
 
 
+@checked
 def split_years(tokenizer: Tokenizer, text: str, beginning: str, said: int) -> tuple[list[int], list[int]]:
     """The next tokens after a text that stand for later years, and those that stand for earlier ones or the same.
 

@@ -14,7 +14,7 @@ import string
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from interp.arguments import is_whole, whole_number
+from interp.arguments import checked, is_whole, whole_number
 from interp.arguments import seed as check_seed
 from interp.arguments import shown as told
 from interp.errors import PromptError
@@ -33,6 +33,7 @@ ABOUT = About(
 )
 
 
+@checked
 def modular_addition(
     model: HookedModel,
     n: int = 32,

@@ -16,8 +16,8 @@ import dataclasses
 import random
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked, whole_number
 from interp.arguments import seed as check_seed
-from interp.arguments import whole_number
 from interp.errors import PromptError, check_choice
 from interp.prompts import PromptPairs
 from interp.tasks.writing import About
@@ -38,6 +38,7 @@ ABOUT = About(
 )
 
 
+@checked
 def induction(
     model: HookedModel,
     n: int = 32,

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from interp.arguments import whole_number
+from interp.arguments import checked, whole_number
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
 from interp.tasks.words import next_token, tokenizer_of
@@ -118,6 +118,7 @@ def turns(rng: random.Random, forms: Sequence[Form], *, aligned: bool) -> tuple[
     return (rng.choice(forms),) if aligned else tuple(rng.sample(forms, len(forms)))
 
 
+@checked
 def write(
     model: HookedModel,
     about: About,
