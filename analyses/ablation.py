@@ -27,6 +27,7 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS, replacements
+from interp.arguments import checked, whole_number
 from interp.command import study_command
 from interp.components import STAGES, Component, check_apart, components, in_words, one_after_another, replaced, steps
 from interp.edits import Edit, Variant
@@ -63,6 +64,7 @@ MOST_BARS = 20
 MOST_OPERATIONS, FEWEST, MOST_AGAIN, MOST_OTHERS = 1.8e12, 4, 6, 8
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -115,7 +117,7 @@ def run(
     pairs = pairs.to(model.device)
     kinds = _listed(kind)
     parts = components(model, None if site is None else _listed(site), only)
-    numbers = steps(cumulative, len(parts))
+    numbers, draws = steps(cumulative, len(parts)), whole_number("draws", draws, least=0)
     if numbers:
         check_apart(parts)
     chosen = _evenly(len(pairs), measured)
@@ -165,9 +167,7 @@ def _listed(words: str | Sequence[str]) -> list[str]:
 
 
 def _evenly(total: int, measured: int | None) -> list[int]:
-    if measured is not None and measured < 1:
-        raise InterpError(f"measured must be a number of prompts, at least 1, not {measured!r}")
-    count = min(measured or total, total)
+    count = total if measured is None else min(total, whole_number("measured, of prompts,", measured, least=1))
     return [at * total // count for at in range(count)]
 
 

@@ -25,9 +25,10 @@ import click
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import checked
 from interp.command import study_command
 from interp.edits import Variant
-from interp.errors import InterpError, unknown
+from interp.errors import InterpError, check_choice
 from interp.glyphs import visible
 from interp.granularity import (
     AXES,
@@ -79,6 +80,7 @@ VARIES = "…"
 MOST_ROWS, MOST_PANELS = 24, 9
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -126,6 +128,7 @@ def run(
     return described(frame.assign(direction=direction), pairs)
 
 
+@checked
 def plan(
     model: HookedModel,
     pairs: PromptPairs,
@@ -151,13 +154,13 @@ def _cells(
     direction: str,
 ) -> tuple[list[Variant], dict[str, Any]]:
     """A variant for every cell, and the two sides of the sweep."""
-    if direction not in DIRECTIONS:
-        raise unknown("direction", direction, DIRECTIONS)
+    check_choice("direction", direction, DIRECTIONS)
     sites, axes = asked(site, by, granularity, model=model, pairs=pairs)
     base, source = DIRECTIONS[direction]
     return variants(model, pairs, site=sites, by=axes), {"base": base, "source": source}
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every cell over prompts with intervals and corrected p, the largest magnitudes first."""
     table = stats.tested(frame, by=cell_columns(frame), value="effect", rounding=of_effect(frame))
@@ -178,6 +181,7 @@ def _shared(frame: pd.DataFrame, column: str, name: str) -> dict[int, str]:
     }
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """The map of the mean effects, a panel for every site; blue restores the source run's answer.
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import checked
 from interp.cache import ActivationCache
 from interp.command import study_command
 from interp.components import Component, components
@@ -43,6 +44,7 @@ DARKEST = 0.98
 SHARE = "share of hidden attention"
 
 
+@checked
 @torch.no_grad()
 def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None = None) -> pd.DataFrame:
     """Attention probabilities of some heads on the clean prompts.
@@ -140,6 +142,7 @@ def _hidden(
     }
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean attention from role to role, over prompts, with intervals; the strongest links first."""
     named = frame[(frame["query_role"] != "") & (frame["key_role"] != "")].assign(metric="attention")
@@ -160,6 +163,7 @@ def _names(frame: pd.DataFrame) -> pd.Series[str]:
     return "L" + frame["layer"].astype(str) + "H" + frame["head"].astype(str)
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """The patterns of the first prompt, one panel a head; of many heads, those with the strongest links."""
     own = _own(frame)

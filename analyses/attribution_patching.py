@@ -26,6 +26,7 @@ import click
 
 from interp import figures, stats
 from interp.agreement import agreement, choose, means, ranked, tabulated, told
+from interp.arguments import checked
 from interp.command import study_command
 from interp.edits import Variant
 from interp.errors import InterpError, unknown
@@ -78,6 +79,7 @@ RECURRENCE = ("conv", "delta", "B", "C", "state", "gate")
 SHOWN = 20
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -180,6 +182,7 @@ def _cells(
     return [variant for name in named for variant in neurons(model, name)]
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean estimated effect of every cell over prompts with intervals, the exact one beside it, largest first.
 
@@ -188,11 +191,13 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return ranked(frame, cell_columns(frame))
 
 
+@checked
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
     """How estimates and exact effects agree, as `interp.agreement.agreement` has it."""
     return agreement(frame, by=cell_columns(frame), n_cells=int(frame["cells"].iloc[0]))
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """The mean estimated effects: a map of layers by heads, positions or roles, a panel for every site.
 

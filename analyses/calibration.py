@@ -29,9 +29,10 @@ import numpy as np
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS
+from interp.arguments import checked
 from interp.command import check_folder, refusals, show
 from interp.compiler import Build
-from interp.errors import unknown
+from interp.errors import check_choice
 from interp.graph import Graph
 from interp.identities import facts
 from interp.known import KNOWN, Known, truth
@@ -61,11 +62,11 @@ def build_models(names: Sequence[str] | None = None, *, seed: int = 0) -> list[K
         UnknownName: a circuit that is not in `interp.known.KNOWN`.
     """
     for name in names or ():
-        if name not in KNOWN:
-            raise unknown("known circuit", name, KNOWN)
+        check_choice("known circuit", name, KNOWN)
     return [KNOWN[name](seed=seed, **build) for name in names or KNOWN for build in BUILDS]
 
 
+@checked
 def run(
     *,
     models: Sequence[Known] | None = None,
@@ -101,8 +102,7 @@ def run(
     chosen = [get_method(method) for method in methods] if methods is not None else list(METHODS)
     kinds = list(ablations) if ablations is not None else list(ABLATIONS)
     for ablation in kinds:
-        if ablation not in ABLATIONS:
-            raise unknown("ablation", ablation, ABLATIONS)
+        check_choice("ablation", ablation, ABLATIONS)
     known_models = build_models(seed=seed) if models is None else models
     rows = []
     steps = len(known_models) * len(kinds) * (1 + len(chosen))
@@ -153,6 +153,7 @@ def ranked(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([frame, precise.assign(metric="rank", value=rank)], ignore_index=True)
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean of each method under each ablation with its interval; `n` counts models, which are what is drawn again."""
     return stats.summarise(ranked(frame), by=["kind", "method", "ablation", "metric"])
@@ -172,6 +173,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
     return joined.sort_values(order, ascending=[True, True, False], kind="stable", ignore_index=True)
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Average precision of every method under every ablation: those that score edges, then those that score nodes."""
     order = [method.name for method in METHODS]

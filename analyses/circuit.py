@@ -29,13 +29,14 @@ import torch
 
 from interp import figures
 from interp.ablations import ABLATIONS
+from interp.arguments import checked, real_number, whole_number
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit, origin, random_circuits
 from interp.command import check_folder, study_command
 from interp.diagram import edge_table
 from interp.discovery import RANKS, SELECTIONS, acdc, circuits
 from interp.edge_scores import eap, eap_ig
-from interp.errors import unknown
+from interp.errors import check_choice
 from interp.faithfulness import areas, completeness, edge_counts, faithfulness, minimality
 from interp.gradients import AnyMetric
 from interp.graph import Graph
@@ -61,6 +62,7 @@ SLIGHT = 0.01  # of the model's faithfulness: a node that never matters more is 
 TABLE = ["method", "selection", "rank", "fraction", "n_taken", "n_edges", "n_nodes", "draw"]
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -113,6 +115,7 @@ def run(
         ConfigError: sizes that are none.
         InterpError: a model without split inputs, a metric without a gradient.
     """
+    draws = whole_number("draws", draws, least=0)
     search = Search(method, steps, selection, rank, tau, candidates)
     options = {"ablation": ablation, "metric": metric, "seed": seed, "max_memory": max_memory}
     find_on, run_on = _halves(pairs)
@@ -134,8 +137,10 @@ class Search:
     candidates: int = 500
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
+        check_choice("method", self.method, METHODS)
+        for name, least in (("steps", 1), ("candidates", 1)):
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least=least))
+        object.__setattr__(self, "tau", real_number("tau", self.tau, least=0))
 
 
 def _halves(pairs: PromptPairs) -> tuple[PromptPairs, PromptPairs]:

@@ -29,6 +29,7 @@ import click
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import checked
 from interp.command import check_folder, refusals, show
 from interp.edits import Edit, Variant
 from interp.gpt import GPT
@@ -47,8 +48,7 @@ if TYPE_CHECKING:
 
     from interp.canvas import Figure
 
-SITES = {"attention": ("resid_pre", "k", "v"), "mamba": ("resid_pre", "conv", "state")}
-"""What is patched in each kind of model."""
+SITES = {"attention": ("resid_pre", "k", "v"), "mamba": ("resid_pre", "conv", "state")}  # what is patched
 
 STRONGEST, RANDOM = "strongest", "random"
 OTHER_LAYER, OWN, HEAD, ELSEWHERE = "other layer", "value's own", "the head", "the head elsewhere"
@@ -66,6 +66,7 @@ ACCURACY = Metric("accuracy", _is_top, "1 where the right answer is the likelies
 LOGIT_DIFF = METRICS["logit_diff"]
 
 
+@checked
 def run(
     models: Mapping[str, GPT] | None = None,
     *,

@@ -25,10 +25,11 @@ import click
 from interp import figures, stats
 from interp.ablations import ABLATIONS
 from interp.agreement import agreement, choose, means, ranked, tabulated, told
+from interp.arguments import checked
 from interp.command import study_command
 from interp.config import ModelConfig
 from interp.edge_scores import eap_ig, exact
-from interp.errors import unknown
+from interp.errors import check_choice
 from interp.gradients import AnyMetric
 from interp.graph import Graph
 from interp.metrics import get_metric
@@ -52,6 +53,7 @@ NODE = re.compile(r"([ams])(\d+)(?:\.(h|kv)(\d+)(?:<(\w)>)?)?")
 SHOWN = 20
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -93,8 +95,7 @@ def run(
         UnknownName: a method, an ablation, a metric that does not exist or has no gradient.
         InterpError: a model without split inputs, what `interp.sweep` refuses; SweepInterrupted as there.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
+    check_choice("method", method, METHODS)
     graph, pairs = Graph.of(model), pairs.to(model.device)
     path = METHODS[method]
     scores = eap_ig(
@@ -144,6 +145,7 @@ def _edge(graph: Graph, sender: int, receiver: int) -> dict[str, Any]:
     return dict(zip(EDGE, ends, strict=True))
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean estimated effect of every edge over prompts with intervals, the exact one beside it, largest first.
 
@@ -152,11 +154,13 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return ranked(frame, [*(name for name in ("method", "ablation") if name in frame), *EDGE])
 
 
+@checked
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
     """How estimates and exact effects agree, as `interp.agreement.agreement` has it."""
     return agreement(frame, by="edge", n_cells=int(frame["cells"].iloc[0]))
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """The edges with the largest estimates: the estimate of each, and where it was measured its exact effect."""
     import pandas as pd

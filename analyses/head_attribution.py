@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import checked, whole_number
 from interp.cache import ActivationCache
 from interp.command import study_command
-from interp.errors import InterpError, unknown
+from interp.errors import check_choice
 from interp.gpt import GPT
 from interp.metrics import logit_weights
 from interp.model import HookedModel
@@ -45,6 +46,7 @@ MIXERS = ("ssm_head", "channel", "mixer")  # kinds that a state-space layer's ro
 CHANNELS = 12
 
 
+@checked
 @torch.no_grad()
 def run(
     model: HookedModel, pairs: PromptPairs, *, metric: str = "logit_diff", channels: int = CHANNELS
@@ -71,10 +73,8 @@ def run(
     """
     import pandas as pd
 
-    if metric not in METRICS:
-        raise unknown("metric of head attribution", metric, METRICS)
-    if channels < 0:
-        raise InterpError(f"channels must be a number of channels, 0 or more, not {channels}")
+    check_choice("metric of head attribution", metric, METRICS)
+    channels = whole_number("channels", channels, least=0)
     cfg = model.cfg
     pairs = pairs.to(model.device)
     ends = ("hook_embed", "hook_pos_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out", "ln_final.hook_scale")
@@ -194,6 +194,7 @@ def _of_mixers(
     return labels, values
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over prompts with intervals and corrected p, the largest magnitudes first."""
     own = [name for name in ("head", "ssm_head", "channel") if name in frame]
@@ -201,6 +202,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Heads as a grid, layer by head; without any those of state-space layers, channels with rows, or whole layers."""
     kinds = set(frame["kind"])

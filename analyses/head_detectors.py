@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from interp import figures, stats
+from interp.arguments import checked, resamples, whole_number
+from interp.arguments import seed as check_seed
 from interp.command import study_command
 from interp.glyphs import visible
 from interp.gpt import GPT
@@ -56,6 +58,7 @@ HIDDEN = (
 )
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs | None = None,
@@ -99,6 +102,7 @@ def run(
     return measured(Material(model, pairs, n, length, seed, bos, effective), detectors, sources, progress=progress)[0]
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean scores of every head with intervals, those that are furthest beyond their control first.
 
@@ -126,6 +130,7 @@ def _name(row: Any) -> str:
     return f"L{row.layer}H{row.head}" if hasattr(row, "head") else f"L{row.layer}S{row.ssm_head}"
 
 
+@checked
 def agreement(frame: pd.DataFrame, *, top: int = TOP, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Do two sources put the same heads first?
 
@@ -144,6 +149,7 @@ def agreement(frame: pd.DataFrame, *, top: int = TOP, n_resamples: int = 2000, s
     import pandas as pd
     from scipy.stats import spearmanr
 
+    top, n_resamples, seed = whole_number("top", top, least=1), resamples(n_resamples), check_seed(seed)
     means = frame.groupby(["detector", "source", "layer", _axis(frame)], sort=False)["effect"].mean().unstack("source")
     rows = []
     for detector in dict.fromkeys(frame["detector"]):
@@ -183,6 +189,7 @@ def _interval(one: stats.Array, other: stats.Array, n_resamples: int, seed: int)
     return float(low), float(high)
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Every head's score as each kind of head: patterns above weights; the task alone where there is nothing else."""
     shown = frame[frame["source"] != "task"]

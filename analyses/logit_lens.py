@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from interp import figures, lens
+from interp.arguments import checked
 from interp.command import study_command
 from interp.glyphs import visible
 from interp.model import HookedModel
@@ -33,6 +34,7 @@ DEPTH = Axis("depth", title="layer")
 ANSWER = {"prob": "probability of the right answer", "logit_diff": "logit difference"}
 
 
+@checked
 def run(model: HookedModel, pairs: PromptPairs, *, pos: str = "last", top: int = 5) -> pd.DataFrame:
     """Read every layer and sub-layer of the clean prompts through the unembedding.
 
@@ -57,6 +59,7 @@ def run(model: HookedModel, pairs: PromptPairs, *, pos: str = "last", top: int =
     return frame.drop(columns="lens")
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over prompts at the last position for every depth, with intervals; `top_token` is the first prompt's."""
     table = lens.summary(frame.assign(lens="logit")).drop(columns="lens")
@@ -75,6 +78,7 @@ def top_tokens(frame: pd.DataFrame) -> pd.DataFrame:
     return wide.reset_index()
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """With every position the table of top tokens of the first prompt, else the answer's standing by depth."""
     every = bool((frame.groupby("prompt")["pos"].nunique() > 1).any())

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import checked, entries, is_whole, one_of_layers, shown
 from interp.command import study_command
 from interp.directions import Where, states
 from interp.edits import Edit, Variant
-from interp.errors import PromptError, UnknownName, unknown
+from interp.errors import PromptError, UnknownName, check_choice
 from interp.granularity import PLACES, cut_by, described, variants
 from interp.hooks import HookPoint
 from interp.metrics import METRICS, Metric
@@ -74,6 +75,7 @@ class Target:
     at: int
 
 
+@checked
 def target_prompt(
     model: HookedModel, pairs: PromptPairs, target: str | Sequence[int] = "next", at: int | None = None
 ) -> Target:
@@ -104,11 +106,14 @@ def target_prompt(
         if at is None and not marked:
             raise PromptError(f"the target {target!r} has no placeholder {PLACEHOLDER!r}: write one, or say where: at=")
         place = marked[-1] if at is None else at
-    if not -len(ids) <= place < len(ids):
-        raise PromptError(f"the placeholder at {place} is outside the target prompt, which has {len(ids)} tokens")
-    return Target(tuple(ids), place % len(ids))
+    if not is_whole(place) or not -len(ids) <= place < len(ids):
+        raise PromptError(
+            f"the placeholder at {shown(place)} is outside the target prompt, which has {len(ids)} tokens"
+        )
+    return Target(tuple(ids), int(place) % len(ids))
 
 
+@checked
 @torch.no_grad()
 def run(
     model: HookedModel,
@@ -156,9 +161,9 @@ def run(
     goal = target_prompt(model, pairs, target, at)
     if isinstance(by, EllipsisType):
         by = "role" if pairs.role_names else None
-    for layer in layers or ():
-        if not 0 <= layer < model.cfg.n_layers:
-            raise UnknownName(f"layer {layer} is not one of this model's layers, 0 to {model.cfg.n_layers - 1}")
+    n_layers = model.cfg.n_layers
+    layers = None if layers is None else entries("layer", layers, n_layers, refuse=UnknownName)
+    target_layer = None if target_layer is None else one_of_layers(target_layer, n_layers, "target_layer")
     cells = variants(model, pairs, site=SITE, by=by)
     cells = [cell for cell in cells if layers is None or cell.labels["layer"] in layers]
     if not cells:
@@ -211,8 +216,7 @@ def _readings(model: HookedModel, read: str | Sequence[str] | None) -> tuple[str
         return tuple(READINGS) if tokens else ("answer",)
     names = tuple(part.strip() for part in read.split(",")) if isinstance(read, str) else tuple(read)
     for name in names:
-        if name not in READINGS:
-            raise unknown("reading", name, READINGS)
+        check_choice("reading", name, READINGS)
     if "token" in names and not tokens:
         raise PromptError(
             f"this model has {model.cfg.d_vocab} tokens and {model.cfg.d_vocab_out} answers, so that it cannot say a "
@@ -242,6 +246,7 @@ def _shown(model: HookedModel, token: int) -> str:
     return str(token) if model.tokenizer is None else model.tokenizer.str_tokens([token])[0]
 
 
+@checked
 @torch.no_grad()
 def said(
     model: HookedModel, state: Tensor, goal: Target, layers: Sequence[int], *, max_new_tokens: int = NEW_TOKENS
@@ -275,6 +280,7 @@ def said(
     return found[:, tokens.shape[1] :]
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean probability of what is looked for at every layer and place, with intervals, the largest first.
 
@@ -288,6 +294,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Of states by position the table of likeliest tokens of the first prompt, else the probabilities by layer."""
     if "pos" in frame and (frame["metric"] == TOP_PROB.name).any():

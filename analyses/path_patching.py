@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +29,10 @@ import click
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import checked, is_whole, shown
 from interp.command import study_command
 from interp.edits import Variant
-from interp.errors import InterpError, unknown
+from interp.errors import InterpError, PromptError, check_choice
 from interp.granularity import effect_label
 from interp.graph import READS, Graph, Node, n_heads
 from interp.metrics import Metric
@@ -59,6 +60,7 @@ MOST_ROWS, LONGEST = 20, 40
 MOST_PROMPTS, MOST_QUERIES, MOST_SET, MOST_OPERATIONS = 16, 8, 6, 2e12
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -100,8 +102,7 @@ def run(
     """
     import pandas as pd
 
-    if direction not in DIRECTIONS:
-        raise unknown("direction", direction, DIRECTIONS)
+    check_choice("direction", direction, DIRECTIONS)
     base, source = DIRECTIONS[direction]
     graph, pairs = Graph.of(model), pairs.to(model.device)
     ends, starts = parse_receivers(receivers, graph, model), parse_senders(senders, graph)
@@ -157,14 +158,19 @@ def _places(pos: int | str | Sequence[int | str] | None) -> list[dict[str, int |
     """The label of every place: a position, a role, or nothing for all positions at once."""
     if pos is None:
         return [{}]
-    given = pos.split(",") if isinstance(pos, str) else [pos] if isinstance(pos, int) else pos
+    given: list[Any] = [pos]
+    if isinstance(pos, Iterable) and not is_whole(pos):
+        given = pos.split(",") if isinstance(pos, str) else list(pos)
     found: list[dict[str, int | str]] = []
     for one in given:
-        text = str(one).strip()
+        if not isinstance(one, str) and not is_whole(one):
+            raise PromptError(f"pos must be a position, a role, or several of them, not {shown(pos)}")
+        text = str(one).strip() if isinstance(one, str) else str(int(one))
         found.append({"pos": int(text)} if text.lstrip("-").isdecimal() else {"role": text})
     return found
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every path over prompts with intervals and p, the largest magnitudes first.
 
@@ -175,6 +181,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Heads as a grid, layer by head, a panel for every receiver; blue moves the answer to that of the source run.
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from interp import figures, stats
+from interp.arguments import checked
 from interp.command import study_command
 from interp.contrasts import CONTRASTS, contrast
 from interp.directions import states
@@ -49,6 +50,7 @@ HEADS = (("attn", "z", "head", "head"), ("mamba2", "gated", "ssm_head", "state-s
 SHUFFLES = 1  # in a report
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -117,6 +119,7 @@ def run(
     return frame[[name for name in frame if name not in last] + last]
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean scores of every cell over prompts with intervals, those that are furthest beyond the control first.
 
@@ -134,6 +137,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["metric", "effect"], ascending=[True, False], kind="stable", ignore_index=True)
 
 
+@checked
 def plot(frame: pd.DataFrame, *, metric: str = "accuracy") -> Figure:
     """Held-out scores by layer, a line for every role beside the control; of heads and positions a map of effects."""
     table = summary(frame)

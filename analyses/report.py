@@ -24,6 +24,7 @@ import torch
 
 import analyses
 from interp import behaviour as doing
+from interp.arguments import checked
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, unknown
 from interp.glyphs import visible
@@ -79,6 +80,7 @@ class Story:
         self.findings += findings[:1]
 
 
+@checked
 def chosen_studies(names: Sequence[str] | None = None) -> list[ModuleType]:
     """The modules of this package that have a section in a report, in the order of the story.
 
@@ -109,6 +111,7 @@ def _order(module: ModuleType) -> int:
     return getattr(module, "ORDER", 0)
 
 
+@checked
 def write(
     task: str,
     source: Any = "smollm2-135m",

@@ -14,7 +14,7 @@ Source: Turner et al. 2023 ("Steering Language Models With Activation Engineerin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,13 @@ import torch
 from torch import Tensor
 
 from interp import figures, stats
+from interp.arguments import checked, entries, real_number, shown
+from interp.arguments import seed as check_seed
 from interp.command import study_command
 from interp.contrasts import CONTRASTS, Contrast, contrast
 from interp.directions import Direction, Where, between, states, steer
 from interp.edits import Edit, Variant
-from interp.errors import ConfigError, PromptError, unknown
+from interp.errors import ConfigError, PromptError, UnknownName, check_choice
 from interp.metrics import Metric
 from interp.model import HookedModel
 from interp.probing import Probe, rows_of
@@ -55,6 +57,7 @@ NEW_TOKENS = 8
 Array = np.ndarray[Any, np.dtype[np.int64]]
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -102,12 +105,12 @@ def run(
     """
     import pandas as pd
 
-    if add not in ADDED:
-        raise unknown("way to add", add, ADDED)
-    if not len(strengths):
-        raise ConfigError("steering needs at least one strength, such as strengths=[1.0]")
+    check_choice("way to add", add, ADDED)
+    if isinstance(strengths, str) or not isinstance(strengths, Iterable) or not len(list(strengths)):
+        raise ConfigError(f"steering needs at least one strength, such as strengths=[1.0], not {shown(strengths)}")
+    strengths, seed = [real_number("strength", one) for one in strengths], check_seed(seed)
     told, pairs, kept = _pulled(contrast(model, pairs, label, labels=labels, most=2), pairs)
-    every = range(model.cfg.n_layers) if layers is None else list(layers)
+    every = entries("layer", layers, model.cfg.n_layers, refuse=UnknownName)
     vectors = held_out_vectors(model, pairs, told, site, [{"layer": layer, "pos": pos} for layer in every], seed=seed)
     others = _neutral(model, pairs, neutral, seed)
     turn = torch.arange(len(others)) % len(pairs)  # neutral prompts take the pairs' vectors in turn
@@ -200,6 +203,7 @@ def _neutral(
     return PromptPairs.from_tokens(rows, answers=pairs.answer_sets or pairs.answers, name="neutral")
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect on held-out prompts, and mean divergence on neutral ones, of every layer, strength and vector.
 
@@ -230,6 +234,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Effect and divergence by layer: a line for every strength, and the random vectors at the largest."""
     table = summary(frame)

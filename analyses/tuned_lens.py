@@ -20,6 +20,7 @@ import click
 
 from interp import figures, stats, texts
 from interp import lens as lenses
+from interp.arguments import checked
 from interp.command import study_command
 from interp.errors import InterpError
 from interp.glyphs import visible
@@ -46,6 +47,7 @@ LEAST = 1e-9  # below it a logarithmic scale shows nothing that matters
 WRITTEN = "generated"
 
 
+@checked
 def run(
     model: HookedModel,
     pairs: PromptPairs,
@@ -125,12 +127,14 @@ def _layer(name: str) -> int:
     return int(name.split(".")[1])
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over prompts at the last position for every lens and depth, with intervals."""
     table = lenses.summary(frame)
     return table.assign(top_token=[visible(token) for token in table["top_token"]])
 
 
+@checked
 def plot(frame: pd.DataFrame) -> Figure:
     """With every position the table of top tokens of the first prompt, else both lenses by depth."""
     every = bool((frame.groupby("prompt")["pos"].nunique() > 1).any())
@@ -163,6 +167,7 @@ def plot_table(frame: pd.DataFrame) -> Figure:
     return figures.lens_table(first.assign(layer=rows), y=Axis("layer", values=list(dict.fromkeys(rows))))
 
 
+@checked
 def compared(lens: TunedLens) -> pd.DataFrame:
     """By how many nats the tuned lens is nearer to the output than the logit lens on held-out text, layer by layer.
 

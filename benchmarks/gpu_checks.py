@@ -289,6 +289,9 @@ def device_tests(options: argparse.Namespace, until: float) -> Iterator[Result]:
     failures = re.findall(r"^(?:FAILED|ERROR) (.*)$", told, flags=re.M)
     if not right:
         print(told[-6000:], file=sys.stderr)
-    yield {"row": "tests", "verdict": "ok" if right else "wrong", **counted, **({"which": failures} if failures else {})}
-
-
+    yield {
+        "row": "tests",
+        "verdict": "ok" if right else "wrong",
+        **counted,
+        **({"which": failures} if failures else {}),
+    }

@@ -79,7 +79,11 @@ class Loop:
         model, n = self.model, len(self.pairs)
         hooks = []
         for layer in range(model.cfg.n_layers):
-            here = [(at, self.cells.places[cell][1]) for at, cell in enumerate(chosen) if self.cells.places[cell][0] == layer]
+            here = [
+                (at, self.cells.places[cell][1])
+                for at, cell in enumerate(chosen)
+                if self.cells.places[cell][0] == layer
+            ]
             if here:
                 hooks.append((self.names[layer], self._patch(layer, here)))
         with attached(model.hook_dict, hooks):
@@ -165,7 +169,9 @@ def measure(model: GPT, cells: Cells, options: argparse.Namespace) -> Result:
     seconds = {name: statistics.median(times) for name, times in interleaved(
         {"sweep": sweep, "loop": forwards, "product": product}, 2 if options.small else 3
     ).items()}  # fmt: skip
-    apart = max(float(np.abs(value.double().cpu().numpy() - found["values"][cell]).max()) for cell, value in found["loop"])
+    apart = max(
+        float(np.abs(value.double().cpu().numpy() - found["values"][cell]).max()) for cell, value in found["loop"]
+    )
     scale = float(model(pairs.corrupt)[:, -1].float().abs().max())
     memory, waits = peak(sweep, device), host_waits(sweep, device)
     operations = executed(sweep)

@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import InterpError, PromptError, unknown
+from interp.arguments import checked
+from interp.arguments import seed as check_seed
+from interp.errors import InterpError, PromptError, check_choice
 from interp.model import HookedModel
 from interp.pairing import check_side
 from interp.prompts import PromptPairs
@@ -35,6 +37,7 @@ ABLATIONS = {
 }
 
 
+@checked
 @torch.no_grad()
 def replacements(
     model: HookedModel,
@@ -65,8 +68,7 @@ def replacements(
 
     Source: see the module.
     """
-    if kind not in ABLATIONS:
-        raise unknown("ablation", kind, ABLATIONS)
+    check_choice("ablation", kind, ABLATIONS)
     check_side(run)
     pairs = pairs.to(model.device)
     wanted = list(dict.fromkeys(names))
@@ -99,7 +101,7 @@ def resampled(pairs: PromptPairs, seed: int = 0) -> Tensor:
     Raises:
         PromptError: a prompt whose length no other has.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(check_seed(seed))
     partner = torch.empty(len(pairs), dtype=torch.int64)
     for length in pairs.lengths.unique().tolist():
         among = torch.nonzero(pairs.lengths.cpu() == length).flatten()

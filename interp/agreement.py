@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp import stats
+from interp.arguments import as_numbers, checked, real_number, resamples, share, whole_number
+from interp.arguments import seed as check_seed
 from interp.errors import InterpError, unknown
 from interp.rounding import of_effect, quotient
 from interp.run_values import RunValues
@@ -33,6 +35,7 @@ TOP, RANDOM = "top", "random"
 LEAST = 0.1
 
 
+@checked
 def choose(estimates: Any, n: int, *, seed: int = 0) -> dict[int, str]:
     """Which cells to measure: half of them those with the largest estimates, half at random among the others.
 
@@ -50,13 +53,12 @@ def choose(estimates: Any, n: int, *, seed: int = 0) -> dict[int, str]:
     >>> choose([0.1, -3.0, 0.2, 0.0], 2)
     {1: 'top', 3: 'random'}
     """
-    if n < 1:
-        raise InterpError(f"a sample needs at least one cell, not {n}")
-    sizes = np.abs(np.nan_to_num(np.asarray(estimates, dtype=np.float64)))
+    n = whole_number("sample", n, least=1)
+    sizes = np.abs(np.nan_to_num(as_numbers("estimates", estimates)))
     order = np.argsort(-sizes, kind="stable")
     n_top = min((n + 1) // 2, len(order))
     rest = order[n_top:]
-    drawn = np.random.default_rng(seed).permutation(len(rest))[: n - n_top]
+    drawn = np.random.default_rng(check_seed(seed)).permutation(len(rest))[: n - n_top]
     chosen = {int(at): TOP for at in order[:n_top]} | {int(at): RANDOM for at in rest[drawn]}
     return dict(sorted(chosen.items()))
 
@@ -93,7 +95,7 @@ def tabulated(
     n_cells, n_prompts = estimates.shape
     measured = np.full(estimates.shape, np.nan)
     measured[list(chosen)] = exact
-    largest = np.argsort(-np.abs(estimates.mean(1)), kind="stable")[:most]
+    largest = np.argsort(-np.abs(estimates.mean(1)), kind="stable")[: whole_number("most", most, least=0)]
     kept = sorted({*largest.tolist(), *chosen})
     named = pd.DataFrame([{**labels(at), "sample": chosen.get(at, "")} for at in kept])
     base, source, rounding = (np.tile(run.detach().double().cpu().numpy(), len(kept)) for run in runs)
@@ -113,6 +115,7 @@ def tabulated(
     )
 
 
+@checked
 def ranked(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
     """Mean estimated effect of every cell over prompts with intervals, the exact one beside it, largest first.
 
@@ -134,6 +137,7 @@ def ranked(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
+@checked
 def means(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
     """Mean `effect` and `exact_effect` of every cell that was measured, and its `sample`: "top" first, then "random".
 
@@ -146,6 +150,7 @@ def means(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
     return part.groupby([*keys, "sample"], sort=False, dropna=False)[["effect", "exact_effect"]].mean().reset_index()
 
 
+@checked
 def agreement(
     frame: pd.DataFrame,
     by: str | Sequence[str],
@@ -180,6 +185,8 @@ def agreement(
     import pandas as pd
     from scipy import stats as scipy_stats
 
+    confidence, n_resamples, seed = share("confidence", confidence), resamples(n_resamples), check_seed(seed)
+    least, n_cells = real_number("least", least, least=0), whole_number("n_cells", n_cells, least=1)
     keys = [by] if isinstance(by, str) else list(by)
     for column in (*keys, "value", "exact", "sample", "prompt"):
         if column not in frame:
@@ -240,6 +247,7 @@ def agreement(
     ]
 
 
+@checked
 def told(table: pd.DataFrame, what: str = "cells") -> str:
     """What `agreement` found, as a sentence or two; of what it could not find nothing is said.
 
@@ -287,6 +295,8 @@ def most_missed(found: int, drawn: int, left: int, confidence: float = 0.95) -> 
     """
     from scipy import stats as scipy_stats
 
+    drawn, left = whole_number("drawn", drawn, least=0), whole_number("left", left, least=0)
+    found, confidence = whole_number("found", found, least=0, most=drawn), share("confidence", confidence)
     possible = np.arange(left + 1)  # large cells among those that are left
     likely = scipy_stats.hypergeom.cdf(found, left + drawn, possible + found, drawn) > 1 - confidence
     return int(possible[likely].max(initial=0))

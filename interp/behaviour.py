@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from interp import stats
+from interp.arguments import checked
 from interp.errors import InterpError
 from interp.metrics import METRICS, Metric, get_metric, measure
 from interp.model import HookedModel
@@ -58,6 +59,7 @@ class Ability:
         return self.right / self.n
 
 
+@checked
 @torch.no_grad()
 def behaviour(
     model: HookedModel, pairs: PromptPairs, *, metric: str | Metric | Callable[..., Tensor] | None = None
@@ -113,6 +115,7 @@ def _usual(pairs: PromptPairs) -> Metric:
     return METRICS.get(str(name), METRICS["logit_diff"])
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over prompts with intervals, for each side and metric; of `correct` the exact interval of a share."""
     table = stats.summarise(frame, by=["side", "metric"])
@@ -123,6 +126,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+@checked
 def able(frame: pd.DataFrame, *, side: str = "clean") -> Ability:
     """Whether the right answer is above the wrong one more often than by guessing, by an exact binomial test.
 
@@ -146,6 +150,7 @@ def able(frame: pd.DataFrame, *, side: str = "clean") -> Ability:
     return Ability(does, right, n, float(interval.low), float(interval.high), above, below)
 
 
+@checked
 def verdict(frame: pd.DataFrame, name: str) -> str:
     """One sentence: whether the model called `name` does the task, how often, by how much, how sure.
 

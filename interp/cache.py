@@ -15,11 +15,13 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from interp.absent import AbsentModel, alone
-from interp.errors import InterpError, PromptError, UnknownName, unknown
+from interp.arguments import entries, is_whole, one_of_layers, plain, shown
+from interp.errors import InterpError, PromptError, UnknownName, check_choice
 from interp.sites import find_act_name, get_act_name, unknown_site
 
 if TYPE_CHECKING:
@@ -29,20 +31,24 @@ if TYPE_CHECKING:
 WRITERS = {"attn": "hook_attn_out", "mixer": "mixer.hook_out", "mlp": "hook_mlp_out"}
 
 Key = str | tuple[Any, ...]
-PosSlice = int | slice | Sequence[int] | Tensor | None
+PosSlice = int | slice | Sequence[int] | Tensor | np.ndarray[Any, Any] | None
 
 
-def take(value: Tensor, wanted: PosSlice, axis: int) -> Tensor:
-    """`value` at some indices of one axis: an int drops the axis, a slice or a list keeps it, None takes all."""
+def take(value: Tensor, wanted: PosSlice, axis: int, name: str = "pos_slice") -> Tensor:
+    """`value` at some indices of one axis: a number drops the axis, a slice or a list keeps it, None takes all.
+
+    Raises:
+        PromptError: no index, or one outside the axis; `name` is what it was given as.
+    """
     if wanted is None:
         return value
-    if isinstance(wanted, int):
-        return value.select(axis, wanted)
-    if isinstance(wanted, slice):
-        index: list[Any] = [slice(None)] * value.ndim
-        index[axis] = wanted
-        return value[tuple(index)]
-    return value.index_select(axis, torch.as_tensor(wanted, device=value.device))
+    found = entries(name, wanted, value.shape[axis])
+    if is_whole(wanted):
+        return value.select(axis, found[0])
+    steps = range(found[0], found[-1] + 1) if found else range(0)
+    if found == list(steps):  # a view, as a slice without steps gives it
+        return value.narrow(axis, steps.start, len(steps))
+    return value.index_select(axis, torch.tensor(found, device=value.device))
 
 
 def _like_the_cache(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,12 +133,13 @@ class ActivationCache(Mapping[str, Tensor]):
         """The full site name that a key stands for; negative layers count from the last."""
         if isinstance(key, str):
             return key if key in self._tensors else get_act_name(key)
+        if not isinstance(key, tuple) or len(key) not in (2, 3) or not isinstance(key[0], str):
+            raise UnknownName(
+                f"a cache is read by a site's name, alone or with a layer, such as cache['z', 3], not {shown(key)}"
+            )
         site, layer, *kind = key
         if layer is not None:
-            n_layers = self.model.cfg.n_layers
-            if not -n_layers <= layer < n_layers:
-                raise UnknownName(f"layer {layer} is not one of this model's {n_layers} layers (0 to {n_layers - 1})")
-            layer %= n_layers
+            layer = one_of_layers(layer, self.model.cfg.n_layers)
         return find_act_name(site, layer, self.model.hook_dict, *kind)
 
     @_like_the_cache
@@ -166,15 +173,15 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def _layer(self, layer: int | None) -> int:
         n_layers = self.model.cfg.n_layers
-        if layer is None or layer == -1:
+        layer = plain(layer)
+        if layer is None or (is_whole(layer) and layer == -1):
             return n_layers
-        if not 0 <= layer <= n_layers:
-            raise UnknownName(f"layer {layer} is out of range: give 0 to {n_layers}, or -1 for after the last")
-        return layer
+        if not is_whole(layer) or not 0 <= layer <= n_layers:
+            raise UnknownName(f"layer {shown(layer)} is out of range: give 0 to {n_layers}, or -1 for after the last")
+        return int(layer)
 
     def _check_mode(self, mode: str) -> None:
-        if mode not in ("all", *WRITERS):
-            raise unknown("mode", mode, ["all", *WRITERS])
+        check_choice("mode", mode, ["all", *WRITERS])
         there = [kind for kind, site in WRITERS.items() if any(n.endswith(f".{site}") for n in self.model.hook_dict)]
         if mode != "all" and mode not in there:
             raise UnknownName(
@@ -348,7 +355,7 @@ class ActivationCache(Mapping[str, Tensor]):
         if mlp_input and inside and f"blocks.{reader}.hook_mlp_out" not in self.model.hook_dict:
             raise UnknownName(f"layer {reader} has no MLP that could read the residual stream: leave mlp_input out")
         if has_batch_dim and self.has_batch_dim:
-            residual_stack = take(residual_stack, batch_slice, 1)
+            residual_stack = take(residual_stack, batch_slice, 1, "batch_slice")
         norm = self.model.norm_before(reader, mlp_input=mlp_input)
         if norm is None:
             return residual_stack
@@ -358,7 +365,7 @@ class ActivationCache(Mapping[str, Tensor]):
             name = f"blocks.{reader}.ln{1 if first else 2}.hook_scale"
         scale = take(self[name], pos_slice, -2)
         if self.has_batch_dim:
-            scale = take(scale, batch_slice, 0)
+            scale = take(scale, batch_slice, 0, "batch_slice")
         if has_batch_dim and self.has_batch_dim and residual_stack.shape[1:-1] != scale.shape[:-1]:
             raise PromptError(
                 f"a stack of {list(residual_stack.shape)} does not fit the norm's scale {list(scale.shape)}: pass the "

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import shown
 from interp.errors import HookError
 from interp.hooks import HookFunction, HookPoint, by_position
 from interp.reach import Mask, Numbers, Placed, rows_first
@@ -195,19 +196,16 @@ class Changes:
         ]
         value = rows_first(whole, hook.site).contiguous()
         made = function(value, hook)
-        if made is None:  # it may have edited in place
-            made = value
-        if not isinstance(made, Tensor):
+        if made is None:
+            made = value  # which it may have changed in place
+        shape = list(rows_first(whole, hook.site).shape)  # not that of `value`, which a function can resize
+        if not isinstance(made, Tensor) or made.is_complex() or list(made.shape) != shape:
+            given = f"{list(made.shape)} {made.dtype}" if isinstance(made, Tensor) else shown(made)
             raise HookError(
-                f"the function of an edit at {hook.name!r} returned {type(made).__name__}, expected a tensor"
+                f"the function of an edit at {hook.name!r} returned {given}, expected [{', '.join(hook.site.axes)}] = "
+                f"{shape} {value.dtype}: what it was given, of one variant"
             )
-        try:
-            return rows_first(made.expand_as(value), hook.site)
-        except RuntimeError as error:
-            raise HookError(
-                f"the function of an edit at {hook.name!r} returned {list(made.shape)}, which does not broadcast to "
-                f"{list(value.shape)} = [{', '.join(hook.site.axes)}]"
-            ) from error
+        return rows_first(made, hook.site)
 
 
 def _of_equal_number(inner: list[Numbers | None]) -> list[tuple[Any, list[Numbers | None]]]:

@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import offset_copy
 
+from interp.arguments import checked
 from interp.canvas import INK, MUTED, OKABE_ITO, RULE, SMALL, TEXT_WIDTH, Figure, blank, explained, styled
 from interp.errors import InterpError
 from interp.glyphs import drawable, width, written
@@ -50,6 +51,7 @@ POSITIVE, NEGATIVE = "#2f79b5", "#b3392f"
 Edges = tuple[str, str]
 
 
+@checked
 @styled()
 def lines(
     frame: pd.DataFrame,
@@ -114,6 +116,7 @@ def lines(
     return explained(chart.figure, frame)
 
 
+@checked
 @styled()
 def bars(
     frame: pd.DataFrame,

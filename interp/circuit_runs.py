@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from interp.ablations import replacements
+from interp.arguments import byte_budget, checked
 from interp.attention import PastKeyValues
 from interp.circuits import Circuit
 from interp.config import MAMBAS, ModelConfig
@@ -43,6 +44,7 @@ COPIES = 5  # of the residual stream for every reader: repeated, changed, normal
 CHANNELS = 12  # numbers that a state-space layer holds at a time, for each of its channels
 
 
+@checked
 @torch.no_grad()
 def run_circuits(
     model: HookedModel,
@@ -87,6 +89,7 @@ def run_circuits(
     masks = _masks(circuits, graph)
     check_answers(pairs.answer_table, model.cfg.d_vocab_out)
     pairs = pairs.to(model.device)
+    max_memory = byte_budget(max_memory)
     budget = free_memory(model.device) if max_memory is None else max_memory
     instead = replacements(model, pairs, graph.sender_sites, ablation, run=ablated_side, seed=seed)
     values = torch.full((len(masks), len(pairs)), torch.nan, dtype=torch.float64)

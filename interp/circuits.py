@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import checked, is_whole, shown, whole_number
+from interp.arguments import seed as check_seed
 from interp.errors import InterpError
 from interp.fingerprint import fingerprint
 from interp.graph import Graph, Node
@@ -101,6 +103,7 @@ class Circuit:
         """The edges of both."""
         return Circuit(self.graph, self.edges & self._same(other).edges, found={"shared by": _both(self, other)})
 
+    @checked
     def compare(self, other: Circuit) -> dict[str, float]:
         """How much of this circuit another one has.
 
@@ -126,6 +129,7 @@ class Circuit:
         method = f", found by {self.found['method']}" if "method" in self.found else ""
         return f"Circuit({self.n_edges} of {self.graph.n_edges} edges, {len(self.nodes)} nodes{method})"
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the circuit as JSON, whole or not at all; `load` reads it back.
 
@@ -139,6 +143,7 @@ class Circuit:
         return path
 
     @classmethod
+    @checked
     def load(cls, path: str | Path, model: HookedModel) -> Circuit:
         """The circuit that `save` wrote, for a model of the same architecture; its weights may be others.
 
@@ -188,6 +193,7 @@ class Circuit:
         }
 
 
+@checked
 def origin(model: HookedModel, **facts: Any) -> dict[str, Any]:
     """What a circuit's `found` should say of the model, by name and by the SHA-256 of its configuration and weights.
 
@@ -261,6 +267,7 @@ def on_paths(graph: Graph, edges: Tensor) -> Tensor:
     return torch.from_numpy(table & reached[:, None] & used)
 
 
+@checked
 def random_circuits(graph: Graph, n: int, draws: int, *, seed: int = 0) -> Iterator[Circuit]:
     """Circuits of n edges drawn at random, all of them on paths from the embedding to the logits.
 
@@ -277,8 +284,9 @@ def random_circuits(graph: Graph, n: int, draws: int, *, seed: int = 0) -> Itera
     Raises:
         InterpError: more edges than there are.
     """
-    if not 0 <= n <= graph.n_edges:
-        raise InterpError(f"a circuit of {n} edges cannot be drawn: this model has {graph.n_edges}")
+    if not is_whole(n) or not 0 <= n <= graph.n_edges:
+        raise InterpError(f"a circuit of {shown(n)} edges cannot be drawn: this model has {graph.n_edges}")
+    n, draws, seed = int(n), whole_number("draws", draws, least=0), check_seed(seed)
     for draw in range(draws):
         rng = np.random.default_rng([seed, n, draw])
         yield Circuit(graph, torch.from_numpy(_drawn(graph, n, rng)), found={"method": "random", "draw": draw})

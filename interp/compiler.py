@@ -22,14 +22,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interp.arguments import checked, real_number, whole_number
+from interp.arguments import seed as check_seed
 from interp.config import ModelConfig
 from interp.context import make_context
-from interp.errors import ConfigError, unknown
+from interp.errors import ConfigError, check_choice, unknown
 from interp.gpt import GPT
 from interp.steps import Gate, Head, Offset, Read, Step, neurons, schedule, score_channels, width, with_positions
 
 NORMS = (None, "LN", "RMS")
 POSITIONS = ("standard", "rotary")
+IDLE = ("idle_heads", "idle_neurons")
 ROTARY_DIM, ROTARY_BASE = 16, 6.0  # angles fast enough to tell neighbours apart, and too many to come round together
 BALLAST = 2.0  # a constant in the stream of models with norms, so that their scale differs less between positions
 
@@ -50,6 +53,7 @@ class Build:
 
     Raises:
         UnknownName: a norm or positions that do not exist.
+        ConfigError: a number that is none, or out of range.
     """
 
     norm: str | None = None
@@ -62,10 +66,16 @@ class Build:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise unknown("norm", self.norm, [norm for norm in NORMS if norm])
-        if self.positions not in POSITIONS:
-            raise unknown("kind of positions", self.positions, POSITIONS)
+        check_choice("norm", self.norm, NORMS)
+        check_choice("kind of positions", self.positions, POSITIONS)
+        settled: dict[str, float] = {name: whole_number(name, getattr(self, name), least=0) for name in IDLE}
+        settled["idle_size"] = real_number("idle_size", self.idle_size, least=0)
+        settled["confidence"] = real_number("confidence", self.confidence, above=0)
+        settled["seed"] = check_seed(self.seed)
+        if self.n_key_value_heads is not None:
+            settled["n_key_value_heads"] = whole_number("n_key_value_heads", self.n_key_value_heads, least=1)
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class Compiled:
     subspaces: Mapping[str, Tensor]
 
 
+@checked
 @torch.no_grad()
 def compile_steps(
     steps: Sequence[Step], *, d_vocab: int, typical: Tensor, output: str = "output", build: Build | None = None

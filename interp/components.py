@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from interp.arguments import checked, is_whole, shown, whole_number
+from interp.arguments import seed as check_seed
 from interp.edits import Edit, Variant
-from interp.errors import InterpError, unknown
+from interp.errors import InterpError, check_choice, unknown
 from interp.model import HookedModel
 from interp.sites import NameFilter, axis_sizes, get_act_name, match, part_name
 
@@ -68,6 +70,7 @@ class Component:
         return {"component": self.name, "site": self.site, "layer": self.layer, **own}
 
 
+@checked
 def components(model: HookedModel, sites: Iterable[str] | None = None, only: NameFilter = None) -> list[Component]:
     """The components of a model.
 
@@ -106,8 +109,7 @@ def _checked(model: HookedModel, sites: Iterable[str]) -> list[str]:
     there = [one for one in CUTS if any(get_act_name(one, layer) in model.hook_dict for layer in layers)]
     sites = list(sites)
     for site in sites:
-        if site not in CUTS:
-            raise unknown("site of a component", site, CUTS)
+        check_choice("site of a component", site, CUTS)
         if site not in there:
             raise unknown("site of this model", site, there)
     return sites
@@ -137,6 +139,7 @@ def check_apart(parts: Iterable[Component]) -> None:
             raise InterpError(f"components are counted, and {whole!r} contains {part!r}: give one of the two")
 
 
+@checked
 def replaced(parts: Iterable[Component], stands: Mapping[str, Tensor]) -> list[Edit]:
     """The edits that put other values in the place of some components, one for each site and layer.
 
@@ -161,9 +164,11 @@ def steps(cumulative: int | Sequence[int], total: int) -> list[int]:
     Raises:
         InterpError: a number below 0.
     """
-    given = list(range(cumulative + 1)) if isinstance(cumulative, int) else list(cumulative)
-    if min(given, default=-1) < 0:
-        raise InterpError(f"cumulative must be a number of components, or several, not {cumulative!r}")
+    several = isinstance(cumulative, Iterable) and not isinstance(cumulative, str) and not is_whole(cumulative)
+    given: list[Any] = list(cumulative) if several else [cumulative]  # type: ignore[arg-type]
+    if not given or not all(is_whole(number) and number >= 0 for number in given):
+        raise InterpError(f"cumulative must be a number of components, or several, not {shown(cumulative)}")
+    given = list(range(int(given[0]) + 1)) if not several else [int(number) for number in given]
     return sorted({0, *(min(number, total) for number in given)}) if max(given) else []
 
 
@@ -180,7 +185,7 @@ def one_after_another(
         seed: of these.
         stands: as in `replaced`.
     """
-    rng = np.random.default_rng(seed)
+    draws, rng = whole_number("draws", draws, least=0), np.random.default_rng(check_seed(seed))
     orders = [("importance", 0, list(ranked))]
     orders += [("random", draw, [ranked[at] for at in rng.permutation(len(ranked))]) for draw in range(draws)]
     made = []

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from interp.arguments import checked
 from interp.errors import PromptError, unknown
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
@@ -57,6 +58,7 @@ class Contrast:
         return {"clean": self.clean} if self.corrupt is None else {"clean": self.clean, "corrupt": self.corrupt}
 
 
+@checked
 def contrast(
     model: HookedModel,
     pairs: PromptPairs,

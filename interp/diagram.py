@@ -24,6 +24,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
+from interp.arguments import checked
 from interp.canvas import INK, MUTED, RULE, SMALL, TEXT_WIDTH, Figure, blank, styled
 from interp.circuits import Circuit, feeds
 from interp.errors import InterpError
@@ -56,6 +57,7 @@ class _Place:
     across: float
 
 
+@checked
 @styled()
 def circuit(
     frame: pd.DataFrame | Circuit,

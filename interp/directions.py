@@ -22,9 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import checked, real_number
+from interp.cache import take
 from interp.contrasts import Array, Contrast, contrast
 from interp.edits import Edit, Index
-from interp.errors import ConfigError, InterpError, PromptError, unknown
+from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 from interp.granularity import UNITS
 from interp.hooks import HookPoint
 from interp.model import HookedModel
@@ -37,6 +39,7 @@ AT_ONCE = 64  # prompts in one forward
 Where = Mapping[str, Index]
 
 
+@checked
 @torch.no_grad()
 def states(
     model: HookedModel, pairs: PromptPairs, site: str, places: Sequence[Where], *, side: str = "clean"
@@ -53,10 +56,12 @@ def states(
         UnknownName: a site, layer, head or role that does not exist.
         PromptError: a position outside some prompt, a site without positions.
     """
-    if side not in ("clean", "corrupt"):
-        raise unknown("side", side, ["clean", "corrupt"])
+    check_choice("side", side, ["clean", "corrupt"])
     pairs = pairs.to(model.device)
-    named = [Edit(site, where).name(model.cfg) for where in places]
+    edits = [Edit(site, where) for where in places]
+    if not edits:
+        raise PromptError("states are read at places, and none was given")
+    named = [edit.name(model.cfg) for edit in edits]
     points = [_readable(model, name) for name in named]
     rows = []
     for first in range(0, len(pairs), AT_ONCE):
@@ -64,7 +69,7 @@ def states(
         mask, names = part.attention_mask, sorted(set(named))
         _, cache = model.run_with_cache(getattr(part, side), names_filter=names, attention_mask=mask, return_type=None)
         rows.append(
-            [_at(cache[name], point, part, where) for name, point, where in zip(named, points, places, strict=True)]
+            [_at(cache[name], point, part, edit.where) for name, point, edit in zip(named, points, edits, strict=True)]
         )
     return torch.stack([torch.cat(parts) for parts in zip(*rows, strict=True)])
 
@@ -85,8 +90,9 @@ def _at(value: Tensor, point: HookPoint, pairs: PromptPairs, where: Where) -> Te
         raise PromptError(f"a state is read at one position, not at {where['pos']}")
     value = value[torch.arange(len(pairs), device=value.device), at[:, 0]]
     for axis in reversed(point.site.axes[2:]):
-        if axis in where:
-            value = value.select(point.site.axes.index(axis) - 1, int(where[axis]))  # type: ignore[arg-type]
+        at_axis = where.get(axis)
+        assert not isinstance(at_axis, str)  # an edit refuses it
+        value = take(value, at_axis, point.site.axes.index(axis) - 1, axis)
     return value.float().cpu()
 
 
@@ -118,11 +124,13 @@ class Direction:
         """Layer and head, as an `Edit` takes them."""
         return {"layer": self.layer, **({} if self.head is None else {self.head[0]: self.head[1]})}
 
+    @checked
     def edit(self, strength: float = 1.0, *, pos: Index | None = None) -> Edit:
         """The edit that adds a multiple of it at some positions, or at all."""
         where = self.where if pos is None else {**self.where, "pos": pos}
-        return Edit(self.site, where, "add", strength * self.vector)
+        return Edit(self.site, where, "add", real_number("strength", strength) * self.vector)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write it as one safetensors file, whole or not at all; `load` reads it back.
 
@@ -136,6 +144,7 @@ class Direction:
         write_whole(Path(path), content, what="a direction")
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote.
 
@@ -156,6 +165,7 @@ class Direction:
         return cls(vector, said["site"], said["layer"], head, said["made"])
 
 
+@checked
 def difference_of_means(
     model: HookedModel,
     pairs: PromptPairs,
@@ -197,6 +207,7 @@ def between(read: Tensor, classes: Array, told: Contrast) -> Tensor:
     return read[chosen[0]].mean(0) - read[chosen[1]].mean(0)
 
 
+@checked
 def difference_of_texts(
     model: HookedModel,
     towards: Sequence[str],
@@ -220,12 +231,15 @@ def difference_of_texts(
 
 
 def _direction(model: HookedModel, vector: Tensor, site: str, where: Where, made: Mapping[str, Any]) -> Direction:
-    head = next(((axis, int(where[axis])) for axis in UNITS if axis in where), None)  # type: ignore[arg-type]
-    read = where.get("pos", -1)
-    about = {"model": model.cfg.model_name, "method": "difference of means", "pos": read, **made}
-    return Direction(vector, site, int(where["layer"]), head, about)  # type: ignore[arg-type]
+    settled = Edit(site, where).where
+    layer, units = settled.get("layer"), [(axis, settled[axis]) for axis in UNITS if settled.get(axis) is not None]
+    if not isinstance(layer, int) or not all(isinstance(unit, int) for _, unit in units):
+        raise ConfigError(f"a direction is of one layer, and of one head or of all, not at {dict(where)}")
+    about = {"model": model.cfg.model_name, "method": "difference of means", "pos": settled.get("pos", -1), **made}
+    return Direction(vector, site, layer, units[0] if units else None, about)  # type: ignore[arg-type]
 
 
+@checked
 @contextmanager
 def steer(
     model: HookedModel, direction: Direction, strength: float = 1.0, *, pos: str = "all"
@@ -246,8 +260,8 @@ def steer(
         with steer(model, direction, 4.0):
             print(model.generate("I think that", 20))
     """
-    if pos not in ("all", "last"):
-        raise unknown("pos", pos, ["all", "last"])
+    check_choice("pos", pos, ["all", "last"])
+    strength = real_number("strength", strength)
     name = Edit(direction.site, direction.where).name(model.cfg)
     _readable(model, name)
 

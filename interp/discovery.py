@@ -28,9 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import checked, is_whole, real_number, shown
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit, feeds, on_paths, origin
-from interp.errors import ConfigError, InterpError, unknown
+from interp.errors import InterpError, check_choice
 from interp.fingerprint import fingerprint
 from interp.graph import Graph
 from interp.journal import Journal
@@ -44,6 +45,7 @@ SELECTIONS = ("greedy", "threshold")
 MOST_TOGETHER = 16  # edges that ACDC takes away in one batch
 
 
+@checked
 def threshold(
     scores: Tensor, n: int, graph: Graph, *, rank: str = "magnitude", found: Mapping[str, Any] | None = None
 ) -> Circuit:
@@ -64,6 +66,7 @@ def threshold(
     return circuits(scores, [n], graph, selection="threshold", rank=rank, found=found)[0]
 
 
+@checked
 def greedy(
     scores: Tensor, n: int, graph: Graph, *, rank: str = "magnitude", found: Mapping[str, Any] | None = None
 ) -> Circuit:
@@ -75,6 +78,7 @@ def greedy(
     return circuits(scores, [n], graph, selection="greedy", rank=rank, found=found)[0]
 
 
+@checked
 def circuits(
     scores: Tensor,
     sizes: list[int],
@@ -94,14 +98,16 @@ def circuits(
     Raises:
         InterpError, UnknownName: as `threshold`.
     """
-    if selection not in SELECTIONS:
-        raise unknown("selection", selection, SELECTIONS)
+    check_choice("selection", selection, SELECTIONS)
     mean = _mean(scores, graph)
     better = _better(mean, rank)
     n_scored = int(torch.isfinite(better).sum())
     for size in sizes:
-        if not 0 <= size <= n_scored:
-            raise InterpError(f"a circuit of {size} edges cannot be chosen: there are {n_scored} edges with a score")
+        if not is_whole(size) or not 0 <= size <= n_scored:
+            raise InterpError(
+                f"a circuit of {shown(size)} edges cannot be chosen: there are {n_scored} edges with a score"
+            )
+    sizes = [int(size) for size in sizes]
     most = max(sizes, default=0)
     order = better.flatten().argsort(descending=True, stable=True) if selection == "threshold" else None
     taken = order[:most] if order is not None else torch.tensor(_from_logits(better, graph, most), dtype=torch.int64)
@@ -128,8 +134,7 @@ def _mean(scores: Tensor, graph: Graph) -> Tensor:
 
 def _better(mean: Tensor, rank: str) -> Tensor:
     """Scores of which a larger one is better; minus infinity where there is none."""
-    if rank not in RANKS:
-        raise unknown("rank", rank, RANKS)
+    check_choice("rank", rank, RANKS)
     better = mean.abs() if rank == "magnitude" else -mean if rank == "fall" else mean
     return better.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
 
@@ -156,6 +161,7 @@ def _from_logits(better: Tensor, graph: Graph, n: int) -> list[int]:
     return taken
 
 
+@checked
 def acdc(
     model: HookedModel,
     pairs: PromptPairs,
@@ -197,8 +203,7 @@ def acdc(
 
     Source: Conmy et al. 2023, algorithm 1.
     """
-    if not tau >= 0:
-        raise ConfigError(f"tau must be 0 or more, in the metric's unit, not {tau!r}")
+    tau = real_number("tau, in the metric's unit,", tau, least=0)
     graph, measure = Graph.of(model), get_metric(metric)
     edges = candidates.edges if isinstance(candidates, Circuit) else graph.allowed if candidates is None else candidates
     edges = on_paths(graph, edges)

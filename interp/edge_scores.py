@@ -26,8 +26,9 @@ from einops import einsum
 from torch import Tensor
 
 from interp.ablations import replacements
+from interp.arguments import checked
 from interp.edits import Edit, Variant
-from interp.errors import PromptError, unknown
+from interp.errors import PromptError, check_choice, unknown
 from interp.gradients import AnyMetric, batches, check_steps, cut, full, path_slopes, values_at
 from interp.graph import Graph
 from interp.model import HookedModel
@@ -39,6 +40,7 @@ PATHS = ("inputs", "activations")
 Edges = Iterable[str | tuple[int, int]]
 
 
+@checked
 def eap(
     model: HookedModel,
     pairs: PromptPairs,
@@ -85,6 +87,7 @@ def eap(
     )
 
 
+@checked
 @torch.no_grad()
 def eap_ig(
     model: HookedModel,
@@ -119,8 +122,7 @@ def eap_ig(
 
     Source: Hanna et al. 2024, section 3 (inputs); Mueller et al. 2025 (activations).
     """
-    if path not in PATHS:
-        raise unknown("path", path, PATHS)
+    check_choice("path", path, PATHS)
     check_steps(steps)
     pairs, graph = pairs.to(model.device), graph or Graph.of(model)
     instead = replacements(model, pairs, graph.sender_sites, ablation, run=other_side(base), seed=seed)
@@ -147,6 +149,7 @@ def eap_ig(
     return torch.cat(parts).masked_fill(~graph.allowed.to(model.device), torch.nan)
 
 
+@checked
 def exact(
     model: HookedModel,
     pairs: PromptPairs,
@@ -192,6 +195,7 @@ def exact(
     return scores.to(model.device)
 
 
+@checked
 @torch.no_grad()
 def variants(
     model: HookedModel,

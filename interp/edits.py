@@ -14,19 +14,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from interp.arguments import as_index, entries, plain, shown
 from interp.cache import ActivationCache
 from interp.config import ModelConfig
-from interp.errors import ConfigError, UnknownName, unknown
+from interp.errors import ConfigError, UnknownName, check_choice, unknown
 from interp.hooks import HookPoint
 from interp.sites import Site, axis_sizes, find_act_name, site_names, unknown_site
 
+POSITIONS = ("pos", "query", "key")
 OPS = ("set", "add", "scale", "zero", "mean")
 RUNS = ("base", "source")
 
-Index = int | str | Sequence[int]
-SourceValue = str | float | Tensor | ActivationCache | Callable[[Tensor, HookPoint], Tensor] | None
+RESERVED = ("prompt", "metric", "value", "base_value", "source_value", "effect", "rounding")
+"""The columns that every table of a sweep has beside its labels."""
+
+Index = int | str | slice | Sequence[int] | Tensor | np.ndarray[Any, Any] | None
+SourceValue = (
+    str | float | Tensor | np.ndarray[Any, Any] | ActivationCache | Callable[[Tensor, HookPoint], Tensor] | None
+)
 
 
 @dataclass(frozen=True)
@@ -35,16 +44,18 @@ class Edit:
 
     Args:
         site: short name (`"z"`, with `layer` in `where`) or full name (`"blocks.3.attn.hook_z"`).
-        where: axis name -> index or indices; an axis that is not named is changed throughout. The axes are the site's
-            (`interp.sites`), without `batch`, and `layer` for a short name. `pos`, `query` and `key` count from the
-            start of each real prompt; they also take a role of the prompts (`"S2"`), or -1 for the last real position.
+        where: axis name -> index, several, or a slice, of any kind of whole numbers; an axis that is not named, or is
+            None, is changed throughout. The axes are the site's (`interp.sites`), without `batch`, and `layer` for a
+            short name. `pos`, `query` and `key` count from the start of each real prompt; they also take a role of the
+            prompts (`"S2"`), or -1 for the last real position.
         op: "set" (the default) replaces by `source`; "add" adds it; "scale" multiplies by it; "zero" needs none; "mean"
             replaces by the mean of `source` over the prompts, position by position.
         source: "source" (the default) or "base" for the same site in that run; a cache, a tensor that broadcasts to the
-            site's shape, a function `fn(tensor, hook)`; for "scale" a number.
+            site's shape, a function `fn(tensor, hook)` that returns a tensor of the shape that it was given; for
+            "scale" a number.
 
     Raises:
-        ConfigError: an op that does not exist, or a source that does not go with it.
+        ConfigError: an op that does not exist, a source that does not go with it, or a place that is no index.
     """
 
     site: str
@@ -53,10 +64,13 @@ class Edit:
     source: SourceValue = None
 
     def __post_init__(self) -> None:
-        if self.op not in OPS:
-            raise unknown("op", self.op, OPS)
+        if not isinstance(self.site, str):
+            raise ConfigError(f"the site of an edit must be a name, such as 'z', not {shown(self.site)}")
+        check_choice("op", self.op, OPS)
+        object.__setattr__(self, "where", _settled_where(self.where))
+        object.__setattr__(self, "source", _settled_source(self.source))
         if self.op == "scale" and not isinstance(self.source, int | float | Tensor):
-            raise ConfigError(f"op='scale' needs a number or tensor as source, not {self.source!r}")
+            raise ConfigError(f"op='scale' needs a number or tensor as source, not {shown(self.source)}")
         if self.op == "zero" and self.source is not None:
             raise ConfigError("op='zero' takes no source")
         if self.op == "mean" and self.computed:
@@ -82,7 +96,10 @@ class Edit:
         """The full site name, after checking that the model has it and that `where` fits its axes."""
         layer = self.where.get("layer")
         if layer is not None and not (isinstance(layer, int) and 0 <= layer < cfg.n_layers):
-            raise UnknownName(f"layer {layer!r} of {self} is not one of this model's layers, 0 to {cfg.n_layers - 1}")
+            raise UnknownName(
+                f"layer {layer!r} of an edit at {self.site!r} is not one of this model's layers, "
+                f"0 to {cfg.n_layers - 1}"
+            )
         names = _names(cfg)
         name = find_act_name(self.site, layer if "blocks." not in self.site else None, names)
         if name not in names:
@@ -95,7 +112,12 @@ class Edit:
 
 @dataclass(frozen=True)
 class Variant:
-    """Edits that are made together in one forward, and the labels of the row that they become."""
+    """Edits that are made together in one forward, and the labels of the row that they become.
+
+    Raises:
+        ConfigError: something else among the edits, or a label with the name of a column that every table has
+            (`RESERVED`).
+    """
 
     edits: Sequence[Edit]
     labels: Mapping[str, Any] = field(default_factory=dict)
@@ -103,6 +125,18 @@ class Variant:
     def __post_init__(self) -> None:
         if isinstance(self.edits, Edit):
             object.__setattr__(self, "edits", (self.edits,))
+        if not isinstance(self.edits, Sequence) or not all(isinstance(edit, Edit) for edit in self.edits):
+            raise ConfigError(f"a Variant takes a list of Edits, not {shown(self.edits)}")
+        if not isinstance(self.labels, Mapping):
+            raise ConfigError(f"the labels of a Variant must be a mapping, name to value, not {shown(self.labels)}")
+        for label in self.labels:
+            if not isinstance(label, str):
+                raise ConfigError(f"a label's name must be text, not {shown(label)}: it becomes a column")
+            if label in RESERVED:
+                raise ConfigError(
+                    f"label {label!r} has the name of a column that every table has ({', '.join(RESERVED)}): "
+                    f"call it something else, such as {'of_' + label!r}"
+                )
 
 
 @functools.lru_cache(maxsize=8)
@@ -110,14 +144,45 @@ def _names(cfg: ModelConfig) -> dict[str, Site]:
     return site_names(cfg)  # some hundred names, looked up for every edit
 
 
+def _settled_where(where: Any) -> Mapping[str, Any]:
+    """Where an edit acts, in Python's own numbers: whatever they come from, equal places are equal."""
+    if not isinstance(where, Mapping):
+        raise ConfigError(f"where must be a mapping, axis to index, such as {{'layer': 3}}, not {shown(where)}")
+    settled = {}
+    for axis, at in where.items():
+        also = ", or a role of the prompts" if axis in POSITIONS else ""
+        settled[axis] = at if isinstance(at, str) else as_index(f"{axis} of an edit", at, also=also, refuse=ConfigError)
+    return settled
+
+
+def _settled_source(source: Any) -> Any:
+    """The source of an edit, with arrays as tensors and numbers as Python's own."""
+    source = plain(source) if not isinstance(source, Tensor) else source
+    if isinstance(source, np.ndarray) and source.dtype.kind in "fiu":
+        source = torch.from_numpy(source if source.flags.writeable else source.copy())
+    if isinstance(source, int) and not isinstance(source, bool) and abs(source) < 1e300:
+        source = float(source)
+    told = isinstance(source, str | float | Tensor | Mapping) or source is None or callable(source)
+    if not told or (isinstance(source, Tensor) and source.is_complex()):
+        raise ConfigError(
+            "the source of an edit must be 'source', 'base', a cache, a tensor, a number or a function, "
+            f"not {shown(source)}"
+        )
+    return source
+
+
 def _check_index(axis: str, index: Index, site: Site, cfg: ModelConfig, edit: Edit) -> None:
     if axis not in site.axes or axis == "batch":
         raise unknown(f"axis of {site.short!r}", axis, [a for a in site.axes if a not in ("batch", "one")])
     if isinstance(index, str):
-        if axis not in ("pos", "query", "key"):
-            raise UnknownName(f"{axis}={index!r} in {edit}: only positions can be given by role")
+        if axis not in POSITIONS:
+            raise UnknownName(f"{axis}={index!r} of an edit at {edit.site!r}: only positions can be given by role")
         return
     size = axis_sizes(cfg).get(axis)
-    for one in [index] if isinstance(index, int) else index:
-        if size is not None and not 0 <= one < size:
+    if index is None or size is None:
+        return
+    for one in [index] if isinstance(index, int) else () if isinstance(index, slice) else index:
+        if not 0 <= one < size:
             raise UnknownName(f"{axis} {one} is not one of this model's {size}, 0 to {size - 1}")
+    if isinstance(index, slice) and not entries(axis, index, size):
+        raise UnknownName(f"{axis} {index} names none of this model's {size}, 0 to {size - 1}")

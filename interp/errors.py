@@ -20,7 +20,7 @@ class UnknownName(InterpError, KeyError):
 
 
 class ConfigError(InterpError, ValueError):
-    """A model configuration that contradicts itself or asks for what is not supported."""
+    """A model configuration, or an argument, that contradicts itself or asks for what is not supported."""
 
 
 class WeightsError(InterpError, ValueError):
@@ -60,18 +60,28 @@ def nearest(name: str, choices: Iterable[str], *, most: int = 3) -> list[str]:
     return difflib.get_close_matches(name, list(choices), n=most, cutoff=0.5)
 
 
+def check_choice(kind: str, value: object, choices: Iterable[str | None]) -> None:
+    """Refuse what is none of `choices`, whatever it is: a list is no name, and no key that could be looked up.
+
+    Raises:
+        UnknownName: it is none.
+    """
+    if not (isinstance(value, str) or value is None) or value not in choices:
+        raise unknown(kind, value, [choice for choice in choices if choice is not None])
+
+
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UnknownName:
     """An `UnknownName` that offers the nearest of `choices`, or lists them when they are few.
 
     >>> print(unknown("metric", "logit_dif", ["logit_diff", "kl"]))
     no metric matches 'logit_dif'; did you mean 'logit_diff'?
     """
-    choices = list(choices)
-    close = nearest(str(name), choices)
+    choices, said = list(choices), f"{name!s:.200}"
+    close = nearest(said, choices)
     if close:
         hint = "did you mean " + " or ".join(repr(c) for c in close) + "?"
     elif len(choices) <= 30:
         hint = "choose from " + ", ".join(repr(c) for c in choices)
     else:
         hint = f"there are {len(choices)}, such as " + ", ".join(repr(c) for c in choices[:5])
-    return UnknownName(f"no {kind} matches {str(name)!r}; {hint}")
+    return UnknownName(f"no {kind} matches {said!r}; {hint}")

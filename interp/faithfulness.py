@@ -26,16 +26,18 @@ Interpretability Benchmark", on CPR and CMD in the circuit localisation track).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import as_numbers, checked, entries, resamples, share, shown, whole_number
+from interp.arguments import seed as check_seed
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit
-from interp.errors import ConfigError, InterpError
+from interp.errors import ConfigError, InterpError, UnknownName
 from interp.graph import Graph
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
@@ -52,6 +54,7 @@ FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The shares of all edges at which MIB measures faithfulness."""
 
 
+@checked
 def edge_counts(sizes: str | Sequence[float | str] | None, graph: Graph) -> list[int]:
     """Sizes of circuits as numbers of edges, without repetition, the smallest first and the whole graph last.
 
@@ -64,13 +67,15 @@ def edge_counts(sizes: str | Sequence[float | str] | None, graph: Graph) -> list
         ConfigError: a size that is neither.
     """
     given = sizes.split(",") if isinstance(sizes, str) else FRACTIONS[:-1] if sizes is None else sizes
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"sizes must be several sizes of circuits, such as [0.01, 100], not {shown(sizes)}")
     counts = [graph.n_edges]
     for size in given:
         try:
-            number = float(size)
-        except ValueError:
+            number = -1.0 if isinstance(size, bool) else float(size)
+        except (TypeError, ValueError):
             number = -1.0
-        whole = number >= 1 and number == int(number) and number <= graph.n_edges
+        whole = 1 <= number <= graph.n_edges and number == int(number)
         if not (whole or 0 <= number < 1):
             raise ConfigError(
                 f"{size!r} is no size of a circuit: give a share of the edges, as 0.01, or a number of edges up to "
@@ -80,6 +85,7 @@ def edge_counts(sizes: str | Sequence[float | str] | None, graph: Graph) -> list
     return sorted(set(counts))
 
 
+@checked
 def faithfulness(
     value: Any,
     full: Any,
@@ -112,16 +118,18 @@ def faithfulness(
     >>> faithfulness([[1.0, 3.0], [2.0, 4.0]], full=[2.0, 4.0], empty=[0.0, 0.0]).value
     array([0.66666667, 1.        ])
     """
+    tails, n_resamples, seed = _tails(confidence), resamples(n_resamples), check_seed(seed)
     circuits, whole, none, off, n = _checked(value, full, empty, rounding)
     ratio = _ratio(circuits.mean(-1), whole.mean(), none.mean(), off.mean())
     low = high = np.full(ratio.shape, np.nan)
     if n > 1:
         counts = _resampled(n, n_resamples, seed)
         ratios = _ratio(circuits @ counts.T, counts @ whole, counts @ none, counts @ off)  # [..., resample]
-        low, high = np.quantile(ratios, _tails(confidence), axis=-1)
+        low, high = np.quantile(ratios, tails, axis=-1)
     return Interval(ratio, np.full(ratio.shape, n), low, high)
 
 
+@checked
 def areas(
     fractions: Sequence[float] | Array,
     value: Any,
@@ -146,6 +154,7 @@ def areas(
     Raises:
         InterpError: as `cpr` and `faithfulness`.
     """
+    tails, n_resamples, seed = _tails(confidence), resamples(n_resamples), check_seed(seed)
     circuits, whole, none, off, n = _checked(value, full, empty, rounding)
     counts = _resampled(n, n_resamples, seed)
     curves = _ratio(circuits @ counts.T, counts @ whole, counts @ none, counts @ off).T  # [resample, size]
@@ -154,14 +163,15 @@ def areas(
     for name, area in (("cpr", cpr), ("cmd", cmd)):
         low, high = np.full(2, np.nan)
         if n > 1:
-            low, high = np.quantile([area(fractions, row) for row in curves], _tails(confidence))
+            low, high = np.quantile([area(fractions, row) for row in curves], tails)
         found[name] = Interval(np.array(area(fractions, curve)), np.array(n), np.array(low), np.array(high))
     return found
 
 
 def _checked(value: Any, full: Any, empty: Any, rounding: Any) -> tuple[Array, Array, Array, Array, int]:
-    circuits, whole, none = (plain(x) for x in (value, full, empty))
-    n = circuits.shape[-1]
+    given = {"value": value, "full": full, "empty": empty}
+    circuits, whole, none = (as_numbers(name, x) for name, x in given.items())
+    n = circuits.shape[-1] if circuits.ndim else 0
     if whole.shape != (n,) or none.shape != (n,):
         raise InterpError(
             f"circuits have values of {n} prompts, the whole model of {whole.shape}, none of {none.shape}"
@@ -177,8 +187,7 @@ def _resampled(n: int, n_resamples: int, seed: int) -> Array:
 
 
 def _tails(confidence: float) -> list[float]:
-    if not 0 < confidence < 1:
-        raise InterpError(f"confidence must lie between 0 and 1, such as 0.95, not {confidence}")
+    confidence = share("confidence", confidence)
     return [(1 - confidence) / 2, (1 + confidence) / 2]
 
 
@@ -217,7 +226,7 @@ def cmd(fractions: Sequence[float] | Array, faithful: Sequence[float] | Array) -
 
 
 def _curve(fractions: Sequence[float] | Array, faithful: Sequence[float] | Array) -> tuple[Array, Array]:
-    at, values = np.asarray(fractions, dtype=np.float64), np.asarray(faithful, dtype=np.float64)
+    at, values = as_numbers("fractions", fractions), as_numbers("faithful", faithful)
     if at.shape != values.shape or at.ndim != 1 or len(at) < 2:
         raise InterpError(
             f"an area needs two sizes or more, each with a faithfulness; got {at.shape} and {values.shape}"
@@ -226,6 +235,7 @@ def _curve(fractions: Sequence[float] | Array, faithful: Sequence[float] | Array
     return at[order], values[order]
 
 
+@checked
 def completeness(
     model: HookedModel,
     pairs: PromptPairs,
@@ -271,6 +281,7 @@ def completeness(
     )
 
 
+@checked
 def minimality(
     model: HookedModel,
     pairs: PromptPairs,
@@ -299,7 +310,8 @@ def minimality(
     """
     import pandas as pd
 
-    chosen = _inner(circuit) if nodes is None else list(nodes)
+    every = len(circuit.graph.senders)
+    chosen = _inner(circuit) if nodes is None else entries("nodes", nodes, every, refuse=UnknownName)
     parts = [[], *halves(circuit, draws, seed=seed)]
     kept = [without(circuit.edges, part) for part in parts]
     masks = torch.stack([edges for left in kept for edges in (left, *(without(left, [node]) for node in chosen))])
@@ -313,7 +325,8 @@ def minimality(
 def without(edges: Tensor, senders: Sequence[int]) -> Tensor:
     """Edges less those that leave some nodes.  # [sender, receiver] bool"""
     left = edges.clone()
-    left[list(senders)] = False
+    if len(senders):
+        left[entries("senders", senders, len(edges), refuse=UnknownName)] = False
     return left
 
 
@@ -323,7 +336,7 @@ def halves(circuit: Circuit, draws: int, *, seed: int = 0) -> list[list[int]]:
     The embedding never is: without it nothing is left of any circuit.
     """
     nodes = np.array(_inner(circuit), dtype=np.int64)
-    rng = np.random.default_rng(seed)
+    draws, rng = whole_number("draws", draws, least=0), np.random.default_rng(check_seed(seed))
     return [nodes[rng.random(len(nodes)) < 0.5].tolist() for _ in range(draws)]
 
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.arguments import as_index, checked, real_number, whole_number
+from interp.arguments import seed as check_seed
 from interp.attention import PastKeyValues
 from interp.context import check_attention_mask
 from interp.errors import PromptError
@@ -30,20 +32,19 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw a token from each row of logits [batch, d_vocab] -> [batch]."""
-    if temperature < 0:
-        raise PromptError(f"temperature must be at least 0, not {temperature}")
+    """Draw a token from each row of logits [batch, d_vocab] -> [batch].
+
+    Raises:
+        PromptError: a number that is none, or out of range.
+    """
+    temperature, top_k, top_p = _checked(temperature, top_k, top_p)
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature
     if top_k is not None:
-        if top_k < 1:
-            raise PromptError(f"top_k must be at least 1, not {top_k}")
         least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
     if top_p is not None:
-        if not 0 < top_p <= 1:
-            raise PromptError(f"top_p must lie in (0, 1], not {top_p}")
         ordered, index = logits.sort(-1, descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of the likelier tokens
         ordered = ordered.masked_fill(before >= top_p, float("-inf"))
@@ -51,6 +52,29 @@ def sample(
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
+def _checked(temperature: Any, top_k: Any, top_p: Any) -> tuple[float, int | None, float | None]:
+    """How to draw, refused where it makes no sense."""
+    top_k = None if top_k is None else whole_number("top_k", top_k, least=1, refuse=PromptError)
+    if top_p is not None:
+        top_p = real_number("top_p", top_p, above=0, most=1, refuse=PromptError)
+    return real_number("temperature", temperature, least=0, refuse=PromptError), top_k, top_p
+
+
+def _ends(model: HookedModel, given: Any) -> list[int]:
+    """The ids that end a prompt: those given, or the tokenizer's own."""
+    if given is None:
+        own = None if model.tokenizer is None else model.tokenizer.eos_token_id
+        return [] if own is None else [own]
+    found = as_index("eos_token_id", given)
+    if isinstance(found, slice):
+        raise PromptError(f"eos_token_id must be a token id, or several, not {given}")
+    ids = [found] if isinstance(found, int) else list(found)
+    for one in ids:
+        whole_number("eos_token_id", one, least=0, most=model.cfg.d_vocab - 1, refuse=PromptError)
+    return ids
+
+
+@checked
 @torch.no_grad()
 def generate(
     model: HookedModel,
@@ -63,7 +87,7 @@ def generate(
     top_p: float | None = None,
     seed: int | None = None,
     stop_at_eos: bool = True,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
     use_past_kv_cache: bool = True,
     prepend_bos: bool | None = None,
     attention_mask: Tensor | None = None,
@@ -75,21 +99,27 @@ def generate(
     Args:
         model: the model.
         input: a text, several texts (padded on the left), or token ids [batch, pos].
-        max_new_tokens: how many to add at most.
+        max_new_tokens: how many to add at most; 0 adds none.
         do_sample: draw; False always takes the likeliest token (greedy), as `temperature=0` does.
         temperature: divides the logits.
         top_k: draw among so many likeliest tokens.
         top_p: draw among the likeliest tokens that together hold this probability.
         seed: makes the draw repeatable, without touching torch's global generator.
         stop_at_eos: end a prompt at its end-of-sequence token; the rest of its row is padding.
-        eos_token_id: that token, if not the tokenizer's.
+        eos_token_id: that token, if not the tokenizer's, or several, each of which ends a prompt.
         use_past_kv_cache: keep keys and values; False runs the whole text again for each token.
         prepend_bos: as in `to_tokens`.
         attention_mask: [batch, pos], True at real tokens; ids that are padded must be so on the left.
 
     Returns:
         The prompt and its continuation: text for a text, a list for several, ids [batch, pos + new] for ids.
+
+    Raises:
+        PromptError: a number that is none, or out of range; prompts that do not end where they are to be continued.
     """
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0, refuse=PromptError)
+    temperature, top_k, top_p = _checked(temperature, top_k, top_p)
+    ends = _ends(model, eos_token_id) if stop_at_eos else []
     if isinstance(input, Tensor):
         tokens = (input[None] if input.ndim == 1 else input).to(model.device)
         mask = (
@@ -103,11 +133,10 @@ def generate(
         raise PromptError("attention_mask belongs to token ids; text brings its own")
     else:
         tokens, mask = model.to_batch(input, prepend_bos, "left")
-    tokenizer = model.tokenizer
-    if eos_token_id is None and tokenizer is not None:
-        eos_token_id = tokenizer.eos_token_id
-    fill = tokenizer.pad_token_id if tokenizer is not None and tokenizer.pad_token_id is not None else eos_token_id
-    generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+    pad = None if model.tokenizer is None else model.tokenizer.pad_token_id
+    fill = ends[0] if pad is None and ends else pad
+    ending = torch.tensor(ends, dtype=torch.int64, device=model.device)
+    generator = None if seed is None else torch.Generator(model.device).manual_seed(check_seed(seed))
     if not do_sample:
         temperature = 0
 
@@ -118,10 +147,10 @@ def generate(
         seen = tokens[:, -1:] if past is not None and step else tokens
         logits = model(seen, attention_mask=mask, past_kv_cache=past)[:, -1]
         new = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-        if stop_at_eos and eos_token_id is not None:
+        if ends:
             assert fill is not None
             new = torch.where(done, fill, new)
-            done = done | (new == eos_token_id)
+            done = done | torch.isin(new, ending)
         tokens = torch.cat([tokens, new[:, None]], dim=1)
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         if bool(done.all()):
@@ -129,18 +158,14 @@ def generate(
     if isinstance(input, Tensor):
         return tokens
     lengths = mask[:, :n_prompt].sum(1).tolist()
-    texts = [
-        _text(model, row[n_prompt - n :], n, eos_token_id if stop_at_eos else None)
-        for row, n in zip(tokens, lengths, strict=True)
-    ]
+    texts = [_text(model, row[n_prompt - n :], n, ends) for row, n in zip(tokens, lengths, strict=True)]
     return texts[0] if isinstance(input, str) else texts
 
 
-def _text(model: HookedModel, row: Tensor, n_prompt: int, eos_token_id: int | None) -> str:
+def _text(model: HookedModel, row: Tensor, n_prompt: int, ends: Sequence[int]) -> str:
     """A row as text, without its padding and without the end-of-sequence token that ended it."""
     ids = row.tolist()
-    if eos_token_id is not None and eos_token_id in ids[n_prompt:]:
-        ids = ids[: ids.index(eos_token_id, n_prompt)]
+    ids = ids[: next((at for at in range(n_prompt, len(ids)) if ids[at] in ends), len(ids))]
     text = model.to_string(ids)
     assert isinstance(text, str)
     return text

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from einops import einsum, repeat
 from torch import Tensor, nn
 
+from interp.arguments import is_whole, plain, shown
 from interp.attention import Attention, PastKeyValues
 from interp.config import ModelConfig
 from interp.context import Context, check_attention_mask, make_context
@@ -217,9 +218,10 @@ class GPT(HookedModel):
 
     def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
         n_layers = self.cfg.n_layers
+        start, stop = plain(start), plain(stop)
         for name, value in (("start_at_layer", start), ("stop_at_layer", stop)):
-            if value is not None and not -n_layers <= value <= n_layers:
-                raise UnknownName(f"{name}={value} is out of range for a model of {n_layers} layers")
+            if value is not None and not (is_whole(value) and -n_layers <= value <= n_layers):
+                raise UnknownName(f"{name}={shown(value)} is out of range for a model of {n_layers} layers")
         first = 0 if start is None else start % n_layers if start < 0 else start
         last = n_layers if stop is None else stop % n_layers if stop < 0 else stop
         if last < first:

@@ -25,8 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interp.arguments import byte_budget, checked, whole_number
 from interp.config import MAMBAS
-from interp.errors import ConfigError, HookError, unknown
+from interp.errors import HookError, unknown
 from interp.gpt import GPT
 from interp.hooks import HookPoint, attached
 from interp.metrics import METRICS, Metric, evaluate, get_metric, read
@@ -62,6 +63,7 @@ class Gradients:
     slopes: dict[str, Tensor]
 
 
+@checked
 def gradients(
     model: HookedModel,
     pairs: PromptPairs,
@@ -188,6 +190,7 @@ def _handed_on(model: HookedModel, name: str, slope: Tensor, delta: Tensor) -> T
     return torch.stack(whole, 1)
 
 
+@checked
 def path_slopes(
     model: HookedModel,
     pairs: PromptPairs,
@@ -290,8 +293,7 @@ def differentiable(metric: AnyMetric) -> Metric:
 
 def check_steps(steps: int) -> None:
     """Refuse a number of steps that is none."""
-    if not isinstance(steps, int) or steps < 1:
-        raise ConfigError(f"steps must be a whole number from 1 on, not {steps!r}")
+    whole_number("steps", steps, least=1)
 
 
 @contextmanager
@@ -319,8 +321,7 @@ def batches(
     Raises:
         ConfigError: `max_memory` is no positive number.
     """
-    if max_memory is not None and (not isinstance(max_memory, int) or max_memory <= 0):
-        raise ConfigError(f"max_memory must be a positive number of bytes, not {max_memory!r}")
+    max_memory = byte_budget(max_memory)
     width = pairs.mask.shape[1]
     each = _numbers(model, names, width) * width * model.dtype.itemsize
     size = max(1, (MOST_MEMORY if max_memory is None else max_memory) // each)

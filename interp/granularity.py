@@ -17,9 +17,10 @@ from collections.abc import Iterable, Sequence
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
+from interp.arguments import checked
 from interp.config import ModelConfig
 from interp.edits import Edit, Variant
-from interp.errors import InterpError, PromptError, unknown
+from interp.errors import InterpError, PromptError, check_choice, unknown
 from interp.model import HookedModel
 from interp.pairing import DIRECTIONS
 from interp.prompts import PromptPairs
@@ -84,6 +85,7 @@ TOLD = {"pos": ("token", "role"), "query": ("query_token", "query_role"), "key":
 """A column of positions, and the columns that say which token and which role stands there."""
 
 
+@checked
 def asked(
     site: str | Sequence[str] | None = None,
     by: str | Sequence[str] | EllipsisType | None = ...,
@@ -140,6 +142,7 @@ def _having(cfg: ModelConfig, sites: Iterable[str], units: Sequence[tuple[str, .
     return tuple(cut or [name for name, rows in there.items() if rows])
 
 
+@checked
 def by_position(
     site: str | Sequence[str] | None = None,
     by: str | Sequence[str] | EllipsisType | None = ...,
@@ -158,6 +161,7 @@ def by_position(
     return not {"pos", "query", "key"}.isdisjoint(asked(site, by, granularity)[1])
 
 
+@checked
 def variants(
     model: HookedModel, pairs: PromptPairs, *, site: str | Sequence[str], by: str | Sequence[str] | None
 ) -> list[Variant]:
@@ -175,8 +179,7 @@ def variants(
     """
     names = [name for name in _listed(by) if name != "layer"]
     for name in names:
-        if name not in AXES:
-            raise unknown("axis to patch by", name, AXES)
+        check_choice("axis to patch by", name, AXES)
     made: list[Variant] = []
     of_sites = dict.fromkeys(tuple(_of_layers(model.cfg, name)) for name in _listed(site))
     for of_layers in of_sites:

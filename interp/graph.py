@@ -24,6 +24,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from interp.arguments import checked
 from interp.config import MAMBAS, ModelConfig
 from interp.errors import InterpError, UnknownName, unknown
 from interp.gpt import GPT
@@ -224,6 +225,7 @@ def _graph(cfg: ModelConfig) -> Graph:
     return Graph(tuple(senders), tuple(receivers))
 
 
+@checked
 def head_results(model: HookedModel, site: str, value: Tensor) -> Tensor:
     """What each head adds to the residual stream, without its layer's output bias.
 

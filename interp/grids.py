@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interp.arguments import checked
 from interp.canvas import TINY, Figure, explained, styled
 from interp.cells import POINTS, colours_for, mark, sheet, write
 from interp.glyphs import position_labels, shorten, visible, width
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@checked
 @styled()
 def heatmap(
     frame: pd.DataFrame,
@@ -88,6 +90,7 @@ def heatmap(
     return explained(drawn.figure, frame)
 
 
+@checked
 @styled()
 def attention(
     frame: pd.DataFrame,
@@ -135,6 +138,7 @@ def attention(
     return drawn.figure
 
 
+@checked
 @styled()
 def lens_table(
     frame: pd.DataFrame,

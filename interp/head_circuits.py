@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.errors import InterpError, UnknownName, unknown
+from interp.arguments import checked, is_whole, shown, whole_number
+from interp.errors import InterpError, UnknownName, check_choice
 from interp.gpt import GPT
 from interp.layers import Norm
 from interp.model import HookedModel
@@ -82,6 +83,7 @@ def readable(model: HookedModel) -> GPT:
     return model
 
 
+@checked
 @torch.no_grad()
 def ov(model: HookedModel, layer: int) -> Circuit:
     """What the heads of a layer write of what they read: W_V W_O.  # [head, d_model, d_model]
@@ -94,6 +96,7 @@ def ov(model: HookedModel, layer: int) -> Circuit:
     return Circuit(each_head(model, folded(model, layer, attn.W_V)), wide(attn.W_O))
 
 
+@checked
 @torch.no_grad()
 def qk(model: HookedModel, layer: int) -> Circuit:
     """What the heads of a layer compare, before positions turn it: W_Q W_K^T / scale.  # [head, d_model, d_model]
@@ -107,6 +110,7 @@ def qk(model: HookedModel, layer: int) -> Circuit:
     return Circuit(folded(model, layer, attn.W_Q) / model.cfg.attn_scale, keys.mT)
 
 
+@checked
 @torch.no_grad()
 def composition(model: HookedModel, reader: str) -> Tensor:
     """How much of what one head writes another reads: ||OV reader|| / (||OV|| ||reader||), in Frobenius norms.
@@ -127,8 +131,7 @@ def composition(model: HookedModel, reader: str) -> Tensor:
 
     Source: Elhage et al. 2021, on Q-, K- and V-composition.
     """
-    if reader not in READERS:
-        raise unknown("reader", reader, READERS)
+    check_choice("reader", reader, READERS)
     layers, heads = readable(model).cfg.n_layers, model.cfg.n_heads
     reads = []
     for layer in range(layers):
@@ -152,6 +155,7 @@ def chance_composition(model: HookedModel) -> float:
     return float(model.cfg.d_model**-0.5)
 
 
+@checked
 @torch.no_grad()
 def singular_tokens(model: HookedModel, layer: int, head: int, *, directions: int = 4, top: int = 6) -> pd.DataFrame:
     """The directions that a head's OV circuit carries most, by the tokens along them.
@@ -178,8 +182,11 @@ def singular_tokens(model: HookedModel, layer: int, head: int, *, directions: in
     import pandas as pd
 
     model = readable(model)
-    if not 0 <= head < model.cfg.n_heads:
-        raise UnknownName(f"head {head} is not one of this model's {model.cfg.n_heads}, 0 to {model.cfg.n_heads - 1}")
+    if not is_whole(head) or not 0 <= head < model.cfg.n_heads:
+        raise UnknownName(
+            f"head {shown(head)} is not one of this model's {model.cfg.n_heads}, 0 to {model.cfg.n_heads - 1}"
+        )
+    directions, top = whole_number("directions", directions, least=1), whole_number("top", top, least=1)
     reads, values, writes = ov(model, layer)[head].svd()
     written = writes[:directions] @ unembedding(model, torch.arange(model.cfg.d_vocab_out, device=model.device))
     written = written - written.mean(-1, keepdim=True)  # [direction, d_vocab_out]
@@ -232,6 +239,6 @@ def _triangle(narrow: Tensor) -> Tensor:
 
 
 def _layer(model: HookedModel, layer: int) -> int:
-    if not 0 <= layer < model.cfg.n_layers:
-        raise UnknownName(f"layer {layer} is not one of this model's {model.cfg.n_layers} layers, from 0 on")
-    return layer
+    if not is_whole(layer) or not 0 <= layer < model.cfg.n_layers:
+        raise UnknownName(f"layer {shown(layer)} is not one of this model's {model.cfg.n_layers} layers, from 0 on")
+    return int(layer)

@@ -24,6 +24,8 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from interp.arguments import checked, is_whole, shown, whole_number
+from interp.arguments import seed as check_seed
 from interp.cache import ActivationCache
 from interp.errors import InterpError, PromptError
 from interp.head_weights import LEAST_LENGTH, check_one_vocabulary, standing
@@ -63,6 +65,7 @@ class Sequences:
     length: int
 
 
+@checked
 def random_sequences(
     model: HookedModel, n: int = 16, *, length: int | None = None, seed: int = 0, bos: int | None = None
 ) -> Sequences:
@@ -78,17 +81,16 @@ def random_sequences(
     Raises:
         PromptError: a length below 3 or one that the model cannot take, fewer than one sequence.
     """
-    if n < 1:
-        raise PromptError(f"n must be at least one sequence, not {n}")
+    n, seed = whole_number("n", n, least=1, refuse=PromptError), check_seed(seed)
     front = _front(model, bos)
     ids = plain_tokens(model)
     ids = ids[~torch.isin(ids, torch.tensor(front, dtype=torch.int64))]
     most = min((model.cfg.n_ctx - len(front)) // 2, len(ids) // 2)
     length = min(LENGTH, most) if length is None else length
-    if not LEAST_LENGTH <= length <= most:
+    if not is_whole(length) or not LEAST_LENGTH <= length <= most:
         raise PromptError(
-            f"length={length} must be at least {LEAST_LENGTH}, and at most {most}: two runs must fit into a context of "
-            f"{model.cfg.n_ctx} and be made of different tokens out of {len(ids)}"
+            f"length={shown(length)} must be a whole number of at least {LEAST_LENGTH}, and at most {most}: two runs "
+            f"must fit into a context of {model.cfg.n_ctx} and be made of different tokens out of {len(ids)}"
         )
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.stack([ids[torch.randperm(len(ids), generator=generator)[: 2 * length]] for _ in range(n)])
@@ -139,6 +141,7 @@ def ordered_lists(model: HookedModel) -> dict[str, Tensor]:
     return found
 
 
+@checked
 def links(tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
     """Detector -> which keys count for which queries [batch, query, key]; keys come before their queries.
 
@@ -158,6 +161,7 @@ def links(tokens: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
     return {"previous_token": previous & allowed, "duplicate_token": same, "induction": behind & allowed}
 
 
+@checked
 def along(pattern: Tensor, linked: Tensor) -> Tensor:
     """Mean attention along links, over the queries that have any; NaN where none has.
 
@@ -224,6 +228,7 @@ def _hidden(model: HookedModel, cache: ActivationCache, layer: int, rows: slice,
     return torch.cat([shares(pattern, D) for _, pattern in found])
 
 
+@checked
 def copies(model: HookedModel, sequences: Sequences) -> Tensor:
     """How high a head's own contribution places what it attends to, where tokens repeat.
 
@@ -280,6 +285,7 @@ def steps(model: HookedModel, tokens: Tensor, ordered: Tensor) -> Tensor:
     return _over_layers(model, tokens, score)
 
 
+@checked
 def shuffled_list(model: HookedModel, ordered: Tensor, n: int, *, seed: int = 0, bos: int | None = None) -> Tensor:
     """The words of a list in `n` random orders, behind what the tokenizer (or `bos`) puts in front.  # [n, pos]"""
     generator = torch.Generator().manual_seed(seed)
@@ -307,9 +313,9 @@ def of_prompts(model: HookedModel, pairs: PromptPairs) -> dict[str, tuple[Tensor
 def _front(model: HookedModel, bos: int | None) -> list[int]:
     """What stands before the first token."""
     if bos is not None:
-        if not 0 <= bos < model.cfg.d_vocab:
-            raise PromptError(f"bos={bos} is no id of this model's {model.cfg.d_vocab} tokens")
-        return [bos]
+        if not is_whole(bos) or not 0 <= bos < model.cfg.d_vocab:
+            raise PromptError(f"bos={shown(bos)} is no id of this model's {model.cfg.d_vocab} tokens")
+        return [int(bos)]
     tokenizer = model.tokenizer
     if tokenizer is None or tokenizer.bos_token_id is None:
         return []

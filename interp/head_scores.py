@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from interp import head_patterns, head_weights
+from interp.arguments import checked
 from interp.errors import InterpError, unknown
 from interp.model import HookedModel
 from interp.progress import counting
@@ -186,6 +187,7 @@ class Material:
         return ways
 
 
+@checked
 def measured(
     material: Material, detectors: Sequence[str] | None, sources: Sequence[str] | None, *, progress: bool | None
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], str]]:

@@ -19,6 +19,7 @@ from einops import einsum
 from torch import Tensor
 
 from interp.ablations import replacements
+from interp.arguments import checked
 from interp.circuit_runs import run_circuits
 from interp.edge_scores import eap_ig
 from interp.errors import PromptError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@checked
 def facts(model: HookedModel, pairs: PromptPairs, *, steps: int = 50) -> pd.DataFrame:
     """What has to hold in any model, and how far it is off.
 

@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 from interp.ablations import replacements
+from interp.arguments import checked, real_number, whole_number
+from interp.arguments import seed as check_seed
 from interp.compiler import Build, compile_steps
-from interp.errors import InterpError, unknown
+from interp.errors import unknown
 from interp.gpt import GPT
 from interp.graph import Graph
 from interp.hooks import HookPoint
@@ -66,14 +68,14 @@ class Known:
     build: Build
     draw: Callable[[random.Random, int], Row] = field(repr=False)
 
+    @checked
     def prompts(self, n: int = 24, seed: int = 0) -> PromptPairs:
         """n pairs, in which every kind of corruption comes in turn; a smaller n gives the first ones of a larger."""
-        return _pairs(self.name, self.draw, n, seed)
+        return _pairs(self.name, self.draw, n, check_seed(seed))
 
 
 def _pairs(name: str, draw: Callable[[random.Random, int], Row], n: int, seed: int) -> PromptPairs:
-    if n < 1:
-        raise InterpError(f"n must be at least 1, not {n}")
+    n = whole_number("n", n, least=1)
     rng = random.Random(f"{name} {seed}")
     clean, corrupt, answers, roles = zip(*(draw(rng, kind) for kind in range(n)), strict=True)
     return PromptPairs.from_tokens(clean, corrupt, answers=answers, roles=roles, name=name, notes={"seed": seed})
@@ -111,6 +113,7 @@ def _is(tokens: Sequence[int], d_vocab: int, channels: int = 1) -> Tensor:
     return is_one
 
 
+@checked
 def induction(*, sharpness: float = 10.0, **build: Any) -> Known:
     """What followed this token before? A previous-token head feeds an induction head.
 
@@ -119,6 +122,7 @@ def induction(*, sharpness: float = 10.0, **build: Any) -> Known:
         build: fields of `interp.compiler.Build`, such as norm="LN" or positions="rotary".
     """
     d_vocab = 14
+    sharpness = real_number("sharpness", sharpness, above=0)
     token = Read("token")
     steps = [
         Head("previous", [Offset(1, sharpness)], token, "previous"),
@@ -142,6 +146,7 @@ def _induction_row(d_vocab: int, rng: random.Random, kind: int) -> Row:
     return clean, _changed(clean, changed), (b, d), roles
 
 
+@checked
 def names(*, sharpness: float = 6.0, **build: Any) -> Known:
     """Who was named once? A duplicate-token detector, inhibition and a name mover: a small IOI.
 
@@ -152,6 +157,7 @@ def names(*, sharpness: float = 6.0, **build: Any) -> Known:
         sharpness, build: as in `induction`.
     """
     d_vocab = 14
+    sharpness = real_number("sharpness", sharpness, above=0)
     people = range(6, d_vocab)
     name, is_name = Read("token", _only(people, d_vocab)), Read("token", _is(people, d_vocab))
     at_end = Read("token", _is([END], d_vocab))
@@ -191,6 +197,7 @@ def _names_row(d_vocab: int, rng: random.Random, kind: int) -> Row:
     return clean, _changed(clean, changed), (io, s), roles
 
 
+@checked
 def router(*, sharpness: float = 6.0, **build: Any) -> Known:
     """Which of two paths is used? A switch token says.
 
@@ -198,6 +205,7 @@ def router(*, sharpness: float = 6.0, **build: Any) -> Known:
         sharpness, build: as in `induction`.
     """
     d_vocab = 16
+    sharpness = real_number("sharpness", sharpness, above=0)
     x, y, left, right = 2, 3, 4, 5
     items = range(6, d_vocab)
     item = Read("token", _only(items, d_vocab))
@@ -274,6 +282,7 @@ def parts(graph: Graph) -> tuple[Part, ...]:
     return tuple(made)
 
 
+@checked
 @torch.no_grad()
 def truth(
     known: Known,
@@ -303,6 +312,7 @@ def truth(
     Raises:
         UnknownName: an ablation or metric that does not exist.
     """
+    tolerance = real_number("tolerance", tolerance, least=0)
     import pandas as pd
 
     model, graph = known.model, Graph.of(known.model)

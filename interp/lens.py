@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from interp import stats
-from interp.errors import InterpError, ParityError, PromptError, unknown
+from interp.arguments import checked, whole_number
+from interp.errors import InterpError, ParityError, PromptError, check_choice
 from interp.metrics import best_logit, check_answers, joint_logit, mean_logit
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
@@ -36,6 +37,7 @@ LIMIT = {2: 0.05, 4: 1e-4, 8: 1e-4}
 COLUMNS = ["lens", "layer", "site", "prompt", "pos", "token", "role", "metric", "k", "top_token", "value"]
 
 
+@checked
 def depths(model: HookedModel, *, halves: bool = True) -> list[str]:
     """The sites of the residual stream from the first layer's input to the last layer's output, in order.
 
@@ -104,10 +106,8 @@ def read(
     """
     import pandas as pd
 
-    if pos not in ("last", "all"):
-        raise unknown("pos", pos, ["last", "all"])
-    if top < 1:
-        raise PromptError(f"at least 1 of the likeliest tokens must be kept, not {top}")
+    check_choice("pos", pos, ["last", "all"])
+    top = whole_number("top, the likeliest tokens to keep,", top, least=1, refuse=PromptError)
     if pos == "all" and model.cfg.d_vocab_out < model.cfg.d_vocab:
         raise PromptError("this model answers from another alphabet than it reads: choose pos='last'")
     check_answers(pairs.answer_table, model.cfg.d_vocab_out)
@@ -187,6 +187,7 @@ def _role(pairs: PromptPairs, prompt: int, at: int) -> str:
     return ", ".join(role for role, place in pairs.roles[prompt].items() if place == at)
 
 
+@checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over prompts at the last position for every lens and depth, with intervals.
 

@@ -32,6 +32,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from interp.arguments import LARGEST_SEED, checked, real_number, whole_number
+from interp.arguments import seed as check_seed
 from interp.errors import OutputError, PromptError
 from interp.fingerprint import fingerprint
 from interp.lens import read_out
@@ -62,6 +64,7 @@ class State:
     step: Tensor  # []
 
 
+@checked
 def train(
     model: HookedModel,
     source: Texts | Tensor | str | Path | Sequence[str],
@@ -96,9 +99,10 @@ def train(
         PromptError: text of fewer than two sequences or of single tokens, or a number that is too small.
         OutputError: a folder that cannot be written, or that holds a lens that was trained in another way.
     """
-    for name, value, least in (("steps", steps, 0), ("batch", batch, 1), ("holdout", holdout, 1)):
-        if value < least:
-            raise PromptError(f"{name} must be at least {least}, not {value}")
+    steps = whole_number("steps", steps, least=0, refuse=PromptError)
+    batch = whole_number("batch", batch, least=1, refuse=PromptError)
+    holdout = whole_number("holdout", holdout, least=1, refuse=PromptError)
+    seed, lr = check_seed(seed), real_number("lr", lr, above=0, refuse=PromptError)
     begun = time.perf_counter()
     texts = prepare(model, source, length=length)
     sequences, n_pos = texts.tokens.shape
@@ -238,7 +242,7 @@ def _step(
 ) -> float:
     """3. One step of Adam for every layer, in place; the mean divergence before it in nats."""
     rows = min(math.ceil(batch / A_SEQUENCE), len(tokens))
-    at = _positions(tokens.shape, batch, rows, seed + 1_000_003 * step)
+    at = _positions(tokens.shape, batch, rows, (seed + 1_000_003 * step) % (LARGEST_SEED + 1))
     streams, final = _streams(model, tokens, layers, at)
     y = final.flatten(0, 1)
     with torch.no_grad():

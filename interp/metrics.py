@@ -16,13 +16,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.errors import ConfigError, PromptError, unknown
+from interp.arguments import as_index, checked, shown
+from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 from interp.rounding import normalised_effect as normalised_effect  # part of this public room
 from interp.rounding import of_logits
 
@@ -65,8 +66,17 @@ class Metric:
     sets: bool = False
 
     def __post_init__(self) -> None:
+        if not callable(self.fn):
+            raise ConfigError(f"metric {self.name!r} needs a function, not {shown(self.fn)}")
         if isinstance(self.tokens, str) and self.tokens != "answers":
             raise unknown("choice of tokens", self.tokens, ["answers"])
+        if self.tokens is not None and not isinstance(self.tokens, str):
+            found = as_index("tokens of a metric", self.tokens, refuse=ConfigError)
+            if isinstance(found, slice) or min(found if isinstance(found, tuple) else (found,)) < 0:
+                raise ConfigError(f"tokens of metric {self.name!r} must be ids, 0 or more, not {shown(self.tokens)}")
+            object.__setattr__(self, "tokens", found if isinstance(found, tuple) else (found,))
+        if not isinstance(self.positions, str):
+            object.__setattr__(self, "positions", as_index("positions of a metric", self.positions, refuse=ConfigError))
         if self.positions is not None and not self.whole:
             raise ConfigError(f"metric {self.name!r} reads the last position: positions need whole=True")
 
@@ -83,8 +93,7 @@ def get_metric(metric: str | Metric | Callable[..., Tensor]) -> Metric:
     if isinstance(metric, Metric):
         return metric
     if isinstance(metric, str):
-        if metric not in METRICS:
-            raise unknown("metric", metric, METRICS)
+        check_choice("metric", metric, METRICS)
         return METRICS[metric]
     if not callable(metric):
         raise unknown("metric", metric, METRICS)
@@ -94,6 +103,7 @@ def get_metric(metric: str | Metric | Callable[..., Tensor]) -> Metric:
     return Metric(own, metric, says or f"the function {own}(logits, pairs)", "", whole=True)
 
 
+@checked
 def at_last(logits: Tensor, pairs: PromptPairs) -> Tensor:
     """Logits at each prompt's last real position: [rows, pos, d_vocab_out] -> [rows, d_vocab_out].
 
@@ -108,6 +118,7 @@ def at_last(logits: Tensor, pairs: PromptPairs) -> Tensor:
     return logits[torch.arange(len(pairs), device=logits.device), pairs.last.to(logits.device)]
 
 
+@checked
 def measure(
     metric: str | Metric | Callable[..., Tensor],
     logits: Tensor,
@@ -198,15 +209,11 @@ def evaluate(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
     """A metric for each pair [rows] from what `read` gave of a run and of its reference run.
 
     Raises:
-        PromptError: the metric does not return one number a row.
+        PromptError: the metric raises, or does not return one real number a row; the message names it.
     """
-    value = metric.fn(seen, pairs) if metric.whole else score(metric, seen, answers_of(metric, pairs), reference)
-    if not isinstance(value, Tensor) or list(value.shape) != [len(pairs)]:
-        shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise PromptError(
-            f"metric {metric.name!r} returned {shape}, expected a tensor [{len(pairs)}], one number a row"
-        )
-    return value
+    if not metric.whole:
+        return score(metric, seen, answers_of(metric, pairs), reference)
+    return _called(metric, len(pairs), seen, pairs)
 
 
 def score(metric: Metric, seen: Tensor, answers: Tensor, reference: Tensor | None) -> Tensor:
@@ -215,7 +222,23 @@ def score(metric: Metric, seen: Tensor, answers: Tensor, reference: Tensor | Non
     if metric.tokens == "answers":
         order = torch.arange(answers[0].numel(), device=seen.device).view_as(answers[0])
         answers = torch.where(answers < 0, answers, order)
-    return metric.fn(seen, answers, reference)
+    return _called(metric, len(seen), seen, answers, reference)
+
+
+def _called(metric: Metric, rows: int, *given: Any) -> Tensor:
+    """What a metric's function makes of its arguments, one number a row; somebody may have written it just now."""
+    try:
+        value = metric.fn(*given)
+    except InterpError:
+        raise
+    except Exception as error:
+        raise PromptError(f"metric {metric.name!r} raised {type(error).__name__}: {error}") from error
+    if not isinstance(value, Tensor) or list(value.shape) != [rows] or value.is_complex():
+        what = type(value).__name__
+        if isinstance(value, Tensor):
+            what = f"{list(value.shape)}" + (f" of {value.dtype}" if value.is_complex() else "")
+        raise PromptError(f"metric {metric.name!r} returned {what}, expected a tensor [{rows}], one number a row")
+    return value
 
 
 def check_answers(answers: Tensor, d_vocab_out: int) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
+from interp.arguments import entries
 from interp.cache import ActivationCache, PosSlice
 from interp.config import ModelConfig
 from interp.errors import HookError, PromptError
@@ -144,7 +145,7 @@ class HookedModel(nn.Module, ABC):
         input: str | Sequence[str] | Tensor,
         *args: Any,
         names_filter: NameFilter = None,
-        layers: Iterable[int] | None = None,
+        layers: int | slice | Iterable[int] | None = None,
         pos_slice: PosSlice = None,
         device: str | torch.device | None = None,
         remove_batch_dim: bool = False,
@@ -159,7 +160,8 @@ class HookedModel(nn.Module, ABC):
             names_filter: sites to keep, as a name, glob, predicate or list; None keeps every site that the forward
                 computes anyway. On-demand sites that are named here are computed for it.
             layers: keep only sites of these layers, and those that belong to none.
-            pos_slice: keep only these positions (query positions of a pattern); an int drops the axis.
+            pos_slice: keep only these positions (query positions of a pattern), as NumPy takes an index; a number
+                drops the axis.
             device: move what is kept there.
             remove_batch_dim: drop the batch axis of a batch of one.
             incl_bwd: run `backward()` on the output, a scalar (`return_type="loss"`), and keep gradients under
@@ -185,7 +187,7 @@ class HookedModel(nn.Module, ABC):
         cache = ActivationCache(recorder.tensors, self, attention_mask=mask, whole=whole)
         return output, cache.remove_batch_dim() if remove_batch_dim else cache
 
-    def _select(self, names_filter: NameFilter, layers: Iterable[int] | None) -> list[str] | None:
+    def _select(self, names_filter: NameFilter, layers: int | slice | Iterable[int] | None) -> list[str] | None:
         """The site names to keep, or None for all that is computed anyway."""
         if names_filter is None and layers is None:
             return None
@@ -193,11 +195,7 @@ class HookedModel(nn.Module, ABC):
         if names_filter is None:
             names = [n for n in names if not self.hook_dict[n].site.on_demand]
         if layers is not None:
-            keep = set()
-            for layer in layers:
-                if not -self.cfg.n_layers <= layer < self.cfg.n_layers:
-                    raise PromptError(f"layer {layer} is not one of this model's {self.cfg.n_layers} layers")
-                keep.add(layer % self.cfg.n_layers)
+            keep = set(entries("layer", layers, self.cfg.n_layers, refuse=PromptError))
             names = [n for n in names if not self.hook_dict[n].site.per_layer or self.hook_dict[n].layer() in keep]
         return names
 

@@ -25,9 +25,10 @@ import torch
 from einops import reduce
 from torch import Tensor
 
+from interp.arguments import checked
 from interp.context import make_context
 from interp.edits import Edit, Variant
-from interp.errors import ConfigError, InterpError, unknown
+from interp.errors import ConfigError, InterpError, check_choice, unknown
 from interp.gpt import GPT
 from interp.gradients import (
     INPUT,
@@ -56,6 +57,7 @@ NEURONS = ("post", "pre", "pre_linear")
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
+@checked
 def estimate(
     model: HookedModel,
     pairs: PromptPairs,
@@ -131,6 +133,7 @@ def estimate(
     return torch.from_numpy(_undropped(found, groups) if drop else found[0])
 
 
+@checked
 def neurons(model: HookedModel, site: str = "post") -> list[Variant]:
     """A variant for every neuron, labelled with site, layer and neuron: its value becomes that of the source run.
 
@@ -141,8 +144,7 @@ def neurons(model: HookedModel, site: str = "post") -> list[Variant]:
     Raises:
         UnknownName: another site, or one that the model does not have.
     """
-    if site not in NEURONS:
-        raise unknown("site of neurons", site, NEURONS)
+    check_choice("site of neurons", site, NEURONS)
     layers = [layer for layer in range(model.cfg.n_layers) if get_act_name(site, layer) in model.hook_dict]
     if not layers or model.cfg.d_mlp is None:
         raise unknown("site", get_act_name(site, 0), model.hook_dict)

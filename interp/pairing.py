@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import is_whole, plain, shown
-from interp.errors import PromptError, unknown
+from interp.errors import PromptError, check_choice
 from interp.tokens import MASK_OF, as_mask, pad, whole_ids
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def check_side(side: str) -> None:
     Raises:
         UnknownName: neither "clean" nor "corrupt".
     """
-    if side not in SIDES:
-        raise unknown("side", side, SIDES)
+    check_choice("side", side, SIDES)
 
 
 def other_side(side: str) -> str:

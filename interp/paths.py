@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.arguments import checked
 from interp.cache import ActivationCache
 from interp.edits import Edit, Index
-from interp.errors import UnknownName, unknown
+from interp.errors import UnknownName, check_choice, unknown
 from interp.graph import READS, Graph, Node
 from interp.hooks import HookPoint, attached
 from interp.model import HookedModel
@@ -62,6 +63,7 @@ class Receivers:
     nodes: tuple[int, ...]
 
 
+@checked
 def parse_receivers(text: str | Sequence[str], graph: Graph, model: HookedModel) -> list[Receivers]:
     """Receivers by their names, one set for each part between commas.
 
@@ -103,6 +105,7 @@ def _receivers(name: str, graph: Graph, model: HookedModel) -> Iterator[int]:
         yield graph.receiver(f"a{layer}.{'kv' if shared else kind.lower()}{head}<{read}>")
 
 
+@checked
 def parse_senders(text: str | Sequence[str], graph: Graph) -> list[int]:
     """Senders by their names (`L3H1`, `mixer 3`, `MLP 3`, `input`), or groups of them; places in the graph.
 
@@ -139,6 +142,7 @@ def point(node: Node, model: HookedModel) -> str:
     return f"blocks.{node.layer}.hook_resid_pre" if node.kind in MIXERS or mid not in model.hook_dict else mid
 
 
+@checked
 @torch.no_grad()
 def arriving(
     model: HookedModel,
@@ -168,8 +172,7 @@ def arriving(
     Raises:
         UnknownName: a `through` that does not exist.
     """
-    if through not in THROUGH:
-        raise unknown("choice of paths", through, THROUGH)
+    check_choice("choice of paths", through, THROUGH)
     points = list(dict.fromkeys(points))
     pairs = pairs.to(model.device)
     starts = {f"blocks.{max(graph.senders[at].layer, 0)}.hook_resid_pre" for at in senders}
@@ -278,6 +281,7 @@ def _run(
     return kept
 
 
+@checked
 def routes(
     model: HookedModel,
     graph: Graph,

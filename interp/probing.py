@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from interp.arguments import checked, real_number, whole_number
+from interp.arguments import seed as check_seed
 from interp.contrasts import Contrast
-from interp.errors import ConfigError, PromptError
+from interp.errors import PromptError
 
 METRICS = ("accuracy", "auroc")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -50,12 +52,14 @@ class Probe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.regularisation > 0:
-            raise ConfigError(f"regularisation must be above 0, not {self.regularisation}")
-        if self.folds < 2:
-            raise ConfigError(f"folds must be at least 2, not {self.folds}")
-        if self.shuffles < 1:
-            raise ConfigError(f"shuffles must be at least 1, not {self.shuffles}: the control needs one")
+        settled = {
+            "regularisation": real_number("regularisation", self.regularisation, above=0),
+            "folds": whole_number("folds", self.folds, least=2),
+            "shuffles": whole_number("shuffles", self.shuffles, least=1),  # the control needs one
+            "seed": check_seed(self.seed),
+        }
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +129,7 @@ def _shuffled(classes: Array, group: Array, generator: np.random.Generator) -> A
     return new
 
 
+@checked
 def held_out(read: Any, rows: Rows, probe: Probe) -> tuple[dict[str, Array], dict[str, Array]]:
     """Scores of every held-out row [row], and the mean scores of its shuffles.
 

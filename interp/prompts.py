@@ -11,19 +11,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from interp import answers as answers_of
 from interp import pairing
 from interp.answers import AnswerSets
-from interp.arguments import is_whole
+from interp.arguments import NO_LISTS, as_index, is_whole, plain, shown
 from interp.errors import PromptError, unknown
 from interp.pairing import Roles
 from interp.tokens import labels, pad
@@ -262,18 +263,28 @@ class PromptPairs:
                 )
         return torch.tensor([of_pair[role] for of_pair in self.roles], device=self.clean.device)
 
-    def positions(self, index: int | str | Sequence[int]) -> Tensor:
+    def positions(self, index: int | str | slice | Sequence[int] | Tensor | np.ndarray[Any, Any] | None) -> Tensor:
         """The positions of every prompt that an index stands for [n, how many].
 
         Args:
-            index: positions from the start of the real prompt, or -1, -2, ... from its end; or a role.
+            index: positions from the start of the real prompt, or -1, -2, ... from its end; a slice, or None for all,
+                where it is as many in every prompt; or a role.
 
         Raises:
             PromptError: a position outside some prompt, a role that some pair lacks.
         """
         if isinstance(index, str):
             return self.role_positions(index)[:, None]
-        given = [index] if isinstance(index, int) else list(index)
+        given = as_index("pos", index, also=", or a role of the prompts")
+        if given is None or isinstance(given, slice):
+            each = [range(length)[given or slice(None)] for length in self.lengths.tolist()]
+            if len({len(one) for one in each}) > 1 or not each[0]:
+                counts = ", ".join(map(str, sorted({len(one) for one in each})))
+                raise PromptError(f"{index} stands for {counts} positions, depending on the prompt: name the positions")
+            return torch.tensor([list(one) for one in each], device=self.mask.device)
+        given = [given] if isinstance(given, int) else given
+        most = self.mask.shape[1]  # ids that no tensor holds are outside like others
+        given = [max(min(one, most), -most - 1) for one in given]
         chosen = torch.tensor(given, dtype=torch.int64, device=self.mask.device).expand(len(self), -1)
         lengths = self.lengths[:, None]
         chosen = torch.where(chosen < 0, chosen + lengths, chosen)
@@ -305,20 +316,20 @@ class PromptPairs:
     def _chosen(self, index: Any) -> list[int]:
         n = len(self)
         if isinstance(index, slice):
-            chosen = list(range(n)[index])
+            chosen = list(range(n)[as_index("index", index)])
         else:
-            wanted = torch.as_tensor(index).cpu().reshape(-1)
-            if wanted.dtype == torch.bool:
-                if len(wanted) != n:
-                    raise PromptError(f"{len(wanted)} bools cannot select among {n} pairs: give one for each")
-                wanted = wanted.nonzero()[:, 0]
-            chosen = wanted.tolist()
+            chosen = index.tolist() if hasattr(index, "tolist") else index
+            chosen = list(chosen) if isinstance(chosen, Iterable) and not isinstance(chosen, NO_LISTS) else [chosen]
+            if chosen and all(isinstance(plain(at), bool) for at in chosen) and not isinstance(plain(index), bool):
+                if len(chosen) != n:
+                    raise PromptError(f"{len(chosen)} bools cannot select among {n} pairs: give one for each")
+                chosen = [at for at, taken in enumerate(chosen) if taken]
         for at in chosen:
-            if not isinstance(at, int) or not -n <= at < n:
-                raise PromptError(f"there is no pair {at}: these are {n}, numbered 0 to {n - 1}")
+            if not is_whole(at) or not -n <= plain(at) < n:
+                raise PromptError(f"there is no pair {shown(at)}: these are {n}, numbered 0 to {n - 1}")
         if not chosen:
             raise PromptError(f"{index} selects none of the {n} pairs")
-        return [at % n for at in chosen]
+        return [int(plain(at)) % n for at in chosen]
 
     def __repr__(self) -> str:
         lengths = self.lengths

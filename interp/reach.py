@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import entries
+from interp.cache import ActivationCache
 from interp.config import ModelConfig
 from interp.edits import Edit, Index
-from interp.errors import PromptError
+from interp.errors import PromptError, UnknownName
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.sites import Site, axis_sizes, unknown_site
@@ -109,36 +111,55 @@ class Placer:
             tuple(self._named(axis, edit.where.get(axis)) for axis in axes),
         )
 
-    def _named_rows(self, index: Index | None, late: bool) -> Mask:
-        key = (index if index is None or isinstance(index, int | str) else tuple(index), late)
+    def _named_rows(self, index: Index, late: bool) -> Mask:
+        key = (_key(index), late)
         if key not in self._rows:
             rows = self.real
-            if index is not None:
+            if isinstance(index, slice):
+                rows = self._sliced(index)
+            elif index is not None:
                 rows = np.zeros_like(self.real)
                 np.put_along_axis(rows, self.pairs.positions(index).cpu().numpy(), True, axis=1)
             self._rows[key] = rows & self.read if late else rows
         return self._rows[key]
 
-    def _named(self, axis: str, index: Index | None) -> Numbers | None:
+    def _sliced(self, index: slice) -> Mask:
+        """The positions of each prompt that a slice stands for, which may be more in one than in another."""
+        rows = np.zeros_like(self.real)
+        for row, length in zip(rows, self.real.sum(1).tolist(), strict=True):
+            row[: int(length)][index] = True
+        if not rows.any():
+            raise PromptError(f"{index} names no position of any prompt")
+        return rows
+
+    def _named(self, axis: str, index: Index) -> Numbers | None:
         if index is None and (axis != "key" or bool(self.real.all())):
             return None
-        key = (axis, index if index is None or isinstance(index, int | str) else tuple(index))
+        key = (axis, _key(index))
         if key not in self._inner:
             self._inner[key] = self._numbers(axis, index)
         return self._inner[key]
 
-    def _numbers(self, axis: str, index: Index | None) -> Numbers:
+    def _numbers(self, axis: str, index: Index) -> Numbers:
         n, width = self.real.shape
-        if axis == "key" and index is None:  # padding is no key: given a score it would be looked at
-            return np.where(self.real, np.arange(width), -1)
+        if axis == "key" and (index is None or isinstance(index, slice)):
+            # Padding is no key: given a score it would be looked at.
+            there = np.where(self.real if index is None else self._sliced(index), np.arange(width), width)
+            kept = np.sort(there, axis=1)[:, : int((there < width).sum(1).max())]
+            return np.where(kept < width, kept, -1)
         if axis == "key":
             assert index is not None
             found = np.sort(self.pairs.positions(index).cpu().numpy(), axis=1)
         else:
-            assert not isinstance(index, str) and index is not None
-            one = np.unique(np.atleast_1d(np.asarray(index, dtype=np.int64)))
+            assert not isinstance(index, str)
+            one = np.unique(entries(axis, index, axis_sizes(self.model.cfg)[axis]))
             found = np.broadcast_to(one, (n, len(one)))
         return found
+
+
+def _key(index: Index) -> object:
+    """What tells the index of an edit from others: slices are no keys of a dictionary."""
+    return ("slice", index.start, index.stop, index.step) if isinstance(index, slice) else index
 
 
 def whole_source(edit: Edit, name: str, site: Site, cfg: ModelConfig, pairs: PromptPairs) -> Tensor:
@@ -148,15 +169,19 @@ def whole_source(edit: Edit, name: str, site: Site, cfg: ModelConfig, pairs: Pro
         PromptError: it does not broadcast to the site's shape.
         UnknownName: a cache that lacks the site.
     """
-    given = edit.source[name] if isinstance(edit.source, Mapping) else edit.source
-    value = torch.as_tensor(given, device=pairs.mask.device)
+    given = edit.source
+    if isinstance(given, Mapping):
+        if name not in given and not isinstance(given, ActivationCache):  # a cache derives what it lacks
+            raise UnknownName(f"the source of {edit.op!r} at {name!r} has no such site: {', '.join(map(repr, given))}")
+        given = given[name]
+    exact = torch.float64 if isinstance(given, float) else None  # of the model's own type only when it is used
+    value = torch.as_tensor(given, dtype=exact, device=pairs.mask.device)
     n, width = pairs.mask.shape
     sizes = {**axis_sizes(cfg), "batch": n, "pos": width, "query": width, "key": width}
     shape = [sizes[axis] for axis in site.axes]
-    if edit.op == "mean":
-        value = mean_over_prompts(value, site, pairs.mask)
     try:
-        return value.expand(shape)
+        value = value.expand(shape)
+        return mean_over_prompts(value, site, pairs.mask).expand(shape) if edit.op == "mean" else value
     except RuntimeError as error:
         raise PromptError(
             f"the source of {edit.op!r} at {name!r} has shape {list(value.shape)}, which does not broadcast to "

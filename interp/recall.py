@@ -23,8 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interp.arguments import checked, is_whole, real_number, whole_number
+from interp.arguments import seed as check_seed
+from interp.arguments import shown as told
 from interp.config import ModelConfig
-from interp.errors import InterpError, PromptError, unknown
+from interp.errors import InterpError, PromptError, check_choice
 from interp.gpt import GPT, Mamba
 from interp.progress import counting
 from interp.prompts import PromptPairs
@@ -38,6 +41,7 @@ QUERY = 2 * PAIRS
 WIDTH, BATCH, RATE, STEPS = 64, 64, 3e-3, 2500
 
 
+@checked
 def config(kind: str, *, seed: int = 0, n_heads: int = 1) -> ModelConfig:
     """What is trained: two layers of one kind, of the same width, without MLPs.
 
@@ -49,8 +53,7 @@ def config(kind: str, *, seed: int = 0, n_heads: int = 1) -> ModelConfig:
     Raises:
         UnknownName: a kind that does not exist.
     """
-    if kind not in KINDS:
-        raise unknown("kind of model", kind, KINDS)
+    check_choice("kind of model", kind, KINDS)
     mixer: dict[str, Any] = {"layer_types": ("mamba", "mamba")}
     if kind == "attention":
         mixer = {"layer_types": ("attn", "attn"), "n_heads": n_heads, "attn_in_bias": False, "attn_out_bias": False}
@@ -96,6 +99,7 @@ def accuracy(model: GPT, tokens: Tensor) -> float:
     return float((logits.argmax(-1) == tokens[:, half + 1]).float().mean())
 
 
+@checked
 def train(
     kind: str,
     *,
@@ -122,8 +126,8 @@ def train(
         UnknownName: a kind that does not exist.
         InterpError: no steps, or an accuracy that is too low after all of them.
     """
-    if steps < 1:
-        raise InterpError(f"steps must be at least 1, not {steps}")
+    steps, seed = whole_number("steps", steps, least=1), check_seed(seed)
+    least = real_number("least", least, least=0, most=1)
     cfg = config(kind, seed=seed, n_heads=n_heads)
     model = Mamba(cfg) if cfg.has_mamba else GPT(cfg)
     generator = torch.Generator().manual_seed(seed)
@@ -152,6 +156,7 @@ def train(
     return model.requires_grad_(False)
 
 
+@checked
 def prompts(n: int = 128, *, seed: int = 1000, slot: int = SLOT) -> PromptPairs:
     """Prompts that ask for the value of the same pair; the corrupt ones have another value there.
 
@@ -166,10 +171,9 @@ def prompts(n: int = 128, *, seed: int = 1000, slot: int = SLOT) -> PromptPairs:
     Raises:
         PromptError: a pair that does not exist, or no prompts.
     """
-    if not 0 <= slot < PAIRS:
-        raise PromptError(f"slot must be one of the pairs, 0 to {PAIRS - 1}, not {slot}")
-    if n < 1:
-        raise PromptError(f"n must be at least 1, not {n}")
+    if not is_whole(slot) or not 0 <= slot < PAIRS:
+        raise PromptError(f"slot must be one of the pairs, 0 to {PAIRS - 1}, not {told(slot)}")
+    n, slot, seed = whole_number("n", n, least=1, refuse=PromptError), int(slot), check_seed(seed)
     rng, at = random.Random(seed), 2 * slot + 1
     clean = draw(n, torch.Generator().manual_seed(seed))[:, : QUERY + 1]
     clean[:, QUERY] = clean[:, at - 1]

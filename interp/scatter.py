@@ -18,6 +18,7 @@ from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from interp.arguments import checked
 from interp.canvas import INK, MUTED, OKABE_ITO, RULE, TEXT_WIDTH, TINY, Figure, blank, styled
 from interp.errors import InterpError
 from interp.glyphs import drawable, width, written
@@ -37,6 +38,7 @@ MOST_NAMED = 6
 Colours = Mapping[Any, str] | ScalarMappable
 
 
+@checked
 @styled()
 def scatter(
     frame: pd.DataFrame,
@@ -99,6 +101,7 @@ def scatter(
     return figure
 
 
+@checked
 def estimates(table: pd.DataFrame) -> Figure:
     """Estimated against exact effect of cells; on the diagonal they are equal.
 

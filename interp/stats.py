@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from interp.errors import InterpError, unknown
+from interp.arguments import as_numbers, checked, resamples, share
+from interp.arguments import seed as check_seed
+from interp.errors import InterpError, check_choice, unknown
 from interp.rounding import reason
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Interval(NamedTuple):
     ci_high: Array
 
 
+@checked
 def bootstrap(
     values: Any,
     *,
@@ -73,13 +76,9 @@ def bootstrap(
     >>> bootstrap([[1.0, 2.0, 3.0], [5.0, 5.0, float("nan")]]).value
     array([2., 5.])
     """
-    if statistic not in STATISTICS:
-        raise unknown("statistic", statistic, STATISTICS)
-    if not 0 < confidence < 1:
-        raise InterpError(f"confidence must lie between 0 and 1, such as 0.95, not {confidence}")
-    if n_resamples < 1:
-        raise InterpError(f"n_resamples must be at least 1, not {n_resamples}")
-    array = np.asarray(values, dtype=np.float64)
+    check_choice("statistic", statistic, STATISTICS)
+    confidence, n_resamples, seed = share("confidence", confidence), resamples(n_resamples), check_seed(seed)
+    array = as_numbers("values", values)
     if array.ndim == 0:
         raise InterpError("values must be [..., prompt], not a single number")
     shape = array.shape[:-1]
@@ -126,6 +125,7 @@ def _bounds(
     return low, high
 
 
+@checked
 def summarise(
     frame: pd.DataFrame,
     by: str | Sequence[str],
@@ -160,6 +160,7 @@ def summarise(
     return named.assign(**interval._asdict(), **_reasons(frame, by, cells))
 
 
+@checked
 def tested(
     frame: pd.DataFrame,
     by: str | Sequence[str],
@@ -193,8 +194,7 @@ def tested(
         UnknownName: a column or correction that does not exist.
         InterpError: a column that holds no numbers.
     """
-    if correction not in CORRECTIONS:
-        raise unknown("correction", correction, CORRECTIONS)
+    check_choice("correction", correction, CORRECTIONS)
     named, cells = _cells(frame, by, value)
     interval = bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed)
     p = _p_values(cells, null)
@@ -206,6 +206,7 @@ def tested(
     return table.assign(p_adjusted=adjusted(table["p"], table["metric"], correction=correction) if many else table["p"])
 
 
+@checked
 def adjusted(p: pd.Series[Any], among: pd.Series[Any] | None = None, *, correction: str = "bh") -> pd.Series[Any]:
     """Probabilities corrected for being many; NaN stays NaN and counts for nothing.
 

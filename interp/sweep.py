@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import byte_budget, checked, shown
 from interp.edits import Variant
 from interp.errors import ConfigError, PromptError, SweepInterrupted, unknown
 from interp.metrics import Metric, check_answers, get_metric, normalised_effect
@@ -37,6 +38,7 @@ RUN_ROWS = (-3, -2, -1)  # what stands for a variant in a journal: the base run,
 Executor = Callable[[Job, Sequence[int]], Generator[tuple[int, Values], None, None]]
 
 
+@checked
 def sweep(
     model: HookedModel,
     pairs: PromptPairs,
@@ -83,14 +85,16 @@ def sweep(
     job = _job(model, pairs, variants, metric, base, source, max_memory)
     run = _executor(executor)
     journal = None if out is None else _journal(out, job)
-    values = np.full((len(variants), len(pairs)), np.nan)
+    values = np.full((len(job.variants), len(pairs)), np.nan)
     runs = np.full((len(RUN_ROWS), len(pairs)), np.nan)
+    known: set[int] = set()  # chunks whose values are there; those may be NaN
     waiting = []
     finished = set() if journal is None else journal.finished()
     for index in range(len(job.plan.chunks)):
         if _part(index) in finished:
             assert journal is not None
             _enter(job.plan, index, journal.read(_part(index))["value"], values, runs)
+            known.add(index)
         else:
             waiting.append(index)
     results = run(job, waiting)
@@ -100,9 +104,11 @@ def sweep(
                 if journal is not None:
                     journal.write(_part(index), _columns(job.plan, index, found))
                 _enter(job.plan, index, found, values, runs)
+                known.add(index)
                 bar.finish(index)
         except KeyboardInterrupt:
-            raise SweepInterrupted(_so_far(bar.done, job.plan, journal), _table(job, values, runs).dropna()) from None
+            frame = _table(job, values, runs)[_cells_known(job.plan, known).ravel()]
+            raise SweepInterrupted(_so_far(bar.done, job.plan, journal), frame) from None
     return _table(job, values, runs)
 
 
@@ -131,12 +137,15 @@ def _job(
 ) -> Job:
     for side in (base, source):
         check_side(side)
-    if isinstance(variants, Variant) or not all(isinstance(variant, Variant) for variant in variants):
-        raise PromptError(f"sweep takes a list of Variants, each a set of edits, not {variants!r:.80}")
+    if isinstance(variants, str | Variant) or not isinstance(variants, Iterable):
+        raise PromptError(f"sweep takes a list of Variants, each a set of edits, not {shown(variants)}")
+    variants = list(variants)
+    for variant in variants:
+        if not isinstance(variant, Variant):
+            raise PromptError(f"sweep takes a list of Variants, each a set of edits, not {shown(variant)}")
     if not variants:
         raise PromptError("sweep needs at least one variant")
-    if max_memory is not None and (not isinstance(max_memory, int) or max_memory <= 0):
-        raise ConfigError(f"max_memory must be a positive number of bytes, not {max_memory!r}")
+    max_memory = byte_budget(max_memory)
     measure = get_metric(metric)
     check_answers(pairs.answer_table, model.cfg.d_vocab_out)
     pairs = pairs.to(model.device)
@@ -209,6 +218,18 @@ def _enter(plan: Plan, index: int, found: Values, values: Values, runs: Values) 
     run = {v for other in plan.chunks if other.prompts == chunk.prompts for v in other.variants}
     idle = [v for v in range(plan.n_variants) if v not in run]
     values[idle, prompts] = runs[0, prompts]
+
+
+def _cells_known(plan: Plan, known: Collection[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """The cells [variant, prompt] that these chunks have given, with the runs that they are held against."""
+    found = np.zeros((plan.n_variants, plan.n_prompts), dtype=bool)
+    for index, chunk in enumerate(plan.chunks):
+        if not chunk.variants and index in known:
+            found[:, slice(*chunk.prompts)] = True
+    for index, chunk in enumerate(plan.chunks):
+        if chunk.variants and index not in known:
+            found[list(chunk.variants), slice(*chunk.prompts)] = False
+    return found
 
 
 def _table(job: Job, values: Values, runs: Values) -> pd.DataFrame:

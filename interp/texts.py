@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from interp.arguments import checked, shown, whole_number
+from interp.arguments import seed as check_seed
 from interp.errors import PromptError, unknown
 from interp.model import HookedModel
 from interp.progress import counting
@@ -45,6 +47,7 @@ class Texts:
         return len(self.tokens)
 
 
+@checked
 def prepare(
     model: HookedModel,
     source: Texts | Tensor | str | Path | Sequence[str],
@@ -72,8 +75,14 @@ def prepare(
     elif isinstance(source, Texts):
         texts = source
     else:
+        if not isinstance(source, Sequence) or not all(isinstance(one, str) for one in source):
+            raise PromptError(f"text must be ids, a file, or a list of documents, not {shown(source)}")
         texts = _cut(model, list(source), length, f"{len(source)} documents")
-    low, high = (int(id_) for id_ in torch.aminmax(texts.tokens))
+    given = texts.tokens
+    if given.ndim != 2 or not given.numel() or given.dtype == torch.bool or given.is_floating_point():
+        raise PromptError(f"text as ids must be whole numbers [sequence, pos], not {list(given.shape)} {given.dtype}")
+    most = None if most is None else whole_number("most", most, least=1, refuse=PromptError)
+    low, high = (int(id_) for id_ in torch.aminmax(given))
     if low < 0 or high >= model.cfg.d_vocab:
         raise PromptError(
             f"token id {low if low < 0 else high} is out of range: this model's ids are 0 to {model.cfg.d_vocab - 1}"
@@ -135,6 +144,7 @@ def _cut(model: HookedModel, found: Sequence[str], length: int, name: str) -> Te
     return Texts(torch.tensor(ids[: rows * length]).unflatten(0, (rows, length)), name)
 
 
+@checked
 def write(
     model: HookedModel,
     n: int,
@@ -154,9 +164,8 @@ def write(
         temperature: divides the logits.
         progress: a bar on stderr; None shows one in a terminal.
     """
-    if n < 1:
-        raise PromptError(f"the number of sequences must be at least 1, not {n}")
-    length = _length(model, length)
+    n = whole_number("the number of sequences", n, least=1, refuse=PromptError)
+    length, seed = _length(model, length), check_seed(seed)
     cfg, tokenizer = model.cfg, model.tokenizer
     generator = torch.Generator().manual_seed(seed)
     if not cfg.causal or cfg.d_vocab_out != cfg.d_vocab:
@@ -178,6 +187,4 @@ def write(
 
 
 def _length(model: HookedModel, length: int) -> int:
-    if length < 1:
-        raise PromptError(f"a sequence has at least 1 token, not {length}")
-    return min(length, model.cfg.n_ctx)
+    return min(whole_number("length", length, least=1, refuse=PromptError), model.cfg.n_ctx)

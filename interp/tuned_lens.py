@@ -22,7 +22,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from interp.errors import InterpError, WeightsError, unknown
+from interp.arguments import checked, entries, is_whole, shown
+from interp.errors import InterpError, UnknownName, WeightsError, unknown
 from interp.fingerprint import fingerprint
 from interp.lens import depths, divergence, read_out
 from interp.model import HookedModel
@@ -68,6 +69,7 @@ class TunedLens:
             )
 
     @classmethod
+    @checked
     def identity(cls, model: HookedModel, layers: Sequence[int] | None = None) -> Self:
         """The lens that leaves every stream as it is: the logit lens.
 
@@ -80,10 +82,7 @@ class TunedLens:
         """
         cfg = model.cfg
         depths(model, halves=False)  # refuses a model whose stream cannot be read
-        chosen = sorted(set(range(cfg.n_layers) if layers is None else layers))
-        for layer in chosen:
-            if not 0 <= layer < cfg.n_layers:
-                raise unknown("layer", layer, map(str, range(cfg.n_layers)))
+        chosen = sorted(set(entries("layer", layers, cfg.n_layers, refuse=UnknownName)))
         eye = torch.eye(cfg.d_model, device=model.device)
         return cls(
             A=eye.repeat(len(chosen), 1, 1),
@@ -99,9 +98,9 @@ class TunedLens:
         Raises:
             UnknownName: a layer without a translator.
         """
-        if layer not in self.layers:
-            raise unknown("layer of this lens", layer, map(str, self.layers))
-        at = self.layers.index(layer)
+        if not is_whole(layer) or int(layer) not in self.layers:
+            raise unknown("layer of this lens", shown(layer), map(str, self.layers))
+        at = self.layers.index(int(layer))
         A, b = self.A[at].to(stream.device), self.b[at].to(stream.device)
         return stream.float() @ A + b
 
@@ -111,6 +110,7 @@ class TunedLens:
             return stream
         return self(stream, int(name.split(".")[1]))
 
+    @checked
     def check(self, model: HookedModel) -> None:
         """Refuse a model that this lens was not trained for.
 
@@ -141,6 +141,7 @@ class TunedLens:
         ]
         return pd.DataFrame(rows, columns=["lens", "layer", "prompt", "metric", "value"])
 
+    @checked
     def save(self, folder: str | Path) -> Path:
         """Write the lens; the folder.
 
@@ -163,6 +164,7 @@ class TunedLens:
         return folder
 
     @classmethod
+    @checked
     def load(cls, folder: str | Path, model: HookedModel) -> Self:
         """The lens that `save` wrote, on the model's device.
 
@@ -204,6 +206,7 @@ def model_digest(model: HookedModel) -> str:
     return fingerprint([model.cfg.replace(model_name=""), dict(model.state_dict())])
 
 
+@checked
 @torch.no_grad()
 def held_out_divergence(
     model: HookedModel, lens: TunedLens, streams: Mapping[int, Tensor], final: Tensor

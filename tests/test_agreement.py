@@ -174,5 +174,5 @@ def test_what_cannot_be_compared_is_refused() -> None:
         agreement(frame, "cell", n_cells=2)
     with pytest.raises(UnknownName, match="did you mean 'cell'"):
         agreement(frame, "cells", n_cells=2)
-    with pytest.raises(InterpError, match="at least one cell"):
+    with pytest.raises(InterpError, match="sample must be at least 1, not 0"):
         choose([1.0], 0)

@@ -141,7 +141,9 @@ def test_sweeps(kind: str, rows: int, device: torch.device, monkeypatch: pytest.
         Variant([Edit("resid_post", {"layer": 0, "pos": "middle"}, op, source)], {"name": op})
         for op, source in (("scale", 0.5), ("zero", None), ("mean", None), ("add", 0.25), ("add", "source"))
     ]
-    variants.append(Variant([Edit("resid_post", {"layer": 1}, source=lambda value, hook: value.flip(0))], {"name": "f"}))
+    variants.append(
+        Variant([Edit("resid_post", {"layer": 1}, source=lambda value, hook: value.flip(0))], {"name": "f"})
+    )
     frames = [sweep(m, pairs, variants, progress=False) for m in (there, model)]
     for column in ("value", "base_value", "source_value"):
         near(*(torch.tensor(frame[column].to_numpy()) for frame in frames))

@@ -289,7 +289,7 @@ class Strange(HookedModel):
         (lambda m: head_weights.previous_token(m, IDS, length=99), PromptError, "from 3 to the model's context of 24"),
         (lambda m: head_weights.hits(m, IDS, IDS, among=IDS[:3]), PromptError, "not among those that compete"),
         (lambda m: head_patterns.random_sequences(m, 2, length=13), PromptError, "at most 12"),
-        (lambda m: head_patterns.random_sequences(m, 0), PromptError, "at least one sequence"),
+        (lambda m: head_patterns.random_sequences(m, 0), PromptError, "n must be at least 1, not 0"),
         (lambda m: head_patterns.random_sequences(m, 1, bos=29), PromptError, "bos=29 is no id"),
         (lambda m: head_patterns.ordered_lists(m), InterpError, "no tokenizer"),
         (lambda m: head_circuits.readable(object.__new__(Strange)), InterpError, "weights of a Strange"),

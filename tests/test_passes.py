@@ -425,7 +425,7 @@ def test_a_function_is_given_the_whole_value_of_every_prompt() -> None:
         ]
         model.run_with_hooks(pairs.corrupt[at : at + 1, :n], fwd_hooks=hooks)
         assert torch.allclose(seen[0][at, :n], alone[0][0], atol=1e-5)
-    with pytest.raises(HookError, match="returned str, expected a tensor"):
+    with pytest.raises(HookError, match=r"returned 'x', expected \[batch, pos, head, d_head\]"):
         sweep(model, pairs, [Variant([Edit("z", {"layer": 0}, source=lambda x, hook: "x")])], progress=False)  # type: ignore[arg-type,return-value]
 
 

@@ -421,7 +421,7 @@ def test_a_model_without_a_tokenizer_is_refused(task: str) -> None:
         (lambda m: agreement(m, n=0), PromptError, "n must be at least 1, not 0"),
         (lambda m: induction(m, n=0), PromptError, "n must be at least 1, not 0"),
         (lambda m: induction(m, corrupt="none"), UnknownName, "choose from 'broken_repeat', 'other_token'"),
-        (lambda m: induction(m, length=3), PromptError, "length must be at least 4 tokens, not 3"),
+        (lambda m: induction(m, length=3), PromptError, "length must be at least 4, not 3"),
         (lambda m: induction(m, length=400), PromptError, r"longer than the model's context of 256: the longest run"),
         (lambda m: digit_addition(m, digits=0), PromptError, "digits must be at least 1"),
         (lambda m: digit_addition(m, shots=60), PromptError, "more tokens than the model's context of 256"),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from interp.arguments import checked
 from interp.errors import PromptError, unknown
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
@@ -56,6 +57,7 @@ TASKS: dict[str, Callable[..., PromptPairs]] = {
 }
 
 
+@checked
 def get_task(name: str | Path) -> Callable[..., PromptPairs]:
     """The task of this name, or of this data file: `task(model, n=..., seed=..., aligned=...) -> PromptPairs`.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from interp.arguments import checked
 from interp.metrics import Metric, joint_log_prob, sides
 from interp.prompts import PromptPairs
 
@@ -29,6 +30,7 @@ PROB_DIFF = Metric(
 )
 
 
+@checked
 def prob_diff(pairs: PromptPairs | None = None) -> Metric:
     """The probability of a pair's right answers minus that of its wrong ones, from -1 to 1; for `interp.sweep`.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.answers import answer_ids, check_apart
+from interp.arguments import checked, whole_number
 from interp.errors import PromptError
 from interp.pairing import check_rows, encode_prompts, role_positions
 from interp.prompts import PromptPairs
@@ -47,6 +48,7 @@ class _MisfitError(PromptError):
     """A record that this model cannot take; the message begins with its column."""
 
 
+@checked
 def from_file(
     model: HookedModel,
     path: str | Path,
@@ -84,8 +86,7 @@ def from_file(
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise PromptError(f"{str(path)!r} is no data file: expected a name that ends in {', '.join(SUFFIXES)}")
-    if n is not None and n < 1:
-        raise PromptError(f"n must be at least 1, not {n}")
+    n = None if n is None else whole_number("n", n, least=1, refuse=PromptError)
     if path.exists() and not path.is_file():
         raise PromptError(f"{str(path)!r} cannot be read: it is no file")
     fits: list[_Fit] = []

@@ -15,6 +15,8 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked, whole_number
+from interp.arguments import seed as check_seed
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
 from interp.tasks.words import tokenizer_of
@@ -32,6 +34,7 @@ ABOUT = About(
 )
 
 
+@checked
 def digit_addition(
     model: HookedModel,
     n: int = 32,
@@ -62,8 +65,8 @@ def digit_addition(
     Source: Nikankin et al. 2024 (arXiv 2410.21272).
     """
     tokenizer_of(model)
-    if digits < 1 or shots < 0:
-        raise PromptError(f"digits must be at least 1 and shots at least 0, not {digits} and {shots}")
+    digits = whole_number("digits", digits, least=1, most=100, refuse=PromptError)
+    shots, seed = whole_number("shots", shots, least=0, refuse=PromptError), check_seed(seed)
     return write(
         model,
         ABOUT,

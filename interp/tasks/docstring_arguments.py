@@ -15,7 +15,9 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from interp.errors import unknown
+from interp.arguments import checked
+from interp.arguments import seed as check_seed
+from interp.errors import check_choice
 from interp.prompts import PromptPairs
 from interp.tasks.words import enough, single_tokens
 from interp.tasks.writing import About, Draw, fill, write
@@ -76,6 +78,7 @@ ABOUT = About(
 )
 
 
+@checked
 def docstring(
     model: HookedModel,
     n: int = 32,
@@ -104,11 +107,11 @@ def docstring(
 
     Source: Heimersheim and Janiak 2023.
     """
-    if corrupt not in CORRUPTIONS:
-        raise unknown("corruption", corrupt, CORRUPTIONS)
+    check_choice("corruption", corrupt, CORRUPTIONS)
     arguments, words = single_tokens(model, ARGUMENTS), single_tokens(model, WORDS)
     enough(arguments, "names of arguments", 10)
     enough(words, "words of a docstring", 7)
+    seed = check_seed(seed)
     return write(
         model,
         ABOUT,

@@ -14,6 +14,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked
+from interp.arguments import seed as check_seed
 from interp.errors import unknown
 from interp.prompts import PromptPairs
 from interp.tasks.words import Words, enough, single_tokens
@@ -83,6 +85,7 @@ ABOUT = About(
 )
 
 
+@checked
 def facts(
     model: HookedModel,
     n: int = 32,
@@ -120,6 +123,7 @@ def facts(
     left = {name: given for name, given in left.items() if len(set(given.values())) > 1}
     if not left:
         enough(Words((), (*objects.kept, *objects.dropped)), "objects of facts", 2)
+    seed = check_seed(seed)
     rng = random.Random(seed)
     forms = turns(rng, [(name, template) for name in left for template in RELATIONS[name][0]], aligned=aligned)
     return write(

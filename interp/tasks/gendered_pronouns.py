@@ -16,6 +16,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked
+from interp.arguments import seed as check_seed
 from interp.prompts import PromptPairs
 from interp.tasks.words import enough, single_tokens
 from interp.tasks.writing import About, Draw, fill, turns, write
@@ -82,6 +84,7 @@ ABOUT = About(
 )
 
 
+@checked
 def pronouns(
     model: HookedModel,
     n: int = 32,
@@ -111,6 +114,7 @@ def pronouns(
     enough(women, "names of women", 1)
     enough(men, "names of men", 1)
     enough(words, "words for a person", 1)
+    seed = check_seed(seed)
     rng = random.Random(seed)
     templates = turns(rng, TEMPLATES, aligned=aligned)
     return write(

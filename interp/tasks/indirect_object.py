@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from interp.errors import PromptError, unknown
+from interp.arguments import checked, is_whole, shown, whole_number
+from interp.arguments import seed as check_seed
+from interp.errors import PromptError, check_choice, unknown
 from interp.prompts import PromptPairs
 from interp.tasks.words import enough, single_tokens, tokenizer_of
 
@@ -95,6 +97,7 @@ class _Draw:
         return self.text(self.io, self.s, self.io) if corruption == "swap_subject" else self.text(*self.others)
 
 
+@checked
 def ioi(
     model: HookedModel,
     n: int = 32,
@@ -128,15 +131,14 @@ def ioi(
 
     Source: Wang et al. 2022 (arXiv 2211.00593), section 2.
     """
-    if corrupt not in CORRUPTIONS:
-        raise unknown("corruption", corrupt, CORRUPTIONS)
-    if n < 1:
-        raise PromptError(f"n must be at least 1, not {n}")
+    check_choice("corruption", corrupt, CORRUPTIONS)
+    n = whole_number("n", n, least=1, refuse=PromptError)
     templates = _templates(template)
     words = single_tokens(model, NAMES)
     names = enough(words, "names", 5)  # two people, and three others
     places: tuple[str, ...] = PLACES
     objects: tuple[str, ...] = OBJECTS
+    seed = check_seed(seed)
     rng = random.Random(seed)
     if aligned:
         templates = (rng.choice(templates),)
@@ -172,10 +174,12 @@ def ioi(
 def _templates(template: int | str | None) -> tuple[str, ...]:
     if template is None:
         return TEMPLATES
-    if isinstance(template, int):
-        if not 0 <= template < len(TEMPLATES):
+    if is_whole(template):
+        if not 0 <= int(template) < len(TEMPLATES):
             raise unknown("template", template, map(str, range(len(TEMPLATES))))
-        return (TEMPLATES[template],)
+        return (TEMPLATES[int(template)],)
+    if not isinstance(template, str):
+        raise PromptError(f"template must be the number of one, or a text, not {shown(template)}")
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     people = [name for name in fields if name in ("A", "B", "S")]
     if people != ["A", "B", "S"] or set(fields) - {"A", "B", "S", "place", "object"}:

@@ -18,6 +18,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked
+from interp.arguments import seed as check_seed
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
 from interp.tasks.words import enough, next_token, single_tokens, tokenizer_of
@@ -63,6 +65,7 @@ ABOUT = About(
 Pieces = dict[int, list[int]]
 
 
+@checked
 def greater_than(
     model: HookedModel,
     n: int = 32,
@@ -93,6 +96,7 @@ def greater_than(
     nouns = single_tokens(model, NOUNS)
     enough(nouns, "nouns", 1)
     cut, pieces = _cut(tokenizer)
+    seed = check_seed(seed)
     rng = random.Random(seed)
     templates = turns(rng, TEMPLATES, aligned=aligned)
     pairs = write(
@@ -116,6 +120,7 @@ def greater_than(
     return pairs
 
 
+@checked
 def split_years(tokenizer: Tokenizer, text: str, beginning: str, said: int) -> tuple[list[int], list[int]]:
     """The next tokens after a text that stand for later years, and those that stand for earlier ones or the same.
 

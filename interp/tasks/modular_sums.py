@@ -14,6 +14,9 @@ import string
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked, is_whole, whole_number
+from interp.arguments import seed as check_seed
+from interp.arguments import shown as told
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
 from interp.tasks.writing import About, Draw, fill, write
@@ -30,6 +33,7 @@ ABOUT = About(
 )
 
 
+@checked
 def modular_addition(
     model: HookedModel,
     n: int = 32,
@@ -63,8 +67,9 @@ def modular_addition(
 
     Source: Nanda et al. 2023 (arXiv 2301.05217), section 3.
     """
-    if p is not None and p < 2:
-        raise PromptError(f"p must be at least 2, not {p}")
+    n = whole_number("n", n, least=1, refuse=PromptError)
+    p = None if p is None else whole_number("p", p, least=2, refuse=PromptError)
+    seed = check_seed(seed)
     rng = random.Random(seed)
     if model.tokenizer is None:
         if text is not None or prepend_bos is not None:
@@ -109,8 +114,8 @@ def _in_ids(
             f"p={p} needs the numbers 0 to {p - 1} as tokens and as answers; this model has {cfg.d_vocab} tokens and "
             f"{cfg.d_vocab_out} answers"
         )
-    if equals is not None and not 0 <= equals < cfg.d_vocab:
-        raise PromptError(f"equals={equals} is no token of this model, whose tokens are 0 to {cfg.d_vocab - 1}")
+    if equals is not None and not (is_whole(equals) and 0 <= equals < cfg.d_vocab):
+        raise PromptError(f"equals={told(equals)} is no token of this model, whose tokens are 0 to {cfg.d_vocab - 1}")
     if not 1 <= n <= p * p:
         raise PromptError(f"there are {p} x {p} = {p * p} different prompts, not {n}")
     end = equals if equals is not None else p if p < cfg.d_vocab else None

@@ -16,7 +16,9 @@ import dataclasses
 import random
 from typing import TYPE_CHECKING
 
-from interp.errors import PromptError, unknown
+from interp.arguments import checked, whole_number
+from interp.arguments import seed as check_seed
+from interp.errors import PromptError, check_choice
 from interp.prompts import PromptPairs
 from interp.tasks.writing import About
 
@@ -36,6 +38,7 @@ ABOUT = About(
 )
 
 
+@checked
 def induction(
     model: HookedModel,
     n: int = 32,
@@ -67,10 +70,14 @@ def induction(
 
     Source: Olsson et al. 2022, section "Induction heads".
     """
-    if corrupt not in CORRUPTIONS:
-        raise unknown("corruption", corrupt, CORRUPTIONS)
+    check_choice("corruption", corrupt, CORRUPTIONS)
     front, pool, texts = _vocabulary(model, prepend_bos)
-    _check(model, n, length, len(front), len(pool))
+    n, length = (
+        whole_number("n", n, least=1, refuse=PromptError),
+        whole_number("length", length, least=4, refuse=PromptError),
+    )
+    _check(model, length, len(front), len(pool))
+    seed = check_seed(seed)
     rng = random.Random(seed)
     clean: list[tuple[int, ...]] = []
     other: list[tuple[int, ...]] = []
@@ -131,11 +138,7 @@ def _is_word(text: str) -> bool:
     return len(text) > 2 and text[0] == " " and text[1:].isascii() and text[1:].isalpha()
 
 
-def _check(model: HookedModel, n: int, length: int, front: int, pool: int) -> None:
-    if n < 1:
-        raise PromptError(f"n must be at least 1, not {n}")
-    if length < 4:
-        raise PromptError(f"length must be at least 4 tokens, not {length}")
+def _check(model: HookedModel, length: int, front: int, pool: int) -> None:
     if (longest := front + 2 * length - 2) > model.cfg.n_ctx:
         raise PromptError(
             f"a run of {length} tokens makes prompts of {longest}, longer than the model's context of "

@@ -16,7 +16,9 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from interp.errors import unknown
+from interp.arguments import checked
+from interp.arguments import seed as check_seed
+from interp.errors import check_choice
 from interp.prompts import PromptPairs
 from interp.tasks.words import Words, enough, single_tokens, tokenizer_of
 from interp.tasks.writing import About, Draw, fill, turns, write
@@ -67,6 +69,7 @@ ABOUT = About(
 )
 
 
+@checked
 def agreement(
     model: HookedModel,
     n: int = 32,
@@ -95,11 +98,11 @@ def agreement(
 
     Source: Linzen et al. 2016 (arXiv 1611.01368).
     """
-    if attractor not in ATTRACTORS:
-        raise unknown("kind of attractor", attractor, ATTRACTORS)
+    check_choice("kind of attractor", attractor, ATTRACTORS)
     nouns, verbs = (_both_numbers(model, words) for words in (NOUNS, VERBS))
     enough(nouns, "nouns (with their plurals)", 2)
     enough(verbs, "verbs (with their plurals)", 1)
+    seed = check_seed(seed)
     tokenizer, rng = tokenizer_of(model), random.Random(seed)
     templates = turns(rng, TEMPLATES, aligned=aligned)
     return write(

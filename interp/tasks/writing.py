@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from interp.arguments import checked, whole_number
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
 from interp.tasks.words import next_token, tokenizer_of
@@ -119,6 +120,7 @@ def turns(rng: random.Random, forms: Sequence[Form], *, aligned: bool) -> tuple[
     return (rng.choice(forms),) if aligned else tuple(rng.sample(forms, len(forms)))
 
 
+@checked
 def write(
     model: HookedModel,
     about: About,
@@ -146,8 +148,7 @@ def write(
     Raises:
         PromptError: a model without a tokenizer, fewer than n different prompts.
     """
-    if n < 1:
-        raise PromptError(f"n must be at least 1, not {n}")
+    n = whole_number("n", n, least=1, refuse=PromptError)
     tokenizer = tokenizer_of(model)
     refused = _Refused()
     rows = _fitting(model, tokenizer, draws, prepend_bos, roles, refused)

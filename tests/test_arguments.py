@@ -1,0 +1,308 @@
+"""Plain arguments: indices of any whole-number kind mean the same, and what is none is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make
+
+from interp import arguments
+from interp.edits import RESERVED, Edit, Variant
+from interp.errors import ConfigError, HookError, InterpError, PromptError, SweepInterrupted, UnknownName
+from interp.gpt import GPT
+from interp.metrics import Metric
+from interp.prompts import PromptPairs
+from interp.sweep import sweep
+
+KINDS_OF_NUMBER: dict[str, Callable[[int], Any]] = {
+    "int": int,
+    "np.int64": np.int64,
+    "np.uint8": np.uint8,
+    "array": np.array,
+    "tensor": torch.tensor,
+}
+NO_NUMBERS = [1.0, 1.5, "1", True, float("nan"), None, [1], 2**70, {}, np.bool_(True), torch.tensor(1.0), b"1"]
+
+
+def pairs_of(lengths: tuple[int, ...] = (6, 4, 6)) -> PromptPairs:
+    generator = torch.Generator().manual_seed(1)
+    clean = [torch.randint(1, 29, (n,), generator=generator).tolist() for n in lengths]
+    corrupt = [[row[0], *((token + 7) % 29 for token in row[1:-1]), row[-1]] for row in clean]
+    return PromptPairs.from_tokens(clean, corrupt, answers=[(1, 2)] * len(lengths), roles={"A": 1})
+
+
+def values(model: GPT, pairs: PromptPairs, where: dict[str, Any], site: str = "z", **more: Any) -> np.ndarray[Any, Any]:
+    return np.asarray(sweep(model, pairs, [Variant([Edit(site, where, **more)])], progress=False)["value"])
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_NUMBER)
+def test_any_kind_of_whole_number_is_an_index(kind: str) -> None:
+    of, model, pairs = KINDS_OF_NUMBER[kind], make("gpt2"), pairs_of()
+    expected = values(model, pairs, {"layer": 1, "head": 2, "pos": 3})
+    assert np.array_equal(values(model, pairs, {"layer": of(1), "head": of(2), "pos": of(3)}), expected)
+    several = [of(0), of(2)]
+    assert np.array_equal(
+        values(model, pairs, {"layer": of(0), "head": several, "d_head": several}),
+        values(model, pairs, {"layer": 0, "head": (0, 2), "d_head": [0, 2]}),
+    )
+    assert Edit("z", {"layer": of(1), "head": several}).where == {"layer": 1, "head": (0, 2)}
+    assert torch.equal(pairs.positions(of(2)), pairs.positions(2))
+    assert pairs[of(1)].digest() == pairs[1].digest() and pairs.labels(of(1)) == pairs.labels(1)
+    assert pairs[[of(2), of(0)]].digest() == pairs[[2, 0]].digest()
+    _, cache = model.run_with_cache(pairs.clean, layers=[of(1)], pos_slice=of(1))
+    _, plain = model.run_with_cache(pairs.clean, layers=[1], pos_slice=1)
+    assert list(cache) == list(plain) and all(torch.equal(cache[name], plain[name]) for name in plain)
+    _, whole = model.run_with_cache(pairs.clean)
+    assert torch.equal(whole["z", of(1)], whole["z", 1])
+    assert torch.equal(whole.accumulated_resid(of(1), pos_slice=of(2)), whole.accumulated_resid(1, pos_slice=2))
+    assert torch.equal(model(pairs.clean, stop_at_layer=of(1)), model(pairs.clean, stop_at_layer=1))
+
+
+def test_a_row_of_a_table_is_the_next_edit() -> None:
+    model, pairs = make("llama_gqa"), pairs_of()
+    variants = [
+        Variant([Edit("z", {"layer": at, "head": h})], {"layer": at, "head": h}) for at in (0, 1) for h in (0, 3)
+    ]
+    frame = sweep(model, pairs, variants, progress=False)
+    best = frame.groupby(["layer", "head"], as_index=False)["value"].mean().sort_values("value").iloc[-1]
+    where = best[["layer", "head"]].astype(np.int64)
+    of_cell = frame[(frame["layer"] == best["layer"]) & (frame["head"] == best["head"])]
+    named = next(of_cell[["layer", "head"]].itertuples(index=False))._asdict()
+    for row in (where, pd.DataFrame([where]).iloc[0], of_cell[["layer", "head"]].iloc[0], named):
+        again = values(model, pairs, {"layer": row["layer"], "head": row["head"]})
+        assert again == pytest.approx(of_cell["value"].to_numpy(), abs=1e-5)
+
+
+def test_slices_and_none_are_what_numpy_makes_of_them() -> None:
+    model, pairs = make("gpt2"), pairs_of()
+    for axis, size in (("head", 4), ("d_head", 4)):
+        for part in (slice(1, None), slice(None, None, 2), slice(-1, None), None):
+            named = list(range(size))[slice(None) if part is None else part]
+            where = {"layer": 1, "head": 1, axis: part}
+            assert np.array_equal(values(model, pairs, where), values(model, pairs, {**where, axis: named}))
+    # The last two positions of each prompt, whose lengths differ; all but the last, which differ in number.
+    at = {"layer": 0, "pos": slice(-2, None)}
+    assert np.array_equal(values(model, pairs, at), values(model, pairs, {"layer": 0, "pos": [-2, -1]}))
+    front = values(model, pairs, {"layer": 0, "pos": slice(None, -1)})
+    for prompt, length in enumerate(pairs.lengths.tolist()):
+        own = values(model, pairs[prompt], {"layer": 0, "pos": list(range(length - 1))})
+        assert front[prompt] == pytest.approx(own[0], abs=1e-4)
+    keys = values(model, pairs, {"layer": 1, "key": slice(None, 2)}, "pattern")
+    assert np.array_equal(keys, values(model, pairs, {"layer": 1, "key": [0, 1]}, "pattern"))
+    assert pairs.positions(slice(-2, None)).tolist() == pairs.positions([-2, -1]).tolist()
+    with pytest.raises(PromptError, match="stands for 3, 5 positions, depending on the prompt"):
+        pairs.positions(slice(1, None))
+    _, cache = model.run_with_cache(pairs.clean)
+    for part in (slice(1, None, 2), slice(None, None, -1), [0, -1], np.array([2, 0]), torch.tensor([1, 2])):
+        _, cut = model.run_with_cache(pairs.clean, names_filter="blocks.1.attn.hook_z", pos_slice=part)
+        assert np.array_equal(cut["z", 1].detach().numpy(), cache["z", 1].detach().numpy()[:, part])
+
+
+@pytest.mark.parametrize("wrong", NO_NUMBERS, ids=str)
+def test_what_is_no_index_is_refused_by_name(wrong: Any) -> None:
+    model, pairs = make("gpt2"), pairs_of()
+    _, cache = model.run_with_cache(pairs.clean)
+    if not isinstance(wrong, int | list | str | None) or isinstance(wrong, bool):
+        for axis in ("layer", "head", "pos", "d_head"):
+            with pytest.raises(ConfigError, match=f"{axis} of an edit must be a whole number"):
+                Edit("z", {"layer": 0, axis: wrong})
+        with pytest.raises(PromptError, match="pos_slice must be a whole number"):
+            model.run_with_cache(pairs.clean, pos_slice=wrong)
+    if wrong is not None:
+        with pytest.raises(UnknownName, match=r"layer .* is not one of this model's 2 layers"):
+            cache["z", wrong]
+    if not isinstance(wrong, list):
+        with pytest.raises(PromptError, match="there is no pair"):
+            pairs[wrong]
+    with pytest.raises(ConfigError, match="steps must be"):
+        arguments.whole_number("steps", wrong, least=1, most=9)
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ({"layer": np.int64(2)}, "layer 2 .* 0 to 1"),
+        ({"layer": -1}, "layer -1 .* 0 to 1"),
+        ({"layer": [0, 1]}, r"layer \(0, 1\) "),
+        ({"layer": 0, "head": np.uint8(4)}, "head 4 is not one of this model's 4, 0 to 3"),
+        ({"layer": 0, "head": slice(4, None)}, r"head slice\(4, None, None\) names none of this model's 4"),
+        ({"layer": 0, "pos": 2**70}, "is outside prompt 0, which has 6 tokens"),
+        ({"layer": 0, "pos": slice(9, None)}, r"slice\(9, None, None\) names no position"),
+    ],
+)
+def test_a_sweep_refuses_edits_that_do_not_fit_before_it_runs(where: dict[str, Any], says: str) -> None:
+    ran: list[int] = []
+
+    def metric(logits: torch.Tensor, pairs: PromptPairs) -> torch.Tensor:
+        ran.append(1)
+        return logits[:, 0, 0]
+
+    variants = [Variant([Edit("z", {"layer": 0})]), Variant([Edit("z", where)])]
+    with pytest.raises(InterpError, match=says):
+        sweep(make("gpt2"), pairs_of(), variants, metric, progress=False)
+    assert not ran
+
+
+def test_indices_that_are_named_twice_are_edited_once() -> None:
+    model, pairs = make("gpt2"), pairs_of()
+    for axis in ("head", "pos"):
+        once, twice = ({"layer": 0, axis: at} for at in ([1], [1, 1]))
+        assert np.array_equal(
+            values(model, pairs, twice, op="add", source=0.5), values(model, pairs, once, op="add", source=0.5)
+        )
+
+
+@pytest.mark.parametrize("label", RESERVED)
+def test_labels_that_would_overwrite_a_column_are_refused(label: str) -> None:
+    with pytest.raises(ConfigError, match=f"label '{label}' has the name of a column that every table has"):
+        Variant([Edit("z", {"layer": 0})], {"layer": 0, label: 1})
+
+
+def test_a_table_has_the_columns_that_no_label_may_have() -> None:
+    frame = sweep(make("gpt2"), pairs_of(), [Variant([Edit("z", {"layer": 0})], {"mine": 1})], progress=False)
+    assert set(frame) - {"mine"} <= set(RESERVED)
+
+
+def test_a_function_is_held_to_the_shape_that_it_was_given() -> None:
+    model, pairs = make("gpt2"), pairs_of((5, 5))
+    shape = r"expected \[batch, pos, head, d_head\] = \[2, 5, 4, 4\]"
+    for made in (lambda v, hook: v[:1], lambda v, hook: v.mean(), lambda v, hook: v[..., :1], lambda v, hook: v * 1j):
+        variant = Variant([Edit("z", {"layer": 0}, source=made)])
+        with pytest.raises(HookError, match=r"'blocks.0.attn.hook_z' returned \[.*" + shape):
+            sweep(model, pairs, [variant], progress=False)
+
+
+@pytest.mark.parametrize("site", ["z", "pattern", "resid_pre", "q"])
+@pytest.mark.parametrize("returns", [True, False])
+def test_a_function_may_change_its_value_in_place(site: str, returns: bool) -> None:
+    model, pairs = make("gpt2"), pairs_of()
+
+    def halve(value: torch.Tensor, hook: Any) -> torch.Tensor | None:
+        value.mul_(0.5)
+        return value if returns else None
+
+    expected = values(model, pairs, {"layer": 1}, site, op="scale", source=0.5)
+    assert np.abs(expected - values(model, pairs, {"layer": 1}, site, op="scale", source=1.0)).max() > 1e-3
+    assert values(model, pairs, {"layer": 1}, site, source=halve) == pytest.approx(expected, abs=1e-5)
+
+
+def test_numbers_of_numpy_are_sources() -> None:
+    model, pairs = make("gpt2").double(), pairs_of()
+    for given in (np.float32(0.5), np.int64(2), np.array(0.25), torch.tensor(3)):
+        plain = float(given)
+        for op in ("set", "add", "scale"):
+            assert np.array_equal(
+                values(model, pairs, {"layer": 0}, op=op, source=given),
+                values(model, pairs, {"layer": 0}, op=op, source=plain),
+            )
+    # 0.1 is no number of single precision: what is set in a model of double precision is 0.1 itself.
+    whole = torch.full((3, 6, 4, 4), 0.1, dtype=torch.float64)
+    assert np.array_equal(
+        values(model, pairs, {"layer": 0}, source=0.1), values(model, pairs, {"layer": 0}, source=whole)
+    )
+    array = np.arange(4.0)
+    assert np.array_equal(
+        values(model, pairs, {"layer": 0}, source=array), values(model, pairs, {"layer": 0}, source=torch.arange(4.0))
+    )
+    # The mean of a source is over prompts, also of one that only spreads over them.
+    spread = torch.arange(4.0, dtype=torch.float64)
+    assert values(model, pairs, {"layer": 0}, op="mean", source=spread) == pytest.approx(
+        values(model, pairs, {"layer": 0}, source=spread), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong", [True, 1j, "clear", [1.0], object(), b"", np.array(["x"]), torch.ones(2, dtype=torch.cfloat)]
+)
+def test_what_is_no_source_is_refused(wrong: Any) -> None:
+    with pytest.raises((ConfigError, UnknownName), match=r"source of an edit must be|no run matches"):
+        Edit("z", {"layer": 0}, source=wrong)
+
+
+def test_a_mapping_without_the_site_is_refused() -> None:
+    variant = Variant([Edit("z", {"layer": 0}, source={"blocks.1.attn.hook_z": torch.zeros(1)})])  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match=r"'blocks.0.attn.hook_z' has no such site: 'blocks.1.attn.hook_z'"):
+        sweep(make("gpt2"), pairs_of(), [variant], progress=False)
+
+
+def in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    import interp.plan
+
+    monkeypatch.setitem(interp.plan.ROWS, "cpu", 20)
+
+
+def test_an_interrupted_sweep_keeps_every_finished_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_chunks(monkeypatch)
+    model, pairs = make("gpt2"), pairs_of()
+    calls = [0]
+
+    def rare(logits: torch.Tensor, own: PromptPairs) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] > 5:
+            raise KeyboardInterrupt
+        value = logits[:, 0, 0].clone()
+        value[0] = torch.nan  # rightly so: a cell is not unfinished because its value is no number
+        return value
+
+    variants = [Variant([Edit("z", {"layer": at})], {f"only_{at}": at}) for at in (0, 1, 0, 1, 0, 1)]
+    with pytest.raises(SweepInterrupted) as stopped:
+        sweep(model, pairs, variants, Metric("rare", rare, "d", "u", whole=True), progress=False)
+    frame = stopped.value.frame
+    calls[0] = -99
+    whole = sweep(model, pairs, variants, Metric("rare", rare, "d", "u", whole=True), progress=False)
+    assert 0 < len(frame) < len(whole) and len(frame) % len(pairs) == 0
+    assert frame["value"].isna().any() and frame["value"].notna().any()
+    pd.testing.assert_frame_equal(frame, whole.loc[frame.index])
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda n: torch.zeros(n + 1), r"metric 'mine' returned \[4\], expected a tensor \[3\]"),
+        (lambda n: torch.zeros(n, 1), r"metric 'mine' returned \[3, 1\]"),
+        (lambda n: torch.zeros(n) * 1j, r"metric 'mine' returned \[3\] of torch.complex64"),
+        (lambda n: [0.0] * n, "metric 'mine' returned list"),
+        (lambda n: None, "metric 'mine' returned NoneType"),
+        (lambda n: {}["lost"], "metric 'mine' raised KeyError: 'lost'"),
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_metric_that_is_none_is_named(made: Callable[[int], Any], says: str, whole: bool) -> None:
+    metric = Metric("mine", lambda *given: made(len(given[0])), "d", "u", whole=whole)
+    with pytest.raises(PromptError, match=says):
+        sweep(make("gpt2"), pairs_of(), [Variant([Edit("z", {"layer": 0})])], metric, progress=False)
+
+
+def test_a_metric_of_whole_numbers_or_nan_is_measured() -> None:
+    model, pairs = make("gpt2"), pairs_of()
+    variants = [Variant([Edit("z", {"layer": 0})])]
+    for made in (torch.arange(3), torch.tensor([True, False, True]), torch.tensor([1.0, torch.nan, 2.0])):
+        frame = sweep(model, pairs, variants, lambda logits, own, made=made: made, progress=False)
+        assert np.array_equal(frame["value"], made.double().numpy(), equal_nan=True)
+
+
+def test_a_metric_that_raises_loses_no_finished_chunk(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    in_chunks(monkeypatch)
+    model, pairs = make("gpt2"), pairs_of()
+    variants = [Variant([Edit("z", {"layer": at % 2, "head": at // 2})], {"at": at}) for at in range(6)]
+    expected = sweep(model, pairs, variants, "logit", progress=False)
+    log = tmp_path / "calls"
+    log.write_text("")
+
+    def sometimes(logits: torch.Tensor, answers: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
+        log.write_text(log.read_text() + ".")
+        if log.read_text() == "." * 6:
+            raise ZeroDivisionError("now")
+        return logits[:, 0]
+
+    metric = Metric("mine", sometimes, "d", "u", tokens="answers")
+    with pytest.raises(PromptError, match="metric 'mine' raised ZeroDivisionError: now"):
+        sweep(model, pairs, variants, metric, out=tmp_path / "s", progress=False)
+    kept = len(list((tmp_path / "s").glob("chunk-*")))
+    frame = sweep(model, pairs, variants, metric, out=tmp_path / "s", progress=False)
+    assert np.array_equal(frame["value"], expected["value"]) and kept > 1
