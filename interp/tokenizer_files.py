@@ -9,11 +9,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import WeightsError
+from interp.foreign_files import entry, read_json, refuse_pointer, shown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -42,17 +45,39 @@ def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     import tokenizers
 
     file = folder / "tokenizer.json"
-    try:
+    refuse_pointer(file)
+    with refusing_what_rust_does(f"{file} is no tokenizer that can be read"):
         backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the Rust library raises bare exceptions
-        raise WeightsError(f"{file} is no tokenizer that can be read: {error}") from error
-    settings = _read_json(folder / "tokenizer_config.json")
+    config = folder / "tokenizer_config.json"
+    settings = _optional(config)
     if "added_tokens_decoder" not in settings:
-        settings |= _read_json(folder / "special_tokens_map.json")
-    _add_declared_tokens(backend, settings)
-    names = ("bos_token", "eos_token", "pad_token")
-    arguments: dict[str, Any] = {f"{name}_id": _special_id(backend, settings, folder, name) for name in names}
-    return backend, arguments | {"split_special_tokens": bool(settings.get("split_special_tokens", False))}
+        settings |= _optional(folder / "special_tokens_map.json")
+    with refusing_what_rust_does(f"{config} declares tokens that {file.name} cannot take"):
+        _add_declared_tokens(backend, settings, config)
+        names = ("bos_token", "eos_token", "pad_token")
+        arguments: dict[str, Any] = {f"{name}_id": _special_id(backend, settings, folder, name) for name in names}
+    return backend, arguments | {
+        "split_special_tokens": bool(entry(settings, "split_special_tokens", bool, file=config))
+    }
+
+
+@contextmanager
+def refusing_what_rust_does(message: str) -> Iterator[None]:
+    """Whatever goes wrong in the Rust library, panics among it, as a `WeightsError` that begins with `message`."""
+    try:
+        yield
+    except WeightsError:
+        raise
+    except BaseException as error:
+        # The library raises bare exceptions, and a panic is not even one of those.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise WeightsError(f"{message}: {shown_error(error)}") from error
+
+
+def shown_error(error: BaseException) -> str:
+    """The first line of what a library says, or the kind of its error."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def auto_tokenizer(folder: Path) -> Any:
@@ -63,10 +88,11 @@ def auto_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    try:
+    for name in OTHER_FILES:
+        if (folder / name).is_file():
+            refuse_pointer(folder / name)
+    with refusing_what_rust_does(f"the tokenizer in {folder} cannot be read by transformers"):
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers raises many kinds
-        raise WeightsError(f"the tokenizer in {folder} cannot be read by transformers: {error}") from error
 
 
 def backend_of(tokenizer: Any) -> Any:
@@ -122,39 +148,54 @@ class CalledBackend:
         """Nothing: each call says so itself."""
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is no JSON that can be read: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file} must hold a JSON object, not {type(content).__name__}")
-    return content
+def _optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
 
 
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
+def _content(token: Any, file: Path) -> str | None:
+    content = token.get("content") if isinstance(token, dict) else token
+    if content is None or isinstance(content, str):
+        return content
+    raise WeightsError(f"{file}: a token must be text, or an object with the text as 'content', not {shown(token)}")
 
 
-def _add_declared_tokens(backend: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+def _added(token: Any, file: Path) -> tokenizers.AddedToken:
+    import tokenizers
+
+    if _content(token, file) is None or not isinstance(token, dict):
+        raise WeightsError(
+            f"{file}: a token of added_tokens_decoder must be an object with 'content', not {shown(token)}"
+        )
+    for name in ADDED_TOKEN_FIELDS[1:]:
+        entry(token, name, bool, file=file)
+    return tokenizers.AddedToken(
+        **{field: token[field] for field in ADDED_TOKEN_FIELDS if token.get(field) is not None}
+    )
+
+
+def _number_of(id_: str, file: Path) -> int:
+    if not (id_.isdecimal() and len(id_) < 12):
+        raise WeightsError(f"{file}: added_tokens_decoder must have token ids as its keys, not {shown(id_)}")
+    return int(id_)
+
+
+def _add_declared_tokens(backend: tokenizers.Tokenizer, settings: dict[str, Any], file: Path) -> None:
     """Add the tokens that the settings declare and tokenizer.json lacks, or describes otherwise."""
     import tokenizers
 
     present = backend.get_added_tokens_decoder().values()
     described = {repr(token) for token in present}
-    declared = sorted(settings.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
-    wanted = [
-        tokenizers.AddedToken(**{field: token[field] for field in ADDED_TOKEN_FIELDS if field in token})
-        for _, token in declared
-    ]
+    decoder = entry(settings, "added_tokens_decoder", dict, file=file) or {}
+    declared = sorted(decoder.items(), key=lambda item: _number_of(item[0], file))
+    wanted = [_added(token, file) for _, token in declared]
     wanted = [token for token in wanted if repr(token) not in described]
     known = {token.content for token in present} | {token.content for token in wanted}
-    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    names = ("extra_special_tokens", "additional_special_tokens")
+    first, second = (entry(settings, name, list, dict, file=file) for name in names)
+    extra = first or second or []
     extra = extra.values() if isinstance(extra, dict) else extra
     for token in [*(settings.get(name) for name in SPECIAL_TOKENS), *extra]:
-        content = _content(token)
+        content = _content(token, file)
         if content is not None and content not in known:
             wanted.append(tokenizers.AddedToken(content, special=True))
             known.add(content)
@@ -163,13 +204,15 @@ def _add_declared_tokens(backend: tokenizers.Tokenizer, settings: dict[str, Any]
 
 def _special_id(backend: tokenizers.Tokenizer, settings: dict[str, Any], folder: Path, name: str) -> int | None:
     if name in settings:
-        content = _content(settings[name])
+        content = _content(settings[name], folder / "tokenizer_config.json")
         return None if content is None else backend.token_to_id(content)
     added = backend.get_added_tokens_decoder()
     for file in ("config.json", "generation_config.json"):
-        value = _read_json(folder / file).get(f"{name}_id")
+        value = entry(_optional(folder / file), f"{name}_id", int, list, file=folder / file)
+        if isinstance(value, list) and not all(type(id_) is int for id_ in value):
+            raise WeightsError(f"{folder / file}: {name}_id must be a token id or a list of them, not {shown(value)}")
         value = value[0] if isinstance(value, list) and value else value
         # Configurations carry default ids of other models: believe only an id that this tokenizer calls special.
-        if isinstance(value, int) and value in added and added[value].special:
+        if type(value) is int and value in added and added[value].special:
             return value
     return None

@@ -69,7 +69,8 @@ class Tokenizer:
         folder = Path(path)
         if tokenizer_files.has_rust_tokenizer(folder):
             backend, settings = tokenizer_files.read(folder)
-            return cls(backend, name=str(folder), **settings)
+            with tokenizer_files.refusing_what_rust_does(f"{folder / 'tokenizer.json'} cannot encode a text"):
+                return cls(backend, name=str(folder), **settings)
         if tokenizer_files.has_other_tokenizer(folder):
             return cls.from_transformers(tokenizer_files.auto_tokenizer(folder))
         return None

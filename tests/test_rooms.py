@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     "errors",
     "whole_files",
+    "foreign_files",
     "config",
     "sites",
     "hooks",
@@ -38,8 +39,8 @@ ROOMS = [
     "gpt",
     "weights/checkpoint",
     "weights/build",
-    "weights/hf_config",
     "weights/hf_options",
+    "weights/hf_config",
     "weights/hf_mamba",
     "weights/hf_hybrids",
     "weights/families",

@@ -14,8 +14,14 @@ from dataclasses import dataclass, field
 
 from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
+from interp.foreign_files import shown
 from interp.weights import hf_config, hf_hybrids, hf_mamba
-from interp.weights.hf_config import Options
+from interp.weights.hf_options import Options
+
+BRIDGE = (
+    "TransformerLens has more architectures, and what runs in its bridge runs here: "
+    "interp.load(TransformerBridge.boot_transformers(NAME))"
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,9 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         close = nearest(str(model_type), FAMILIES)
         hint = f"; the nearest is {close[0]!r}" if close else ""
-        raise ConfigError(f"model_type {model_type!r} is not supported; choose from {', '.join(FAMILIES)}{hint}")
+        raise ConfigError(
+            f"model_type {shown(model_type)} is not supported; choose from {', '.join(FAMILIES)}{hint}. {BRIDGE}"
+        )
     if options.get("quantization_config") is not None:
         raise ConfigError(
             "quantization_config is not supported: these weights are quantised; give the unquantised model or a .gguf"

@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from interp.config import ModelConfig
-from interp.weights.hf_config import Options, general
-from interp.weights.hf_options import agree, flag, head_size, limit, number, refuse_others, silu_only, whole
+from interp.weights.hf_config import general
+from interp.weights.hf_options import Options, agree, flag, head_size, limit, number, refuse_others, silu_only, whole
 
 N_CTX = 2**20
 
