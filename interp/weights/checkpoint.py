@@ -100,8 +100,8 @@ class Source:
 class Checkpoint:
     """A model on disk, read as far as its names and shapes.
 
-    `tensors` are under TransformerLens's names and in its shapes; one that is read may be a view that shares memory with
-    the file or with another tensor.
+    `tensors` are under TransformerLens's names and in its shapes; one that is read may be a view that shares memory
+    with the file or with another tensor.
     """
 
     cfg: ModelConfig

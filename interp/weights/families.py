@@ -16,7 +16,7 @@ from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
 from interp.foreign_files import shown
 from interp.weights import hf_config, hf_hybrids, hf_mamba
-from interp.weights.hf_options import Options
+from interp.weights.hf_options import Options, refuse_unless
 
 BRIDGE = (
     "TransformerLens has more architectures, and what runs in its bridge runs here: "
@@ -72,7 +72,7 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
         raise ConfigError(
             "quantization_config is not supported: these weights are quantised; give the unquantised model or a .gguf"
         )
-    hf_config.refuse_unless(options, is_causal=True)
+    refuse_unless(options, is_causal=True)
     family = FAMILIES[model_type]
     try:
         return family, family.configure(options)

@@ -113,8 +113,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, shard in where.items():
         if not isinstance(shard, str) or not _inside(shard):
             raise WeightsError(
-                f"{index} says that {name!r} is in {shown(shard)}, expected the name of a file in this folder or in one "
-                "below it"
+                f"{index} says that {name!r} is in {shown(shard)}, expected the name of a file in its folder or below"
             )
     return where
 

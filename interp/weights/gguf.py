@@ -71,8 +71,8 @@ def read(path: str | Path, *, tokenizer: Tokenizer | None = None, pre_tokenizer:
         hint = f"; the nearest is {close[0]!r}" if close else ""
         known = ", ".join(ARCHITECTURES)
         raise ConfigError(
-            f"{path}: architecture {shown(name)} is not supported in a GGUF file; choose from {known}{hint}. The model's "
-            f"Hugging Face directory may be; and {BRIDGE[0].lower() + BRIDGE[1:]}"
+            f"{path}: architecture {shown(name)} is not supported in a GGUF file; choose from {known}{hint}. The "
+            f"Hugging Face directory of the same model may be. {BRIDGE}"
         )
     try:
         cfg = ARCHITECTURES[name].configure(Metadata(file, name))

@@ -110,8 +110,8 @@ def open_gguf(path: str | Path) -> GGUFFile:
         # As llama.cpp: tensors lie one behind the other in the table's order, so that none can lie over another.
         if offset != following:
             raise WeightsError(
-                f"{path} is damaged: tensor {name!r} is said to be at byte {offset} of the data, expected {following}, "
-                f"where the one before it ends (multiples of {alignment}); tensors that overlap or leave gaps are refused"
+                f"{path} is damaged: tensor {name!r} is at byte {offset} of the data, expected {following}, where the "
+                f"one before it ends (in multiples of {alignment}): tensors must neither overlap nor leave gaps"
             )
         tensors[name] = _stored(path, data, name, shape, code, base + offset)
         following += -(-tensors[name].raw.size // alignment) * alignment

@@ -3,9 +3,10 @@
 1. `tokenizer.ggml.model` says which kind: `gpt2` is byte-level BPE with its merges, `llama` is SentencePiece BPE, whose
    merges follow from the scores (a piece of higher score is made first; Kudo and Richardson 2018).
 2. `tokenizer.ggml.pre` names how byte-level text is cut before merging; a file that does not say (older converters left
-   it out, or wrote `default`) is refused, unless whoever loads it does. SentencePiece needs none. The names are llama.cpp's
-   (src/llama-vocab.cpp); each is given here the pre-tokenizer of the models it stands for. SmolLM cuts every digit off,
-   which changes the ids of a run of spaces or newlines before a digit; transformers 5 does not do so from a GGUF file.
+   it out, or wrote `default`) is refused, unless whoever loads it does. SentencePiece needs none. The names are
+   llama.cpp's (src/llama-vocab.cpp); each is given here the pre-tokenizer of the models it stands for. SmolLM cuts
+   every digit off, which changes the ids of a run of spaces or newlines before a digit; transformers 5 does not do so
+   from a GGUF file.
 3. Control tokens become special tokens, user-defined ones added tokens; BOS and EOS are added as the file says.
 """
 
@@ -120,7 +121,7 @@ def _with_pre(metadata: dict[str, Any], kind: str, name: str, given: str | None)
     silent = stored in (None, "", "default")
     if given is not None and (kind != "gpt2" or not silent):
         what = (
-            "is SentencePiece, which needs none"
+            "has a SentencePiece tokenizer, which needs none"
             if kind != "gpt2"
             else f"says tokenizer.ggml.pre={shown(stored)} itself"
         )

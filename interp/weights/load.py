@@ -108,6 +108,10 @@ def load(
     """
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.from_transformers(tokenizer)
+    if pre_tokenizer is not None and not str(source).endswith(".gguf"):
+        raise UnknownName(
+            f"pre_tokenizer={pre_tokenizer!r} is a matter of .gguf files, and the model is none; leave it out"
+        )
     memory: Any = source if _is_model_of("transformers", source) else None
     model: HookedModel
     if is_bridge(source):
