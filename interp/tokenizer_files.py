@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import tokenizers
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+OWN_FILE = "interp_tokenizer.json"  # what `interp.save` keeps of a tokenizer beside its tokenizer.json
+OWN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OTHER_FILES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json")
 ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -48,6 +50,8 @@ def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     refuse_pointer(file)
     with refusing_what_rust_does(f"{file} is no tokenizer that can be read"):
         backend = tokenizers.Tokenizer.from_file(str(file))
+    if (folder / OWN_FILE).is_file():
+        return backend, _own_settings(backend, folder / OWN_FILE)
     config = folder / "tokenizer_config.json"
     settings = _optional(config)
     if "added_tokens_decoder" not in settings:
@@ -146,6 +150,15 @@ class CalledBackend:
 
     def no_truncation(self) -> None:
         """Nothing: each call says so itself."""
+
+
+def _own_settings(backend: tokenizers.Tokenizer, file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    ids = {name: entry(content, name, int, file=file) for name in OWN_IDS}
+    for name, id_ in ids.items():
+        if id_ is not None and (id_ < 0 or backend.id_to_token(id_) is None):
+            raise WeightsError(f"{file}: {name} must be the id of a token, not {shown(id_)}")
+    return ids | {"split_special_tokens": bool(entry(content, "split_special_tokens", bool, file=file))}
 
 
 def _optional(file: Path) -> dict[str, Any]:

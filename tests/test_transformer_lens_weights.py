@@ -15,7 +15,8 @@ import interp
 from interp.errors import ConfigError, OutputError, WeightsError
 from interp.gpt import GPT
 from interp.weights.build import weights
-from interp.weights.transformer_lens import config_of, load_transformer_lens, save, to_transformer_lens
+from interp.weights.save import save
+from interp.weights.transformer_lens import config_of, load_transformer_lens, to_transformer_lens
 
 # What TransformerLens 2 writes for a small attention-only model.
 THEIR_CONFIG: dict[str, Any] = {
@@ -60,7 +61,7 @@ def test_the_listed_weights_are_all_there_are_and_no_copies(any_model: GPT) -> N
 
 def test_saving_where_nothing_can_be_written_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot write a model to"):
+    with pytest.raises(OutputError, match=r"a model cannot be written to"):
         save(make("gpt2"), tmp_path / "file")
 
 

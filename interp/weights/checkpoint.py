@@ -90,7 +90,7 @@ class Source:
         """
         if not self.files:
             return None
-        digests = [(_sha256(file), file.name) for file in self.files]
+        digests = [(sha256_of(file), file.name) for file in self.files]
         if len(digests) == 1:
             return digests[0][0]
         return hashlib.sha256("".join(f"{digest}  {name}\n" for digest, name in digests).encode()).hexdigest()
@@ -110,7 +110,12 @@ class Checkpoint:
     source: Source
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

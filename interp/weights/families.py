@@ -47,6 +47,18 @@ class Family:
     buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches nothing
     older: Mapping[str, str] = field(default_factory=dict)
 
+    def row(self, name: str) -> Row:
+        """The table's row for one of our weights, with the layer filled in.
+
+        Raises:
+            KeyError: this architecture has no such weight.
+        """
+        start, layer, rest = "", "", name
+        if name.startswith("blocks."):
+            start, layer, rest = name.split(".", 2)
+        row = self.rows[f"{start}.{{l}}.{rest}" if layer else name]
+        return Row(row.theirs.format(l=layer), row.pattern, row.part)
+
     def bare(self, name: str) -> str:
         """One of their names as the table has it: without the prefix, and not as older files call it."""
         for prefix in self.prefixes:

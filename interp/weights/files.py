@@ -111,14 +111,14 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(where, dict):
         raise WeightsError(f"{index} has no 'weight_map' that says which shard each tensor is in")
     for name, shard in where.items():
-        if not isinstance(shard, str) or not _inside(shard):
+        if not isinstance(shard, str) or not stays_inside(shard):
             raise WeightsError(
                 f"{index} says that {name!r} is in {shown(shard)}, expected the name of a file in its folder or below"
             )
     return where
 
 
-def _inside(name: str) -> bool:
+def stays_inside(name: str) -> bool:
     """Whether a name stays below its folder, on any system; a link there may lead where it likes (the hub's do)."""
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     rooted = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root

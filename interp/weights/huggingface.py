@@ -23,7 +23,7 @@ from interp.foreign_files import read_json
 from interp.tokens import Tokenizer
 from interp.weights.build import empty, name_problems, weights
 from interp.weights.checkpoint import Checkpoint, Source, Stored, equal, in_memory, refuse_deeper
-from interp.weights.families import Family, Row, configure
+from interp.weights.families import Row, configure
 from interp.weights.files import WEIGHT_FILES, Tensors, contents, open_weights, shards_of
 
 TOKENIZER_FILES = [
@@ -147,18 +147,9 @@ def _checkpoint(
     elif tied:
         given.setdefault(embedding, given["lm_head.weight"])
         del given["lm_head.weight"]
-    rows = {name: _row(family, name) for name in weights(empty(cfg))}
+    rows = {name: family.row(name) for name in weights(empty(cfg))}
     problems = name_problems({row.theirs for row in rows.values()}, given)
     if problems:
         raise WeightsError(f"the weights of {source.location} do not fit its config.json: {'; '.join(problems)}")
     pieces = {name: _piece(tensors[given[row.theirs]], row, cfg) for name, row in rows.items()}
     return Checkpoint(cfg, pieces, tokenizer, source)
-
-
-def _row(family: Family, name: str) -> Row:
-    """The table's row for one of our weights, with the layer filled in."""
-    start, layer, rest = "", "", name
-    if name.startswith("blocks."):
-        start, layer, rest = name.split(".", 2)
-    row = family.rows[f"{start}.{{l}}.{rest}" if layer else name]
-    return Row(row.theirs.format(l=layer), row.pattern, row.part)

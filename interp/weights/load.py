@@ -23,7 +23,7 @@ from interp.errors import UnknownName, WeightsError, nearest
 from interp.gpt import GPT
 from interp.model import HookedModel
 from interp.tokens import Tokenizer
-from interp.weights import gguf, huggingface, transformer_lens
+from interp.weights import gguf, huggingface, manifest, transformer_lens
 from interp.weights.build import build, device_of, dtype_of
 from interp.weights.checkpoint import Checkpoint
 from interp.weights.parity import require_parity
@@ -149,6 +149,7 @@ def find(
     if name in MODELS:
         return MODELS[name].read()
     if name.strip() and path.is_dir():
+        manifest.check(path)
         own = (path / transformer_lens.CONFIG_FILE).is_file() and not (path / "config.json").is_file()
         return transformer_lens.read(path, tokenizer=tokenizer) if own else huggingface.read(path, tokenizer=tokenizer)
     if path.is_file():

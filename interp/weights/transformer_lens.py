@@ -1,4 +1,4 @@
-"""Weights under TransformerLens's names: from a state dict, to a state dict, and on disk.
+"""Weights under TransformerLens's names: from a state dict, to a state dict, and from the folder of `interp.save`.
 
 1. The configuration may be a `ModelConfig` or TransformerLens's own. A field of theirs with no effect on the numbers is
    ignored; one that changes them and is not supported is refused by name when it is active.
@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from interp.config import ModelConfig, RopeScaling
-from interp.errors import ConfigError, OutputError, WeightsError, nearest
+from interp.errors import ConfigError, WeightsError, nearest
 from interp.foreign_files import read_json, shown
 from interp.gpt import GPT
 from interp.tokens import Tokenizer
@@ -101,22 +99,6 @@ def to_transformer_lens(model: GPT) -> dict[str, Tensor]:
     if model.cfg.tie_word_embeddings:
         tensors["unembed.W_U"] = model.W_U.detach()
     return tensors
-
-
-def save(model: GPT, directory: str | Path) -> None:
-    """Write `cfg.json` and `model.safetensors`; `interp.load` of the directory gives the same bits in the same dtype.
-
-    Raises:
-        OutputError: the directory cannot be written.
-    """
-    folder = Path(directory)
-    tensors = {name: tensor.contiguous() for name, tensor in weights(model).items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(model.cfg.to_dict(), indent=1) + "\n", encoding="utf-8")
-        safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
-    except OSError as error:
-        raise OutputError(f"cannot write a model to {folder}: {error.strerror or error}") from error
 
 
 def read(directory: str | Path, *, tokenizer: Tokenizer | None = None) -> Checkpoint:
