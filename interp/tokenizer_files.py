@@ -81,7 +81,8 @@ def refusing_what_rust_does(message: str) -> Iterator[None]:
 
 def shown_error(error: BaseException) -> str:
     """The first line of what a library says, or the kind of its error."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 300 else line[:297] + "..."
 
 
 def auto_tokenizer(folder: Path) -> Any:
@@ -156,7 +157,7 @@ def _own_settings(backend: tokenizers.Tokenizer, file: Path) -> dict[str, Any]:
     content = read_json(file)
     ids = {name: entry(content, name, int, file=file) for name in OWN_IDS}
     for name, id_ in ids.items():
-        if id_ is not None and (id_ < 0 or backend.id_to_token(id_) is None):
+        if id_ is not None and not (0 <= id_ < 2**31 and backend.id_to_token(id_) is not None):
             raise WeightsError(f"{file}: {name} must be the id of a token, not {shown(id_)}")
     return ids | {"split_special_tokens": bool(entry(content, "split_special_tokens", bool, file=file))}
 

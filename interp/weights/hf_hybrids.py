@@ -21,7 +21,18 @@ from interp.config import ModelConfig
 from interp.errors import ConfigError, unknown
 from interp.foreign_files import shown
 from interp.weights.hf_config import activation, general, kv_heads, rotary, sizes
-from interp.weights.hf_options import Options, agree, flag, head_size, limit, number, refuse_others, silu_only, whole
+from interp.weights.hf_options import (
+    Options,
+    agree,
+    expanded,
+    flag,
+    head_size,
+    limit,
+    number,
+    refuse_others,
+    silu_only,
+    whole,
+)
 
 READ_ALL = {
     "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
@@ -85,7 +96,7 @@ def bamba(options: Options) -> ModelConfig:
     positions = rotary(options, base=10000.0, fraction=0.5) if attends else {}
     if attends:
         agree(options, "attn_rotary_emb", positions["rotary_dim"], "the rotary part of a head")
-    d_inner = int(number(options, "mamba_expand", 2) * d_model)
+    d_inner = expanded(options, "mamba_expand", d_model)
     bias = flag(options, "attention_bias", False)
     if options.get("mamba_d_head") == "auto":
         options = {name: value for name, value in options.items() if name != "mamba_d_head"}
@@ -125,7 +136,7 @@ def jamba(options: Options) -> ModelConfig:
         **fields,
         layer_types=tuple("attn+mlp" if at in attends else "mamba+mlp" for at in range(n_layers)),
         positional_embedding_type="none",
-        d_inner=int(number(options, "mamba_expand", 2) * whole(options, "hidden_size")),
+        d_inner=expanded(options, "mamba_expand", whole(options, "hidden_size")),
         d_state=whole(options, "mamba_d_state", 16),
         dt_rank=rank,
         d_conv=whole(options, "mamba_d_conv", 4),

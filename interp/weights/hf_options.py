@@ -110,6 +110,14 @@ def number(options: Options, name: str, default: float | None = None) -> float:
     return value
 
 
+def expanded(options: Options, name: str, d_model: int) -> int:
+    """Channels inside a state-space layer: so many times the width, 2 by default."""
+    channels = number(options, name, 2) * d_model
+    if not channels < 2**63:
+        raise ConfigError(f"{name}={shown(options[name])} times a width of {d_model} is more than any layer can have")
+    return int(channels)
+
+
 def whole(options: Options, name: str, default: int | None = None, least: int = 1) -> int:
     """A whole number of `least` or more; one without a default has to be there."""
     value = options[name] if default is None else options.get(name, default)
