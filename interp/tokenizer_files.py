@@ -15,17 +15,35 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import WeightsError
+from interp.errors import InterpError, WeightsError
 from interp.foreign_files import entry, read_json, refuse_pointer, shown
 
 if TYPE_CHECKING:
     import tokenizers
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MOST_UNUSED = 2**20  # ids that no token has; published vocabularies leave a few thousand
 OWN_FILE = "interp_tokenizer.json"  # what `interp.save` keeps of a tokenizer beside its tokenizer.json
 OWN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OTHER_FILES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json")
 ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+@contextmanager
+def refused(what: str, kind: type[InterpError]) -> Iterator[None]:
+    """Let what a tokenizer raises be an error of ours that says what it was asked for.
+
+    The Rust library raises bare exceptions, and where it panics a `PanicException`, which is no `Exception` and has no
+    module to import it from.
+    """
+    try:
+        yield
+    except InterpError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{what}: {shown_error(error)}") from error
 
 
 def has_rust_tokenizer(folder: Path) -> bool:
@@ -48,35 +66,22 @@ def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
     file = folder / "tokenizer.json"
     refuse_pointer(file)
-    with refusing_what_rust_does(f"{file} is no tokenizer that can be read"):
+    with refused(f"{file} is no tokenizer that can be read", WeightsError):
         backend = tokenizers.Tokenizer.from_file(str(file))
+    _refuse_far_ids(backend, file)
     if (folder / OWN_FILE).is_file():
         return backend, _own_settings(backend, folder / OWN_FILE)
     config = folder / "tokenizer_config.json"
     settings = _optional(config)
     if "added_tokens_decoder" not in settings:
         settings |= _optional(folder / "special_tokens_map.json")
-    with refusing_what_rust_does(f"{config} declares tokens that {file.name} cannot take"):
+    with refused(f"{config} declares tokens that {file.name} cannot take", WeightsError):
         _add_declared_tokens(backend, settings, config)
         names = ("bos_token", "eos_token", "pad_token")
         arguments: dict[str, Any] = {f"{name}_id": _special_id(backend, settings, folder, name) for name in names}
     return backend, arguments | {
         "split_special_tokens": bool(entry(settings, "split_special_tokens", bool, file=config))
     }
-
-
-@contextmanager
-def refusing_what_rust_does(message: str) -> Iterator[None]:
-    """Whatever goes wrong in the Rust library, panics among it, as a `WeightsError` that begins with `message`."""
-    try:
-        yield
-    except WeightsError:
-        raise
-    except BaseException as error:
-        # The library raises bare exceptions, and a panic is not even one of those.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise WeightsError(f"{message}: {shown_error(error)}") from error
 
 
 def shown_error(error: BaseException) -> str:
@@ -96,7 +101,7 @@ def auto_tokenizer(folder: Path) -> Any:
     for name in OTHER_FILES:
         if (folder / name).is_file():
             refuse_pointer(folder / name)
-    with refusing_what_rust_does(f"the tokenizer in {folder} cannot be read by transformers"):
+    with refused(f"the tokenizer in {folder} cannot be read by transformers", WeightsError):
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
@@ -151,6 +156,14 @@ class CalledBackend:
 
     def no_truncation(self) -> None:
         """Nothing: each call says so itself."""
+
+
+def _refuse_far_ids(backend: tokenizers.Tokenizer, file: Path) -> None:
+    """Refuse ids far beyond the number of tokens: the library counts up to the largest, for minutes."""
+    vocab = backend.get_vocab(with_added_tokens=True)
+    last = max(vocab, key=lambda token: vocab[token], default=None)
+    if last is not None and vocab[last] > len(vocab) + MOST_UNUSED:
+        raise WeightsError(f"{file} gives {shown(last)} the id {vocab[last]}, in a vocabulary of {len(vocab)} tokens")
 
 
 def _own_settings(backend: tokenizers.Tokenizer, file: Path) -> dict[str, Any]:

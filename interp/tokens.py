@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 
 from interp import tokenizer_files
-from interp.errors import PromptError
+from interp.errors import PromptError, WeightsError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -69,7 +69,7 @@ class Tokenizer:
         folder = Path(path)
         if tokenizer_files.has_rust_tokenizer(folder):
             backend, settings = tokenizer_files.read(folder)
-            with tokenizer_files.refusing_what_rust_does(f"{folder / 'tokenizer.json'} cannot encode a text"):
+            with tokenizer_files.refused(f"{folder / 'tokenizer.json'} cannot encode a text", WeightsError):
                 return cls(backend, name=str(folder), **settings)
         if tokenizer_files.has_other_tokenizer(folder):
             return cls.from_transformers(tokenizer_files.auto_tokenizer(folder))

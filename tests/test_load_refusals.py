@@ -524,3 +524,18 @@ def test_our_own_files_with_safetensors_of_other_names_are_refused(tmp_path: Pat
     safetensors.torch.save_file({"x": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match=r"have 0 layers, and their configuration asks for 2"):
         interp.load(tmp_path)
+
+
+def test_a_token_id_far_beyond_the_vocabulary_is_refused(changed: Callable[..., Path]) -> None:
+    folder = changed("gpt2")
+    word_tokenizer().save(str(folder / "tokenizer.json"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    for far, fits in ((2000, True), (2**31, False)):
+        content["model"]["vocab"]["w7"] = far
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+        if fits:
+            tokenizer = interp.load(folder).tokenizer
+            assert tokenizer is not None and tokenizer.encode("w7") == [far]
+        else:
+            with pytest.raises(WeightsError, match=r"json gives 'w7' the id 2147483648, in a vocabulary of 61"):
+                interp.load(folder)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import WeightsError, nearest
 from interp.foreign_files import shown
-from interp.tokenizer_files import refusing_what_rust_does
+from interp.tokenizer_files import refused
 from interp.tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def build_tokenizer(metadata: dict[str, Any], *, name: str, pre_tokenizer: str |
     import tokenizers
 
     bos, eos, pad = (_special_id(metadata, key, tokens, name) for key in ("bos", "eos", "padding"))
-    with refusing_what_rust_does(f"{name}: the tokenizer in the metadata cannot be built"):
+    with refused(f"{name}: the tokenizer in the metadata cannot be built", WeightsError):
         backend, adds_bos = (_byte_level if kind == "gpt2" else _sentencepiece)(metadata, vocab, types, name)
         special = (CONTROL, UNKNOWN) if kind == "llama" else (CONTROL,)
         backend.add_tokens(
