@@ -79,9 +79,9 @@ def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
         _add_declared_tokens(backend, settings, config)
         names = ("bos_token", "eos_token", "pad_token")
         arguments: dict[str, Any] = {f"{name}_id": _special_id(backend, settings, folder, name) for name in names}
-    return backend, arguments | {
-        "split_special_tokens": bool(entry(settings, "split_special_tokens", bool, file=config))
-    }
+    split = bool(entry(settings, "split_special_tokens", bool, file=config))
+    further = _further_ends(backend, folder, arguments["eos_token_id"])
+    return backend, arguments | {"split_special_tokens": split, "further_eos_token_ids": further}
 
 
 def shown_error(error: BaseException) -> str:
@@ -172,7 +172,9 @@ def _own_settings(backend: tokenizers.Tokenizer, file: Path) -> dict[str, Any]:
     for name, id_ in ids.items():
         if id_ is not None and not (0 <= id_ < 2**31 and backend.id_to_token(id_) is not None):
             raise WeightsError(f"{file}: {name} must be the id of a token, not {shown(id_)}")
-    return ids | {"split_special_tokens": bool(entry(content, "split_special_tokens", bool, file=file))}
+    further = _ids_in(file, "further_eos_token_ids")
+    split = bool(entry(content, "split_special_tokens", bool, file=file))
+    return ids | {"split_special_tokens": split, "further_eos_token_ids": further}
 
 
 def _optional(file: Path) -> dict[str, Any]:
@@ -233,13 +235,29 @@ def _special_id(backend: tokenizers.Tokenizer, settings: dict[str, Any], folder:
     if name in settings:
         content = _content(settings[name], folder / "tokenizer_config.json")
         return None if content is None else backend.token_to_id(content)
-    added = backend.get_added_tokens_decoder()
     for file in ("config.json", "generation_config.json"):
-        value = entry(_optional(folder / file), f"{name}_id", int, list, file=folder / file)
-        if isinstance(value, list) and not all(type(id_) is int for id_ in value):
-            raise WeightsError(f"{folder / file}: {name}_id must be a token id or a list of them, not {shown(value)}")
-        value = value[0] if isinstance(value, list) and value else value
-        # Configurations carry default ids of other models: believe only an id that this tokenizer calls special.
-        if type(value) is int and value in added and added[value].special:
-            return value
+        found = _special_among(backend, _ids_in(folder / file, f"{name}_id")[:1])
+        if found:
+            return found[0]
     return None
+
+
+def _further_ends(backend: tokenizers.Tokenizer, folder: Path, eos: int | None) -> tuple[int, ...]:
+    """What ends a text besides the end-of-sequence token: `eos_token_id` may be a list (Llama 3 and its kin)."""
+    ids = [id_ for file in ("config.json", "generation_config.json") for id_ in _ids_in(folder / file, "eos_token_id")]
+    return tuple(id_ for id_ in dict.fromkeys(_special_among(backend, ids)) if id_ != eos)
+
+
+def _ids_in(file: Path, name: str) -> list[int]:
+    """The token ids that an entry of a configuration gives, one or several."""
+    value = entry(_optional(file), name, int, list, file=file)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(id_) is int for id_ in ids):
+        raise WeightsError(f"{file}: {name} must be a token id or a list of them, not {shown(value)}")
+    return ids
+
+
+def _special_among(backend: tokenizers.Tokenizer, ids: list[int]) -> list[int]:
+    # Configurations carry default ids of other models: believe only an id that this tokenizer calls special.
+    added = backend.get_added_tokens_decoder()
+    return [id_ for id_ in ids if id_ in added and added[id_].special]

@@ -539,3 +539,16 @@ def test_a_token_id_far_beyond_the_vocabulary_is_refused(changed: Callable[..., 
         else:
             with pytest.raises(WeightsError, match=r"json gives 'w7' the id 2147483648, in a vocabulary of 61"):
                 interp.load(folder)
+
+
+def test_every_end_of_text_is_known_where_a_model_has_several(changed: Callable[..., Path]) -> None:
+    folder = changed("gpt2", eos_token_id=5)
+    backend = word_tokenizer()
+    backend.add_special_tokens(["w7", "w9"])
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 7, 8]}))  # 8 is an ordinary word
+    tokenizer = interp.load(folder).tokenizer
+    assert tokenizer is not None and tokenizer.eos_token_ids == (9, 7)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "w7"}))
+    tokenizer = interp.load(folder).tokenizer
+    assert tokenizer is not None and (tokenizer.eos_token_id, tokenizer.eos_token_ids) == (7, (7, 9))

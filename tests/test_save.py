@@ -97,18 +97,20 @@ def test_the_tokenizer_comes_back_as_it_is(format: Any, tmp_path: Path) -> None:
     model = make("llama")
     model.tokenizer = word_tokenizer()
     model.tokenizer.backend.add_special_tokens(["w3"])  # the padding token
+    model.tokenizer.further_eos_token_ids = (3,)
     interp.save(model, tmp_path, format=format)
     again = interp.load(tmp_path).tokenizer
     assert again is not None and again.digest() == model.tokenizer.digest()
     for text in TEXTS:
         assert again.encode(text) == model.tokenizer.encode(text)
     assert (again.bos_token_id, again.eos_token_id, again.pad_token_id) == (20, 21, 3)
+    assert again.eos_token_ids == (21, 3)
     if format == "huggingface":
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
         for text in TEXTS:
             assert theirs(text)["input_ids"] == model.tokenizer.encode(text)
         generation = transformers.GenerationConfig.from_pretrained(tmp_path)
-        assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (20, 21, 3)
+        assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (20, [21, 3], 3)
 
 
 def test_an_ordinary_word_as_end_of_text_is_kept_in_our_format_and_refused_in_theirs(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def _huggingface_settings(model: GPT, options: dict[str, Any]) -> dict[str, dict
     tokenizer = model.tokenizer
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(tokenizer, name) for name in names} if tokenizer is not None else dict.fromkeys(names)
+    if tokenizer is not None and tokenizer.further_eos_token_ids:
+        ids["eos_token_id"] = list(tokenizer.eos_token_ids)
     architecture = to_huggingface.ARCHITECTURES[options["model_type"]]
     dtype = str(model.dtype).removeprefix("torch.")
     config = {"architectures": [architecture], **options, **ids, "dtype": dtype, "use_cache": True}
@@ -113,13 +115,17 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path, *, own: bool) -> None:
         ids = {name: getattr(tokenizer, name) for name in tokenizer_files.OWN_IDS}
         if own:
             content = {**ids, "split_special_tokens": tokenizer.split_special_tokens}
+            content["further_eos_token_ids"] = list(tokenizer.further_eos_token_ids)
             (folder / tokenizer_files.OWN_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         else:
             (folder / "tokenizer_config.json").write_text(
                 json.dumps(_tokenizer_config(tokenizer), indent=1) + "\n", encoding="utf-8"
             )
     read_back = Tokenizer.from_directory(folder)
-    if read_back is None or read_back.digest() != tokenizer.digest():
+    if read_back is None or (read_back.digest(), read_back.eos_token_ids) != (
+        tokenizer.digest(),
+        tokenizer.eos_token_ids,
+    ):
         raise OutputError(
             f"tokenizer {tokenizer.name!r} does not come back from a folder as it is; set model.tokenizer = None to "
             "save the weights alone, and give the tokenizer to interp.load(..., tokenizer=)"
