@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from interp.directions import Direction, steer
     from interp.tuned_lens import TunedLens
     from interp.weights.load import load
+    from interp.weights.save import save
     from interp.weights.transformer_lens import load_transformer_lens
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ __all__ = [
     "load_transformer_lens",
     "metrics",
     "plan_sweep",
+    "save",
     "sites",
     "stats",
     "steer",
@@ -81,6 +83,7 @@ _LATER = {
     "TunedLens": "interp.tuned_lens",
     "load": "interp.weights.load",
     "load_transformer_lens": "interp.weights.transformer_lens",
+    "save": "interp.weights.save",
     "steer": "interp.directions",
 }
 

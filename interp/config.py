@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,11 @@ MAMBAS = ("mamba", "mamba2")
 SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
 LAYER_TYPES = ("attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp")
 ROPE_SCALINGS = ("linear", "llama3")
+MOST = 2**48  # a size beyond it is a mistake: no machine holds such a tensor, and sums of several would overflow
+FLAGS = (
+    "gated_mlp", "final_norm", "rotary_adjacent_pairs", "attn_only", "parallel_attn_mlp", "use_attn_scale",
+    "tie_word_embeddings", "attn_in_bias", "attn_out_bias", "mlp_bias", "unembed_bias", "conv_bias", "mamba_bias",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,14 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.kind not in ROPE_SCALINGS:
             raise ConfigError(f"rope scaling {self.kind!r} is not supported; choose from {', '.join(ROPE_SCALINGS)}")
+        for name in ("factor", "low_freq_factor", "high_freq_factor"):
+            _check_number(f"{name} of the rope scaling", getattr(self, name), above=0)
+        _whole("original_n_ctx of the rope scaling", self.original_n_ctx, 1)
+        if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
+            raise ConfigError(
+                f"low_freq_factor={self.low_freq_factor} of the rope scaling must be below high_freq_factor="
+                f"{self.high_freq_factor}"
+            )
 
 
 @dataclass(frozen=True)
@@ -122,6 +136,7 @@ class ModelConfig:
         def settle(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
+        self._check_kinds()
         self._check_layers()
         if self.has_attention:
             self._settle_heads(settle)
@@ -162,11 +177,38 @@ class ModelConfig:
         if self.n_key_value_heads is None:
             settle("n_key_value_heads", self.n_heads)
 
+    def _check_kinds(self) -> None:
+        """Refuse what is of another kind than its field, before anything is derived from it."""
+        for name in FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        for name in ("n_heads", "d_head", "d_vocab", "d_vocab_out"):
+            if getattr(self, name) != -1:  # which is "not given"
+                self._check_whole(name, 0)
+        for name in ("n_key_value_heads", "d_mlp", "rotary_dim", "d_inner", "d_state", "dt_rank"):
+            if getattr(self, name) is not None:
+                self._check_whole(name, 0)
+        for name in ("eps", "ssm_eps", "initializer_range"):
+            _check_number(name, getattr(self, name), least=0)
+        _check_number("rotary_base", self.rotary_base, above=0)
+        if self.attn_scale is not None:
+            _check_number("attn_scale", self.attn_scale, above=0)
+        if self.seed is not None:
+            object.__setattr__(self, "seed", _whole("seed", self.seed, -(2**63), 2**64 - 1))
+        if not isinstance(self.model_name, str):
+            raise ConfigError(f"model_name must be text, not {self.model_name!r}")
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise ConfigError(f"rope_scaling must be a RopeScaling or None, not {self.rope_scaling!r}")
+        self._check_whole("d_model", 1)
+        self._check_whole("n_ctx", 1)
+
     def _check_layers(self) -> None:
         """Refuse layers that do not exist; before anything is derived from them."""
         self._check_whole("n_layers", 0)
         if self.layer_types is None:
             return
+        if isinstance(self.layer_types, str) or not isinstance(self.layer_types, Iterable):
+            raise ConfigError(f"layer_types must name the kind of each layer, not {self.layer_types!r}")
         object.__setattr__(self, "layer_types", tuple(self.layer_types))
         if len(self.layer_types) != self.n_layers:
             raise ConfigError(
@@ -178,9 +220,10 @@ class ModelConfig:
             raise ConfigError("attn_only=True contradicts layer_types, which says of every layer what it is made of")
 
     def _check(self) -> None:
-        names = ["d_model", "n_ctx", "d_vocab", "d_vocab_out"]
+        names = ["d_vocab", "d_vocab_out"]
         names += ["d_head", "n_heads", "n_key_value_heads"] if self.has_attention else []
         names += ["d_inner", "d_state", "d_conv", "dt_rank", "d_ssm_head", "n_ssm_groups"] if self.has_mamba else []
+        names += ["d_mlp"] if self.has_mlp else []
         for name in names:
             self._check_whole(name, 1)
         if self.has_attention and self.n_heads % self.n_kv_heads:
@@ -212,9 +255,7 @@ class ModelConfig:
             raise ConfigError("gated_mlp=True contradicts layers without an MLP (attn_only, or layer_types)")
 
     def _check_whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}")
+        object.__setattr__(self, name, _whole(name, getattr(self, name), least))
 
     def _check_mamba2(self) -> None:
         assert self.d_inner is not None
@@ -226,7 +267,10 @@ class ModelConfig:
                 f"{self.d_ssm_head} channels"
             )
         limits = self.dt_limit
-        if limits is not None and not (isinstance(limits, tuple) and len(limits) == 2 and 0 <= limits[0] < limits[1]):
+        if limits is None:
+            return
+        pair = isinstance(limits, tuple) and len(limits) == 2 and all(type(end) in (int, float) for end in limits)
+        if not (pair and 0 <= limits[0] < limits[1]):
             raise ConfigError(f"dt_limit must be (least, most) with 0 <= least < most, not {self.dt_limit!r}")
 
     def _check_choice(self, field: str, choices: tuple[str | None, ...], given: str | None = None) -> None:
@@ -262,7 +306,9 @@ class ModelConfig:
     @functools.cached_property
     def mixers(self) -> frozenset[str | None]:
         """What mixes positions in any layer."""
-        return frozenset(self.mixer(layer) for layer in range(self.n_layers)) or frozenset({"attn"})
+        # Without layer_types all layers are alike, however many a damaged file says that there are.
+        different = range(self.n_layers) if self.layer_types is not None else range(min(self.n_layers, 1))
+        return frozenset(self.mixer(layer) for layer in different) or frozenset({"attn"})
 
     @property
     def has_attention(self) -> bool:
@@ -277,7 +323,9 @@ class ModelConfig:
     @functools.cached_property
     def has_mlp(self) -> bool:
         """Whether any layer has an MLP."""
-        return any(self.mlp_in(layer) for layer in range(self.n_layers)) if self.n_layers else not self.attn_only
+        if self.layer_types is None or not self.n_layers:
+            return not self.attn_only
+        return any(self.mlp_in(layer) for layer in range(self.n_layers))
 
     @property
     def n_ssm_heads(self) -> int:
@@ -310,13 +358,45 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
         """The configuration that `to_dict` wrote; a name that is no field is refused."""
-        fields = {field.name for field in dataclasses.fields(cls)}
-        for name in values:
-            if name not in fields:
-                close = nearest(name, fields)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ConfigError(f"ModelConfig has no field {name!r}{hint}")
+        _check_fields(cls, values)
         scaling = values.get("rope_scaling")
-        if isinstance(scaling, dict):
+        if isinstance(scaling, Mapping):
+            _check_fields(RopeScaling, scaling)
             values = {**values, "rope_scaling": RopeScaling(**scaling)}
         return cls(**values)
+
+
+def _check_fields(cls: type, values: Mapping[str, Any]) -> None:
+    """Refuse values for fields that a class does not have, and the lack of one that it needs."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            close = nearest(name, fields)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{cls.__name__} has no field {name!r}{hint}")
+    lost = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+    if lost:
+        raise ConfigError(
+            f"{cls.__name__} needs {', '.join(lost)}, which {'is' if len(lost) == 1 else 'are'} not given"
+        )
+
+
+def _whole(name: str, value: Any, least: int, most: int = MOST) -> int:
+    """A whole number of any kind, such as numpy's, as Python's own."""
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or found < least:
+        raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}")
+    if found > most:
+        raise ConfigError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+    return found
+
+
+def _check_number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
+    """Refuse what is no finite number, or one that is too small."""
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf  # nor NaN
+    if not fits or (least is not None and value < least) or (above is not None and value <= above):
+        bound = f"of {least} or more" if least is not None else f"above {above}"
+        raise ConfigError(f"{name} must be a finite number {bound}, not {value!r}")

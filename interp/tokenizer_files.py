@@ -16,11 +16,15 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError, WeightsError
+from interp.foreign_files import entry, read_json, refuse_pointer, shown
 
 if TYPE_CHECKING:
     import tokenizers
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MOST_UNUSED = 2**20  # ids that no token has; published vocabularies leave a few thousand
+OWN_FILE = "interp_tokenizer.json"  # what `interp.save` keeps of a tokenizer beside its tokenizer.json
+OWN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OTHER_FILES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json")
 ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -39,7 +43,7 @@ def refused(what: str, kind: type[InterpError]) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise kind(f"{what}: {str(error) or type(error).__name__}") from error
+        raise kind(f"{what}: {shown_error(error)}") from error
 
 
 def has_rust_tokenizer(folder: Path) -> bool:
@@ -61,15 +65,29 @@ def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     import tokenizers
 
     file = folder / "tokenizer.json"
+    refuse_pointer(file)
     with refused(f"{file} is no tokenizer that can be read", WeightsError):
         backend = tokenizers.Tokenizer.from_file(str(file))
-    settings = _read_json(folder / "tokenizer_config.json")
+    _refuse_far_ids(backend, file)
+    if (folder / OWN_FILE).is_file():
+        return backend, _own_settings(backend, folder / OWN_FILE)
+    config = folder / "tokenizer_config.json"
+    settings = _optional(config)
     if "added_tokens_decoder" not in settings:
-        settings |= _read_json(folder / "special_tokens_map.json")
-    _add_declared_tokens(backend, settings)
-    names = ("bos_token", "eos_token", "pad_token")
-    arguments: dict[str, Any] = {f"{name}_id": _special_id(backend, settings, folder, name) for name in names}
-    return backend, arguments | {"split_special_tokens": bool(settings.get("split_special_tokens", False))}
+        settings |= _optional(folder / "special_tokens_map.json")
+    with refused(f"{config} declares tokens that {file.name} cannot take", WeightsError):
+        _add_declared_tokens(backend, settings, config)
+        names = ("bos_token", "eos_token", "pad_token")
+        arguments: dict[str, Any] = {f"{name}_id": _special_id(backend, settings, folder, name) for name in names}
+    split = bool(entry(settings, "split_special_tokens", bool, file=config))
+    further = _further_ends(backend, folder, arguments["eos_token_id"])
+    return backend, arguments | {"split_special_tokens": split, "further_eos_token_ids": further}
+
+
+def shown_error(error: BaseException) -> str:
+    """The first line of what a library says, or the kind of its error."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 300 else line[:297] + "..."
 
 
 def auto_tokenizer(folder: Path) -> Any:
@@ -80,6 +98,9 @@ def auto_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    for name in OTHER_FILES:
+        if (folder / name).is_file():
+            refuse_pointer(folder / name)
     with refused(f"the tokenizer in {folder} cannot be read by transformers", WeightsError):
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
@@ -138,39 +159,73 @@ class CalledBackend:
         """Nothing: each call says so itself."""
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise WeightsError(f"{file} is no JSON that can be read: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file} must hold a JSON object, not {type(content).__name__}")
-    return content
+def _refuse_far_ids(backend: tokenizers.Tokenizer, file: Path) -> None:
+    """Refuse ids far beyond the number of tokens: the library counts up to the largest, for minutes."""
+    vocab = backend.get_vocab(with_added_tokens=True)
+    last = max(vocab, key=lambda token: vocab[token], default=None)
+    if last is not None and vocab[last] > len(vocab) + MOST_UNUSED:
+        raise WeightsError(f"{file} gives {shown(last)} the id {vocab[last]}, in a vocabulary of {len(vocab)} tokens")
 
 
-def _content(token: Any) -> str | None:
-    return token.get("content") if isinstance(token, dict) else token
+def _own_settings(backend: tokenizers.Tokenizer, file: Path) -> dict[str, Any]:
+    content = read_json(file)
+    ids = {name: entry(content, name, int, file=file) for name in OWN_IDS}
+    for name, id_ in ids.items():
+        if id_ is not None and not (0 <= id_ < 2**31 and backend.id_to_token(id_) is not None):
+            raise WeightsError(f"{file}: {name} must be the id of a token, not {shown(id_)}")
+    further = _ids_in(file, "further_eos_token_ids")
+    split = bool(entry(content, "split_special_tokens", bool, file=file))
+    return ids | {"split_special_tokens": split, "further_eos_token_ids": further}
 
 
-def _add_declared_tokens(backend: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+def _optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _content(token: Any, file: Path) -> str | None:
+    content = token.get("content") if isinstance(token, dict) else token
+    if content is None or isinstance(content, str):
+        return content
+    raise WeightsError(f"{file}: a token must be text, or an object with the text as 'content', not {shown(token)}")
+
+
+def _added(token: Any, file: Path) -> tokenizers.AddedToken:
+    import tokenizers
+
+    if _content(token, file) is None or not isinstance(token, dict):
+        raise WeightsError(
+            f"{file}: a token of added_tokens_decoder must be an object with 'content', not {shown(token)}"
+        )
+    for name in ADDED_TOKEN_FIELDS[1:]:
+        entry(token, name, bool, file=file)
+    return tokenizers.AddedToken(
+        **{field: token[field] for field in ADDED_TOKEN_FIELDS if token.get(field) is not None}
+    )
+
+
+def _number_of(id_: str, file: Path) -> int:
+    if not (id_.isdecimal() and len(id_) < 12):
+        raise WeightsError(f"{file}: added_tokens_decoder must have token ids as its keys, not {shown(id_)}")
+    return int(id_)
+
+
+def _add_declared_tokens(backend: tokenizers.Tokenizer, settings: dict[str, Any], file: Path) -> None:
     """Add the tokens that the settings declare and tokenizer.json lacks, or describes otherwise."""
     import tokenizers
 
     present = backend.get_added_tokens_decoder().values()
     described = {repr(token) for token in present}
-    declared = sorted(settings.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
-    wanted = [
-        tokenizers.AddedToken(**{field: token[field] for field in ADDED_TOKEN_FIELDS if field in token})
-        for _, token in declared
-    ]
+    decoder = entry(settings, "added_tokens_decoder", dict, file=file) or {}
+    declared = sorted(decoder.items(), key=lambda item: _number_of(item[0], file))
+    wanted = [_added(token, file) for _, token in declared]
     wanted = [token for token in wanted if repr(token) not in described]
     known = {token.content for token in present} | {token.content for token in wanted}
-    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    names = ("extra_special_tokens", "additional_special_tokens")
+    first, second = (entry(settings, name, list, dict, file=file) for name in names)
+    extra = first or second or []
     extra = extra.values() if isinstance(extra, dict) else extra
     for token in [*(settings.get(name) for name in SPECIAL_TOKENS), *extra]:
-        content = _content(token)
+        content = _content(token, file)
         if content is not None and content not in known:
             wanted.append(tokenizers.AddedToken(content, special=True))
             known.add(content)
@@ -179,13 +234,31 @@ def _add_declared_tokens(backend: tokenizers.Tokenizer, settings: dict[str, Any]
 
 def _special_id(backend: tokenizers.Tokenizer, settings: dict[str, Any], folder: Path, name: str) -> int | None:
     if name in settings:
-        content = _content(settings[name])
+        content = _content(settings[name], folder / "tokenizer_config.json")
         return None if content is None else backend.token_to_id(content)
-    added = backend.get_added_tokens_decoder()
     for file in ("config.json", "generation_config.json"):
-        value = _read_json(folder / file).get(f"{name}_id")
-        value = value[0] if isinstance(value, list) and value else value
-        # Configurations carry default ids of other models: believe only an id that this tokenizer calls special.
-        if isinstance(value, int) and value in added and added[value].special:
-            return value
+        found = _special_among(backend, _ids_in(folder / file, f"{name}_id")[:1])
+        if found:
+            return found[0]
     return None
+
+
+def _further_ends(backend: tokenizers.Tokenizer, folder: Path, eos: int | None) -> tuple[int, ...]:
+    """What ends a text besides the end-of-sequence token: `eos_token_id` may be a list (Llama 3 and its kin)."""
+    ids = [id_ for file in ("config.json", "generation_config.json") for id_ in _ids_in(folder / file, "eos_token_id")]
+    return tuple(id_ for id_ in dict.fromkeys(_special_among(backend, ids)) if id_ != eos)
+
+
+def _ids_in(file: Path, name: str) -> list[int]:
+    """The token ids that an entry of a configuration gives, one or several."""
+    value = entry(_optional(file), name, int, list, file=file)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(id_) is int for id_ in ids):
+        raise WeightsError(f"{file}: {name} must be a token id or a list of them, not {shown(value)}")
+    return ids
+
+
+def _special_among(backend: tokenizers.Tokenizer, ids: list[int]) -> list[int]:
+    # Configurations carry default ids of other models: believe only an id that this tokenizer calls special.
+    added = backend.get_added_tokens_decoder()
+    return [id_ for id_ in ids if id_ in added and added[id_].special]

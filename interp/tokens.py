@@ -44,7 +44,10 @@ class Tokenizer:
         bos_token_id: the id that opens a text, or None where the model has none; the same for `eos` and `pad`.
         name: where it came from, for provenance.
         split_special_tokens: cut special tokens that are written in the text into pieces (transformers' option).
+        further_eos_token_ids: more ids that end a text, where a model has several.
     """
+
+    further_eos_token_ids: tuple[int, ...] = ()  # also of pickles that are older
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Tokenizer:
         pad_token_id: int | None = None,
         name: str = "tokenizer",
         split_special_tokens: bool = False,
+        further_eos_token_ids: Iterable[int] = (),
     ) -> None:
         self.backend = backend
         self.bos_token_id = bos_token_id
@@ -62,6 +66,7 @@ class Tokenizer:
         self.pad_token_id = pad_token_id
         self.name = name
         self.split_special_tokens = split_special_tokens
+        self.further_eos_token_ids = tuple(further_eos_token_ids)
         self._settle()
 
     @classmethod
@@ -76,7 +81,8 @@ class Tokenizer:
         folder = Path(path)
         if tokenizer_files.has_rust_tokenizer(folder):
             backend, settings = tokenizer_files.read(folder)
-            return cls(backend, name=str(folder), **settings)
+            with tokenizer_files.refused(f"{folder / 'tokenizer.json'} cannot encode a text", WeightsError):
+                return cls(backend, name=str(folder), **settings)
         if tokenizer_files.has_other_tokenizer(folder):
             return cls.from_transformers(tokenizer_files.auto_tokenizer(folder))
         return None
@@ -208,6 +214,11 @@ class Tokenizer:
     def eos_token(self) -> str | None:
         """The text of the EOS token."""
         return None if self.eos_token_id is None else self.id_to_token(self.eos_token_id)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every id that ends a text, the tokenizer's own first."""
+        return (() if self.eos_token_id is None else (self.eos_token_id,)) + self.further_eos_token_ids
 
     @property
     def pad_token(self) -> str | None:

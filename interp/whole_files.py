@@ -1,7 +1,9 @@
-"""A small file that is written whole or not at all, whatever happens on the way.
+"""A small file, or a folder of files, that is written whole or not at all, whatever happens on the way.
 
 1. The content goes to a file of another name in the same folder. 2. That file takes the name that was asked for, in
 place of what had it, in one step. 3. What goes wrong is an `OutputError`, and no part of a file is left.
+
+Files of a folder are all written before the first takes its place.
 
 Results that several processes write are the business of `interp.journal`.
 """
@@ -11,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from interp.errors import OutputError
@@ -40,3 +44,37 @@ def write_whole(path: Path, content: bytes, *, what: str, make_folder: bool = Fa
     finally:
         with contextlib.suppress(OSError):  # it is gone when all went well
             partial.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, *, what: str, first: str) -> Iterator[Path]:
+    """A place to write the files of a folder, which take their places when all of them are there.
+
+    Args:
+        folder: where they shall be; it is made where it is missing, and other files in it stay.
+        what: what they hold, for the message, such as "a model".
+        first: the file that takes its place before all others: the one by which a reader knows whether the rest are
+            those that belong to it, as they are moved one by one.
+
+    Raises:
+        OutputError: they cannot be written; nothing in the folder has changed.
+    """
+    staged = folder / f".{secrets.token_hex(8)}.partial"
+    existed = folder.is_dir()
+    try:
+        try:
+            staged.mkdir(parents=True)
+        except ValueError as error:  # a name with a NUL in it
+            raise OSError(str(error)) from None
+        yield staged
+        for file in sorted(staged.iterdir(), key=lambda file: file.name != first):
+            os.replace(file, folder / file.name)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{what} cannot be written to {str(folder)!r}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        if not existed:
+            with contextlib.suppress(OSError, ValueError):  # it holds the files when all went well
+                folder.rmdir()

@@ -1,6 +1,7 @@
 """From a `Checkpoint` to a model: every loader ends here.
 
-1. The model is made without memory; its weights' names and shapes are compared with the checkpoint's.
+1. The model is made without memory; its weights' names and shapes are compared with the checkpoint's, and what is no
+   floating-point number is refused.
 2. Memory is reserved, and each tensor is read, checked, copied once into its place and dropped, the largest first, so
    that the peak stays near the size of the model.
 """
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from interp.config import ModelConfig
-from interp.errors import WeightsError, nearest
+from interp.errors import ConfigError, InterpError, UnknownName, WeightsError, nearest
 from interp.gpt import GPT, Mamba
 from interp.layers import PosEmbed
 from interp.mamba import MambaMixer
-from interp.weights.checkpoint import Checkpoint
+from interp.weights.checkpoint import FLOATS, Checkpoint, Stored
 
 MOST_NAMED = 6
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
@@ -32,15 +34,21 @@ def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: 
         dtype: what the weights become.
 
     Raises:
-        WeightsError: tensors are missing, not expected, of another shape, or hold NaN or infinite values.
+        ConfigError: sizes that no tensor can have.
+        WeightsError: tensors are missing, not expected, of another shape, no floating-point numbers, hold NaN or
+            infinite values, hold values beyond what `dtype` can, or do not fit into memory.
     """
     model = empty(checkpoint.cfg)
     where = checkpoint.source.location
     problems = name_problems(weights(model), checkpoint.tensors)
     if problems:
         raise WeightsError(f"the weights of {where} do not fit the model: {'; '.join(problems)}")
+    places = weights(model)
+    problems = [problem for name in places for problem in _misfits(places[name], name, checkpoint)]
+    if problems:
+        raise WeightsError(f"the weights of {where} do not fit the model: {_some(problems, len(problems))}")
     model.tokenizer = checkpoint.tokenizer
-    _reserve(model, device, dtype)
+    _reserve(model, device, dtype, where)
     places = weights(model)
     with _one_thread():
         for name in sorted(places, key=lambda name: places[name].numel(), reverse=True):
@@ -54,8 +62,44 @@ def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: 
 
 def empty(cfg: ModelConfig) -> GPT:
     """A model whose weights have shapes and no values ("meta" tensors)."""
-    with torch.device("meta"):
-        return Mamba(cfg) if cfg.has_mamba else GPT(cfg)
+    try:
+        with torch.device("meta"):
+            return Mamba(cfg) if cfg.has_mamba else GPT(cfg)
+    except InterpError:
+        raise
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch's own, of a size beyond its numbers
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"no tensor can have the sizes that this configuration asks for ({reason}): {cfg}") from error
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """A device that weights can be put on.
+
+    Raises:
+        UnknownName: there is no such device here.
+    """
+    try:
+        found = torch.empty(0, device=device).device
+    except Exception as error:  # of an unknown device, and of one that is not there, in many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnknownName(f"device {str(device)!r} cannot be used here: {reason}") from error
+    if found.type == "meta":
+        raise UnknownName("device 'meta' cannot be used here: it holds no values; choose 'cpu' or 'cuda'")
+    return found
+
+
+def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
+    """A number type that models compute in, by torch's name for it or as torch has it.
+
+    Raises:
+        UnknownName: it is none of these.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        close = nearest(name, DTYPES, most=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UnknownName(f"no dtype matches {dtype!r}; choose from {', '.join(DTYPES)}{hint}")
+    return DTYPES[name]
 
 
 def weights(model: GPT) -> dict[str, Tensor]:
@@ -111,11 +155,16 @@ def _some(texts: list[str], count: int) -> str:
     return ", ".join(texts[:MOST_NAMED]) + more
 
 
-def _reserve(model: GPT, device: str | torch.device, dtype: torch.dtype) -> None:
+def _reserve(model: GPT, device: str | torch.device, dtype: torch.dtype, where: str) -> None:
     """Memory for every weight, with nothing in it yet. (`to_empty` does the same and imports sympy for it: 0.7 s.)"""
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
+    needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+    try:
+        for module in model.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise WeightsError(f"the weights of {where}, {needed:,} bytes, do not fit on {device}: {reason}") from error
 
 
 @contextmanager
@@ -129,11 +178,23 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _misfits(place: Tensor, name: str, checkpoint: Checkpoint) -> list[str]:
+    """What is wrong with a tensor, as far as its header says, if anything."""
+    stored = checkpoint.tensors[name]
+    if stored.shape != tuple(place.shape):
+        return [f"{_label(name, checkpoint)} has shape {list(stored.shape)}, expected {list(place.shape)}"]
+    if stored.dtype not in FLOATS:
+        kind = str(stored.dtype).removeprefix("torch.")
+        return [
+            f"{_label(name, checkpoint)} is of type {kind}, expected one of {', '.join(DTYPES)}: quantised weights are "
+            "read from a .gguf alone, and whole numbers need .float()"
+        ]
+    return []
+
+
 def _fill(place: Tensor, name: str, checkpoint: Checkpoint) -> list[str]:
     """Copy one tensor into its place; what is wrong with it, if anything."""
     tensor = checkpoint.tensors[name]()
-    if tensor.shape != place.shape:
-        return [f"{_label(name, checkpoint)} has shape {list(tensor.shape)}, expected {list(place.shape)}"]
     if tensor.is_meta:
         return [f"{_label(name, checkpoint)} has no values (it is on the 'meta' device)"]
     place.copy_(tensor)
@@ -144,10 +205,23 @@ def _not_finite(model: GPT, checkpoint: Checkpoint) -> list[str]:
     # A sum loses no NaN and no infinity and needs no memory, and whole parameters are summed faster than views.
     if all(bool(parameter.detach().sum().isfinite()) for parameter in model.parameters()):
         return []
-    bad = [name for name, place in weights(model).items() if not bool(place.isfinite().all())]
-    return [f"{_label(name, checkpoint)} holds NaN or infinite values" for name in bad]
+    bad = [(name, place.dtype) for name, place in weights(model).items() if not bool(place.isfinite().all())]
+    return [f"{_label(name, checkpoint)} {_not_finite_because(checkpoint.tensors[name], dtype)}" for name, dtype in bad]
+
+
+def _not_finite_because(stored: Stored, dtype: torch.dtype) -> str:
+    """Whose fault it is: that of the file, or of the number type that was asked for."""
+    tensor = stored()
+    if not bool(tensor.isfinite().all()):
+        return "holds NaN or infinite values"
+    name, most = str(dtype).removeprefix("torch."), float(tensor.abs().max())
+    wider = [other for other, kind in DTYPES.items() if torch.finfo(kind).max >= most]
+    return (
+        f"holds values up to {most:.6g}, beyond the {torch.finfo(dtype).max:.6g} that {name} can hold; the file is "
+        f"sound: load it with dtype={' or '.join(map(repr, wider))}"
+    )
 
 
 def _label(name: str, checkpoint: Checkpoint) -> str:
-    origin = getattr(checkpoint.tensors[name], "origin", None)
+    origin = checkpoint.tensors[name].origin
     return f"{name!r} (from {origin!r})" if origin else repr(name)

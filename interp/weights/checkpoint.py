@@ -1,17 +1,70 @@
-"""What every checkpoint reader gives: a configuration, tensors under TransformerLens's names, a tokenizer, a source."""
+"""What every checkpoint reader gives: a configuration, tensors under TransformerLens's names, a tokenizer, a source.
+
+Shapes and number types are known from the header of a file, before a tensor is read or memory reserved for any.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from interp.config import ModelConfig
 from interp.errors import WeightsError
 from interp.tokens import Tokenizer
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A tensor that is read when it is called for.
+
+    `dtype` is torch's, or the file's own name of a type that torch does not compute with; `origin` is the name that the
+    file has for it.
+    """
+
+    read: Callable[[], Tensor] = field(repr=False)
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str
+    origin: str | None = None
+
+    def __call__(self) -> Tensor:
+        """The tensor itself."""
+        return self.read()
+
+
+def in_memory(tensor: Tensor, origin: str | None = None) -> Stored:
+    """A tensor that is there already."""
+    return Stored(lambda: tensor, tuple(tensor.shape), tensor.dtype, origin)
+
+
+def equal(one: Stored, other: Stored) -> bool:
+    """Whether two tensors hold the same numbers in the same type."""
+    if one.dtype != other.dtype or one.dtype not in FLOATS or one.shape != other.shape:
+        return False
+    a, b = one(), other()
+    return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
+
+
+def refuse_deeper(n_layers: object, names: Iterable[str], where: object) -> None:
+    """Refuse a configuration of more layers than the weights have, before anything is made for each of them.
+
+    Args:
+        n_layers: what the configuration says.
+        names: the tensors' names, in which the numbers are those of layers.
+        where: the weights, for the message.
+
+    Raises:
+        WeightsError: it does.
+    """
+    stored = len({part for name in names for part in name.split(".") if part.isdigit()})
+    if isinstance(n_layers, int) and n_layers > stored:
+        raise WeightsError(f"the weights of {where} have {stored} layers, and their configuration asks for {n_layers}")
 
 
 @dataclass(frozen=True)
@@ -37,7 +90,7 @@ class Source:
         """
         if not self.files:
             return None
-        digests = [(_sha256(file), file.name) for file in self.files]
+        digests = [(sha256_of(file), file.name) for file in self.files]
         if len(digests) == 1:
             return digests[0][0]
         return hashlib.sha256("".join(f"{digest}  {name}\n" for digest, name in digests).encode()).hexdigest()
@@ -47,17 +100,22 @@ class Source:
 class Checkpoint:
     """A model on disk, read as far as its names and shapes.
 
-    `tensors` maps TransformerLens's names to functions that read one tensor, float or as stored, in TransformerLens's
-    shape; the tensor may be a view that shares memory with the file or with another tensor.
+    `tensors` are under TransformerLens's names and in its shapes; one that is read may be a view that shares memory
+    with the file or with another tensor.
     """
 
     cfg: ModelConfig
-    tensors: Mapping[str, Callable[[], torch.Tensor]]
+    tensors: Mapping[str, Stored]
     tokenizer: Tokenizer | None
     source: Source
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
     try:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

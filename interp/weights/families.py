@@ -14,8 +14,14 @@ from dataclasses import dataclass, field
 
 from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
+from interp.foreign_files import shown
 from interp.weights import hf_config, hf_hybrids, hf_mamba
-from interp.weights.hf_config import Options
+from interp.weights.hf_options import Options, refuse_unless
+
+BRIDGE = (
+    "TransformerLens has more architectures, and what runs in its bridge runs here: "
+    "interp.load(TransformerBridge.boot_transformers(NAME))"
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,18 @@ class Family:
     buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches nothing
     older: Mapping[str, str] = field(default_factory=dict)
 
+    def row(self, name: str) -> Row:
+        """The table's row for one of our weights, with the layer filled in.
+
+        Raises:
+            KeyError: this architecture has no such weight.
+        """
+        start, layer, rest = "", "", name
+        if name.startswith("blocks."):
+            start, layer, rest = name.split(".", 2)
+        row = self.rows[f"{start}.{{l}}.{rest}" if layer else name]
+        return Row(row.theirs.format(l=layer), row.pattern, row.part)
+
     def bare(self, name: str) -> str:
         """One of their names as the table has it: without the prefix, and not as older files call it."""
         for prefix in self.prefixes:
@@ -59,12 +77,14 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         close = nearest(str(model_type), FAMILIES)
         hint = f"; the nearest is {close[0]!r}" if close else ""
-        raise ConfigError(f"model_type {model_type!r} is not supported; choose from {', '.join(FAMILIES)}{hint}")
+        raise ConfigError(
+            f"model_type {shown(model_type)} is not supported; choose from {', '.join(FAMILIES)}{hint}. {BRIDGE}"
+        )
     if options.get("quantization_config") is not None:
         raise ConfigError(
             "quantization_config is not supported: these weights are quantised; give the unquantised model or a .gguf"
         )
-    hf_config.refuse_unless(options, is_causal=True)
+    refuse_unless(options, is_causal=True)
     family = FAMILIES[model_type]
     try:
         return family, family.configure(options)

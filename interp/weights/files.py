@@ -6,20 +6,23 @@ memory for as long as it is open, and a large model would count twice.
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from interp.errors import WeightsError
+from interp.foreign_files import read_json, refuse_pointer, shown
+from interp.weights.checkpoint import Stored, in_memory
 
-Tensors = dict[str, Callable[[], Tensor]]
+Tensors = dict[str, Stored]
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# How safetensors calls what is computed with here; others keep its name for them.
+DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def open_weights(folder: Path) -> tuple[Tensors, tuple[Path, ...]]:
@@ -28,7 +31,7 @@ def open_weights(folder: Path) -> tuple[Tensors, tuple[Path, ...]]:
     Raises:
         WeightsError: no weights, a truncated or missing file, or a pickle that is unsafe to read.
     """
-    for name, open_file in (("model.safetensors", open_safetensors), ("pytorch_model.bin", open_torch)):
+    for name, open_file in zip(WEIGHT_FILES, (open_safetensors, open_torch), strict=True):
         if (folder / name).is_file():
             return open_file(folder / name), (folder / name,)
         if (folder / f"{name}.index.json").is_file():
@@ -38,49 +41,43 @@ def open_weights(folder: Path) -> tuple[Tensors, tuple[Path, ...]]:
 
 def open_safetensors(file: Path) -> Tensors:
     """The tensors of one safetensors file by name."""
+    refuse_pointer(file)
+    found: Tensors = {}
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: partial(_from_safetensors, file, name) for name in opened.keys()}  # noqa: SIM118, no mapping
+            for name in opened.keys():  # noqa: SIM118, no mapping
+                header = opened.get_slice(name)
+                dtype = DTYPES.get(header.get_dtype(), header.get_dtype())
+                read = partial(_from_safetensors, file, name)
+                found[name] = Stored(read, tuple(header.get_shape()), dtype, name)
+        return found
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{file} is no safetensors file that can be read: {error}") from error
 
 
 def open_torch(file: Path) -> Tensors:
     """The tensors of a file that `torch.save` wrote, if torch reads it without running code from it."""
+    refuse_pointer(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # torch raises many kinds
-        reason = str(error).strip().splitlines()[0].partition(". ")[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise WeightsError(
             f"{file} is a pickled checkpoint, refused as torch.load(weights_only=True) does not read it ({reason}); "
             "save it as safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{file} must hold a state dict of tensors, not {type(state).__name__}")
-    return {name: partial(state.__getitem__, name) for name in state}
+    strange = [name for name in state if not isinstance(name, str)]
+    if strange:
+        raise WeightsError(f"{file} must hold tensors by name, not by {shown(strange[0])}")
+    return {name: in_memory(tensor, name) for name, tensor in state.items()}
 
 
 def contents(folder: Path) -> str:
     """What a directory holds, in a few words."""
     names = sorted(entry.name for entry in folder.iterdir())
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        WeightsError: there is no such file, or it holds something else.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(f"{file} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise WeightsError(f"{file} is no JSON that can be read: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{file} must hold a JSON object, not {type(content).__name__}")
-    return content
 
 
 def _from_safetensors(file: Path, name: str) -> Tensor:
@@ -92,15 +89,37 @@ def _from_safetensors(file: Path, name: str) -> Tensor:
 
 
 def _open_shards(index: Path, open_file: Callable[[Path], Tensors]) -> tuple[Tensors, tuple[Path, ...]]:
-    where = read_json(index).get("weight_map")
-    if not isinstance(where, dict):
-        raise WeightsError(f"{index} has no 'weight_map'")
-    files = tuple(index.parent / name for name in sorted(set(where.values())))
-    absent = [file.name for file in files if not file.is_file()]
+    where = _weight_map(index)
+    files = {shard: index.parent / shard for shard in sorted(set(where.values()))}
+    absent = [shard for shard, file in files.items() if not file.is_file()]
     if absent:
         raise WeightsError(f"{index} names shards that are not there: {', '.join(absent)}")
-    shards = {file.name: open_file(file) for file in files}
-    lost = [name for name, file in where.items() if name not in shards[file]]
+    shards = {shard: open_file(file) for shard, file in files.items()}
+    lost = [name for name, shard in where.items() if name not in shards[shard]]
     if lost:
         raise WeightsError(f"{index} says that {lost[0]!r} is in {where[lost[0]]}, but it is not")
-    return {name: shards[file][name] for name, file in where.items()}, files
+    return {name: shards[shard][name] for name, shard in where.items()}, tuple(files.values())
+
+
+def shards_of(index: Path) -> set[str]:
+    """The shards that an index names, none where there is no index."""
+    return set(_weight_map(index).values()) if index.is_file() else set()
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict):
+        raise WeightsError(f"{index} has no 'weight_map' that says which shard each tensor is in")
+    for name, shard in where.items():
+        if not isinstance(shard, str) or not stays_inside(shard):
+            raise WeightsError(
+                f"{index} says that {name!r} is in {shown(shard)}, expected the name of a file in its folder or below"
+            )
+    return where
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a name stays below its folder, on any system; a link there may lead where it likes (the hub's do)."""
+    parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
+    rooted = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root
+    return bool(parts) and not rooted and ".." not in parts and "\0" not in name

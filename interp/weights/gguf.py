@@ -17,11 +17,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from einops import EinopsError, rearrange
+from einops import rearrange
 
 from interp.config import ModelConfig
 from interp.errors import ConfigError, WeightsError, nearest
-from interp.weights.checkpoint import Checkpoint, Source
+from interp.foreign_files import shown
+from interp.tokens import Tokenizer
+from interp.weights.checkpoint import Checkpoint, Source, Stored, refuse_deeper
+from interp.weights.families import BRIDGE
 from interp.weights.gguf_config import Metadata, gpt2, gpt_neox, llama_like
 from interp.weights.gguf_file import GGUFFile, StoredTensor, open_gguf
 from interp.weights.gguf_tokenizer import build_tokenizer
@@ -48,8 +51,14 @@ class Architecture:
     rows: dict[str, Row]
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, *, tokenizer: Tokenizer | None = None, pre_tokenizer: str | None = None) -> Checkpoint:
     """A GGUF file as a checkpoint: tensors are dequantised to float32 one by one, when they are called for.
+
+    Args:
+        path: the file.
+        tokenizer: used instead of the one in the file, which is then not read.
+        pre_tokenizer: how text is cut before byte-level BPE, where the file does not say (one of
+            `interp.weights.gguf_tokenizer.PRE_TOKENIZERS`).
 
     Raises:
         WeightsError: the file is no GGUF, truncated or damaged, or a tensor is missing, extra or of the wrong shape.
@@ -61,10 +70,17 @@ def read(path: str | Path) -> Checkpoint:
         close = nearest(name, ARCHITECTURES)
         hint = f"; the nearest is {close[0]!r}" if close else ""
         known = ", ".join(ARCHITECTURES)
-        raise ConfigError(f"{path}: architecture {name!r} is not supported; choose from {known}{hint}")
-    cfg = ARCHITECTURES[name].configure(Metadata(file, name))
+        raise ConfigError(
+            f"{path}: architecture {shown(name)} is not supported in a GGUF file; choose from {known}{hint}. The "
+            f"Hugging Face directory of the same model may be. {BRIDGE}"
+        )
+    try:
+        cfg = ARCHITECTURES[name].configure(Metadata(file, name))
+    except ConfigError as error:
+        raise error if str(path) in str(error) else ConfigError(f"{path}: {error}") from error
+    refuse_deeper(cfg.n_layers, file.tensors, path)
     tensors = _tensors(file, cfg, ARCHITECTURES[name].rows)
-    tokenizer = build_tokenizer(file.metadata, name=file.path.stem)
+    tokenizer = tokenizer or build_tokenizer(file.metadata, name=str(path), pre_tokenizer=pre_tokenizer)
     if tokenizer is not None and len(tokenizer) > cfg.d_vocab:
         raise WeightsError(f"{path}: the tokenizer has {len(tokenizer)} tokens, the embedding {cfg.d_vocab} rows")
     return Checkpoint(cfg, tensors, tokenizer, Source("gguf", str(path), files=(file.path,)))
@@ -121,10 +137,10 @@ ARCHITECTURES = {
 }
 
 
-def _tensors(file: GGUFFile, cfg: ModelConfig, rows: dict[str, Row]) -> dict[str, Callable[[], torch.Tensor]]:
+def _tensors(file: GGUFFile, cfg: ModelConfig, rows: dict[str, Row]) -> dict[str, Stored]:
     biases = {"b_Q": cfg.attn_in_bias, "b_K": cfg.attn_in_bias, "b_V": cfg.attn_in_bias, "b_O": cfg.attn_out_bias}
     biases |= dict.fromkeys(("b_in", "b_gate", "b_out"), cfg.mlp_bias)
-    found: dict[str, Callable[[], torch.Tensor]] = {}
+    found: dict[str, Stored] = {}
     used = {"rope_freqs.weight"}
     for ours, row in rows.items():
         weight = ours.rpartition(".")[2]
@@ -133,8 +149,9 @@ def _tensors(file: GGUFFile, cfg: ModelConfig, rows: dict[str, Row]) -> dict[str
         for layer in range(cfg.n_layers) if "{l}" in ours else [0]:
             stored = file.tensor(row.theirs.format(l=layer))
             used.add(stored.name)
-            _check_shape(file, cfg, stored, row, weight)
-            found[ours.format(l=layer)] = partial(_load, cfg, stored, row, weight)
+            shape = _checked_shape(file, cfg, stored, row, weight)
+            read = partial(_load, cfg, stored, row, weight)
+            found[ours.format(l=layer)] = Stored(read, shape, torch.float32, stored.name)
     extra = sorted(name for name in file.tensors if name not in used and not name.endswith(".attn_rot_embd.weight"))
     if extra:
         raise WeightsError(f"{file.path}: this architecture has no place for {extra[0]!r} ({len(extra)} such tensors)")
@@ -157,7 +174,7 @@ def _arranged(cfg: ModelConfig, tensor: torch.Tensor, row: Row, weight: str) -> 
     return rearrange(tensor, row.pattern, **({"head": n_heads} if "(head" in row.pattern else {}))
 
 
-def _check_shape(file: GGUFFile, cfg: ModelConfig, stored: StoredTensor, row: Row, weight: str) -> None:
+def _checked_shape(file: GGUFFile, cfg: ModelConfig, stored: StoredTensor, row: Row, weight: str) -> tuple[int, ...]:
     heads, kv_heads, d_mlp = cfg.n_heads, cfg.n_kv_heads, cfg.d_mlp or 0
     expected = {
         "W_E": (cfg.d_vocab, cfg.d_model), "W_pos": (cfg.n_ctx, cfg.d_model), "W_U": (cfg.d_model, cfg.d_vocab_out),
@@ -170,10 +187,11 @@ def _check_shape(file: GGUFFile, cfg: ModelConfig, stored: StoredTensor, row: Ro
     rows = (stored.shape[0] // 3, *stored.shape[1:]) if row.third is not None else stored.shape
     try:
         arranged = tuple(_arranged(cfg, torch.empty(rows, device="meta"), row, weight).shape)
-    except EinopsError:
+    except (RuntimeError, TypeError, OverflowError):  # of einops, and of torch for an axis beyond its numbers
         arranged = ()
     if arranged != expected:
         raise WeightsError(
             f"{file.path}: tensor {stored.name!r} has shape {list(stored.shape)}, which gives no {weight} of shape "
             f"{list(expected)} as the metadata asks"
         )
+    return arranged

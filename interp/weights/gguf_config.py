@@ -17,6 +17,7 @@ import torch
 
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, WeightsError
+from interp.foreign_files import shown
 from interp.weights.gguf_file import GGUFFile
 
 KNOWN = {
@@ -43,11 +44,15 @@ class Metadata:
         value = self.file.metadata.get(full, default)
         if isinstance(value, list):
             if len(set(value)) != 1:
-                raise ConfigError(f"{self.file.path}: {full}={value} differs between layers, which is not supported")
+                raise ConfigError(
+                    f"{self.file.path}: {full}={shown(value)} must be one value, or the same one for every layer"
+                )
             value = value[0]
         whole_number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
         if type(value) is not type(default) and not whole_number:
-            raise WeightsError(f"{self.file.path}: {full}={value!r} must be of type {type(default).__name__}")
+            raise WeightsError(f"{self.file.path}: {full}={shown(value)} must be of type {type(default).__name__}")
+        if isinstance(value, (int, float)) and not abs(value) < math.inf:
+            raise WeightsError(f"{self.file.path}: {full}={value} must be a finite number")
         return type(default)(value)
 
     def need(self, key: str, kind: type[Value]) -> Value:
@@ -116,7 +121,7 @@ def _refuse_unknown(metadata: Metadata) -> None:
         key = full.removeprefix(f"{architecture}.")
         neutral = value in (0, "", "none", []) or (key == "attention.causal" and value is True)
         if key != full and key not in KNOWN and not neutral:
-            raise ConfigError(f"{path}: {full}={value!r} may change the computation and is not supported")
+            raise ConfigError(f"{path}: {full}={shown(value)} may change the computation and is not supported")
     window, n_ctx = metadata.get("attention.sliding_window", 0), metadata.need("context_length", int)
     if 0 < window < n_ctx:
         raise ConfigError(

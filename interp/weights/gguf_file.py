@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from interp.errors import WeightsError, nearest
+from interp.foreign_files import refuse_pointer, shown
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -69,9 +70,11 @@ def open_gguf(path: str | Path) -> GGUFFile:
     """Map a GGUF file and read its header; no tensor is read yet.
 
     Raises:
-        WeightsError: no GGUF file, a damaged or truncated one, or a tensor type that `gguf` cannot dequantise.
+        WeightsError: no GGUF file, a damaged or truncated one, one part of several, or a tensor type that `gguf` cannot
+            dequantise.
     """
     path = Path(path)
+    refuse_pointer(path)
     try:
         size = path.stat().st_size
         # Copy-on-write, because torch wants writable memory; nothing is ever written.
@@ -93,18 +96,40 @@ def open_gguf(path: str | Path) -> GGUFFile:
         if key in metadata:
             raise WeightsError(f"{path} is damaged: metadata {key!r} appears twice")
         metadata[key] = cursor.value(cursor.number("I", f"the type of {key!r}"), key)
+    _refuse_part(path, metadata)
     table = [_table_entry(cursor) for _ in range(n_tensors)]
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise WeightsError(f"{path} is damaged: general.alignment={alignment!r} is no power of two")
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise WeightsError(f"{path} is damaged: general.alignment={shown(alignment)} is no power of two")
     base = -(-cursor.position // alignment) * alignment
     tensors: dict[str, StoredTensor] = {}
+    following = 0
     for name, shape, code, offset in table:
-        if name in tensors or offset % alignment:
-            fault = "appears twice" if name in tensors else f"is at {offset}, no multiple of {alignment}"
-            raise WeightsError(f"{path} is damaged: tensor {name!r} {fault}")
+        if name in tensors:
+            raise WeightsError(f"{path} is damaged: tensor {name!r} appears twice")
+        # As llama.cpp: tensors lie one behind the other in the table's order, so that none can lie over another.
+        if offset != following:
+            raise WeightsError(
+                f"{path} is damaged: tensor {name!r} is at byte {offset} of the data, expected {following}, where the "
+                f"one before it ends (in multiples of {alignment}): tensors must neither overlap nor leave gaps"
+            )
         tensors[name] = _stored(path, data, name, shape, code, base + offset)
+        following += -(-tensors[name].raw.size // alignment) * alignment
     return GGUFFile(path, metadata, tensors)
+
+
+def _refuse_part(path: Path, metadata: dict[str, Any]) -> None:
+    """Refuse one part of a model that llama.cpp has split."""
+    count, number = metadata.get("split.count", 0), metadata.get("split.no", 0)
+    if type(count) is not int or type(number) is not int:
+        raise WeightsError(
+            f"{path}: split.count and split.no must be whole numbers, not {shown(count)}, {shown(number)}"
+        )
+    if count > 1:
+        raise WeightsError(
+            f"{path} is part {number + 1} of {count} of one model: merge the parts with llama.cpp's "
+            "`llama-gguf-split --merge FIRST_PART WHOLE.gguf` and load the whole"
+        )
 
 
 class _Cursor:

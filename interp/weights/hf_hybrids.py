@@ -19,8 +19,20 @@ from typing import Any
 
 from interp.config import ModelConfig
 from interp.errors import ConfigError, unknown
-from interp.weights.hf_config import Options, activation, general, rotary, sizes
-from interp.weights.hf_options import agree, flag, head_size, limit, number, refuse_others, silu_only, whole
+from interp.foreign_files import shown
+from interp.weights.hf_config import activation, general, kv_heads, rotary, sizes
+from interp.weights.hf_options import (
+    Options,
+    agree,
+    expanded,
+    flag,
+    head_size,
+    limit,
+    number,
+    refuse_others,
+    silu_only,
+    whole,
+)
 
 READ_ALL = {
     "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads",
@@ -76,13 +88,15 @@ def bamba(options: Options) -> ModelConfig:
     agree(options, "partial_rotary_factor", 0.5, "what transformers fixes it at, but for rope_parameters")
     n_layers, d_model = whole(options, "num_hidden_layers"), whole(options, "hidden_size")
     attends = options.get("attn_layer_indices") or []
-    strange = [at for at in attends if at not in range(n_layers)]
+    if not isinstance(attends, (list, tuple)):
+        raise ConfigError(f"attn_layer_indices must be a list of layers, not {shown(attends)}")
+    strange = [at for at in attends if type(at) is not int or at not in range(n_layers)]
     if strange:
-        raise ConfigError(f"attn_layer_indices has {strange[0]!r}, expected layers below {n_layers}")
+        raise ConfigError(f"attn_layer_indices has {shown(strange[0])}, expected layers below {n_layers}")
     positions = rotary(options, base=10000.0, fraction=0.5) if attends else {}
     if attends:
         agree(options, "attn_rotary_emb", positions["rotary_dim"], "the rotary part of a head")
-    d_inner = int(number(options, "mamba_expand", 2) * d_model)
+    d_inner = expanded(options, "mamba_expand", d_model)
     bias = flag(options, "attention_bias", False)
     if options.get("mamba_d_head") == "auto":
         options = {name: value for name, value in options.items() if name != "mamba_d_head"}
@@ -113,7 +127,7 @@ def jamba(options: Options) -> ModelConfig:
     silu_only(options, "hidden_act", "jamba")
     n_layers = whole(options, "num_hidden_layers")
     attends = _every(options, "attn", 8, 4, n_layers)
-    n_experts = options.get("num_experts", options.get("num_local_experts", 16))
+    n_experts = whole(options, "num_experts" if "num_experts" in options else "num_local_experts", 16)
     if n_experts != 1 and (routed := _every(options, "expert", 2, 1, n_layers)):
         raise ConfigError(f"num_experts={n_experts} is not supported: layer {min(routed)} would have experts")
     fields = _stack(options, eps=("rms_norm_eps", 1e-6))
@@ -122,7 +136,7 @@ def jamba(options: Options) -> ModelConfig:
         **fields,
         layer_types=tuple("attn+mlp" if at in attends else "mamba+mlp" for at in range(n_layers)),
         positional_embedding_type="none",
-        d_inner=int(number(options, "mamba_expand", 2) * whole(options, "hidden_size")),
+        d_inner=expanded(options, "mamba_expand", whole(options, "hidden_size")),
         d_state=whole(options, "mamba_d_state", 16),
         dt_rank=rank,
         d_conv=whole(options, "mamba_d_conv", 4),
@@ -178,7 +192,7 @@ def _stack(options: Options, *, eps: tuple[str, float]) -> dict[str, Any]:
     """The fields that every hybrid reads alike."""
     return {
         **sizes(options),
-        "n_key_value_heads": options.get("num_key_value_heads", 8),
+        "n_key_value_heads": kv_heads(options, 8),
         "normalization_type": "RMS",
         "eps": float(number(options, *eps)),
         "tie_word_embeddings": flag(options, "tie_word_embeddings", False),
@@ -189,9 +203,10 @@ def _stack(options: Options, *, eps: tuple[str, float]) -> dict[str, Any]:
 
 def _every(options: Options, part: str, period: int, offset: int, n_layers: int) -> list[int]:
     """The layers that have a part which comes back after some layers."""
-    period, offset = whole(options, f"{part}_layer_period", period), options.get(f"{part}_layer_offset", offset)
-    if offset not in range(period):
-        raise ConfigError(f"{part}_layer_offset={offset!r} must be a layer below {part}_layer_period={period}")
+    period = whole(options, f"{part}_layer_period", period)
+    offset = whole(options, f"{part}_layer_offset", offset, least=0)
+    if offset >= period:
+        raise ConfigError(f"{part}_layer_offset={offset} must be a layer below {part}_layer_period={period}")
     return list(range(offset, n_layers, period))
 
 
@@ -200,9 +215,11 @@ def _nemotron_layers(options: Options) -> tuple[str, ...]:
     named = options.get("layers_block_type") or options.get("layer_types") or options.get("hybrid_override_pattern")
     if not named:
         raise KeyError("layers_block_type")
+    if not isinstance(named, (str, list, tuple)):
+        raise ConfigError(f"layers_block_type must be a list with the kind of each layer, not {shown(named)}")
     for kind in named:
         if kind in EXPERTS:
             raise ConfigError(f"layers_block_type has {kind!r}: layers with experts are not supported")
-        if kind not in NEMOTRON_LAYERS:
+        if not isinstance(kind, str) or kind not in NEMOTRON_LAYERS:
             raise unknown("kind of layer", kind, [name for name in NEMOTRON_LAYERS if len(name) > 1])
     return tuple(NEMOTRON_LAYERS[kind] for kind in named)

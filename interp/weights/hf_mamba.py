@@ -13,8 +13,19 @@ from __future__ import annotations
 from typing import Any
 
 from interp.config import ModelConfig
-from interp.weights.hf_config import Options, general
-from interp.weights.hf_options import agree, flag, head_size, limit, number, refuse_others, silu_only, whole
+from interp.weights.hf_config import general
+from interp.weights.hf_options import (
+    Options,
+    agree,
+    expanded,
+    flag,
+    head_size,
+    limit,
+    number,
+    refuse_others,
+    silu_only,
+    whole,
+)
 
 N_CTX = 2**20
 
@@ -91,7 +102,7 @@ def _both(options: Options, kind: str) -> dict[str, Any]:
         "n_ctx": N_CTX,
         "d_vocab": whole(options, "vocab_size"),
         "layer_types": ("mamba" if first else "mamba2",) * n_layers,
-        "d_inner": int(number(options, "expand", 2) * d_model),
+        "d_inner": expanded(options, "expand", d_model),
         "d_state": whole(options, "state_size", 16 if first else 128),
         "d_conv": whole(options, "conv_kernel", 4),
         "conv_bias": flag(options, "use_conv_bias", True),

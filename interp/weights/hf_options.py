@@ -1,8 +1,8 @@
-"""Reading the options of a config.json one by one, for families whose every option is known.
+"""Reading the options of a config.json one by one.
 
-1. An option is read, or it must have the one value that is supported, or it says nothing about the numbers. Any other
-   is refused by its name, unless it is empty.
-2. A value of another kind than expected is refused; sizes that are written twice must agree.
+1. A value of another kind than expected is refused; sizes that are written twice must agree.
+2. In families whose every option is known, an option is read, or it must have the one value that is supported, or it
+   says nothing about the numbers. Any other is refused by its name, unless it is empty.
 
 Source: the configuration files of `transformers` 4 and 5.
 """
@@ -10,11 +10,13 @@ Source: the configuration files of `transformers` 4 and 5.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from interp.errors import ConfigError, nearest
-from interp.weights.hf_config import Options, refuse_unless
+from interp.foreign_files import shown
+
+Options = Mapping[str, Any]
 
 FIXED = {"rms_norm": True, "is_causal": True, "add_cross_attention": False, "is_encoder_decoder": False}
 # What every configuration of transformers has: labels, tokens, what calls return, how text is drawn.
@@ -30,6 +32,13 @@ GENERAL = {
     "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
     "transformers_version", "typical_p", "use_bfloat16", "use_cache", "model_type",
 }  # fmt: skip
+
+
+def refuse_unless(options: Options, **supported: bool) -> None:
+    """Refuse options that have another value than the supported one; one that is absent has it by default."""
+    for name, value in supported.items():
+        if options.get(name, value) != value:
+            raise ConfigError(f"{name}={shown(options[name])} is not supported; only {value!r} is")
 
 
 def refuse_others(options: Options, kind: str, read: Collection[str], silent: Collection[str], **fixed: Any) -> None:
@@ -50,14 +59,16 @@ def refuse_others(options: Options, kind: str, read: Collection[str], silent: Co
             continue
         close = nearest(name, known, most=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{name}={value!r} is no known option of a {kind} model, and may change its numbers{hint}")
+        raise ConfigError(
+            f"{name}={shown(value)} is no known option of a {kind} model, and may change its numbers{hint}"
+        )
     refuse_unless(options, **fixed)
 
 
 def silu_only(options: Options, name: str, kind: str) -> None:
     """Refuse another nonlinearity than SiLU."""
     if options.get(name, "silu") not in ("silu", "swish"):
-        raise ConfigError(f"{name}={options[name]!r} is not supported in a {kind} model, only 'silu' is")
+        raise ConfigError(f"{name}={shown(options[name])} is not supported in a {kind} model, only 'silu' is")
 
 
 def head_size(options: Options, names: tuple[str, str], heads: int, size: int, d_inner: int) -> int:
@@ -80,30 +91,38 @@ def limit(name: str, given: Any) -> tuple[float, float] | None:
         if isinstance(given, (list, tuple))
         else []
     )
-    if len(ends) != 2 or not all(isinstance(end, (int, float)) for end in ends):
-        raise ConfigError(f"{name} must be the least and the largest step size, not {given!r}")
+    if len(ends) != 2 or not all(_is_number(end) for end in ends):
+        raise ConfigError(f"{name} must be the least and the largest step size, not {shown(given)}")
     return None if ends[0] <= 0 and ends[1] == math.inf else (float(ends[0]), float(ends[1]))
 
 
 def agree(options: Options, name: str, expected: float, other: str) -> None:
     """Refuse a value that contradicts what `other` says."""
     if options.get(name, expected) != expected:
-        raise ConfigError(f"{name}={options[name]!r} contradicts {other}, {expected}")
+        raise ConfigError(f"{name}={shown(options[name])} contradicts {other}, {expected}")
 
 
-def number(options: Options, name: str, default: float) -> float:
-    """A number above 0."""
-    value = options.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ConfigError(f"{name} must be a number above 0, not {value!r}")
+def number(options: Options, name: str, default: float | None = None) -> float:
+    """A number above 0; one without a default has to be there."""
+    value = options[name] if default is None else options.get(name, default)
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise ConfigError(f"{name} must be a number above 0, not {shown(value)}")
     return value
 
 
-def whole(options: Options, name: str, default: int | None = None) -> int:
-    """A whole number from 1 on; one without a default has to be there."""
+def expanded(options: Options, name: str, d_model: int) -> int:
+    """Channels inside a state-space layer: so many times the width, 2 by default."""
+    channels = number(options, name, 2) * d_model
+    if not channels < 2**63:
+        raise ConfigError(f"{name}={shown(options[name])} times a width of {d_model} is more than any layer can have")
+    return int(channels)
+
+
+def whole(options: Options, name: str, default: int | None = None, least: int = 1) -> int:
+    """A whole number of `least` or more; one without a default has to be there."""
     value = options[name] if default is None else options.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a whole number from 1 on, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{name} must be a whole number from {least} on, not {shown(value)}")
     return value
 
 
@@ -111,5 +130,12 @@ def flag(options: Options, name: str, default: bool) -> bool:
     """True or false."""
     value = options.get(name, default)
     if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false, not {value!r}")
+        raise ConfigError(f"{name} must be true or false, not {shown(value)}")
     return value
+
+
+def _is_number(value: object) -> bool:
+    # A whole number that no float can hold is none: it would overflow where it is used.
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) < 2**1000

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ from einops import rearrange
 from torch import Tensor
 
 from interp.config import ModelConfig
-from interp.errors import WeightsError
+from interp.errors import ConfigError, UnknownName, WeightsError
+from interp.foreign_files import read_json
 from interp.tokens import Tokenizer
 from interp.weights.build import empty, name_problems, weights
-from interp.weights.checkpoint import Checkpoint, Source
-from interp.weights.families import Family, Row, configure
-from interp.weights.files import Tensors, contents, open_weights, read_json
+from interp.weights.checkpoint import Checkpoint, Source, Stored, equal, in_memory, refuse_deeper
+from interp.weights.families import Row, configure
+from interp.weights.files import WEIGHT_FILES, Tensors, contents, open_weights, shards_of
 
 TOKENIZER_FILES = [
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -32,15 +32,17 @@ TOKENIZER_FILES = [
 ]  # fmt: skip
 SAFE_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
 PICKLED_FILES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"]
+INDICES = [f"{name}.index.json" for name in WEIGHT_FILES]
 
 
-def read(source: str | Path, revision: str | None = None) -> Checkpoint:
+def read(source: str | Path, revision: str | None = None, tokenizer: Tokenizer | None = None) -> Checkpoint:
     """A model directory (config.json and safetensors), or a repository of the hub such as "EleutherAI/pythia-70m".
 
     Args:
         source: a directory, or a repository's name when there is no such directory. Repositories are looked up in the
             local cache and fetched once; `HF_HUB_OFFLINE` is honoured.
         revision: a branch, tag or commit of a repository.
+        tokenizer: used instead of the one in the directory, whose files are then not read.
 
     Raises:
         ConfigError: an architecture or option that is not supported.
@@ -56,7 +58,10 @@ def read(source: str | Path, revision: str | None = None) -> Checkpoint:
         name, commit = folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
     origin = Source(kind="huggingface", location=name, revision=commit, files=files)
     options = {**options, "_name_or_path": name if commit else folder.name}
-    return _checkpoint(options, tensors, Tokenizer.from_directory(folder), origin)
+    try:
+        return _checkpoint(options, tensors, tokenizer or Tokenizer.from_directory(folder), origin)
+    except (ConfigError, UnknownName) as error:
+        raise type(error)(f"{folder / 'config.json'}: {error}") from error
 
 
 def from_transformers(hf_model: Any, tokenizer: Any = None) -> Checkpoint:
@@ -71,7 +76,7 @@ def from_transformers(hf_model: Any, tokenizer: Any = None) -> Checkpoint:
     options = hf_model.config.to_dict()
     name = options.get("_name_or_path") or type(hf_model).__name__
     state = hf_model.state_dict()
-    tensors: Tensors = {key: partial(state.__getitem__, key) for key in state}
+    tensors: Tensors = {key: in_memory(tensor, key) for key, tensor in state.items()}
     return _checkpoint(options, tensors, tokenizer, Source(kind="transformers", location=name))
 
 
@@ -84,7 +89,12 @@ def download(repository: str, revision: str | None = None) -> Path:
 
     try:
         folder = fetch(TOKENIZER_FILES + SAFE_FILES)
-        return folder if any(folder.glob("model*.safetensors")) else fetch(TOKENIZER_FILES + PICKLED_FILES)
+        if not any(folder.glob("model*.safetensors*")):
+            folder = fetch(TOKENIZER_FILES + PICKLED_FILES)
+        shards = {shard for index in INDICES for shard in shards_of(folder / index) if not (folder / shard).exists()}
+        return fetch(sorted(shards)) if shards else folder
+    except WeightsError:
+        raise
     except Exception as error:  # of huggingface_hub, of its HTTP library, of the file system
         at = f" at revision {revision!r}" if revision else ""
         reason = (str(error).strip() or "no reason given").splitlines()[0]
@@ -94,62 +104,52 @@ def download(repository: str, revision: str | None = None) -> Path:
         ) from error
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One of our tensors, read from one of theirs: call it for the tensor."""
+def _piece(stored: Stored, row: Row, cfg: ModelConfig) -> Stored:
+    """One of our tensors, read from one of theirs."""
+    given = _empty(stored)
+    turn = partial(_turned, row=row, cfg=cfg, origin=stored.origin)
+    return Stored(lambda: turn(stored()), tuple(turn(given).shape), stored.dtype, stored.origin)
 
-    tensors: Tensors
-    origin: str
-    row: Row
-    cfg: ModelConfig
 
-    def __call__(self) -> Tensor:
-        """Read it, in our shape."""
-        tensor = self.tensors[self.origin]()
-        if self.row.pattern is None:
-            return tensor
-        sizes = {"d_head": self.cfg.d_head, "qkv": 3}
-        try:
-            turned = rearrange(tensor, self.row.pattern, **{k: n for k, n in sizes.items() if k in self.row.pattern})
-        except RuntimeError as error:  # einops' own
-            shape = list(tensor.shape)
-            raise WeightsError(
-                f"{self.origin!r} has shape {shape}, which does not divide as {self.row.pattern!r}"
-            ) from error
-        return turned if self.row.part is None else turned[self.row.part]
+def _empty(stored: Stored) -> Tensor:
+    try:
+        return torch.empty(stored.shape, device="meta")
+    except (RuntimeError, TypeError, OverflowError) as error:  # an axis beyond torch's numbers, beside one of length 0
+        raise WeightsError(f"{stored.origin!r} has shape {list(stored.shape)}, which no tensor can have") from error
+
+
+def _turned(tensor: Tensor, *, row: Row, cfg: ModelConfig, origin: str | None) -> Tensor:
+    """A tensor of theirs, or of its shape, in our shape."""
+    if row.pattern is None:
+        return tensor
+    sizes = {"d_head": cfg.d_head, "qkv": 3}
+    try:
+        turned = rearrange(tensor, row.pattern, **{k: n for k, n in sizes.items() if k in row.pattern})
+    except RuntimeError as error:  # einops' own
+        shape = list(tensor.shape)
+        raise WeightsError(f"{origin!r} has shape {shape}, which does not divide as {row.pattern!r}") from error
+    return turned if row.part is None else turned[row.part]
 
 
 def _checkpoint(
     options: Mapping[str, Any], tensors: Tensors, tokenizer: Tokenizer | None, source: Source
 ) -> Checkpoint:
+    for name in ("num_hidden_layers", "n_layer"):
+        refuse_deeper(options.get(name), tensors, source.location)
     family, cfg = configure(options)
+    refuse_deeper(cfg.n_layers, tensors, source.location)
     given = {family.bare(name): name for name in tensors if not family.buffers.search(family.bare(name))}
     tied = cfg.tie_word_embeddings and "lm_head.weight" in given
-    if tied and not _same(tensors, given, family.rows["embed.W_E"].theirs):
+    embedding = family.rows["embed.W_E"].theirs
+    if tied and embedding in given and not equal(tensors[given[embedding]], tensors[given["lm_head.weight"]]):
         # As transformers does: two different tensors are no tied ones, whatever the configuration says.
         cfg = cfg.replace(tie_word_embeddings=False)
     elif tied:
-        given.setdefault(family.rows["embed.W_E"].theirs, given["lm_head.weight"])
+        given.setdefault(embedding, given["lm_head.weight"])
         del given["lm_head.weight"]
-    rows = {name: _row(family, name) for name in weights(empty(cfg))}
+    rows = {name: family.row(name) for name in weights(empty(cfg))}
     problems = name_problems({row.theirs for row in rows.values()}, given)
     if problems:
         raise WeightsError(f"the weights of {source.location} do not fit its config.json: {'; '.join(problems)}")
-    pieces = {name: Piece(tensors, given[row.theirs], row, cfg) for name, row in rows.items()}
+    pieces = {name: _piece(tensors[given[row.theirs]], row, cfg) for name, row in rows.items()}
     return Checkpoint(cfg, pieces, tokenizer, source)
-
-
-def _same(tensors: Tensors, given: Mapping[str, str], embedding: str) -> bool:
-    if embedding not in given:
-        return True
-    one, other = tensors[given[embedding]](), tensors[given["lm_head.weight"]]()
-    return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
-
-
-def _row(family: Family, name: str) -> Row:
-    """The table's row for one of our weights, with the layer filled in."""
-    start, layer, rest = "", "", name
-    if name.startswith("blocks."):
-        start, layer, rest = name.split(".", 2)
-    row = family.rows[f"{start}.{{l}}.{rest}" if layer else name]
-    return Row(row.theirs.format(l=layer), row.pattern, row.part)

@@ -23,12 +23,11 @@ from interp.errors import UnknownName, WeightsError, nearest
 from interp.gpt import GPT
 from interp.model import HookedModel
 from interp.tokens import Tokenizer
-from interp.weights import gguf, huggingface, transformer_lens
-from interp.weights.build import build
+from interp.weights import gguf, huggingface, manifest, transformer_lens
+from interp.weights.build import build, device_of, dtype_of
 from interp.weights.checkpoint import Checkpoint
 from interp.weights.parity import require_parity
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -49,6 +48,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     tokenizer: Any = None,
+    pre_tokenizer: str | None = None,
     revision: str | None = None,
     check: bool = False,
 ) -> GPT: ...
@@ -61,6 +61,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     tokenizer: Any = None,
+    pre_tokenizer: str | None = None,
     revision: str | None = None,
     check: bool = False,
 ) -> HookedModel: ...
@@ -72,6 +73,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     tokenizer: Any = None,
+    pre_tokenizer: str | None = None,
     revision: str | None = None,
     check: bool = False,
 ) -> HookedModel:
@@ -79,19 +81,23 @@ def load(
 
     Args:
         source: a short name (`MODELS` lists them), a directory (config.json and safetensors, or what
-            `interp.weights.transformer_lens.save` wrote), a .gguf file, a repository of the Hugging Face hub, a
+            `interp.save` wrote), a .gguf file, a repository of the Hugging Face hub, a
             transformers model in memory, or a TransformerBridge of TransformerLens.
         device: where the weights go; None takes "cuda" if there is one, else "cpu", and for a model in memory its own.
         dtype: "float32", "bfloat16", "float16", "float64" or a torch dtype; None takes float32, and for a model in
             memory its own.
-        tokenizer: a `Tokenizer` or a transformers tokenizer, instead of the one that comes with the weights.
+        tokenizer: a `Tokenizer` or a transformers tokenizer, instead of the one that comes with the weights, which is
+            then not read.
+        pre_tokenizer: how a .gguf file's tokenizer cuts text before merging, such as "llama-bpe" or "qwen2", where the
+            file does not say (its `tokenizer.ggml.pre`).
         revision: a branch, tag or commit of a repository.
         check: compare the logits of a few tokens with transformers' (slow: transformers loads the model too).
 
     Raises:
         UnknownName: nothing has that name; the message offers the nearest.
         ConfigError: an architecture or option that is not supported.
-        WeightsError: weights that are missing, extra, of the wrong shape, not finite, truncated or unsafe to read.
+        WeightsError: weights that are missing, extra, of the wrong shape, not floating-point numbers, not finite,
+            truncated, unsafe to read, or not as `interp.save` wrote them.
         ParityError: with `check`, logits that differ from transformers' by more than 2e-4.
 
     Example:
@@ -100,25 +106,40 @@ def load(
             model = load("smollm2-135m")
             model.to_string(model("The capital of France is")[0, -1].argmax())   # " Paris"
     """
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.from_transformers(tokenizer)
+    if pre_tokenizer is not None and not str(source).endswith(".gguf"):
+        raise UnknownName(
+            f"pre_tokenizer={pre_tokenizer!r} is a matter of .gguf files, and the model is none; leave it out"
+        )
     memory: Any = source if _is_model_of("transformers", source) else None
     model: HookedModel
     if is_bridge(source):
-        own_dtype = None if dtype is None else _dtype(dtype, None)
+        own_dtype = None if dtype is None else dtype_of(dtype)
         model = from_bridge(source, device=None if device is None else _device(device, None), dtype=own_dtype)
         memory = cast(Any, source).original_model
     else:
         device, dtype = _device(device, memory), _dtype(dtype, memory)
-        checkpoint = huggingface.from_transformers(memory) if memory is not None else find(source, revision)
+        if memory is not None:
+            checkpoint = huggingface.from_transformers(memory)
+        else:
+            checkpoint = find(source, revision, tokenizer=tokenizer, pre_tokenizer=pre_tokenizer)
         model = build(checkpoint, device=device, dtype=dtype)
     if tokenizer is not None:
-        model.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.from_transformers(tokenizer)
+        model.tokenizer = tokenizer
     if check:
         require_parity(model, memory)
     return model
 
 
-def find(source: Any, revision: str | None = None) -> Checkpoint:
-    """The checkpoint that a short name, a path or a repository's name stands for."""
+def find(
+    source: Any,
+    revision: str | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    pre_tokenizer: str | None = None,
+) -> Checkpoint:
+    """The checkpoint that a short name, a path or a repository's name stands for; arguments as `load` takes them."""
     if not isinstance(source, (str, Path)):
         raise UnknownName(
             "a model is loaded from a short name, a path, a repository's name, a transformers model or a bridge, not "
@@ -128,11 +149,12 @@ def find(source: Any, revision: str | None = None) -> Checkpoint:
     if name in MODELS:
         return MODELS[name].read()
     if name.strip() and path.is_dir():
+        manifest.check(path)
         own = (path / transformer_lens.CONFIG_FILE).is_file() and not (path / "config.json").is_file()
-        return transformer_lens.read(path) if own else huggingface.read(path)
+        return transformer_lens.read(path, tokenizer=tokenizer) if own else huggingface.read(path, tokenizer=tokenizer)
     if path.is_file():
         if path.suffix == ".gguf":
-            return gguf.read(path)
+            return gguf.read(path, tokenizer=tokenizer, pre_tokenizer=pre_tokenizer)
         raise WeightsError(
             f"{path} is not a .gguf file; give the directory that holds config.json and model.safetensors"
         )
@@ -144,7 +166,7 @@ def find(source: Any, revision: str | None = None) -> Checkpoint:
         folder = huggingface.download(name, revision)
     except WeightsError as error:
         raise WeightsError(f"{error}; no short name or path matches {name!r} either: {_hint(path)}") from error
-    return huggingface.read(folder)
+    return huggingface.read(folder, tokenizer=tokenizer)
 
 
 def _hint(path: Path) -> str:
@@ -172,21 +194,13 @@ def _is_model_of(library: str, source: object) -> bool:
 def _device(device: str | torch.device | None, memory: Any) -> torch.device:
     if device is None:
         device = memory.device if memory is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # of an unknown device, and of one that is not there
-        raise UnknownName(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device_of(device)
 
 
 def _dtype(dtype: str | torch.dtype | None, memory: Any) -> torch.dtype:
     if dtype is None:
         return torch.float32 if memory is None else memory.dtype
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        close = nearest(name, DTYPES, most=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise UnknownName(f"no dtype matches {dtype!r}; choose from {', '.join(DTYPES)}{hint}")
-    return DTYPES[name]
+    return dtype_of(dtype)
 
 
 def _smollm2() -> Checkpoint:

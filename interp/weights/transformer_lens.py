@@ -1,4 +1,4 @@
-"""Weights under TransformerLens's names: from a state dict, to a state dict, and on disk.
+"""Weights under TransformerLens's names: from a state dict, to a state dict, and from the folder of `interp.save`.
 
 1. The configuration may be a `ModelConfig` or TransformerLens's own. A field of theirs with no effect on the numbers is
    ignored; one that changes them and is not supported is refused by name when it is active.
@@ -8,27 +8,26 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from interp.config import ModelConfig, RopeScaling
-from interp.errors import ConfigError, OutputError, WeightsError, nearest
+from interp.errors import ConfigError, WeightsError, nearest
+from interp.foreign_files import read_json, shown
 from interp.gpt import GPT
 from interp.tokens import Tokenizer
-from interp.weights.build import build, weights
-from interp.weights.checkpoint import Checkpoint, Source
-from interp.weights.files import open_safetensors, read_json
+from interp.weights.build import build, device_of, dtype_of, weights
+from interp.weights.checkpoint import FLOATS, Checkpoint, Source, Stored, equal, in_memory, refuse_deeper
+from interp.weights.files import open_safetensors
 from interp.weights.hf_config import ACTIVATIONS
+from interp.weights.hf_options import flag, number, whole
 
 BUFFERS = re.compile(r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos)")
 GROUPED = re.compile(r"(blocks\.\d+\.attn\.)_([Wb]_[KV])")
@@ -64,7 +63,7 @@ def load_transformer_lens(
     *,
     tokenizer: Tokenizer | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> GPT:
     """A model from tensors under TransformerLens's names and in its shapes.
 
@@ -88,7 +87,7 @@ def load_transformer_lens(
     """
     source = Source(kind="transformer_lens", location="a TransformerLens state dict")
     checkpoint, own_dtype = _checkpoint(cfg, state_dict, tokenizer, source)
-    return build(checkpoint, device=device, dtype=dtype or own_dtype)
+    return build(checkpoint, device=device_of(device), dtype=dtype_of(own_dtype if dtype is None else dtype))
 
 
 def to_transformer_lens(model: GPT) -> dict[str, Tensor]:
@@ -102,59 +101,61 @@ def to_transformer_lens(model: GPT) -> dict[str, Tensor]:
     return tensors
 
 
-def save(model: GPT, directory: str | Path) -> None:
-    """Write `cfg.json` and `model.safetensors`; `interp.load` of the directory gives the same bits in the same dtype.
+def read(directory: str | Path, *, tokenizer: Tokenizer | None = None) -> Checkpoint:
+    """A directory that `interp.save` wrote, or one with TransformerLens's own fields in `cfg.json`.
+
+    Args:
+        directory: the folder.
+        tokenizer: used instead of the one in the folder, whose files are then not read.
 
     Raises:
-        OutputError: the directory cannot be written.
+        ConfigError: a configuration that is not supported.
+        WeightsError: files that are missing, damaged or do not fit each other.
     """
-    folder = Path(directory)
-    tensors = {name: tensor.contiguous() for name, tensor in weights(model).items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(json.dumps(model.cfg.to_dict(), indent=1) + "\n", encoding="utf-8")
-        safetensors.torch.save_file(tensors, folder / WEIGHTS_FILE)
-    except OSError as error:
-        raise OutputError(f"cannot write a model to {folder}: {error.strerror or error}") from error
-
-
-def read(directory: str | Path) -> Checkpoint:
-    """A directory that `save` wrote, or one with TransformerLens's own fields in `cfg.json`."""
     folder = Path(directory)
     tensors = open_safetensors(folder / WEIGHTS_FILE)
     source = Source(kind="transformer_lens", location=str(folder), files=(folder / WEIGHTS_FILE,))
     cfg = read_json(folder / CONFIG_FILE)
-    return _checkpoint(cfg, tensors, Tokenizer.from_directory(folder), source)[0]
+    try:
+        return _checkpoint(cfg, tensors, tokenizer or Tokenizer.from_directory(folder), source)[0]
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
 def _checkpoint(
     cfg: Any, state_dict: Mapping[str, Any], tokenizer: Tokenizer | None, source: Source
 ) -> tuple[Checkpoint, torch.dtype]:
-    tensors: dict[str, Callable[[], Tensor]] = {}
-    for name in state_dict:
+    tensors: dict[str, Stored] = {}
+    for name, value in state_dict.items():
+        if not isinstance(name, str):
+            raise WeightsError(f"a state dict holds tensors by name, not by {shown(name)}")
         if not BUFFERS.fullmatch(name):
-            tensors[GROUPED.sub(r"\1\2", name)] = partial(_read, state_dict, name)
+            tensors[GROUPED.sub(r"\1\2", name)] = value if isinstance(value, Stored) else _given(name, value)
     if isinstance(cfg, ModelConfig):
         settled, dtype = cfg, torch.float32
     else:
+        if not isinstance(cfg, Mapping) and not hasattr(cfg, "to_dict"):
+            raise ConfigError(
+                "cfg must be a ModelConfig, a mapping of TransformerLens's fields or an object with to_dict(), not "
+                f"{type(cfg).__name__}"
+            )
         given = dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
         written_by_us = "attn_in_bias" in given  # a field that TransformerLens does not have
         settled = ModelConfig.from_dict(given) if written_by_us else config_of(given, tensors)
         dtype = _dtype(given.get("dtype"))
+    refuse_deeper(settled.n_layers, tensors, source.location)
     settled = _settle_tied(settled, tensors)
     _settle_gated(settled, tensors)
     return Checkpoint(settled, tensors, tokenizer, source), dtype
 
 
-def _read(state_dict: Mapping[str, Any], name: str) -> Tensor:
-    value = state_dict[name]
-    value = value() if callable(value) else value
+def _given(name: str, value: Any) -> Stored:
     if isinstance(value, Tensor):
-        return value.detach()
+        return in_memory(value.detach())
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
         raise WeightsError(f"{name!r} must be a tensor or an array of numbers, not {type(value).__name__}")
-    return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
+    return in_memory(torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy()))
 
 
 def config_of(given: Mapping[str, Any], names: Mapping[str, Any]) -> ModelConfig:
@@ -163,12 +164,15 @@ def config_of(given: Mapping[str, Any], names: Mapping[str, Any]) -> ModelConfig
     Raises:
         ConfigError: a field that is not supported and active, or unknown and active.
     """
+    missing = [name for name in ("n_layers", "d_model", "n_ctx", "d_head", "d_vocab") if given.get(name) is None]
+    if missing:
+        raise ConfigError(f"the configuration has no {', '.join(missing)}")
     kept = {name: value for name, value in given.items() if name in OUR_FIELDS - TRANSLATED}
     for name, value in given.items():
         if name not in OUR_FIELDS | TRANSLATED | IGNORED and _active(name, value, given):
             close = nearest(name, OUR_FIELDS, most=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{name}={value!r} is not supported by this model{hint}")
+            raise ConfigError(f"{name}={shown(value)} is not supported by this model{hint}")
     biases = {
         "attn_in_bias": r"blocks\.\d+\.attn\.b_[QKV]",
         "attn_out_bias": r"blocks\.\d+\.attn\.b_O",
@@ -177,26 +181,28 @@ def config_of(given: Mapping[str, Any], names: Mapping[str, Any]) -> ModelConfig
     }
     kept |= {name: any(re.fullmatch(pattern, other) for other in names) for name, pattern in biases.items()}
     kept["act_fn"] = ACTIVATIONS.get(str(given.get("act_fn")), given.get("act_fn"))
-    scale = given.get("attn_scale")
-    if given.get("use_attn_scale", True) and scale is not None and scale > 0:
-        kept["attn_scale"] = float(scale)
+    if flag(given, "use_attn_scale", True) and not _unset(given, "attn_scale"):
+        kept["attn_scale"] = float(number(given, "attn_scale"))
     if kept.get("positional_embedding_type") != "rotary":
         kept.pop("rotary_dim", None)
-    if kept.get("initializer_range", -1.0) < 0:
-        kept["initializer_range"] = 0.8 / given["d_model"] ** 0.5  # what TransformerLens means by -1
-    if given.get("use_NTK_by_parts_rope"):
+    if _unset(given, "initializer_range"):
+        kept["initializer_range"] = 0.8 / whole(given, "d_model") ** 0.5  # what TransformerLens means by -1
+    if flag(given, "use_NTK_by_parts_rope", False):
         kept["rope_scaling"] = RopeScaling(
             "llama3",
-            factor=float(given.get("NTK_by_parts_factor", 8.0)),
-            low_freq_factor=float(given.get("NTK_by_parts_low_freq_factor", 1.0)),
-            high_freq_factor=float(given.get("NTK_by_parts_high_freq_factor", 4.0)),
+            factor=float(number(given, "NTK_by_parts_factor", 8.0)),
+            low_freq_factor=float(number(given, "NTK_by_parts_low_freq_factor", 1.0)),
+            high_freq_factor=float(number(given, "NTK_by_parts_high_freq_factor", 4.0)),
             # Releases before this field existed took the model's own context.
-            original_n_ctx=int(given.get("NTK_original_ctx_len", given["n_ctx"])),
+            original_n_ctx=whole(given, "NTK_original_ctx_len", whole(given, "n_ctx")),
         )
-    missing = [name for name in ("n_layers", "d_model", "n_ctx", "d_head", "d_vocab") if kept.get(name) is None]
-    if missing:
-        raise ConfigError(f"the configuration has no {', '.join(missing)}")
     return ModelConfig.from_dict(kept)
+
+
+def _unset(given: Mapping[str, Any], name: str) -> bool:
+    """Whether a field is left open: absent, None, or TransformerLens's -1."""
+    value = given.get(name)
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0)
 
 
 def _active(name: str, value: Any, given: Mapping[str, Any]) -> bool:
@@ -204,7 +210,7 @@ def _active(name: str, value: Any, given: Mapping[str, Any]) -> bool:
     if name == "final_rms":
         return bool(value) and given.get("normalization_type", "LN") in ("LN", "LNPre")
     if name == "use_local_attn":
-        return bool(value) and (given.get("window_size") or 0) < given["n_ctx"]
+        return bool(value) and (_unset(given, "window_size") or whole(given, "window_size") < whole(given, "n_ctx"))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value > 0
     return bool(value)
@@ -215,23 +221,25 @@ def _dtype(value: Any) -> torch.dtype:
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
-def _settle_tied(cfg: ModelConfig, tensors: dict[str, Callable[[], Tensor]]) -> ModelConfig:
+def _settle_tied(cfg: ModelConfig, tensors: dict[str, Stored]) -> ModelConfig:
     """TransformerLens keeps W_U beside W_E; they are one tensor only while they are equal."""
     if not cfg.tie_word_embeddings or not {"unembed.W_U", "embed.W_E"} <= tensors.keys():
         return cfg
-    if not torch.equal(tensors["unembed.W_U"](), tensors["embed.W_E"]().T):
+    unembedding = tensors["unembed.W_U"]
+    turned = Stored(lambda: unembedding().T, unembedding.shape[::-1], unembedding.dtype)
+    if not equal(turned, tensors["embed.W_E"]):
         return cfg.replace(tie_word_embeddings=False)
     del tensors["unembed.W_U"]
     return cfg
 
 
-def _settle_gated(cfg: ModelConfig, tensors: dict[str, Callable[[], Tensor]]) -> None:
+def _settle_gated(cfg: ModelConfig, tensors: dict[str, Stored]) -> None:
     """TransformerLens adds a gated MLP's b_in behind the product, and has no b_gate: only b_in = 0 means the same."""
     if not (cfg.gated_mlp and cfg.mlp_bias):
         return
     for layer in range(cfg.n_layers):
         here = f"blocks.{layer}.mlp."
-        if here + "b_in" not in tensors or here + "b_gate" in tensors:
+        if here + "b_in" not in tensors or here + "b_gate" in tensors or tensors[here + "b_in"].dtype not in FLOATS:
             continue
         b_in = tensors[here + "b_in"]()
         if bool(b_in.any()):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from interp.config import ModelConfig
 from interp.gpt import GPT
-from interp.weights.transformer_lens import save
+from interp.weights.save import save
 
 CFG = ModelConfig(
     n_layers=2,
