@@ -29,7 +29,7 @@ import numpy as np
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS
-from interp.command import check_folder, refusals, show
+from interp.command import check_folder, number_options, refusals, show
 from interp.compiler import Build
 from interp.errors import unknown
 from interp.graph import Graph
@@ -204,8 +204,7 @@ def facts_of_known(models: Sequence[Known] | None = None, *, n: int = 24, seed: 
 @click.option("--method", "methods", multiple=True, help="Only this method; repeat for several.  [all]")
 @click.option("--ablation", "ablations", multiple=True, help="Only this ablation; repeat for several.  [all]")
 @click.option("--facts", "check", is_flag=True, help="Check the facts that hold in any model instead.")
-@click.option("--n", default=24, show_default=True, help="How many prompts for each model.")
-@click.option("--seed", default=0, show_default=True, help="Seed of models, prompts and random scores.")
+@number_options("How many prompts for each model.", "Seed of models, prompts and random scores.", default=24)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Folder for the figure, its CSV, a manifest."
 )
@@ -226,6 +225,8 @@ def main(
 ) -> None:
     """The command of this study."""
     with refusals():
+        if out is not None:
+            check_folder(out)
         models = build_models(names or None, seed=seed)
         if check:
             show(facts_of_known(models, n=n, seed=seed), as_json=as_json, as_csv=as_csv)

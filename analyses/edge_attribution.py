@@ -25,7 +25,7 @@ import click
 from interp import figures, stats
 from interp.ablations import ABLATIONS
 from interp.agreement import agreement, choose, means, ranked, tabulated, told
-from interp.command import study_command
+from interp.command import COUNT, FROM_ZERO, study_command
 from interp.config import ModelConfig
 from interp.edge_scores import eap_ig, exact
 from interp.errors import unknown
@@ -259,10 +259,14 @@ main = study_command(
     summary=summary,
     options=[
         click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
-        click.option("--sample", default=100, show_default=True, help="How many edges are measured exactly."),
-        click.option("--most", default=1000, show_default=True, help="How many edges are listed."),
+        click.option(
+            "--sample", type=FROM_ZERO, default=100, show_default=True, help="How many edges are measured exactly."
+        ),
+        click.option("--most", type=FROM_ZERO, default=1000, show_default=True, help="How many edges are listed."),
         click.option("--ablation", type=click.Choice(list(ABLATIONS)), default="corrupt", show_default=True),
-        click.option("--steps", default=5, show_default=True, help="Points of the path of integrated gradients."),
+        click.option(
+            "--steps", type=COUNT, default=5, show_default=True, help="Points of the path of integrated gradients."
+        ),
         click.option("--method", type=click.Choice(list(METHODS)), default="eap-ig-inputs", show_default=True),
     ],
 )

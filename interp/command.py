@@ -8,17 +8,22 @@ exit code 2.
 
 from __future__ import annotations
 
+import csv
+import errno
 import functools
 import inspect
+import io
 import json
+import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from interp.characters import columns, isolated, visible
 from interp.errors import InterpError, OutputError, PromptError, SweepInterrupted
 from interp.sweep_options import chosen_executor, show_plan, sweep_options
 
@@ -31,6 +36,16 @@ if TYPE_CHECKING:
     from interp.prompts import PromptPairs
 
 MOST_ROWS = 40
+COUNT = click.IntRange(min=1)
+FROM_ZERO = click.IntRange(min=0)
+SEED = click.IntRange(0, 2**63 - 1)
+
+
+def positive(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """The callback of an option that is a finite number above zero, where it is given."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise click.BadParameter(f"{value:g} is not a finite number above 0.", ctx, param)
+    return value
 
 
 class RefusedError(click.ClickException):
@@ -41,7 +56,7 @@ class RefusedError(click.ClickException):
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn what `interp` refuses into one line without a traceback, and an interrupt into exit code 130."""
+    """Turn what `interp` or the system refuses into one line without a traceback, an interrupt into exit code 130."""
     try:
         yield
     except InterpError as error:
@@ -49,6 +64,26 @@ def refusals() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except UnicodeEncodeError as error:
+        shown = visible(error.object[error.start : error.start + 1])
+        told = f"this output takes no {shown!r}, as its encoding is {error.encoding}; set PYTHONIOENCODING=utf-8"
+        raise RefusedError(told) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # who reads has had enough; click ends quietly
+            raise
+        raise RefusedError(str(error)) from error
+    except MemoryError as error:
+        raise RefusedError("there is not enough memory for this; try a smaller model or fewer prompts") from error
+
+
+def number_options(n: str, seed: str, *, default: int = 16) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--n` and `--seed` with these words of help."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option("--seed", type=SEED, default=0, show_default=True, metavar="INTEGER", help=seed)(command)
+        return click.option("--n", type=COUNT, default=default, show_default=True, metavar="INTEGER", help=n)(command)
+
+    return add
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,10 +111,9 @@ def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--aligned", is_flag=True, help="Prompts whose positions line up; a study by position takes them anyway."
         ),
-        click.option(
-            "--seed", default=0, show_default=True, help="Seed of the task's prompts and of what a study draws."
+        number_options(
+            "How many prompts; of a data file, at most.", "Seed of the task's prompts and of what a study draws."
         ),
-        click.option("--n", default=16, show_default=True, help="How many prompts; of a data file, at most."),
         click.option(
             "--task",
             default="ioi",
@@ -245,16 +279,68 @@ def _say_whether_able(model: HookedModel, pairs: PromptPairs) -> None:
     click.echo(verdict(behaviour(model, pairs), model.cfg.model_name), err=True)
 
 
-def show(frame: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False) -> None:
-    """Print a table to stdout: JSON lines, CSV, or columns for the eye (the first rows, when there are many)."""
+def show(frame: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False, most: int | None = MOST_ROWS) -> None:
+    """Print a table to stdout: JSON lines, CSV, or columns for the eye.
+
+    Args:
+        frame: the table.
+        as_json: JSON lines.
+        as_csv: CSV.
+        most: of more rows than this, those in the middle are left out for the eye, with a word; None prints all.
+    """
     if as_json:
         click.echo(frame.to_json(orient="records", lines=True, force_ascii=False), nl=False)
     elif as_csv:
         click.echo(frame.to_csv(index=False), nl=False)
     else:
-        click.echo(frame.head(MOST_ROWS).to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep=""))
-        if len(frame) > MOST_ROWS:
-            click.echo(f"... {len(frame) - MOST_ROWS} more rows: --csv prints every measurement", err=True)
+        series = [frame.iloc[:, at] for at in range(frame.shape[1])]
+        cells = [
+            [None if missing else value for value, missing in zip(one.tolist(), one.isna(), strict=True)]
+            for one in series
+        ]
+        _show_columns(list(map(str, frame.columns)), cells, most)
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, as_csv: bool = False) -> None:
+    """`show` for a few rows that are no DataFrame, whose import takes longer than all else."""
+    heads = list(rows[0])
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row, ensure_ascii=False))
+    elif as_csv:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([heads, *(row.values() for row in rows)])
+        click.echo(text.getvalue(), nl=False)
+    else:
+        _show_columns(heads, [[row[head] for row in rows] for head in heads], None)
+
+
+def _show_columns(heads: Sequence[str], cells: Sequence[Sequence[Any]], most: int | None) -> None:
+    """Columns of values as lines: numbers at the right, text at the left with what cannot be seen named."""
+    texts = [[visible(head), *map(_cell, column)] for head, column in zip(heads, cells, strict=True)]
+    wide = [max(map(columns, column)) for column in texts]
+    left = [any(isinstance(value, str) for value in column) for column in cells]
+    lines = []
+    for row in zip(*texts, strict=True):
+        padded = []
+        for text, width, is_left in zip(row, wide, left, strict=True):
+            blank = " " * (width - columns(text))
+            padded.append(isolated(text) + blank if is_left else blank + text)
+        lines.append("  ".join(padded).rstrip())
+    total = len(lines) - 1
+    if most is not None and total > most:
+        gone = f"{total - most:,} of {total:,} rows left out here"
+        lines[1 + most // 2 : total + 1 - (most - most // 2)] = [f"... {gone} ..."]
+        click.echo("\n".join(lines))
+        click.echo(f"{gone.removesuffix(' here')} in the middle: --csv prints every measurement", err=True)
+    else:
+        click.echo("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else visible(str(value))
 
 
 def save_study(
@@ -278,7 +364,10 @@ def save_study(
     record = provenance(
         model, pairs, metric=options.get("metric"), seed=seed, extra={"study": name, "options": options}
     )
-    manifest.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    try:
+        manifest.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {str(manifest)!r}: {error.strerror or error}") from error
     return [*paths, manifest]
 
 
@@ -293,8 +382,9 @@ def check_folder(out: Path) -> None:
         probe = out / ".writable"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write to the folder {str(out)!r}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a ValueError is of a path with a NUL
+        told = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write to the folder {str(out)!r}: {told}") from error
 
 
 def _reflow(doc: str) -> str:

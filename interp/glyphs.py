@@ -15,6 +15,7 @@ from matplotlib import font_manager
 from matplotlib.textpath import TextToPath
 
 from interp import tokens as text_of
+from interp.characters import visible_token
 
 FAMILY = "DejaVu Sans"
 
@@ -50,7 +51,7 @@ def visible(token: str) -> str:
     >>> print(visible(" Mary"), visible("\n"), visible("  "))
     Mary ⏎ ··
     """
-    return drawable(text_of.labels([token])[0].partition(": ")[2])
+    return drawable(visible_token(token))
 
 
 def position_labels(tokens: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from interp.errors import PromptError, unknown
 from interp.pairing import Roles, answer_ids, check_rows, encode_prompts, role_positions
 from interp.tokens import labels, pad
-from interp.whole_files import write_whole
+from interp.whole_files import read_json, write_whole
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -358,7 +358,7 @@ class PromptPairs:
             PromptError: a file that is missing, is something else, or was changed since.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(Path(path))
         except OSError as error:
             raise PromptError(f"prompt pairs cannot be read from {str(path)!r}: {error.strerror or error}") from None
         except ValueError as error:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     "errors",
     "whole_files",
+    "characters",
     "config",
     "sites",
     "hooks",
@@ -36,6 +37,7 @@ ROOMS = [
     "generation",
     "model",
     "gpt",
+    "weights/named",
     "weights/checkpoint",
     "weights/build",
     "weights/hf_config",
@@ -207,6 +209,8 @@ def test_files_hold_one_idea(package: str) -> None:
 
 def test_importing_loads_nothing_that_only_some_need() -> None:
     slow = [
+        "torch",
+        "numpy",
         "pandas",
         "matplotlib",
         "transformers",
@@ -220,3 +224,34 @@ def test_importing_loads_nothing_that_only_some_need() -> None:
     program = f"import sys, interp; print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import interp.sweep",
+        "from interp.sweep import plan_sweep",
+        "from interp import sweep",
+    ],
+)
+def test_sweep_is_the_function_whoever_imports_what_first(first: str) -> None:
+    program = (
+        f"{first}\nimport interp, pickle, sys\nfrom interp import sweep as named\n"
+        "from interp.sweep import sweep as own\n"
+        "assert interp.sweep is named is own is sys.modules['interp.sweep'].sweep and callable(interp.sweep)\n"
+        "assert pickle.loads(pickle.dumps(interp.sweep)) is interp.sweep"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    import interp
+
+    for name in interp.__all__:
+        assert getattr(interp, name) is not None and name in dir(interp)
+    assert interp.hooks.HookPoint is interp.HookPoint  # a room is there without an import of its own
+    with pytest.raises(AttributeError, match="module 'interp' has no attribute 'sweeps'"):
+        _ = interp.sweeps
+    with pytest.raises(ImportError):
+        from interp import nothing  # noqa: F401

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, overload
@@ -26,20 +25,11 @@ from interp.tokens import Tokenizer
 from interp.weights import gguf, huggingface, transformer_lens
 from interp.weights.build import build
 from interp.weights.checkpoint import Checkpoint
+from interp.weights.named import MODELS
 from interp.weights.parity import require_parity
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-
-
-@dataclass(frozen=True)
-class NamedModel:
-    """A model with a short name: what it is, how many parameters it has (None: not counted), how it is read."""
-
-    name: str
-    description: str
-    parameters: int | None
-    read: Callable[[], Checkpoint]
 
 
 @overload
@@ -126,7 +116,7 @@ def find(source: Any, revision: str | None = None) -> Checkpoint:
         )
     name, path = str(source), Path(source).expanduser()
     if name in MODELS:
-        return MODELS[name].read()
+        return READERS[name]()
     if name.strip() and path.is_dir():
         own = (path / transformer_lens.CONFIG_FILE).is_file() and not (path / "config.json").is_file()
         return transformer_lens.read(path) if own else huggingface.read(path)
@@ -209,10 +199,5 @@ def _toy() -> Checkpoint:
     return find(folder)
 
 
-MODELS = {
-    model.name: model
-    for model in (
-        NamedModel("smollm2-135m", "SmolLM2-135M-Instruct (Llama family), from a 4-bit GGUF", 134_515_008, _smollm2),
-        NamedModel("toy", "two layers of attention that copy by induction, no tokenizer", 32_960, _toy),
-    )
-}
+READERS: dict[str, Callable[[], Checkpoint]] = {"smollm2-135m": _smollm2, "toy": _toy}
+"""How each of `MODELS` is read."""
