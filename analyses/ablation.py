@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS, replacements
-from interp.command import COUNT, FROM_ZERO, study_command
+from interp.command import study_command, whole
 from interp.components import STAGES, Component, check_apart, components, in_words, one_after_another, replaced, steps
 from interp.edits import Edit, Variant
 from interp.errors import InterpError
@@ -405,11 +405,9 @@ main = study_command(
     options=[
         click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
         click.option("--over", type=click.Choice(SIDES), help="Prompts of means and of resampling.  [clean]"),
-        click.option("--measured", type=COUNT, help="Measure only so many of the prompts."),
-        click.option("--draws", type=FROM_ZERO, help="Random orders beside that of importance.  [3]"),
-        click.option(
-            "--cumulative", type=FROM_ZERO, help="Take away, and give back, up to so many one after another.  [0]"
-        ),
+        whole("--measured", "Measure only so many of the prompts."),
+        whole("--draws", "Random orders beside that of importance.  [3]", least=0),
+        whole("--cumulative", "Take away, and give back, up to so many one after another.  [0]", least=0),
         click.option("--only", help="Only these: L9H6,L9H9, L9H*, MLP 3, attention 3, L9N123, L9S6, mixer 3."),
         click.option(
             "--site", help="z, gated (heads or channels), attn_out, out, mlp_out, post (neurons).  [z, gated, out]"

@@ -26,7 +26,7 @@ import click
 
 from interp import figures, stats
 from interp.agreement import agreement, choose, means, ranked, tabulated, told
-from interp.command import COUNT, FROM_ZERO, study_command
+from interp.command import study_command, whole
 from interp.edits import Variant
 from interp.errors import InterpError, unknown
 from interp.gpt import GPT
@@ -375,13 +375,9 @@ main = study_command(
     by_position=by_position,
     options=[
         click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
-        click.option(
-            "--sample", type=FROM_ZERO, default=50, show_default=True, help="How many cells are patched exactly."
-        ),
-        click.option("--most", type=FROM_ZERO, default=2000, show_default=True, help="How many cells are listed."),
-        click.option(
-            "--steps", type=COUNT, default=5, show_default=True, help="Points at which ig takes the gradient."
-        ),
+        whole("--sample", "How many cells are patched exactly.", default=50, least=0),
+        whole("--most", "How many cells are listed.", default=2000, least=0),
+        whole("--steps", "Points at which ig takes the gradient.", default=5),
         click.option("--method", type=click.Choice(list(METHODS)), default="atp", show_default=True),
         click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="denoise", show_default=True),
         click.option("--granularity", help="Instead of --site and --by: resid_pre, attn_head_out_by_pos, ..."),

@@ -31,7 +31,7 @@ from interp import figures
 from interp.ablations import ABLATIONS
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit, origin, random_circuits
-from interp.command import COUNT, FROM_ZERO, check_folder, positive, study_command
+from interp.command import above_zero, check_folder, study_command, whole
 from interp.diagram import edge_table
 from interp.discovery import RANKS, SELECTIONS, acdc, circuits
 from interp.edge_scores import eap, eap_ig
@@ -400,18 +400,13 @@ main = study_command(
     options=[
         click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, prob, ..."),
         click.option("--ablation", type=click.Choice(list(ABLATIONS)), default="corrupt", show_default=True),
-        click.option("--draws", type=FROM_ZERO, help="Random circuits of each size.  [2]"),
-        click.option("--candidates", type=COUNT, help="Of ACDC: how many edges it begins with.  [500]"),
-        click.option(
-            "--tau",
-            type=float,
-            callback=positive,
-            help="Of ACDC: the KL divergence that an edge must be worth.  [0.01]",
-        ),
+        whole("--draws", "Random circuits of each size.  [2]", least=0),
+        whole("--candidates", "Of ACDC: how many edges it begins with.  [500]"),
+        above_zero("--tau", "Of ACDC: the KL divergence that an edge must be worth.  [0.01]"),
         click.option("--sizes", help="Shares of all edges, or numbers of edges: 0.001,0.01,500.  [those of MIB]"),
         click.option("--rank", type=click.Choice(list(RANKS)), help="Which edges are best.  [magnitude]"),
         click.option("--selection", type=click.Choice(SELECTIONS), help="From the logits up, or anywhere.  [greedy]"),
-        click.option("--steps", type=COUNT, help="Points of the path of integrated gradients.  [5]"),
+        whole("--steps", "Points of the path of integrated gradients.  [5]"),
         click.option("--method", type=click.Choice(METHODS), default="eap-ig-inputs", show_default=True),
     ],
 )

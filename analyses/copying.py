@@ -29,7 +29,7 @@ import click
 from torch import Tensor
 
 from interp import figures, stats
-from interp.command import COUNT, check_folder, number_options, refusals, show
+from interp.command import check_folder, number_options, refusals, show, whole
 from interp.edits import Edit, Variant
 from interp.gpt import GPT
 from interp.granularity import described, variants
@@ -377,7 +377,7 @@ def offset(behind: int) -> str:
 @click.command("copying", help=(__doc__ or "").replace("\n1. ", "\n\b\n1. ", 1))
 @number_options("How many prompts entries are found on, and are cut on.", "Seed of training and prompts.", default=128)
 @click.option("--slot", default=SLOT, show_default=True, help=f"Which pair is asked for, 0 to {PAIRS - 1}.")
-@click.option("--steps", type=COUNT, default=STEPS, show_default=True, help="Steps of training, at most.")
+@whole("--steps", "Steps of training, at most.", default=STEPS)
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for figures, CSV and a manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")

@@ -25,7 +25,7 @@ import click
 from interp import figures, stats
 from interp.ablations import ABLATIONS
 from interp.agreement import agreement, choose, means, ranked, tabulated, told
-from interp.command import COUNT, FROM_ZERO, study_command
+from interp.command import study_command, whole
 from interp.config import ModelConfig
 from interp.edge_scores import eap_ig, exact
 from interp.errors import unknown
@@ -259,14 +259,10 @@ main = study_command(
     summary=summary,
     options=[
         click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
-        click.option(
-            "--sample", type=FROM_ZERO, default=100, show_default=True, help="How many edges are measured exactly."
-        ),
-        click.option("--most", type=FROM_ZERO, default=1000, show_default=True, help="How many edges are listed."),
+        whole("--sample", "How many edges are measured exactly.", default=100, least=0),
+        whole("--most", "How many edges are listed.", default=1000, least=0),
         click.option("--ablation", type=click.Choice(list(ABLATIONS)), default="corrupt", show_default=True),
-        click.option(
-            "--steps", type=COUNT, default=5, show_default=True, help="Points of the path of integrated gradients."
-        ),
+        whole("--steps", "Points of the path of integrated gradients.", default=5),
         click.option("--method", type=click.Choice(list(METHODS)), default="eap-ig-inputs", show_default=True),
     ],
 )

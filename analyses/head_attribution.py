@@ -21,7 +21,7 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.cache import ActivationCache
-from interp.command import FROM_ZERO, study_command
+from interp.command import study_command, whole
 from interp.errors import InterpError, unknown
 from interp.gpt import GPT
 from interp.model import HookedModel
@@ -313,9 +313,7 @@ main = study_command(
     plot=plot,
     summary=summary,
     options=[
-        click.option(
-            "--channels", type=FROM_ZERO, help=f"Channels of Mamba-1 layers with rows of their own.  [{CHANNELS}]"
-        ),
+        whole("--channels", f"Channels of Mamba-1 layers with rows of their own.  [{CHANNELS}]", least=0),
         click.option("--metric", type=click.Choice(METRICS), default="logit_diff", show_default=True),
     ],
 )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from interp import figures, stats
-from interp.command import COUNT, study_command
+from interp.command import study_command, whole
 from interp.glyphs import visible
 from interp.gpt import GPT
 from interp.head_circuits import chance_composition, composition, singular_tokens
@@ -385,7 +385,7 @@ main = study_command(
             type=click.Choice(list(SOURCES)),
             help="What heads are judged by; repeat for several.  [all]",
         ),
-        click.option("--length", type=COUNT, default=None, help="Random tokens before they repeat.  [25]"),
+        whole("--length", "Random tokens before they repeat.  [25]"),
     ],
 )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from interp import figures, lens
-from interp.command import COUNT, study_command
+from interp.command import study_command, whole
 from interp.glyphs import visible
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
@@ -158,9 +158,7 @@ main = study_command(
         click.option(
             "--pos", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Positions to read."
         ),
-        click.option(
-            "--top", type=COUNT, default=5, show_default=True, help="How many of the likeliest tokens to keep."
-        ),
+        whole("--top", "How many of the likeliest tokens to keep.", default=5),
     ],
 )
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from interp import figures, stats
-from interp.command import FROM_ZERO, study_command
+from interp.command import study_command, whole
 from interp.directions import Where, states
 from interp.edits import Edit, Variant
 from interp.errors import PromptError, UnknownName, unknown
@@ -402,7 +402,7 @@ main = study_command(
     summary=summary,
     by_position=lambda by=None, **others: by == "pos",
     options=[
-        click.option("--target-layer", type=FROM_ZERO, help="Where states are put in; the layer that they are from."),
+        whole("--target-layer", "Where states are put in; the layer that they are from.", least=0),
         click.option("--target", default="next", show_default=True, help="next, token, or a text with a ?."),
         click.option("--side", type=click.Choice(["clean", "corrupt"]), default="clean", show_default=True),
         click.option("--by", help="role, pos, or layer for the last position."),

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from interp import figures, stats
-from interp.command import COUNT, positive, study_command
+from interp.command import above_zero, study_command, whole
 from interp.contrasts import CONTRASTS, contrast
 from interp.directions import states
 from interp.granularity import PLACES, UNITS, cut_by, described, variants
@@ -254,27 +254,9 @@ main = study_command(
     summary=summary,
     by_position=lambda by=None, **others: by is not None and "pos" in [part.strip() for part in by.split(",")],
     options=[
-        click.option(
-            "--shuffles",
-            type=COUNT,
-            default=Probe.shuffles,
-            show_default=True,
-            help="Shuffles of the control's labels.",
-        ),
-        click.option(
-            "--folds",
-            type=click.IntRange(min=2),
-            default=Probe.folds,
-            show_default=True,
-            help="Parts that are held out in turn.",
-        ),
-        click.option(
-            "--regularisation",
-            callback=positive,
-            default=Probe.regularisation,
-            show_default=True,
-            help="scikit-learn's C.",
-        ),
+        whole("--shuffles", "Shuffles of the control's labels.", default=Probe.shuffles),
+        whole("--folds", "Parts that are held out in turn.", default=Probe.folds, least=2),
+        above_zero("--regularisation", "scikit-learn's C.", default=Probe.regularisation),
         click.option("--label", default="auto", show_default=True, help=f"{', '.join(CONTRASTS)}."),
         click.option("--by", help="The cells of a layer: role, pos, head, several as head,role, or layer."),
         click.option("--site", default="resid_pre", show_default=True, help="Short site names: resid_pre, z, ..."),

@@ -14,6 +14,8 @@ Source: Turner et al. 2023 ("Steering Language Models With Activation Engineerin
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -316,14 +318,17 @@ def _continued(model: HookedModel, pairs: PromptPairs, told: Contrast, best: pd.
 
 
 def _place(context: click.Context, option: click.Parameter, text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
+    return int(text) if re.fullmatch("-?[0-9]{1,9}", text) else text
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        numbers = None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of numbers such as 1,2,4") from None
+        numbers = [math.nan]
+    if numbers is not None and not all(map(math.isfinite, numbers)):
+        raise click.BadParameter(f"{text!r} is no list of finite numbers such as 1,2,4")
+    return numbers
 
 
 main = study_command(

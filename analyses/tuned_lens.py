@@ -20,7 +20,7 @@ import click
 
 from interp import figures, stats, texts
 from interp import lens as lenses
-from interp.command import COUNT, FROM_ZERO, positive, study_command
+from interp.command import above_zero, study_command, whole
 from interp.errors import InterpError
 from interp.glyphs import visible
 from interp.lens_training import train
@@ -262,25 +262,15 @@ main = study_command(
             default=None,
             help=f"A .txt or .jsonl file, or {WRITTEN!r}: text that the model writes itself.",
         ),
-        click.option(
-            "--sequences", type=COUNT, default=96, show_default=True, help="How many the model writes, or are taken."
-        ),
-        click.option("--length", type=COUNT, default=48, show_default=True, help="Tokens in a sequence."),
-        click.option(
-            "--steps",
-            type=FROM_ZERO,
-            default=12,
-            show_default=True,
-            help="Training steps behind the closed-form start.",
-        ),
-        click.option("--batch", type=COUNT, default=32, show_default=True, help="Positions in a step."),
-        click.option("--lr", callback=positive, default=0.005, show_default=True, help="Rate of the first step."),
+        whole("--sequences", "How many the model writes, or are taken.", default=96),
+        whole("--length", "Tokens in a sequence.", default=48),
+        whole("--steps", "Training steps behind the closed-form start.", default=12, least=0),
+        whole("--batch", "Positions in a step.", default=32),
+        above_zero("--lr", "Rate of the first step.", default=0.005),
         click.option(
             "--pos", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Positions to read."
         ),
-        click.option(
-            "--top", type=COUNT, default=5, show_default=True, help="How many of the likeliest tokens to keep."
-        ),
+        whole("--top", "How many of the likeliest tokens to keep.", default=5),
     ],
 )
 

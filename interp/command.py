@@ -36,13 +36,23 @@ if TYPE_CHECKING:
     from interp.prompts import PromptPairs
 
 MOST_ROWS = 40
-COUNT = click.IntRange(min=1)
-FROM_ZERO = click.IntRange(min=0)
 SEED = click.IntRange(0, 2**63 - 1)
 
 
-def positive(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """The callback of an option that is a finite number above zero, where it is given."""
+def whole(name: str, told: str, *, default: int | None = None, least: int = 1) -> Callable[..., Any]:
+    """An option that is a whole number from `least` on, with these words of help."""
+    return click.option(
+        name, type=click.IntRange(min=least), default=default, show_default=default is not None, help=told
+    )
+
+
+def above_zero(name: str, told: str, *, default: float | None = None) -> Callable[..., Any]:
+    """An option that is a finite number above zero."""
+    shown = default is not None
+    return click.option(name, type=float, callback=_positive, default=default, show_default=shown, help=told)
+
+
+def _positive(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     if value is not None and not (math.isfinite(value) and value > 0):
         raise click.BadParameter(f"{value:g} is not a finite number above 0.", ctx, param)
     return value
@@ -81,7 +91,7 @@ def number_options(n: str, seed: str, *, default: int = 16) -> Callable[[Callabl
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option("--seed", type=SEED, default=0, show_default=True, metavar="INTEGER", help=seed)(command)
-        return click.option("--n", type=COUNT, default=default, show_default=True, metavar="INTEGER", help=n)(command)
+        return whole("--n", n, default=default)(command)
 
     return add
 
