@@ -29,7 +29,7 @@ import numpy as np
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS
-from interp.command import check_folder, number_options, refusals, show
+from interp.command import PLACE, check_folder, number_options, refusals, show
 from interp.compiler import Build
 from interp.errors import unknown
 from interp.graph import Graph
@@ -205,9 +205,7 @@ def facts_of_known(models: Sequence[Known] | None = None, *, n: int = 24, seed: 
 @click.option("--ablation", "ablations", multiple=True, help="Only this ablation; repeat for several.  [all]")
 @click.option("--facts", "check", is_flag=True, help="Check the facts that hold in any model instead.")
 @number_options("How many prompts for each model.", "Seed of models, prompts and random scores.", default=24)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Folder for the figure, its CSV, a manifest."
-)
+@click.option("--out", type=PLACE, help="Folder for the figure, its CSV, a manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")
 @click.option("--quiet", is_flag=True, help="No progress.")

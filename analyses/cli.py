@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 import analyses
-from interp.command import model_options, number_options, refusals, show, show_rows
+from interp.command import PLACE, model_options, number_options, refusals, show, show_rows
 from interp.errors import unknown
 
 NOT_STUDIES = ("cli", "report")
@@ -92,9 +92,7 @@ main.add_command(Studies("run", help="Run one study on a task or on a prompt of 
 @main.command()
 @click.argument("task")
 @model_options
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Folder of the report; reports/TASK by default."
-)
+@click.option("--out", type=PLACE, help="Folder of the report; reports/TASK by default.")
 @number_options("How many prompts the task writes.", "Seed of the prompts and of the intervals.")
 @click.option("--study", "studies", multiple=True, help="Only this study; repeat for several.  [all]")
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare the logits with transformers'.")

@@ -29,7 +29,7 @@ import click
 from torch import Tensor
 
 from interp import figures, stats
-from interp.command import check_folder, number_options, refusals, show, whole
+from interp.command import PLACE, check_folder, number_options, refusals, show, whole
 from interp.edits import Edit, Variant
 from interp.gpt import GPT
 from interp.granularity import described, variants
@@ -378,7 +378,7 @@ def offset(behind: int) -> str:
 @number_options("How many prompts entries are found on, and are cut on.", "Seed of training and prompts.", default=128)
 @click.option("--slot", default=SLOT, show_default=True, help=f"Which pair is asked for, 0 to {PAIRS - 1}.")
 @whole("--steps", "Steps of training, at most.", default=STEPS)
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for figures, CSV and a manifest.")
+@click.option("--out", type=PLACE, help="Folder for figures, CSV and a manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")
 @click.option("--quiet", is_flag=True, help="No progress.")

@@ -205,9 +205,9 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
             "corrupt prompt": pairs.corrupt_texts,
             "right": right,
             "wrong": wrong,
-            "model says": [visible(says) for says in clean.drop_duplicates("prompt")["says"]],
-            "logit difference": values["logit_diff"],
-            "probability": values["prob"],
+            "model says after clean": [visible(says) for says in clean.drop_duplicates("prompt")["says"]],
+            "logit difference on clean": values["logit_diff"],
+            "probability of right on clean": values["prob"],
         }
     )
     roles = ", ".join(f"{role} ({pairs.labels(0)[at]})" for role, at in pairs.roles[0].items())
@@ -216,6 +216,7 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
         "difference is the logit of the clean prompt's right answer minus that of the wrong one, at the last position.",
         f"Roles of positions, with those of the first prompt: {roles}." if roles else "",
     ]
+    told = doing.summary(frame).drop(columns=["side", "metric"])
     caption = "The prompts" if len(pairs) <= MOST_PROMPTS else f"The first {MOST_PROMPTS} of {len(pairs)} prompts"
     story.sections.append(
         Section(
@@ -223,7 +224,10 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
             anchor="prompts",
             text=[part for part in text if part],
             tables=[
-                ("Behaviour on both sides, with 95% intervals over prompts", doing.summary(frame)),
+                (
+                    "Behaviour on both sides, with 95% intervals over prompts",
+                    doing.summary(frame).drop(columns=["side", "metric"]),
+                ),
                 (caption, shown.head(MOST_PROMPTS)),
             ],
         )

@@ -20,7 +20,7 @@ import click
 
 from interp import figures, stats, texts
 from interp import lens as lenses
-from interp.command import above_zero, study_command, whole
+from interp.command import PLACE, above_zero, study_command, whole
 from interp.errors import InterpError
 from interp.glyphs import visible
 from interp.lens_training import train
@@ -254,9 +254,7 @@ main = study_command(
     plot=plot,
     summary=summary,
     options=[
-        click.option(
-            "--lens", type=click.Path(path_type=Path), default=None, help="Folder of a lens: loaded, or trained there."
-        ),
+        click.option("--lens", type=PLACE, help="Folder of a lens: loaded, or trained there."),
         click.option(
             "--train-on",
             default=None,

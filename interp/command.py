@@ -36,14 +36,33 @@ if TYPE_CHECKING:
     from interp.prompts import PromptPairs
 
 MOST_ROWS = 40
-SEED = click.IntRange(0, 2**63 - 1)
+LONGEST = 2000  # characters of a refusal
+
+
+class Whole(click.IntRange):
+    """A whole number in a range, and called so in messages."""
+
+    name = "integer"
+
+
+class Place(click.Path):
+    """A path for what is written or read; one that no system can have is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        try:
+            return super().convert(value, param, ctx)
+        except (OSError, ValueError) as error:  # of a path with a NUL
+            self.fail(f"{value!r} is no path: {error}", param, ctx)
+
+
+SEED = Whole(0, 2**63 - 1)
+PLACE = Place(path_type=Path)
 
 
 def whole(name: str, told: str, *, default: int | None = None, least: int = 1) -> Callable[..., Any]:
     """An option that is a whole number from `least` on, with these words of help."""
-    return click.option(
-        name, type=click.IntRange(min=least), default=default, show_default=default is not None, help=told
-    )
+    return click.option(name, type=Whole(min=least), default=default, show_default=default is not None, help=told)
 
 
 def above_zero(name: str, told: str, *, default: float | None = None) -> Callable[..., Any]:
@@ -59,9 +78,14 @@ def _positive(ctx: click.Context, param: click.Parameter, value: float | None) -
 
 
 class RefusedError(click.ClickException):
-    """An `InterpError` as the command line shows it: one line, exit code 2."""
+    """An `InterpError` as the command line shows it: one line that a terminal can bear, exit code 2."""
 
     exit_code = 2
+
+    def __init__(self, told: str) -> None:
+        line = visible(" ".join(told.split("\n")))
+        short = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+        super().__init__(line if len(line) <= LONGEST else short)
 
 
 @contextmanager
@@ -81,7 +105,8 @@ def refusals() -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE:  # who reads has had enough; click ends quietly
             raise
-        raise RefusedError(str(error)) from error
+        place = f"{error.filename}: " if error.filename else ""
+        raise RefusedError(f"{place}{error.strerror or error}") from error
     except MemoryError as error:
         raise RefusedError("there is not enough memory for this; try a smaller model or fewer prompts") from error
 
@@ -90,7 +115,7 @@ def number_options(n: str, seed: str, *, default: int = 16) -> Callable[[Callabl
     """`--n` and `--seed` with these words of help."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        command = click.option("--seed", type=SEED, default=0, show_default=True, metavar="INTEGER", help=seed)(command)
+        command = click.option("--seed", type=SEED, default=0, show_default=True, help=seed)(command)
         return whole("--n", n, default=default)(command)
 
     return add
@@ -100,13 +125,19 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--model`, `--device` and `--dtype`."""
     for add in (
         click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64."),
-        click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is by default."),
+        click.option("--device", callback=_device, help="cpu, cuda, cuda:1, ...; the best there is by default."),
         click.option(
             "--model", "source", default="smollm2-135m", show_default=True, help="Name, folder or .gguf file."
         ),
     ):
         command = add(command)
     return command
+
+
+def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and value.partition(":")[0] == "meta":
+        raise click.BadParameter("'meta' holds no numbers; expected cpu, cuda, cuda:1, ...", ctx, param)
+    return value
 
 
 def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -208,7 +239,7 @@ def study_command(
     @sweep_options(takes, dry_run=plan is not None)
     @click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=PLACE,
         default=None,
         help=f"Folder for the figure, its CSV and a manifest{goes_on}.",
     )
@@ -235,8 +266,9 @@ def study_command(
         **typed: Any,
     ) -> None:
         with refusals():
-            if as_csv and (as_json or dry_run):
-                raise PromptError("a plan is no CSV: leave out --csv" if dry_run else "choose one of --json and --csv")
+            _one_form(as_json, as_csv)
+            if as_csv and dry_run:
+                raise PromptError("a plan is no CSV: leave out --csv")
             chosen = {option: value for option, value in typed.items() if value is not None}
             machines = chosen_executor(chosen.pop("executor", None), chosen.pop("address", None))
             lined_up = prompt is None and by_position is not None and by_position(**chosen)
@@ -298,6 +330,7 @@ def show(frame: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False, mo
         as_csv: CSV.
         most: of more rows than this, those in the middle are left out for the eye, with a word; None prints all.
     """
+    _one_form(as_json, as_csv)
     if as_json:
         click.echo(frame.to_json(orient="records", lines=True, force_ascii=False), nl=False)
     elif as_csv:
@@ -313,6 +346,7 @@ def show(frame: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False, mo
 
 def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, as_csv: bool = False) -> None:
     """`show` for a few rows that are no DataFrame, whose import takes longer than all else."""
+    _one_form(as_json, as_csv)
     heads = list(rows[0])
     if as_json:
         for row in rows:
@@ -323,6 +357,11 @@ def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, as_cs
         click.echo(text.getvalue(), nl=False)
     else:
         _show_columns(heads, [[row[head] for row in rows] for head in heads], None)
+
+
+def _one_form(as_json: bool, as_csv: bool) -> None:
+    if as_json and as_csv:
+        raise PromptError("choose one of --json and --csv")
 
 
 def _show_columns(heads: Sequence[str], cells: Sequence[Sequence[Any]], most: int | None) -> None:

@@ -69,7 +69,7 @@ def edge_counts(sizes: str | Sequence[float | str] | None, graph: Graph) -> list
             number = float(size)
         except ValueError:
             number = -1.0
-        whole = number >= 1 and number == int(number) and number <= graph.n_edges
+        whole = 1 <= number <= graph.n_edges and number == int(number)
         if not (whole or 0 <= number < 1):
             raise ConfigError(
                 f"{size!r} is no size of a circuit: give a share of the edges, as 0.01, or a number of edges up to "

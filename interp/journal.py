@@ -80,7 +80,7 @@ class Journal:
             OutputError: the folder cannot be written, holds something else or the sweep of another key (the message
                 says which parts differ), or its manifest is damaged.
         """
-        folder = Path(folder).expanduser().absolute()
+        folder = Path(os.path.expanduser(folder)).absolute()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(folder)

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
@@ -114,7 +115,7 @@ def find(source: Any, revision: str | None = None) -> Checkpoint:
             "a model is loaded from a short name, a path, a repository's name, a transformers model or a bridge, not "
             f"from {type(source).__name__}"
         )
-    name, path = str(source), Path(source).expanduser()
+    name, path = str(source), Path(os.path.expanduser(source))
     if name in MODELS:
         return READERS[name]()
     if name.strip() and path.is_dir():
