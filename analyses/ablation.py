@@ -38,7 +38,7 @@ from interp.prompts import PromptPairs
 from interp.scales import Axis
 from interp.sites import NameFilter
 from interp.sweep import Executor, plan_sweep, sweep
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -291,9 +291,9 @@ def report(
         f"the logit difference of {clean:.2f} changes by {-strongest['value']:+.2f}{_interval(strongest)}."
     )
     found, curve = _found(single, again, kind, clean, what), _halves(maps, clean, what)
-    tables = [(f"The ten {what} with the largest effect", single.head(10))]
+    tables = [first_rows(f"The {what} with the largest effect", single, 10)]
     tables += [] if again is None else [(f"The strongest {what} on other prompts, by kind of ablation", again)]
-    caption = f"Mean over {few} prompts."
+    caption = f"Mean over {few} of {len(pairs)} prompts." if fewer else f"Mean over {few} prompts."
     of_layers = " and ".join(word for site, word in WHOLES.items() if site in wholes and site != "mlp_out")
     items = [
         FigureItem(

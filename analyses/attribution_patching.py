@@ -51,7 +51,7 @@ from interp.prompts import PromptPairs
 from interp.scales import Axis
 from interp.sites import get_act_name, part_name
 from interp.sweep import Executor, sweep
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,9 +208,12 @@ def plot(frame: pd.DataFrame) -> Figure:
     cell, label = cell_columns(frame), effect_label(frame, "estimated effect")
     if not set(MANY).isdisjoint(cuts) or len(cuts) - max(len(heads) - 1, 0) > 1:
         table = stats.summarise(frame, by=cell, value="effect")
+        total = int(frame["cells"].iloc[0])
         table = table.loc[table["value"].abs().nlargest(SHOWN).index].assign(name=lambda rows: _names(rows))
+        title = f"The {len(table)} of {total:,} cells with the largest estimates" if len(table) < total else None
+        x = Axis("name", title="")
         return figures.bars(
-            table, x=Axis("name", title=""), horizontal=True, diverging=True, facet=several or None, label=label
+            table, x=x, horizontal=True, diverging=True, facet=several or None, label=label, title=title
         )
     table = frame.groupby(cell, sort=False, dropna=False)["effect"].mean().reset_index(name="value")
     mixed = "site" in several and table.groupby("layer")["site"].nunique().max() == 1  # layers that differ in kind
@@ -297,7 +300,9 @@ def report(
         cells = run(model, pairs, **options, most=200, progress=progress)
         frames.append(cells)
         text.append(f"Of {int(cells['cells'].iloc[0]):,} {word}: {told(compared(cells), word)}")
-        tables.append((f"The ten {word} with the largest estimates", summary(cells).head(10)))
+        tables.append(
+            first_rows(f"The {word} with the largest estimates", summary(cells), 10, of=int(cells["cells"].iloc[0]))
+        )
     if isinstance(model, GPT) and model.cfg.has_attention:
         errors = {}
         for method in ("atp", "qk-fix"):

@@ -287,7 +287,7 @@ def report(
     model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
 ) -> tuple[pd.DataFrame, Section, list[str]]:
     """The section of a task's report: the curve, the smallest faithful circuit, its completeness and minimality."""
-    pairs = pairs[:REPORTED]
+    total, pairs = len(pairs), pairs[:REPORTED]
     find_on, run_on = _halves(pairs)
     options: dict[str, Any] = {"ablation": "corrupt", "metric": "logit_diff", "seed": 0, "max_memory": None}
     found = _find(model, find_on, Search(), None, progress, options)
@@ -301,6 +301,7 @@ def report(
         if len(pairs) > 1
         else "Circuits were found and run on the same prompt, the only one there is"
     )
+    where += f", of {total} prompts in all" * (total > len(pairs))
     text = [
         f"{where}. A circuit of faithfulness 1 gives the whole model's logit difference with every other edge "
         "carrying what it carries in the corrupt prompt; at 0 it gives no more than the corrupt prompt.",

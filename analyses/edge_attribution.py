@@ -168,7 +168,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     ]
     table = pd.concat(tables)
     names = Axis("edge", title="", values=list(largest), labels=_labels(part))
-    return figures.bars(table, x=names, hue="kind", horizontal=True, label=_label(frame))
+    total = int(frame["cells"].iloc[0])
+    title = f"The {len(largest)} of {total:,} edges with the largest estimates" if len(largest) < total else None
+    return figures.bars(table, x=names, hue="kind", horizontal=True, label=_label(frame), title=title)
 
 
 def plot_agreement(frame: pd.DataFrame) -> Figure:

@@ -27,7 +27,7 @@ from interp.gpt import GPT
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.scales import Axis
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -291,7 +291,7 @@ def report(
         anchor="attribution",
         text=text,
         figures=items,
-        tables=[("The ten largest direct contributions", shown.head(10))],
+        tables=[first_rows("The largest direct contributions", shown, 10)],
     )
     return frame, section, [finding]
 

@@ -317,7 +317,7 @@ def report(
                 table[table["source"] == "task"],
             )
         )
-    tables = [("The first heads of each kind, with 95% bootstrap intervals over sequences", best)]
+    tables = [(f"The first {NAMED} heads of each kind, with 95% bootstrap intervals over sequences", best)]
     if len(agreed):
         tables.append(("Agreement of two sources over heads", agreed))
     if isinstance(model, GPT) and "weights" in set(frame["source"]):

@@ -333,6 +333,7 @@ def report(
     goals = {name: target_prompt(model, pairs, name).tokens for name in TARGETS}
     shown = {name: "".join(_shown(model, token) for token in tokens) for name, tokens in goals.items()}
     count = f"{len(some)} prompts" if len(some) > 1 else "one prompt"
+    count = f"the first {len(some)} of {len(pairs)} prompts" if len(some) < len(pairs) else count
     items = [
         FigureItem(
             f"patchscope_{name}",

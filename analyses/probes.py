@@ -33,7 +33,7 @@ from interp.probing import METRICS, Probe, held_out, per_prompt, rows_of, sign_t
 from interp.progress import counting
 from interp.prompts import PromptPairs
 from interp.scales import place
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,7 +185,9 @@ def report(
             table,
         )
     ]
-    tables = [("The ten cells of the residual stream whose probes are furthest beyond shuffled labels", _top(table))]
+    tables = [
+        first_rows("The cells of the residual stream whose probes are furthest beyond shuffled labels", _top(table), 10)
+    ]
     has = {name.rpartition("hook_")[2] for name in model.hook_dict}
     for mixer, site, axis, word in HEADS:
         if mixer not in model.cfg.mixers or site not in has:
@@ -204,7 +206,7 @@ def report(
                 by_head,
             )
         )
-        tables.append((f"The ten {word}s whose probes are furthest beyond shuffled labels", _top(by_head)))
+        tables.append(first_rows(f"The {word}s whose probes are furthest beyond shuffled labels", _top(by_head), 10))
     method = (
         "A logistic regression (scikit-learn, L2 penalty with C = "
         f"{Probe.regularisation:g} on activations scaled to variance 1) is fitted to the activations of most prompts "
@@ -216,7 +218,7 @@ def report(
 
 
 def _top(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["metric"] == "accuracy"].drop(columns=["site", "label", "metric"]).head(10)
+    return table[table["metric"] == "accuracy"].drop(columns=["site", "label", "metric"])
 
 
 def _found(table: pd.DataFrame, what: str, where: str) -> list[str]:

@@ -224,10 +224,7 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
             anchor="prompts",
             text=[part for part in text if part],
             tables=[
-                (
-                    "Behaviour on both sides, with 95% intervals over prompts",
-                    doing.summary(frame).drop(columns=["side", "metric"]),
-                ),
+                ("Behaviour on both sides, with 95% intervals over prompts", told),
                 (caption, shown.head(MOST_PROMPTS)),
             ],
         )

@@ -36,7 +36,7 @@ from interp.model import HookedModel
 from interp.probing import Probe, rows_of
 from interp.prompts import PromptPairs
 from interp.sweep import sweep
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -287,7 +287,7 @@ def report(
                 table,
             )
         ],
-        tables=[("The ten strongest cells", held.drop(columns=["vector", "prompts"]).head(10))],
+        tables=[first_rows("The strongest cells", held.drop(columns=["vector", "prompts"]), 10)],
         preformatted=_continued(model, pairs, told, best),
     )
     return frame, section, [finding]

@@ -17,7 +17,6 @@ from interp.metrics import METRICS
 from interp.prompts import PromptPairs
 from interp.tasks import induction
 
-
 ABOVE = "it puts the right answer above the wrong one in"
 ONE = "1 prompt is too few to say whether it does the task"
 
@@ -90,20 +89,20 @@ def test_one_more_metric_is_measured_and_told() -> None:
             31,
             32,
             True,
-            "it does the task: it puts the right answer above the wrong one in 97% of 32 prompts (95% interval 84% to 100%)",
+            f"it does the task: {ABOVE} 97% of 32 prompts (95% interval 84% to 100%)",
         ),
         (
             23,
             32,
             True,
-            "it does the task better than by guessing: it puts the right answer above the wrong one in 72% of 32",
+            f"it does the task better than by guessing: {ABOVE} 72% of 32",
         ),
         (17, 32, False, "it does not do the task, as far as 32 prompts can tell (p = 0.43 by guessing)"),
         (
             2,
             32,
             False,
-            "it does not do the task, it does the opposite: it puts the right answer above the wrong one in 6% of 32",
+            f"it does not do the task, it does the opposite: {ABOVE} 6% of 32",
         ),
         (5, 5, True, f"it does the task: {ABOVE} 100% of 5 prompts"),
         (4, 4, None, "4 prompts are too few to say whether it does the task"),
@@ -112,13 +111,13 @@ def test_one_more_metric_is_measured_and_told() -> None:
             1,
             1,
             None,
-            "1 prompt is too few to say whether it does the task: it prefers the right answer of the two, with a logit",
+            f"{ONE}: it prefers the right answer of the two, with a logit",
         ),
         (
             0,
             1,
             None,
-            "1 prompt is too few to say whether it does the task: it prefers the wrong answer of the two, with a logit",
+            f"{ONE}: it prefers the wrong answer of the two, with a logit",
         ),
     ],
 )

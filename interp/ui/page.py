@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from interp.canvas import Figure
 
-__all__ = ["FigureItem", "Section", "check_output", "write_report"]
+__all__ = ["FigureItem", "Section", "check_output", "first_rows", "write_report"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 ROOM = Path(__file__).parent
@@ -81,6 +81,20 @@ class Section:
     figures: Sequence[FigureItem] = ()
     tables: Sequence[tuple[str, pd.DataFrame]] = ()
     preformatted: str = ""
+
+
+def first_rows(caption: str, frame: pd.DataFrame, most: int, *, of: int | None = None) -> tuple[str, pd.DataFrame]:
+    """A table of a section that may have too many rows: the first of them, and a caption that says of how many.
+
+    Args:
+        caption: what the table shows.
+        frame: all rows, those that matter most first.
+        most: how many are shown.
+        of: how many there would be, where `frame` itself has not all.
+    """
+    total = max(len(frame), of or 0)
+    shown = min(most, len(frame))
+    return (caption if shown == total else f"{caption} (the first {shown} of {total:,})"), frame.head(most)
 
 
 @dataclass
