@@ -18,6 +18,7 @@ JOINERS = "\u200c\u200d"
 SHAPELESS = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"
 LATIN = 0x2FF  # up to here no letter needs a joiner
 STRONG = {"R", "AL"}
+DIVIDING = ",.;:!?'\"-–—\u060c\u061b\u061f"
 FIRST_STRONG, END = "\u2068", "\u2069"  # the marks that isolate what stands between them (Unicode's annex 9)
 
 
@@ -62,14 +63,23 @@ def isolated(text: str) -> str:
     return f"{FIRST_STRONG}{text}{END}" if right_to_left(text) else text
 
 
-def runs(text: str) -> Iterator[tuple[str, bool]]:
-    """Text in pieces: what runs from right to left, with the spaces and marks inside it, and what stands between.
+def runs(text: str, *, sentences: bool = False) -> Iterator[tuple[str, bool]]:
+    """Text in pieces: what runs from right to left, and what stands between.
 
-    >>> [(len(piece), turned) for piece, turned in runs("to \u05d0\u05d1 \u05d2, then")]
-    [(3, False), (4, True), (6, False)]
+    Args:
+        text: in one line.
+        sentences: keep words with punctuation between together, as a sentence; else they are items of a list, which
+            stay in their order.
+
+    >>> text = "to \u05d0\u05d1 \u05d2, \u05d3 (0.5)"
+    >>> [(len(piece), turned) for piece, turned in runs(text)]
+    [(3, False), (4, True), (2, False), (1, True), (6, False)]
+    >>> [(len(piece), turned) for piece, turned in runs(text, sentences=True)]
+    [(3, False), (7, True), (6, False)]
     """
     end = 0
-    for found in re.finditer(r"R(?:[R m]*[Rm])?", "".join(map(_direction, text))):
+    joined = " ," if sentences else " "
+    for found in re.finditer(rf"R(?:[Rm{joined}]*[Rm])?", "".join(map(_direction, text))):
         if found.start() > end:
             yield text[end : found.start()], False
         yield text[found.start() : found.end()], True
@@ -91,9 +101,11 @@ def columns(text: str) -> int:
 
 
 def _direction(character: str) -> str:
-    """R and L for letters that run to the left and to the right, m for a mark on one, a space for what has no way."""
+    """R for letters that run to the left, m for a mark on one, a space, a comma for what divides sentences, else L."""
     way = unicodedata.bidirectional(character)
-    return "R" if way in STRONG else "L" if way == "L" else "m" if way == "NSM" else " "
+    if way in STRONG:
+        return "R"
+    return "m" if way == "NSM" else " " if character == " " else "," if character in DIVIDING else "L"
 
 
 def _each(text: str) -> Iterator[str]:
