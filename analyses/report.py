@@ -24,9 +24,9 @@ import torch
 
 import analyses
 from interp import behaviour as doing
+from interp.characters import visible_token
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, unknown
-from interp.glyphs import visible
 from interp.gpt import GPT
 from interp.model import HookedModel
 from interp.progress import counting
@@ -205,7 +205,7 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
             "corrupt prompt": pairs.corrupt_texts,
             "right": right,
             "wrong": wrong,
-            "model says after clean": [visible(says) for says in clean.drop_duplicates("prompt")["says"]],
+            "model says after clean": [visible_token(says) for says in clean.drop_duplicates("prompt")["says"]],
             "logit difference on clean": values["logit_diff"],
             "probability of right on clean": values["prob"],
         }
@@ -232,7 +232,7 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
 
 
 def _spelled(model: GPT, token: int) -> str:
-    return visible(model.tokenizer.decode([token])) if model.tokenizer else str(token)
+    return visible_token(model.tokenizer.decode([token])) if model.tokenizer else str(token)
 
 
 def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> None:

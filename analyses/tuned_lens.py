@@ -20,9 +20,9 @@ import click
 
 from interp import figures, stats, texts
 from interp import lens as lenses
+from interp.characters import visible_token
 from interp.command import PLACE, above_zero, study_command, whole
 from interp.errors import InterpError
-from interp.glyphs import visible
 from interp.lens_training import train
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
@@ -128,7 +128,7 @@ def _layer(name: str) -> int:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over prompts at the last position for every lens and depth, with intervals."""
     table = lenses.summary(frame)
-    return table.assign(top_token=[visible(token) for token in table["top_token"]])
+    return table.assign(top_token=[visible_token(token) for token in table["top_token"]])
 
 
 def plot(frame: pd.DataFrame) -> Figure:

@@ -34,7 +34,6 @@ def drawable(text: str) -> str:
     >>> print(drawable("naïve Жα 中文!"))
     naïve Жα <4E2D 6587>!
     """
-
     turned = right_to_left(text)
     text = text.removeprefix(FORWARD) if turned else text
 
