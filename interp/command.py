@@ -334,7 +334,7 @@ def show(frame: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False, mo
     if as_json:
         click.echo(frame.to_json(orient="records", lines=True, force_ascii=False), nl=False)
     elif as_csv:
-        click.echo(frame.to_csv(index=False), nl=False)
+        click.echo(frame.to_csv(index=False), nl=False, color=True)  # click takes escape sequences out otherwise
     else:
         series = [frame.iloc[:, at] for at in range(frame.shape[1])]
         cells = [
@@ -354,7 +354,7 @@ def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, as_cs
     elif as_csv:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([heads, *(row.values() for row in rows)])
-        click.echo(text.getvalue(), nl=False)
+        click.echo(text.getvalue(), nl=False, color=True)
     else:
         _show_columns(heads, [[row[head] for row in rows] for head in heads], None)
 

@@ -238,11 +238,13 @@ def test_a_table_for_the_eye_shows_what_cannot_be_seen_and_its_data_stay_as_they
     odd = "a\u202eb\x1b[2J\nc"
     frame = pd.DataFrame({"token": [odd, "שלום", "中"], "value": [0.123456, float("nan"), 2.0], "n": [1, 22, 333]})
     show(frame)
+    shown = "a<U+202E>b<U+001B>[2J⏎c"
+    wide = len(shown)
     assert capsys.readouterr().out.splitlines() == [
-        "token                        value    n",
-        "a<U+202E>b<U+001B>[2J⏎c     0.1235    1",
-        "\u2068שלום\u2069                                22",
-        "中                               2  333",
+        f"{'token':<{wide}}   value    n",
+        f"{shown}  0.1235    1",
+        "\u2068שלום\u2069" + " " * (wide - 4) + " " * 8 + "   22",
+        "中" + " " * (wide - 2) + "       2  333",
     ]
     show(frame, as_json=True)
     assert json.loads(capsys.readouterr().out.splitlines()[0])["token"] == odd
