@@ -29,7 +29,7 @@ import numpy as np
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS
-from interp.command import PLACE, check_folder, number_options, refusals, show
+from interp.command import PLACE, check_folder, number_options, refusals
 from interp.compiler import Build
 from interp.errors import unknown
 from interp.graph import Graph
@@ -38,6 +38,7 @@ from interp.known import KNOWN, Known, truth
 from interp.localisers import METHODS, Case, get_method
 from interp.progress import counting
 from interp.provenance import checkout, state_digest, versions
+from interp.ui.terminal import show
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,8 +17,9 @@ from typing import Any
 import click
 
 import analyses
-from interp.command import PLACE, model_options, number_options, refusals, show, show_rows
+from interp.command import PLACE, model_options, number_options, refusals
 from interp.errors import unknown
+from interp.ui.terminal import show, show_rows
 
 NOT_STUDIES = ("cli", "report")
 

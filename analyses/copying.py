@@ -29,7 +29,7 @@ import click
 from torch import Tensor
 
 from interp import figures, stats
-from interp.command import PLACE, check_folder, number_options, refusals, show, whole
+from interp.command import PLACE, check_folder, number_options, refusals, whole
 from interp.edits import Edit, Variant
 from interp.gpt import GPT
 from interp.granularity import described, variants
@@ -40,6 +40,7 @@ from interp.provenance import checkout, state_digest, versions
 from interp.recall import KINDS, PAIRS, QUERY, SLOT, STEPS, config, prompts, train
 from interp.scales import Axis
 from interp.sweep import sweep
+from interp.ui.terminal import show
 
 if TYPE_CHECKING:
     import pandas as pd

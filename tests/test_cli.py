@@ -20,7 +20,8 @@ from click.testing import CliRunner, Result
 import analyses
 from analyses.cli import main, study_names
 from analyses.report import chosen_studies
-from interp.command import RefusedError, refusals, show
+from interp.command import RefusedError, refusals
+from interp.ui.terminal import show
 
 
 def call(*words: object) -> Result:

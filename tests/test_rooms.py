@@ -135,6 +135,7 @@ ROOMS = [
     "ui/tables",
     "ui/folder",
     "ui/page",
+    "ui/terminal",
     "sweep_options",
     "command",
 ]
