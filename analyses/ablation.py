@@ -28,7 +28,7 @@ from torch import Tensor
 from interp import figures, stats
 from interp.ablations import ABLATIONS, replacements
 from interp.arguments import checked, whole_number
-from interp.command import study_command
+from interp.command import study_command, whole
 from interp.components import STAGES, Component, check_apart, components, in_words, one_after_another, replaced, steps
 from interp.edits import Edit, Variant
 from interp.errors import InterpError
@@ -40,7 +40,7 @@ from interp.rounding import of_rows, quotient
 from interp.scales import Axis
 from interp.sites import NameFilter
 from interp.sweep import Executor, plan_sweep, sweep
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -294,9 +294,9 @@ def report(
         f"the logit difference of {clean:.2f} changes by {-strongest['value']:+.2f}{_interval(strongest)}."
     )
     found, curve = _found(single, again, kind, clean, what), _halves(maps, clean, what)
-    tables = [(f"The ten {what} with the largest effect", single.head(10))]
+    tables = [first_rows(f"The {what} with the largest effect", single, 10)]
     tables += [] if again is None else [(f"The strongest {what} on other prompts, by kind of ablation", again)]
-    caption = f"Mean over {few} prompts."
+    caption = f"Mean over {few} of {len(pairs)} prompts." if fewer else f"Mean over {few} prompts."
     of_layers = " and ".join(word for site, word in WHOLES.items() if site in wholes and site != "mlp_out")
     items = [
         FigureItem(
@@ -408,9 +408,9 @@ main = study_command(
     options=[
         click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
         click.option("--over", type=click.Choice(SIDES), help="Prompts of means and of resampling.  [clean]"),
-        click.option("--measured", type=int, help="Measure only so many of the prompts."),
-        click.option("--draws", type=int, help="Random orders beside that of importance.  [3]"),
-        click.option("--cumulative", type=int, help="Take away, and give back, up to so many one after another.  [0]"),
+        whole("--measured", "Measure only so many of the prompts."),
+        whole("--draws", "Random orders beside that of importance.  [3]", least=0),
+        whole("--cumulative", "Take away, and give back, up to so many one after another.  [0]", least=0),
         click.option("--only", help="Only these: L9H6,L9H9, L9H*, MLP 3, attention 3, L9N123, L9S6, mixer 3."),
         click.option(
             "--site", help="z, gated (heads or channels), attn_out, out, mlp_out, post (neurons).  [z, gated, out]"

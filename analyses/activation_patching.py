@@ -52,7 +52,7 @@ from interp.rounding import no_effect, of_effect
 from interp.scales import Axis
 from interp.sites import part_name
 from interp.sweep import Executor, plan_sweep, sweep
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -313,7 +313,7 @@ def report(
         anchor="patching",
         text=[intro, where, told],
         figures=[figure_of_roles, *(_figure(kind, frame, len(pairs)) for kind, frame in by_part.items())],
-        tables=[(f"The ten {_several(what)} with the largest effect", ranked.head(10))],
+        tables=[first_rows(f"The {_several(what)} with the largest effect", ranked, 10)],
     )
     return pd.concat([every, by_role], ignore_index=True), section, list(dict.fromkeys([where, told]))
 

@@ -30,7 +30,7 @@ from interp.hidden_attention import mixer_of, patterns, shares, sources, togethe
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.sites import part_name
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,16 +168,19 @@ def plot(frame: pd.DataFrame) -> Figure:
     """The patterns of the first prompt, one panel a head; of many heads, those with the strongest links."""
     own = _own(frame)
     first = frame[frame["prompt"] == frame["prompt"].min()]
-    if len(first[own].drop_duplicates()) > MOST_HEADS:
+    total, title = len(first[own].drop_duplicates()), None
+    if total > MOST_HEADS:
+        what = "heads" if "component" not in own else "patterns"
+        title = f"The {MOST_HEADS} of {total} {what} with the strongest links"
         best = summary(frame[frame["query"] != frame["key"]])[own].drop_duplicates().head(MOST_HEADS)
         first = first.merge(best, on=own)
     tokens = first.drop_duplicates("query").sort_values("query")["query_token"].tolist()
     if "component" not in own:
-        return figures.attention(first, tokens=tokens)
+        return figures.attention(first, tokens=tokens, title=title)
     hidden = first["head"].isna()
     label = SHARE if hidden.all() else "attention probability" + f", or {SHARE}" * bool(hidden.any())
     limit = max(LEAST_LINK, float(first["value"].quantile(DARKEST))) if hidden.all() else 1.0
-    return figures.attention(first, tokens=tokens, facet="component", label=label, limit=limit)
+    return figures.attention(first, tokens=tokens, facet="component", label=label, limit=limit, title=title)
 
 
 def describe(table: pd.DataFrame, names: Iterable[str], last: str) -> str:
@@ -215,7 +218,7 @@ def report(
         told = describe(table, dict.fromkeys(_names(part)), last)
         text.append(f"Mean {what} over prompts between the roles of the prompt: {told}.")
         items.append(_figure(part))
-        tables.append(("Links between roles" + f" by {what}" * bool(hidden.any()), table.head(12)))
+        tables.append(first_rows("Links between roles" + f" by {what}" * bool(hidden.any()), table, 12))
     if hidden.any():
         text.append(
             "Hidden attention is the matrix that the recurrence of a state-space layer equals. Its share is the "

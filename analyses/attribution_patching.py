@@ -27,7 +27,7 @@ import click
 from interp import figures, stats
 from interp.agreement import agreement, choose, means, ranked, tabulated, told
 from interp.arguments import checked
-from interp.command import study_command
+from interp.command import study_command, whole
 from interp.edits import Variant
 from interp.errors import InterpError, unknown
 from interp.gpt import GPT
@@ -54,7 +54,7 @@ from interp.run_values import run_values
 from interp.scales import Axis
 from interp.sites import get_act_name, part_name
 from interp.sweep import Executor, sweep
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,9 +217,12 @@ def plot(frame: pd.DataFrame) -> Figure:
     cell, label = cell_columns(frame), effect_label(frame, "estimated effect")
     if not set(MANY).isdisjoint(cuts) or len(cuts) - max(len(heads) - 1, 0) > 1:
         table = stats.summarise(frame, by=cell, value="effect")
+        total = int(frame["cells"].iloc[0])
         table = table.loc[table["value"].abs().nlargest(SHOWN).index].assign(name=lambda rows: _names(rows))
+        title = f"The {len(table)} of {total:,} cells with the largest estimates" if len(table) < total else None
+        x = Axis("name", title="")
         return figures.bars(
-            table, x=Axis("name", title=""), horizontal=True, diverging=True, facet=several or None, label=label
+            table, x=x, horizontal=True, diverging=True, facet=several or None, label=label, title=title
         )
     table = frame.groupby(cell, sort=False, dropna=False)["effect"].mean().reset_index(name="value")
     mixed = "site" in several and table.groupby("layer")["site"].nunique().max() == 1  # layers that differ in kind
@@ -309,7 +312,9 @@ def report(
         cells = run(model, pairs, **options, most=200, progress=progress)
         frames.append(cells)
         text.append(f"Of {int(cells['cells'].iloc[0]):,} {word}: {told(compared(cells), word)}")
-        tables.append((f"The ten {word} with the largest estimates", summary(cells).head(10)))
+        tables.append(
+            first_rows(f"The {word} with the largest estimates", summary(cells), 10, of=int(cells["cells"].iloc[0]))
+        )
     if isinstance(model, GPT) and model.cfg.has_attention:
         errors = {}
         for method in ("atp", "qk-fix"):
@@ -387,9 +392,9 @@ main = study_command(
     by_position=by_position,
     options=[
         click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
-        click.option("--sample", default=50, show_default=True, help="How many cells are patched exactly."),
-        click.option("--most", default=2000, show_default=True, help="How many cells are listed."),
-        click.option("--steps", default=5, show_default=True, help="Points at which ig takes the gradient."),
+        whole("--sample", "How many cells are patched exactly.", default=50, least=0),
+        whole("--most", "How many cells are listed.", default=2000, least=0),
+        whole("--steps", "Points at which ig takes the gradient.", default=5),
         click.option("--method", type=click.Choice(list(METHODS)), default="atp", show_default=True),
         click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="denoise", show_default=True),
         click.option("--granularity", help="Instead of --site and --by: resid_pre, attn_head_out_by_pos, ..."),

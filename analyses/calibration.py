@@ -30,7 +30,7 @@ import numpy as np
 from interp import figures, stats
 from interp.ablations import ABLATIONS
 from interp.arguments import checked
-from interp.command import check_folder, refusals, show
+from interp.command import PLACE, check_folder, number_options, refusals, show
 from interp.compiler import Build
 from interp.errors import check_choice
 from interp.graph import Graph
@@ -39,6 +39,7 @@ from interp.known import KNOWN, Known, truth
 from interp.localisers import METHODS, Case, get_method
 from interp.progress import counting
 from interp.provenance import checkout, state_digest, versions
+from interp.ui.terminal import show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,11 +207,8 @@ def facts_of_known(models: Sequence[Known] | None = None, *, n: int = 24, seed: 
 @click.option("--method", "methods", multiple=True, help="Only this method; repeat for several.  [all]")
 @click.option("--ablation", "ablations", multiple=True, help="Only this ablation; repeat for several.  [all]")
 @click.option("--facts", "check", is_flag=True, help="Check the facts that hold in any model instead.")
-@click.option("--n", default=24, show_default=True, help="How many prompts for each model.")
-@click.option("--seed", default=0, show_default=True, help="Seed of models, prompts and random scores.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Folder for the figure, its CSV, a manifest."
-)
+@number_options("How many prompts for each model.", "Seed of models, prompts and random scores.", default=24)
+@click.option("--out", type=PLACE, help="Folder for the figure, its CSV, a manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -228,6 +226,8 @@ def main(
 ) -> None:
     """The command of this study."""
     with refusals():
+        if out is not None:
+            check_folder(out)
         models = build_models(names or None, seed=seed)
         if check:
             show(facts_of_known(models, n=n, seed=seed), as_json=as_json, as_csv=as_csv)

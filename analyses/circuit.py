@@ -32,7 +32,7 @@ from interp.ablations import ABLATIONS
 from interp.arguments import checked, real_number, whole_number
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit, origin, random_circuits
-from interp.command import check_folder, study_command
+from interp.command import above_zero, check_folder, study_command, whole
 from interp.diagram import edge_table
 from interp.discovery import RANKS, SELECTIONS, acdc, circuits
 from interp.edge_scores import eap, eap_ig
@@ -300,7 +300,7 @@ def report(
     model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
 ) -> tuple[pd.DataFrame, Section, list[str]]:
     """The section of a task's report: the curve, the smallest faithful circuit, its completeness and minimality."""
-    pairs = pairs[:REPORTED]
+    total, pairs = len(pairs), pairs[:REPORTED]
     find_on, run_on = _halves(pairs)
     options: dict[str, Any] = {"ablation": "corrupt", "metric": "logit_diff", "seed": 0, "max_memory": None}
     found = _find(model, find_on, Search(), None, progress, options)
@@ -314,6 +314,7 @@ def report(
         if len(pairs) > 1
         else "Circuits were found and run on the same prompt, the only one there is"
     )
+    where += f", of {total} prompts in all" * (total > len(pairs))
     text = [
         f"{where}. A circuit of faithfulness 1 gives the whole model's logit difference with every other edge "
         "carrying what it carries in the corrupt prompt; at 0 it gives no more than the corrupt prompt.",
@@ -410,13 +411,13 @@ main = study_command(
     options=[
         click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, prob, ..."),
         click.option("--ablation", type=click.Choice(list(ABLATIONS)), default="corrupt", show_default=True),
-        click.option("--draws", type=int, help="Random circuits of each size.  [2]"),
-        click.option("--candidates", type=int, help="Of ACDC: how many edges it begins with.  [500]"),
-        click.option("--tau", type=float, help="Of ACDC: the KL divergence that an edge must be worth.  [0.01]"),
+        whole("--draws", "Random circuits of each size.  [2]", least=0),
+        whole("--candidates", "Of ACDC: how many edges it begins with.  [500]"),
+        above_zero("--tau", "Of ACDC: the KL divergence that an edge must be worth.  [0.01]"),
         click.option("--sizes", help="Shares of all edges, or numbers of edges: 0.001,0.01,500.  [those of MIB]"),
         click.option("--rank", type=click.Choice(list(RANKS)), help="Which edges are best.  [magnitude]"),
         click.option("--selection", type=click.Choice(SELECTIONS), help="From the logits up, or anywhere.  [greedy]"),
-        click.option("--steps", type=int, help="Points of the path of integrated gradients.  [5]"),
+        whole("--steps", "Points of the path of integrated gradients.  [5]"),
         click.option("--method", type=click.Choice(METHODS), default="eap-ig-inputs", show_default=True),
     ],
 )

@@ -1,16 +1,25 @@
-"""The command `interp`: reports, studies, models, and a quick look at one text."""
+"""The command `interp`: reports, studies, models, and a quick look at one text.
+
+What a command needs is imported when it runs: help, the list of studies and that of models come without torch. What
+the list says of a study is the docstring of its file, which is read and not imported.
+"""
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
+import importlib.util
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 import click
 
 import analyses
-from interp.command import model_options, refusals, show
+from interp.command import PLACE, model_options, number_options, refusals
 from interp.errors import unknown
+from interp.ui.terminal import show, show_rows
 
 NOT_STUDIES = ("cli", "report")
 
@@ -18,6 +27,34 @@ NOT_STUDIES = ("cli", "report")
 def study_names() -> list[str]:
     """The modules of this package that are studies, in alphabetical order."""
     return sorted(info.name for info in pkgutil.iter_modules(analyses.__path__) if info.name not in NOT_STUDIES)
+
+
+class Study(click.Command):
+    """A study's command before it is used: its name, and what its file's docstring says; the rest is in its module."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name.replace("_", "-"), add_help_option=False)
+        self.module = name
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The beginning of the docstring."""
+        spec = importlib.util.find_spec(f"analyses.{self.module}")
+        assert spec is not None and spec.origin is not None
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        return click.Command(None, help=ast.get_docstring(tree)).get_short_help_str(limit)
+
+    @functools.cached_property
+    def real(self) -> click.Command:
+        """The command that the study's module makes."""
+        command = importlib.import_module(f"analyses.{self.module}").main
+        assert isinstance(command, click.Command)
+        return command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """A context of the study's own command, which is imported here."""
+        return self.real.make_context(info_name, args, parent, **extra)
 
 
 class Studies(click.Group):
@@ -31,14 +68,20 @@ class Studies(click.Group):
         """The command of one study."""
         name = cmd_name.replace("-", "_")
         if name not in study_names():
-            with refusals():
-                raise unknown("study", cmd_name, self.list_commands(ctx))
-        command = importlib.import_module(f"analyses.{name}").main
-        assert isinstance(command, click.Command)
-        return command
+            raise unknown("study", cmd_name, self.list_commands(ctx))
+        return Study(name)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Refusing(click.Group):
+    """A group whose commands end in one line, whatever they refuse, from the first import on."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        with refusals():
+            return super().invoke(ctx)
+
+
+@click.group(cls=Refusing, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="interp")
 def main() -> None:
     """Look inside language models: figure reports, single studies, and quick readings."""
@@ -50,11 +93,8 @@ main.add_command(Studies("run", help="Run one study on a task or on a prompt of 
 @main.command()
 @click.argument("task")
 @model_options
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Folder of the report; reports/TASK by default."
-)
-@click.option("--n", default=16, show_default=True, help="How many prompts the task writes.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the prompts and of the intervals.")
+@click.option("--out", type=PLACE, help="Folder of the report; reports/TASK by default.")
+@number_options("How many prompts the task writes.", "Seed of the prompts and of the intervals.")
 @click.option("--study", "studies", multiple=True, help="Only this study; repeat for several.  [all]")
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare the logits with transformers'.")
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -73,20 +113,19 @@ def report(
     """Write a figure report of how a model solves TASK: one HTML page, its figures, their numbers, full provenance."""
     from analyses.report import write
 
-    with refusals():
-        page = write(
-            task,
-            source,
-            out=out or Path("reports") / Path(task).stem,
-            n=n,
-            seed=seed,
-            studies=studies or None,
-            device=device,
-            dtype=dtype,
-            check=check,
-            quiet=quiet,
-        )
-        click.echo(page)
+    page = write(
+        task,
+        source,
+        out=out or Path("reports") / Path(task).stem,
+        n=n,
+        seed=seed,
+        studies=studies or None,
+        device=device,
+        dtype=dtype,
+        check=check,
+        quiet=quiet,
+    )
+    click.echo(page)
 
 
 @main.command()
@@ -94,14 +133,11 @@ def report(
 @click.option("--csv", "as_csv", is_flag=True, help="CSV instead of a table.")
 def models(as_json: bool, as_csv: bool) -> None:
     """List the models that load by a short name, and what else `--model` takes."""
-    import pandas as pd
+    from interp.weights.named import MODELS
 
-    from interp.weights.load import MODELS
-
-    with refusals():
-        rows = [{"name": m.name, "parameters": m.parameters, "description": m.description} for m in MODELS.values()]
-        show(pd.DataFrame(rows), as_json=as_json, as_csv=as_csv)
-        click.echo("--model also takes a Hugging Face folder or repository, or a .gguf file", err=True)
+    rows = [{"name": m.name, "parameters": m.parameters, "description": m.description} for m in MODELS.values()]
+    show_rows(rows, as_json=as_json, as_csv=as_csv)
+    click.echo("--model also takes a Hugging Face folder or repository, or a .gguf file", err=True)
 
 
 @main.command()
@@ -115,10 +151,10 @@ def lens(text: str, source: str, device: str | None, dtype: str, as_json: bool, 
     from interp.command import load_prompts
     from interp.weights.load import load
 
-    with refusals():
-        model = load(source, device=device, dtype=dtype)
-        pairs = load_prompts(model, prompt=text)
-        show(logit_lens.top_tokens(logit_lens.run(model, pairs)), as_json=as_json, as_csv=as_csv)
+    model = load(source, device=device, dtype=dtype)
+    pairs = load_prompts(model, prompt=text)
+    table = logit_lens.top_tokens(logit_lens.run(model, pairs))
+    show(table, as_json=as_json, as_csv=as_csv, most=None)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked
-from interp.command import check_folder, refusals, show
+from interp.command import PLACE, check_folder, number_options, refusals, show, whole
 from interp.edits import Edit, Variant
 from interp.gpt import GPT
 from interp.granularity import described, variants
@@ -42,6 +42,7 @@ from interp.recall import KINDS, PAIRS, QUERY, SLOT, STEPS, config, prompts, tra
 from interp.rounding import of_rows, quotient
 from interp.scales import Axis
 from interp.sweep import sweep
+from interp.ui.terminal import show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -379,11 +380,10 @@ def offset(behind: int) -> str:
 
 
 @click.command("copying", help=(__doc__ or "").replace("\n1. ", "\n\b\n1. ", 1))
-@click.option("--n", default=128, show_default=True, help="How many prompts entries are found on, and are cut on.")
-@click.option("--seed", default=0, show_default=True, help="Seed of training and prompts.")
+@number_options("How many prompts entries are found on, and are cut on.", "Seed of training and prompts.", default=128)
 @click.option("--slot", default=SLOT, show_default=True, help=f"Which pair is asked for, 0 to {PAIRS - 1}.")
-@click.option("--steps", default=STEPS, show_default=True, help="Steps of training, at most.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Folder for figures, CSV and a manifest.")
+@whole("--steps", "Steps of training, at most.", default=STEPS)
+@click.option("--out", type=PLACE, help="Folder for figures, CSV and a manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")
 @click.option("--quiet", is_flag=True, help="No progress.")

@@ -26,7 +26,7 @@ from interp import figures, stats
 from interp.ablations import ABLATIONS
 from interp.agreement import agreement, choose, means, ranked, tabulated, told
 from interp.arguments import checked
-from interp.command import study_command
+from interp.command import study_command, whole
 from interp.config import ModelConfig
 from interp.edge_scores import eap_ig, exact
 from interp.errors import check_choice
@@ -176,7 +176,9 @@ def plot(frame: pd.DataFrame) -> Figure:
     ]
     table = pd.concat(tables)
     names = Axis("edge", title="", values=list(largest), labels=_labels(part))
-    return figures.bars(table, x=names, hue="kind", horizontal=True, label=_label(frame))
+    total = int(frame["cells"].iloc[0])
+    title = f"The {len(largest)} of {total:,} edges with the largest estimates" if len(largest) < total else None
+    return figures.bars(table, x=names, hue="kind", horizontal=True, label=_label(frame), title=title)
 
 
 def plot_agreement(frame: pd.DataFrame) -> Figure:
@@ -269,10 +271,10 @@ main = study_command(
     summary=summary,
     options=[
         click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
-        click.option("--sample", default=100, show_default=True, help="How many edges are measured exactly."),
-        click.option("--most", default=1000, show_default=True, help="How many edges are listed."),
+        whole("--sample", "How many edges are measured exactly.", default=100, least=0),
+        whole("--most", "How many edges are listed.", default=1000, least=0),
         click.option("--ablation", type=click.Choice(list(ABLATIONS)), default="corrupt", show_default=True),
-        click.option("--steps", default=5, show_default=True, help="Points of the path of integrated gradients."),
+        whole("--steps", "Points of the path of integrated gradients.", default=5),
         click.option("--method", type=click.Choice(list(METHODS)), default="eap-ig-inputs", show_default=True),
     ],
 )

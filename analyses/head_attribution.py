@@ -22,14 +22,14 @@ from torch import Tensor
 from interp import figures, stats
 from interp.arguments import checked, whole_number
 from interp.cache import ActivationCache
-from interp.command import study_command
+from interp.command import study_command, whole
 from interp.errors import check_choice
 from interp.gpt import GPT
 from interp.metrics import logit_weights
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.scales import Axis
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -295,7 +295,7 @@ def report(
         anchor="attribution",
         text=text,
         figures=items,
-        tables=[("The ten largest direct contributions", shown.head(10))],
+        tables=[first_rows("The largest direct contributions", shown, 10)],
     )
     return frame, section, [finding]
 
@@ -317,7 +317,7 @@ main = study_command(
     plot=plot,
     summary=summary,
     options=[
-        click.option("--channels", type=int, help=f"Channels of Mamba-1 layers with rows of their own.  [{CHANNELS}]"),
+        whole("--channels", f"Channels of Mamba-1 layers with rows of their own.  [{CHANNELS}]", least=0),
         click.option("--metric", type=click.Choice(METRICS), default="logit_diff", show_default=True),
     ],
 )

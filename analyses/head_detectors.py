@@ -25,7 +25,7 @@ import click
 from interp import figures, stats
 from interp.arguments import checked, resamples, whole_number
 from interp.arguments import seed as check_seed
-from interp.command import study_command
+from interp.command import study_command, whole
 from interp.glyphs import visible
 from interp.gpt import GPT
 from interp.head_circuits import chance_composition, composition, singular_tokens
@@ -324,7 +324,7 @@ def report(
                 table[table["source"] == "task"],
             )
         )
-    tables = [("The first heads of each kind, with 95% bootstrap intervals over sequences", best)]
+    tables = [(f"The first {NAMED} heads of each kind, with 95% bootstrap intervals over sequences", best)]
     if len(agreed):
         tables.append(("Agreement of two sources over heads", agreed))
     if isinstance(model, GPT) and "weights" in set(frame["source"]):
@@ -392,7 +392,7 @@ main = study_command(
             type=click.Choice(list(SOURCES)),
             help="What heads are judged by; repeat for several.  [all]",
         ),
-        click.option("--length", type=int, default=None, help="Random tokens before they repeat.  [25]"),
+        whole("--length", "Random tokens before they repeat.  [25]"),
     ],
 )
 

@@ -17,8 +17,8 @@ import click
 
 from interp import figures, lens
 from interp.arguments import checked
-from interp.command import study_command
-from interp.glyphs import visible
+from interp.characters import visible_token
+from interp.command import study_command, whole
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
 from interp.scales import Axis
@@ -63,7 +63,7 @@ def run(model: HookedModel, pairs: PromptPairs, *, pos: str = "last", top: int =
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over prompts at the last position for every depth, with intervals; `top_token` is the first prompt's."""
     table = lens.summary(frame.assign(lens="logit")).drop(columns="lens")
-    return table.assign(top_token=[visible(token) for token in table["top_token"]])
+    return table.assign(top_token=[visible_token(token) for token in table["top_token"]])
 
 
 def top_tokens(frame: pd.DataFrame) -> pd.DataFrame:
@@ -72,7 +72,9 @@ def top_tokens(frame: pd.DataFrame) -> pd.DataFrame:
 
     first = frame[(frame["metric"] == "top_prob") & (frame["prompt"] == frame["prompt"].min())]
     first = first[first["pos"] == first["pos"].max()]
-    shown = [f"{visible(token)} {value:.2f}" for token, value in zip(first["top_token"], first["value"], strict=True)]
+    shown = [
+        f"{visible_token(token)} {value:.2f}" for token, value in zip(first["top_token"], first["value"], strict=True)
+    ]
     wide = first.assign(shown=shown).groupby(["layer", "site", "k"], sort=False)["shown"].first().unstack("k")
     wide.columns = pd.Index([f"top_{k + 1}" for k in wide.columns])
     return wide.reset_index()
@@ -162,7 +164,7 @@ main = study_command(
         click.option(
             "--pos", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Positions to read."
         ),
-        click.option("--top", default=5, show_default=True, help="How many of the likeliest tokens to keep."),
+        whole("--top", "How many of the likeliest tokens to keep.", default=5),
     ],
 )
 

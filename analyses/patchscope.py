@@ -25,7 +25,7 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked, entries, is_whole, one_of_layers, shown
-from interp.command import study_command
+from interp.command import study_command, whole
 from interp.directions import Where, states
 from interp.edits import Edit, Variant
 from interp.errors import PromptError, UnknownName, check_choice
@@ -340,6 +340,7 @@ def report(
     goals = {name: target_prompt(model, pairs, name).tokens for name in TARGETS}
     shown = {name: "".join(_shown(model, token) for token in tokens) for name, tokens in goals.items()}
     count = f"{len(some)} prompts" if len(some) > 1 else "one prompt"
+    count = f"the first {len(some)} of {len(pairs)} prompts" if len(some) < len(pairs) else count
     items = [
         FigureItem(
             f"patchscope_{name}",
@@ -409,7 +410,7 @@ main = study_command(
     summary=summary,
     by_position=lambda by=None, **others: by == "pos",
     options=[
-        click.option("--target-layer", type=int, help="Where states are put in; the layer that they are from."),
+        whole("--target-layer", "Where states are put in; the layer that they are from.", least=0),
         click.option("--target", default="next", show_default=True, help="next, token, or a text with a ?."),
         click.option("--side", type=click.Choice(["clean", "corrupt"]), default="clean", show_default=True),
         click.option("--by", help="role, pos, or layer for the last position."),

@@ -42,7 +42,7 @@ from interp.paths import THROUGH, arriving, parse_receivers, parse_senders, poin
 from interp.prompts import PromptPairs
 from interp.rounding import of_effect
 from interp.sweep import Executor, sweep
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,6 +206,10 @@ def plot(frame: pd.DataFrame) -> Figure:
         )
     strongest = table["value"].abs().groupby(table["sender"], sort=False).max().nlargest(MOST_ROWS).index
     kept = table[table["sender"].isin(strongest)]
+    if table["sender"].nunique() > len(strongest):
+        title = (
+            f"{title or 'Paths'}: the {len(strongest)} of {table['sender'].nunique()} senders with the largest effects"
+        )
     return figures.bars(
         kept, x="sender", facet=several or None, horizontal=True, diverging=True, label=label, title=title
     )
@@ -232,8 +236,10 @@ def report(
         f"they are patched towards that of the corrupt prompt, and {(sure < 0).sum()} away from it (p < {stats.SURE}, "
         "corrected for all)."
     ]
-    frames, tables = [frame], [("The ten direct paths to the logits with the largest effect", table.head(10))]
-    items = [_item("paths_logits", f"Direct paths from every {_told_of(mixers)} to the logits", frame, table)]
+    frames, tables = [frame], [first_rows("The direct paths to the logits with the largest effect", table, 10)]
+    items = [
+        _item("paths_logits", f"Direct paths from every {_told_of(mixers)} to the logits", frame, table, len(pairs))
+    ]
     intos = []
     for kind, names in _kinds(writers).items():
         receivers = _inputs(names, ["q"])
@@ -251,7 +257,7 @@ def report(
         frames.append(paths)
         whose, tag = ("the queries of ", "queries") if kind == "head" else ("", kind.split()[-1] + "s")
         ends = ", ".join(names if kind == "head" else receivers)
-        items.append(_item(f"paths_{tag}", f"Direct paths to {whose}{ends}", paths, intos[-1]))
+        items.append(_item(f"paths_{tag}", f"Direct paths to {whose}{ends}", paths, intos[-1], len(pairs)))
     if intos:
         into = pd.concat(intos).sort_values("value", key=abs, ascending=False, kind="stable")
         earlier = _earlier(results, into[into["layer"] > first_layer], writers)
@@ -262,7 +268,7 @@ def report(
             reads = summary(inputs)
             told.append(f"One step further back, of what {earlier} reads, {_strongest(reads, to=True)}.")
             frames.append(inputs)
-            items.append(_item("paths_inputs", f"Direct paths to the inputs of {earlier}", inputs, reads))
+            items.append(_item("paths_inputs", f"Direct paths to the inputs of {earlier}", inputs, reads, len(pairs)))
     intro = (
         "A path is patched: the clean prompt runs with one receiver's input as if one sender had written what it "
         "writes in the corrupt prompt. The effect is 0 where that changes nothing and 1 where it gives the corrupt "
@@ -359,9 +365,11 @@ def _strongest(table: pd.DataFrame, *, to: bool = False) -> str:
     return f"{path} has the largest effect ({best['value']:+.2f}{bounds}, {prompts})"
 
 
-def _item(name: str, title: str, frame: pd.DataFrame, table: pd.DataFrame) -> FigureItem:
+def _item(name: str, title: str, frame: pd.DataFrame, table: pd.DataFrame, n: int) -> FigureItem:
     where = " at the last position" if "pos" in frame else ""
-    caption = f"Mean over {frame['prompt'].nunique()} prompts; the receiver's input is changed{where or ' everywhere'}."
+    some = frame["prompt"].nunique()
+    count = f"{some} prompts" if some == n else f"{some} of {n} prompts, evenly drawn"
+    caption = f"Mean over {count}; the receiver's input is changed{where or ' everywhere'}."
     return FigureItem(name, title, caption, plot(frame), table)
 
 

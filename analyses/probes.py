@@ -25,7 +25,7 @@ import torch
 
 from interp import figures, stats
 from interp.arguments import checked
-from interp.command import study_command
+from interp.command import above_zero, study_command, whole
 from interp.contrasts import CONTRASTS, contrast
 from interp.directions import states
 from interp.granularity import PLACES, UNITS, cut_by, described, variants
@@ -34,7 +34,7 @@ from interp.probing import METRICS, Probe, held_out, per_prompt, rows_of, sign_t
 from interp.progress import counting
 from interp.prompts import PromptPairs
 from interp.scales import place
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,7 +189,9 @@ def report(
             table,
         )
     ]
-    tables = [("The ten cells of the residual stream whose probes are furthest beyond shuffled labels", _top(table))]
+    tables = [
+        first_rows("The cells of the residual stream whose probes are furthest beyond shuffled labels", _top(table), 10)
+    ]
     has = {name.rpartition("hook_")[2] for name in model.hook_dict}
     for mixer, site, axis, word in HEADS:
         if mixer not in model.cfg.mixers or site not in has:
@@ -208,7 +210,7 @@ def report(
                 by_head,
             )
         )
-        tables.append((f"The ten {word}s whose probes are furthest beyond shuffled labels", _top(by_head)))
+        tables.append(first_rows(f"The {word}s whose probes are furthest beyond shuffled labels", _top(by_head), 10))
     method = (
         "A logistic regression (scikit-learn, L2 penalty with C = "
         f"{Probe.regularisation:g} on activations scaled to variance 1) is fitted to the activations of most prompts "
@@ -220,7 +222,7 @@ def report(
 
 
 def _top(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["metric"] == "accuracy"].drop(columns=["site", "label", "metric"]).head(10)
+    return table[table["metric"] == "accuracy"].drop(columns=["site", "label", "metric"])
 
 
 def _found(table: pd.DataFrame, what: str, where: str) -> list[str]:
@@ -258,9 +260,9 @@ main = study_command(
     summary=summary,
     by_position=lambda by=None, **others: by is not None and "pos" in [part.strip() for part in by.split(",")],
     options=[
-        click.option("--shuffles", default=Probe.shuffles, show_default=True, help="Shuffles of the control's labels."),
-        click.option("--folds", default=Probe.folds, show_default=True, help="Parts that are held out in turn."),
-        click.option("--regularisation", default=Probe.regularisation, show_default=True, help="scikit-learn's C."),
+        whole("--shuffles", "Shuffles of the control's labels.", default=Probe.shuffles),
+        whole("--folds", "Parts that are held out in turn.", default=Probe.folds, least=2),
+        above_zero("--regularisation", "scikit-learn's C.", default=Probe.regularisation),
         click.option("--label", default="auto", show_default=True, help=f"{', '.join(CONTRASTS)}."),
         click.option("--by", help="The cells of a layer: role, pos, head, several as head,role, or layer."),
         click.option("--site", default="resid_pre", show_default=True, help="Short site names: resid_pre, z, ..."),

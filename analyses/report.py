@@ -25,9 +25,9 @@ import torch
 import analyses
 from interp import behaviour as doing
 from interp.arguments import checked
+from interp.characters import visible_token
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, unknown
-from interp.glyphs import visible
 from interp.gpt import GPT
 from interp.model import HookedModel
 from interp.progress import counting
@@ -212,9 +212,9 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
             "corrupt prompt": pairs.corrupt_texts,
             "right": right,
             "wrong": wrong,
-            "model says": [visible(says) for says in clean.drop_duplicates("prompt")["says"]],
-            "logit difference": values["logit_diff"],
-            "probability": values["prob"],
+            "model says after clean": [visible_token(says) for says in clean.drop_duplicates("prompt")["says"]],
+            "logit difference on clean": values["logit_diff"],
+            "probability of right on clean": values["prob"],
         }
     )
     roles = ", ".join(f"{role} ({pairs.labels(0)[at]})" for role, at in pairs.roles[0].items())
@@ -223,6 +223,7 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
         "difference is the logit of the clean prompt's right answer minus that of the wrong one, at the last position.",
         f"Roles of positions, with those of the first prompt: {roles}." if roles else "",
     ]
+    told = doing.summary(frame).drop(columns=["side", "metric"])
     caption = "The prompts" if len(pairs) <= MOST_PROMPTS else f"The first {MOST_PROMPTS} of {len(pairs)} prompts"
     story.sections.append(
         Section(
@@ -230,7 +231,7 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
             anchor="prompts",
             text=[part for part in text if part],
             tables=[
-                ("Behaviour on both sides, with 95% intervals over prompts", doing.summary(frame)),
+                ("Behaviour on both sides, with 95% intervals over prompts", told),
                 (caption, shown.head(MOST_PROMPTS)),
             ],
         )
@@ -244,7 +245,7 @@ def _listed(model: GPT, answers: Sequence[int]) -> str:
 
 
 def _spelled(model: GPT, token: int) -> str:
-    return visible(model.tokenizer.str_tokens([token])[0]) if model.tokenizer else str(token)
+    return visible_token(model.tokenizer.str_tokens([token])[0]) if model.tokenizer else str(token)
 
 
 def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> None:

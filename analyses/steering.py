@@ -14,6 +14,8 @@ Source: Turner et al. 2023 ("Steering Language Models With Activation Engineerin
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -37,7 +39,7 @@ from interp.probing import Probe, rows_of
 from interp.prompts import PromptPairs
 from interp.rounding import no_effect, of_effect, of_rows
 from interp.sweep import sweep
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -292,7 +294,7 @@ def report(
                 table,
             )
         ],
-        tables=[("The ten strongest cells", held.drop(columns=["vector", "prompts"]).head(10))],
+        tables=[first_rows("The strongest cells", held.drop(columns=["vector", "prompts"]), 10)],
         preformatted=_continued(model, pairs, told, best),
     )
     return frame, section, [finding]
@@ -323,14 +325,17 @@ def _continued(model: HookedModel, pairs: PromptPairs, told: Contrast, best: pd.
 
 
 def _place(context: click.Context, option: click.Parameter, text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
+    return int(text) if re.fullmatch("-?[0-9]{1,9}", text) else text
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
     try:
-        return None if text is None else [float(part) for part in text.split(",")]
+        numbers = None if text is None else [float(part) for part in text.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of numbers such as 1,2,4") from None
+        numbers = [math.nan]
+    if numbers is not None and not all(map(math.isfinite, numbers)):
+        raise click.BadParameter(f"{text!r} is no list of finite numbers such as 1,2,4")
+    return numbers
 
 
 main = study_command(

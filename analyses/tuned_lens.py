@@ -21,9 +21,9 @@ import click
 from interp import figures, stats, texts
 from interp import lens as lenses
 from interp.arguments import checked
-from interp.command import study_command
+from interp.characters import visible_token
+from interp.command import PLACE, above_zero, study_command, whole
 from interp.errors import InterpError
-from interp.glyphs import visible
 from interp.lens_training import train
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
@@ -131,7 +131,7 @@ def _layer(name: str) -> int:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over prompts at the last position for every lens and depth, with intervals."""
     table = lenses.summary(frame)
-    return table.assign(top_token=[visible(token) for token in table["top_token"]])
+    return table.assign(top_token=[visible_token(token) for token in table["top_token"]])
 
 
 @checked
@@ -259,23 +259,21 @@ main = study_command(
     plot=plot,
     summary=summary,
     options=[
-        click.option(
-            "--lens", type=click.Path(path_type=Path), default=None, help="Folder of a lens: loaded, or trained there."
-        ),
+        click.option("--lens", type=PLACE, help="Folder of a lens: loaded, or trained there."),
         click.option(
             "--train-on",
             default=None,
             help=f"A .txt or .jsonl file, or {WRITTEN!r}: text that the model writes itself.",
         ),
-        click.option("--sequences", default=96, show_default=True, help="How many the model writes, or are taken."),
-        click.option("--length", default=48, show_default=True, help="Tokens in a sequence."),
-        click.option("--steps", default=12, show_default=True, help="Training steps behind the closed-form start."),
-        click.option("--batch", default=32, show_default=True, help="Positions in a step."),
-        click.option("--lr", default=0.005, show_default=True, help="Rate of the first step."),
+        whole("--sequences", "How many the model writes, or are taken.", default=96),
+        whole("--length", "Tokens in a sequence.", default=48),
+        whole("--steps", "Training steps behind the closed-form start.", default=12, least=0),
+        whole("--batch", "Positions in a step.", default=32),
+        above_zero("--lr", "Rate of the first step.", default=0.005),
         click.option(
             "--pos", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Positions to read."
         ),
-        click.option("--top", default=5, show_default=True, help="How many of the likeliest tokens to keep."),
+        whole("--top", "How many of the likeliest tokens to keep.", default=5),
     ],
 )
 

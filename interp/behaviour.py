@@ -2,9 +2,13 @@
 
 1. Both sides of every pair are run; the answers' logit difference, probability and rank are read at the last position.
 2. A prompt counts as right when the right answer's logit is above the wrong one's. Guessing gives a half; an exact
-   binomial test says whether the count can be guessing, and its exact interval (Clopper and Pearson 1934) how sure the
-   share is.
-3. `verdict` says it in a sentence, also when there are too few prompts to say.
+   binomial test says whether the count can be guessing, and an exact interval (`interp.stats.share_interval`) how sure
+   the share is.
+3. To be above one wrong answer is not to be said: how often the right answer is the likeliest of all tokens is told as
+   well, and what probability it has.
+4. `verdict` says it in a sentence, also when there are too few prompts to say.
+
+What is right is right for the clean prompt, also where the corrupt one is run.
 """
 
 from __future__ import annotations
@@ -30,6 +34,15 @@ if TYPE_CHECKING:
 METRIC_NAMES = ("logit_diff", "correct", "prob", "rank")
 MOST_LOGITS = 2**26  # numbers that one forward may give: 256 MB in float32
 RELIABLE = 0.8
+SPOKEN = 0.5  # the share of prompts from which on a model is said to say the answer
+SCORED = {"clean": "clean answer on the clean prompt", "corrupt": "clean answer on the corrupt prompt"}
+MEASURED = {
+    "logit_diff": "logit, right minus wrong",
+    "correct": "share with right above wrong",
+    "first": "share with right as the likeliest token",
+    "prob": "probability of right",
+    "rank": "tokens above right",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,8 @@ class Ability:
         ci_low, ci_high: 95% interval of the share.
         p: probability of as many right answers or more by guessing.
         p_wrong: and of as few or fewer.
+        first: how many prompts have the right answer as the likeliest of all tokens; None where that is not known.
+        prob: the right answer's mean probability; None where that is not known.
     """
 
     does: bool | None
@@ -52,6 +67,8 @@ class Ability:
     ci_high: float
     p: float
     p_wrong: float
+    first: int | None = None
+    prob: float | None = None
 
     @property
     def share(self) -> float:
@@ -117,13 +134,29 @@ def _usual(pairs: PromptPairs) -> Metric:
 
 @checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean over prompts with intervals, for each side and metric; of `correct` the exact interval of a share."""
-    table = stats.summarise(frame, by=["side", "metric"])
-    for side in table["side"].unique():
-        ability = able(frame, side=side)
-        at = (table["side"] == side) & (table["metric"] == "correct")
-        table.loc[at, ["ci_low", "ci_high"]] = ability.ci_low, ability.ci_high
+    """Mean over prompts with intervals, for each side and metric, and what each is of.
+
+    `scored` names the answer that counts as right and the prompt that it is scored on; `measured` says the metric in
+    words. `first` is the share of prompts whose likeliest token is the right answer.
+    """
+    table = stats.summarise(_with_first(frame), by=["side", "metric"])
+    words = [MEASURED.get(metric, metric.replace("_", " ")) for metric in table["metric"]]
+    table.insert(0, "scored", table["side"].map(SCORED))
+    table.insert(table.columns.get_loc("metric") + 1, "measured", words)
     return table
+
+
+def _with_first(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with rows of the metric `first`, behind those of `correct`."""
+    import pandas as pd
+
+    rank = frame[frame["metric"] == "rank"]
+    first = rank.assign(metric="first", value=(rank["value"] == 0).astype(float).where(rank["value"].notna()))
+    both = pd.concat([frame, first], ignore_index=True)
+    order = ["logit_diff", "correct", "first", "prob", "rank"]
+    place = both["metric"].map({name: at for at, name in enumerate(order)}).fillna(len(order))
+    sides = both["side"].map({side: at for at, side in enumerate(frame["side"].unique())})
+    return both.assign(_side=sides, _place=place).sort_values(["_side", "_place"], kind="stable")[list(frame)]
 
 
 @checked
@@ -144,15 +177,22 @@ def able(frame: pd.DataFrame, *, side: str = "clean") -> Ability:
         raise InterpError(f"this table has no 'correct' of the {side} side, as interp.behaviour.behaviour measures it")
     n, right = len(values), int(values.sum())
     above, below = (float(binomtest(right, n, 0.5, alternative=way).pvalue) for way in ("greater", "less"))
-    interval = binomtest(right, n).proportion_ci(method="exact")
+    low, high = map(float, stats.share_interval(right, n))
     decided = min(above, below) < stats.SURE
     does = above < stats.SURE if decided else (None if 0.5**n >= stats.SURE else False)
-    return Ability(does, right, n, float(interval.low), float(interval.high), above, below)
+    first, prob = (frame.loc[(frame["side"] == side) & (frame["metric"] == name), "value"] for name in ("rank", "prob"))
+    return Ability(
+        *(does, right, n, low, high, above, below),
+        first=int((first == 0).sum()) if len(first) == n else None,
+        prob=float(prob.mean()) if len(prob) else None,
+    )
 
 
 @checked
 def verdict(frame: pd.DataFrame, name: str) -> str:
     """One sentence: whether the model called `name` does the task, how often, by how much, how sure.
+
+    How often the right answer is above the wrong one, and how often it is what the model itself would say next.
 
     Args:
         frame: as `behaviour` gives it.
@@ -164,7 +204,10 @@ def verdict(frame: pd.DataFrame, name: str) -> str:
     if ability.does is None:
         opening = f"{prompts} {'is' if ability.n == 1 else 'are'} too few to say whether {name} does the task"
     elif ability.does:
-        opening = f"{name} {'does the task' if ability.share >= RELIABLE else 'does the task better than by guessing'}"
+        spoken = ability.first is None or ability.first >= SPOKEN * ability.n
+        what = "does the task" if spoken else "tells the right answer from the wrong one"
+        opening = f"{name} {what}{'' if ability.share >= RELIABLE else ' better than by guessing'}"
+        opening += "" if spoken else ", but in most prompts says something else"
     elif ability.p_wrong < stats.SURE:
         opening = f"{name} does not do the task, it does the opposite"
     else:
@@ -173,17 +216,31 @@ def verdict(frame: pd.DataFrame, name: str) -> str:
     if ability.n > 1:
         interval = f"95% interval {ability.ci_low:.0%} to {ability.ci_high:.0%}"
         said = (
-            f"{opening}: it prefers the right answer in {ability.share:.0%} of {prompts} ({interval}), by {_by(clean)} "
-            "logits on average"
+            f"{opening}: it puts the right answer above the wrong one in {ability.share:.0%} of {prompts} "
+            f"({interval}), by {_by(clean)} logits on average"
         )
     else:
         preferred = "right" if ability.right else "wrong"
-        said = f"{opening}: it prefers the {preferred} answer, with a logit difference of {_by(clean)}"
+        said = f"{opening}: it prefers the {preferred} answer of the two, with a logit difference of {_by(clean)}"
+    said += _own_words(ability)
     usual = [metric for metric in table.loc["clean"].index if metric not in METRIC_NAMES]
     said += "".join(f"; its {metric} is {_by(table.loc[('clean', metric)])}" for metric in usual)
     if ("corrupt", "logit_diff") in table.index:
-        said += f"; on the corrupt prompts the difference is {table.loc[('corrupt', 'logit_diff')]['value']:.2f}"
+        corrupt = table.loc[("corrupt", "logit_diff")]["value"]
+        said += f"; the clean answers' difference on the corrupt prompts is {corrupt:.2f}"
     return f"{said}."
+
+
+def _own_words(ability: Ability) -> str:
+    """How often the right answer is the model's own next token, and its probability, where both are known."""
+    if ability.first is None or ability.prob is None:
+        return ""
+    if ability.n == 1:
+        said = "; the right answer is " + ("" if ability.first else "not ") + "its own next token"
+        return f"{said}, and has probability {ability.prob:.2g}"
+    low, high = map(float, stats.share_interval(ability.first, ability.n))
+    share = f"{ability.first / ability.n:.0%} ({low:.0%} to {high:.0%})"
+    return f"; the right answer is its own next token in {share}, and has probability {ability.prob:.2g} on average"
 
 
 def _by(row: pd.Series) -> str:

@@ -186,6 +186,9 @@ def save(figure: mpl.Figure, frame: pd.DataFrame, stem: str | Path) -> list[Path
     """
     stem = Path(stem)
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in (*FORMATS, "csv")]
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise OutputError(f"figure {stem.name!r} cannot be written: {str(path)!r} is a folder, a pipe or a device")
     try:
         with styled(), settled(figure):
             for path, options in zip(paths, FORMATS.values(), strict=False):

@@ -34,7 +34,7 @@ from interp.errors import InterpError
 from interp.fingerprint import fingerprint
 from interp.graph import Graph, Node
 from interp.model import HookedModel
-from interp.whole_files import write_whole
+from interp.whole_files import read_json, write_whole
 
 FORMAT = "interp.Circuit 1"
 
@@ -152,7 +152,7 @@ class Circuit:
                 architecture.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(Path(path))
         except OSError as error:
             raise InterpError(f"a circuit cannot be read from {str(path)!r}: {error.strerror or error}") from None
         except ValueError as error:

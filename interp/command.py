@@ -8,9 +8,11 @@ exit code 2.
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from interp.characters import visible
 from interp.errors import InterpError, OutputError, PromptError, SweepInterrupted
 from interp.sweep_options import chosen_executor, show_plan, sweep_options
+from interp.ui.terminal import one_form, show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,18 +34,61 @@ if TYPE_CHECKING:
     from interp.plan import Plan
     from interp.prompts import PromptPairs
 
-MOST_ROWS = 40
+LONGEST = 2000  # characters of a refusal
+
+
+class Whole(click.IntRange):
+    """A whole number in a range, and called so in messages."""
+
+    name = "integer"
+
+
+class Place(click.Path):
+    """A path for what is written or read; one that no system can have is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        try:
+            return super().convert(value, param, ctx)
+        except (OSError, ValueError) as error:  # of a path with a NUL
+            self.fail(f"{value!r} is no path: {error}", param, ctx)
+
+
+SEED = Whole(0, 2**63 - 1)
+PLACE = Place(path_type=Path)
+
+
+def whole(name: str, told: str, *, default: int | None = None, least: int = 1) -> Callable[..., Any]:
+    """An option that is a whole number from `least` on, with these words of help."""
+    return click.option(name, type=Whole(min=least), default=default, show_default=default is not None, help=told)
+
+
+def above_zero(name: str, told: str, *, default: float | None = None) -> Callable[..., Any]:
+    """An option that is a finite number above zero."""
+    shown = default is not None
+    return click.option(name, type=float, callback=_positive, default=default, show_default=shown, help=told)
+
+
+def _positive(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise click.BadParameter(f"{value:g} is not a finite number above 0.", ctx, param)
+    return value
 
 
 class RefusedError(click.ClickException):
-    """An `InterpError` as the command line shows it: one line, exit code 2."""
+    """An `InterpError` as the command line shows it: one line that a terminal can bear, exit code 2."""
 
     exit_code = 2
+
+    def __init__(self, told: str) -> None:
+        line = visible(" ".join(told.split("\n")))
+        short = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+        super().__init__(line if len(line) <= LONGEST else short)
 
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Turn what `interp` refuses into one line without a traceback, and an interrupt into exit code 130."""
+    """Turn what `interp` or the system refuses into one line without a traceback, an interrupt into exit code 130."""
     try:
         yield
     except InterpError as error:
@@ -49,19 +96,46 @@ def refusals() -> Iterator[None]:
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         sys.exit(130)
+    except UnicodeEncodeError as error:
+        shown = visible(error.object[error.start : error.start + 1])
+        told = f"this output takes no {shown!r}, as its encoding is {error.encoding}; set PYTHONIOENCODING=utf-8"
+        raise RefusedError(told) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # who reads has had enough; click ends quietly
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        raise RefusedError(f"{place}{error.strerror or error}") from error
+    except MemoryError as error:
+        raise RefusedError("there is not enough memory for this; try a smaller model or fewer prompts") from error
+
+
+def number_options(n: str, seed: str, *, default: int = 16) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--n` and `--seed` with these words of help."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option("--seed", type=SEED, default=0, show_default=True, help=seed)(command)
+        return whole("--n", n, default=default)(command)
+
+    return add
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--model`, `--device` and `--dtype`."""
     for add in (
         click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16, float16 or float64."),
-        click.option("--device", default=None, help="cpu, cuda, cuda:1, ...; the best there is by default."),
+        click.option("--device", callback=_device, help="cpu, cuda, cuda:1, ...; the best there is by default."),
         click.option(
             "--model", "source", default="smollm2-135m", show_default=True, help="Name, folder or .gguf file."
         ),
     ):
         command = add(command)
     return command
+
+
+def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and value.partition(":")[0] == "meta":
+        raise click.BadParameter("'meta' holds no numbers; expected cpu, cuda, cuda:1, ...", ctx, param)
+    return value
 
 
 def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,10 +150,9 @@ def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--aligned", is_flag=True, help="Prompts whose positions line up; a study by position takes them anyway."
         ),
-        click.option(
-            "--seed", default=0, show_default=True, help="Seed of the task's prompts and of what a study draws."
+        number_options(
+            "How many prompts; of a data file, at most.", "Seed of the task's prompts and of what a study draws."
         ),
-        click.option("--n", default=16, show_default=True, help="How many prompts; of a data file, at most."),
         click.option(
             "--task",
             default="ioi",
@@ -166,7 +239,7 @@ def study_command(
     @sweep_options(takes, dry_run=plan is not None)
     @click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=PLACE,
         default=None,
         help=f"Folder for the figure, its CSV and a manifest{goes_on}.",
     )
@@ -193,8 +266,9 @@ def study_command(
         **typed: Any,
     ) -> None:
         with refusals():
-            if as_csv and (as_json or dry_run):
-                raise PromptError("a plan is no CSV: leave out --csv" if dry_run else "choose one of --json and --csv")
+            one_form(as_json, as_csv)
+            if as_csv and dry_run:
+                raise PromptError("a plan is no CSV: leave out --csv")
             chosen = {option: value for option, value in typed.items() if value is not None}
             machines = chosen_executor(chosen.pop("executor", None), chosen.pop("address", None))
             lined_up = prompt is None and by_position is not None and by_position(**chosen)
@@ -247,18 +321,6 @@ def _say_whether_able(model: HookedModel, pairs: PromptPairs) -> None:
     click.echo(verdict(behaviour(model, pairs), model.cfg.model_name), err=True)
 
 
-def show(frame: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False) -> None:
-    """Print a table to stdout: JSON lines, CSV, or columns for the eye (the first rows, when there are many)."""
-    if as_json:
-        click.echo(frame.to_json(orient="records", lines=True, force_ascii=False), nl=False)
-    elif as_csv:
-        click.echo(frame.to_csv(index=False), nl=False)
-    else:
-        click.echo(frame.head(MOST_ROWS).to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep=""))
-        if len(frame) > MOST_ROWS:
-            click.echo(f"... {len(frame) - MOST_ROWS} more rows: --csv prints every measurement", err=True)
-
-
 def save_study(
     out: Path,
     name: str,
@@ -280,7 +342,10 @@ def save_study(
     record = provenance(
         model, pairs, metric=options.get("metric"), seed=seed, extra={"study": name, "options": options}
     )
-    manifest.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    try:
+        manifest.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {str(manifest)!r}: {error.strerror or error}") from error
     return [*paths, manifest]
 
 
@@ -295,8 +360,9 @@ def check_folder(out: Path) -> None:
         probe = out / ".writable"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise OutputError(f"cannot write to the folder {str(out)!r}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # a ValueError is of a path with a NUL
+        told = getattr(error, "strerror", None) or error
+        raise OutputError(f"cannot write to the folder {str(out)!r}: {told}") from error
 
 
 def _reflow(doc: str) -> str:

@@ -154,6 +154,8 @@ class Direction:
         from safetensors import SafetensorError, safe_open
 
         try:
+            if Path(path).exists() and not Path(path).is_file():
+                raise OSError("it is a folder, a pipe or a device, not a file")
             with safe_open(str(path), "pt") as file:
                 about = file.metadata() or {}
                 if about.get("format") != FORMAT:

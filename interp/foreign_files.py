@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from interp import whole_files
 from interp.errors import WeightsError
 
 LFS = b"version https://git-lfs.github.com/spec/"
@@ -42,13 +42,11 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     refuse_pointer(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = whole_files.read_json(file)
     except OSError as error:
         raise WeightsError(f"{file} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise WeightsError(f"{file} is no JSON that can be read: {error}") from error
-    except RecursionError:
-        raise WeightsError(f"{file} is no JSON that can be read: it is nested too deeply") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{file} must hold a JSON object, not {type(content).__name__}")
     return content

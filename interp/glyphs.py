@@ -15,8 +15,10 @@ from matplotlib import font_manager
 from matplotlib.textpath import TextToPath
 
 from interp import tokens as text_of
+from interp.characters import right_to_left, visible_token
 
 FAMILY = "DejaVu Sans"
+FORWARD = "\u200e"  # a mark without a shape: a label that begins with it runs from left to right
 
 
 @lru_cache(maxsize=1)
@@ -27,16 +29,20 @@ def _glyphs() -> frozenset[int]:
 def drawable(text: str) -> str:
     """`text` with the characters that the font lacks, and control characters, written as their codes in hex.
 
+    Words that run from right to left stay where they stand in it: matplotlib would turn all of a label that has some.
+
     >>> print(drawable("naïve Жα 中文!"))
     naïve Жα <4E2D 6587>!
     """
+    turned = right_to_left(text)
+    text = text.removeprefix(FORWARD) if turned else text
 
     def pieces() -> Iterator[str]:
         for missing, run in groupby(text, key=lambda c: not c.isprintable() or ord(c) not in _glyphs()):
             characters = list(run)
             yield "<" + " ".join(f"{ord(c):04X}" for c in characters) + ">" if missing else "".join(characters)
 
-    return "".join(pieces())
+    return FORWARD * turned + "".join(pieces())
 
 
 def written(text: str) -> str:
@@ -50,7 +56,7 @@ def visible(token: str) -> str:
     >>> print(visible(" Mary"), visible("\n"), visible("  "))
     Mary ⏎ ··
     """
-    return drawable(text_of.labels([token])[0].partition(": ")[2])
+    return drawable(visible_token(token))
 
 
 def position_labels(tokens: Sequence[str]) -> list[str]:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from interp.errors import ConfigError, OutputError
+from interp.whole_files import read_regular
 
 FORMAT = "interp.Journal 1"
 MANIFEST = "manifest.json"
@@ -79,18 +80,20 @@ class Journal:
             OutputError: the folder cannot be written, holds something else or the sweep of another key (the message
                 says which parts differ), or its manifest is damaged.
         """
-        folder = Path(folder).expanduser().absolute()
+        folder = Path(os.path.expanduser(folder)).absolute()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(folder)
             if not (folder / MANIFEST).exists():
                 _refuse_strangers(folder)
                 _write(folder / MANIFEST, _manifest(key, plan), publish=_first)
-            content = (folder / MANIFEST).read_bytes()
+            content = read_regular(folder / MANIFEST)
         except OutputError:
             raise
         except (FileExistsError, NotADirectoryError):
             raise OutputError(f"{folder} cannot hold a sweep: it, or a folder above it, is a file") from None
+        except ValueError as error:  # a path with a NUL
+            raise OutputError(f"{str(folder)!r} cannot hold a sweep: {error}; give another --out") from None
         except OSError as error:
             what, then = FULL.get(error.errno or 0, (error.strerror or str(error), "give another --out"))
             raise OutputError(f"{folder} cannot hold a sweep: {what}; {then}") from error
@@ -99,9 +102,19 @@ class Journal:
         return cls(folder, manifest["key"], manifest["plan"], manifest["sha256"])
 
     def finished(self) -> set[str]:
-        """The parts that are on disk and whole; reads and checks every file."""
-        parts = {name.removesuffix(SUFFIX) for name in os.listdir(self.folder) if name.endswith(SUFFIX)}
-        return {part for part in parts if PART.fullmatch(part) and self._content(part) is not None}
+        """The parts that are on disk and whole; reads and checks every file.
+
+        Raises:
+            OutputError: a folder has a part's name.
+        """
+        names = {name.removesuffix(SUFFIX) for name in os.listdir(self.folder) if name.endswith(SUFFIX)}
+        parts = {name for name in names if PART.fullmatch(name)}
+        for part in sorted(parts):
+            if (place := self.folder / f"{part}{SUFFIX}").is_dir():  # nothing could take its place
+                raise OutputError(
+                    f"{place} is a folder where a file of a sweep belongs: remove it, or give another --out"
+                )
+        return {part for part in parts if self._content(part) is not None}
 
     def write(self, part: str, columns: Mapping[str, np.ndarray]) -> None:
         """Put a part on disk, whole or not at all; one that is there is replaced.
@@ -145,7 +158,7 @@ class Journal:
     def _content(self, part: str) -> bytes | None:
         """The bytes of a part's file if they are those that were written."""
         try:
-            content = (self.folder / f"{part}{SUFFIX}").read_bytes()
+            content = read_regular(self.folder / f"{part}{SUFFIX}")
         except OSError:
             return None
         at = content.rfind(CHECKSUM)
@@ -280,7 +293,7 @@ def _remove_leftovers(folder: Path) -> None:
     for name in os.listdir(folder):
         if PARTIAL.fullmatch(name):
             with contextlib.suppress(OSError):
-                handle = os.open(folder / name, os.O_RDWR)
+                handle = os.open(folder / name, os.O_RDWR | os.O_NONBLOCK)
                 try:
                     if _lock(handle, wait=False):
                         os.unlink(folder / name)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from interp.arguments import is_whole, plain, shown
 from interp.errors import PromptError, check_choice
 from interp.tokens import MASK_OF, as_mask, pad, whole_ids
+from interp.whole_files import read_json
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -181,10 +181,10 @@ def read_saved(path: Path, form: str) -> dict[str, Any]:
         PromptError: a file that is missing, or is something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except OSError as error:
         raise PromptError(f"prompt pairs cannot be read from {str(path)!r}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PromptError(f"{str(path)!r} holds no prompt pairs: {error}") from None
     if not isinstance(content, dict) or content.get("format") != form:
         raise PromptError(f"{str(path)!r} holds no prompt pairs: its format is not {form!r}")

@@ -3,7 +3,8 @@
 1. Values stand in cells, one for each prompt; missing ones (NaN) are left out. 2. Prompts are drawn again with
 replacement, the same draws for every cell with as many values. 3. The interval is the bias-corrected and accelerated
 one (Efron 1987, "Better Bootstrap Confidence Intervals"), by `scipy.stats.bootstrap`; where it does not exist, the
-percentile interval.
+percentile interval. A share of prompts has the exact interval of a binomial share: where all are right, prompts drawn
+again are right, too, and a bootstrap interval would have no width.
 4. Among many cells some are far from zero by chance: `tested` gives each a p that takes their number into account.
 """
 
@@ -34,6 +35,7 @@ def _mean(values: Array, axis: int = -1) -> Any:
 
 CORRECTIONS = ("bh", "by", "none")
 SURE = 0.05  # the p below which reports call something sure
+SHARES = frozenset({"correct", "first", "accuracy"})  # metrics that are shares: their values lie between 0 and 1
 STATISTICS: dict[str, Callable[..., Any]] = {"mean": _mean, "median": np.median}
 
 
@@ -125,6 +127,44 @@ def _bounds(
     return low, high
 
 
+def share_interval(right: Any, n: Any, *, confidence: float = 0.95) -> tuple[Array, Array]:
+    """The exact interval of a share (Clopper and Pearson 1934).
+
+    Where prompts count in part, `right` is no whole number; such values vary less than those that are 0 or 1, and the
+    interval is too wide rather than too narrow.
+
+    Args:
+        right: how many are right [...].
+        n: of how many [...]; of none the interval is NaN.
+        confidence: probability that the interval is to cover the truth with.
+
+    Returns:
+        Lower and upper bounds [...].
+
+    >>> print(*(f"{float(bound):.3f}" for bound in share_interval(20, 20)))
+    0.832 1.000
+    """
+    from scipy.special import betaincinv
+
+    tail = (1 - confidence) / 2
+    right, n = np.asarray(right, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    with np.errstate(all="ignore"):
+        low = np.where(right > 0, betaincinv(right, n - right + 1, tail), 0.0)
+        high = np.where(right < n, betaincinv(right + 1, n - right, 1 - tail), 1.0)
+    return np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
+
+
+def _of_shares(interval: Interval, named: pd.DataFrame, value: str, confidence: float) -> Interval:
+    """The intervals of groups [group], exact where the values of a metric are shares."""
+    if value != "value":  # changes of a share are none
+        return interval
+    low, high = share_interval(interval.value * interval.n, interval.n, confidence=confidence)
+    of_share = named["metric"].isin(SHARES).to_numpy() & (interval.value >= 0) & (interval.value <= 1)
+    return interval._replace(
+        ci_low=np.where(of_share, low, interval.ci_low), ci_high=np.where(of_share, high, interval.ci_high)
+    )
+
+
 @checked
 def summarise(
     frame: pd.DataFrame,
@@ -148,8 +188,9 @@ def summarise(
         confidence: as in `bootstrap`, and so are the further arguments.
 
     Returns:
-        Columns `by`, `metric`, `value`, `n` (prompts with a value), `ci_low`, `ci_high`; and `reason`, of a frame that
-        says in `rounding` how far rounding can take its metric, where prompts have no value because of it.
+        Columns `by`, `metric`, `value`, `n` (prompts with a value), `ci_low`, `ci_high`; of the column "value" of a
+        metric that is a share (`SHARES`), the mean's interval is exact. And `reason`, of a frame that says in
+        `rounding` how far rounding can take its metric, where prompts have no value because of it.
 
     Raises:
         UnknownName: a column that the frame does not have.
@@ -157,6 +198,7 @@ def summarise(
     """
     named, cells = _cells(frame, by, value)
     interval = bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed, statistic=statistic)
+    interval = interval if statistic != "mean" else _of_shares(interval, named, value, confidence)
     return named.assign(**interval._asdict(), **_reasons(frame, by, cells))
 
 
@@ -196,7 +238,9 @@ def tested(
     """
     check_choice("correction", correction, CORRECTIONS)
     named, cells = _cells(frame, by, value)
-    interval = bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed)
+    interval = _of_shares(
+        bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed), named, value, confidence
+    )
     p = _p_values(cells, null)
     if rounding is not None:
         off = _mean_of_known(_cells(frame.assign(rounding=rounding), by, "rounding")[1], ~np.isnan(cells))

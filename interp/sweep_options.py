@@ -10,15 +10,13 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
 from interp.errors import ConfigError
-from interp.plan import expected_seconds
-from interp.sweep import EXECUTORS, Executor
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
     from interp.plan import Plan
+    from interp.sweep import Executor
 
 UNITS = {
     **{f"{letter}B": 1000**power for power, letter in enumerate("kMGT", start=1)},
@@ -55,6 +53,8 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 
 def sweep_options(takes: Container[str], *, dry_run: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--max-memory`, `--executor` and `--address` for a study that takes them, and `--dry-run` where it has a plan."""
+    from interp.sweep import EXECUTORS  # imports torch
+
     options = []
     if dry_run:
         options.append(click.option("--dry-run", is_flag=True, help="Print what would be run and what it costs."))
@@ -88,6 +88,10 @@ def chosen_executor(name: str | None, address: str | None) -> str | Executor:
 
 def show_plan(plan: Plan, model: HookedModel, *, as_json: bool) -> None:
     """Print what a sweep would run, and how long it should take here, to stdout."""
+    import torch
+
+    from interp.plan import expected_seconds
+
     seconds = expected_seconds(plan, model)
     if not as_json:
         threads = torch.get_num_threads()

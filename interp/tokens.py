@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -23,6 +22,7 @@ import torch
 
 from interp import tokenizer_files
 from interp.arguments import is_whole, plain
+from interp.characters import visible_token
 from interp.errors import PromptError, WeightsError
 
 if TYPE_CHECKING:
@@ -327,30 +327,8 @@ def labels(tokens: Sequence[str | bytes]) -> list[str]:
     >>> labels(["When", " John", "  ", "\n", b"\xf0\x9f", ""])
     ['0: When', '1: John', '2: ··', '3: ⏎', '4: <F0><9F>', '5: ∅']
     """
-    return [f"{position}: {_visible(token)}" for position, token in enumerate(tokens)]
-
-
-VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"}
-JOINERS = "\u200c\u200d"
-
-
-def _visible(token: str | bytes) -> str:
-    text = token.decode("utf-8", "surrogateescape") if isinstance(token, bytes) else token
-    if len(text) > 1 and text[0] == " " and not text[1].isspace():
-        text = text[1:]
-    shown = "".join(_shown(character, alone=len(text) == 1) for character in text) or "∅"
-    return "◌" + shown if unicodedata.category(shown[0]).startswith("M") else shown
-
-
-def _shown(character: str, *, alone: bool) -> str:
-    if character in VISIBLE:
-        return VISIBLE[character]
-    code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte that surrogateescape could not decode
-        return f"<{code - 0xDC00:02X}>"
-    if character in JOINERS and not alone:
-        return character
-    return f"<U+{code:04X}>" if unicodedata.category(character)[0] in "CZ" else character
+    texts = [token.decode("utf-8", "surrogateescape") if isinstance(token, bytes) else token for token in tokens]
+    return [f"{position}: {visible_token(text)}" for position, text in enumerate(texts)]
 
 
 def _checked(text: object) -> str:

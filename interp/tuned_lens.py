@@ -27,7 +27,7 @@ from interp.errors import InterpError, UnknownName, WeightsError, unknown
 from interp.fingerprint import fingerprint
 from interp.lens import depths, divergence, read_out
 from interp.model import HookedModel
-from interp.whole_files import write_whole
+from interp.whole_files import read_json, read_regular, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,10 +174,10 @@ class TunedLens:
         """
         folder = Path(folder).expanduser()
         try:
-            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+            config = read_json(folder / CONFIG_FILE)
             if not isinstance(config, dict) or config.get("format") != FORMAT:
                 raise WeightsError(f"{str(folder / CONFIG_FILE)!r} is of something else: its format is not {FORMAT!r}")
-            tensors = safetensors.torch.load((folder / WEIGHTS_FILE).read_bytes())
+            tensors = safetensors.torch.load(read_regular(folder / WEIGHTS_FILE))
         except OSError as error:
             raise WeightsError(f"no tuned lens can be read from {str(folder)!r}: {error.strerror or error}") from None
         except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:

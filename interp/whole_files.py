@@ -1,7 +1,9 @@
-"""A small file, or a folder of files, that is written whole or not at all, whatever happens on the way.
+"""Small files, and folders of files: written whole or not at all, whatever happens on the way, and read only where they
+are files.
 
 1. The content goes to a file of another name in the same folder. 2. That file takes the name that was asked for, in
 place of what had it, in one step. 3. What goes wrong is an `OutputError`, and no part of a file is left.
+4. What only has the name of a file (a pipe, a socket, a device) is refused at once: to open it could wait for ever.
 
 Files of a folder are all written before the first takes its place.
 
@@ -11,11 +13,15 @@ Results that several processes write are the business of `interp.journal`.
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from interp.errors import OutputError
 
@@ -78,3 +84,29 @@ def whole_folder(folder: Path, *, what: str, first: str) -> Iterator[Path]:
         if not existed:
             with contextlib.suppress(OSError, ValueError):  # it holds the files when all went well
                 folder.rmdir()
+
+
+def read_regular(path: Path) -> bytes:
+    """All that a file holds.
+
+    Raises:
+        OSError: it is missing, cannot be read, or is no file but a folder, a pipe, a socket or a device.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file", str(path))
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file in UTF-8 holds.
+
+    Raises:
+        OSError: as `read_regular`.
+        JSONDecodeError, UnicodeDecodeError: it holds something else.
+    """
+    try:
+        return json.loads(read_regular(path).decode("utf-8"))
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from None

@@ -178,6 +178,8 @@ def test_attention_of_every_query_sums_to_one(kind: str) -> None:
     _, cache = model.run_with_cache(pairs.clean[:1])
     value = one[(one["prompt"] == 0) & (one["query"] == 4) & (one["key"] == 2)]["value"].item()
     assert value == pytest.approx(float(cache["pattern", 1][0, 2, 4, 2]), rel=1e-4)
+    assert attention_patterns.plot(frame).get_suptitle() == "The 6 of 8 heads with the strongest links"
+    assert not attention_patterns.plot(one).get_suptitle()
     attention_patterns.plot(frame).canvas.draw()
 
 

@@ -17,6 +17,9 @@ from interp.metrics import METRICS
 from interp.prompts import PromptPairs
 from interp.tasks import induction
 
+ABOVE = "it puts the right answer above the wrong one in"
+ONE = "1 prompt is too few to say whether it does the task"
+
 
 def pairs_of(lengths: tuple[int, ...] = (6, 4, 6)) -> PromptPairs:
     generator = torch.Generator().manual_seed(8)
@@ -25,11 +28,14 @@ def pairs_of(lengths: tuple[int, ...] = (6, 4, 6)) -> PromptPairs:
     return PromptPairs.from_tokens(clean, corrupt, answers=[(i, i + 4) for i in range(len(lengths))])
 
 
-def said(right: int, n: int, *, by: float = 2.0) -> pd.DataFrame:
-    """A table in which the first `right` of n prompts are right, by some logits."""
+def said(right: int, n: int, *, by: float = 2.0, first: int | None = None, prob: float = 0.25) -> pd.DataFrame:
+    """A table in which the first `right` of n prompts are right, by some logits, and the first `first` of them said."""
     values = [by if at < right else -by for at in range(n)]
     rows = [("clean", at, "logit_diff", value, "x") for at, value in enumerate(values)]
     rows += [("clean", at, "correct", float(value > 0), "x") for at, value in enumerate(values)]
+    if first is not None:
+        rows += [("clean", at, "prob", prob, "x") for at in range(n)]
+        rows += [("clean", at, "rank", float(at >= first) * 7, "x") for at in range(n)]
     return pd.DataFrame(rows, columns=["side", "prompt", "metric", "value", "says"])
 
 
@@ -79,15 +85,40 @@ def test_one_more_metric_is_measured_and_told() -> None:
 @pytest.mark.parametrize(
     ("right", "n", "does", "says"),
     [
-        (31, 32, True, "it does the task: it prefers the right answer in 97% of 32 prompts (95% interval 84% to 100%)"),
-        (23, 32, True, "it does the task better than by guessing: it prefers the right answer in 72% of 32"),
+        (
+            31,
+            32,
+            True,
+            f"it does the task: {ABOVE} 97% of 32 prompts (95% interval 84% to 100%)",
+        ),
+        (
+            23,
+            32,
+            True,
+            f"it does the task better than by guessing: {ABOVE} 72% of 32",
+        ),
         (17, 32, False, "it does not do the task, as far as 32 prompts can tell (p = 0.43 by guessing)"),
-        (2, 32, False, "it does not do the task, it does the opposite: it prefers the right answer in 6% of 32"),
-        (5, 5, True, "it does the task: it prefers the right answer in 100% of 5 prompts"),
+        (
+            2,
+            32,
+            False,
+            f"it does not do the task, it does the opposite: {ABOVE} 6% of 32",
+        ),
+        (5, 5, True, f"it does the task: {ABOVE} 100% of 5 prompts"),
         (4, 4, None, "4 prompts are too few to say whether it does the task"),
         (0, 4, None, "4 prompts are too few to say whether it does the task"),
-        (1, 1, None, "1 prompt is too few to say whether it does the task: it prefers the right answer, with a logit"),
-        (0, 1, None, "1 prompt is too few to say whether it does the task: it prefers the wrong answer, with a logit"),
+        (
+            1,
+            1,
+            None,
+            f"{ONE}: it prefers the right answer of the two, with a logit",
+        ),
+        (
+            0,
+            1,
+            None,
+            f"{ONE}: it prefers the wrong answer of the two, with a logit",
+        ),
     ],
 )
 def test_the_verdict_says_no_more_than_the_count_can(right: int, n: int, does: bool | None, says: str) -> None:
@@ -98,6 +129,52 @@ def test_the_verdict_says_no_more_than_the_count_can(right: int, n: int, does: b
     assert ability.does is does and ability.ci_low <= ability.share <= ability.ci_high
     sentence = doing.verdict(frame, "it")
     assert sentence.startswith(says) and sentence.endswith(".") and "nan" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("right", "first", "n", "opening", "own"),
+    [
+        (
+            20,
+            1,
+            20,
+            "it tells the right answer from the wrong one, but in most prompts says something else: ",
+            "5% (0% ",
+        ),
+        (20, 20, 20, "it does the task: ", "100% (83% to 100%)"),
+        (15, 4, 20, "it tells the right answer from the wrong one better than by guessing, but in most", "20% (6% to"),
+        (10, 2, 20, "it does not do the task, as far as 20 prompts can tell", "10% (1% to 32%)"),
+    ],
+)
+def test_the_verdict_tells_the_better_of_two_from_what_is_said(
+    right: int, first: int, n: int, opening: str, own: str
+) -> None:
+    frame = said(right, n, first=first, prob=0.03)
+    ability = doing.able(frame)
+    assert (ability.right, ability.first, ability.prob) == (right, first, pytest.approx(0.03))
+    sentence = doing.verdict(frame, "it")
+    assert sentence.startswith(opening)
+    assert f"it puts the right answer above the wrong one in {right / n:.0%} of {n} prompts" in sentence
+    assert f"; the right answer is its own next token in {own}" in sentence
+    assert sentence.endswith(", and has probability 0.03 on average.")
+    assert "; the right answer is not its own next token, and has probability 0.03." in doing.verdict(
+        said(1, 1, first=0, prob=0.03), "it"
+    )
+
+
+def test_the_summary_names_what_is_scored_where() -> None:
+    model, pairs = make("gpt2"), pairs_of()
+    frame = doing.behaviour(model, pairs)
+    table = doing.summary(frame)
+    assert table.groupby("side")["scored"].unique().map(list).to_dict() == {
+        "clean": ["clean answer on the clean prompt"],
+        "corrupt": ["clean answer on the corrupt prompt"],
+    }
+    of = table.set_index(["side", "metric"])
+    for side in ("clean", "corrupt"):
+        ranks = frame[(frame["side"] == side) & (frame["metric"] == "rank")]["value"]
+        assert of.loc[(side, "first"), "value"] == (ranks == 0).mean()
+        assert of.loc[(side, "first"), "measured"] == "share with right as the likeliest token"
 
 
 def test_the_exact_interval_leaves_out_what_the_count_makes_unlikely() -> None:

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
+import analyses
 from analyses.cli import main, study_names
 from analyses.report import chosen_studies
+from interp.command import RefusedError, refusals
+from interp.ui.terminal import show
 
 
 def call(*words: object) -> Result:
@@ -175,3 +179,159 @@ def test_a_study_by_position_takes_prompts_that_line_up(talker: Path) -> None:
     assert not ok(*words, "--by", "pos", "--quiet").stderr
     roles = ok(*words, "--by", "role")
     assert "--aligned" not in roles.stderr and roles.stdout != ok(*words, "--by", "role", "--aligned").stdout
+
+
+def test_help_and_lists_come_without_what_is_slow() -> None:
+    slow = ["torch", "numpy", "pandas", "matplotlib", "scipy", "transformers", "jinja2"]
+    calls = [["--help"], ["run", "--help"], ["run", "-h"], ["lens", "--help"], ["report", "--help"], ["models"]]
+    calls += [["models", "--json"], ["models", "--csv"]]
+    program = (
+        "import sys; from click.testing import CliRunner; from analyses.cli import main\n"
+        f"for words in {calls}:\n"
+        "    result = CliRunner().invoke(main, words); assert result.exit_code == 0, (words, result.output)\n"
+        f"    print([name for name in {slow} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[]"] * len(calls), done.stderr
+
+
+def test_a_study_is_listed_by_its_docstring_and_imported_when_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = tmp_path / "used"
+    (tmp_path / "my_own_study.py").write_text(
+        f'"""Mine: what is it good for?\\n\\nMore."""\nimport pathlib\nimport click\n'
+        f"pathlib.Path({str(used)!r}).touch()\n"
+        "@click.command('my-own-study')\ndef main():\n    click.echo('it ran')\n"
+    )
+    monkeypatch.setattr("analyses.__path__", [*analyses.__path__, str(tmp_path)])
+    shown = ok("run", "--help").stdout
+    assert re.search(r"my-own-study +Mine: what is it good for", shown) and "activation-patching" in shown
+    assert not used.exists()
+    assert ok("run", "my-own-study").stdout == "it ran\n" and used.exists()
+    sys.modules.pop("analyses.my_own_study")
+
+
+def test_a_long_table_loses_its_middle_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pd.DataFrame({"layer": range(61), "token": [f"t{at}" for at in range(61)], "value": [0.5] * 61})
+    show(frame)
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[1:21]] == [str(at) for at in range(20)]
+    assert lines[21] == "... 21 of 61 rows left out here ..."
+    assert [line.split()[0] for line in lines[22:]] == [str(at) for at in range(41, 61)]
+    assert err == "21 of 61 rows left out in the middle: --csv prints every measurement\n"
+    for most, rows in ((None, 61), (61, 61)):
+        show(frame, most=most)
+        assert capsys.readouterr().out.count("\n") == rows + 1
+
+
+def test_the_quick_look_shows_every_layer(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = pd.DataFrame({"layer": range(200), "top_1": ["x"] * 200})
+    monkeypatch.setattr("analyses.logit_lens.top_tokens", lambda frame: deep)
+    done = ok("lens", "Mary saw John and", "--model", talker)
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [str(at) for at in range(200)]
+
+
+def test_a_table_for_the_eye_shows_what_cannot_be_seen_and_its_data_stay_as_they_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    odd = "a\u202eb\x1b[2J\nc"
+    frame = pd.DataFrame({"token": [odd, "שלום", "中"], "value": [0.123456, float("nan"), 2.0], "n": [1, 22, 333]})
+    show(frame)
+    shown = "a<U+202E>b<U+001B>[2J⏎c"
+    wide = len(shown)
+    assert capsys.readouterr().out.splitlines() == [
+        f"{'token':<{wide}}   value    n",
+        f"{shown}  0.1235    1",
+        "\u2068שלום\u2069" + " " * (wide - 4) + " " * 8 + "   22",
+        "中" + " " * (wide - 2) + "       2  333",
+    ]
+    show(frame, as_json=True)
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["token"] == odd
+    show(frame, as_csv=True)
+    assert pd.read_csv(io.StringIO(capsys.readouterr().out))["token"][0] == odd
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "logit-lens", "--seed", str(2**70)], "'--seed': 1180591620717411303424 is not in the range"),
+        (["run", "logit-lens", "--seed", "-1"], "'--seed': -1 is not in the range"),
+        (["run", "logit-lens", "--n", "1.5"], "'--n': '1.5' is not a valid integer"),
+        (["run", "logit-lens", "--n", "0"], "'--n': 0 is not in the range x>=1"),
+        (["run", "logit-lens", "--n", "nan"], "'--n': 'nan' is not a valid integer"),
+        (["run", "logit-lens", "--top", "0"], "'--top': 0 is not in the range x>=1"),
+        (["run", "ablation", "--draws", "-1"], "'--draws': -1 is not in the range x>=0"),
+        (["run", "circuit", "--tau", "nan"], "'--tau': nan is not a finite number above 0"),
+        (["run", "probes", "--regularisation", "inf"], "'--regularisation': inf is not a finite number above 0"),
+        (["run", "tuned-lens", "--lr", "-1"], "'--lr': -1 is not a finite number above 0"),
+        (["run", "steering", "--strengths", "1,nan"], "'1,nan' is no list of finite numbers"),
+        (["run", "calibration", "--n", "0"], "'--n': 0 is not in the range"),
+        (["run", "copying", "--steps", "0"], "'--steps': 0 is not in the range"),
+        (["run", "logit-lens", "--device", "xx"], "device 'xx' cannot be used here"),
+        (["run", "logit-lens", "--device", "meta"], "'meta' holds no numbers"),
+        (["run", "logit-lens", "--task", "x" * 10**6], "no task matches"),
+        (["run", "logit-lens", "--task", "x" * 5000 + ".csv"], "there is no data file"),
+        (["run", "logit-lens", "--task", "x\x1b[2J"], "no task matches"),
+        (["run", "logit-lens", "--out", "a\0b"], "is no path: embedded null byte"),
+        (["run", "logit-lens", "--out", "x" * 5000], "File name too long"),
+        (["report", "ioi", "--out", "a\0b"], "is no path: embedded null byte"),
+        (["report", "ioi", "--out", "x" * 5000], "File name too long"),
+        (["lens", "x", "--model", "~nobody-of-this-name/x"], "no model matches"),
+        (["models", "--json", "--csv"], "choose one of --json and --csv"),
+    ],
+)  # fmt: skip
+def test_bad_values_end_in_a_short_refusal(words: list[str], says: str, talker: Path) -> None:
+    own = {"--model"} & set(words) or words[0] == "models" or words[1] in ("calibration", "copying")
+    result = call(*words, *([] if own else ["--model", talker]))
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert says in result.stderr and "Traceback" not in result.output and not result.stdout
+    assert len(result.stderr) < 3000 and "\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "folder"])
+def test_what_stands_in_the_way_of_a_result_is_named(kind: str, talker: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if kind == "file":
+        out.write_text("mine")
+    else:
+        out.mkdir()
+        (os.mkfifo if kind == "pipe" else os.mkdir)(out / "logit-lens.pdf")
+    done = call("run", "logit-lens", "--model", talker, "--n", 2, "--quiet", "--out", out)
+    assert done.exit_code == 2 and str(out) in done.stderr and "Traceback" not in done.output
+
+
+def test_an_interrupt_ends_quietly_wherever_it_comes(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("interp.weights.load.load", "interp.command.load_prompts", "analyses.cli.importlib.import_module"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, interrupted)
+            done = call("run", "logit-lens", "--model", talker, "--quiet")
+        assert (done.exit_code, done.stderr, done.stdout) == (130, "interrupted\n", "")
+
+
+def test_what_the_system_refuses_is_one_line() -> None:
+    for error, says in (
+        (OSError(28, "No space left on device", "there"), "there: No space left on device"),
+        (UnicodeEncodeError("ascii", "a中", 1, 2, "ordinal not in range"), "takes no '中', as its encoding is ascii"),
+        (MemoryError(), "not enough memory"),
+    ):
+        with pytest.raises(RefusedError) as caught, refusals():
+            raise error
+        assert says in str(caught.value) and caught.value.exit_code == 2
+    with pytest.raises(BrokenPipeError), refusals():
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_reader_that_has_had_enough_gets_no_traceback() -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-m", "analyses.cli", "models", "--csv"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    told = running.stderr.read().decode()
+    running.stderr.close()
+    assert running.wait() in (0, 1) and "Traceback" not in told and "Exception" not in told

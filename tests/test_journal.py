@@ -6,8 +6,10 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +160,62 @@ def test_every_damage_to_a_part_is_noticed_and_mended(tmp_path: Path) -> None:
             journal.read(PARTS[2])
     journal.write(PARTS[2], columns(2))
     assert path.read_bytes() == whole and journal.finished() == set(PARTS)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "dangling link", "unreadable"])
+def test_what_only_has_the_name_of_a_part_is_not_there_and_is_replaced(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = filled(tmp_path)
+    place = tmp_path / f"{PARTS[1]}.parquet"
+    whole = place.read_bytes()
+    place.unlink()
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "socket":
+        monkeypatch.chdir(tmp_path)  # a socket's path must be short
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(place.name)
+    elif kind == "unreadable":
+        place.write_bytes(whole)
+        place.chmod(0)
+        if os.access(place, os.R_OK):
+            pytest.skip("root reads everything")
+    else:
+        place.symlink_to("/dev/null" if kind == "device" else tmp_path / "nowhere")
+    found: list[set[str]] = []
+    reading = threading.Thread(target=lambda: found.append(start(tmp_path).finished()), daemon=True)
+    reading.start()
+    reading.join(60)  # to open a pipe would wait for ever
+    assert found == [set(PARTS) - {PARTS[1]}]
+    with pytest.raises(OutputError, match=f"{PARTS[1]} is missing"):
+        journal.read(PARTS[1])
+    journal.write(PARTS[1], columns(1))
+    assert place.read_bytes() == whole and not place.is_symlink()
+
+
+def test_a_folder_in_the_place_of_a_part_or_a_pipe_in_that_of_the_manifest_is_refused_at_once(tmp_path: Path) -> None:
+    journal = filled(tmp_path)
+    (tmp_path / f"{PARTS[1]}.parquet").unlink()
+    (tmp_path / f"{PARTS[1]}.parquet").mkdir()
+    with pytest.raises(
+        OutputError, match=rf"{PARTS[1]}\.parquet is a folder where a file of a sweep belongs: remove it"
+    ):
+        journal.finished()
+    (tmp_path / MANIFEST).unlink()
+    os.mkfifo(tmp_path / MANIFEST)
+    told: list[str] = []
+
+    def opens() -> None:
+        try:
+            start(tmp_path)
+        except OutputError as error:
+            told.append(str(error))
+
+    opening = threading.Thread(target=opens, daemon=True)
+    opening.start()
+    opening.join(60)
+    assert len(told) == 1 and "not a file" in told[0] and str(tmp_path) in told[0]
 
 
 def test_parts_of_another_sweep_or_name_do_not_count(tmp_path: Path) -> None:

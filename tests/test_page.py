@@ -16,7 +16,7 @@ import pytest
 from interp import figures
 from interp.errors import InterpError, OutputError
 from interp.ui import folder, tables
-from interp.ui.page import FigureItem, Section, check_output, write_report
+from interp.ui.page import FigureItem, Section, check_output, first_rows, write_report
 
 NASTY = """<script>alert("1")</script> </style> & 'quoted' {figure:nowhere} {{ 7 * 7 }}"""
 FRAME = pd.DataFrame({"component": ["L9H6", "mlp 3"], "value": [0.5, -1.25], "token": [NASTY, " to"]})
@@ -251,3 +251,31 @@ def test_tables_print_numbers_with_the_digits_they_need() -> None:
     assert table.heads == ["n", "p value", "large", "ok", "gap"]
     assert table.numeric == [True, True, True, False, True]
     assert table.rows == [["1", "0.123", "1234.6", "yes", "–"], ["−20", "−2.0 × 10⁻⁷", "3.0", "no", "0.500"]]
+
+
+def test_what_cannot_be_seen_is_named_and_what_runs_to_the_left_is_isolated(tmp_path: Path) -> None:
+    odd = "a\u202eb\x1b\x00 c\u200b שלום, עולם (0.5)"
+    frame = pd.DataFrame({"prompt": [f"{odd}\nnext"], "value": [1.0]})
+    figure = FigureItem("odd", odd, odd, figures.bars(FRAME, x="component", label="x"), FRAME)
+    section = Section(odd, "first", [f"{odd} `{odd}`"], [figure], [(odd, frame)], preformatted=f"{odd}\nnext")
+    manifest = {"model": {"name": odd}, "command": odd}
+    made = write_report(
+        tmp_path / "report", title=odd, question=odd, summary=[odd], sections=[section], manifest=manifest
+    )
+    text = made.read_text(encoding="utf-8")
+    assert not set(text) & set("\u202e\x1b\x00\u200b")
+    assert text.count("&lt;U+202E&gt;") == text.count("&lt;U+0000&gt;") >= 12
+    assert "<bdi>שלום, עולם</bdi> (0.5)⏎\nnext</td>" in text  # a sentence in a cell
+    assert "<bdi>שלום</bdi>, <bdi>עולם</bdi> (0.5) <code>" in text  # a list in prose
+    assert "(0.5)\nnext</pre>" in text  # line breaks of preformatted text are its own
+    before, _, rest = text.partition("<body>")
+    assert re.sub(r"<bdi>[^<]*</bdi>|(alt|aria-label|aria-labelledby)=\"[^\"]*\"", "", rest).count("שלום") == 0
+    assert before.count("שלום") == 1  # a title holds no tags
+
+
+def test_a_table_that_is_cut_says_of_how_many() -> None:
+    frame = pd.DataFrame({"value": range(30)})
+    caption, shown = first_rows("Heads", frame, 10)
+    assert caption == "Heads (the first 10 of 30)" and shown.equals(frame.head(10))
+    assert first_rows("Heads", frame, 30)[0] == "Heads" and first_rows("Heads", frame.head(3), 10)[0] == "Heads"
+    assert first_rows("Cells", frame, 10, of=4000)[0] == "Cells (the first 10 of 4,000)"

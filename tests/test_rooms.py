@@ -18,6 +18,7 @@ ROOMS = [
     "arguments",
     "whole_files",
     "foreign_files",
+    "characters",
     "config",
     "absent",
     "sites",
@@ -39,6 +40,7 @@ ROOMS = [
     "generation",
     "model",
     "gpt",
+    "weights/named",
     "weights/checkpoint",
     "weights/build",
     "weights/hf_options",
@@ -142,6 +144,7 @@ ROOMS = [
     "ui/tables",
     "ui/folder",
     "ui/page",
+    "ui/terminal",
     "sweep_options",
     "command",
 ]
@@ -216,6 +219,8 @@ def test_files_hold_one_idea(package: str) -> None:
 
 def test_importing_loads_nothing_that_only_some_need() -> None:
     slow = [
+        "torch",
+        "numpy",
         "pandas",
         "matplotlib",
         "transformers",
@@ -229,3 +234,34 @@ def test_importing_loads_nothing_that_only_some_need() -> None:
     program = f"import sys, interp; print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import interp.sweep",
+        "from interp.sweep import plan_sweep",
+        "from interp import sweep",
+    ],
+)
+def test_sweep_is_the_function_whoever_imports_what_first(first: str) -> None:
+    program = (
+        f"{first}\nimport interp, pickle, sys\nfrom interp import sweep as named\n"
+        "from interp.sweep import sweep as own\n"
+        "assert interp.sweep is named is own is sys.modules['interp.sweep'].sweep and callable(interp.sweep)\n"
+        "assert pickle.loads(pickle.dumps(interp.sweep)) is interp.sweep"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    import interp
+
+    for name in interp.__all__:
+        assert getattr(interp, name) is not None and name in dir(interp)
+    assert interp.hooks.HookPoint is interp.HookPoint  # a room is there without an import of its own
+    with pytest.raises(AttributeError, match="module 'interp' has no attribute 'sweeps'"):
+        _ = interp.sweeps
+    with pytest.raises(ImportError):
+        from interp import nothing  # noqa: F401

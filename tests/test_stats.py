@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from scipy.stats import binomtest
 
 from interp import stats
 from interp.errors import InterpError, UnknownName
@@ -243,3 +244,27 @@ def test_cells_that_cannot_be_tested_say_so_by_their_p() -> None:
     assert table["p"].isna().to_dict() == {"one": True, "null": False, "same": False, "infinite": True, "none": True}
     assert table["p"]["null"] == 1 and table["p"]["same"] == 0 and table["p_adjusted"]["same"] == 0
     assert stats.tested(pd.DataFrame(rows), "cell", null=2.0, n_resamples=20).set_index("cell")["p"]["same"] == 1
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (19, 20), (7, 12), (300, 1000)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_a_share_has_the_exact_interval_wherever_it_is_reported(right: int, n: int, confidence: float) -> None:
+    expected = binomtest(right, n).proportion_ci(confidence_level=confidence, method="exact")
+    low, high = stats.share_interval(right, n, confidence=confidence)
+    assert (float(low), float(high)) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    values = [1.0] * right + [0.0] * (n - right)
+    frame = pd.DataFrame({"prompt": range(n), "metric": "correct", "layer": 3, "value": values})
+    tables = [stats.summarise(frame, by="layer", confidence=confidence)]
+    tables.append(stats.tested(frame, by="layer", confidence=confidence))
+    for table in tables:
+        assert table[["ci_low", "ci_high"]].iloc[0].tolist() == pytest.approx([expected.low, expected.high], abs=1e-12)
+
+
+def test_only_shares_have_the_interval_of_a_share() -> None:
+    frame = pd.DataFrame({"prompt": range(6), "metric": "accuracy", "value": [1.0] * 6, "effect": [0.5] * 6})
+    assert stats.summarise(frame, by=[], value="effect")["ci_low"].item() == 0.5  # a change of a share is none
+    assert stats.summarise(frame.assign(metric="prob"), by=[])["ci_low"].item() == 1
+    assert stats.summarise(frame, by=[], statistic="median")["ci_low"].item() == 1
+    assert 0.5 < stats.summarise(frame, by=[])["ci_low"].item() < 0.6
+    low, high = stats.share_interval([0.5, 0], [1, 0])
+    assert 0 < low[0] < 0.5 < high[0] < 1 and np.isnan([low[1], high[1]]).all()

@@ -105,7 +105,7 @@ def test_a_plan_in_json_has_the_same_numbers(plan: Plan, capsys: pytest.CaptureF
 def test_a_time_is_told_in_the_unit_that_keeps_it_short(
     seconds: float, says: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("interp.sweep_options.expected_seconds", lambda plan, model: seconds)
+    monkeypatch.setattr("interp.plan.expected_seconds", lambda plan, model: seconds)
     show_plan(plan, make("gpt2"), as_json=False)
     assert f"about {says} in" in capsys.readouterr().out
 

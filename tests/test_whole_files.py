@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from interp.errors import OutputError
-from interp.whole_files import write_whole
+from interp.whole_files import read_json, read_regular, write_whole
 
 
 def test_a_file_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
@@ -46,3 +48,23 @@ def test_a_folder_is_made_only_where_it_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a thing cannot be written to '.*one\.json'"):  # a file, and no folder
         write_whole(path / "below.json", b"", what="a thing", make_folder=True)
     assert path.read_bytes() == b"here"
+
+
+@pytest.mark.parametrize("read", [read_regular, read_json])
+def test_only_files_are_read(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    (tmp_path / "one.json").write_bytes(b'{"a": 1}')
+    assert read(tmp_path / "one.json") in (b'{"a": 1}', {"a": 1})
+    os.mkfifo(tmp_path / "pipe")
+    handle = os.open(tmp_path / "pipe", os.O_RDWR)  # so that nobody has to wait for the other end
+    os.write(handle, b'{"a": 1}')
+    for name in ("pipe", ".", "missing"):
+        with pytest.raises(OSError):
+            read(tmp_path / name)
+    os.close(handle)
+
+
+def test_json_that_is_none_or_too_deep_is_a_decoding_error(tmp_path: Path) -> None:
+    for content in (b"", b"{", b"[" * 100_000):
+        (tmp_path / "one.json").write_bytes(content)
+        with pytest.raises(json.JSONDecodeError):
+            read_json(tmp_path / "one.json")

@@ -7,6 +7,7 @@ attribute of this package as the function `ioi`.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def get_task(name: str | Path) -> Callable[..., PromptPairs]:
     'greater_than'
     """
     if str(name).endswith(SUFFIXES):
-        if not Path(name).is_file():
+        if not os.path.isfile(name):  # False, too, for a name that no file can have
             raise PromptError(f"there is no data file {str(name)!r}")
         return functools.partial(_of_file, path=Path(name))
     plain = str(name).replace("-", "_")

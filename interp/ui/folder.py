@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from interp.errors import InterpError, OutputError
+from interp.whole_files import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "interp report"
@@ -29,10 +29,16 @@ def check_output(out: str | Path) -> Path:
     Raises:
         OutputError: it is a file, holds other files, or its parent cannot be written.
     """
-    folder = Path(out).expanduser().resolve()
+    try:
+        folder = Path(out).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such user, links in a circle
+        raise OutputError(f"{str(out)!r} is no folder's name: {getattr(error, 'strerror', None) or error}") from None
     if folder == Path.cwd():
         raise OutputError(f"{out} is the current folder, which a report cannot replace; name one inside it")
-    parent = next(path for path in folder.parents if path.exists())
+    try:
+        parent = next(path for path in folder.parents if path.exists())
+    except OSError as error:
+        raise OutputError(f"{str(out)!r} is no folder's name: {error.strerror or error}") from None
     if not parent.is_dir():
         raise OutputError(f"{out} cannot be a report folder: {parent} is a file")
     try:
@@ -95,7 +101,7 @@ def _check_ours(folder: Path, out: str | Path) -> None:
 def _written(folder: Path) -> set[str]:
     """The files that the report in this folder says it consists of; none where it has no report's manifest."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        report = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["report"]
+        report = read_json(folder / MANIFEST)["report"]
         if report["format"] == FORMAT:
             return {MANIFEST, *report["files"]}
     return set()

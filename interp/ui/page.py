@@ -3,7 +3,7 @@
 1. `write_report` writes every figure as PDF, SVG, PNG and CSV, then `index.html` and `manifest.json`, into a temporary
    folder that takes the place of the old one when it is complete (`folder.py`).
 2. The page holds its style and pictures itself. Its content security policy allows those and nothing else: no script,
-   no request. All text is escaped.
+   no request. All text is escaped, what cannot be seen in it is named, and what runs from right to left is isolated.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from interp import characters
 from interp.canvas import TEXT_WIDTH, outlined_svg, save, settled
 from interp.errors import InterpError
 from interp.ui.folder import FORMAT, MANIFEST, check_output, replacing
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from interp.canvas import Figure
 
-__all__ = ["FigureItem", "Section", "check_output", "write_report"]
+__all__ = ["FigureItem", "Section", "check_output", "first_rows", "write_report"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 ROOM = Path(__file__).parent
@@ -81,6 +82,20 @@ class Section:
     figures: Sequence[FigureItem] = ()
     tables: Sequence[tuple[str, pd.DataFrame]] = ()
     preformatted: str = ""
+
+
+def first_rows(caption: str, frame: pd.DataFrame, most: int, *, of: int | None = None) -> tuple[str, pd.DataFrame]:
+    """A table of a section that may have too many rows: the first of them, and a caption that says of how many.
+
+    Args:
+        caption: what the table shows.
+        frame: all rows, those that matter most first.
+        most: how many are shown.
+        of: how many there would be, where `frame` itself has not all.
+    """
+    total = max(len(frame), of or 0)
+    shown = min(most, len(frame))
+    return (caption if shown == total else f"{caption} (the first {shown} of {total:,})"), frame.head(most)
 
 
 @dataclass
@@ -172,7 +187,12 @@ def _render(
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     numbers = count(1)
     environment = Environment(
-        loader=FileSystemLoader(ROOM), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(ROOM),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_seen,
     )
     return environment.get_template("page.html.j2").render(
         policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
@@ -186,6 +206,21 @@ def _render(
         formats=FORMATS,
         provenance=[group for group in _groups(manifest) if group[1]],
         prose=lambda text: _prose(text, pictures),
+        text=lambda value: _isolated(characters.visible_lines(str(value))),
+        written=lambda value: _isolated("\n".join(map(characters.visible, str(value).split("\n")))),
+    )
+
+
+def _seen(value: Any) -> Any:
+    """What a template writes: text with all of it visible, unless it is markup already."""
+    return characters.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _isolated(text: str, *, sentences: bool = True) -> Markup:
+    """Escaped text whose pieces that run from right to left do not move what stands beside them."""
+    return Markup("").join(
+        Markup("<bdi>{}</bdi>").format(piece) if turned else escape(piece)
+        for piece, turned in characters.runs(text, sentences=sentences)
     )
 
 
@@ -196,7 +231,7 @@ def _prose(text: str, pictures: Mapping[str, Picture]) -> Markup:
         name = found[1]
         return f'<a href="#figure-{name}">Figure {pictures[name].number}</a>' if name in pictures else found[0]
 
-    marked = re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(escape(text)))
+    marked = re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(_isolated(characters.visible(text), sentences=False)))
     return Markup(re.sub(r"\{figure:([a-z0-9_-]+)\}", reference, marked))
 
 

@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, overload
@@ -26,19 +26,10 @@ from interp.tokens import Tokenizer
 from interp.weights import gguf, huggingface, manifest, transformer_lens
 from interp.weights.build import build, device_of, dtype_of
 from interp.weights.checkpoint import Checkpoint
+from interp.weights.named import MODELS
 from interp.weights.parity import require_parity
 
 WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-
-
-@dataclass(frozen=True)
-class NamedModel:
-    """A model with a short name: what it is, how many parameters it has (None: not counted), how it is read."""
-
-    name: str
-    description: str
-    parameters: int | None
-    read: Callable[[], Checkpoint]
 
 
 @overload
@@ -145,9 +136,9 @@ def find(
             "a model is loaded from a short name, a path, a repository's name, a transformers model or a bridge, not "
             f"from {type(source).__name__}"
         )
-    name, path = str(source), Path(source).expanduser()
+    name, path = str(source), Path(os.path.expanduser(source))
     if name in MODELS:
-        return MODELS[name].read()
+        return READERS[name]()
     if name.strip() and path.is_dir():
         manifest.check(path)
         own = (path / transformer_lens.CONFIG_FILE).is_file() and not (path / "config.json").is_file()
@@ -223,10 +214,5 @@ def _toy() -> Checkpoint:
     return find(folder)
 
 
-MODELS = {
-    model.name: model
-    for model in (
-        NamedModel("smollm2-135m", "SmolLM2-135M-Instruct (Llama family), from a 4-bit GGUF", 134_515_008, _smollm2),
-        NamedModel("toy", "two layers of attention that copy by induction, no tokenizer", 32_960, _toy),
-    )
-}
+READERS: dict[str, Callable[[], Checkpoint]] = {"smollm2-135m": _smollm2, "toy": _toy}
+"""How each of `MODELS` is read."""
