@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.checksums import BLANK, is_sound, sealed
 from interp.contrasts import Array, Contrast, contrast
 from interp.edits import Edit, Index
 from interp.errors import ConfigError, InterpError, PromptError, unknown
@@ -132,15 +133,16 @@ class Direction:
         from safetensors.torch import save
 
         about = {"site": self.site, "layer": self.layer, "head": self.head, "made": dict(self.made)}
-        content = save({"vector": self.vector.contiguous()}, {"format": FORMAT, "about": json.dumps(about)})
-        write_whole(Path(path), content, what="a direction")
+        metadata = {"format": FORMAT, "about": json.dumps(about), "checksum": BLANK.decode()}
+        content = save({"vector": self.vector.contiguous()}, metadata)
+        write_whole(Path(path), sealed(content), what="a direction")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote.
 
         Raises:
-            InterpError: a file that is not there, or that holds no direction.
+            InterpError: a file that is not there, holds no direction, or was changed since.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -150,10 +152,14 @@ class Direction:
                 if about.get("format") != FORMAT:
                     raise InterpError(f"{str(path)!r} holds no direction: its format is not {FORMAT!r}")
                 said, vector = json.loads(about["about"]), file.get_tensor("vector")
+            if is_sound(Path(path).read_bytes()) is False:
+                raise InterpError(f"{str(path)!r} was changed after it was saved: it does not have its checksum")
+            head = None if said["head"] is None else (said["head"][0], said["head"][1])
+            return cls(vector, said["site"], said["layer"], head, said["made"])
         except (OSError, SafetensorError) as error:
             raise InterpError(f"cannot read a direction from {str(path)!r}: {error}") from error
-        head = None if said["head"] is None else (said["head"][0], said["head"][1])
-        return cls(vector, said["site"], said["layer"], head, said["made"])
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise InterpError(f"the direction in {str(path)!r} lacks a part or is damaged: {error}") from error
 
 
 def difference_of_means(

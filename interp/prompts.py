@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from interp.checksums import of_values
 from interp.errors import PromptError, unknown
 from interp.pairing import Roles, answer_ids, check_rows, encode_prompts, role_positions
 from interp.tokens import labels, pad
@@ -346,7 +347,7 @@ class PromptPairs:
             "pad_id": int(padding[0]) if len(padding) else 0,
             "pairs": self._plain_pairs(),
         }
-        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        text = json.dumps({**content, "sha256": of_values(content)}, ensure_ascii=False, indent=1) + "\n"
         write_whole(path, text.encode(), what="prompt pairs")
         return path
 
@@ -371,6 +372,8 @@ class PromptPairs:
             raise PromptError(f"{str(path)!r} holds prompt pairs that lack a part: {error}") from None
         if pairs.digest() != content.get("digest"):
             raise PromptError(f"{str(path)!r} was changed after it was saved: its pairs do not have its digest")
+        if "sha256" in content and content.pop("sha256") != of_values(content):
+            raise PromptError(f"{str(path)!r} was changed after it was saved: it does not have its checksum")
         return pairs
 
     @classmethod

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = [
     "errors",
     "whole_files",
+    "checksums",
     "config",
     "sites",
     "hooks",

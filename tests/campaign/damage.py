@@ -248,7 +248,9 @@ def safetensors_tensor(rng: Random, file: Path) -> Damage:
     state = safetensors.torch.load_file(file)
     name = rng.choice(sorted(state))
     tensor, follows = state[name], "refuse"
-    way = rng.choice(["nan", "inf", "int32", "int8", "uint8", "bool", "fp8", "float16", "float64", "exchanged", "extra"])
+    way = rng.choice(
+        ["nan", "inf", "int32", "int8", "uint8", "bool", "fp8", "float16", "float64", "exchanged", "extra"]
+    )
     if way in ("nan", "inf"):
         tensor = tensor.clone()
         tensor.view(-1)[rng.randrange(tensor.numel())] = float(way)

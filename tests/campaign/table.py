@@ -19,7 +19,8 @@ import interp
 from .trial import KINDS, Ended
 
 HEADS = {
-    "refused": "refused", "right": "right", "unseen": "value changed, unseen", "different": "silently different",
+    "refused": "refused", "right": "right", "unseen": "value changed, unseen",
+    "different": "silently different",
     "accepted": "nonsense accepted", "raw": "raw exception", "crash": "crash", "hang": "hang", "memory": "out of memory",
 }  # fmt: skip
 BEGIN, END = "<!-- campaign: begin -->", "<!-- campaign: end -->"
@@ -67,9 +68,7 @@ def rows(counts: Counts, seconds: Mapping[str, float], parts: Parts) -> list[lis
         total += counter
         cells = [str(counter[kind]) for kind in HEADS]
         found.append([parts[part][1], str(counter.total()), *cells, f"{seconds[part]:.0f}"])
-    found.append(
-        ["all", str(total.total()), *(str(total[kind]) for kind in HEADS), f"{sum(seconds.values()):.0f}"]
-    )
+    found.append(["all", str(total.total()), *(str(total[kind]) for kind in HEADS), f"{sum(seconds.values()):.0f}"])
     return found
 
 
@@ -104,7 +103,7 @@ def findings(counts: Counts, seed: int) -> str:
     lines = [f"# Findings ({len(counts.missed)} of {len(counts.all)} cases)"]
     for (part, kind, place), members in sorted(groups.items(), key=lambda one: (one[0][:2], -len(one[1]))):
         lines.append(f"\n## {part}: {HEADS[kind]}: {len(members)} {'at ' + place if place else ''}\n")
-        for _, ended in members[:40 if not place else 8]:
+        for _, ended in members[: 40 if not place else 8]:
             said = " ".join(ended.outcome.detail.split())
             lines += [f"- {ended.outcome.title}: {said[:300]}", f"  `{again(part, ended.number, seed)}`"]
     return "\n".join(lines) + "\n"
@@ -121,9 +120,7 @@ def into_page(page: Path, counts: Counts, seconds: Mapping[str, float], parts: P
         f"Seed {seed}, interp {interp.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
         f"{sum(seconds.values()) / 60:.0f} minutes."
     )
-    page.write_text(
-        f"{before}{BEGIN}\n{markdown(counts, seconds, parts)}\n\n{made}\n{END}{after}", encoding="utf-8"
-    )
+    page.write_text(f"{before}{BEGIN}\n{markdown(counts, seconds, parts)}\n\n{made}\n{END}{after}", encoding="utf-8")
 
 
 def _csv(lines: list[list[str]]) -> str:
