@@ -111,16 +111,15 @@ def prepare(home: Path) -> None:
         for family in FAMILIES:
             MODELS[family] = make(family)
             EXPECTED[family] = MODELS[family](TOKENS)
-    (home / "here").mkdir()
-    with contextlib.chdir(home / "here"):
-        for name, do in deeds.items():
-            lines = {}
-            for family, model in MODELS.items():
+    for name, do in deeds.items():
+        lines = {}
+        for family, model in MODELS.items():
+            with contextlib.chdir(_empty(home / f"{family} {name} first")):
                 do(model, _idle)  # so that what is made once is made
-                with _counted() as count, contextlib.chdir(_empty(home / f"{family} {name}")):
-                    do(model, _idle)
-                lines[family] = count[0]
-            DEEDS.append(Deed(name, do, lines))
+            with contextlib.chdir(_empty(home / f"{family} {name}")), _counted() as count:
+                do(model, _idle)
+            lines[family] = count[0]
+        DEEDS.append(Deed(name, do, lines))
 
 
 def _empty(folder: Path) -> Path:
