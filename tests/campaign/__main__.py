@@ -43,7 +43,7 @@ def _campaign(asked: argparse.Namespace, home: Path) -> int:
 
     torch.set_num_threads(1)
     from . import table
-    from .trial import KINDS, attempt
+    from .trial import KINDS, Limits, attempt
 
     begun, counted, seconds = time.monotonic(), table.Counts(), dict[str, float]()
     names = asked.only or list(PARTS)
@@ -63,7 +63,7 @@ def _campaign(asked: argparse.Namespace, home: Path) -> int:
 
         numbers = _numbers(asked, name, part.count())
         jobs = getattr(part, "JOBS", asked.jobs)
-        for ended in attempt(numbers, case, jobs=jobs, until=until, together=getattr(part, "TOGETHER", 1)):
+        for ended in attempt(numbers, case, jobs=jobs, until=until, together=getattr(part, "TOGETHER", 1), limits=getattr(part, "LIMITS", Limits())):
             counted.add(name, ended)
             if not KINDS[ended.outcome.kind] or asked.case is not None:
                 table.show(name, ended, asked.seed)

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from types import FrameType
 from typing import Any
 
 import torch
@@ -34,10 +32,10 @@ from interp.prompts import PromptPairs
 from interp.tuned_lens import TunedLens
 from interp.weights import transformer_lens
 
+from .lines import counted
 from .trial import Case, Outcome, tell
 
 TOGETHER = 10
-WATCHED = ("/interp/", "/contextlib.py")
 FAMILIES = ("gpt2", "llama_gqa", "hybrid")
 
 
@@ -116,7 +114,7 @@ def prepare(home: Path) -> None:
         for family, model in MODELS.items():
             with contextlib.chdir(_empty(home / f"{family} {name} first")):
                 do(model, _idle)  # so that what is made once is made
-            with contextlib.chdir(_empty(home / f"{family} {name}")), _counted() as count:
+            with contextlib.chdir(_empty(home / f"{family} {name}")), counted() as count:
                 do(model, _idle)
             lines[family] = count[0]
         DEEDS.append(Deed(name, do, lines))
@@ -129,28 +127,6 @@ def _empty(folder: Path) -> Path:
 
 def _idle(value: Any, hook: Any) -> None:
     return None
-
-
-@contextlib.contextmanager
-def _counted(stop: int | None = None) -> Any:
-    """Count lines of `interp` as they run; at the line `stop` send the process SIGINT."""
-    count = [0]
-
-    def line(frame: FrameType, event: str, arg: object) -> Any:
-        if event == "line":
-            count[0] += 1
-            if count[0] == stop:
-                signal.raise_signal(signal.SIGINT)
-        return line
-
-    def call(frame: FrameType, event: str, arg: object) -> Any:
-        return line if any(part in frame.f_code.co_filename for part in WATCHED) and frame.f_back else None
-
-    sys.settrace(call)
-    try:
-        yield count
-    finally:
-        sys.settrace(None)
 
 
 def count() -> int:
@@ -176,16 +152,22 @@ def case(seed: int, number: int) -> Case:
         ended = "nothing"
         before = _state()
         try:
-            with contextlib.nullcontext() if raises else _counted(at):
+            with contextlib.nullcontext() if raises else counted(at, _interrupt):
                 deed.do(model, hook)
         except (KeyboardInterrupt, PlannedError) as error:
             ended = type(error).__name__
+        except Exception as error:
+            return Outcome("different", title, f"another exception came out: {type(error).__name__}: {error}")
         due = not raises or calls[0] >= at
         problems = [] if ended != "nothing" or not due else ["what was raised did not come out"]
         problems += _problems(model, family, before)
         return Outcome("different" if problems else "right", title, "; ".join(problems))
 
     return run
+
+
+def _interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
 
 
 def _state() -> tuple[Any, ...]:

@@ -1,7 +1,6 @@
 """Cases in child processes: limits, and what came of it.
 
-1. A child is forked from this process, in an empty folder. A case may take 10 s of processor time, 30 s altogether, and
-   1.5 GiB beyond what this process has.
+1. A child is forked from this process, in an empty folder. A case may take so much time and memory (`Limits`).
 2. The child runs the case, whose result it leaves in a file. A case that raises is judged by what it raises.
 3. A child that ended without a result crashed, hung or was killed for its memory.
 4. Where forking would take longer than the cases, a child takes several. What goes wrong is then tried again alone.
@@ -42,9 +41,16 @@ KINDS = {
     "hang": False,
     "memory": False,
 }
-PROCESSOR_SECONDS, SECONDS = 10, 30
-MEMORY = 3 << 29
 OUTCOME, TITLE, SAID = ".outcome", ".title", ".said"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one case: seconds of processor time, seconds altogether, bytes beyond what the process has (None: any)."""
+
+    processor: int = 10
+    seconds: float = 30
+    memory: int | None = 3 << 29
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,13 @@ def tell(title: str) -> None:
 
 
 def attempt(
-    numbers: Iterator[int], case: Callable[[int], Case], *, jobs: int, until: float, together: int = 1
+    numbers: Iterator[int],
+    case: Callable[[int], Case],
+    *,
+    jobs: int = 1,
+    until: float = float("inf"),
+    together: int = 1,
+    limits: Limits = Limits(),  # noqa: B008, it is frozen
 ) -> Iterator[Ended]:
     """Try cases as they end, `jobs` children at a time; none is begun after the moment `until` (of time.monotonic).
 
@@ -90,7 +102,7 @@ def attempt(
             batch = [alone.pop()] if alone else list(itertools.islice(numbers, together))
             if not batch:
                 break
-            child = _start(batch, case, until)
+            child = _start(batch, case, until, limits)
             running[child.handle] = child
             poll.register(child.handle, select.POLLIN)
         if not running:
@@ -123,6 +135,7 @@ class _Child:
     """A process that tries some cases; where it leaves what came of them."""
 
     batch: list[int]
+    limits: Limits
     folder: Path
     process: int
     handle: int
@@ -134,7 +147,7 @@ class _Child:
         done = sum((self.folder / str(number) / OUTCOME).exists() for number in self.batch)
         if done > self.done:
             self.done, self.since = done, time.monotonic()
-        return time.monotonic() - self.since > SECONDS
+        return time.monotonic() - self.since > self.limits.seconds
 
     def results(self, status: int, late: bool) -> Iterator[Ended]:
         """What came of the cases that were tried: those that ended, and the one at which the process did."""
@@ -145,28 +158,29 @@ class _Child:
                 yield Ended(number, outcome, seconds)
             except (OSError, EOFError, pickle.UnpicklingError):
                 if folder.exists():  # else the time was up
-                    yield Ended(number, _lost(folder, status, late), time.monotonic() - self.since)
+                    yield Ended(number, _lost(folder, status, late, self.limits), time.monotonic() - self.since)
                 return
 
 
-def _start(batch: list[int], case: Callable[[int], Case], until: float) -> _Child:
+def _start(batch: list[int], case: Callable[[int], Case], until: float, limits: Limits) -> _Child:
     folder = Path(tempfile.mkdtemp(prefix="cases-"))
     process = os.fork()
     if process:
-        return _Child(batch, folder, process, os.pidfd_open(process))
+        return _Child(batch, limits, folder, process, os.pidfd_open(process))
     try:
-        _run(batch, case, folder, until)
+        _run(batch, case, folder, until, limits)
     finally:
         os._exit(0)
 
 
-def _run(batch: list[int], case: Callable[[int], Case], folder: Path, until: float) -> None:
+def _run(batch: list[int], case: Callable[[int], Case], folder: Path, until: float, limits: Limits) -> None:
     """In the child: try the cases, each in an empty folder of its own."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + MEMORY,) * 2)
+    if limits.memory is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + limits.memory,) * 2)
     warnings.simplefilter("ignore")
     for at, number in enumerate(batch):
         if at and time.monotonic() > until:
@@ -180,7 +194,7 @@ def _run(batch: list[int], case: Callable[[int], Case], folder: Path, until: flo
         os.dup2(said, 2)
         os.close(said)
         spent = resource.getrusage(resource.RUSAGE_SELF)
-        soon = int(spent.ru_utime + spent.ru_stime) + 1 + PROCESSOR_SECONDS
+        soon = int(spent.ru_utime + spent.ru_stime) + 1 + limits.processor
         resource.setrlimit(resource.RLIMIT_CPU, (soon, resource.getrlimit(resource.RLIMIT_CPU)[1]))
         torch.manual_seed(0)
         begun = time.monotonic()
@@ -191,6 +205,8 @@ def _run(batch: list[int], case: Callable[[int], Case], folder: Path, until: flo
         partial = here / f"{OUTCOME}.partial"
         partial.write_bytes(pickle.dumps((outcome, time.monotonic() - begun)))
         partial.rename(here / OUTCOME)
+        if not KINDS[outcome.kind]:
+            return  # it may have left something that the next would be blamed for
 
 
 def judged(case: Case) -> Outcome:
@@ -214,15 +230,15 @@ def _where(error: BaseException) -> str:
     return " <- ".join(reversed(lines[-3:]))
 
 
-def _lost(folder: Path, status: int, late: bool) -> Outcome:
+def _lost(folder: Path, status: int, late: bool, limits: Limits) -> Outcome:
     """What came of a case whose process ended, or was ended, without a result."""
     title = _read(folder / "a" / "b" / "c" / TITLE)
     said = _read(folder / SAID)[-600:]
     if late:
-        return Outcome("hang", title, f"it had not ended after {SECONDS} s; {said}")
+        return Outcome("hang", title, f"it had not ended after {limits.seconds:g} s; {said}")
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     if number == signal.SIGXCPU:
-        return Outcome("hang", title, f"{PROCESSOR_SECONDS} s of processor time")
+        return Outcome("hang", title, f"{limits.processor} s of processor time")
     if number == signal.SIGKILL or "memory allocation of" in said or "Cannot allocate memory" in said:
         return Outcome("memory", title, said)
     return Outcome("crash", title, f"{signal.Signals(number).name if number else 'it ended without a result'}; {said}")
