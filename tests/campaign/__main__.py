@@ -61,9 +61,9 @@ def _campaign(asked: argparse.Namespace, home: Path) -> int:
         def case(number: int, part: Any = part) -> Any:
             return part.case(asked.seed, number)
 
-        numbers = _numbers(asked, name, part.count())
-        jobs = getattr(part, "JOBS", asked.jobs)
-        for ended in attempt(numbers, case, jobs=jobs, until=until, together=getattr(part, "TOGETHER", 1), limits=getattr(part, "LIMITS", Limits())):
+        options = {"jobs": getattr(part, "JOBS", asked.jobs), "together": getattr(part, "TOGETHER", 1)}
+        options |= {"until": until, "limits": getattr(part, "LIMITS", Limits())}
+        for ended in attempt(_numbers(asked, name, part.count()), case, **options):
             counted.add(name, ended)
             if not KINDS[ended.outcome.kind] or asked.case is not None:
                 table.show(name, ended, asked.seed)

@@ -91,16 +91,15 @@ def prepare(home: Path) -> None:
         "with model.hooks": block,
         "backward hooks": backward,
         "steer": steer,
-        "generate": lambda model, hook: model.run_with_hooks(TOKENS, fwd_hooks=[("*resid_pre", hook)])
-        is model.generate(TOKENS, 3, seed=0),
+        "generate": lambda model, hook: (
+            model.run_with_hooks(TOKENS, fwd_hooks=[("*resid_pre", hook)]) is model.generate(TOKENS, 3, seed=0)
+        ),
         "sweep": lambda model, hook: interp.sweep(model, PAIRS, heads, progress=False),
         "sweep with a journal": lambda model, hook: interp.sweep(model, PAIRS, heads, out="out", progress=False),
         "save pairs": lambda model, hook: PAIRS.save("pairs.json"),
         "save a circuit": circuit,
         "save a model": lambda model, hook: transformer_lens.save(model, "model"),
-        "train a lens": lambda model, hook: train(
-            model, text, steps=2, batch=4, holdout=1, out="lens", progress=False
-        ),
+        "train a lens": lambda model, hook: train(model, text, steps=2, batch=4, holdout=1, out="lens", progress=False),
     }
     if hasattr(interp, "save"):
         deeds["interp.save"] = lambda model, hook: interp.save(model, "saved")
@@ -116,7 +115,7 @@ def prepare(home: Path) -> None:
                 do(model, _idle)  # so that what is made once is made
             with contextlib.chdir(_empty(home / f"{family} {name}")), counted() as count:
                 do(model, _idle)
-            lines[family] = count[0]
+            lines[family] = count.lines
         DEEDS.append(Deed(name, do, lines))
 
 
@@ -182,9 +181,12 @@ def _problems(model: Any, family: str, before: tuple[Any, ...]) -> list[str]:
     attached = [name for name, point in model.hook_dict.items() if point.has_hooks]
     if attached:
         problems.append(f"{len(attached)} hooks are still attached, such as at {attached[0]}")
-    with torch.no_grad():
-        if not torch.equal(model(TOKENS), EXPECTED[family]):
-            problems.append("the same forward gives other bits")
+    try:
+        with torch.no_grad():
+            if not torch.equal(model(TOKENS), EXPECTED[family]):
+                problems.append("the same forward gives other bits")
+    except Exception as error:
+        problems.append(f"the same forward raises {type(error).__name__}: {error}")
     partial = [str(path) for path in Path().rglob("*partial*")]
     if partial:
         problems.append(f"part of a file is left: {partial[0]}")

@@ -110,9 +110,7 @@ def prepare(home: Path) -> None:
         ),
         Saving("direction", lambda at, n: directions[n].save(at / "d"), lambda at: str(Direction.load(at / "d").head)),
         Saving("tuned lens", lambda at, n: lenses[n].save(at), lambda at: of_lens(TunedLens.load(at, model)), True),
-        Saving(
-            "model", lambda at, n: transformer_lens.save(models[n], at), lambda at: of_model(interp.load(at)), True
-        ),
+        Saving("model", lambda at, n: transformer_lens.save(models[n], at), lambda at: of_model(interp.load(at)), True),
     ]
     if hasattr(interp, "save"):
         save = interp.save
@@ -131,13 +129,13 @@ def prepare(home: Path) -> None:
         deed.seconds, deed.files = time.monotonic() - begun, _content(home / deed.name)
         with counted() as count:
             deed.do(_made(home / f"{deed.name} counted"))
-        deed.lines = count[0]
+        deed.lines = count.lines
     for saving in SAVINGS:
         folder, read = _made(home / saving.name), []
         for number in (0, 1):
             with counted() as count:
                 saving.write(folder, number)
-            saving.lines = count[0]
+            saving.lines = count.lines
             read.append(saving.read(folder))
         assert read[0] != read[1], saving.name
         saving.expected = (read[0], read[1])
@@ -226,4 +224,3 @@ def _killed(do: Callable[[], object], line: int | None, seconds: float = 0.0) ->
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-

@@ -19,10 +19,16 @@ import interp
 from .trial import KINDS, Ended
 
 HEADS = {
-    "refused": "refused", "right": "right", "unseen": "value changed, unseen",
+    "refused": "refused",
+    "right": "right",
+    "unseen": "value changed, unseen",
     "different": "silently different",
-    "accepted": "nonsense accepted", "raw": "raw exception", "crash": "crash", "hang": "hang", "memory": "out of memory",
-}  # fmt: skip
+    "accepted": "nonsense accepted",
+    "raw": "raw exception",
+    "crash": "crash",
+    "hang": "hang",
+    "memory": "out of memory",
+}
 BEGIN, END = "<!-- campaign: begin -->", "<!-- campaign: end -->"
 Parts = Mapping[str, tuple[float, str]]
 

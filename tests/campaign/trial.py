@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import itertools
 import os
@@ -86,7 +87,7 @@ def attempt(
     jobs: int = 1,
     until: float = float("inf"),
     together: int = 1,
-    limits: Limits = Limits(),  # noqa: B008, it is frozen
+    limits: Limits = Limits(),
 ) -> Iterator[Ended]:
     """Try cases as they end, `jobs` children at a time; none is begun after the moment `until` (of time.monotonic).
 
@@ -176,6 +177,7 @@ def _start(batch: list[int], case: Callable[[int], Case], until: float, limits: 
 def _run(batch: list[int], case: Callable[[int], Case], folder: Path, until: float, limits: Limits) -> None:
     """In the child: try the cases, each in an empty folder of its own."""
     os.setpgid(0, 0)
+    faulthandler.disable()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if limits.memory is not None:
