@@ -14,7 +14,7 @@ ifneq ($(shell $(BIN)/python -c 'print(open("$(READY)").read())' 2>/dev/null),$(
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test campaign lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## say what each target does
@@ -27,6 +27,10 @@ demo: $(READY) ## write a figure report, of six studies, of how SmolLM2-135M doe
 test: $(READY) ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not alone"
 	@$(BIN)/python -m pytest -m alone
+
+MINUTES := 12
+campaign: $(READY) ## damage files, kill, interrupt and call wrongly, thousands of times (MINUTES=12); the table goes into docs
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign --minutes $(MINUTES) --out reports/campaign --page docs/reliability.md
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/python -m ruff check .

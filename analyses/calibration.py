@@ -30,7 +30,7 @@ import numpy as np
 from interp import figures, stats
 from interp.ablations import ABLATIONS
 from interp.arguments import checked
-from interp.command import PLACE, check_folder, number_options, refusals, show
+from interp.command import PLACE, check_folder, number_options, refusals
 from interp.compiler import Build
 from interp.errors import check_choice
 from interp.graph import Graph

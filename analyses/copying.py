@@ -30,7 +30,7 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked
-from interp.command import PLACE, check_folder, number_options, refusals, show, whole
+from interp.command import PLACE, check_folder, number_options, refusals, whole
 from interp.edits import Edit, Variant
 from interp.gpt import GPT
 from interp.granularity import described, variants

@@ -16,7 +16,6 @@ et al. 2025 ("MIB", circuit localisation).
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from interp.arguments import checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
+from interp.checksums import of_values
 from interp.errors import InterpError
 from interp.fingerprint import fingerprint
 from interp.graph import Graph, Node
@@ -138,7 +138,7 @@ class Circuit:
         """
         path = Path(path)
         content = self._plain()
-        text = json.dumps({**content, "digest": _digest(content)}, ensure_ascii=False, indent=1) + "\n"
+        text = json.dumps({**content, "digest": of_values(content)}, ensure_ascii=False, indent=1) + "\n"
         write_whole(path, text.encode(), what="a circuit")
         return path
 
@@ -160,7 +160,7 @@ class Circuit:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InterpError(f"{str(path)!r} holds no circuit: its format is not {FORMAT!r}")
         digest = content.pop("digest", None)
-        if digest != _digest(content):
+        if digest != of_values(content):
             raise InterpError(f"{str(path)!r} was changed after it was saved: its circuit does not have its digest")
         graph = Graph.of(model)
         if content["architecture"] != architecture(graph):
@@ -346,7 +346,3 @@ def _differences(one: Graph | Mapping[str, Any], other: Graph) -> str:
     second = architecture(other)
     names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
     return ", ".join(f"{name} {first.get(name)} and {second.get(name)}" for name in names)
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, ensure_ascii=False, sort_keys=True).encode()).hexdigest()

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from interp.arguments import checked, real_number
 from interp.cache import take
+from interp.checksums import BLANK, is_sound, sealed
 from interp.contrasts import Array, Contrast, contrast
 from interp.edits import Edit, Index
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
@@ -140,8 +141,9 @@ class Direction:
         from safetensors.torch import save
 
         about = {"site": self.site, "layer": self.layer, "head": self.head, "made": dict(self.made)}
-        content = save({"vector": self.vector.contiguous()}, {"format": FORMAT, "about": json.dumps(about)})
-        write_whole(Path(path), content, what="a direction")
+        metadata = {"format": FORMAT, "about": json.dumps(about), "checksum": BLANK.decode()}
+        content = save({"vector": self.vector.contiguous()}, metadata)
+        write_whole(Path(path), sealed(content), what="a direction")
 
     @classmethod
     @checked
@@ -149,7 +151,7 @@ class Direction:
         """Read what `save` wrote.
 
         Raises:
-            InterpError: a file that is not there, or that holds no direction.
+            InterpError: a file that is not there, holds no direction, or was changed since.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -161,10 +163,14 @@ class Direction:
                 if about.get("format") != FORMAT:
                     raise InterpError(f"{str(path)!r} holds no direction: its format is not {FORMAT!r}")
                 said, vector = json.loads(about["about"]), file.get_tensor("vector")
+            if is_sound(Path(path).read_bytes()) is False:
+                raise InterpError(f"{str(path)!r} was changed after it was saved: it does not have its checksum")
+            head = None if said["head"] is None else (said["head"][0], said["head"][1])
+            return cls(vector, said["site"], said["layer"], head, said["made"])
         except (OSError, SafetensorError) as error:
             raise InterpError(f"cannot read a direction from {str(path)!r}: {error}") from error
-        head = None if said["head"] is None else (said["head"][0], said["head"][1])
-        return cls(vector, said["site"], said["layer"], head, said["made"])
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise InterpError(f"the direction in {str(path)!r} lacks a part or is damaged: {error}") from error
 
 
 @checked

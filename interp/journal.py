@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from interp.checksums import BLANK, is_sound, sealed
 from interp.errors import ConfigError, OutputError
 from interp.whole_files import read_regular
 
@@ -43,8 +44,6 @@ FULL = {
     errno.EFBIG: ("file size limit reached", "raise it (ulimit -f)"),
     errno.EIO: ("the disk failed", "check it"),
 }
-CHECKSUM = b"interp-sha256:"
-BLANK = CHECKSUM + b"0" * 64
 NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -130,10 +129,8 @@ class Journal:
         if not PART.fullmatch(part):
             raise ConfigError(f"{part!r} is no name of a part; expected a kind and a number, such as 'chunk-00012'")
         content = _parquet(columns)
-        at = content.rindex(BLANK)
-        sealed = content[:at] + CHECKSUM + self._checksum(part, content) + content[at + len(BLANK) :]
         try:
-            _write(self.folder / f"{part}{SUFFIX}", sealed, publish=os.replace)
+            _write(self.folder / f"{part}{SUFFIX}", sealed(content, salt=self._salt(part)), publish=os.replace)
         except OSError as error:
             what, then = FULL.get(error.errno or 0, (error.strerror or str(error), "mend this"))
             raise OutputError(
@@ -161,13 +158,11 @@ class Journal:
             content = read_regular(self.folder / f"{part}{SUFFIX}")
         except OSError:
             return None
-        at = content.rfind(CHECKSUM)
-        found = content[at + len(CHECKSUM) : at + len(BLANK)]
-        whole = at >= 0 and found == self._checksum(part, content[:at] + BLANK + content[at + len(BLANK) :])
-        return content if whole else None
+        return content if is_sound(content, salt=self._salt(part)) else None
 
-    def _checksum(self, part: str, content: bytes) -> bytes:
-        return hashlib.sha256(f"{self.digest} {part}\n".encode() + content).hexdigest().encode()
+    def _salt(self, part: str) -> bytes:
+        """What a part's checksum has besides its bytes: the sweep and the part that they belong to."""
+        return f"{self.digest} {part}\n".encode()
 
     def _safe(self) -> str:
         """How many chunks are kept, in words."""

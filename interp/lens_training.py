@@ -34,6 +34,7 @@ from torch import Tensor
 
 from interp.arguments import LARGEST_SEED, checked, real_number, whole_number
 from interp.arguments import seed as check_seed
+from interp.checksums import BLANK, is_sound, sealed
 from interp.errors import OutputError, PromptError
 from interp.fingerprint import fingerprint
 from interp.lens import read_out
@@ -283,8 +284,8 @@ def _keep(folder: Path | None, key: Mapping[str, Any], state: State) -> None:
     if folder is None:
         return
     tensors = {name: value.cpu().contiguous() for name, value in vars(state).items()}
-    content = safetensors.torch.save(tensors, {"key": json.dumps(key)})
-    write_whole(folder / CHECKPOINT_FILE, content, what="a lens", make_folder=True)
+    content = safetensors.torch.save(tensors, {"key": json.dumps(key), "checksum": BLANK.decode()})
+    write_whole(folder / CHECKPOINT_FILE, sealed(content), what="a lens", make_folder=True)
 
 
 def _stored(folder: Path, key: Mapping[str, Any], device: torch.device) -> State | None:
@@ -296,6 +297,8 @@ def _stored(folder: Path, key: Mapping[str, Any], device: torch.device) -> State
         with safetensors.safe_open(file, "pt") as opened:
             stored = json.loads(opened.metadata()["key"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        if is_sound(file.read_bytes()) is False:
+            raise ValueError("it does not have its checksum")
         state = State(**{name: value if name == "step" else value.to(device) for name, value in tensors.items()})
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise OutputError(f"the checkpoint {str(file)!r} is damaged: {error}; remove it to start again") from None

@@ -25,6 +25,7 @@ from interp import answers as answers_of
 from interp import pairing
 from interp.answers import AnswerSets
 from interp.arguments import NO_LISTS, as_index, is_whole, plain, shown
+from interp.checksums import of_values
 from interp.errors import PromptError, unknown
 from interp.pairing import Roles
 from interp.tokens import labels, pad
@@ -385,7 +386,7 @@ class PromptPairs:
             "pad_id": int(padding[0]) if len(padding) else 0,
             "pairs": self._plain_pairs(),
         }
-        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        text = json.dumps({**content, "sha256": of_values(content)}, ensure_ascii=False, indent=1) + "\n"
         write_whole(path, text.encode(), what="prompt pairs")
         return path
 
@@ -405,5 +406,7 @@ class PromptPairs:
             raise PromptError(f"{str(path)!r} holds prompt pairs that lack a part: {error}") from None
         if pairs.digest() != content.get("digest"):
             raise PromptError(f"{str(path)!r} was changed after it was saved: its pairs do not have its digest")
+        if "sha256" in content and content.pop("sha256") != of_values(content):
+            raise PromptError(f"{str(path)!r} was changed after it was saved: it does not have its checksum")
         sets = answers_of.sets_by_text(pairs.notes, pairs.clean_texts, pairs.answers.tolist())
         return dataclasses.replace(pairs, answer_sets=sets) if sets else pairs

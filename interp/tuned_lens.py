@@ -11,6 +11,7 @@ Source: Belrose et al. 2023 ("Eliciting Latent Predictions from Transformers wit
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import checked, entries, is_whole, shown
+from interp.checksums import of_values
 from interp.errors import InterpError, UnknownName, WeightsError, unknown
 from interp.fingerprint import fingerprint
 from interp.lens import depths, divergence, read_out
@@ -149,7 +151,7 @@ class TunedLens:
             OutputError: the folder cannot be written.
         """
         folder = Path(folder).expanduser()
-        tensors = {"A": self.A.cpu().contiguous(), "b": self.b.cpu().contiguous()}
+        weights = safetensors.torch.save({"A": self.A.cpu().contiguous(), "b": self.b.cpu().contiguous()})
         config = {
             "format": FORMAT,
             "model_name": self.model_name,
@@ -157,9 +159,10 @@ class TunedLens:
             "layers": list(self.layers),
             "training": dict(self.training),
             "held_out": {lens: [list(row) for row in table] for lens, table in self.divergences.items()},
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
         }
-        text = json.dumps(config, indent=1, ensure_ascii=False) + "\n"
-        write_whole(folder / WEIGHTS_FILE, safetensors.torch.save(tensors), what="a lens", make_folder=True)
+        text = json.dumps({**config, "sha256": of_values(config)}, indent=1, ensure_ascii=False) + "\n"
+        write_whole(folder / WEIGHTS_FILE, weights, what="a lens", make_folder=True)
         write_whole(folder / CONFIG_FILE, text.encode(), what="a lens", make_folder=True)
         return folder
 
@@ -177,11 +180,13 @@ class TunedLens:
             config = read_json(folder / CONFIG_FILE)
             if not isinstance(config, dict) or config.get("format") != FORMAT:
                 raise WeightsError(f"{str(folder / CONFIG_FILE)!r} is of something else: its format is not {FORMAT!r}")
-            tensors = safetensors.torch.load(read_regular(folder / WEIGHTS_FILE))
+            content = read_regular(folder / WEIGHTS_FILE)
+            tensors = safetensors.torch.load(content)
         except OSError as error:
             raise WeightsError(f"no tuned lens can be read from {str(folder)!r}: {error.strerror or error}") from None
         except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError) as error:
             raise WeightsError(f"the tuned lens in {str(folder)!r} is damaged: {error}") from None
+        _refuse_changed(config, content, folder)
         try:
             lens = cls(
                 A=tensors["A"].to(model.device),
@@ -199,6 +204,20 @@ class TunedLens:
 
     def __repr__(self) -> str:
         return f"TunedLens({self.model_name!r}, layers={list(self.layers)}, d_model={self.b.shape[-1]})"
+
+
+def _refuse_changed(config: dict[str, Any], weights: bytes, folder: Path) -> None:
+    """Refuse files that are not those that `save` wrote together; files of earlier versions do not say."""
+    told = config.get("weights_sha256", digest := hashlib.sha256(weights).hexdigest())
+    if told != digest:
+        raise WeightsError(
+            f"the tuned lens in {str(folder)!r} is damaged: {WEIGHTS_FILE} was changed, or was saved without the "
+            f"{CONFIG_FILE} beside it"
+        )
+    if "sha256" in config and config["sha256"] != of_values({n: v for n, v in config.items() if n != "sha256"}):
+        raise WeightsError(
+            f"the tuned lens in {str(folder)!r} is damaged: {CONFIG_FILE} was changed after it was saved"
+        )
 
 
 def model_digest(model: HookedModel) -> str:

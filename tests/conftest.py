@@ -13,6 +13,8 @@ import torch
 from interp.config import ModelConfig, RopeScaling
 from interp.gpt import GPT, Mamba
 
+collect_ignore = ["campaign"]  # `make campaign`
+
 TINY: dict[str, Any] = {
     "n_layers": 2, "d_model": 16, "n_ctx": 24, "d_head": 4, "d_vocab": 29, "n_heads": 4,
     "seed": 3, "initializer_range": 0.4,

@@ -19,6 +19,7 @@ ROOMS = [
     "whole_files",
     "foreign_files",
     "characters",
+    "checksums",
     "config",
     "absent",
     "sites",
