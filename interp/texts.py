@@ -111,6 +111,8 @@ def documents(path: Path) -> list[str]:
         raise PromptError(
             f"{str(path)!r} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
         ) from None
+    except ValueError as error:  # a path with a NUL
+        raise PromptError(f"text cannot be read from {str(path)!r}: {error}") from None
     if path.suffix == ".txt":
         return [text]
     found = []
@@ -119,7 +121,7 @@ def documents(path: Path) -> list[str]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PromptError(f"line {number} of {str(path)!r} is no JSON: {error}") from None
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             has = ", ".join(map(repr, row)) if isinstance(row, dict) else type(row).__name__

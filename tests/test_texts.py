@@ -103,3 +103,10 @@ def test_what_a_model_cannot_read_is_refused(tmp_path: Path) -> None:
         texts.Texts(torch.tensor([1, 2, 3]), "flat")
     with pytest.raises(PromptError, match="at least 1"):
         texts.write(model, 0)
+
+
+def test_lines_that_are_nested_too_deeply_and_names_that_no_file_has_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
+    for path in (tmp_path / "deep.jsonl", tmp_path / "a\0b.txt"):
+        with pytest.raises(PromptError, match=r"line 1 of|cannot be read"):
+            texts.documents(path)
