@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -73,19 +72,17 @@ class Hook:
 
 
 class Kept:
-    """The hooks of the model itself, by site name: one value, which is replaced and never changed."""
+    """The hooks of the model itself: one hook by site name for each call that added some.
+
+    The list grows and is replaced, each in one step, so that threads need no lock and an interrupt leaves nothing half.
+    """
 
     def __init__(self) -> None:
-        self.hooks: Mapping[str, tuple[Hook, ...]] = {}
+        self.added: list[Mapping[str, Hook]] = []
 
-    def add(self, names: Iterable[str], make: Callable[[], Hook]) -> None:
-        """Add a hook behind those that are there, at every one of these sites or at none."""
-        new = {name: make() for name in names}
-        with _KEEPING:
-            self.hooks = {**self.hooks, **{name: (*self.hooks.get(name, ()), hook) for name, hook in new.items()}}
-
-
-_KEEPING = threading.Lock()  # two threads that add hooks must not lose one; a forward takes no lock
+    def at(self, name: str) -> tuple[Hook, ...]:
+        """The hooks of a site, in the order in which they were added."""
+        return tuple(hooks[name] for hooks in self.added if name in hooks)
 
 
 class HookPoint:
@@ -110,10 +107,10 @@ class HookPoint:
     @property
     def hooks(self) -> tuple[Hook, ...]:
         """The hooks in force for whoever asks: the model's own, then those of the calling context, in their order."""
-        attached, kept = _ATTACHED.get(), self.kept.hooks
-        if not (attached or kept):
+        attached = _ATTACHED.get()
+        if not (attached or self.kept.added):
             return ()
-        found = kept.get(self.name, ())
+        found = self.kept.at(self.name)
         for attachment in attached:
             here = attachment.hooks.get(self)
             if here and attachment.in_force:
@@ -145,7 +142,7 @@ class HookPoint:
 
     def __call__(self, value: Tensor) -> Tensor:
         """The value, as the hooks leave it."""
-        return self._run(value, self.hooks) if _ATTACHED.get() or self.kept.hooks else value
+        return self._run(value, self.hooks) if _ATTACHED.get() or self.kept.added else value
 
     def change(self, value: Tensor) -> Tensor:
         """The value as those hooks leave it that may change it; `observe` shows it to the others.

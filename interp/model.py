@@ -212,7 +212,7 @@ class HookedModel(nn.Module, ABC):
         if dir not in ("fwd", "bwd"):
             raise HookError(f"dir must be 'fwd' or 'bwd', not {dir!r}")
         call = by_position(hook)
-        self._kept.add(match(names, self.hook_dict), lambda: Hook(call, backward=dir == "bwd"))
+        self._kept.added.append({name: Hook(call, backward=dir == "bwd") for name in match(names, self.hook_dict)})
 
     def reset_hooks(self) -> None:
         """Detach the model's own hooks, and those of the blocks around this call; forget every point's `ctx`.
@@ -220,7 +220,7 @@ class HookedModel(nn.Module, ABC):
         Hooks that other threads have attached with `hooks` stay theirs.
         """
         detach(self.hook_dict)
-        self._kept.hooks = {}
+        self._kept.added = []
         for point in self.hook_dict.values():
             point.ctx.clear()
 

@@ -1,4 +1,4 @@
-"""Functions that edit in place mean what the same edit means when it is made on a copy: at every site, in every mode."""
+"""Functions that edit in place mean what the same edit means when made on a copy: at every site, in every mode."""
 
 from __future__ import annotations
 
