@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import as_index, checked, shown
+from interp.arguments import as_index, checked, flag, shown
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 
 if TYPE_CHECKING:
@@ -53,6 +53,10 @@ class Metric:
     tokens: str | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ConfigError(f"the name of a metric must be text, not {shown(self.name)}")
+        flag("whole", self.whole)
+        flag("needs_reference", self.needs_reference)
         if not callable(self.fn):
             raise ConfigError(f"metric {self.name!r} needs a function, not {shown(self.fn)}")
         if isinstance(self.tokens, str) and self.tokens != "answers":
@@ -129,6 +133,8 @@ def measure(
     if metric.needs_reference and reference is None:
         raise PromptError(f"metric {metric.name!r} compares with a reference run, and none was given")
     at_last(logits, pairs)  # refuses another shape, for every metric
+    if reference is not None and reference.shape != logits.shape:
+        raise PromptError(f"reference is {list(reference.shape)}, expected the shape of logits, {list(logits.shape)}")
     check_answers(pairs.answers, logits.shape[-1])
     return evaluate(
         metric, read(metric, logits, pairs), pairs, None if reference is None else read(metric, reference, pairs)

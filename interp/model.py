@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from interp.arguments import entries
+from interp.arguments import checked, entries
 from interp.cache import ActivationCache, PosSlice
 from interp.config import ModelConfig
 from interp.errors import HookError, PromptError
@@ -217,6 +217,7 @@ class HookedModel(nn.Module, ABC):
             raise PromptError("this model has no tokenizer: give token ids, or set model.tokenizer")
         return self.tokenizer
 
+    @checked
     def to_tokens(
         self,
         text: str | Sequence[str],
@@ -233,6 +234,7 @@ class HookedModel(nn.Module, ABC):
         """
         return self.to_batch(text, prepend_bos, padding_side)[0]
 
+    @checked
     def to_batch(
         self,
         text: str | Sequence[str],
@@ -252,6 +254,7 @@ class HookedModel(nn.Module, ABC):
         tokens, mask = pad(rows, fill, padding_side)
         return tokens.to(self.device), mask.to(self.device)
 
+    @checked
     def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
         """Text of token ids: a list for [batch, pos], one text for [pos] or a single id."""
         ids = torch.as_tensor(tokens)
@@ -259,6 +262,7 @@ class HookedModel(nn.Module, ABC):
             return [self._tokenizer().decode(row) for row in ids.tolist()]
         return self._tokenizer().decode(ids.reshape(-1).tolist())
 
+    @checked
     def to_str_tokens(self, input: str | Tensor | Sequence[int], prepend_bos: bool | None = None) -> list[str]:
         """The tokens of one prompt, each as text."""
         if isinstance(input, str):
@@ -268,6 +272,7 @@ class HookedModel(nn.Module, ABC):
             raise PromptError(f"to_str_tokens takes one prompt, not a batch of {ids.shape[0]}")
         return self._tokenizer().str_tokens(ids.reshape(-1).tolist())
 
+    @checked
     def to_single_token(self, text: str) -> int:
         """The id of a text that is exactly one token.
 
@@ -285,6 +290,7 @@ class HookedModel(nn.Module, ABC):
             raise PromptError(f"{text!r} is not one token but {len(pieces)}: {pieces}{hint}")
         return token
 
+    @checked
     def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Tensor:
         """Columns of W_U: [d_model] for one token, [batch, d_model] or [batch, pos, d_model] for more."""
         if isinstance(tokens, str):
