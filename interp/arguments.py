@@ -168,10 +168,10 @@ def whole_number(
     if not is_whole(value):
         raise refuse(f"{name} must be a whole number{_between(least, most)}, not {shown(value)}")
     number = int(plain(value))
-    if least is not None and most is None and number < least:
-        raise refuse(f"{name} must be at least {least}, not {shown(value)}")
-    if not (least is None or number >= least) or not (most is None or number <= most):
-        raise refuse(f"{name} must be{_between(least, most)}, not {shown(value)}")
+    if least is not None and number < least:
+        raise refuse(f"{name} must be at least {least:,}, not {shown(value)}")
+    if most is not None and number > most:
+        raise refuse(f"{name} must be at most {most:,}, not {shown(value)}")
     return number
 
 

@@ -22,6 +22,7 @@ from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 
 from interp.absent import alone
+from interp.arguments import whole_number
 from interp.config import ModelConfig
 from interp.context import Context, causal_mask, pair_axis
 from interp.errors import PromptError
@@ -30,6 +31,9 @@ from interp.packed import Packed
 
 # Queries of a sequence up to which small matrix products are faster than the fused kernel (docs/log.md).
 FEW = 8
+
+
+MOST_LAYERS = 1_000_000  # of any model; a larger number is a mistake
 
 
 class PastKeyValues:
@@ -42,6 +46,7 @@ class PastKeyValues:
     """
 
     def __init__(self, n_layers: int) -> None:
+        n_layers = whole_number("n_layers", n_layers, least=0, most=MOST_LAYERS)
         self._room: list[tuple[Tensor, Tensor] | None] = [None] * n_layers
         self._lengths = [0] * n_layers
         self._owner: weakref.ref[object] | None = None

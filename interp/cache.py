@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from interp.absent import AbsentModel, alone
-from interp.arguments import entries, is_whole, one_of_layers, plain, shown
+from interp.arguments import checked, entries, is_whole, one_of_layers, plain, shown
 from interp.errors import InterpError, PromptError, UnknownName, check_choice
 from interp.sites import find_act_name, get_act_name, unknown_site
 
@@ -188,6 +188,7 @@ class ActivationCache(Mapping[str, Tensor]):
                 f"no component of this model is of mode={mode!r}: choose from {', '.join(['all', *there])}"
             )
 
+    @checked
     @_like_the_cache
     def accumulated_resid(
         self,
@@ -226,6 +227,7 @@ class ActivationCache(Mapping[str, Tensor]):
             stack = self.model.ln_final(stack)
         return (stack, [label for label, _ in names]) if return_labels else stack
 
+    @checked
     def decompose_resid(
         self,
         layer: int | None = None,
@@ -278,6 +280,7 @@ class ActivationCache(Mapping[str, Tensor]):
             stack = self.apply_ln_to_stack(stack, last, mlp_input, pos_slice)
         return (stack, labels) if return_labels else stack
 
+    @checked
     @_like_the_cache
     def stack_head_results(
         self,
@@ -323,6 +326,7 @@ class ActivationCache(Mapping[str, Tensor]):
             stack = self.apply_ln_to_stack(stack, last, False, pos_slice)
         return (stack, labels) if return_labels else stack
 
+    @checked
     @_like_the_cache
     def apply_ln_to_stack(
         self,
@@ -373,6 +377,7 @@ class ActivationCache(Mapping[str, Tensor]):
             )
         return norm.scaled(residual_stack, scale)
 
+    @checked
     @_like_the_cache
     def logit_attrs(
         self,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import as_index, checked, shown
+from interp.arguments import as_index, checked, flag, shown
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 from interp.rounding import normalised_effect as normalised_effect  # part of this public room
 from interp.rounding import of_logits
@@ -66,6 +66,10 @@ class Metric:
     sets: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise ConfigError(f"the name of a metric must be text, not {shown(self.name)}")
+        flag("whole", self.whole)
+        flag("needs_reference", self.needs_reference)
         if not callable(self.fn):
             raise ConfigError(f"metric {self.name!r} needs a function, not {shown(self.fn)}")
         if isinstance(self.tokens, str) and self.tokens != "answers":
@@ -142,6 +146,8 @@ def measure(
     if metric.needs_reference and reference is None:
         raise PromptError(f"metric {metric.name!r} compares with a reference run, and none was given")
     at_last(logits, pairs)  # refuses another shape, for every metric
+    if reference is not None and reference.shape != logits.shape:
+        raise PromptError(f"reference is {list(reference.shape)}, expected the shape of logits, {list(logits.shape)}")
     check_answers(pairs.answer_table, logits.shape[-1])
     return evaluate(
         metric, read(metric, logits, pairs), pairs, None if reference is None else read(metric, reference, pairs)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from interp.arguments import entries
+from interp.arguments import checked, entries
 from interp.cache import ActivationCache, PosSlice
 from interp.config import ModelConfig
 from interp.errors import HookError, PromptError
@@ -231,6 +231,7 @@ class HookedModel(nn.Module, ABC):
             raise PromptError("this model has no tokenizer: give token ids, or set model.tokenizer")
         return self.tokenizer
 
+    @checked
     def to_tokens(
         self,
         text: str | Sequence[str],
@@ -250,6 +251,7 @@ class HookedModel(nn.Module, ABC):
             setattr(tokens, MASK_OF, mask)  # so that nobody takes the padding for a part of the prompts unnoticed
         return tokens
 
+    @checked
     def to_batch(
         self,
         text: str | Sequence[str],
@@ -269,6 +271,7 @@ class HookedModel(nn.Module, ABC):
         tokens, mask = pad(rows, fill, padding_side)
         return tokens.to(self.device), mask.to(self.device)
 
+    @checked
     def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
         """Text of token ids: a list for [batch, pos], one text for [pos] or a single id."""
         ids = torch.as_tensor(tokens)
@@ -276,6 +279,7 @@ class HookedModel(nn.Module, ABC):
             return [self._tokenizer().decode(row) for row in ids.tolist()]
         return self._tokenizer().decode(ids.reshape(-1).tolist())
 
+    @checked
     def to_str_tokens(self, input: str | Tensor | Sequence[int], prepend_bos: bool | None = None) -> list[str]:
         """The tokens of one prompt, each as text with the space that belongs to it: " the" is not "the"."""
         if isinstance(input, str):
@@ -285,6 +289,7 @@ class HookedModel(nn.Module, ABC):
             raise PromptError(f"to_str_tokens takes one prompt, not a batch of {ids.shape[0]}")
         return self._tokenizer().str_tokens(ids.reshape(-1).tolist())
 
+    @checked
     def to_single_token(self, text: str) -> int:
         """The id of a text that, within running text, is exactly one token.
 
@@ -306,6 +311,7 @@ class HookedModel(nn.Module, ABC):
             raise PromptError(f"{text!r} is not one token but {len(pieces)}: {pieces}{hint}")
         return token
 
+    @checked
     def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Tensor:
         """Columns of W_U: [d_model] for one token, [batch, d_model] or [batch, pos, d_model] for more."""
         if isinstance(tokens, str):

@@ -18,8 +18,9 @@ import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
+from interp.arguments import shown, whole_number
 from interp.config import ModelConfig
-from interp.errors import UnknownName, unknown
+from interp.errors import UnknownName, check_choice, unknown
 
 NameFilter = str | Callable[[str], bool] | Sequence[str] | None
 
@@ -177,6 +178,7 @@ def part_name(layer: int, part: str, index: int) -> str:
     >>> part_name(9, "head", 6), part_name(9, "ssm_head", 6), part_name(9, "channel", 127)
     ('L9H6', 'L9S6', 'L9C127')
     """
+    check_choice("part of a layer", part, LETTERS)
     return f"L{layer}{LETTERS[part]}{index}"
 
 
@@ -231,7 +233,6 @@ def axis_sizes(cfg: ModelConfig) -> dict[str, int]:
     }
 
 
-@functools.lru_cache(maxsize=4096)
 def get_act_name(site: str, layer: int | None = None, layer_type: str | None = None) -> str:
     """The full name of a site from its short form, as TransformerLens's function of the same name.
 
@@ -240,6 +241,17 @@ def get_act_name(site: str, layer: int | None = None, layer_type: str | None = N
     >>> get_act_name("scale", 3, "ln2"), get_act_name("ln2.scale", 3), get_act_name("scale")
     ('blocks.3.ln2.hook_scale', 'blocks.3.ln2.hook_scale', 'ln_final.hook_scale')
     """
+    if type(layer) is not int and layer is not None:
+        layer = whole_number("layer", layer, least=0, refuse=UnknownName)
+    if not isinstance(site, str) or not (layer_type is None or isinstance(layer_type, str)):
+        wrong = layer_type if isinstance(site, str) else site
+        raise UnknownName(f"a site is named by text, such as 'z' or 'ln2.scale', not by {shown(wrong)}")
+    return _act_name(site, layer, layer_type)
+
+
+@functools.lru_cache(maxsize=4096)
+def _act_name(site: str, layer: int | None, layer_type: str | None) -> str:
+    """`get_act_name`, which is asked for the same names again and again."""
     if site.startswith("blocks.") or site in BY_TEMPLATE:
         return site
     short = ALIASES.get(site.removeprefix("hook_"), site.removeprefix("hook_"))
@@ -306,6 +318,8 @@ def match(wanted: NameFilter, names: Iterable[str]) -> list[str]:
                 f"the predicate {getattr(wanted, '__name__', wanted)!s} selects none of {len(names)} sites"
             )
         return chosen
+    if not isinstance(wanted, Iterable):
+        raise UnknownName(f"sites are chosen by a name, a glob, a predicate or a list of these, not by {shown(wanted)}")
     chosen_set = {name for part in wanted for name in match(part, names)}
     return [n for n in names if n in chosen_set]
 

@@ -98,6 +98,8 @@ def sweep(
         else:
             waiting.append(index)
     results = run(job, waiting)
+    if not isinstance(results, Generator):
+        raise ConfigError(f"executor must give (chunk, values) one after another, as a generator, not {shown(results)}")
     with progress_bar(job.plan, waiting, progress) as bar, closing(results):  # closed, a cluster's workers end
         try:
             for index, found in results:
@@ -148,15 +150,20 @@ def _job(
     max_memory = byte_budget(max_memory)
     measure = get_metric(metric)
     check_answers(pairs.answer_table, model.cfg.d_vocab_out)
+    if isinstance(measure.tokens, tuple) and max(measure.tokens) >= model.cfg.d_vocab_out:
+        raise PromptError(
+            f"metric {measure.name!r} reads token {max(measure.tokens)}, and the model's answers are 0 to "
+            f"{model.cfg.d_vocab_out - 1}"
+        )
     pairs = pairs.to(model.device)
     plan = make_plan(model, pairs, variants, measure, base=base, source=source, max_memory=max_memory)
     return Job(model, pairs, variants, measure, base, source, plan)
 
 
 def _executor(executor: str | Executor) -> Executor:
-    if executor == "local":
+    if isinstance(executor, str) and executor == "local":
         return _locally
-    if executor == "ray":
+    if isinstance(executor, str) and executor == "ray":
         from interp.cluster import RayExecutor  # imports pyarrow
 
         return RayExecutor()

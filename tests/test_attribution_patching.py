@@ -164,7 +164,7 @@ def test_figures_refuse_mixed_granularities() -> None:
         ({"by": "pos"}, PromptError, "prompts of one length"),
         ({"by": "neuron", "site": "z"}, UnknownName, "no site of neurons matches 'z'"),
         ({"metric": "correct"}, UnknownName, "metric with a gradient"),
-        ({"sample": 0}, InterpError, "at least one cell"),
+        ({"sample": 0}, InterpError, "sample must be at least 1, not 0"),
     ],
 )  # fmt: skip
 def test_what_the_study_cannot_do_is_refused(options: dict[str, object], error: type[Exception], says: str) -> None:

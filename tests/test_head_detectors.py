@@ -140,7 +140,7 @@ def test_random_tokens_are_different_plain_and_behind_what_the_tokenizer_adds(ta
         ({"sources": ["task"]}, InterpError, "there are no such scores: the task has"),
         ({"length": 40}, PromptError, "length=40"),
         ({"bos": 77}, PromptError, "bos=77 is no id"),
-        ({"n": 0}, PromptError, "at least one sequence"),
+        ({"n": 0}, PromptError, "n must be at least 1, not 0"),
     ],
 )
 def test_what_the_study_cannot_do_is_refused(options: dict[str, object], error: type[Exception], says: str) -> None:

@@ -119,7 +119,7 @@ def test_targets_are_names_texts_or_ids(talker: Path) -> None:
         ({"target": []}, PromptError, "outside the target prompt, which has 0 tokens"),
         ({"read": "meaning"}, UnknownName, "no reading matches 'meaning'"),
         ({"layers": [4]}, UnknownName, "layer 4"),
-        ({"layers": []}, PromptError, "at least one source layer"),
+        ({"layers": []}, UnknownName, r"layer must be .*, not \[\]"),
         ({"target_layer": 2}, UnknownName, "layer 2"),
         ({"by": "pos"}, PromptError, "prompts of one length"),
         ({"side": "both"}, UnknownName, "no side matches 'both'"),

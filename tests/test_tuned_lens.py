@@ -229,7 +229,7 @@ def test_the_section_says_what_was_measured(kind: str) -> None:
     [
         ({"steps": -1}, PromptError, "steps must be at least 0, not -1"),
         ({"holdout": 0}, PromptError, "holdout must be at least 1"),
-        ({"layers": [7]}, UnknownName, "no layer matches '7'; choose from '0', '1'"),
+        ({"layers": [7]}, UnknownName, "layer 7 is out of range: there are 2, 0 to 1"),
         ({"source": torch.ones(5, 1, dtype=torch.int64)}, PromptError, "2 sequences of 2 tokens"),
     ],
 )
