@@ -2,7 +2,7 @@
 
 1. Every public function, class and method of `interp` (what `interp.__all__` leads to) and the `run` of every study is
    listed by looking; each has a sound call.
-2. One argument at a time is replaced by something that cannot be, or hardly.
+2. One argument at a time is replaced by what may be given by mistake.
 3. The call must be refused with an error of `interp`, or go on. What is annotated as a whole number, a number or a text
    and is none must be refused, and so must a negative count.
 """
@@ -61,10 +61,6 @@ COUNTS = {
 }
 
 
-class Strange:
-    """Something that no function expects."""
-
-
 WRONG: dict[str, Callable[[], Any]] = {
     "None": lambda: None,
     "True": lambda: True,
@@ -75,10 +71,8 @@ WRONG: dict[str, Callable[[], Any]] = {
     "2**70": lambda: 2**70,
     "nan": lambda: float("nan"),
     "inf": lambda: float("inf"),
-    "1j": lambda: 1j,
     "np.int64(1)": lambda: np.int64(1),
     "np.float32(0.5)": lambda: np.float32(0.5),
-    "pd.NA": lambda: pd.NA,
     "''": lambda: "",
     "'x'": lambda: "x",
     "NUL": lambda: "\0",
@@ -92,8 +86,6 @@ WRONG: dict[str, Callable[[], Any]] = {
     "['x', 5]": lambda: ["x", 5],
     "[[1, 2], [3]]": lambda: [[1, 2], [3]],
     "{'x': 5}": lambda: {"x": 5},
-    "Strange()": Strange,
-    "Strange": lambda: Strange,
     "lambda: 0": lambda: lambda: 0,
     "slice(1, 2)": lambda: slice(1, 2),
     "torch.tensor(1.5)": lambda: torch.tensor(1.5),
@@ -101,12 +93,39 @@ WRONG: dict[str, Callable[[], Any]] = {
     "torch.ones(2, 3)": lambda: torch.ones(2, 3),
     "torch.tensor([True, False])": lambda: torch.tensor([True, False]),
     "np.zeros((2, 2))": lambda: np.zeros((2, 2)),
-    "an empty DataFrame": pd.DataFrame,
-    "a DataFrame": lambda: pd.DataFrame({"a": [1, 2]}),
 }
-NOT_WHOLE = {"1.5", "nan", "inf", "1j", "'x'", "''", "[]", "{}", "Strange()", "b'x'", "pd.NA", "NUL"}
-NO_NUMBER = {"1j", "'x'", "''", "[]", "{}", "Strange()", "b'x'", "pd.NA", "nan", "NUL"}
-NO_TEXT = {"-1", "1.5", "[]", "{}", "Strange()", "b'x'", "1j", "torch.ones(2, 3)"}
+# What is given by mistake where something else is meant: by the kind of annotation; None takes all.
+INSTEAD: dict[str, set[str] | None] = {
+    "number": {
+        *("None", "True", "-1", "0", "1.5", "10**9", "2**70", "nan", "inf", "np.int64(1)", "np.float32(0.5)", "''"),
+        *("'x'", "[]", "[None]", "torch.tensor(1.5)"),
+    },
+    "text": {
+        *("None", "-1", "1.5", "''", "'x'", "NUL", "a lone surrogate", "5000 letters", "b'x'", "[]", "['x', 5]"),
+        "[None]",
+    },
+    "truth": {"None", "-1", "0", "1.5", "''", "'x'", "[]", "nan"},
+    "object": {"None", "-1", "'x'", "[]", "{}", "torch.ones(2, 3)"},
+    "other": None,
+}
+NUMBERS, TEXTS, TRUTH = {"int", "float"}, {"str", "Path"}, {"bool"}
+OBJECTS = {
+    *(
+        "HookedModel",
+        "PromptPairs",
+        "Graph",
+        "Circuit",
+        "Direction",
+        "ModelConfig",
+        "Tokenizer",
+        "pd.DataFrame",
+        "Edit",
+    ),
+    *("pd.Series[Any]", "PastKeyValues", "TunedLens", "tokenizers.Tokenizer", "Any"),
+}
+NOT_WHOLE = {"1.5", "nan", "inf", "'x'", "''", "[]", "{}", "b'x'", "NUL"}
+NO_NUMBER = {"'x'", "''", "[]", "{}", "b'x'", "nan", "NUL"}
+NO_TEXT = {"-1", "1.5", "[]", "{}", "b'x'", "torch.ones(2, 3)"}
 
 
 @dataclass(frozen=True)
@@ -224,7 +243,9 @@ def prepare(home: Path) -> None:
             continue
         target = _target(name, call, own.get(name, {}))
         CALLS.append((target, "", ""))
-        CALLS.extend((target, parameter, wrong) for parameter in target.annotations for wrong in WRONG)
+        for parameter, annotation in target.annotations.items():
+            kept = INSTEAD[_kind(annotation)]
+            CALLS.extend((target, parameter, wrong) for wrong in WRONG if kept is None or wrong in kept)
 
 
 def _public(instances: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -263,10 +284,17 @@ def _target(name: str, call: Callable[..., Any], own: Mapping[str, Any]) -> Targ
         if parameter.name in own:
             sound[parameter.name] = own[parameter.name]
         elif parameter.default is parameter.empty:
-            sound[parameter.name] = SOUND.get(parameter.name, Strange())
+            sound[parameter.name] = SOUND[parameter.name]
         elif parameter.name == "progress":
             sound[parameter.name] = False
     return Target(name, call, sound, annotations)
+
+
+def _kind(annotation: str) -> str:
+    """Which wrong values an annotation is given."""
+    parts = set(annotation.split(" | ")) - {"None"}
+    kinds = {"number": NUMBERS, "text": TEXTS, "truth": TRUTH, "object": OBJECTS}
+    return next((kind for kind, those in kinds.items() if parts <= those), "other")
 
 
 def count() -> int:

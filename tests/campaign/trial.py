@@ -3,7 +3,8 @@
 1. A child is forked from this process, in an empty folder. A case may take so much time and memory (`Limits`).
 2. The child runs the case, whose result it leaves in a file. A case that raises is judged by what it raises.
 3. A child that ended without a result crashed, hung or was killed for its memory.
-4. Where forking would take longer than the cases, a child takes several. What goes wrong is then tried again alone.
+4. Where forking would take longer than the cases, a child takes several. What may be another's fault is then tried
+   again alone.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ KINDS = {
     "memory": False,
 }
 OUTCOME, TITLE, SAID = ".outcome", ".title", ".said"
+# Of these, what came before in the same process may be the cause, and what comes after may suffer.
+SPOILS = {"different", "crash", "hang", "memory"}
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def attempt(
             left = list(child.batch)
             for ended in child.results(status, late):
                 left.remove(ended.number)
-                if KINDS[ended.outcome.kind] or len(child.batch) == 1:
+                if ended.outcome.kind not in SPOILS or len(child.batch) == 1:
                     yield ended
                 else:
                     alone.append(ended.number)
@@ -207,7 +210,7 @@ def _run(batch: list[int], case: Callable[[int], Case], folder: Path, until: flo
         partial = here / f"{OUTCOME}.partial"
         partial.write_bytes(pickle.dumps((outcome, time.monotonic() - begun)))
         partial.rename(here / OUTCOME)
-        if not KINDS[outcome.kind]:
+        if outcome.kind in SPOILS:
             return  # it may have left something that the next would be blamed for
 
 
