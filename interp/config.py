@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interp.errors import ConfigError, nearest
+from interp.foreign_files import shown
 
 ACTIVATIONS = ("relu", "relu2", "gelu", "gelu_new", "silu", "solu")
 NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
@@ -388,9 +389,9 @@ def _whole(name: str, value: Any, least: int, most: int = MOST) -> int:
     except TypeError:
         found = None
     if found is None or found < least:
-        raise ConfigError(f"{name} must be a whole number from {least} on, not {value!r}")
+        raise ConfigError(f"{name} must be a whole number from {least} on, not {shown(value)}")
     if found > most:
-        raise ConfigError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+        raise ConfigError(f"{name} must be a whole number from {least} to {most}, not {shown(value)}")
     return found
 
 
@@ -399,4 +400,4 @@ def _check_number(name: str, value: Any, *, least: float | None = None, above: f
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf  # nor NaN
     if not fits or (least is not None and value < least) or (above is not None and value <= above):
         bound = f"of {least} or more" if least is not None else f"above {above}"
-        raise ConfigError(f"{name} must be a finite number {bound}, not {value!r}")
+        raise ConfigError(f"{name} must be a finite number {bound}, not {shown(value)}")

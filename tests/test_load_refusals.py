@@ -552,3 +552,48 @@ def test_every_end_of_text_is_known_where_a_model_has_several(changed: Callable[
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "w7"}))
     tokenizer = interp.load(folder).tokenizer
     assert tokenizer is not None and (tokenizer.eos_token_id, tokenizer.eos_token_ids) == (7, (7, 9))
+
+
+def test_shards_in_folders_of_a_repository_are_fetched_by_the_names_of_its_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fnmatch
+    import shutil
+
+    there, here = tmp_path / "hub", tmp_path / "cache"
+    gpt2().save_pretrained(there, max_shard_size="40KB")
+    expected = interp.load(there)(torch.arange(9)[None])
+    index = there / "model.safetensors.index.json"
+    where = json.loads(index.read_text())
+    (there / "parts").mkdir()
+    for shard in {*where["weight_map"].values()}:
+        (there / shard).rename(there / "parts" / shard)
+    content = {name: f"parts/{shard}" for name, shard in where["weight_map"].items()}
+    index.write_text(json.dumps({"weight_map": content}))
+
+    def snapshot_download(repository: str, *, revision: Any, allow_patterns: list[str]) -> str:
+        for file in there.rglob("*.*"):
+            name = file.relative_to(there).as_posix()
+            if file.is_file() and any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+                (here / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, here / name)
+        return str(here)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert torch.equal(interp.load("someone/sharded")(torch.arange(9)[None]), expected)
+
+
+def test_weights_that_do_not_fit_into_memory_say_how_many_bytes_they_need(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> torch.Tensor:
+        raise RuntimeError("can't allocate memory: you tried to allocate 99 bytes")
+
+    model = interp.load(folders("gpt2"))
+    needed = sum(parameter.numel() for parameter in model.parameters()) * 8
+    monkeypatch.setattr("interp.weights.build.torch.empty", lambda *a, **k: full() if "dtype" in k else real(*a, **k))
+    with pytest.raises(WeightsError, match=rf"{needed:,} bytes, do not fit on cpu: can't allocate memory"):
+        interp.load(folders("gpt2"), dtype="float64")
+
+
+real = torch.empty

@@ -62,6 +62,8 @@ def read(source: str | Path, revision: str | None = None, tokenizer: Tokenizer |
         return _checkpoint(options, tensors, tokenizer or Tokenizer.from_directory(folder), origin)
     except (ConfigError, UnknownName) as error:
         raise type(error)(f"{folder / 'config.json'}: {error}") from error
+    except WeightsError as error:
+        raise error if str(folder) in str(error) else WeightsError(f"{folder}: {error}") from error
 
 
 def from_transformers(hf_model: Any, tokenizer: Any = None) -> Checkpoint:
