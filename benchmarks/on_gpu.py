@@ -64,6 +64,7 @@ def checks(options: argparse.Namespace, until: float) -> Iterator[Result]:
 
     yield from gpu_checks.sweeps_against_forwards(options)
     yield from gpu_checks.scans_against_loops(options)
+    yield from gpu_checks.attention_by_kernels(options)
 
 
 def sweeps(options: argparse.Namespace, until: float) -> Iterator[Result]:
@@ -90,7 +91,10 @@ def run_part(part: Part, options: argparse.Namespace, seconds: float) -> Iterato
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         told = f"{type(error).__name__}: {error}"[:300]
-        yield {"row": "the rest of this part", "verdict": f"failed: {told} ({Path(where.filename).name}:{where.lineno})"}
+        yield {
+            "row": "the rest of this part",
+            "verdict": f"failed: {told} ({Path(where.filename).name}:{where.lineno})",
+        }
         traceback.print_exc()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -127,7 +131,9 @@ def table(rows: list[Result]) -> str:
         numbers = ", ".join(f"{name} {shown(value)}" for name, value in row.items() if name not in first)
         lines.append([*(str(row.get(name, "")) for name in first), numbers])
     wide = [max(len(line[at]) for line in lines) if at != 3 else 8 for at in range(4)]
-    return "\n".join("  ".join(text.ljust(w) for text, w in zip(line, [*wide, 0], strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(text.ljust(w) for text, w in zip(line, [*wide, 0], strict=True)).rstrip() for line in lines
+    )
 
 
 def arguments() -> argparse.Namespace:
