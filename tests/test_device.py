@@ -43,7 +43,6 @@ from interp.prompts import PromptPairs
 from interp.sites import site_names
 from interp.sweep import sweep
 
-pytestmark = pytest.mark.device
 every_kind = pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
 WITHIN = 2e-5  # of the largest value
 
