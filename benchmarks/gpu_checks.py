@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scan import dual, dual_loop, selective, selective_loop
 from torch import Tensor
 
@@ -184,7 +185,7 @@ def stepwise(on: bool, device: str) -> Iterator[None]:
 
 
 def scans_against_loops(options: argparse.Namespace) -> Iterator[Result]:
-    """y, states and gradients of both scans in every form, against a loop over positions in float64; and their times."""
+    """y, states and gradients of both scans in every form, against a loop in float64; and their times."""
     shapes = [(2, 9)] if options.small else [(4, 16), (8, 256), (1, 2048)]
     sizes: dict[str, Any] = {"channels": 24, "d_state": 4} if options.small else {"channels": 1536, "d_state": 16}
     heads: dict[str, Any] = {"heads": 4, "d_head": 8, "d_state": 8} if options.small else {}
@@ -209,6 +210,45 @@ def scans_against_loops(options: argparse.Namespace) -> Iterator[Result]:
         found = states(**{name: part for name, part in given.items() if name != "C"})[:, -1]
         off = _off(found, scan(**given)[1])
         yield {"row": f"{title}, states", "dtype": "float32", "verdict": _judged(off, 1e-5), "last state": off}
+
+
+def attention_by_kernels(options: argparse.Namespace) -> Iterator[Result]:
+    """Grouped queries under a mask, as the engine asks for them: which way to fused attention is the fastest?"""
+    many, heads, kv_heads, length, d_head = (4, 4, 2, 9, 8) if options.small else (512, 32, 8, 32, 64)
+    for name, dtype, coarse in number_types(options):
+        make = {"device": options.device, "dtype": dtype}
+        torch.manual_seed(0)
+        q = torch.randn(many, heads, length, d_head, **make)
+        k, v = torch.randn(2, many, kv_heads, length, d_head, **make)
+        mask = torch.rand(many, 1, length, length, device=options.device) < 0.5
+        mask |= torch.eye(length, dtype=torch.bool, device=options.device)
+        group = heads // kv_heads
+
+        def flagged(q: Tensor = q, k: Tensor = k, v: Tensor = v, mask: Tensor = mask) -> Tensor:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+        def repeated(q: Tensor = q, k: Tensor = k, v: Tensor = v, mask: Tensor = mask, group: int = group) -> Tensor:
+            k, v = (x.repeat_interleave(group, 1) for x in (k, v))
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+        def products(q: Tensor = q, k: Tensor = k, v: Tensor = v, mask: Tensor = mask) -> Tensor:
+            own = (
+                q.unflatten(1, (k.shape[1], -1)).flatten(2, 3).flatten(0, 1)
+            )  # [sequence kv_head, group query, d_head]
+            penalty = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, float("-inf"))
+            penalty = (
+                penalty[:, :, None].expand(-1, k.shape[1], q.shape[1] // k.shape[1], -1, -1).flatten(2, 3).flatten(0, 1)
+            )
+            scores = torch.baddbmm(penalty, own, k.flatten(0, 1).mT, alpha=q.shape[-1] ** -0.5)
+            return (scores.softmax(-1) @ v.flatten(0, 1)).view_as(q)
+
+        with tf32(coarse):
+            exact = repeated(*(x.double() for x in (q, k, v)))
+            ways = {"flag": flagged, "repeated": repeated, "products": products}
+            off = max(_off(way().double(), exact) for way in ways.values())
+            times = {f"{way} ms": 1e3 * timed(run) for way, run in ways.items()}
+        within = 2e-5 if dtype == torch.float32 and not coarse else 2e-2
+        yield {"row": "attention, grouped, masked", "dtype": name, "verdict": _judged(off, within), "off": off, **times}
 
 
 def _scan_row(scan: Any, loop: Any, given: dict[str, Tensor], *, slopes: bool) -> Result:
@@ -266,16 +306,17 @@ def timed(run: Callable[[], Any], *, rounds: int = 3) -> float:
 
 
 def device_tests(options: argparse.Namespace, until: float) -> Iterator[Result]:
-    """The tests that take a device (marked `device`), as pytest runs them."""
+    """The tests that take a device, as pytest runs them."""
     absent = [name for name in ("pytest", "hypothesis", "pandas") if importlib.util.find_spec(name) is None]
     if absent:
         yield {"row": "tests", "verdict": f"left out: {', '.join(absent)} could not be had"}
         return
     workers = min(8, os.cpu_count() or 1)
     spread = ["-n", str(workers)] if workers > 2 and importlib.util.find_spec("xdist") else []
-    chosen = "device and not slow" if not options.small else "device and not slow and not drawn"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", chosen, "--device", options.device, "-p", "no:cacheprovider"]
-    command += ["--maxfail=20", "--tb=short", *spread, "tests"]
+    # Other versions of pytest and of the libraries than those that the tests are run with have other warnings.
+    lenient = ["-W", "default", "-o", "minversion=7.0", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "--device", options.device, "--maxfail=20", "--tb=short"]
+    command += [*lenient, *spread, "tests/test_device.py", *(["-k", "forward or metric"] if options.small else [])]
     done = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         told, _ = done.communicate(timeout=max(1.0, until - time.time() - 3))

@@ -3,7 +3,8 @@
 1. The loop is one that a careful person writes: as many cells in a forward as run fastest, all of a batch's edits in
    one hook a layer, the last position alone unembedded. It is timed over some batches, of which each takes new cells,
    and reckoned for all: its cells all cost the same.
-2. A round takes the sweep, the loop's batches and a large matrix product in turn (`interleaved.py`); numbers are medians.
+2. A round takes the sweep, the loop's batches and a large matrix product in turn (`interleaved.py`); numbers are
+   medians.
 3. "of peak" is the rate at which the sweep executes floating-point operations, in matrix products and attention, over
    that of the product in the same number type; "x least" is how many it executes over the smallest number (`least.py`).
    "waits" is how often the host had to wait for the device in one sweep. Memory is what was allocated at the most
@@ -55,10 +56,12 @@ class Cells:
 
     @property
     def axis(self) -> str:
+        """What a place names beside its layer."""
         return "head" if self.site == "z" else "pos"
 
     @property
     def variants(self) -> list[Variant]:
+        """The cells as a sweep takes them."""
         return [
             Variant([Edit(self.site, {"layer": layer, self.axis: at})], {"cell": cell})
             for cell, (layer, at) in enumerate(self.places)
@@ -118,7 +121,7 @@ def rows(options: argparse.Namespace) -> Iterator[Result]:
             sizes = {**sizes, "n_key_value_heads": 2}
         types = number_types(options)
         big = sizes["d_model"] > 1000
-        model = build(options, **sizes)
+        model = build(options, initializer_range=sizes["d_model"] ** -0.5, **sizes)
         for title, dtype, coarse in types:
             if big and title == "float32":
                 continue  # the same as TF32, and takes a minute more

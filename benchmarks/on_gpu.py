@@ -64,6 +64,7 @@ def checks(options: argparse.Namespace, until: float) -> Iterator[Result]:
 
     yield from gpu_checks.sweeps_against_forwards(options)
     yield from gpu_checks.scans_against_loops(options)
+    yield from gpu_checks.attention_by_kernels(options)
 
 
 def sweeps(options: argparse.Namespace, until: float) -> Iterator[Result]:

@@ -63,8 +63,7 @@ def _checked(temperature: Any, top_k: Any, top_p: Any) -> tuple[float, int | Non
 def _ends(model: HookedModel, given: Any) -> list[int]:
     """The ids that end a prompt: those given, or the tokenizer's own."""
     if given is None:
-        own = None if model.tokenizer is None else model.tokenizer.eos_token_id
-        return [] if own is None else [own]
+        return [] if model.tokenizer is None else list(model.tokenizer.eos_token_ids)
     found = as_index("eos_token_id", given)
     if isinstance(found, slice):
         raise PromptError(f"eos_token_id must be a token id, or several, not {given}")

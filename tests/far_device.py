@@ -1,7 +1,8 @@
 """A device that is not the CPU, on any machine: tensors that say they are on it, and whose numbers lie on the CPU.
 
 It finds what would fail on a GPU without having one: an operation whose tensors are on two devices, a NumPy array asked
-of a device tensor, a device that is taken for the CPU. It knows nothing of speed, nor of the rounding of a GPU.
+of a device tensor, a device that is taken for the CPU. It knows nothing of speed, nor of the rounding of a GPU, and
+torch does not differentiate on a device that no driver has announced.
 
 1. Inside `far_device()` every operation passes `_run`, in which tensors are made that are asked for on `FAR`.
 2. An operation with such tensors is refused where a GPU would refuse it: a CPU tensor beside them may be a single
@@ -20,11 +21,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 aten = torch.ops.aten
 FAR = torch.device("privateuseone", 0)  # torch's name for a device of somebody's own
@@ -76,7 +77,8 @@ class _Everywhere(TorchDispatchMode):
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+    tensors: list[Tensor] = []
+    plain_args, plain = _plain(args, tensors), {name: _plain(value, tensors) for name, value in kwargs.items()}
     far = {id(value.inner): value for value in tensors if isinstance(value, FarTensor)}
     asked = kwargs.get("device")
     to_far = asked is not None and torch.device(asked).type == FAR.type
@@ -86,9 +88,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return 0  # attention by plain products: the names of fused kernels differ from device to device
     _check(func, args, tensors)
     _count(func, args, moved=asked is not None and to_far != bool(far))
-    given = {**kwargs, "device": torch.device("cpu")} if to_far else kwargs
-    args, given = tree_map_only(FarTensor, lambda value: value.inner, (args, given))
-    found = func(*args, **given)
+    found = func(*plain_args, **(plain | {"device": torch.device("cpu")} if to_far else plain))
 
     def back(value: Any) -> Any:
         if not isinstance(value, Tensor) or any(value is one for one in tensors):
@@ -97,7 +97,15 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return far[id(value)]
         return FarTensor(value) if to_far or asked is None else value
 
-    return tree_map(back, found)
+    return [back(value) for value in found] if isinstance(found, list | tuple) else back(found)
+
+
+def _plain(value: Any, tensors: list[Tensor]) -> Any:
+    """An argument with the numbers of far tensors in their place; every tensor is added to `tensors`."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return value.inner if isinstance(value, FarTensor) else value
+    return [_plain(one, tensors) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _check(func: Any, args: Any, tensors: list[Tensor]) -> None:
@@ -131,7 +139,10 @@ def _copy(into: FarTensor, value: Tensor, non_blocking: bool = False) -> Tensor:
 
 @functools.cache
 def _register() -> None:
-    _setup_privateuseone_for_python_backend()
+    set_up = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+    if set_up is None:
+        pytest.skip(f"torch {torch.__version__} makes no devices in Python")
+    set_up()
     library = torch.library.Library("aten", "IMPL")  # for lists, of which torch makes tensors where no mode looks
     library.impl("empty_strided", _empty_strided, "PrivateUse1")
     library.impl("copy_", _copy, "PrivateUse1")

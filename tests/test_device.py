@@ -29,7 +29,6 @@ from analyses import (
     head_attribution,
     logit_lens,
     path_patching,
-    tuned_lens,
 )
 from interp import edge_scores, metrics, recurrence, scan
 from interp import plan as plans
@@ -39,12 +38,11 @@ from interp.circuit_runs import run_circuits
 from interp.edits import Edit, Variant
 from interp.gpt import GPT
 from interp.graph import Graph
-from interp.hooks import HookPoint
+from interp.lens_training import train
 from interp.prompts import PromptPairs
 from interp.sites import site_names
 from interp.sweep import sweep
 
-pytestmark = pytest.mark.device
 every_kind = pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
 WITHIN = 2e-5  # of the largest value
 
@@ -58,15 +56,20 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 
 def near(found: Any, expected: Tensor) -> None:
     """That a value on a device is the CPU's."""
-    value = found.detach().cpu()
+    value, expected = found.detach().cpu(), expected.detach()
     assert value.shape == expected.shape and value.dtype == expected.dtype
-    same = torch.isclose(value, expected.detach(), rtol=0, atol=WITHIN * max(1.0, _largest(expected)), equal_nan=True)
+    same = torch.isclose(value, expected, rtol=0, atol=WITHIN * max(1.0, _largest(expected)), equal_nan=True)
     assert bool(same.all()), float((value - expected).abs().nan_to_num().max())
 
 
 def _largest(value: Tensor) -> float:
     finite = value[value.isfinite()] if value.is_floating_point() else value.float()
     return float(finite.abs().max()) if finite.numel() else 0.0
+
+
+def needs_gradients(device: torch.device) -> None:
+    if device == FAR:
+        pytest.skip("torch does not differentiate on the far device: --device cuda or cpu")
 
 
 def both(kind: str, device: torch.device) -> tuple[GPT, GPT]:
@@ -81,8 +84,12 @@ def test_a_forward(kind: str, device: torch.device) -> None:
     logits = there(pairs.clean, attention_mask=pairs.mask)
     assert logits.device.type == device.type and there.device.type == device.type
     near(logits, model(pairs.clean, attention_mask=pairs.mask))
-    near(there(pairs.clean, return_type="loss"), model(pairs.clean, return_type="loss"))
+    if model.cfg.d_vocab_out == model.cfg.d_vocab:
+        near(there(pairs.clean, return_type="loss"), model(pairs.clean, return_type="loss"))
     near(there(pairs.clean.to(device).flip(1)), model(pairs.clean.flip(1)))
+    for name in ("W_E", "W_U", "b_U", *(("W_pos",) if model.pos_embed is not None else ())):
+        near(getattr(there, name), getattr(model, name))
+        assert getattr(there, name).device.type == device.type
 
 
 @every_kind
@@ -103,16 +110,30 @@ def test_a_cache_of_every_site(kind: str, device: torch.device) -> None:
 @every_kind
 def test_hooks(kind: str, device: torch.device) -> None:
     model, there = both(kind, device)
-    pairs = make_pairs((6, 6))
+    tokens = make_pairs((6, 6)).clean
+    names = [name for name in site_names(model.cfg) if not name.endswith("mixer.hook_pattern")]  # beside its states
+    same = there.run_with_hooks(tokens, fwd_hooks=[(names, lambda value, hook: value)])
+    near(same, there(tokens).cpu())
 
-    def half(value: Tensor, hook: HookPoint) -> Tensor:
-        return 0.5 * value
 
-    same = there.run_with_hooks(pairs.clean, fwd_hooks=[("*hook_resid*", lambda value, hook: value)])
-    assert torch.equal(same.cpu(), there(pairs.clean).cpu())
-    sites = [name for name in site_names(model.cfg) if "scores" not in name and not name.endswith("mixer.hook_pattern")]
-    for name in sites:
-        near(*(m.run_with_hooks(pairs.clean, fwd_hooks=[(name, half)]) for m in (there, model)))
+@every_kind
+def test_gradients(kind: str, device: torch.device) -> None:
+    needs_gradients(device)
+    model, there = both(kind, device)
+    tokens = make_pairs((6, 6)).clean
+    names = [name for name in site_names(model.cfg) if not model.hook_dict[name].site.on_demand]
+    kept = []
+    for m in (there, model):
+        m.requires_grad_(True)
+        kept.append(m.run_with_cache(tokens, return_type="logits", names_filter=names, detach=False))
+    for name in names:
+        if not kept[1][1][name].requires_grad:
+            continue
+        slopes = [torch.autograd.grad(logits[:, -1, 1].sum(), cache[name], retain_graph=True, allow_unused=True)[0]
+                  for logits, cache in kept]  # fmt: skip
+        assert (slopes[0] is None) == (slopes[1] is None)
+        if slopes[1] is not None:
+            near(*slopes)
 
 
 @every_kind
@@ -130,11 +151,10 @@ def test_earlier_positions(kind: str, device: torch.device) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("rows", [5, 512])
-def test_sweeps(kind: str, rows: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweeps(kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     model, there = both(kind, device)
-    monkeypatch.setitem(plans.ROWS, "cpu", rows)
-    monkeypatch.setitem(plans.ROWS, device.type, rows)
+    for where in ("cpu", device.type):
+        monkeypatch.setitem(plans.ROWS, where, 200)  # some chunks
     pairs = make_pairs((6, 4, 6), shared=2)
     variants = [Variant([Edit(name)], {"name": name}) for name in site_names(model.cfg)]
     variants += [
@@ -184,7 +204,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "attention_patterns": {},
     "attribution_patching": {},
     "circuit": {"sizes": [3]},
-    "edge_attribution": {"exact": 3},
+    "edge_attribution": {},
     "head_attribution": {},
     "logit_lens": {},
     "path_patching": {"receivers": "logits"},
@@ -195,7 +215,10 @@ MODULES = (ablation, activation_patching, attention_patterns, attribution_patchi
 
 @pytest.mark.parametrize("study", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_studies(study: Any, device: torch.device) -> None:
-    options = STUDIES[study.__name__.rpartition(".")[2]]
+    name = study.__name__.rpartition(".")[2]
+    if name in ("attribution_patching", "circuit", "edge_attribution"):
+        needs_gradients(device)
+    options = STUDIES[name]
     model, there = both("llama_gqa", device)
     pairs = make_pairs((6, 4, 6), shared=1)
     frames = [study.run(m, pairs, **options) for m in (there, model)]
@@ -209,14 +232,16 @@ def test_circuits_and_edges(kind: str, device: torch.device) -> None:
     pairs, graph = make_pairs((6, 4), shared=1), Graph.of(model)
     masks = torch.rand(3, *graph.allowed.shape, generator=torch.Generator().manual_seed(0)) < 0.5
     near(*(run_circuits(m, pairs, masks & graph.allowed, graph) for m in (there, model)))
-    near(*(edge_scores.eap(m, pairs, graph).nan_to_num() for m in (there, model)))
+    if device != FAR:
+        near(*(edge_scores.eap(m, pairs, graph).nan_to_num() for m in (there, model)))
     near(*(replacements(m, pairs, ["blocks.0.attn.hook_z"], "mean")["blocks.0.attn.hook_z"] for m in (there, model)))
 
 
 def test_a_tuned_lens(device: torch.device) -> None:
+    needs_gradients(device)
     model, there = both("llama", device)
     tokens = torch.randint(29, (12, 16), generator=torch.Generator().manual_seed(0))
-    lenses = [tuned_lens.TunedLens.train(m, tokens, steps=2, progress=False) for m in (there, model)]
+    lenses = [train(m, tokens, steps=2, batch=4, length=16, holdout=4, progress=False) for m in (there, model)]
     near(lenses[0].A, lenses[1].A)
 
 
@@ -238,6 +263,8 @@ def test_scans(mamba: Family, few: bool, device: torch.device, monkeypatch: pyte
     near(mamba.read(found, there["C"]), expected)
     arguments = [parts[name] for name in ("delta", "A", "B", "C")]
     near(mamba.pattern(*(part.to(device) for part in arguments)), mamba.pattern(*arguments))
+    if device == FAR:
+        return
     slopes = [
         torch.autograd.grad((value**2).sum() + (end**3).sum(), [*given.values()])
         for value, end, given in ((y, last, there), (expected, states[:, -1], here))
@@ -249,7 +276,7 @@ def test_scans(mamba: Family, few: bool, device: torch.device, monkeypatch: pyte
 def test_a_device_refuses_what_lies_on_another(device: torch.device) -> None:
     one, other = torch.ones(3, device=device), torch.ones(3)
     for mix in (lambda: one + other, lambda: torch.cat((one, other)), lambda: other[one.long()]):
-        with pytest.raises(RuntimeError, match="device|cpu"):
+        with pytest.raises(RuntimeError, match=r"device|cpu"):
             mix()
     assert (one * torch.tensor(2.0)).cpu().tolist() == [2.0] * 3 and one[torch.tensor([1])].device.type == device.type
 
