@@ -14,11 +14,11 @@ ifneq ($(shell $(BIN)/python -c 'print(open("$(READY)").read())' 2>/dev/null),$(
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test test-kernels lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## say what each target does
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
 
 DEMO := logit-lens head-attribution activation-patching attention-patterns path-patching circuit
 demo: $(READY) ## write a figure report, of six studies, of how SmolLM2-135M does indirect object identification
@@ -27,6 +27,9 @@ demo: $(READY) ## write a figure report, of six studies, of how SmolLM2-135M doe
 test: $(READY) ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not alone"
 	@$(BIN)/python -m pytest -m alone
+
+test-kernels: $(READY) ## run the numerical tests under other processors' kernels (KERNELS="oldest avx2" names some)
+	@$(BIN)/python tests/kernels.py $(KERNELS)
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/python -m ruff check .

@@ -307,7 +307,7 @@ class GPT(HookedModel):
             )
         table = self.pos_embed.W_pos
         assert isinstance(table, Tensor)
-        return table
+        return table.to(self.device)  # the fixed one has no parameter that would lie somewhere
 
     @property
     def W_U(self) -> Tensor:

@@ -153,8 +153,8 @@ def where(there: Tensor, found: Tensor) -> Tensor:
     return found * there.reshape(*there.shape, *[1] * (found.ndim - there.ndim)).to(found.dtype)
 
 
-def pack(rows: Tensor, prompt: Tensor, prefix: Mapping[int, Known], mask: Tensor) -> tuple[Packed, Tensor]:
-    """A batch of the rows that are True in `rows` [cell, pos], and the cells in the order of its sequences.
+def pack(rows: Tensor, prompt: Tensor, prefix: Mapping[int, Known], mask: Tensor) -> tuple[Packed, Tensor, Tensor]:
+    """A batch of the rows that are True in `rows` [cell, pos], and where each of its rows comes from.
 
     Args:
         rows: [cell, pos] bool, on the CPU; cells without rows have no sequence.
@@ -162,7 +162,7 @@ def pack(rows: Tensor, prompt: Tensor, prefix: Mapping[int, Known], mask: Tensor
         prefix, mask: as in `Packed`.
 
     Returns:
-        The batch, and for each of its sequences the cell that it is [sequence].
+        The batch, and the cell [row] and the position [row] of each of its rows, on the CPU: nobody waits for a device.
     """
     lengths = rows.sum(1)
     order = torch.argsort(lengths, stable=True)
@@ -182,4 +182,4 @@ def pack(rows: Tensor, prompt: Tensor, prefix: Mapping[int, Known], mask: Tensor
         prefix=prefix,
         mask=mask,
     )
-    return packed, order
+    return packed, order[chosen[:, 0]], chosen[:, 1]

@@ -168,8 +168,9 @@ class _Batch:
         if np.array_equal(rows, self.rows):
             return False
         self.rows = rows.copy()
-        packed, order = pack(torch.from_numpy(self.rows), torch.from_numpy(self.cells.prompt), self.prefix, self.mask)
-        cell, position = order[packed.sequence.cpu()].numpy(), packed.position.cpu().numpy()
+        prompt = torch.from_numpy(self.cells.prompt)
+        packed, *places = pack(torch.from_numpy(self.rows), prompt, self.prefix, self.mask)
+        cell, position = (place.numpy() for place in places)
         old, self.row_of = self.row_of, np.full(rows.shape, -1)
         self.row_of[cell, position] = np.arange(len(cell))
         was = old[cell, position]

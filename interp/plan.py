@@ -140,7 +140,8 @@ def watched(model: HookedModel) -> bool:
 def free_memory(device: torch.device) -> int:
     """Bytes that a sweep may allocate on a device unless told otherwise: a part of what is free now."""
     if device.type == "cuda":
-        return int(SHARE["cuda"] * torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for later
+        return int(SHARE["cuda"] * (torch.cuda.mem_get_info(device)[0] + held))
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +61,37 @@ CONSTANT = re.compile(r"[wb].*|D|A_log")
 FAR = {"b_dt": 3.0, "A_log": -1.5}
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=["far", "cuda", "cpu"],
+        default="far",
+        help="where test_device.py runs: on a GPU, or on a device on the CPU that is as strict (far_device.py)",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let each worker of pytest-xdist begin with slow tests, file by file, so that none is left for the end.
+
+    Workers are dealt equal numbers of neighbouring tests, and take from one another's last ones when they are through.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers == 1:
+        return
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            files.setdefault(item.path, []).append(item)
+    shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for of_file in sorted(files.values(), key=len, reverse=True):
+        min(shares, key=len).extend(of_file)
+    others = iter([item for item in items if item.get_closest_marker("slow") is None])
+    for at, share in enumerate(shares):
+        room = len(items) * (at + 1) // workers - len(items) * at // workers
+        share.extend(itertools.islice(others, max(0, room - len(share))))
+    items[:] = [*itertools.chain(*shares), *others]
+
+
 def make(kind: str, **changes: Any) -> GPT:
     """A tiny model of one kind, with weights large enough for every part to matter, biases and norms included."""
     own = KINDS[kind] if kind in KINDS else RECURRENT[kind]
@@ -99,7 +132,7 @@ def tokens() -> torch.Tensor:
 def _one_thread_and_a_known_seed(request: pytest.FixtureRequest) -> Iterator[None]:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     if request.node.get_closest_marker("slow") is None:
-        torch.set_num_threads(1)  # tiny products are slower on more
+        torch.set_num_threads(int(os.environ.get("INTERP_TEST_THREADS", "1")))  # tiny products are slower on more
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
