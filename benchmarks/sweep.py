@@ -28,10 +28,9 @@ from typing import Any
 import pandas as pd
 import torch
 from interleaved import interleaved
-from least import least
+from least import executed, least
 from peers import Loop, lens_bridge, lens_loop, nnsight_loop, nnsight_model, transformers_model
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import interp
 from interp import Edit, PromptPairs, Variant
@@ -114,15 +113,7 @@ def ours(model: Any, row: Row) -> pd.DataFrame:
 
 def operations(model: Any, row: Row) -> tuple[int, int]:
     """Floating-point operations that our sweep executes in matrix products and attention, and the smallest number."""
-
-    def attention(query: Any, key: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        batch, heads, queries, d_head = query
-        return 4 * batch * heads * queries * key[2] * d_head  # as without the causal mask
-
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={fused: attention}) as counter:
-        ours(model, row)
-    return counter.get_total_flops(), least(model.cfg, row.pairs, row.variants, **row.sides)
+    return executed(lambda: ours(model, row)), least(model.cfg, row.pairs, row.variants, **row.sides)
 
 
 def measure(model: Any, loops: dict[str, Callable[..., Loop]], row: Row, options: argparse.Namespace) -> dict[str, Any]:
