@@ -7,7 +7,7 @@ import inspect
 import io
 import json
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -149,19 +149,21 @@ def test_what_is_refused_ends_in_one_line_and_exit_code_2(words: list[str], says
     assert says in result.stderr and "Traceback" not in result.output and not result.stdout
 
 
-def test_a_study_runs_as_a_module_and_refuses_without_a_traceback() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "analyses.logit_lens", "--model", "nonesuch"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr and "nonesuch" in done.stderr
-    assert done.stderr.strip().count("\n") == 0, done.stderr
-    shown = subprocess.run(
-        [sys.executable, "-m", "analyses.logit_lens", "--help"], capture_output=True, text=True, timeout=120
-    )
-    assert shown.returncode == 0 and "Logit lens" in shown.stdout
+def test_a_study_runs_as_a_module_and_refuses_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["analyses/logit_lens.py", *words])
+        monkeypatch.delitem(sys.modules, "analyses.logit_lens", raising=False)  # as a process begins
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_module("analyses.logit_lens", run_name="__main__", alter_sys=True)
+        return caught.value.code, *capsys.readouterr()
+
+    code, _, told = run("--model", "nonesuch")
+    assert code == 2 and "Traceback" not in told and "nonesuch" in told
+    assert told.strip().count("\n") == 0, told
+    code, shown, _ = run("--help")
+    assert code == 0 and "Logit lens" in shown
 
 
 def test_a_study_by_position_takes_prompts_that_line_up(talker: Path) -> None:
