@@ -32,6 +32,10 @@ if [ -n "$missing" ]; then
   done
   export PYTHONPATH="$PYTHONPATH:$site"
 fi
-"$PYTHON" benchmarks/on_gpu.py "$@"
+limit=360
+for at in $(seq 1 $#); do [ "${!at}" = --limit ] && next=$((at + 1)) && limit=${!next}; done
+# A kernel that hangs cannot be interrupted from inside.
+timeout --kill-after=5 "$limit" "$PYTHON" benchmarks/on_gpu.py "$@"
 code=$?
+[ $code -lt 124 ] || echo "on_gpu.sh: stopped after $limit s; what was found until then is above, and in the file of --json" >&2
 exit $code

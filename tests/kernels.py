@@ -40,8 +40,8 @@ NUMERICAL = (
     "ablations", "activation_patching", "analyses", "attribution_patching", "cache", "circuit_runs", "circuit_study",
     "circuits", "compiler", "contrasts", "copying", "device", "directions", "discovery", "edge_attribution",
     "edge_scores", "faithfulness", "generation", "gpt", "gradients", "granularity", "head_circuits", "head_detectors",
-    "hidden_attention", "hooks", "in_place", "known", "mamba", "metrics", "node_scores", "passes", "path_patching", "paths",
-    "probes", "probing", "report", "rounding", "scan", "steering", "sweep", "tuned_lens",
+    "hidden_attention", "hooks", "in_place", "known", "mamba", "metrics", "node_scores", "passes", "path_patching",
+    "paths", "probes", "probing", "report", "rounding", "scan", "steering", "sweep", "tuned_lens",
 )  # fmt: skip
 
 KERNELS = (
