@@ -19,6 +19,7 @@ from test_families import SIZES, tiny
 from test_tasks import names_tokenizer
 
 from analyses import cli
+
 from .trial import Case, Limits, Outcome, tell
 
 TOGETHER = 10
