@@ -136,6 +136,7 @@ class Target:
     call: Callable[..., Any]
     sound: Mapping[str, Any]
     annotations: Mapping[str, str]
+    missing: str = ""  # a parameter for which no sound argument is known here
 
 
 CALLS: list[tuple[Target, str, str]] = []  # target, parameter, wrong value
@@ -222,7 +223,7 @@ def prepare(home: Path) -> None:
         "get_act_name": {"layer": 1},
         "sites.match": {"names": ["blocks.0.attn.hook_z"]},
         **{name: {"path": "saved"} for name in ("Circuit.save", "Direction.save", "PromptPairs.save")},
-        "TunedLens.save": {"folder": "saved"},
+        **{name: {"folder": "saved", "directory": "saved", "path": "saved"} for name in ("save", "TunedLens.save")},
     }
     instances = {
         "GPT": model,
@@ -284,6 +285,8 @@ def _target(name: str, call: Callable[..., Any], own: Mapping[str, Any]) -> Targ
         if parameter.name in own:
             sound[parameter.name] = own[parameter.name]
         elif parameter.default is parameter.empty:
+            if parameter.name not in SOUND:
+                return Target(name, call, {}, {}, parameter.name)
             sound[parameter.name] = SOUND[parameter.name]
         elif parameter.name == "progress":
             sound[parameter.name] = False
@@ -307,6 +310,10 @@ def case(seed: int, number: int) -> Case:
     def run() -> Outcome:
         title = f"{target.name}({parameter}={wrong})" if parameter else f"{target.name}(...), the sound call"
         tell(title)
+        if target.missing:
+            return Outcome(
+                "raw", title, f"the campaign has no sound argument for {target.missing!r}: name one in SOUND"
+            )
         given = dict(target.sound)
         if parameter:
             given[parameter] = WRONG[wrong]()
