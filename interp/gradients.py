@@ -18,9 +18,11 @@ section 3).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,8 +157,8 @@ def differentiate(
     if metric.needs_reference:
         with torch.no_grad():
             reference = read(metric, model(getattr(pairs, source), attention_mask=mask), pairs)
-    with torch.enable_grad(), constant(model), attached(model.hook_dict, [(hooked, note)]):
-        logits = model(getattr(pairs, base), attention_mask=mask)
+    with torch.enable_grad(), constant(model) as fixed, attached(model.hook_dict, [(hooked, note)]):
+        logits = fixed(getattr(pairs, base), attention_mask=mask)
         value = evaluate(metric, read(metric, logits, pairs), pairs, reference)  # [prompt]
         if not value.requires_grad:
             raise HookError(
@@ -297,13 +299,23 @@ def check_steps(steps: int) -> None:
 
 
 @contextmanager
-def constant(model: HookedModel) -> Iterator[None]:
-    """The weights are constants within the block; which of them are trained is as before afterwards."""
+def constant(model: HookedModel) -> Iterator[HookedModel]:
+    """A model of the same weights, hook points and hooks, in which the weights are constants.
+
+    Nothing of the model itself changes, so that other threads may train it or take other gradients meanwhile, and an
+    interrupt leaves it as it was. Of a bridged model, which cannot be had twice, the weights are constants until the
+    end of the block.
+    """
+    if isinstance(model, GPT):
+        shared: list[Any] = [model.cfg, model.tokenizer, model.source, *model.hook_dict.values()]
+        weights = {id(weight): weight.detach() for weight in model.parameters()}
+        yield copy.deepcopy(model, {id(part): part for part in shared} | weights)
+        return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
-        yield
+        yield model
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)

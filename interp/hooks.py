@@ -138,7 +138,7 @@ class HookPoint:
         return any(hook.backward for hook in self.hooks)
 
     def __bool__(self) -> bool:
-        return any(hook.demands for hook in self.hooks)
+        return bool(_ATTACHED.get() or self.kept.added) and any(hook.demands for hook in self.hooks)
 
     def __call__(self, value: Tensor) -> Tensor:
         """The value, as the hooks leave it."""

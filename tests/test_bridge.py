@@ -6,7 +6,10 @@ TransformerLens computes the same weights by other code, so that equal values at
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -343,6 +346,47 @@ def test_greedy_generation_equals_transformers(foreign: tuple[str, BridgedModel,
     assert torch.equal(model.generate(prompt, 4, do_sample=False, stop_at_eos=False), expected)
     with pytest.raises(InterpError, match="use_past_kv_cache=False"):
         generate(model, prompt, 1)
+
+
+def test_threads_wait_their_turn_and_run_no_hooks_of_others(tokens: Tensor) -> None:
+    model: Any = from_bridge(bridge_of(transformers_model(*FOREIGN["opt"])))
+    plain = model(tokens)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(value: Tensor, hook: HookPoint) -> Tensor:
+        inside.set()
+        assert go_on.wait(60)
+        return value * 0.5
+
+    with ThreadPoolExecutor(2) as pool:
+        edits = [("blocks.0.hook_resid_post", hold)]
+        first = pool.submit(model.run_with_hooks, tokens, fwd_hooks=edits, stop_at_layer=1)
+        assert inside.wait(60)
+        second = pool.submit(model, tokens)
+        done, _ = wait([second], timeout=0.5)
+        go_on.set()
+        assert not done and first.result().shape == (*tokens.shape, model.cfg.d_model)
+        assert torch.equal(second.result(), plain)
+    edited = model.run_with_hooks(tokens, fwd_hooks=edits, stop_at_layer=1)
+    assert torch.equal(first.result(), edited) and torch.equal(model(tokens), plain)
+
+
+def test_what_an_interrupt_leaves_in_a_bridge_does_nothing(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = from_bridge(bridge_of(transformers_model(*FOREIGN["opt"])))
+    plain, theirs = model(tokens), model.bridge(tokens)
+    _, cache = model.run_with_cache(tokens, names_filter="blocks.1.hook_resid_pre")
+
+    @contextmanager
+    def stays(point: Any, fn: Any) -> Iterator[None]:
+        point.add_hook(lambda value, hook: fn(value))
+        yield
+
+    monkeypatch.setattr("interp.bridged.tapped", stays)
+    half = ("blocks.1.hook_resid_mid", lambda value, hook: value * 0.5)
+    model.run_with_hooks(tokens, fwd_hooks=[half])
+    model(cache["resid_pre", 1] * 0.5, start_at_layer=1)
+    model(tokens, stop_at_layer=1)
+    assert torch.equal(model(tokens), plain) and torch.equal(model.bridge(tokens), theirs)
 
 
 def test_hooks_and_inputs_are_held_to_our_contract(foreign: tuple[str, BridgedModel, Any], tokens: Tensor) -> None:
