@@ -448,6 +448,19 @@ def test_a_job_pickles_and_its_chunks_run_in_any_order() -> None:
         assert np.array_equal(a, b)
 
 
+def test_a_pickled_job_has_what_its_edits_derive_from_a_cache() -> None:
+    from interp.sweep import _job
+
+    model, pairs = make("llama_gqa"), make_pairs((6, 6))
+    _, cache = model.run_with_cache(pairs.clean)
+    assert "blocks.1.attn.hook_pattern" not in cache
+    variants = [Variant([Edit("pattern", {"layer": 1, "head": head}, source=cache)]) for head in range(4)]
+    job = _job(model, pairs, variants, "logit_diff", "corrupt", "clean", None)
+    other = pickle.loads(pickle.dumps(job))
+    for index in range(len(job.plan.chunks)):
+        assert np.array_equal(job.run(index), other.run(index))
+
+
 def test_somebody_elses_hooks_stay_in_force() -> None:
     model, pairs = make("gpt2"), make_pairs((6, 4))
     variants = [Variant([Edit("z", {"layer": layer, "head": head})]) for layer in (0, 1) for head in range(2)]
