@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from interp.model import HookedModel
 
 
+@checked
 def sample(
     logits: Tensor,
     *,

@@ -217,6 +217,7 @@ def _called(metric: Metric, rows: int, *given: Any) -> Tensor:
     return value
 
 
+@checked
 def check_answers(answers: Tensor, d_vocab_out: int) -> None:
     """Refuse answers [rows, 2] that the model cannot give."""
     wrong = (answers < 0) | (answers >= d_vocab_out)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import NO_LISTS, as_index, is_whole, plain, shown
+from interp.arguments import NO_LISTS, as_index, checked, is_whole, plain, shown
 from interp.errors import PromptError, unknown
 from interp.pairing import Roles, answer_ids, check_rows, encode_prompts, role_positions
 from interp.tokens import labels, pad
@@ -97,6 +97,7 @@ class PromptPairs:
                     raise PromptError(f"pair {at}: role {role!r} is at {position}, but positions are 0 to {length - 1}")
 
     @classmethod
+    @checked
     def from_text(
         cls,
         model: HookedModel,
@@ -222,6 +223,7 @@ class PromptPairs:
         """The roles that every pair has, in the order of the first."""
         return tuple(role for role in self.roles[0] if all(role in of_pair for of_pair in self.roles))
 
+    @checked
     def role_positions(self, role: str) -> Tensor:
         """Where a role stands in each pair [n].
 
@@ -270,6 +272,7 @@ class PromptPairs:
             raise PromptError(f"position {index} is outside prompt {row}, which has {int(lengths[row])} tokens")
         return chosen
 
+    @checked
     def labels(self, index: int) -> list[str]:
         """Axis labels for the positions of one clean prompt, such as `9: John`."""
         return labels(self.str_tokens[self._chosen(index)[0]])
@@ -342,6 +345,7 @@ class PromptPairs:
             for at, length in enumerate(lengths)
         ]
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the pairs as JSON, whole or not at all; `load` reads them back.
 
@@ -363,6 +367,7 @@ class PromptPairs:
         return path
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Self:
         """The pairs that `save` wrote.
 
