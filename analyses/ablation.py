@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.ablations import ABLATIONS, replacements
-from interp.arguments import checked, whole_number
+from interp.arguments import MOST, checked, whole_number
 from interp.command import study_command, whole
 from interp.components import STAGES, Component, check_apart, components, in_words, one_after_another, replaced, steps
 from interp.edits import Edit, Variant
@@ -117,7 +117,7 @@ def run(
     pairs = pairs.to(model.device)
     kinds = _listed(kind)
     parts = components(model, None if site is None else _listed(site), only)
-    numbers, draws = steps(cumulative, len(parts)), whole_number("draws", draws, least=0)
+    numbers, draws = steps(cumulative, len(parts)), whole_number("draws", draws, least=0, most=MOST)
     if numbers:
         check_apart(parts)
     chosen = _evenly(len(pairs), measured)

@@ -29,7 +29,7 @@ import torch
 
 from interp import figures
 from interp.ablations import ABLATIONS
-from interp.arguments import checked, real_number, whole_number
+from interp.arguments import MOST, checked, real_number, whole_number
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit, origin, random_circuits
 from interp.command import above_zero, check_folder, study_command, whole
@@ -115,7 +115,7 @@ def run(
         ConfigError: sizes that are none.
         InterpError: a model without split inputs, a metric without a gradient.
     """
-    draws = whole_number("draws", draws, least=0)
+    draws = whole_number("draws", draws, least=0, most=MOST)
     search = Search(method, steps, selection, rank, tau, candidates)
     options = {"ablation": ablation, "metric": metric, "seed": seed, "max_memory": max_memory}
     find_on, run_on = _halves(pairs)

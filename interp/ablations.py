@@ -95,6 +95,7 @@ def _maker(kind: str, pairs: PromptPairs, seed: int) -> Callable[[Tensor, Site],
     return (lambda value, site: torch.zeros_like(value)) if kind == "zero" else (lambda value, site: value)
 
 
+@checked
 def resampled(pairs: PromptPairs, seed: int = 0) -> Tensor:
     """For each prompt another one of the same length; no prompt is drawn twice.  # [prompt] int64
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from interp.errors import ConfigError, InterpError, PromptError, UnknownName
 
+MOST = 10_000_000  # of draws, steps and the like: more are a mistake, and would never end
 LARGEST_SEED = 2**64 - 1  # what torch takes; NumPy takes more
 NO_LISTS = (str, bytes, Mapping)  # what can be gone through, and yet is no list of numbers
 
@@ -77,7 +78,10 @@ def _alternatives(annotation: Any) -> list[str]:
     return [part.strip() for part in parts]
 
 
-OURS = ("HookedModel", "GPT", "PromptPairs", "Graph", "Circuit", "Direction", "TunedLens", "Known", "Texts", "Metric")
+OURS = (
+    *("HookedModel", "GPT", "PromptPairs", "Graph", "Circuit", "Direction", "TunedLens", "Known", "Texts", "Metric"),
+    *("Variant", "Edit", "ActivationCache"),
+)
 Kind = tuple[str, Callable[[Any], bool]]
 SIMPLE: dict[str, Kind] = {
     "None": ("None", lambda value: value is None),
@@ -102,7 +106,8 @@ def _kind(annotation: str) -> Kind | None:
     outer, _, inner = annotation.removesuffix("]").partition("[")
     if outer in ("Sequence", "Iterable", "list"):
         words, fits = SIMPLE.get(inner, ("values", lambda value: True))
-        plural = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers"}.get(words, words)
+        plurals = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers"}
+        plural = plurals.get(words, f"{words}s" if inner in OURS else "values")
         return f"several {plural}", functools.partial(_are, fits, outer == "Iterable")
     if outer in ("Mapping", "dict"):
         return "a mapping", lambda value: isinstance(value, Mapping)
@@ -115,6 +120,8 @@ def _are(fits: Callable[[Any], bool], mappings: bool, values: Any) -> bool:
         return False
     if isinstance(values, Mapping) and not mappings:
         return False
+    if hasattr(values, "tolist") and getattr(values, "ndim", 0) == 1:
+        values = values.tolist()
     return not isinstance(values, list | tuple) or all(fits(value) for value in values)
 
 
@@ -213,7 +220,7 @@ def resamples(value: Any) -> int:
     Raises:
         ConfigError: something else.
     """
-    return whole_number("n_resamples", value, least=1)
+    return whole_number("n_resamples", value, least=1, most=MOST)
 
 
 def as_numbers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import checked, is_whole, shown, whole_number
+from interp.arguments import MOST, checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.checksums import of_values
 from interp.errors import InterpError
@@ -286,7 +286,7 @@ def random_circuits(graph: Graph, n: int, draws: int, *, seed: int = 0) -> Itera
     """
     if not is_whole(n) or not 0 <= n <= graph.n_edges:
         raise InterpError(f"a circuit of {shown(n)} edges cannot be drawn: this model has {graph.n_edges}")
-    n, draws, seed = int(n), whole_number("draws", draws, least=0), check_seed(seed)
+    n, draws, seed = int(n), whole_number("draws", draws, least=0, most=MOST), check_seed(seed)
     for draw in range(draws):
         rng = np.random.default_rng([seed, n, draw])
         yield Circuit(graph, torch.from_numpy(_drawn(graph, n, rng)), found={"method": "random", "draw": draw})

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from interp.arguments import checked, is_whole, shown, whole_number
+from interp.arguments import MOST, checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, check_choice, unknown
@@ -97,7 +97,7 @@ def components(model: HookedModel, sites: Iterable[str] | None = None, only: Nam
     names = [part.name for part in made]
     wanted = [name.strip() for name in only.split(",")] if isinstance(only, str) else only
     for name in wanted if isinstance(wanted, list) else ():
-        if name not in names and not set(name) & set("*?["):
+        if not isinstance(name, str) or (name not in names and not set(str(name)) & set("*?[")):
             raise unknown("component", name, names)
     chosen = set(match(wanted, names))
     return [part for part in made if part.name in chosen]
@@ -168,7 +168,7 @@ def steps(cumulative: int | Sequence[int], total: int) -> list[int]:
     given: list[Any] = list(cumulative) if several else [cumulative]  # type: ignore[arg-type]
     if not given or not all(is_whole(number) and number >= 0 for number in given):
         raise InterpError(f"cumulative must be a number of components, or several, not {shown(cumulative)}")
-    given = list(range(int(given[0]) + 1)) if not several else [int(number) for number in given]
+    given = list(range(min(int(given[0]), total) + 1)) if not several else [int(number) for number in given]
     return sorted({0, *(min(number, total) for number in given)}) if max(given) else []
 
 
@@ -185,7 +185,7 @@ def one_after_another(
         seed: of these.
         stands: as in `replaced`.
     """
-    draws, rng = whole_number("draws", draws, least=0), np.random.default_rng(check_seed(seed))
+    draws, rng = whole_number("draws", draws, least=0, most=MOST), np.random.default_rng(check_seed(seed))
     orders = [("importance", 0, list(ranked))]
     orders += [("random", draw, [ranked[at] for at in rng.permutation(len(ranked))]) for draw in range(draws)]
     made = []

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import as_numbers, checked, entries, resamples, share, shown, whole_number
+from interp.arguments import MOST, as_numbers, checked, entries, resamples, share, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.circuit_runs import run_circuits
 from interp.circuits import Circuit
@@ -336,7 +336,7 @@ def halves(circuit: Circuit, draws: int, *, seed: int = 0) -> list[list[int]]:
     The embedding never is: without it nothing is left of any circuit.
     """
     nodes = np.array(_inner(circuit), dtype=np.int64)
-    draws, rng = whole_number("draws", draws, least=0), np.random.default_rng(check_seed(seed))
+    draws, rng = whole_number("draws", draws, least=0, most=MOST), np.random.default_rng(check_seed(seed))
     return [nodes[rng.random(len(nodes)) < 0.5].tolist() for _ in range(draws)]
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from interp.model import HookedModel
 
 
+@checked
 def sample(
     logits: Tensor,
     *,

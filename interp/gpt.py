@@ -143,7 +143,9 @@ class GPT(HookedModel):
             PromptError: an empty prompt, one longer than the context, ids out of range, a mask of another shape; what
                 another model left in `past_kv_cache`.
         """
-        if return_type not in ("logits", "loss", "both", None):
+        if past_kv_cache is not None and not isinstance(past_kv_cache, PastKeyValues):
+            raise PromptError(f"past_kv_cache must be a PastKeyValues or None, not {shown(past_kv_cache)}")
+        if not isinstance(return_type, str | None) or return_type not in ("logits", "loss", "both", None):
             raise PromptError(f"return_type must be 'logits', 'loss', 'both' or None, not {return_type!r}")
         tokens, mask = self._input(input, prepend_bos, attention_mask)
         first, last = self._layers(start_at_layer, stop_at_layer)

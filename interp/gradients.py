@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.arguments import byte_budget, checked, whole_number
+from interp.arguments import MOST, byte_budget, checked, whole_number
 from interp.config import MAMBAS
 from interp.errors import HookError, unknown
 from interp.gpt import GPT
@@ -295,7 +295,7 @@ def differentiable(metric: AnyMetric) -> Metric:
 
 def check_steps(steps: int) -> None:
     """Refuse a number of steps that is none."""
-    whole_number("steps", steps, least=1)
+    whole_number("steps", steps, least=1, most=MOST)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from interp.arguments import checked, is_whole, shown, whole_number
+from interp.arguments import MOST, checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.cache import ActivationCache
 from interp.errors import InterpError, PromptError
@@ -81,7 +81,7 @@ def random_sequences(
     Raises:
         PromptError: a length below 3 or one that the model cannot take, fewer than one sequence.
     """
-    n, seed = whole_number("n", n, least=1, refuse=PromptError), check_seed(seed)
+    n, seed = whole_number("n", n, least=1, most=MOST, refuse=PromptError), check_seed(seed)
     front = _front(model, bos)
     ids = plain_tokens(model)
     ids = ids[~torch.isin(ids, torch.tensor(front, dtype=torch.int64))]

@@ -14,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from interp import head_patterns, head_weights
-from interp.arguments import checked
-from interp.errors import InterpError, unknown
+from interp.arguments import MOST, checked, flag, whole_number
+from interp.arguments import seed as check_seed
+from interp.errors import InterpError, PromptError, unknown
 from interp.model import HookedModel
 from interp.progress import counting
 from interp.prompts import PromptPairs
@@ -66,6 +67,12 @@ class Material:
     seed: int = 0
     bos: int | None = None
     effective: bool = True
+
+    def __post_init__(self) -> None:
+        settled: dict[str, Any] = {"n": whole_number("n", self.n, least=1, most=MOST, refuse=PromptError)}
+        settled |= {"seed": check_seed(self.seed), "effective": flag("effective", self.effective)}
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
 
     @cached_property
     def sequences(self) -> head_patterns.Sequences:

@@ -32,7 +32,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from interp.arguments import LARGEST_SEED, checked, real_number, whole_number
+from interp.arguments import LARGEST_SEED, MOST, checked, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.checksums import BLANK, is_sound, sealed
 from interp.errors import OutputError, PromptError
@@ -100,7 +100,7 @@ def train(
         PromptError: text of fewer than two sequences or of single tokens, or a number that is too small.
         OutputError: a folder that cannot be written, or that holds a lens that was trained in another way.
     """
-    steps = whole_number("steps", steps, least=0, refuse=PromptError)
+    steps = whole_number("steps", steps, least=0, most=MOST, refuse=PromptError)
     batch = whole_number("batch", batch, least=1, refuse=PromptError)
     holdout = whole_number("holdout", holdout, least=1, refuse=PromptError)
     seed, lr = check_seed(seed), real_number("lr", lr, above=0, refuse=PromptError)

@@ -247,6 +247,7 @@ def _called(metric: Metric, rows: int, *given: Any) -> Tensor:
     return value
 
 
+@checked
 def check_answers(answers: Tensor, d_vocab_out: int) -> None:
     """Refuse answers [rows, 2], or [rows, 2, most] with -1 behind the last, that the model cannot give."""
     answers = answers[..., None] if answers.ndim == 2 else answers

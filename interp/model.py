@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from interp.arguments import checked, entries
+from interp.arguments import checked, entries, flag, shown
 from interp.cache import ActivationCache, PosSlice
 from interp.config import ModelConfig
 from interp.errors import HookError, PromptError
@@ -171,6 +171,8 @@ class HookedModel(nn.Module, ABC):
         Returns:
             `(output, cache)`.
         """
+        for name, value in (("remove_batch_dim", remove_batch_dim), ("incl_bwd", incl_bwd), ("detach", detach)):
+            flag(name, value)
         wanted = self._select(names_filter, layers)
         recorder = Recorder(pos_slice=pos_slice, device=device, detach=detach, copy_views=wanted is not None)
         tokens, mask = self._input(input, kwargs.pop("prepend_bos", None), kwargs.pop("attention_mask", None))
@@ -317,6 +319,10 @@ class HookedModel(nn.Module, ABC):
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
         ids = torch.as_tensor(tokens, device=self.device)
+        n_out = self.cfg.d_vocab_out
+        whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+        if not whole or bool(((ids < 0) | (ids >= n_out)).any()):
+            raise PromptError(f"tokens must be ids of this model's answers, 0 to {n_out - 1}, not {shown(tokens)}")
         return self.W_U.T[ids]
 
     def generate(self, input: str | Sequence[str] | Tensor, max_new_tokens: int = 10, **options: Any) -> Any:

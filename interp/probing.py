@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from interp.arguments import checked, real_number, whole_number
+from interp.arguments import MOST, checked, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.contrasts import Contrast
 from interp.errors import PromptError
@@ -55,7 +55,7 @@ class Probe:
         settled = {
             "regularisation": real_number("regularisation", self.regularisation, above=0),
             "folds": whole_number("folds", self.folds, least=2),
-            "shuffles": whole_number("shuffles", self.shuffles, least=1),  # the control needs one
+            "shuffles": whole_number("shuffles", self.shuffles, least=1, most=MOST),  # the control needs one
             "seed": check_seed(self.seed),
         }
         for name, value in settled.items():

@@ -24,7 +24,7 @@ from torch import Tensor
 from interp import answers as answers_of
 from interp import pairing
 from interp.answers import AnswerSets
-from interp.arguments import NO_LISTS, as_index, is_whole, plain, shown
+from interp.arguments import NO_LISTS, as_index, checked, is_whole, plain, shown
 from interp.checksums import of_values
 from interp.errors import PromptError, unknown
 from interp.pairing import Roles
@@ -109,6 +109,7 @@ class PromptPairs:
         object.__setattr__(self, "answer_sets", answers_of.check_answer_sets(self.answer_sets, self.answers))
 
     @classmethod
+    @checked
     def from_text(
         cls,
         model: HookedModel,
@@ -247,6 +248,7 @@ class PromptPairs:
         """The roles that every pair has, in the order of the first."""
         return tuple(role for role in self.roles[0] if all(role in of_pair for of_pair in self.roles))
 
+    @checked
     def role_positions(self, role: str) -> Tensor:
         """Where a role stands in each pair [n].
 
@@ -295,6 +297,7 @@ class PromptPairs:
             raise PromptError(f"position {index} is outside prompt {row}, which has {int(lengths[row])} tokens")
         return chosen
 
+    @checked
     def labels(self, index: int) -> list[str]:
         """Axis labels for the positions of one clean prompt, such as `9: John`."""
         return labels(self.str_tokens[self._chosen(index)[0]])
@@ -370,6 +373,7 @@ class PromptPairs:
             for at, length in enumerate(lengths)
         ]
 
+    @checked
     def save(self, path: str | Path) -> Path:
         """Write the pairs as JSON, whole or not at all; `load` reads them back.
 
@@ -391,6 +395,7 @@ class PromptPairs:
         return path
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Self:
         """The pairs that `save` wrote.
 

@@ -114,6 +114,7 @@ def sweep(
     return _table(job, values, runs)
 
 
+@checked
 def plan_sweep(
     model: HookedModel,
     pairs: PromptPairs,

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from interp.arguments import checked, shown, whole_number
+from interp.arguments import MOST, checked, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.errors import PromptError, unknown
 from interp.model import HookedModel
@@ -166,7 +166,7 @@ def write(
         temperature: divides the logits.
         progress: a bar on stderr; None shows one in a terminal.
     """
-    n = whole_number("the number of sequences", n, least=1, refuse=PromptError)
+    n = whole_number("the number of sequences", n, least=1, most=MOST, refuse=PromptError)
     length, seed = _length(model, length), check_seed(seed)
     cfg, tokenizer = model.cfg, model.tokenizer
     generator = torch.Generator().manual_seed(seed)

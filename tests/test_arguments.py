@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import make
 
-from interp import arguments
+import interp
+from interp import arguments, plan
 from interp.edits import RESERVED, Edit, Variant
 from interp.errors import ConfigError, HookError, InterpError, PromptError, SweepInterrupted, UnknownName
 from interp.gpt import GPT
@@ -231,9 +232,7 @@ def test_a_mapping_without_the_site_is_refused() -> None:
 
 
 def in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    import interp.plan
-
-    monkeypatch.setitem(interp.plan.ROWS, "cpu", 20)
+    monkeypatch.setitem(plan.ROWS, "cpu", 20)
 
 
 def test_an_interrupted_sweep_keeps_every_finished_cell(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,3 +305,73 @@ def test_a_metric_that_raises_loses_no_finished_chunk(monkeypatch: pytest.Monkey
     kept = len(list((tmp_path / "s").glob("chunk-*")))
     frame = sweep(model, pairs, variants, metric, out=tmp_path / "s", progress=False)
     assert np.array_equal(frame["value"], expected["value"]) and kept > 1
+
+
+BAD_CALLS: dict[str, tuple[Callable[[GPT, PromptPairs], Any], str]] = {
+    "pos_slice": (lambda m, p: m.run_with_cache(p.clean, pos_slice=99), "pos_slice 99 is out of range"),
+    "seed": (lambda m, p: m.generate(p.clean[:1], 2, seed=2**70), r"seed must be a whole number from 0 to 2\*\*64 - 1"),
+    "top_k": (lambda m, p: m.generate(p.clean[:1], 2, top_k=1.5), "top_k must be a whole number"),
+    "top_p": (lambda m, p: m.generate(p.clean[:1], 2, top_p=float("nan")), "top_p must be a number"),
+    "temperature": (lambda m, p: m.generate(p.clean[:1], 2, temperature=float("inf")), "temperature must be a number"),
+    "max_new_tokens": (lambda m, p: m.generate(p.clean[:1], -1), "max_new_tokens must be at least 0, not -1"),
+    "eos_token_id": (lambda m, p: m.generate(p.clean[:1], 2, eos_token_id=[3, 29]), "eos_token_id must be at most 28"),
+    "n_resamples": (lambda m, p: interp.stats.bootstrap([1.0, 2.0], n_resamples=0), "n_resamples must be at least 1"),
+    "confidence": (
+        lambda m, p: interp.stats.bootstrap([1.0, 2.0], confidence=95),
+        "confidence must lie between 0 and 1",
+    ),
+    "values": (lambda m, p: interp.stats.bootstrap(["a", "b"]), "values must be numbers"),
+    "max_memory": (
+        lambda m, p: sweep(m, p, [Variant([Edit("z", {"layer": 0})])], max_memory=True),
+        "max_memory must be a whole number or None, not True",
+    ),
+    "pairs": (lambda m, p: sweep(m, "ioi", []), "pairs must be PromptPairs, not 'ioi'"),  # type: ignore[arg-type]
+    "side": (lambda m, p: sweep(m, p, [Variant([])], base=["clean"]), "base must be text"),  # type: ignore[arg-type]
+    "n": (lambda m, p: interp.tasks.induction(m, -3), "n must be at least 1, not -3"),
+    "length": (lambda m, p: interp.tasks.induction(m, 2, length=4.5), "length must be a whole number, not 4.5"),
+    "strength": (
+        lambda m, p: interp.Direction(torch.ones(16), "resid_pre", 0).edit(float("nan")),
+        "strength must be a number, not nan",
+    ),
+    "layer of a name": (lambda m, p: interp.get_act_name("z", 1.5), "layer must be a whole number"),  # type: ignore[arg-type]
+    "site of a name": (lambda m, p: interp.get_act_name(["z"]), "a site is named by text"),  # type: ignore[arg-type]
+    "names_filter": (lambda m, p: m.run_with_cache(p.clean, names_filter=[3]), "sites are chosen by"),
+    "layers of a cache": (lambda m, p: interp.PastKeyValues(-1), "n_layers must be at least 0"),
+    "token": (lambda m, p: m.tokens_to_residual_directions(29), "tokens must be ids of this model's answers, 0 to 28"),
+    "reference": (
+        lambda m, p: interp.metrics.measure("kl", m(p.clean), p, reference=m(p.clean[:1])),
+        "expected the shape of logits",
+    ),
+    "function of a metric": (lambda m, p: Metric("x", 3, "d", "u"), "needs a function, not 3"),  # type: ignore[arg-type]
+    "edits": (lambda m, p: Variant(["z"]), "a Variant takes a list of Edits"),  # type: ignore[list-item]
+    "labels": (lambda m, p: Variant([], {3: 1}), "a label's name must be text, not 3"),  # type: ignore[dict-item]
+}
+
+
+@pytest.mark.parametrize("what", BAD_CALLS)
+def test_a_bad_call_is_refused_by_name(what: str) -> None:
+    call, says = BAD_CALLS[what]
+    with pytest.raises(InterpError, match=says):
+        call(make("gpt2"), pairs_of((5, 5)))
+
+
+def test_each_of_several_tokens_ends_a_prompt() -> None:
+    model, pairs = make("gpt2"), pairs_of((5, 5, 5, 5))
+    free = model.generate(pairs.clean, 6, do_sample=False)
+    new = free[:, 5:].tolist()
+    ends = {row[2] for row in new[:2]}
+    stopped = model.generate(pairs.clean, 6, do_sample=False, eos_token_id=[np.int64(one) for one in ends])
+    for row, told in zip(new, stopped[:, 5:].tolist(), strict=True):
+        first = next((at for at, token in enumerate(row) if token in ends), len(row))
+        assert told[: first + 1] == row[: first + 1][: len(told)]
+        assert set(told[first + 1 :]) <= {told[-1]} and (first == len(row) or len(set(told[first + 1 :])) <= 1)
+    one = model.generate(pairs.clean, 6, do_sample=False, eos_token_id=new[0][2])
+    assert torch.equal(one, model.generate(pairs.clean, 6, do_sample=False, eos_token_id=torch.tensor([new[0][2]])))
+    assert torch.equal(model.generate(pairs.clean, 0), pairs.clean)
+
+
+def test_python_says_of_unknown_and_missing_arguments_what_it_says() -> None:
+    with pytest.raises(TypeError, match=r"sweep\(\) got an unexpected keyword argument 'mertic'"):
+        sweep(make("gpt2"), pairs_of(), [], mertic="kl")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"bootstrap\(\) missing 1 required positional argument"):
+        interp.stats.bootstrap()  # type: ignore[call-arg]
