@@ -48,15 +48,13 @@ def _campaign(asked: argparse.Namespace, home: Path) -> int:
     begun, counted, seconds = time.monotonic(), table.Counts(), dict[str, float]()
     names = asked.only or list(PARTS)
     share = sum(PARTS[name][0] for name in names)
-    left = 60 * asked.minutes
     for name in names:
         part: Any = import_module(f".{name}", __package__)
         place = home / name
         place.mkdir()
         part.prepare(place)
         started = time.monotonic()
-        until = float("inf") if asked.case is not None else started + left * PARTS[name][0] / share
-        share -= PARTS[name][0]
+        until = float("inf") if asked.case is not None else started + 60 * asked.minutes * PARTS[name][0] / share
 
         def case(number: int, part: Any = part) -> Any:
             return part.case(asked.seed, number)
@@ -68,8 +66,6 @@ def _campaign(asked: argparse.Namespace, home: Path) -> int:
             if not KINDS[ended.outcome.kind] or asked.case is not None:
                 table.show(name, ended, asked.seed)
         seconds[name] = time.monotonic() - started
-        left -= seconds[name]
-        counted.of_all[name] = part.count()
     print(f"{sum(seconds.values()):.0f} s of trying, {time.monotonic() - begun:.0f} s in all\n", file=sys.stderr)
     print(table.markdown(counted, seconds, PARTS))
     if asked.out is not None:

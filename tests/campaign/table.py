@@ -40,7 +40,6 @@ class Counts:
     by_part: dict[str, Counter[str]] = field(default_factory=dict)
     missed: list[tuple[str, Ended]] = field(default_factory=list)
     all: list[tuple[str, Ended]] = field(default_factory=list)
-    of_all: dict[str, int] = field(default_factory=dict)
 
     def add(self, part: str, ended: Ended) -> None:
         """Count one case."""
