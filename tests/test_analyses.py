@@ -127,7 +127,7 @@ def test_channels_with_rows_are_those_that_write_most() -> None:
     )
     for frame in (few, whole):
         head_attribution.plot(frame).canvas.draw()
-    with pytest.raises(InterpError, match="0 or more, not -1"):
+    with pytest.raises(InterpError, match="channels must be at least 0, not -1"):
         head_attribution.run(model, pairs, channels=-1)
 
 

@@ -196,5 +196,5 @@ def test_what_has_no_gradient_is_refused(
 ) -> None:
     with pytest.raises(error, match=says):
         gradients(make("gpt2"), pairs_of(4), names, metric, **options)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="steps must be a whole number"):
+    with pytest.raises(ConfigError, match="steps must be at least 1, not 0"):
         integrated_gradients(make("gpt2"), pairs_of(4), steps=0)
