@@ -90,7 +90,7 @@ def generate(
     eos_token_id: int | Sequence[int] | None = None,
     use_past_kv_cache: bool = True,
     prepend_bos: bool | None = None,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Sequence[Any] | None = None,
 ) -> Any:
     """Continue each prompt by up to `max_new_tokens` tokens. Hooks on the model run at every step.
 

@@ -13,8 +13,7 @@ Logits in half precision are computed with in float32.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ from interp.rounding import of_logits
 if TYPE_CHECKING:
     from interp.prompts import PromptPairs
 
-PATTERNS = 6  # ways of moving logits by their rounding
+DRAWN = 2  # ways of moving logits by their rounding, beside two that are chosen
 ROWS = 16  # rows whose logits over a whole vocabulary are copied at once
 
 
@@ -288,20 +287,27 @@ def rounding(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
     step, seen = step.reshape(-1, *[1] * (seen.ndim - 1)), _full(seen)
     value = evaluate(metric, seen, pairs, reference).double()
     worst = torch.zeros_like(value)
-    for pattern in _patterns(seen.shape[-1]):
+    for pattern in _patterns(seen):
         for sign in (1, -1):
-            moved = seen + (sign * step).to(seen.dtype) * pattern.to(seen)
+            moved = seen + (sign * step).to(seen.dtype) * pattern
             change = (evaluate(metric, moved, pairs, reference).double() - value).abs()
             worst = torch.maximum(worst, change.nan_to_num(float("inf")))
     return worst
 
 
-@functools.lru_cache(maxsize=4)
-def _patterns(n_tokens: int) -> list[Tensor]:
-    """Directions in which logits are moved together, each [token] of +1 and -1: the first parts right from wrong."""
+def _patterns(seen: Tensor) -> Iterator[Tensor]:
+    """Directions in which logits are moved together, of +1 and -1.
+
+    Each token against the next, as they stand (which parts a right answer from a wrong one) and by size (which parts the
+    likeliest from the second); then drawn ones.
+    """
+    n_tokens = seen.shape[-1]
+    turns = 1.0 - 2.0 * (torch.arange(n_tokens, device=seen.device) % 2).to(seen.dtype)
+    yield turns
+    yield torch.empty_like(seen).scatter_(-1, seen.argsort(-1, descending=True), turns.expand_as(seen))
     rng = np.random.default_rng(0)
-    drawn = [rng.integers(2, size=n_tokens) for _ in range(PATTERNS - 1)]
-    return [torch.from_numpy(1.0 - 2.0 * bits) for bits in (np.arange(n_tokens) % 2, *drawn)]
+    for _ in range(DRAWN):
+        yield torch.from_numpy(1.0 - 2.0 * rng.integers(2, size=n_tokens)).to(seen)
 
 
 def _full(logits: Tensor) -> Tensor:

@@ -231,7 +231,7 @@ def test_the_sections_of_a_report_are_made_of_the_numbers(speaking: GPT) -> None
     table = dict(story.sections[0].tables)
     shown = next(frame for caption, frame in table.items() for frame in [table[caption]] if "clean prompt" in frame)
     expected = METRICS["logit_diff"].fn(last_logits(speaking, pairs), pairs.answers, None)
-    assert shown["logit difference"].tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
+    assert shown["logit difference on clean"].tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
     assert "of 3 prompts" in story.findings[0]
     results: dict[str, pd.DataFrame] = {}
     for module in report.chosen_studies():

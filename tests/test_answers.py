@@ -233,6 +233,7 @@ def test_files_that_have_sets_by_text_are_read_where_that_is_clear(pairs: Prompt
     """As they were saved before pairs had sets: in the notes, one for each clean text."""
     plain = PromptPairs.from_tokens(CLEAN, CORRUPT, answers=pairs.answers)
     content = json.loads(plain.save(tmp_path / "pairs.json").read_text())
+    del content["sha256"]  # such files have none
     content["notes"] = {"answer_sets": {"4 5": [[8, 1], [9]]}}
     (tmp_path / "pairs.json").write_text(json.dumps(content))
     back = PromptPairs.load(tmp_path / "pairs.json")

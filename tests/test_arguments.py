@@ -238,22 +238,23 @@ def in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupted_sweep_keeps_every_finished_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     in_chunks(monkeypatch)
     model, pairs = make("gpt2"), pairs_of()
-    calls = [0]
+    left = [10**6]
 
     def rare(logits: torch.Tensor, own: PromptPairs) -> torch.Tensor:
-        calls[0] += 1
-        if calls[0] > 5:
+        left[0] -= 1
+        if not left[0]:
             raise KeyboardInterrupt
         value = logits[:, 0, 0].clone()
         value[0] = torch.nan  # rightly so: a cell is not unfinished because its value is no number
         return value
 
     variants = [Variant([Edit("z", {"layer": at})], {f"only_{at}": at}) for at in (0, 1, 0, 1, 0, 1)]
+    metric = Metric("rare", rare, "d", "u", whole=True)
+    whole = sweep(model, pairs, variants, metric, progress=False)
+    left[0] = 10**6 - left[0] - 2  # calls until the last but one of a variant
     with pytest.raises(SweepInterrupted) as stopped:
-        sweep(model, pairs, variants, Metric("rare", rare, "d", "u", whole=True), progress=False)
+        sweep(model, pairs, variants, metric, progress=False)
     frame = stopped.value.frame
-    calls[0] = -99
-    whole = sweep(model, pairs, variants, Metric("rare", rare, "d", "u", whole=True), progress=False)
     assert 0 < len(frame) < len(whole) and len(frame) % len(pairs) == 0
     assert frame["value"].isna().any() and frame["value"].notna().any()
     pd.testing.assert_frame_equal(frame, whole.loc[frame.index])
@@ -295,11 +296,13 @@ def test_a_metric_that_raises_loses_no_finished_chunk(monkeypatch: pytest.Monkey
 
     def sometimes(logits: torch.Tensor, answers: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
         log.write_text(log.read_text() + ".")
-        if log.read_text() == "." * 6:
+        if len(log.read_text()) == wrong:
             raise ZeroDivisionError("now")
         return logits[:, 0]
 
-    metric = Metric("mine", sometimes, "d", "u", tokens="answers")
+    metric, wrong = Metric("mine", sometimes, "d", "u", tokens="answers"), 0
+    sweep(model, pairs, variants, metric, progress=False)
+    wrong = 2 * len(log.read_text()) - 2  # the last but two of the calls of the next sweep
     with pytest.raises(PromptError, match="metric 'mine' raised ZeroDivisionError: now"):
         sweep(model, pairs, variants, metric, out=tmp_path / "s", progress=False)
     kept = len(list((tmp_path / "s").glob("chunk-*")))

@@ -159,7 +159,7 @@ SEVERAL: list[Any] = [
     Setting("a", 1), Setting("a", 2), Setting("b", 1), METRICS["logit_diff"], METRICS["kl"], get_metric(scaled(2)),
     *(Edit("z", {"layer": layer, **where}, op, source)
       for layer in (0, 1) for where in ({}, {"head": 1}, {"pos": 1})
-      for op, source in (("set", None), ("set", "base"), ("add", "base"), ("scale", 2), ("scale", 2.0),
+      for op, source in (("set", None), ("set", "base"), ("add", "base"), ("scale", 2), ("scale", 2.5),
                          ("zero", None))),
     Edit("q", {"layer": 0}), Edit("z", {"layer": 0, "pos": [1, 2]}), Edit("z", {"layer": 0, "pos": "END"}),
     Variant([]), Variant([], {"a": 1}), Variant([Edit("z")]), Variant([Edit("z"), Edit("z")]), [Edit("z"), Edit("z")],
