@@ -8,7 +8,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,7 +138,7 @@ def pair_axis(cfg: ModelConfig) -> int:
     return -1 if cfg.rotary_adjacent_pairs else -2
 
 
-def check_attention_mask(mask: Tensor, shape: tuple[int, int], *, gaps: bool = True) -> Tensor:
+def check_attention_mask(mask: Tensor | Sequence[Any], shape: tuple[int, int], *, gaps: bool = True) -> Tensor:
     """The mask as booleans; `gaps` says whether real tokens may have padding between them.
 
     Raises:

@@ -298,8 +298,8 @@ def rounding(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
 def _patterns(seen: Tensor) -> Iterator[Tensor]:
     """Directions in which logits are moved together, of +1 and -1.
 
-    Each token against the next, as they stand (which parts a right answer from a wrong one) and by size (which parts the
-    likeliest from the second); then drawn ones.
+    Each token against the next, as they stand (which parts a right answer from a wrong one) and by size (which parts
+    the likeliest from the second); then drawn ones.
     """
     n_tokens = seen.shape[-1]
     turns = 1.0 - 2.0 * (torch.arange(n_tokens, device=seen.device) % 2).to(seen.dtype)
