@@ -298,12 +298,13 @@ def rounding(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
 def _patterns(seen: Tensor) -> Iterator[Tensor]:
     """Directions in which logits are moved together, of +1 and -1.
 
-    Each token against the next, as they stand (which parts a right answer from a wrong one) and by size (which parts
-    the likeliest from the second); then drawn ones.
+    The first half of the tokens against the second, which parts the right answers from the wrong ones; every other one
+    by size, which parts the likeliest token from the next; then drawn ones.
     """
     n_tokens = seen.shape[-1]
-    turns = 1.0 - 2.0 * (torch.arange(n_tokens, device=seen.device) % 2).to(seen.dtype)
-    yield turns
+    place = torch.arange(n_tokens, device=seen.device)
+    turns = (1 - 2 * (place % 2)).to(seen.dtype)
+    yield (1 - 2 * (2 * place >= n_tokens).long()).to(seen.dtype)
     yield torch.empty_like(seen).scatter_(-1, seen.argsort(-1, descending=True), turns.expand_as(seen))
     rng = np.random.default_rng(0)
     for _ in range(DRAWN):

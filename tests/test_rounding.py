@@ -90,6 +90,10 @@ def test_a_metric_is_uncertain_by_what_its_logits_are() -> None:
     assert (off("log_prob") <= 2 * step * 1.02).all() and (off("prob") <= step / 2 * 1.02).all()
     assert off("prob")[0] > step[0] / 5  # two tokens share nearly all: the slope of a probability is a quarter
     assert (off("kl", logits[:, -1]) <= step**2).all()  # the divergence of equal runs grows with the square
+    of_sets = PromptPairs.from_tokens([[1, 2], [3, 4]], answers=[([0, 4, 7], [1, 2]), ([2, 9], 3)])
+    seen = read(METRICS["logit_diff"], logits, of_sets)
+    sets = rounding(METRICS["logit_diff"], seen, of_sets, None, largest)
+    torch.testing.assert_close(sets, 2 * step, rtol=0.02, atol=0)
     several = Metric("several", lambda logits, pairs: logits.double().square().sum((1, 2)), "", "", whole=True)
     want = [2 * 20 * float(step[0]), 2 * 29 * float(step[1])]
     got = rounding(several, read(several, logits, pairs), pairs, None, largest)
