@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp import stats
-from interp.arguments import as_numbers, checked, real_number, resamples, share, whole_number
+from interp.arguments import MOST, as_numbers, checked, real_number, resamples, share, whole_number
 from interp.arguments import seed as check_seed
 from interp.errors import InterpError, unknown
 from interp.rounding import of_effect, quotient
@@ -295,7 +295,7 @@ def most_missed(found: int, drawn: int, left: int, confidence: float = 0.95) -> 
     """
     from scipy import stats as scipy_stats
 
-    drawn, left = whole_number("drawn", drawn, least=0), whole_number("left", left, least=0)
+    drawn, left = (whole_number(name, x, least=0, most=MOST) for name, x in (("drawn", drawn), ("left", left)))
     found, confidence = whole_number("found", found, least=0, most=drawn), share("confidence", confidence)
     possible = np.arange(left + 1)  # large cells among those that are left
     likely = scipy_stats.hypergeom.cdf(found, left + drawn, possible + found, drawn) > 1 - confidence

@@ -80,7 +80,7 @@ def _alternatives(annotation: Any) -> list[str]:
 
 OURS = (
     *("HookedModel", "GPT", "PromptPairs", "Graph", "Circuit", "Direction", "TunedLens", "Known", "Texts", "Metric"),
-    *("Variant", "Edit", "ActivationCache"),
+    *("Variant", "Edit", "ActivationCache", "Axis"),
 )
 Kind = tuple[str, Callable[[Any], bool]]
 SIMPLE: dict[str, Kind] = {
@@ -120,7 +120,7 @@ def _are(fits: Callable[[Any], bool], mappings: bool, values: Any) -> bool:
         return False
     if isinstance(values, Mapping) and not mappings:
         return False
-    if hasattr(values, "tolist") and getattr(values, "ndim", 0) == 1:
+    if hasattr(values, "tolist"):
         values = values.tolist()
     return not isinstance(values, list | tuple) or all(fits(value) for value in values)
 

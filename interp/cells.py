@@ -20,6 +20,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from interp.arguments import whole_number
 from interp.canvas import INK, RASTER_DPI, SMALL, TEXT_WIDTH, TINY, Figure, blank
 from interp.glyphs import broken, shorten, width, written
 from interp.scales import Grid, Scale
@@ -159,6 +160,7 @@ def _plan(
     headed: bool,
     extra: float,
 ) -> Plan:
+    columns = None if columns is None else whole_number("columns", columns, least=1)
     left, head = _longest(down) + 0.25, 0.2 if headed else 0.06
 
     def arrange(columns: int) -> Plan:

@@ -61,8 +61,12 @@ class Circuit:
     found: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.graph, Graph):
+            raise InterpError(f"the graph of a circuit must be a Graph, not {shown(self.graph)}")
         shape = self.graph.allowed.shape
         for name, table in (("edges", self.edges), ("scores", self.scores)):
+            if not isinstance(table, Tensor) and (table is not None or name == "edges"):
+                raise InterpError(f"{name} of a circuit must be a tensor [sender, receiver], not {shown(table)}")
             if table is not None and table.shape != shape:
                 raise InterpError(
                     f"{name} of a circuit are {list(table.shape)}, expected [sender, receiver] = {list(shape)}"

@@ -20,15 +20,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import einsum
 from torch import Tensor
 
 from interp.ablations import replacements
-from interp.arguments import checked
+from interp.arguments import checked, is_whole, shown
 from interp.edits import Edit, Variant
-from interp.errors import PromptError, check_choice, unknown
+from interp.errors import InterpError, PromptError, check_choice, unknown
 from interp.gradients import AnyMetric, batches, check_steps, cut, full, path_slopes, values_at
 from interp.graph import Graph
 from interp.model import HookedModel
@@ -213,6 +214,9 @@ def variants(
         model, pairs, graph, base, ablation, seed: as in `eap`.
         edges: (sender, receiver) by their places in the graph.
     """
+    edges = chosen_edges(graph, edges)
+    if not edges:
+        raise InterpError("there is nothing to edit: give at least one edge")
     senders = list(dict.fromkeys(sender for sender, _ in edges))
     sites = list(dict.fromkeys(graph.senders[sender].site for sender in senders))
     instead = replacements(model, pairs, sites, ablation, run=other_side(base), seed=seed)
@@ -236,11 +240,16 @@ def chosen_edges(graph: Graph, edges: Edges) -> tuple[tuple[int, int], ...]:
         UnknownName: an edge that the graph does not have.
     """
     found = []
+    if isinstance(edges, str | bytes) or not isinstance(edges, Iterable) or getattr(edges, "ndim", 1) == 0:
+        raise InterpError(f"edges must be several, each a name or (sender, receiver), not {shown(edges)}")
     for edge in edges:
         if isinstance(edge, str):
             found.append(graph.edge(edge))
             continue
-        sender, receiver = edge
+        two: list[Any] = list(edge) if isinstance(edge, Iterable) and getattr(edge, "ndim", 1) != 0 else [edge]
+        if len(two) != 2 or not all(map(is_whole, two)):
+            raise InterpError(f"an edge is a name, such as 'a0.h1->logits', or (sender, receiver), not {shown(edge)}")
+        sender, receiver = two
         there = 0 <= sender < len(graph.senders) and 0 <= receiver < len(graph.receivers)
         if not (there and graph.allowed[sender, receiver]):
             raise unknown("edge", edge, [str(one) for one in graph.edges])

@@ -330,6 +330,7 @@ def without(edges: Tensor, senders: Sequence[int]) -> Tensor:
     return left
 
 
+@checked
 def halves(circuit: Circuit, draws: int, *, seed: int = 0) -> list[list[int]]:
     """Random halves of a circuit's nodes, as places among the graph's senders: each is in with probability 1/2.
 

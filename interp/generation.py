@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.arguments import as_index, checked, real_number, whole_number
+from interp.arguments import as_index, checked, real_number, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.attention import PastKeyValues
 from interp.context import check_attention_mask
@@ -39,6 +39,10 @@ def sample(
         PromptError: a number that is none, or out of range.
     """
     temperature, top_k, top_p = _checked(temperature, top_k, top_p)
+    if logits.ndim != 2 or not logits.is_floating_point():
+        raise PromptError(f"logits must be [batch, d_vocab], not {list(logits.shape)} of {logits.dtype}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise PromptError(f"generator must be a torch.Generator or None, not {shown(generator)}")
     if temperature == 0:
         return logits.argmax(-1)
     logits = logits.float() / temperature

@@ -227,6 +227,7 @@ def path_slopes(
     return total
 
 
+@checked
 def integrated_gradients(
     model: HookedModel,
     pairs: PromptPairs,

@@ -180,6 +180,8 @@ def variants(
     names = [name for name in _listed(by) if name != "layer"]
     for name in names:
         check_choice("axis to patch by", name, AXES)
+    if not _listed(site):
+        raise InterpError(f"site must name at least one site, such as 'z', not {site!r}")
     made: list[Variant] = []
     of_sites = dict.fromkeys(tuple(_of_layers(model.cfg, name)) for name in _listed(site))
     for of_layers in of_sites:

@@ -24,7 +24,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from interp.arguments import checked
+from interp.arguments import checked, entries
 from interp.config import MAMBAS, ModelConfig
 from interp.errors import InterpError, UnknownName, unknown
 from interp.gpt import GPT
@@ -91,6 +91,7 @@ class Graph:
     receivers: tuple[Node, ...]
 
     @classmethod
+    @checked
     def of(cls, model: HookedModel) -> Graph:
         """The graph of a model.
 
@@ -133,10 +134,16 @@ class Graph:
         """The sites that receivers read, in the order of computation."""
         return tuple(dict.fromkeys(node.site for node in self.receivers))
 
+    @checked
     def edge_name(self, sender: int, receiver: int) -> str:
         """An edge's name, as `a1.h2->a3.h1<q>`."""
-        return f"{self.senders[sender].name}->{self.receivers[receiver].name}"
+        (source,), (target,) = (
+            entries(what, [at], len(among), refuse=UnknownName)
+            for what, at, among in (("sender", sender, self.senders), ("receiver", receiver, self.receivers))
+        )
+        return f"{self.senders[source].name}->{self.receivers[target].name}"
 
+    @checked
     def edge(self, name: str) -> tuple[int, int]:
         """The edge of this name, as (sender, receiver).
 
@@ -151,10 +158,12 @@ class Graph:
             raise UnknownName(f"no edge matches {name!r}: {target} comes before {source}, or beside it")
         return sender, receiver
 
+    @checked
     def sender(self, name: str) -> int:
         """Where the sender of this name stands in `senders`; `L3H1` and `MLP 3` are understood, too."""
         return _find("sender", name, self.senders)
 
+    @checked
     def receiver(self, name: str) -> int:
         """Where the receiver of this name stands in `receivers`; `L3H1<q>` is understood, too."""
         return _find("receiver", name, self.receivers)

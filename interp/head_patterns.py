@@ -288,7 +288,9 @@ def steps(model: HookedModel, tokens: Tensor, ordered: Tensor) -> Tensor:
 @checked
 def shuffled_list(model: HookedModel, ordered: Tensor, n: int, *, seed: int = 0, bos: int | None = None) -> Tensor:
     """The words of a list in `n` random orders, behind what the tokenizer (or `bos`) puts in front.  # [n, pos]"""
-    generator = torch.Generator().manual_seed(seed)
+    n, generator = whole_number("n", n, least=1, most=MOST), torch.Generator().manual_seed(check_seed(seed))
+    if ordered.ndim != 1 or not len(ordered):
+        raise PromptError(f"ordered must be ids [word], not {list(ordered.shape)}")
     rows = torch.stack([ordered[torch.randperm(len(ordered), generator=generator)] for _ in range(n)])
     front = torch.tensor(_front(model, bos), dtype=torch.int64).expand(n, -1)
     return torch.cat([front, rows], dim=1)[:, : model.cfg.n_ctx].to(model.device)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from interp.ablations import replacements
-from interp.arguments import checked, real_number, whole_number
+from interp.arguments import MOST, checked, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.compiler import Build, compile_steps
 from interp.errors import unknown
@@ -75,7 +75,7 @@ class Known:
 
 
 def _pairs(name: str, draw: Callable[[random.Random, int], Row], n: int, seed: int) -> PromptPairs:
-    n = whole_number("n", n, least=1)
+    n = whole_number("n", n, least=1, most=MOST)
     rng = random.Random(f"{name} {seed}")
     clean, corrupt, answers, roles = zip(*(draw(rng, kind) for kind in range(n)), strict=True)
     return PromptPairs.from_tokens(clean, corrupt, answers=answers, roles=roles, name=name, notes={"seed": seed})

@@ -72,6 +72,7 @@ def divergence(output: Tensor, log_prob: Tensor) -> Tensor:
     return (output.exp() * ratio).sum(-1)
 
 
+@checked
 @torch.no_grad()
 def read(
     model: HookedModel,

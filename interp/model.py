@@ -318,7 +318,8 @@ class HookedModel(nn.Module, ABC):
         """Columns of W_U: [d_model] for one token, [batch, d_model] or [batch, pos, d_model] for more."""
         if isinstance(tokens, str):
             tokens = self.to_single_token(tokens)
-        ids = torch.as_tensor(tokens, device=self.device)
+        vast = isinstance(tokens, int) and abs(tokens) > self.cfg.d_vocab_out  # which no tensor may hold
+        ids = torch.as_tensor(-1 if vast else tokens, device=self.device)
         n_out = self.cfg.d_vocab_out
         whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
         if not whole or bool(((ids < 0) | (ids >= n_out)).any()):

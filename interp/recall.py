@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp.arguments import checked, is_whole, real_number, whole_number
+from interp.arguments import MOST, checked, is_whole, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.arguments import shown as told
 from interp.config import ModelConfig
@@ -126,7 +126,7 @@ def train(
         UnknownName: a kind that does not exist.
         InterpError: no steps, or an accuracy that is too low after all of them.
     """
-    steps, seed = whole_number("steps", steps, least=1), check_seed(seed)
+    steps, seed = whole_number("steps", steps, least=1, most=MOST), check_seed(seed)
     least = real_number("least", least, least=0, most=1)
     cfg = config(kind, seed=seed, n_heads=n_heads)
     model = Mamba(cfg) if cfg.has_mamba else GPT(cfg)
@@ -173,7 +173,7 @@ def prompts(n: int = 128, *, seed: int = 1000, slot: int = SLOT) -> PromptPairs:
     """
     if not is_whole(slot) or not 0 <= slot < PAIRS:
         raise PromptError(f"slot must be one of the pairs, 0 to {PAIRS - 1}, not {told(slot)}")
-    n, slot, seed = whole_number("n", n, least=1, refuse=PromptError), int(slot), check_seed(seed)
+    n, slot, seed = whole_number("n", n, least=1, most=MOST, refuse=PromptError), int(slot), check_seed(seed)
     rng, at = random.Random(seed), 2 * slot + 1
     clean = draw(n, torch.Generator().manual_seed(seed))[:, : QUERY + 1]
     clean[:, QUERY] = clean[:, at - 1]

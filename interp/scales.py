@@ -157,6 +157,8 @@ def panels(frame: pd.DataFrame, facet: str | Sequence[str] | None) -> list[tuple
     if facet is None:
         return [("", frame)]
     names = [facet] if isinstance(facet, str) else list(facet)
+    if not names:
+        raise InterpError("facet must name at least one column, or be None for a single panel")
     for name in names:
         column(frame, name)
     groups = frame.groupby(names, sort=False, observed=True, dropna=False)

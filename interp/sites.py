@@ -318,7 +318,7 @@ def match(wanted: NameFilter, names: Iterable[str]) -> list[str]:
                 f"the predicate {getattr(wanted, '__name__', wanted)!s} selects none of {len(names)} sites"
             )
         return chosen
-    if not isinstance(wanted, Iterable):
+    if not isinstance(wanted, Iterable) or getattr(wanted, "ndim", 1) != 1:
         raise UnknownName(f"sites are chosen by a name, a glob, a predicate or a list of these, not by {shown(wanted)}")
     chosen_set = {name for part in wanted for name in match(part, names)}
     return [n for n in names if n in chosen_set]

@@ -261,6 +261,7 @@ def adjusted(p: pd.Series[Any], among: pd.Series[Any] | None = None, *, correcti
     """
     from scipy.stats import false_discovery_control
 
+    check_choice("correction", correction, CORRECTIONS)
     known = p.dropna()
     groups = known.groupby(np.zeros(len(known)) if among is None else among[known.index])
     return groups.transform(false_discovery_control, method=correction).reindex(p.index)

@@ -102,6 +102,8 @@ class TunedLens:
         """
         if not is_whole(layer) or int(layer) not in self.layers:
             raise unknown("layer of this lens", shown(layer), map(str, self.layers))
+        if not isinstance(stream, Tensor) or not stream.ndim or stream.shape[-1] != self.b.shape[-1]:
+            raise InterpError(f"stream must be a tensor [..., d_model = {self.b.shape[-1]}], not {shown(stream)}")
         at = self.layers.index(int(layer))
         A, b = self.A[at].to(stream.device), self.b[at].to(stream.device)
         return stream.float() @ A + b

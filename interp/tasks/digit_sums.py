@@ -66,7 +66,7 @@ def digit_addition(
     """
     tokenizer_of(model)
     digits = whole_number("digits", digits, least=1, most=100, refuse=PromptError)
-    shots, seed = whole_number("shots", shots, least=0, refuse=PromptError), check_seed(seed)
+    shots, seed = whole_number("shots", shots, least=0, most=1000, refuse=PromptError), check_seed(seed)
     return write(
         model,
         ABOUT,

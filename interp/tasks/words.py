@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from interp.arguments import checked
 from interp.errors import PromptError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def tokenizer_of(model: HookedModel) -> Tokenizer:
     return model.tokenizer
 
 
+@checked
 def single_tokens(model: HookedModel, words: Iterable[str], *, before: str = " ") -> Words:
     """The words that, with `before` in front, are one token of their own.
 

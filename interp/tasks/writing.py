@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from interp.arguments import checked, whole_number
+from interp.arguments import MOST, checked, whole_number
 from interp.errors import PromptError
 from interp.prompts import PromptPairs
 from interp.tasks.words import next_token, tokenizer_of
@@ -148,7 +148,7 @@ def write(
     Raises:
         PromptError: a model without a tokenizer, fewer than n different prompts.
     """
-    n = whole_number("n", n, least=1, refuse=PromptError)
+    n = whole_number("n", n, least=1, most=MOST, refuse=PromptError)
     tokenizer = tokenizer_of(model)
     refused = _Refused()
     rows = _fitting(model, tokenizer, draws, prepend_bos, roles, refused)
