@@ -63,7 +63,9 @@ def run(name: str, more: list[str]) -> tuple[int, float]:
     )
     print(f"== {name}: {told} ({kernels.stdout.strip()})", flush=True)
     files = [str(TESTS / f"test_{file}.py") for file in NUMERICAL]
-    spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "worksteal"]
+    # Threads that wait for each other spin: more of them than cores take several times as long.
+    workers = min(4, max(1, (os.cpu_count() or 1) // int(setting["INTERP_TEST_THREADS"])))
+    spread = ["-n", str(workers), "--dist", "worksteal"]
     chosen = [*files, "-q", "-m", "not slow and not alone", "-p", "no:cacheprovider"]
     start = time.monotonic()
     code = subprocess.run(
