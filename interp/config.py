@@ -24,6 +24,7 @@ MAMBAS = ("mamba", "mamba2")
 SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
 LAYER_TYPES = ("attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp")
 ROPE_SCALINGS = ("linear", "llama3")
+LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 MOST = 2**48  # a size beyond it is a mistake: no machine holds such a tensor, and sums of several would overflow
 FLAGS = (
     "gated_mlp", "final_norm", "rotary_adjacent_pairs", "attn_only", "parallel_attn_mlp", "use_attn_scale",
@@ -271,8 +272,11 @@ class ModelConfig:
         if limits is None:
             return
         pair = isinstance(limits, tuple) and len(limits) == 2 and all(type(end) in (int, float) for end in limits)
-        if not (pair and 0 <= limits[0] < limits[1]):
-            raise ConfigError(f"dt_limit must be (least, most) with 0 <= least < most, not {self.dt_limit!r}")
+        if not (pair and 0 <= limits[0] < limits[1] and (limits[1] <= LARGEST or limits[1] == math.inf)):
+            raise ConfigError(
+                f"dt_limit must be (least, most) with 0 <= least < most, which is infinite or a float32 number, not "
+                f"{self.dt_limit!r}"
+            )
 
     def _check_choice(self, field: str, choices: tuple[str | None, ...], given: str | None = None) -> None:
         value = getattr(self, field) if given is None else given

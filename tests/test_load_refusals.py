@@ -282,6 +282,7 @@ def test_a_pre_tokenizer_where_none_is_wanted_is_refused(
         ({"tokenizer.ggml.pre": 3}, "tokenizer.ggml.pre=3 is not supported"),
         ({"tokenizer.ggml.model": 3}, "tokenizer.ggml.model=3 is not supported"),
         ({"llama.attention.layer_norm_rms_epsilon": float("nan")}, "rms_epsilon=nan must be a finite number"),
+        ({"llama.attention.layer_norm_rms_epsilon": 0}, "rms_epsilon=0 must be of type float"),
         ({"llama.attention.layer_norm_rms_epsilon": -1.0}, "eps must be a finite number of 0 or more, not -1.0"),
         ({"llama.rope.freq_base": 0.0}, "rotary_base must be a finite number above 0, not 0.0"),
         ({"general.alignment": True}, "general.alignment=True is no power of two"),
@@ -337,6 +338,9 @@ def test_shards_in_folders_below_are_read_and_those_outside_are_refused(tmp_path
         named(lambda shard, bad=bad: bad)  # type: ignore[misc]
         with pytest.raises(WeightsError, match=r"index.json says that '.*' is in .*, expected the name of a file in"):
             interp.load(folder)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(where["weight_map"], "x" * 5000 + ".safetensors")}))
+    with pytest.raises(WeightsError, match=r"index.json names shards that are not there: 'xxx"):
+        interp.load(folder)
     for weight_map in ([], "x", None):
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(WeightsError, match=r"index.json has no 'weight_map'"):

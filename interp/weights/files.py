@@ -91,14 +91,21 @@ def _from_safetensors(file: Path, name: str) -> Tensor:
 def _open_shards(index: Path, open_file: Callable[[Path], Tensors]) -> tuple[Tensors, tuple[Path, ...]]:
     where = _weight_map(index)
     files = {shard: index.parent / shard for shard in sorted(set(where.values()))}
-    absent = [shard for shard, file in files.items() if not file.is_file()]
+    absent = [shard for shard, file in files.items() if not _is_file(file)]
     if absent:
-        raise WeightsError(f"{index} names shards that are not there: {', '.join(absent)}")
+        raise WeightsError(f"{index} names shards that are not there: {', '.join(map(shown, absent))}")
     shards = {shard: open_file(file) for shard, file in files.items()}
     lost = [name for name, shard in where.items() if name not in shards[shard]]
     if lost:
         raise WeightsError(f"{index} says that {lost[0]!r} is in {where[lost[0]]}, but it is not")
     return {name: shards[shard][name] for name, shard in where.items()}, tuple(files.values())
+
+
+def _is_file(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # a name that is longer than any
+        return False
 
 
 def shards_of(index: Path) -> set[str]:

@@ -48,8 +48,7 @@ class Metadata:
                     f"{self.file.path}: {full}={shown(value)} must be one value, or the same one for every layer"
                 )
             value = value[0]
-        whole_number = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
-        if type(value) is not type(default) and not whole_number:
+        if type(value) is not type(default):  # a whole number in place of a float, too, as in llama.cpp
             raise WeightsError(f"{self.file.path}: {full}={shown(value)} must be of type {type(default).__name__}")
         if isinstance(value, (int, float)) and not abs(value) < math.inf:
             raise WeightsError(f"{self.file.path}: {full}={value} must be a finite number")

@@ -164,7 +164,7 @@ def prepare(home: Path) -> None:
     direction.save(files["direction"])
     pairs.save(files["pairs"])
     lens.save(home / "lens")
-    transformer_lens.save(model, home / "model")
+    interp.save(model, home / "model")
     names_tokenizer().save(str(home / "model" / "tokenizer.json"))
     (home / "data.csv").write_text("prompt,corrupt,answer,wrong_answer\nTom,Jack, Mary, John\nTom,Jack, John, Mary\n")
     edit = interp.Edit("z", {"layer": 1, "head": 2})

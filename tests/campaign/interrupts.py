@@ -30,7 +30,6 @@ from interp.graph import Graph
 from interp.lens_training import train
 from interp.prompts import PromptPairs
 from interp.tuned_lens import TunedLens
-from interp.weights import transformer_lens
 
 from .lines import counted
 from .trial import Case, Outcome, tell
@@ -98,11 +97,9 @@ def prepare(home: Path) -> None:
         "sweep with a journal": lambda model, hook: interp.sweep(model, PAIRS, heads, out="out", progress=False),
         "save pairs": lambda model, hook: PAIRS.save("pairs.json"),
         "save a circuit": circuit,
-        "save a model": lambda model, hook: transformer_lens.save(model, "model"),
+        "save a model": lambda model, hook: interp.save(model, "model"),
         "train a lens": lambda model, hook: train(model, text, steps=2, batch=4, holdout=1, out="lens", progress=False),
     }
-    if hasattr(interp, "save"):
-        deeds["interp.save"] = lambda model, hook: interp.save(model, "saved")
     DEEDS.clear()
     with torch.no_grad():
         for family in FAMILIES:

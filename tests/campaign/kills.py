@@ -33,7 +33,6 @@ from interp.graph import Graph
 from interp.lens_training import train
 from interp.prompts import PromptPairs
 from interp.tuned_lens import TunedLens
-from interp.weights import transformer_lens
 
 from .lines import counted
 from .trial import Case, Outcome, tell
@@ -110,7 +109,7 @@ def prepare(home: Path) -> None:
         ),
         Saving("direction", lambda at, n: directions[n].save(at / "d"), lambda at: str(Direction.load(at / "d").head)),
         Saving("tuned lens", lambda at, n: lenses[n].save(at), lambda at: of_lens(TunedLens.load(at, model)), True),
-        Saving("model", lambda at, n: transformer_lens.save(models[n], at), lambda at: of_model(interp.load(at)), True),
+        Saving("model", lambda at, n: interp.save(models[n], at), lambda at: of_model(interp.load(at)), True),
     ]
     if hasattr(interp, "save"):
         save = interp.save

@@ -29,7 +29,6 @@ from interp.graph import Graph
 from interp.lens_training import train
 from interp.prompts import PromptPairs
 from interp.tuned_lens import TunedLens
-from interp.weights import transformer_lens
 
 from .damage import flip
 from .trial import Case, Outcome, tell
@@ -97,10 +96,8 @@ def prepare(home: Path) -> None:
         "checkpoint of a lens": (lambda at: _stopped(trained, at), trained),
         "journal of a sweep": (swept, swept),
         "journal of ACDC": (discovered, discovered),
-        "model": (lambda at: transformer_lens.save(model, at), lambda at: of_model(interp.load(at))),
+        "model": (lambda at: interp.save(model, at), lambda at: of_model(interp.load(at))),
     }
-    if hasattr(interp, "save"):
-        kinds["model of interp.save"] = (lambda at: interp.save(model, at), lambda at: of_model(interp.load(at)))
     KINDS.clear()
     for name, (write, read) in kinds.items():
         folder = home / name.replace(" ", "-")
