@@ -70,14 +70,17 @@ def whole_folder(folder: Path, *, what: str, first: str) -> Iterator[Path]:
     Raises:
         OutputError: they cannot be written; nothing in the folder has changed.
     """
-    staged = folder / f".{secrets.token_hex(8)}.partial"
     existed = folder.is_dir()
+    staged = (folder if existed else folder.parent) / f".{folder.name}.{secrets.token_hex(8)}.partial"
     try:
         try:
             staged.mkdir(parents=True)
         except ValueError as error:  # a name with a NUL in it
             raise OSError(str(error)) from None
         yield staged
+        if not existed:
+            os.replace(staged, folder)  # all of them in one step
+            return
         for file in sorted(staged.iterdir(), key=lambda file: file.name != first):
             os.replace(file, folder / file.name)
     except OutputError:
@@ -86,9 +89,6 @@ def whole_folder(folder: Path, *, what: str, first: str) -> Iterator[Path]:
         raise OutputError(f"{what} cannot be written to {str(folder)!r}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-        if not existed:
-            with contextlib.suppress(OSError, ValueError):  # it holds the files when all went well
-                folder.rmdir()
 
 
 def read_regular(path: Path) -> bytes:
