@@ -36,7 +36,7 @@ from interp.metrics import Metric
 from interp.model import HookedModel
 from interp.pairing import SIDES
 from interp.prompts import PromptPairs
-from interp.rounding import of_rows, quotient
+from interp.rounding import of_rows, quotient, within
 from interp.scales import Axis
 from interp.sites import NameFilter
 from interp.sweep import Executor, plan_sweep, sweep
@@ -288,12 +288,13 @@ def report(
         f"Each component is taken away at all positions of the clean prompts, {instead} in its place. {fewer}"
         "Later components can make up for one that is missing: a small effect does not say that it does nothing."
     )
-    strongest = by_layer.iloc[0]
+    strongest, off = by_layer.iloc[0], float(of_rows(maps, "base_value").mean())
     told = (
         f"Of whole layers, {strongest['component']} has the largest effect: under {_words(strongest['kind'])} ablation "
-        f"the logit difference of {clean:.2f} changes by {-strongest['value']:+.2f}{_interval(strongest)}."
+        f"the logit difference of {clean:.2f} changes by {-strongest['value']:+.2f}{_interval(strongest)}"
+        f"{within(strongest['value'], off)}."
     )
-    found, curve = _found(single, again, kind, clean, what), _halves(maps, clean, what)
+    found, curve = _found(single, again, kind, clean, what, off), _halves(maps, clean, what)
     tables = [first_rows(f"The {what} with the largest effect", single, 10)]
     tables += [] if again is None else [(f"The strongest {what} on other prompts, by kind of ablation", again)]
     caption = f"Mean over {few} of {len(pairs)} prompts." if fewer else f"Mean over {few} prompts."
@@ -363,7 +364,7 @@ def _interval(row: Any) -> str:
     return f" (95% interval {-row['ci_high']:+.2f} to {-row['ci_low']:+.2f})" if known else ""
 
 
-def _found(single: pd.DataFrame, again: pd.DataFrame | None, kind: str, clean: float, what: str) -> str:
+def _found(single: pd.DataFrame, again: pd.DataFrame | None, kind: str, clean: float, what: str, off: float) -> str:
     """Which head or mixer matters most, and how many of the strongest still do on prompts that did not choose them."""
     best = single.iloc[0]
     told = (
@@ -371,12 +372,13 @@ def _found(single: pd.DataFrame, again: pd.DataFrame | None, kind: str, clean: f
         f"the logit difference of {clean:.2f} changes by {-best['value']:+.2f}"
     )
     if again is None:
-        return told + _interval(best) + "."
+        return told + _interval(best) + within(best["value"], off) + "."
     same = again[again["kind"] == kind]
     row = same[same["component"] == best["component"]].iloc[0]
     sure = same[same["p_adjusted"] < stats.SURE]["value"]
     return (
-        f"{told}, and on {row['n']} other prompts by {-row['value']:+.2f}{_interval(row)}. Of the {len(same)} {what} "
+        f"{told}, and on {row['n']} other prompts by {-row['value']:+.2f}{_interval(row)}{within(row['value'], off)}. "
+        f"Of the {len(same)} {what} "
         f"with the largest effects {(sure > 0).sum()} help there, too, and {(sure < 0).sum()} work against the answer "
         f"(p < {stats.SURE}, corrected for all that was tested there)."
     )

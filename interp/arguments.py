@@ -12,11 +12,14 @@ import numbers
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from interp.errors import ConfigError, InterpError, PromptError, UnknownName
+
+if TYPE_CHECKING:
+    import torch
 
 MOST = 10_000_000  # of draws, steps and the like: more are a mistake, and would never end
 LARGEST_SEED = 2**64 - 1  # what torch takes; NumPy takes more
@@ -285,6 +288,24 @@ def byte_budget(value: Any) -> int | None:
     if is_whole(value) and plain(value) > 0:
         return int(plain(value))
     raise ConfigError(f"max_memory must be a positive number of bytes, or None, not {shown(value)}")
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """A device that tensors can be put on here.
+
+    Raises:
+        UnknownName: there is no such device here.
+    """
+    import torch  # not before it is needed: the command line lists its commands without it
+
+    try:
+        found = torch.empty(0, device=device).device
+    except Exception as error:  # of an unknown device, and of one that is not there, in many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UnknownName(f"device {str(device)!r} cannot be used here: {reason}") from error
+    if found.type == "meta":
+        raise UnknownName("device 'meta' cannot be used here: it holds no values; choose 'cpu' or 'cuda'")
+    return found
 
 
 def as_index(name: str, value: Any, *, also: str = "", refuse: type[InterpError] = PromptError) -> Any:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from interp.absent import AbsentModel, alone
-from interp.arguments import checked, entries, is_whole, one_of_layers, plain, shown
+from interp.arguments import checked, device_of, entries, is_whole, one_of_layers, plain, shown
 from interp.errors import InterpError, PromptError, UnknownName, check_choice
 from interp.sites import find_act_name, get_act_name, unknown_site
 
@@ -158,7 +158,8 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def to(self, device: str | torch.device) -> ActivationCache:
         """Move every tensor to a device, here in this cache, and return it."""
-        self._tensors = {name: value.to(device) for name, value in self._tensors.items()}
+        place = device_of(device)
+        self._tensors = {name: value.to(place) for name, value in self._tensors.items()}
         return self
 
     def remove_batch_dim(self) -> ActivationCache:

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow
 import torch
 
+from interp.arguments import whole_number
 from interp.connection import connection, ray_module
 from interp.errors import ConfigError, InterpError
 
@@ -86,6 +87,8 @@ class RayExecutor:
             ("patience", 0, math.inf),
         ):
             value = getattr(self, name)
+            if value is not None and name in ("workers", "threads"):
+                whole_number(name, value)
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"{name} is {value}, expected {low} {'or more' if high > 1 else f'to {high}'}")
 

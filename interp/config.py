@@ -25,6 +25,7 @@ SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
 LAYER_TYPES = ("attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp")
 ROPE_SCALINGS = ("linear", "llama3")
 LARGEST = (2 - 2**-23) * 2.0**127  # of float32
+OF_STATES = ("d_conv", "d_ssm_head", "n_ssm_groups")
 MOST = 2**48  # a size beyond it is a mistake: no machine holds such a tensor, and sums of several would overflow
 FLAGS = (
     "gated_mlp", "final_norm", "rotary_adjacent_pairs", "attn_only", "parallel_attn_mlp", "use_attn_scale",
@@ -187,7 +188,7 @@ class ModelConfig:
         for name in ("n_heads", "d_head", "d_vocab", "d_vocab_out"):
             if getattr(self, name) != -1:  # which is "not given"
                 self._check_whole(name, 0)
-        for name in ("n_key_value_heads", "d_mlp", "rotary_dim", "d_inner", "d_state", "dt_rank"):
+        for name in ("n_key_value_heads", "d_mlp", "rotary_dim", "d_inner", "d_state", "dt_rank", *OF_STATES):
             if getattr(self, name) is not None:
                 self._check_whole(name, 0)
         for name in ("eps", "ssm_eps", "initializer_range"):

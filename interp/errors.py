@@ -80,6 +80,8 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UnknownName:
     close = nearest(said, choices)
     if close:
         hint = "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    elif not choices:
+        hint = "there are none"
     elif len(choices) <= 30:
         hint = "choose from " + ", ".join(repr(c) for c in choices)
     else:

@@ -19,6 +19,7 @@ from interp.arguments import seed as check_seed
 from interp.attention import PastKeyValues
 from interp.context import check_attention_mask
 from interp.errors import PromptError
+from interp.tokens import padding_of
 
 if TYPE_CHECKING:
     from interp.model import HookedModel
@@ -125,6 +126,7 @@ def generate(
     temperature, top_k, top_p = _checked(temperature, top_k, top_p)
     ends = _ends(model, eos_token_id) if stop_at_eos else []
     if isinstance(input, Tensor):
+        attention_mask = padding_of(input) if attention_mask is None else attention_mask
         tokens = (input[None] if input.ndim == 1 else input).to(model.device)
         mask = (
             torch.ones_like(tokens, dtype=torch.bool)
@@ -145,7 +147,7 @@ def generate(
         temperature = 0
 
     n_prompt = tokens.shape[1]
-    past = PastKeyValues(model.cfg.n_layers) if use_past_kv_cache else None
+    past = PastKeyValues(model.cfg.n_layers) if use_past_kv_cache and model.cfg.causal else None
     done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
     for step in range(max_new_tokens):
         seen = tokens[:, -1:] if past is not None and step else tokens

@@ -149,6 +149,11 @@ class GPT(HookedModel):
             raise PromptError(f"return_type must be 'logits', 'loss', 'both' or None, not {return_type!r}")
         tokens, mask = self._input(input, prepend_bos, attention_mask)
         first, last = self._layers(start_at_layer, stop_at_layer)
+        if past_kv_cache is not None and not self.cfg.causal:
+            raise PromptError(
+                "past_kv_cache needs causal attention: where earlier positions look at later ones, nothing of them can "
+                "be kept"
+            )
         past = None if past_kv_cache is None else past_kv_cache.draft()
         if past is not None:
             past.claim(self, self.cfg.n_layers, tokens.shape[0])

@@ -65,10 +65,12 @@ class Hook:
         given = value.clone() if self.in_place and not self.reads else value
         returned = self.fn(given, point)
         if returned is None:
-            return given
-        point.check(returned, value)
-        # Who returned it may go on to change it. Where torch counts changes, a cache notices (`Recorder.check`).
-        return returned.clone() if self.in_place and returned is not given and returned.is_inference() else returned
+            returned = given
+        else:
+            point.check(returned, value)
+        # Who has it may go on to change it. Where torch counts changes, a cache notices (`Recorder.check`).
+        kept = self.in_place and not self.reads and returned.is_inference()
+        return returned.clone() if kept else returned
 
 
 class Kept:
@@ -304,6 +306,8 @@ def attached(
     requests: list[_Request] = []
     hooks: dict[HookPoint, tuple[Hook, ...]] = {}
     for entries, backward, reads in ((fwd_hooks, False, False), (bwd_hooks, True, False), (readers, False, True)):
+        if isinstance(entries, str) or not isinstance(entries, Iterable):
+            raise HookError(f"hooks are a list of pairs (names, function), not {entries!r:.80}")
         for entry in entries:
             if not (isinstance(entry, (tuple, list)) and len(entry) == 2 and callable(entry[1])):
                 raise HookError(f"hooks are a list of pairs (names, function), but one of them is {entry!r}")

@@ -18,8 +18,7 @@ import hashlib
 import json
 import os
 import re
-import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,13 @@ import torch
 
 from interp.checksums import BLANK, is_sound, sealed
 from interp.errors import ConfigError, OutputError
-from interp.whole_files import read_regular
+from interp.whole_files import PARTIAL, partial_file, read_regular, remove_leftovers
 
 FORMAT = "interp.Journal 1"
 MANIFEST = "manifest.json"
 PART = re.compile(r"[a-z]+-[0-9]+")
 SUFFIX = ".parquet"
 DIGEST = re.compile(r"[0-9a-f]{32,}")
-PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 LEFT_BY_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 FULL = {
     errno.ENOSPC: ("disk full", "free some space"),
@@ -82,7 +80,7 @@ class Journal:
         folder = Path(os.path.expanduser(folder)).absolute()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(folder)
+            remove_leftovers(folder)
             if not (folder / MANIFEST).exists():
                 _refuse_strangers(folder)
                 _write(folder / MANIFEST, _manifest(key, plan), publish=_first)
@@ -254,7 +252,7 @@ def _first(partial: Path, target: Path) -> None:
 
 def _write(target: Path, content: bytes, *, publish: Callable[[Path, Path], None]) -> None:
     """Write a file under a temporary name, sync it and let `publish` give it its own."""
-    with _partial(target) as (partial, handle):
+    with partial_file(target) as (partial, handle):
         rest = memoryview(content)
         while rest:
             rest = rest[os.write(handle, rest) :]
@@ -264,44 +262,3 @@ def _write(target: Path, content: bytes, *, publish: Callable[[Path, Path], None
     with contextlib.suppress(OSError):  # some file systems sync no folders; a lost name is a part to compute again
         os.fsync(handle)
     os.close(handle)
-
-
-@contextlib.contextmanager
-def _partial(target: Path) -> Iterator[tuple[Path, int]]:
-    """A new temporary file beside `target`, locked; gone afterwards under this name."""
-    while True:
-        partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
-        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            _lock(handle, wait=True)
-            if os.fstat(handle).st_nlink:  # else another process took it for a leftover before it was locked
-                yield partial, handle
-                return
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-            os.close(handle)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of processes that are no more."""
-    for name in os.listdir(folder):
-        if PARTIAL.fullmatch(name):
-            with contextlib.suppress(OSError):
-                handle = os.open(folder / name, os.O_RDWR | os.O_NONBLOCK)
-                try:
-                    if _lock(handle, wait=False):
-                        os.unlink(folder / name)
-                finally:
-                    os.close(handle)
-
-
-def _lock(handle: int, *, wait: bool) -> bool:
-    """Lock a file until it is closed or its process ends; False where another has it, or the disk knows no locks."""
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True

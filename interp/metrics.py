@@ -67,6 +67,9 @@ class Metric:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise ConfigError(f"the name of a metric must be text, not {shown(self.name)}")
+        for what, text in (("definition", self.definition), ("unit", self.unit)):
+            if not isinstance(text, str):
+                raise ConfigError(f"the {what} of metric {self.name!r} must be text, not {shown(text)}")
         flag("whole", self.whole)
         flag("needs_reference", self.needs_reference)
         if not callable(self.fn):
@@ -179,11 +182,13 @@ def which_read(metric: Metric, pairs: PromptPairs) -> Tensor | None:
     return torch.as_tensor(metric.tokens, device=pairs.answers.device).expand(len(pairs), -1)
 
 
+@checked
 def answers_of(metric: Metric, pairs: PromptPairs) -> Tensor:
     """The answers that a metric takes: [rows, 2, most] if it takes several of each kind, else [rows, 2]."""
     return pairs.answer_table if metric.sets else pairs.answers
 
 
+@checked
 def logit_weights(pairs: PromptPairs) -> tuple[Tensor, Tensor]:
     """Token ids and weights, both [rows, tokens]: the logit difference is the sum of these logits, so weighted.
 
@@ -260,6 +265,7 @@ def check_answers(answers: Tensor, d_vocab_out: int) -> None:
         )
 
 
+@checked
 def largest_logit(logits: Tensor) -> Tensor:
     """The largest finite magnitude among each row's logits: [rows, ..., d_vocab_out] -> [rows]."""
     return logits.masked_fill(~logits.isfinite(), 0).flatten(1).abs().amax(1)
@@ -321,24 +327,28 @@ def _pick(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return _full(logits.gather(-1, ids.clamp(min=0))), ids >= 0
 
 
+@checked
 def mean_logit(logits: Tensor, ids: Tensor) -> Tensor:
     """The mean logit of each row's ids: [rows, d_vocab_out], ids [rows, most] padded with -1 -> [rows]."""
     found, there = _pick(logits, ids)
     return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, 0).sum(-1) / there.sum(-1)
 
 
+@checked
 def joint_logit(logits: Tensor, ids: Tensor) -> Tensor:
     """The logit that one token with the probability of all of a row's ids would have; shapes as in `mean_logit`."""
     found, there = _pick(logits, ids)
     return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).logsumexp(-1)
 
 
+@checked
 def best_logit(logits: Tensor, ids: Tensor) -> Tensor:
     """The largest logit of each row's ids; shapes as in `mean_logit`."""
     found, there = _pick(logits, ids)
     return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).amax(-1)
 
 
+@checked
 def sides(answers: Tensor) -> tuple[Tensor, Tensor]:
     """The right and the wrong answers, each [rows, most]."""
     right, wrong = (answers[..., None] if answers.ndim == 2 else answers).unbind(1)
@@ -354,6 +364,7 @@ def _logit(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> 
     return mean_logit(logits, sides(answers)[0])
 
 
+@checked
 def joint_log_prob(logits: Tensor, ids: Tensor) -> Tensor:
     """The logarithm of the probability of all of a row's ids together, in nats; shapes as in `mean_logit`."""
     return joint_logit(logits, ids) - _full(logits).logsumexp(-1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from interp.arguments import checked, entries, flag, shown
+from interp.arguments import checked, device_of, entries, flag, shown
 from interp.cache import ActivationCache, PosSlice
 from interp.config import ModelConfig
 from interp.errors import HookError, PromptError
@@ -22,7 +22,7 @@ from interp.generation import generate
 from interp.hooks import Hook, HookFunction, HookPoint, Kept, attached, by_position, detach
 from interp.recorder import Recorder
 from interp.sites import NameFilter, match
-from interp.tokens import MASK_OF, Tokenizer, as_mask, pad
+from interp.tokens import MASK_OF, Tokenizer, as_mask, pad, padding_of
 
 HookList = Sequence[tuple[NameFilter, HookFunction]]
 
@@ -173,6 +173,7 @@ class HookedModel(nn.Module, ABC):
         """
         for name, value in (("remove_batch_dim", remove_batch_dim), ("incl_bwd", incl_bwd), ("detach", detach)):
             flag(name, value)
+        device = None if device is None else device_of(device)
         wanted = self._select(names_filter, layers)
         recorder = Recorder(pos_slice=pos_slice, device=device, detach=detach, copy_views=wanted is not None)
         tokens, mask = self._input(input, kwargs.pop("prepend_bos", None), kwargs.pop("attention_mask", None))
@@ -213,6 +214,8 @@ class HookedModel(nn.Module, ABC):
         """
         if dir not in ("fwd", "bwd"):
             raise HookError(f"dir must be 'fwd' or 'bwd', not {dir!r}")
+        if not callable(hook):
+            raise HookError(f"a hook must be a function of (tensor, hook), not {shown(hook)}")
         call = by_position(hook)
         self._kept.added.append({name: Hook(call, backward=dir == "bwd") for name in match(names, self.hook_dict)})
 
@@ -246,7 +249,8 @@ class HookedModel(nn.Module, ABC):
             text: one text or several.
             prepend_bos: True puts one beginning-of-sequence token first, False none; None does what the model's own
                 tokenizer does. (TransformerLens 1-3 always put one.)
-            padding_side: "right" or "left". A left-padded batch needs its mask in the forward: see `to_batch`.
+            padding_side: "right" or "left". A padded batch carries its mask, and a forward of this tensor takes it; of
+                one that was changed since (a slice, a copy) give the mask of `to_batch`.
         """
         tokens, mask = self.to_batch(text, prepend_bos, padding_side)
         if not bool(mask.all()):
@@ -351,14 +355,15 @@ class HookedModel(nn.Module, ABC):
                 raise PromptError("attention_mask belongs to token ids; text brings its own")
             tokens, mask = self.to_batch(cast(Any, input), prepend_bos)
             return tokens, None if bool(mask.all()) else mask
+        attention_mask = padding_of(input) if attention_mask is None else attention_mask
         if attention_mask is not None:
             attention_mask = as_mask(attention_mask).to(self.device)
         if input.is_floating_point():
             return input, attention_mask
         tokens = input[None] if input.ndim == 1 else input
-        if tokens.ndim != 2 or tokens.dtype == torch.bool:
+        if tokens.ndim != 2 or tokens.dtype == torch.bool or tokens.is_complex():
             raise PromptError(f"tokens must be whole numbers [batch, pos], not {list(input.shape)} {input.dtype}")
-        return tokens.to(self.device), attention_mask
+        return tokens.to(self.device, torch.int64), attention_mask
 
     def _check_tokens(self, tokens: Tensor, n_past: int) -> None:
         if tokens.is_floating_point():

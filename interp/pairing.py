@@ -226,6 +226,8 @@ def role_positions(
     Raises:
         PromptError: another count, or a role whose text or position is not in its prompt.
     """
+    if not (roles is None or (isinstance(roles, Iterable) and not isinstance(roles, str))):
+        raise PromptError(f"roles must be a mapping from role to position, or one for each pair, not {shown(roles)}")
     given = [roles or {}] * len(rows) if roles is None or isinstance(roles, Mapping) else list(roles)
     if len(given) != len(rows):
         raise PromptError(f"there are {len(rows)} clean prompts but {len(given)} roles: give one mapping for each pair")
@@ -269,4 +271,6 @@ def _standing(place: str, row: Sequence[int], tokenizer: Tokenizer, prompt: str 
     found = [at for at, id_ in enumerate(row) if id_ == token and at != first]
     if first is not None and prompt is not None and prompt.startswith(place):
         found += [first] if tokenizer.at_start(place) == [row[first]] else []
+    elif first is not None and not found:  # as the table of tokens shows it, with a space that the text has not
+        found = [first] if row[first] == token else []
     return sorted(found)

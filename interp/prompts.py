@@ -24,7 +24,7 @@ from torch import Tensor
 from interp import answers as answers_of
 from interp import pairing
 from interp.answers import AnswerSets
-from interp.arguments import NO_LISTS, as_index, checked, is_whole, plain, shown
+from interp.arguments import NO_LISTS, as_index, checked, device_of, is_whole, plain, shown
 from interp.checksums import of_values
 from interp.errors import PromptError, unknown
 from interp.pairing import Roles
@@ -344,7 +344,8 @@ class PromptPairs:
 
     def to(self, device: str | torch.device) -> PromptPairs:
         """The same pairs with their tensors on a device."""
-        moved = {what: getattr(self, what).to(device) for what in (*TENSORS, "answers")}
+        place = device_of(device)
+        moved = {what: getattr(self, what).to(place) for what in (*TENSORS, "answers")}
         return dataclasses.replace(self, **moved)
 
     def digest(self) -> str:

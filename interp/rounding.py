@@ -17,7 +17,8 @@ number. So every ratio by a difference of runs goes through `quotient`:
 
 The two factors are measured (docs/log.md): over SmolLM2-135M and small models of 2 to 12 layers with attention, state
 spaces or both, in plain forwards, sweeps and circuits, under the kernels of several processors, a difference of two
-runs was off by up to 16 eps in float32 and 6.5 eps in half precision, against float64.
+runs was off by up to 16 eps in float32 and 6.5 eps in half precision, against float64. Models that amplify rounding on
+the way to their logits can go beyond it (docs/rounding.md says which).
 """
 
 from __future__ import annotations
@@ -122,6 +123,15 @@ def no_effect(table: pd.DataFrame) -> str:
     if table["value"].notna().any() or "reason" not in table:
         return ""
     return f"There is no effect to measure: {table['reason'].iloc[0]}."
+
+
+def within(value: float, rounding: float) -> str:
+    """What a sentence adds to a difference that is no more than rounding; "" for a larger one.
+
+    >>> within(0.1, 0.25)
+    ', which is no more than rounding (0.25)'
+    """
+    return f", which is no more than rounding ({rounding:.2g})" if abs(value) <= rounding else ""
 
 
 def reason(missing: int, n: int, rounding: float) -> str:

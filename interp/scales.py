@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from interp.arguments import shown
 from interp.errors import InterpError, unknown
 from interp.glyphs import drawable, visible, written
 from interp.sites import part_name
@@ -48,6 +49,11 @@ class Axis:
     title: str | None = None
     labels: Sequence[str] | Mapping[Any, str] | None = None
     values: Sequence[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.column, str) or not isinstance(self.title, str | None):
+            what, given = ("title", self.title) if isinstance(self.column, str) else ("column", self.column)
+            raise InterpError(f"the {what} of an axis must be text, not {shown(given)}")
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,14 @@ def states_one_by_one(
     Args:
         states: `selective_states` or `dual_states`, whose arguments the others are.
     """
-    with torch.no_grad():
-        found = states(x, delta, A, B, state=state)
+    # Without a gradient by hand: an interrupt at the end of a `no_grad` block would leave gradients off for good.
+    found = states(*(part.detach() for part in (x, delta, A, B)), state=None if state is None else state.detach())
     first = torch.zeros_like(found[:, :1]) if state is None else state[:, None].to(found.dtype)
     before = torch.cat((first, found[:, :-1]), dim=1).flatten(0, 1)
     x, delta, B = (part.flatten(0, 1)[:, None] for part in (x, delta, B))  # [batch pos, 1, ...]
     own = states(x, delta, A, B, state=before).view_as(found)
-    with torch.no_grad():
-        decay = states(torch.zeros_like(x), delta, A, B, state=torch.ones_like(before)).view_as(found)
+    still = (part.detach() for part in (torch.zeros_like(x), delta, A, B))
+    decay = states(*still, state=torch.ones_like(before)).view_as(found)
     return own, decay
 
 

@@ -110,7 +110,7 @@ def sweep(
                 bar.finish(index)
         except KeyboardInterrupt:
             frame = _table(job, values, runs)[_cells_known(job.plan, known).ravel()]
-            raise SweepInterrupted(_so_far(bar.done, job.plan, journal), frame) from None
+            raise SweepInterrupted(_so_far(len(frame), job.plan, journal), frame) from None
     return _table(job, values, runs)
 
 

@@ -295,6 +295,12 @@ def pad(
     return tokens, mask
 
 
+def padding_of(tokens: torch.Tensor) -> torch.Tensor | None:
+    """The mask of a padded batch that came from `model.to_tokens`; None where nothing says that it is padded."""
+    mask: torch.Tensor | None = getattr(tokens, MASK_OF, None)
+    return mask if mask is not None and mask.shape == tokens.shape else None
+
+
 def as_mask(mask: Any, what: str = "attention_mask") -> torch.Tensor:
     """A mask as booleans, True at real tokens; of a tensor, an array or lists.
 

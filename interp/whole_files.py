@@ -2,7 +2,8 @@
 are files.
 
 1. The content goes to a file of another name in the same folder. 2. That file takes the name that was asked for, in
-place of what had it, in one step. 3. What goes wrong is an `OutputError`, and no part of a file is left.
+place of what had it, in one step. 3. What goes wrong is an `OutputError`, and no part of a file is left. The other file
+is locked while its process lives: what a killed one left is removed by the next that writes the same.
 4. What only has the name of a file (a pipe, a socket, a device) is refused at once: to open it could wait for ever.
 
 Files of a folder are all written before the first takes its place.
@@ -16,6 +17,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import OutputError
+
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 
 
 def write_whole(path: Path, content: bytes, *, what: str, make_folder: bool = False) -> None:
@@ -38,18 +42,19 @@ def write_whole(path: Path, content: bytes, *, what: str, make_folder: bool = Fa
     Raises:
         OutputError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        with partial_file(path) as (partial, handle):
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            os.replace(partial, path)
     except OSError as error:
         place = str(path.parent if make_folder else path)
         raise OutputError(f"{what} cannot be written to {place!r}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):  # it is gone when all went well
-            partial.unlink()
+    with contextlib.suppress(OSError):  # a folder that cannot be listed
+        remove_leftovers(path.parent, f"{path.name}.")
 
 
 @contextlib.contextmanager
@@ -65,14 +70,17 @@ def whole_folder(folder: Path, *, what: str, first: str) -> Iterator[Path]:
     Raises:
         OutputError: they cannot be written; nothing in the folder has changed.
     """
-    staged = folder / f".{secrets.token_hex(8)}.partial"
     existed = folder.is_dir()
+    staged = (folder if existed else folder.parent) / f".{folder.name}.{secrets.token_hex(8)}.partial"
     try:
         try:
             staged.mkdir(parents=True)
         except ValueError as error:  # a name with a NUL in it
             raise OSError(str(error)) from None
         yield staged
+        if not existed:
+            os.replace(staged, folder)  # all of them in one step
+            return
         for file in sorted(staged.iterdir(), key=lambda file: file.name != first):
             os.replace(file, folder / file.name)
     except OutputError:
@@ -81,9 +89,6 @@ def whole_folder(folder: Path, *, what: str, first: str) -> Iterator[Path]:
         raise OutputError(f"{what} cannot be written to {str(folder)!r}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
-        if not existed:
-            with contextlib.suppress(OSError, ValueError):  # it holds the files when all went well
-                folder.rmdir()
 
 
 def read_regular(path: Path) -> bytes:
@@ -110,3 +115,44 @@ def read_json(path: Path) -> Any:
         return json.loads(read_regular(path).decode("utf-8"))
     except RecursionError:
         raise json.JSONDecodeError("it is nested too deeply", "", 0) from None
+
+
+@contextlib.contextmanager
+def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
+    """A new temporary file beside `target`, locked; gone afterwards under this name."""
+    while True:
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            _lock(handle, wait=True)
+            if os.fstat(handle).st_nlink:  # else another process took it for a leftover before it was locked
+                yield partial, handle
+                return
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            os.close(handle)
+
+
+def remove_leftovers(folder: Path, of: str = "") -> None:
+    """Remove the temporary files of processes that are no more; those of one target, if it is named."""
+    for name in os.listdir(folder):
+        if PARTIAL.fullmatch(name) and name.startswith(f".{of}"):
+            with contextlib.suppress(OSError):
+                handle = os.open(folder / name, os.O_RDWR | os.O_NONBLOCK)
+                try:
+                    if _lock(handle, wait=False):
+                        os.unlink(folder / name)
+                finally:
+                    os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Lock a file until it is closed or its process ends; False where another has it, or the disk knows no locks."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

@@ -310,8 +310,22 @@ def test_a_metric_that_raises_loses_no_finished_chunk(monkeypatch: pytest.Monkey
     assert np.array_equal(frame["value"], expected["value"]) and kept > 1
 
 
+def test_where_there_is_nothing_to_choose_from_it_says_so() -> None:
+    pairs = PromptPairs.from_tokens([[1, 2]], answers=[(1, 2)])
+    with pytest.raises(UnknownName, match="no role matches 'END'; there are none"):
+        pairs.positions("END")
+
+
 BAD_CALLS: dict[str, tuple[Callable[[GPT, PromptPairs], Any], str]] = {
     "pos_slice": (lambda m, p: m.run_with_cache(p.clean, pos_slice=99), "pos_slice 99 is out of range"),
+    "device": (lambda m, p: m.run_with_cache(p.clean, device="xx"), "device 'xx' cannot be used here"),
+    "roles": (lambda m, p: PromptPairs.from_tokens([[1]], answers=[(1, 2)], roles=3), "roles must be a mapping"),  # type: ignore[arg-type]
+    "folder": (lambda m, p: interp.save(m, 3), "folder must be a path, not 3"),  # type: ignore[arg-type]
+    "width of a mixer": (
+        lambda m, p: interp.save(make("mamba"), "never", format="huggingface"),
+        "d_inner=24 is no multiple of d_model=16",
+    ),
+    "complex tokens": (lambda m, p: m(torch.ones(1, 2) * 1j), "tokens must be whole numbers"),
     "seed": (lambda m, p: m.generate(p.clean[:1], 2, seed=2**70), r"seed must be a whole number from 0 to 2\*\*64 - 1"),
     "top_k": (lambda m, p: m.generate(p.clean[:1], 2, top_k=1.5), "top_k must be a whole number"),
     "top_p": (lambda m, p: m.generate(p.clean[:1], 2, top_p=float("nan")), "top_p must be a number"),

@@ -7,6 +7,7 @@ import torch
 from conftest import KINDS, RECURRENT, make
 from torch import Tensor
 
+from interp.attention import PastKeyValues
 from interp.errors import PromptError
 from interp.generation import sample
 from interp.head_patterns import evenly, links
@@ -119,3 +120,11 @@ def test_a_mask_is_read_as_every_forward_reads_it() -> None:
             call(added)
     with pytest.raises(PromptError, match=r"attention_mask has shape \[2, 3\], expected \[batch, pos\] = \[2, 4\]"):
         model.generate(tokens, 4, attention_mask=mask[:, 1:])
+
+
+def test_a_model_that_looks_ahead_keeps_nothing(tokens: torch.Tensor) -> None:
+    model = make("bidirectional")
+    free = model.generate(tokens, 4, do_sample=False, use_past_kv_cache=False)
+    assert torch.equal(model.generate(tokens, 4, do_sample=False), free)
+    with pytest.raises(PromptError, match="past_kv_cache needs causal attention"):
+        model(tokens, past_kv_cache=PastKeyValues(model.cfg.n_layers))

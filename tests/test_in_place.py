@@ -171,3 +171,21 @@ def test_sweeps_under_autocast_are_forwards_under_autocast(kind: str) -> None:
         torch.testing.assert_close(
             found, value.double(), rtol=0, atol=0.05 * size, msg=lambda m, key=key: f"{key}: {m}"
         )
+
+
+def test_a_tensor_that_a_hook_keeps_and_changes_later_is_not_what_is_cached_in_inference_mode(
+    tokens: torch.Tensor,
+) -> None:
+    model = make("gpt2")
+    kept: list[Tensor] = []
+
+    def clear(value: Tensor, hook: Any) -> None:
+        kept[0].zero_()
+
+    names = "blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre"
+    with torch.inference_mode():
+        _, expected = model.run_with_cache(tokens)
+        hooks = [(names[0], lambda value, hook: kept.append(value)), (names[1], clear)]
+        with model.hooks(hooks):
+            _, cache = model.run_with_cache(tokens, names_filter=names[0])
+    assert torch.equal(cache[names[0]], expected[names[0]]) and bool(cache[names[0]].any())

@@ -157,6 +157,10 @@ def test_roles_are_found_within_a_prompt_and_at_its_beginning(model: GPT) -> Non
     both = {"LATER": " Mary", "FIRST": "Mary"}
     named = PromptPairs.from_text(model, text, answers=(" Mary", " John"), roles=both).roles[0]
     assert named["FIRST"] == 1 < named["LATER"] and pairs.str_tokens[0][pairs.roles[0]["IO"]] == " Mary"
+    shown = PromptPairs.from_text(model, "the" + CLEAN[0].lower() + CLEAN[1:], answers=(" Mary", " John"))
+    place = shown.str_tokens[0][1]  # as the table of tokens shows the first token, with a space that the text has not
+    again = PromptPairs.from_text(model, shown.clean_texts[0], answers=(" Mary", " John"), roles={"FIRST": place})
+    assert again.roles == ({"FIRST": 1},)
     with pytest.raises(PromptError, match=r"role 'S': the token ' John' stands at positions \[4, \d+\]"):
         PromptPairs.from_text(model, CLEAN, CORRUPT, answers=(" Mary", " John"), roles={"S": " John"})
 

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
+import interp
 from interp.errors import PromptError, WeightsError
 from interp.tokens import Tokenizer, as_mask, labels, pad
 
@@ -449,3 +451,24 @@ def test_a_mask_is_of_zeros_and_ones(mask: object) -> None:
 def test_other_masks_are_refused(mask: object, says: str) -> None:
     with pytest.raises(PromptError, match=says):
         as_mask(mask, "mask")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_is_run_and_continued_by_its_mask(talker: Path, side: Literal["left", "right"]) -> None:
+    model = interp.load(talker, device="cpu")
+    texts = [" Mary", " Mary John Mary"]
+    tokens, (ids, mask) = model.to_tokens(texts, padding_side=side), model.to_batch(texts, padding_side=side)
+    with torch.no_grad():
+        for row, text in enumerate(texts):
+            alone = model(text)[0, -1]
+            last = -1 if side == "left" else int(mask[row].sum()) - 1
+            torch.testing.assert_close(model(tokens)[row, last], alone)
+        torch.testing.assert_close(model(tokens, return_type="loss"), model(texts, return_type="loss"))
+        if side == "left":
+            expected = model.generate(ids, 3, do_sample=False, attention_mask=mask)
+            assert torch.equal(model.generate(tokens, 3, do_sample=False), expected)
+        else:
+            with pytest.raises(PromptError, match="must be padded on the left"):
+                model.generate(tokens, 3, do_sample=False)
+    for kind in (torch.uint8, torch.int16):
+        assert torch.equal(model(torch.tensor([[1, 2]], dtype=kind)), model(torch.tensor([[1, 2]])))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from interp.errors import OutputError
-from interp.whole_files import read_json, read_regular, write_whole
+from interp.whole_files import partial_file, read_json, read_regular, write_whole
 
 
 def test_a_file_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
@@ -48,6 +48,16 @@ def test_a_folder_is_made_only_where_it_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a thing cannot be written to '.*one\.json'"):  # a file, and no folder
         write_whole(path / "below.json", b"", what="a thing", make_folder=True)
     assert path.read_bytes() == b"here"
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path: Path) -> None:
+    left, others = tmp_path / f".one.json.{'0' * 16}.partial", tmp_path / f".two.json.{'0' * 16}.partial"
+    left.write_bytes(b"half")
+    others.write_bytes(b"half")
+    with partial_file(tmp_path / "one.json") as (busy, _):
+        write_whole(tmp_path / "one.json", b"whole", what="a thing")
+        assert set(tmp_path.iterdir()) == {tmp_path / "one.json", busy, others}
+    assert set(tmp_path.iterdir()) == {tmp_path / "one.json", others}
 
 
 @pytest.mark.parametrize("read", [read_regular, read_json])

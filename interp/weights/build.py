@@ -72,22 +72,6 @@ def empty(cfg: ModelConfig) -> GPT:
         raise ConfigError(f"no tensor can have the sizes that this configuration asks for ({reason}): {cfg}") from error
 
 
-def device_of(device: str | torch.device) -> torch.device:
-    """A device that weights can be put on.
-
-    Raises:
-        UnknownName: there is no such device here.
-    """
-    try:
-        found = torch.empty(0, device=device).device
-    except Exception as error:  # of an unknown device, and of one that is not there, in many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnknownName(f"device {str(device)!r} cannot be used here: {reason}") from error
-    if found.type == "meta":
-        raise UnknownName("device 'meta' cannot be used here: it holds no values; choose 'cpu' or 'cuda'")
-    return found
-
-
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     """A number type that models compute in, by torch's name for it or as torch has it.
 

@@ -18,13 +18,14 @@ from typing import Any, cast, overload
 import torch
 from torch import nn
 
+from interp.arguments import device_of
 from interp.bridge import from_bridge, is_bridge
 from interp.errors import UnknownName, WeightsError, nearest
 from interp.gpt import GPT
 from interp.model import HookedModel
 from interp.tokens import Tokenizer
 from interp.weights import gguf, huggingface, manifest, transformer_lens
-from interp.weights.build import build, device_of, dtype_of
+from interp.weights.build import build, dtype_of
 from interp.weights.checkpoint import Checkpoint
 from interp.weights.named import MODELS
 from interp.weights.parity import require_parity

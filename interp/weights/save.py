@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from interp import tokenizer_files
+from interp.arguments import shown
 from interp.errors import ConfigError, OutputError, WeightsError, unknown
 from interp.gpt import GPT
 from interp.tokens import Tokenizer
@@ -62,6 +64,8 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
     """
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
+    if not isinstance(folder, str | os.PathLike):
+        raise ConfigError(f"folder must be a path, not {shown(folder)}")
     if not isinstance(model, GPT):
         raise ConfigError(
             f"save takes a model of interp, not {type(model).__name__}; of a TransformerBridge save the transformers "

@@ -53,6 +53,11 @@ def describe(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
             continue
         found = computed(read_back)
         if found == wanted:
+            if not all(isinstance(options.get(expand, 1), int) for expand in ("expand", "mamba_expand")):
+                raise ConfigError(
+                    f"d_inner={cfg.d_inner} is no multiple of d_model={cfg.d_model}, and transformers takes no other "
+                    "width of a mixer. Save it in interp's own format: interp.save(model, folder)"
+                )
             return family, options
         # A field that only one of them has follows from another, which differs too.
         tried[name] = {
@@ -179,13 +184,12 @@ def _qwen2(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _mamba2(cfg: ModelConfig) -> dict[str, Any]:
-    d_inner = cfg.d_inner or 0
     options = {
         "num_hidden_layers": cfg.n_layers,
         "hidden_size": cfg.d_model,
         "state_size": cfg.d_state,
         "conv_kernel": cfg.d_conv,
-        "expand": d_inner // cfg.d_model if d_inner % cfg.d_model == 0 else d_inner / cfg.d_model,
+        "expand": _expansion(cfg),
         "use_conv_bias": cfg.conv_bias,
         "use_bias": cfg.mamba_bias,
         "layer_norm_epsilon": cfg.eps,
@@ -195,6 +199,12 @@ def _mamba2(cfg: ModelConfig) -> dict[str, Any]:
         "n_groups": cfg.n_ssm_groups,
     }
     return options | ({} if cfg.dt_limit is None else {"time_step_limit": list(cfg.dt_limit)})
+
+
+def _expansion(cfg: ModelConfig) -> float:
+    """How many times as wide as the residual stream a mixer is; transformers takes whole numbers only."""
+    times, rest = divmod(cfg.d_inner or 0, cfg.d_model)
+    return times + rest / cfg.d_model if rest else times
 
 
 def _mamba(cfg: ModelConfig) -> dict[str, Any]:
@@ -208,13 +218,12 @@ def _falcon_mamba(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _hybrid(cfg: ModelConfig) -> dict[str, Any]:
-    d_inner = cfg.d_inner or 0
     return _grouped(cfg) | {
         "rms_norm_eps": cfg.eps,
         "hidden_act": cfg.act_fn,
         "mamba_d_state": cfg.d_state,
         "mamba_d_conv": cfg.d_conv,
-        "mamba_expand": d_inner // cfg.d_model if d_inner % cfg.d_model == 0 else d_inner / cfg.d_model,
+        "mamba_expand": _expansion(cfg),
         "mamba_conv_bias": cfg.conv_bias,
         "mamba_proj_bias": cfg.mamba_bias,
     }

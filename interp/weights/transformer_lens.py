@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import device_of
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, WeightsError, nearest
 from interp.foreign_files import read_json, shown
 from interp.gpt import GPT
 from interp.tokens import Tokenizer
-from interp.weights.build import build, device_of, dtype_of, weights
+from interp.weights.build import build, dtype_of, weights
 from interp.weights.checkpoint import FLOATS, Checkpoint, Source, Stored, equal, in_memory, refuse_deeper
 from interp.weights.files import open_safetensors
 from interp.weights.hf_config import ACTIVATIONS

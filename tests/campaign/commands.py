@@ -23,7 +23,7 @@ from analyses import cli
 from .trial import Case, Limits, Outcome, tell
 
 TOGETHER = 10
-LIMITS = Limits(processor=20, seconds=90)  # a study on a small model takes some seconds
+LIMITS = Limits(processor=60, seconds=120)  # steering and patchscope take half a minute with their own defaults
 WRONG = {
     "nothing": "",
     "a space": " ",

@@ -111,16 +111,6 @@ def prepare(home: Path) -> None:
         Saving("tuned lens", lambda at, n: lenses[n].save(at), lambda at: of_lens(TunedLens.load(at, model)), True),
         Saving("model", lambda at, n: interp.save(models[n], at), lambda at: of_model(interp.load(at)), True),
     ]
-    if hasattr(interp, "save"):
-        save = interp.save
-        SAVINGS.append(
-            Saving(
-                "model of interp.save",
-                lambda at, n: save(models[n], at),
-                lambda at: of_model(interp.load(at)),
-                True,
-            )
-        )
     for deed in DEEDS:
         deed.do(_made(home / f"{deed.name} first"))
         begun = time.monotonic()
