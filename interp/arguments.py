@@ -6,6 +6,7 @@ an argument. True and False are none. What a function gets from here is Python's
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import numbers
@@ -54,10 +55,9 @@ def checked(function: F) -> F:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
+        given: Mapping[str, Any] = {}
+        with contextlib.suppress(TypeError):  # an argument that is missing or unknown: Python says it best, below
             given = signature.bind(*args, **kwargs).arguments
-        except TypeError:  # an argument that is missing or unknown: Python says it best
-            return function(*args, **kwargs)
         for name, value in given.items():
             if name in known and not any(fits(value) for _, fits in known[name]):
                 words = " or ".join(dict.fromkeys(said for said, _ in known[name]))
