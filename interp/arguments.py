@@ -290,8 +290,8 @@ def byte_budget(value: Any) -> int | None:
     raise ConfigError(f"max_memory must be a positive number of bytes, or None, not {shown(value)}")
 
 
-def device_of(device: str | torch.device) -> torch.device:
-    """A device that tensors can be put on here.
+def device_of(device: str | torch.device, *, with_values: bool = False) -> torch.device:
+    """A device that tensors can be put on here; `with_values` refuses "meta", whose tensors have none.
 
     Raises:
         UnknownName: there is no such device here.
@@ -303,7 +303,7 @@ def device_of(device: str | torch.device) -> torch.device:
     except Exception as error:  # of an unknown device, and of one that is not there, in many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnknownName(f"device {str(device)!r} cannot be used here: {reason}") from error
-    if found.type == "meta":
+    if with_values and found.type == "meta":
         raise UnknownName("device 'meta' cannot be used here: it holds no values; choose 'cpu' or 'cuda'")
     return found
 

@@ -18,6 +18,7 @@ from interp.graph import Graph
 from interp.hooks import HookPoint
 from interp.metrics import METRICS, measure
 from interp.prompts import PromptPairs
+from interp.run_values import run_values
 
 
 def pairs_of(lengths: tuple[int, ...] = (6, 4, 6)) -> PromptPairs:
@@ -99,7 +100,7 @@ def test_every_ablation_stands_in_for_senders(of: str, kind: str) -> None:
 
 
 @torch.no_grad()
-def test_all_edges_are_the_base_run_to_the_bit_and_none_the_ablated_run(any_model: GPT) -> None:
+def test_all_edges_are_the_base_run_and_none_the_ablated_run(any_model: GPT) -> None:
     model, pairs = any_model, pairs_of()
     graph = Graph.of(model)
     masks = torch.stack([graph.allowed, torch.zeros_like(graph.allowed)])
@@ -109,8 +110,9 @@ def test_all_edges_are_the_base_run_to_the_bit_and_none_the_ablated_run(any_mode
         for side in ("clean", "corrupt")
     )
     alone = run_circuits(model, pairs, masks[:1], graph)
-    assert torch.allclose(alone[0], clean, atol=1e-6)
-    assert torch.allclose(found, torch.stack([clean, corrupt]), atol=2e-4)
+    off = run_values(model, pairs).rounding
+    assert ((alone[0] - clean).abs() <= off).all()
+    assert ((found - torch.stack([clean, corrupt])).abs() <= 2 * off).all()  # sums of many senders, cut in parts
 
 
 @pytest.mark.parametrize("kind", ["neox", "hybrid"])

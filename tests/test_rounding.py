@@ -231,4 +231,5 @@ def test_run_values_are_those_of_two_forwards() -> None:
     for side, value in (("clean", values.base), ("corrupt", values.source)):
         torch.testing.assert_close(value, measure("log_prob", model(getattr(pairs, side)), pairs))
     frame = interp.sweep(model, pairs, heads(model)[:1], "log_prob", base="clean", source="corrupt", progress=False)
-    np.testing.assert_allclose(frame["rounding"], values.rounding, rtol=1e-3)
+    # What is left of moved and unmoved values in float32: a few of their own digits.
+    np.testing.assert_allclose(frame["rounding"], values.rounding, rtol=0.3)

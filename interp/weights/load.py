@@ -186,7 +186,7 @@ def _is_model_of(library: str, source: object) -> bool:
 def _device(device: str | torch.device | None, memory: Any) -> torch.device:
     if device is None:
         device = memory.device if memory is not None else "cuda" if torch.cuda.is_available() else "cpu"
-    return device_of(device)
+    return device_of(device, with_values=True)
 
 
 def _dtype(dtype: str | torch.dtype | None, memory: Any) -> torch.dtype:

@@ -88,7 +88,8 @@ def load_transformer_lens(
     """
     source = Source(kind="transformer_lens", location="a TransformerLens state dict")
     checkpoint, own_dtype = _checkpoint(cfg, state_dict, tokenizer, source)
-    return build(checkpoint, device=device_of(device), dtype=dtype_of(own_dtype if dtype is None else dtype))
+    place, number_type = device_of(device, with_values=True), dtype_of(own_dtype if dtype is None else dtype)
+    return build(checkpoint, device=place, dtype=number_type)
 
 
 def to_transformer_lens(model: GPT) -> dict[str, Tensor]:
