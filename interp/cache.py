@@ -56,8 +56,17 @@ def _like_the_cache(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def wrapped(self: ActivationCache, *args: Any, **kwargs: Any) -> Any:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self._has_graph):
+        before = torch.is_grad_enabled()
+        if not before or self._has_graph:
             return method(self, *args, **kwargs)
+        try:
+            try:
+                torch.set_grad_enabled(False)
+                return method(self, *args, **kwargs)
+            finally:
+                torch.set_grad_enabled(before)
+        finally:  # again: an interrupt may have come in place of the first
+            torch.set_grad_enabled(before)
 
     return wrapped
 

@@ -122,16 +122,20 @@ def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
     """A new temporary file beside `target`, locked; gone afterwards under this name."""
     while True:
         partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
-        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        handle = -1
         try:
-            _lock(handle, wait=True)
-            if os.fstat(handle).st_nlink:  # else another process took it for a leftover before it was locked
-                yield partial, handle
-                return
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-            os.close(handle)
+            try:
+                handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                _lock(handle, wait=True)
+                if os.fstat(handle).st_nlink:  # else another process took it for a leftover before it was locked
+                    yield partial, handle
+                    return
+            finally:
+                partial.unlink(missing_ok=True)
+        finally:  # again: an interrupt may have come in place of the first
+            partial.unlink(missing_ok=True)
+            if handle >= 0:
+                os.close(handle)
 
 
 def remove_leftovers(folder: Path, of: str = "") -> None:
