@@ -41,7 +41,7 @@ from interp.errors import ConfigError, InterpError, UnknownName
 from interp.graph import Graph
 from interp.model import HookedModel
 from interp.prompts import PromptPairs
-from interp.rounding import assumed, plain, quotient
+from interp.rounding import assumed, quotient
 from interp.run_values import run_values
 from interp.stats import Interval
 
@@ -176,7 +176,7 @@ def _checked(value: Any, full: Any, empty: Any, rounding: Any) -> tuple[Array, A
         raise InterpError(
             f"circuits have values of {n} prompts, the whole model of {whole.shape}, none of {none.shape}"
         )
-    off = np.broadcast_to(assumed(whole, none) if rounding is None else plain(rounding), n)
+    off = np.broadcast_to(assumed(whole, none) if rounding is None else as_numbers("rounding", rounding), n)
     return circuits, whole, none, off, n
 
 

@@ -29,6 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.arguments import as_numbers
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -76,7 +78,7 @@ def assumed(*values: Any) -> Array:
     """The rounding of a difference of values of which no more is known: as if they were float32 logits, or differences
     of such.
     """
-    size = np.maximum.reduce([np.abs(plain(value)) for value in values])
+    size = np.maximum.reduce([np.abs(as_numbers("a run's values", value)) for value in values])
     return ON_LOGITS * (STORED + SUMMED) * float(torch.finfo(torch.float32).eps) * size
 
 
@@ -95,21 +97,15 @@ def normalised_effect(value: Any, base: Any, source: Any, *, rounding: Any = Non
     >>> normalised_effect([1.0, 3.0], [1.0, 1.0], [5.0, 1.0])
     array([ 0., nan])
     """
-    value, base, source = (plain(x) for x in (value, base, source))
-    least = assumed(base, source) if rounding is None else plain(rounding)
+    given = {"value": value, "base": base, "source": source}
+    value, base, source = (as_numbers(name, x) for name, x in given.items())
+    least = assumed(base, source) if rounding is None else as_numbers("rounding", rounding)
     return quotient(value - base, source - base, least)
-
-
-def plain(x: Any) -> Array:
-    """Array, tensor or column as float64."""
-    if isinstance(x, Tensor):
-        x = x.detach().cpu().double()
-    return np.asarray(x, dtype=np.float64)
 
 
 def of_rows(frame: pd.DataFrame, *runs: str) -> Array:
     """How far rounding alone can take the metric [row]: the column `rounding`, or what columns of runs let assume."""
-    return plain(frame["rounding"]) if "rounding" in frame else assumed(*(frame[run] for run in runs))
+    return as_numbers("rounding", frame["rounding"]) if "rounding" in frame else assumed(*(frame[run] for run in runs))
 
 
 def of_effect(frame: pd.DataFrame) -> Array:
