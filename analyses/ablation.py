@@ -26,26 +26,35 @@ import numpy as np
 from torch import Tensor
 
 from interp import figures, stats
-from interp.ablations import ABLATIONS, replacements
 from interp.arguments import MOST, checked, whole_number
-from interp.command import study_command, whole
-from interp.components import STAGES, Component, check_apart, components, in_words, one_after_another, replaced, steps
 from interp.edits import Edit, Variant
 from interp.errors import InterpError
+from interp.figures.axes import Axis
+from interp.hooked.model import HookedModel
 from interp.metrics import Metric
-from interp.model import HookedModel
-from interp.pairing import SIDES
-from interp.prompts import PromptPairs
+from interp.prompts.pair_checks import SIDES
+from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_rows, quotient, within
-from interp.scales import Axis
 from interp.sites import NameFilter
-from interp.sweep import Executor, plan_sweep, sweep
+from interp.study.command import study_command, whole
+from interp.sweeps.sweep import Executor, plan_sweep, sweep
 from interp.ui.page import FigureItem, Section, first_rows
+from interp.variants.ablations import ABLATIONS, replacements
+from interp.variants.components import (
+    STAGES,
+    Component,
+    check_apart,
+    components,
+    in_words,
+    one_after_another,
+    replaced,
+    steps,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 38
 ORDERS = {"importance": "by importance", "random": "in random order"}
@@ -88,7 +97,7 @@ def run(
     Args:
         model: the model.
         pairs: the prompts; their clean side is run.
-        kind: one or several names of `interp.ablations.ABLATIONS`, as "zero,mean".
+        kind: one or several names of `interp.variants.ablations.ABLATIONS`, as "zero,mean".
         site: what the components are, one or several of "z" (heads), "gated" (heads of Mamba-2 layers, channels of
             Mamba-1 layers), "attn_out" (the attention of a layer, with its bias), "out" (the state-space mixer of a
             layer), "mlp_out" (MLPs), "post" (neurons). None takes heads, and the mixers of layers without any.
@@ -109,7 +118,7 @@ def run(
 
     Raises:
         UnknownName: a kind, site, component or side that does not exist, or that this model does not have.
-        PromptError: prompts that an ablation cannot be made of, as `interp.ablations.replacements` says.
+        PromptError: prompts that an ablation cannot be made of, as `interp.variants.ablations.replacements` says.
         InterpError: cumulative ablation of components that contain one another; what `interp.sweep` refuses.
     """
     import pandas as pd

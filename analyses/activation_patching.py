@@ -5,7 +5,7 @@
    this activation alone restores the clean answer. Noising is the reverse, and asks what is necessary rather than
    sufficient.
 3. Repeat for every layer and head, position or role: one cell of the map each. A granularity names what is patched and
-   how finely it is cut, by the names of TransformerLens (`interp.granularity`).
+   how finely it is cut, by the names of TransformerLens (`interp.variants.granularity`).
 
 In state-space layers any site of the mixer can be patched in the same way, the state behind a position among them.
 
@@ -26,11 +26,21 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked
-from interp.command import study_command
 from interp.edits import Variant
 from interp.errors import InterpError, check_choice
-from interp.glyphs import visible
-from interp.granularity import (
+from interp.figures.axes import Axis
+from interp.figures.glyphs import visible
+from interp.hooked.model import HookedModel
+from interp.metrics import Metric
+from interp.prompts.pair_checks import DIRECTIONS
+from interp.prompts.pairs import PromptPairs
+from interp.rounding import no_effect, of_effect
+from interp.sites import part_name
+from interp.study.command import study_command
+from interp.sweeps.plan import Plan
+from interp.sweeps.sweep import Executor, plan_sweep, sweep
+from interp.ui.page import FigureItem, Section, first_rows
+from interp.variants.granularity import (
     AXES,
     PLACES,
     TOLD,
@@ -43,21 +53,11 @@ from interp.granularity import (
     effect_label,
     variants,
 )
-from interp.metrics import Metric
-from interp.model import HookedModel
-from interp.pairing import DIRECTIONS
-from interp.plan import Plan
-from interp.prompts import PromptPairs
-from interp.rounding import no_effect, of_effect
-from interp.scales import Axis
-from interp.sites import part_name
-from interp.sweep import Executor, plan_sweep, sweep
-from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 40
 HEADS = {
@@ -105,8 +105,8 @@ def run(
         by: what the cells of a layer are cut by, one or several of "head" (where it is left out), "pos", "role", for
             patterns "query" (destination) and "key" (source), and in state-space layers "ssm_head", "ssm_group",
             "channel", such as "head,pos"; None for whole layers. Layers without such an axis have no cells.
-        granularity: a name of `interp.granularity` instead of `site` and `by`, such as "attn_head_out_by_pos", or
-            "mixer_every" of state-space layers.
+        granularity: a name of `interp.variants.granularity` instead of `site` and `by`, such as "attn_head_out_by_pos",
+            or "mixer_every" of state-space layers.
         direction: "denoise" patches clean values into the corrupt run, "noise" the reverse.
         metric, max_memory, out, progress, executor: as `interp.sweep` takes them.
 

@@ -1,8 +1,8 @@
 """Attention patterns: where do heads look, and what does that say about their job?
 
 1. Compute the pattern of the chosen heads, and of no others. In state-space layers it is the hidden attention: the
-   share that each earlier position has in what is read from the state (`interp.hidden_attention`), of the heads of
-   Mamba-2, of whole mixers of Mamba-1 and of single channels.
+   share that each earlier position has in what is read from the state (`interp.heads.hidden_attention`), of the heads
+   of Mamba-2, of whole mixers of Mamba-1 and of single channels.
 2. Average, over prompts, the attention from each role of the prompt to each other.
 3. Name what a head does by the pair of roles that stands out.
 
@@ -22,20 +22,20 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked
-from interp.cache import ActivationCache
-from interp.command import study_command
-from interp.components import Component, components
-from interp.graph import parse_head
-from interp.hidden_attention import mixer_of, patterns, shares, sources, together
-from interp.model import HookedModel
-from interp.prompts import PromptPairs
+from interp.circuits.graph import parse_head
+from interp.heads.hidden_attention import mixer_of, patterns, shares, sources, together
+from interp.hooked.cache import ActivationCache
+from interp.hooked.model import HookedModel
+from interp.prompts.pairs import PromptPairs
 from interp.sites import part_name
+from interp.study.command import study_command
 from interp.ui.page import FigureItem, Section, first_rows
+from interp.variants.components import Component, components
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 50
 MOST_HEADS, MOST_CHANNELS = 6, 2

@@ -25,14 +25,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from interp import figures, stats
-from interp.agreement import agreement, choose, means, ranked, tabulated, told
 from interp.arguments import checked
-from interp.command import study_command, whole
+from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated, told
+from interp.attribution.gradients import AnyMetric
+from interp.attribution.node_scores import NEURONS, estimate, neurons
+from interp.attribution.run_values import run_values
 from interp.edits import Variant
 from interp.errors import InterpError, unknown
-from interp.gpt import GPT
-from interp.gradients import AnyMetric
-from interp.granularity import (
+from interp.figures.axes import Axis
+from interp.hooked.model import HookedModel
+from interp.metrics import get_metric
+from interp.models.gpt import GPT
+from interp.prompts.pair_checks import DIRECTIONS
+from interp.prompts.pairs import PromptPairs
+from interp.rounding import no_effect
+from interp.sites import get_act_name, part_name
+from interp.study.command import study_command, whole
+from interp.sweeps.sweep import Executor, sweep
+from interp.ui.page import FigureItem, Section, first_rows
+from interp.variants.granularity import (
     AXES,
     PLACES,
     UNITS,
@@ -44,22 +55,11 @@ from interp.granularity import (
     effect_label,
     variants,
 )
-from interp.metrics import get_metric
-from interp.model import HookedModel
-from interp.node_scores import NEURONS, estimate, neurons
-from interp.pairing import DIRECTIONS
-from interp.prompts import PromptPairs
-from interp.rounding import no_effect
-from interp.run_values import run_values
-from interp.scales import Axis
-from interp.sites import get_act_name, part_name
-from interp.sweep import Executor, sweep
-from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 45
 METHODS: dict[str, dict[str, bool]] = {
@@ -125,7 +125,8 @@ def run(
     Raises:
         UnknownName: a direction, method, granularity, site or axis that does not exist, a metric without a gradient.
         PromptError: positions of prompts that differ in length, roles that the prompts lack.
-        InterpError: what `interp.node_scores.estimate` and `interp.sweep` refuse; SweepInterrupted as there.
+        InterpError: what `interp.attribution.node_scores.estimate` and `interp.sweep` refuse; SweepInterrupted as
+            there.
     """
     for kind, name, choices in (("direction", direction, DIRECTIONS), ("method", method, METHODS)):
         if name not in choices:
@@ -193,7 +194,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 @checked
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
-    """How estimates and exact effects agree, as `interp.agreement.agreement` has it."""
+    """How estimates and exact effects agree, as `interp.attribution.estimate_check.agreement` has it."""
     return agreement(frame, by=cell_columns(frame), n_cells=int(frame["cells"].iloc[0]))
 
 

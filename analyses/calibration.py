@@ -1,7 +1,7 @@
 """How far can each method be trusted? Localisation methods held against models whose circuit is known.
 
-1. Models are built whose steps are known (`interp.known`): with and without norms, grouped queries, rotary positions,
-   and idle heads of random weights beside.
+1. Models are built whose steps are known (`interp.ground_truth.known_circuits`): with and without norms, grouped
+   queries, rotary positions, and idle heads of random weights beside.
 2. For each kind of ablation, every edge and every node is taken away by brute force. Those without which the output
    changes are the truth of that ablation; it is not the same for all.
 3. Every method scores all edges, or all nodes, under the same ablation. AUROC is the probability that it puts one that
@@ -9,7 +9,7 @@
    matter, and is the stricter where few do.
 4. Random scores are the control. Exact patching measures what the truth is made of, and has to reach 1.
 
-`--facts` checks what has to hold in any model instead (`interp.identities`).
+`--facts` checks what has to hold in any model instead (`interp.ground_truth.identities`).
 
 Source: Conmy et al. 2023 ("Towards Automated Circuit Discovery", section 4.1, on the ROC of edges); Gupta et al. 2024
 ("InterpBench", known circuits and their idle nodes).
@@ -28,23 +28,23 @@ import click
 import numpy as np
 
 from interp import figures, stats
-from interp.ablations import ABLATIONS
 from interp.arguments import checked
-from interp.command import PLACE, check_folder, number_options, refusals
-from interp.compiler import Build
+from interp.circuits.graph import Graph
 from interp.errors import check_choice
-from interp.graph import Graph
-from interp.identities import facts
-from interp.known import KNOWN, Known, truth
-from interp.localisers import METHODS, Case, get_method
+from interp.ground_truth.compiler import Build
+from interp.ground_truth.identities import facts
+from interp.ground_truth.known_circuits import KNOWN, Known, truth
+from interp.ground_truth.methods import METHODS, Case, get_method
 from interp.progress import counting
-from interp.provenance import checkout, state_digest, versions
+from interp.study.command import PLACE, check_folder, number_options, refusals
+from interp.study.provenance import checkout, state_digest, versions
 from interp.ui.terminal import show
+from interp.variants.ablations import ABLATIONS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 BUILDS: tuple[dict[str, Any], ...] = (
     {},
@@ -60,7 +60,7 @@ def build_models(names: Sequence[str] | None = None, *, seed: int = 0) -> list[K
     """Known models of some circuits, each as `BUILDS` has it.
 
     Raises:
-        UnknownName: a circuit that is not in `interp.known.KNOWN`.
+        UnknownName: a circuit that is not in `interp.ground_truth.known_circuits.KNOWN`.
     """
     for name in names or ():
         check_choice("known circuit", name, KNOWN)
@@ -82,11 +82,11 @@ def run(
 
     Args:
         models: known models; None makes those of `BUILDS`.
-        methods: names of `interp.localisers.METHODS`; None takes all.
-        ablations: names of `interp.ablations.ABLATIONS`; None takes all.
+        methods: names of `interp.ground_truth.methods.METHODS`; None takes all.
+        ablations: names of `interp.variants.ablations.ABLATIONS`; None takes all.
         n: pairs of prompts for each model.
         seed: of models, prompts, draws and random scores.
-        tolerance: as in `interp.known.truth`.
+        tolerance: as in `interp.ground_truth.known_circuits.truth`.
         progress: a bar on stderr; None shows it on a terminal.
 
     Returns:
@@ -248,7 +248,7 @@ def main(
 
 def _save(out: Path, frame: pd.DataFrame, models: Sequence[Known], *, n: int, seed: int) -> list[Path]:
     """The figure, every measurement, and what they were made of."""
-    from interp.canvas import save
+    from interp.figures.style import save
 
     record = {
         "study": "calibration",

@@ -13,7 +13,7 @@
 
 Source: Hanna et al. 2024 ("Have Faith in Faithfulness"); Mueller et al. 2025 ("MIB", CPR and CMD); Conmy et al. 2023
 ("Towards Automated Circuit Discovery"); Wang et al. 2022 ("Interpretability in the Wild", section 4). The definitions
-are those of `interp.faithfulness`.
+are those of `interp.circuits.faithfulness`.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ import numpy as np
 import torch
 
 from interp import figures
-from interp.ablations import ABLATIONS
 from interp.arguments import MOST, checked, real_number, whole_number
-from interp.circuit_runs import run_circuits
-from interp.circuits import Circuit, origin, random_circuits
-from interp.command import above_zero, check_folder, study_command, whole
-from interp.diagram import edge_table
-from interp.discovery import RANKS, SELECTIONS, acdc, circuits
-from interp.edge_scores import eap, eap_ig
+from interp.attribution.gradients import AnyMetric
+from interp.attribution.run_values import run_values
+from interp.circuits.circuit import Circuit, origin, random_circuits
+from interp.circuits.edge_scores import eap, eap_ig
+from interp.circuits.faithfulness import areas, completeness, edge_counts, faithfulness, minimality
+from interp.circuits.graph import Graph
+from interp.circuits.run import run_circuits
+from interp.circuits.search import RANKS, SELECTIONS, acdc, circuits
 from interp.errors import check_choice
-from interp.faithfulness import areas, completeness, edge_counts, faithfulness, minimality
-from interp.gradients import AnyMetric
-from interp.graph import Graph
+from interp.figures.axes import Axis
+from interp.figures.circuit_diagram import edge_table
+from interp.hooked.model import HookedModel
 from interp.metrics import get_metric, normalised_effect
-from interp.model import HookedModel
-from interp.prompts import PromptPairs
+from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_rows, reason
-from interp.run_values import run_values
-from interp.scales import Axis
+from interp.study.command import above_zero, check_folder, study_command, whole
 from interp.ui.page import FigureItem, Section
+from interp.variants.ablations import ABLATIONS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 70
 METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "acdc")
@@ -90,17 +90,17 @@ def run(
         method: "eap", "eap-ig-inputs", "eap-ig-activations" or "acdc".
         steps: points of the path of integrated gradients.
         selection: "greedy" (from the logits upwards) or "threshold".
-        rank: which edges are best: a name of `interp.discovery.RANKS`.
+        rank: which edges are best: a name of `interp.circuits.search.RANKS`.
         sizes: shares of all edges, or whole numbers of edges above 1, as a list or as "0.001,0.01,500"; None takes the
             ten of MIB. The whole model is always among them.
         tau: of ACDC, which compares by KL divergence: how much of it, in nats, an edge must be worth.
         candidates: of ACDC, how many edges it begins with, the best by EAP-IG.
-        ablation: what stands for a sender's value, a name of `interp.ablations.ABLATIONS`.
+        ablation: what stands for a sender's value, a name of `interp.variants.ablations.ABLATIONS`.
         metric: as `interp.sweep` takes it, if it has a gradient.
         draws: random circuits of each size.
         seed: of random circuits, and of an ablation that draws.
-        max_memory: as in `interp.circuit_runs.run_circuits`.
-        out: a folder for the circuits as JSON, which `interp.circuits.Circuit.load` reads.
+        max_memory: as in `interp.circuits.run.run_circuits`.
+        out: a folder for the circuits as JSON, which `interp.circuits.circuit.Circuit.load` reads.
         progress: a bar on stderr; None shows it on a terminal.
 
     Returns:

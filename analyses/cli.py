@@ -17,8 +17,8 @@ from typing import Any
 import click
 
 import analyses
-from interp.command import PLACE, model_options, number_options, refusals
 from interp.errors import unknown
+from interp.study.command import PLACE, model_options, number_options, refusals
 from interp.ui.terminal import show, show_rows
 
 NOT_STUDIES = ("cli", "report")
@@ -133,7 +133,7 @@ def report(
 @click.option("--csv", "as_csv", is_flag=True, help="CSV instead of a table.")
 def models(as_json: bool, as_csv: bool) -> None:
     """List the models that load by a short name, and what else `--model` takes."""
-    from interp.weights.named import MODELS
+    from interp.loading.named import MODELS
 
     rows = [{"name": m.name, "parameters": m.parameters, "description": m.description} for m in MODELS.values()]
     show_rows(rows, as_json=as_json, as_csv=as_csv)
@@ -148,8 +148,8 @@ def models(as_json: bool, as_csv: bool) -> None:
 def lens(text: str, source: str, device: str | None, dtype: str, as_json: bool, as_csv: bool) -> None:
     """Show what a model would say after TEXT if it stopped at each layer (a logit lens)."""
     from analyses import logit_lens
-    from interp.command import load_prompts
-    from interp.weights.load import load
+    from interp.loading.load import load
+    from interp.study.command import load_prompts
 
     model = load(source, device=device, dtype=dtype)
     pairs = load_prompts(model, prompt=text)

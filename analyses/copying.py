@@ -1,7 +1,7 @@
 """Where do an attention model and a Mamba keep the token that they will need?
 
-1. Two models of two layers learn the same in-context copying (`interp.recall`): pairs of a key and a value, then one of
-   the keys again; the answer is its value. What follows are the same calls for both.
+1. Two models of two layers learn the same in-context copying (`interp.ground_truth.copying_models`): pairs of a key and
+   a value, then one of the keys again; the answer is its value. What follows are the same calls for both.
 2. Patching: the corrupt prompt has another value. Which activation, at which position, brings the clean one back?
    (`resid_pre` of both; `k` and `v`, or `conv` and `state`.)
 3. Looking: the query's row of the attention pattern, or of the hidden attention that a Mamba layer is equal to.
@@ -30,24 +30,24 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked
-from interp.command import PLACE, check_folder, number_options, refusals, whole
 from interp.edits import Edit, Variant
-from interp.gpt import GPT
-from interp.granularity import described, variants
-from interp.hidden_attention import mixer_of, together
+from interp.figures.axes import Axis
+from interp.ground_truth.copying_models import KINDS, PAIRS, QUERY, SLOT, STEPS, config, prompts, train
+from interp.heads.hidden_attention import mixer_of, together
 from interp.metrics import METRICS, Metric
-from interp.prompts import PromptPairs
-from interp.provenance import checkout, state_digest, versions
-from interp.recall import KINDS, PAIRS, QUERY, SLOT, STEPS, config, prompts, train
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_rows, quotient
-from interp.scales import Axis
-from interp.sweep import sweep
+from interp.study.command import PLACE, check_folder, number_options, refusals, whole
+from interp.study.provenance import checkout, state_digest, versions
+from interp.sweeps.sweep import sweep
 from interp.ui.terminal import show
+from interp.variants.granularity import described, variants
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 SITES = {"attention": ("resid_pre", "k", "v"), "mamba": ("resid_pre", "conv", "state")}  # what is patched
 
@@ -96,7 +96,7 @@ def run(
 
     Raises:
         UnknownName: a kind of model that does not exist.
-        InterpError: as `interp.recall.train` and `prompts`.
+        InterpError: as `interp.ground_truth.copying_models.train` and `prompts`.
     """
     import pandas as pd
 
@@ -406,7 +406,7 @@ def main(n: int, seed: int, slot: int, steps: int, out: Path | None, as_json: bo
 
 def _save(out: Path, frame: pd.DataFrame, models: Mapping[str, GPT], **asked: int) -> list[Path]:
     """The figures, every measurement, and what they were made of."""
-    from interp.canvas import save
+    from interp.figures.style import save
 
     paths = [path for name, draw in PLOTS.items() for path in save(draw(frame), frame, out / f"copying_{name}")]
     made = {

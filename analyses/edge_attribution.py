@@ -23,28 +23,28 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from interp import figures, stats
-from interp.ablations import ABLATIONS
-from interp.agreement import agreement, choose, means, ranked, tabulated, told
 from interp.arguments import checked
-from interp.command import study_command, whole
+from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated, told
+from interp.attribution.gradients import AnyMetric
+from interp.attribution.run_values import run_values
+from interp.circuits.edge_scores import eap_ig, exact
+from interp.circuits.graph import Graph
 from interp.config import ModelConfig
-from interp.edge_scores import eap_ig, exact
 from interp.errors import check_choice
-from interp.gradients import AnyMetric
-from interp.graph import Graph
+from interp.figures.axes import Axis
+from interp.hooked.model import HookedModel
 from interp.metrics import get_metric
-from interp.model import HookedModel
-from interp.prompts import PromptPairs
+from interp.prompts.pairs import PromptPairs
 from interp.rounding import no_effect
-from interp.run_values import run_values
-from interp.scales import Axis
-from interp.sweep import Executor
+from interp.study.command import study_command, whole
+from interp.sweeps.sweep import Executor
 from interp.ui.page import FigureItem, Section
+from interp.variants.ablations import ABLATIONS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 60
 METHODS = {"eap": None, "eap-ig-inputs": "inputs", "eap-ig-activations": "activations"}
@@ -77,7 +77,7 @@ def run(
         pairs: clean and corrupt prompts; the clean ones are run, ablated values are from the corrupt ones.
         method: "eap", "eap-ig-inputs" or "eap-ig-activations".
         steps: points of the path of integrated gradients.
-        ablation: what stands for a writer's value, a name of `interp.ablations.ABLATIONS`.
+        ablation: what stands for a writer's value, a name of `interp.variants.ablations.ABLATIONS`.
         metric: as `interp.sweep` takes it, if it has a gradient.
         sample: how many edges are measured exactly, half of them those with the largest estimates.
         most: how many edges have rows, those with the largest estimates; measured ones always do.
@@ -156,7 +156,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 @checked
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
-    """How estimates and exact effects agree, as `interp.agreement.agreement` has it."""
+    """How estimates and exact effects agree, as `interp.attribution.estimate_check.agreement` has it."""
     return agreement(frame, by="edge", n_cells=int(frame["cells"].iloc[0]))
 
 

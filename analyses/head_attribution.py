@@ -21,20 +21,20 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked, whole_number
-from interp.cache import ActivationCache
-from interp.command import study_command, whole
 from interp.errors import check_choice
-from interp.gpt import GPT
+from interp.figures.axes import Axis
+from interp.hooked.cache import ActivationCache
+from interp.hooked.model import HookedModel
 from interp.metrics import logit_weights
-from interp.model import HookedModel
-from interp.prompts import PromptPairs
-from interp.scales import Axis
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.study.command import study_command, whole
 from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 30
 METRICS = ("logit_diff", "logit")

@@ -1,8 +1,8 @@
 """Head detectors: which heads look at the token before, at duplicates, at what followed them; which copy or count on?
 
 1. Patterns: attention along links on random tokens that occur twice, less the same on tokens that do not; what heads
-   write for the tokens that they attend to, on random tokens and on ordered lists (`interp.head_patterns`).
-2. Weights: the same jobs read from the QK and OV circuits, without a prompt (`interp.head_weights`).
+   write for the tokens that they attend to, on random tokens and on ordered lists (`interp.heads.from_patterns`).
+2. Weights: the same jobs read from the QK and OV circuits, without a prompt (`interp.heads.from_weights`).
 3. Task: attention along the same links on the task's own prompts, less what an even look would give.
    A model without attention has heads in its Mamba-2 layers, which are judged by their hidden attention.
 4. Every head's mean over sequences (or draws of tokens) is tested against its control and corrected for being many.
@@ -25,19 +25,19 @@ import click
 from interp import figures, stats
 from interp.arguments import checked, resamples, whole_number
 from interp.arguments import seed as check_seed
-from interp.command import study_command, whole
-from interp.glyphs import visible
-from interp.gpt import GPT
-from interp.head_circuits import chance_composition, composition, singular_tokens
-from interp.head_scores import DETECTORS, SOURCES, Material, measured
-from interp.model import HookedModel
-from interp.prompts import PromptPairs
+from interp.figures.glyphs import visible
+from interp.heads.detectors import DETECTORS, SOURCES, Material, measured
+from interp.heads.qk_ov import chance_composition, composition, singular_tokens
+from interp.hooked.model import HookedModel
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.study.command import study_command, whole
 from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 35
 SHORT = {

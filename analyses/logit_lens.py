@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from interp import figures, lens
+from interp import figures
 from interp.arguments import checked
-from interp.characters import visible_token
-from interp.command import study_command, whole
-from interp.model import HookedModel
-from interp.prompts import PromptPairs
-from interp.scales import Axis
+from interp.figures.axes import Axis
+from interp.hooked.model import HookedModel
+from interp.lenses import read as lens
+from interp.prompts.pairs import PromptPairs
+from interp.study.command import study_command, whole
+from interp.text.characters import visible_token
 from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 20
 DEPTH = Axis("depth", title="layer")

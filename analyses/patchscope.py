@@ -25,24 +25,24 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked, entries, is_whole, one_of_layers, shown
-from interp.command import study_command, whole
-from interp.directions import Where, states
+from interp.directions.steering import Where, states
 from interp.edits import Edit, Variant
 from interp.errors import PromptError, UnknownName, check_choice
-from interp.granularity import PLACES, cut_by, described, variants
-from interp.hooks import HookPoint
+from interp.figures.axes import Axis
+from interp.hooked.hooks import HookPoint
+from interp.hooked.model import HookedModel
 from interp.metrics import METRICS, Metric
-from interp.model import HookedModel
-from interp.prompts import PromptPairs
-from interp.scales import Axis
+from interp.prompts.pairs import PromptPairs
 from interp.sites import get_act_name
-from interp.sweep import sweep
+from interp.study.command import study_command, whole
+from interp.sweeps.sweep import sweep
 from interp.ui.page import FigureItem, Section
+from interp.variants.granularity import PLACES, cut_by, described, variants
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 90
 SITE = "resid_pre"

@@ -2,8 +2,8 @@
 
 1. Base and source prompts differ in one respect. A sender (a head, a state-space layer, an MLP, the embedding) is set
    to its value in the source run. What its change does to the input of a receiver is found by the paths that are left
-   open (`interp.paths`): `direct` (the residual stream alone), `mlps` (MLPs pass it on, heads and state-space layers
-   are frozen) or `all`.
+   open (`interp.circuits.paths`): `direct` (the residual stream alone), `mlps` (MLPs pass it on, heads and state-space
+   layers are frozen) or `all`.
 2. The base prompts run with this receiver's input changed, and nothing else. A receiver is the query, key or value
    input of a head, a state-space layer, an MLP or the unembedding (`logits`); several joined by `+` are changed
    together.
@@ -30,24 +30,24 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked, is_whole, shown
-from interp.command import study_command
+from interp.circuits.graph import READS, Graph, Node, n_heads
+from interp.circuits.paths import THROUGH, arriving, parse_receivers, parse_senders, point, routes
 from interp.edits import Variant
 from interp.errors import InterpError, PromptError, check_choice
-from interp.granularity import effect_label
-from interp.graph import READS, Graph, Node, n_heads
+from interp.hooked.model import HookedModel
 from interp.metrics import Metric
-from interp.model import HookedModel
-from interp.pairing import DIRECTIONS
-from interp.paths import THROUGH, arriving, parse_receivers, parse_senders, point, routes
-from interp.prompts import PromptPairs
+from interp.prompts.pair_checks import DIRECTIONS
+from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_effect
-from interp.sweep import Executor, sweep
+from interp.study.command import study_command
+from interp.sweeps.sweep import Executor, sweep
 from interp.ui.page import FigureItem, Section, first_rows
+from interp.variants.granularity import effect_label
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 55
 HEADS = ["head", "ssm_head"]
@@ -81,8 +81,8 @@ def run(
     Args:
         model: the model.
         pairs: clean and corrupt prompts.
-        receivers: as `interp.paths.parse_receivers` takes them: "logits", "L9H9:q,L9H6:q", or joined "L9H9:q+L9H6:q";
-            "mixer 9" is what a state-space layer reads.
+        receivers: as `interp.circuits.paths.parse_receivers` takes them: "logits", "L9H9:q,L9H6:q", or joined
+            "L9H9:q+L9H6:q"; "mixer 9" is what a state-space layer reads.
         senders: "mixers" (heads, and state-space layers without heads), "heads", "mlps", "input", "all", or names such
             as "L3H1,MLP 4", "L3S1" (a head of a Mamba-2 layer), "mixer 3" (a Mamba-1 layer).
         through: what may carry the change: "direct", "mlps" or "all".

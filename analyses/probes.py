@@ -2,7 +2,7 @@
 
 1. Take the activations of all clean and corrupt prompts at one place: the residual stream at a role, a head's output.
 2. Fit a logistic regression to most of them, and let it say the class of the others: which answer is right, which of
-   the answers is named first, clean or corrupt, or labels of your own (`interp.directions`).
+   the answers is named first, clean or corrupt, or labels of your own (`interp.directions.steering`).
 3. Do the same with shuffled labels. What a probe scores beyond that, and beyond chance, is its effect (selectivity);
    the effects of all places are tested over prompts and corrected for being many.
 
@@ -10,7 +10,7 @@ That a probe reads something does not say that the model uses it: patching and s
 
 Source: Alain and Bengio 2016 ("Understanding intermediate layers using linear classifier probes", section 3); Hewitt
 and Liang 2019 ("Designing and Interpreting Probes with Control Tasks", section 2). The fits are scikit-learn's
-(`interp.probing`).
+(`interp.directions.probes`).
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ import torch
 
 from interp import figures, stats
 from interp.arguments import checked
-from interp.command import above_zero, study_command, whole
-from interp.contrasts import CONTRASTS, contrast
-from interp.directions import states
-from interp.granularity import PLACES, UNITS, cut_by, described, variants
-from interp.model import HookedModel
-from interp.probing import METRICS, Probe, held_out, per_prompt, rows_of, sign_test
+from interp.directions.classes import CONTRASTS, contrast
+from interp.directions.probes import METRICS, Probe, held_out, per_prompt, rows_of, sign_test
+from interp.directions.steering import states
+from interp.figures.axes import place
+from interp.hooked.model import HookedModel
 from interp.progress import counting
-from interp.prompts import PromptPairs
-from interp.scales import place
+from interp.prompts.pairs import PromptPairs
+from interp.study.command import above_zero, study_command, whole
 from interp.ui.page import FigureItem, Section, first_rows
+from interp.variants.granularity import PLACES, UNITS, cut_by, described, variants
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 80
 CONTROL = "shuffled labels"
@@ -75,8 +75,8 @@ def run(
             "ssm_group", "channel"), such as "head,role"; "layer" or None for the last position of the whole site.
             Without a position, cells read the last one. Left out it is "role" for prompts that have roles, and else
             None.
-        label, labels: the classes, as `interp.contrasts.contrast` takes them.
-        regularisation, folds, shuffles, seed: as in `interp.probing.Probe`.
+        label, labels: the classes, as `interp.directions.classes.contrast` takes them.
+        regularisation, folds, shuffles, seed: as in `interp.directions.probes.Probe`.
         progress: a bar on stderr; None shows it on a terminal.
 
     Returns:

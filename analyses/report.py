@@ -23,22 +23,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import analyses
-from interp import behaviour as doing
 from interp.arguments import checked
-from interp.characters import visible_token
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, unknown
-from interp.gpt import GPT
-from interp.model import HookedModel
+from interp.hooked.model import HookedModel
+from interp.loading.load import load
+from interp.loading.parity import check_against_transformers
+from interp.models.gpt import GPT
 from interp.progress import counting
-from interp.prompts import PromptPairs
-from interp.provenance import provenance
-from interp.sweep import sweep
+from interp.prompts.pairs import PromptPairs
+from interp.study import behaviour as doing
+from interp.study.provenance import provenance
+from interp.sweeps.sweep import sweep
 from interp.tasks import get_task
+from interp.text.characters import visible_token
 from interp.ui.folder import check_output
 from interp.ui.page import Section, write_report
-from interp.weights.load import load
-from interp.weights.parity import check_against_transformers
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,7 +1,7 @@
 """Steering: does adding the direction that tells two kinds of prompts apart turn the answer round?
 
 1. The prompts are dealt into two halves. At every layer, a direction is the mean activation of one class of prompts
-   minus that of the other, over one half (`interp.directions`); pairs stay together.
+   minus that of the other, over one half (`interp.directions.steering`); pairs stay together.
 2. Each corrupt prompt of the other half runs with a multiple of it added, towards the class of its clean partner. The
    effect is 0 where nothing changes and 1 where the answer is that of the clean prompt. Then the halves change places.
 3. The control: a random vector of the same length for every prompt.
@@ -28,23 +28,23 @@ from torch import Tensor
 from interp import figures, stats
 from interp.arguments import checked, entries, real_number, shown
 from interp.arguments import seed as check_seed
-from interp.command import study_command
-from interp.contrasts import CONTRASTS, Contrast, contrast
-from interp.directions import Direction, Where, between, states, steer
+from interp.directions.classes import CONTRASTS, Contrast, contrast
+from interp.directions.probes import Probe, rows_of
+from interp.directions.steering import Direction, Where, between, states, steer
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, PromptError, UnknownName, check_choice
+from interp.hooked.model import HookedModel
 from interp.metrics import Metric
-from interp.model import HookedModel
-from interp.probing import Probe, rows_of
-from interp.prompts import PromptPairs
+from interp.prompts.pairs import PromptPairs
 from interp.rounding import no_effect, of_effect, of_rows
-from interp.sweep import sweep
+from interp.study.command import study_command
+from interp.sweeps.sweep import sweep
 from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 85
 STRENGTHS = (1.0, 2.0, 4.0)
@@ -88,8 +88,8 @@ def run(
         pos: where activations are read: a position, a role, -1 for the last.
         add: "onward" adds from that position on, "there" at it alone, "all" at every position. Neutral prompts have no
             such position: they take it at the last one, or at all.
-        label, labels: the two classes, as `interp.contrasts.contrast` takes them; labels of your own are [prompt, 2].
-            Pairs whose two prompts are of one class are left out: nothing pulls them either way.
+        label, labels: the two classes, as `interp.directions.classes.contrast` takes them; labels of your own are
+            [prompt, 2]. Pairs whose two prompts are of one class are left out: nothing pulls them either way.
         neutral: prompts (texts, or the clean side of pairs) on which steering should change little; None takes the
             first 16 clean prompts cut off at a random position.
         metric, max_memory, progress: as `interp.sweep` takes them.

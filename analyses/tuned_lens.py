@@ -18,23 +18,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from interp import figures, stats, texts
-from interp import lens as lenses
+from interp import figures, stats
 from interp.arguments import checked
-from interp.characters import visible_token
-from interp.command import PLACE, above_zero, study_command, whole
 from interp.errors import InterpError
-from interp.lens_training import train
-from interp.model import HookedModel
-from interp.prompts import PromptPairs
-from interp.scales import Axis
-from interp.tuned_lens import CONFIG_FILE, TunedLens
+from interp.figures.axes import Axis
+from interp.hooked.model import HookedModel
+from interp.lenses import read as lenses
+from interp.lenses import training_text as texts
+from interp.lenses.training import train
+from interp.lenses.tuned_lens import CONFIG_FILE, TunedLens
+from interp.prompts.pairs import PromptPairs
+from interp.study.command import PLACE, above_zero, study_command, whole
+from interp.text.characters import visible_token
 from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 ORDER = 25
 DEPTH = Axis("depth", title="layer")
@@ -75,7 +76,7 @@ def run(
         pos: "last" for the last position of every prompt, "all" for every position.
         top: how many of the likeliest tokens to keep.
         sequences: how many the model writes; of a text, how many are taken at most.
-        length, steps, batch, lr, seed: as `interp.lens_training.train` takes them.
+        length, steps, batch, lr, seed: as `interp.lenses.training.train` takes them.
         progress: bars on stderr; None shows them in a terminal.
 
     Returns:

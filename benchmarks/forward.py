@@ -17,7 +17,7 @@ from interleaved import interleaved, ratio
 from peers import lens_bridge, transformers_model
 
 import interp
-from interp.weights.load import find
+from interp.loading.load import find
 
 SHAPES = {(1, 16): 40, (8, 16): 20, (8, 256): 6}  # batch, tokens: rounds
 

@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from scan import dual, dual_loop, selective, selective_loop
 from torch import Tensor
 
-from interp import GPT, Edit, Mamba, ModelConfig, PromptPairs, Variant, recurrence
-from interp.hooks import attached
+from interp import GPT, Edit, Mamba, ModelConfig, PromptPairs, Variant
+from interp.hooked.hooks import attached
 from interp.metrics import get_metric
-from interp.passes import Job
-from interp.plan import make_plan
-from interp.scan import dual_scan, dual_states, selective_scan, selective_states
+from interp.state_space import scan_kernel as recurrence
+from interp.state_space.scan import dual_scan, dual_states, selective_scan, selective_states
+from interp.sweeps.plan import make_plan
+from interp.sweeps.run_chunk import Job
 
 Result = dict[str, Any]
 ROOT = Path(__file__).parent.parent

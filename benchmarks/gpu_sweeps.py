@@ -29,8 +29,8 @@ from least import executed, least
 from torch import Tensor
 
 from interp import GPT, Edit, PromptPairs, Variant
-from interp import plan as plans
-from interp.hooks import attached
+from interp.hooked.hooks import attached
+from interp.sweeps import plan as plans
 
 SHAPES: dict[str, dict[str, Any]] = {
     "GPT-2 small": {"n_layers": 12, "d_model": 768, "d_head": 64, "n_heads": 12, "d_vocab": 50257, "n_ctx": 1024,
@@ -252,7 +252,7 @@ def host_waits(run: Callable[[], Any], device: torch.device) -> int | None:
 
 @torch.no_grad()
 def by_rows(model: GPT, options: argparse.Namespace, name: str) -> Iterator[Result]:
-    """How long the sweep over heads takes by how many rows a chunk has: is `interp.plan.ROWS` well chosen?"""
+    """How long the sweep over heads takes by how many rows a chunk has: is `interp.sweeps.machine.ROWS` well chosen?"""
     cells = kinds(model)[0]
     pairs = random_pairs(PROMPTS, LENGTH, model.cfg.d_vocab, FIRST)
     kind = model.device.type

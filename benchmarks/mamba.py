@@ -30,7 +30,7 @@ from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 
 import interp
-from interp.scan import dual_scan, selective_scan
+from interp.state_space.scan import dual_scan, selective_scan
 
 Runs = dict[str, Callable[[], Tensor]]
 

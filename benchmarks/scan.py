@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from interleaved import interleaved, ratio
 from torch import Tensor
 
-from interp import recurrence
-from interp.scan import dual_scan, selective_scan
+from interp.state_space import scan_kernel as recurrence
+from interp.state_space.scan import dual_scan, selective_scan
 
 SHAPES = {(4, 16): 30, (8, 256): 7, (1, 2048): 5}  # batch, positions: rounds
 Parts = dict[str, Tensor]

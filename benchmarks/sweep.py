@@ -34,7 +34,7 @@ from torch import Tensor
 
 import interp
 from interp import Edit, PromptPairs, Variant
-from interp.weights.load import find
+from interp.loading.load import find
 
 TOLERANCE = 1e-4  # of the largest logit
 WIDTH, PRODUCTS = 2048, 4  # of the matrix product, and how often a round makes it

@@ -13,34 +13,32 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from interp.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from interp import errors, figures, metrics, sites, stats, tasks
-    from interp.attention import PastKeyValues
-    from interp.cache import ActivationCache
-    from interp.circuits import Circuit
-    from interp.cluster import RayExecutor
+    from interp.circuits.circuit import Circuit
+    from interp.circuits.graph import Graph
     from interp.config import ModelConfig, RopeScaling
-    from interp.directions import Direction, steer
+    from interp.directions.steering import Direction, steer
     from interp.edits import Edit, Variant
     from interp.errors import InterpError
-    from interp.gpt import GPT, Mamba
-    from interp.graph import Graph
-    from interp.hooks import HookPoint
+    from interp.hooked.cache import ActivationCache
+    from interp.hooked.hooks import HookPoint
+    from interp.hooked.past import PastKeyValues
+    from interp.lenses.tuned_lens import TunedLens
+    from interp.loading.load import load
+    from interp.loading.save import save
     from interp.metrics import Metric
-    from interp.prompts import PromptPairs
+    from interp.models.gpt import GPT, Mamba
+    from interp.prompts.pairs import PromptPairs
     from interp.sites import get_act_name
-    from interp.sweep import plan_sweep, sweep
-    from interp.tokens import Tokenizer
-    from interp.tuned_lens import TunedLens
-    from interp.weights.load import load
-    from interp.weights.save import save
+    from interp.sweeps.ray_executor import RayExecutor
+    from interp.sweeps.sweep import plan_sweep, sweep
+    from interp.text.tokenizer import Tokenizer
     from interp.weights.transformer_lens import load_transformer_lens
-
-__version__ = "0.1.0"
 
 __all__ = [
     "GPT",
@@ -77,46 +75,34 @@ __all__ = [
 ]
 
 
-# Where each public name is; a name of `__all__` that is not here is a module.
+# Where each public name is defined; a name of `__all__` that is not here is a module.
 _ROOMS = {
-    "GPT": "gpt",
-    "ActivationCache": "cache",
-    "Circuit": "circuits",
-    "Direction": "directions",
+    "GPT": "models.gpt",
+    "ActivationCache": "hooked.cache",
+    "Circuit": "circuits.circuit",
+    "Direction": "directions.steering",
     "Edit": "edits",
-    "Graph": "graph",
-    "HookPoint": "hooks",
+    "Graph": "circuits.graph",
+    "HookPoint": "hooked.hooks",
     "InterpError": "errors",
-    "Mamba": "gpt",
+    "Mamba": "models.gpt",
     "Metric": "metrics",
     "ModelConfig": "config",
-    "PastKeyValues": "attention",
-    "PromptPairs": "prompts",
-    "RayExecutor": "cluster",
+    "PastKeyValues": "hooked.past",
+    "PromptPairs": "prompts.pairs",
+    "RayExecutor": "sweeps.ray_executor",
     "RopeScaling": "config",
-    "Tokenizer": "tokens",
-    "TunedLens": "tuned_lens",
+    "Tokenizer": "text.tokenizer",
+    "TunedLens": "lenses.tuned_lens",
     "Variant": "edits",
     "get_act_name": "sites",
-    "load": "weights.load",
+    "load": "loading.load",
     "load_transformer_lens": "weights.transformer_lens",
-    "plan_sweep": "sweep",
-    "save": "weights.save",
-    "steer": "directions",
-    "sweep": "sweep",
+    "plan_sweep": "sweeps.sweep",
+    "save": "loading.save",
+    "steer": "directions.steering",
+    "sweep": "sweeps.sweep",
 }
-
-
-class _Package(ModuleType):
-    """This module: `sweep` is the function, also where Python is about to put the room of that name there."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _ROOMS and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

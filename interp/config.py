@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interp.errors import ConfigError, nearest
-from interp.foreign_files import shown
+from interp.files.foreign_files import shown
 
 ACTIVATIONS = ("relu", "relu2", "gelu", "gelu_new", "silu", "solu")
 NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_index, entries, plain, shown
-from interp.cache import ActivationCache
 from interp.config import ModelConfig
 from interp.errors import ConfigError, UnknownName, check_choice, unknown
-from interp.hooks import HookPoint
+from interp.hooked.cache import ActivationCache
+from interp.hooked.hooks import HookPoint
 from interp.sites import Site, axis_sizes, find_act_name, site_names, unknown_site
 
 POSITIONS = ("pos", "query", "key")

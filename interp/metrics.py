@@ -27,7 +27,7 @@ from interp.rounding import normalised_effect as normalised_effect  # part of th
 from interp.rounding import of_logits
 
 if TYPE_CHECKING:
-    from interp.prompts import PromptPairs
+    from interp.prompts.pairs import PromptPairs
 
 DRAWN = 2  # ways of moving logits by their rounding, beside two that are chosen
 ROWS = 16  # rows whose logits over a whole vocabulary are copied at once

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from interp.config import ModelConfig, RopeScaling
-from interp.gpt import GPT, Mamba
+from interp.models.gpt import GPT, Mamba
 
 collect_ignore = ["campaign"]  # `make campaign`
 

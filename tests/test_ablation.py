@@ -13,13 +13,13 @@ from test_analyses import pairs_of
 from torch import Tensor
 
 from analyses import ablation
-from interp.ablations import ABLATIONS, replacements
-from interp.components import components, replaced
 from interp.errors import InterpError, PromptError, UnknownName
-from interp.gpt import GPT
 from interp.metrics import measure
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.sites import get_act_name
+from interp.variants.ablations import ABLATIONS, replacements
+from interp.variants.components import components, replaced
 
 SITES = ("z", "attn_out", "mlp_out", "post")
 

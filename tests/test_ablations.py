@@ -7,9 +7,9 @@ import torch
 from conftest import make
 from test_analyses import pairs_of
 
-from interp.ablations import ABLATIONS, replacements, resampled
 from interp.errors import InterpError, PromptError, UnknownName
-from interp.prompts import PromptPairs
+from interp.prompts.pairs import PromptPairs
+from interp.variants.ablations import ABLATIONS, replacements, resampled
 
 NAMES = ["blocks.1.attn.hook_z", "blocks.0.hook_mlp_out"]
 

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from analyses.activation_patching import plan, plot, report, run, summary
 from analyses.cli import main
-from interp.canvas import Figure
 from interp.errors import ConfigError, InterpError, UnknownName
-from interp.gpt import GPT
-from interp.granularity import GRANULARITIES
+from interp.figures.style import Figure
 from interp.metrics import measure
-from interp.passes import Job
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.run_chunk import Job
+from interp.variants.granularity import GRANULARITIES
 
 EVERY = [("llama_gqa", name) for name in GRANULARITIES] + [
     *(("gpt2", name) for name in ("block_every", "attn_head_k_by_pos", "attn_head_all_pos_every")),

@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.agreement import agreement, choose, means, most_missed, ranked, tabulated, told
+from interp.attribution.estimate_check import agreement, choose, means, most_missed, ranked, tabulated, told
+from interp.attribution.run_values import RunValues
 from interp.errors import InterpError, UnknownName
-from interp.run_values import RunValues
 from interp.stats import summarise
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 import interp
 from analyses import activation_patching, attention_patterns, head_attribution, logit_lens, report
 from interp.errors import InterpError, PromptError, UnknownName
-from interp.gpt import GPT
 from interp.metrics import METRICS, at_last
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.tasks import ioi
 
 

@@ -16,14 +16,14 @@ from torch import Tensor
 
 import interp
 from analyses.head_attribution import run as head_attribution
-from interp.circuit_runs import run_circuits
+from interp.attribution.gradients import gradients
+from interp.circuits.graph import Graph
+from interp.circuits.run import run_circuits
 from interp.errors import ConfigError, PromptError
-from interp.gradients import gradients
-from interp.graph import Graph
-from interp.identities import _direct
-from interp.lens import read
+from interp.ground_truth.identities import _direct
+from interp.lenses.read import read
 from interp.metrics import METRICS, Metric, at_last, logit_weights, measure
-from interp.prompts import PromptPairs
+from interp.prompts.pairs import PromptPairs
 from interp.tasks import prob_diff
 
 CLEAN = [[1, 2, 3], [4, 5], [1, 2, 3], [6, 7, 8, 9], [6, 7, 8, 9]]

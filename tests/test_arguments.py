@@ -12,13 +12,14 @@ import torch
 from conftest import make
 
 import interp
-from interp import arguments, plan
+from interp import arguments
 from interp.edits import RESERVED, Edit, Variant
 from interp.errors import ConfigError, HookError, InterpError, PromptError, SweepInterrupted, UnknownName
-from interp.gpt import GPT
 from interp.metrics import Metric
-from interp.prompts import PromptPairs
-from interp.sweep import sweep
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps import plan
+from interp.sweeps.sweep import sweep
 
 KINDS_OF_NUMBER: dict[str, Callable[[int], Any]] = {
     "int": int,

@@ -10,11 +10,11 @@ import torch
 from conftest import make
 
 import interp
-from interp import behaviour as doing
 from interp.errors import InterpError, UnknownName
-from interp.gpt import GPT
 from interp.metrics import METRICS
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.study import behaviour as doing
 from interp.tasks import induction
 
 ABOVE = "it puts the right answer above the wrong one in"

@@ -19,16 +19,16 @@ import transformers
 from torch import Tensor, nn
 
 import interp
-from interp.bridge import from_bridge, is_bridge
-from interp.bridged import BridgedModel
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, HookError, InterpError, PromptError, UnknownName, WeightsError
-from interp.generation import generate
-from interp.gpt import GPT
-from interp.hooks import HookPoint
-from interp.model import HookedModel
-from interp.prompts import PromptPairs
-from interp.sweep import sweep
+from interp.hooked.generation import generate
+from interp.hooked.hooks import HookPoint
+from interp.hooked.model import HookedModel
+from interp.loading.bridge import from_bridge, is_bridge
+from interp.loading.bridged_model import BridgedModel
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.sweep import sweep
 
 # transformer_lens takes seconds to import, and warns of what is deprecated below it.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -381,7 +381,7 @@ def test_what_an_interrupt_leaves_in_a_bridge_does_nothing(tokens: Tensor, monke
         point.add_hook(lambda value, hook: fn(value))
         yield
 
-    monkeypatch.setattr("interp.bridged.tapped", stays)
+    monkeypatch.setattr("interp.loading.bridged_model.tapped", stays)
     half = ("blocks.1.hook_resid_mid", lambda value, hook: value * 0.5)
     model.run_with_hooks(tokens, fwd_hooks=[half])
     model(cache["resid_pre", 1] * 0.5, start_at_layer=1)

@@ -12,7 +12,7 @@ from conftest import make
 from torch import Tensor
 
 from interp.errors import HookError, InterpError, PromptError, UnknownName
-from interp.gpt import GPT
+from interp.models.gpt import GPT
 
 
 def close(a: Tensor, b: Tensor, rtol: float = 1e-5) -> None:

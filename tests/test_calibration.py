@@ -16,13 +16,13 @@ from test_analyses import pairs_of
 
 import interp
 from analyses import calibration
-from interp.compiler import Build
+from interp.circuits.graph import Graph
 from interp.errors import InterpError, UnknownName
-from interp.graph import Graph
-from interp.identities import facts
-from interp.known import KNOWN, Known, induction, parts, truth
-from interp.localisers import METHODS, Case
-from interp.prompts import PromptPairs
+from interp.ground_truth.compiler import Build
+from interp.ground_truth.identities import facts
+from interp.ground_truth.known_circuits import KNOWN, Known, induction, parts, truth
+from interp.ground_truth.methods import METHODS, Case
+from interp.prompts.pairs import PromptPairs
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interp.characters import columns, isolated, runs, visible, visible_lines, visible_token
-from interp.glyphs import drawable
+from interp.figures.glyphs import drawable
+from interp.text.characters import columns, isolated, runs, visible, visible_lines, visible_token
 
 TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 

@@ -14,14 +14,14 @@ import torch
 from conftest import make
 from test_passes import make_pairs
 
-from interp.checksums import BLANK, MARK, is_sound, of_values, sealed
-from interp.circuits import Circuit, random_circuits
-from interp.directions import Direction
+from interp.circuits.circuit import Circuit, random_circuits
+from interp.circuits.graph import Graph
+from interp.directions.steering import Direction
 from interp.errors import InterpError, WeightsError
-from interp.fingerprint import fingerprint
-from interp.graph import Graph
-from interp.prompts import PromptPairs
-from interp.tuned_lens import CONFIG_FILE, WEIGHTS_FILE, TunedLens
+from interp.files.checksums import BLANK, MARK, is_sound, of_values, sealed
+from interp.lenses.tuned_lens import CONFIG_FILE, WEIGHTS_FILE, TunedLens
+from interp.prompts.pairs import PromptPairs
+from interp.resume.fingerprint import fingerprint
 
 MODEL = make("llama_gqa", n_layers=1)
 

@@ -9,16 +9,16 @@ import torch
 from conftest import make
 from torch import Tensor
 
-from interp.ablations import replacements
-from interp.circuit_runs import run_circuits
-from interp.circuits import Circuit
+from interp.attribution.run_values import run_values
+from interp.circuits.circuit import Circuit
+from interp.circuits.graph import Graph
+from interp.circuits.run import run_circuits
 from interp.errors import ConfigError, InterpError, UnknownName
-from interp.gpt import GPT
-from interp.graph import Graph
-from interp.hooks import HookPoint
+from interp.hooked.hooks import HookPoint
 from interp.metrics import METRICS, measure
-from interp.prompts import PromptPairs
-from interp.run_values import run_values
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.variants.ablations import replacements
 
 
 def pairs_of(lengths: tuple[int, ...] = (6, 4, 6)) -> PromptPairs:

@@ -14,14 +14,14 @@ from test_circuit_runs import pairs_of
 
 import interp
 from analyses import circuit as study
-from interp.circuit_runs import run_circuits
-from interp.circuits import Circuit
-from interp.discovery import circuits
-from interp.edge_scores import eap
+from interp.circuits.circuit import Circuit
+from interp.circuits.edge_scores import eap
+from interp.circuits.faithfulness import cmd, cpr, faithfulness
+from interp.circuits.graph import Graph
+from interp.circuits.run import run_circuits
+from interp.circuits.search import circuits
 from interp.errors import ConfigError, UnknownName
-from interp.faithfulness import cmd, cpr, faithfulness
-from interp.gpt import GPT
-from interp.graph import Graph
+from interp.models.gpt import GPT
 from interp.tasks import ioi
 
 

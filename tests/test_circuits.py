@@ -11,10 +11,10 @@ import torch
 from conftest import RECURRENT, make
 from torch import Tensor
 
-from interp.circuits import Circuit, feeds, on_paths, origin, random_circuits
+from interp.circuits.circuit import Circuit, feeds, on_paths, origin, random_circuits
+from interp.circuits.graph import Graph
 from interp.errors import InterpError, OutputError
-from interp.gpt import GPT
-from interp.graph import Graph
+from interp.models.gpt import GPT
 
 HYBRIDS = (("mamba", "attn", "mlp"), ("attn", "mamba", "mlp"))
 

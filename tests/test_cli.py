@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 import analyses
 from analyses.cli import main, study_names
 from analyses.report import chosen_studies
-from interp.command import RefusedError, refusals
+from interp.study.command import RefusedError, refusals
 from interp.ui.terminal import show
 
 

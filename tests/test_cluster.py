@@ -22,13 +22,13 @@ import torch
 from conftest import make
 from test_passes import make_pairs
 
-from interp import plan as plans
-from interp.cluster import RayExecutor, Worker, _hand_out, _room, _shares
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, InterpError, UnknownName
-from interp.gpt import GPT
-from interp.prompts import PromptPairs
-from interp.sweep import sweep
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps import plan as plans
+from interp.sweeps.ray_executor import RayExecutor, Worker, _hand_out, _room, _shares
+from interp.sweeps.sweep import sweep
 
 ray = pytest.importorskip("ray", reason="the extra interp[ray] is not installed")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from interp.compiler import Build, Compiled, compile_steps
+from interp.circuits.graph import Graph
 from interp.errors import ConfigError, UnknownName
-from interp.graph import Graph
-from interp.steps import Gate, Head, Match, Offset, Read, Step
+from interp.ground_truth.algorithm import Gate, Head, Match, Offset, Read, Step
+from interp.ground_truth.compiler import Build, Compiled, compile_steps
 
 D_VOCAB, N_CTX = 6, 9
 TOKEN = Read("token")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import make
 
-from interp.contrasts import contrast
+from interp.directions.classes import contrast
 from interp.errors import PromptError, UnknownName
-from interp.prompts import PromptPairs
+from interp.prompts.pairs import PromptPairs
 
 
 def named_pairs(n: int = 6) -> PromptPairs:

@@ -14,10 +14,21 @@ from click.testing import CliRunner
 from analyses import copying
 from interp.errors import InterpError, PromptError, UnknownName
 from interp.figures import Figure
-from interp.gpt import GPT, Mamba
-from interp.recall import KEYS, KINDS, PAIRS, QUERY, accuracy, config, copying_loss, draw, prompts, train
+from interp.ground_truth.copying_models import (
+    KEYS,
+    KINDS,
+    PAIRS,
+    QUERY,
+    accuracy,
+    config,
+    copying_loss,
+    draw,
+    prompts,
+    train,
+)
+from interp.models.gpt import GPT, Mamba
 from interp.rounding import of_effect
-from interp.sweep import sweep
+from interp.sweeps.sweep import sweep
 
 PAGE = Path(__file__).parent.parent / "docs" / "copying.md"
 

@@ -30,18 +30,21 @@ from analyses import (
     logit_lens,
     path_patching,
 )
-from interp import edge_scores, metrics, recurrence, scan
-from interp import plan as plans
-from interp.ablations import replacements
-from interp.attention import PastKeyValues
-from interp.circuit_runs import run_circuits
+from interp import metrics
+from interp.circuits import edge_scores
+from interp.circuits.graph import Graph
+from interp.circuits.run import run_circuits
 from interp.edits import Edit, Variant
-from interp.gpt import GPT
-from interp.graph import Graph
-from interp.lens_training import train
-from interp.prompts import PromptPairs
+from interp.hooked.past import PastKeyValues
+from interp.lenses.training import train
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.sites import site_names
-from interp.sweep import sweep
+from interp.state_space import scan
+from interp.state_space import scan_kernel as recurrence
+from interp.sweeps import plan as plans
+from interp.sweeps.sweep import sweep
+from interp.variants.ablations import replacements
 
 every_kind = pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
 WITHIN = 2e-5  # of the largest value

@@ -13,10 +13,10 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 from test_figures import panels, texts
 
 from interp import figures
-from interp.circuits import Circuit, random_circuits
-from interp.diagram import edge_table
+from interp.circuits.circuit import Circuit, random_circuits
+from interp.circuits.graph import Graph
 from interp.errors import InterpError, UnknownName
-from interp.graph import Graph
+from interp.figures.circuit_diagram import edge_table
 
 
 def circuit_of(kind: str = "gpt2", n: int = 25) -> Circuit:

@@ -12,19 +12,12 @@ from conftest import make
 from test_contrasts import named_pairs
 from torch import Tensor
 
-from interp.contrasts import contrast
-from interp.directions import (
-    Direction,
-    between,
-    difference_of_means,
-    difference_of_texts,
-    states,
-    steer,
-)
+from interp.directions.classes import contrast
+from interp.directions.steering import Direction, between, difference_of_means, difference_of_texts, states, steer
 from interp.edits import Variant
 from interp.errors import ConfigError, HookError, InterpError, OutputError, PromptError, UnknownName
-from interp.gpt import GPT
-from interp.sweep import sweep
+from interp.models.gpt import GPT
+from interp.sweeps.sweep import sweep
 
 
 @pytest.mark.parametrize(

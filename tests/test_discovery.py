@@ -12,14 +12,14 @@ from conftest import make
 from test_circuit_runs import drawn, pairs_of
 from torch import Tensor
 
-from interp.circuit_runs import run_circuits
-from interp.circuits import Circuit, feeds, on_paths
-from interp.discovery import acdc, circuits, greedy, threshold
+from interp.circuits.circuit import Circuit, feeds, on_paths
+from interp.circuits.graph import Graph
+from interp.circuits.run import run_circuits
+from interp.circuits.search import acdc, circuits, greedy, threshold
 from interp.errors import ConfigError, InterpError, OutputError, UnknownName
-from interp.gpt import GPT
-from interp.graph import Graph
 from interp.metrics import METRICS
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 
 
 def scores_of(graph: Graph, seed: int = 0) -> Tensor:
@@ -130,7 +130,7 @@ def test_acdc_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monke
             raise KeyboardInterrupt
         return run_circuits(*args, **options)
 
-    monkeypatch.setattr("interp.discovery.run_circuits", counted)
+    monkeypatch.setattr("interp.circuits.search.run_circuits", counted)
     whole = acdc(model, pairs, tau=0.002, out=tmp_path / "whole")
     once, most[0] = calls[0], (3 * calls[0]) // 2
     with pytest.raises(KeyboardInterrupt):

@@ -16,9 +16,9 @@ from conftest import make
 from torch import Tensor
 
 from interp.edits import Edit, Variant
-from interp.gpt import Block
-from interp.prompts import PromptPairs
-from interp.sweep import plan_sweep, sweep
+from interp.models.gpt import Block
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.sweep import plan_sweep, sweep
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])

@@ -15,9 +15,9 @@ import interp
 from analyses import edge_attribution
 from analyses.cli import main
 from analyses.edge_attribution import compared, plot, plot_agreement, report, run, summary
-from interp.edge_scores import eap, exact
+from interp.circuits.edge_scores import eap, exact
+from interp.circuits.graph import Graph
 from interp.errors import UnknownName
-from interp.graph import Graph
 from interp.tasks import ioi
 
 

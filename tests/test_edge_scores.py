@@ -8,16 +8,16 @@ from conftest import KINDS, RECURRENT, make
 from test_gradients import pairs_of
 from torch import Tensor
 
-from interp.ablations import replacements
-from interp.edge_scores import chosen_edges, eap, eap_ig, exact
+from interp.attribution.gradients import gradients
+from interp.attribution.run_values import run_values
+from interp.circuits.edge_scores import chosen_edges, eap, eap_ig, exact
+from interp.circuits.graph import Graph
 from interp.errors import ConfigError, InterpError, UnknownName
-from interp.gpt import GPT
-from interp.gradients import gradients
-from interp.graph import Graph
-from interp.hooks import HookPoint
+from interp.hooked.hooks import HookPoint
 from interp.metrics import measure
-from interp.prompts import PromptPairs
-from interp.run_values import run_values
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.variants.ablations import replacements
 
 
 def written(model: GPT, pairs: PromptPairs, graph: Graph, sender: int, ablation: str) -> Tensor:

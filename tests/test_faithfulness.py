@@ -8,10 +8,8 @@ import torch
 from conftest import make
 from test_circuit_runs import drawn, pairs_of
 
-from interp.circuit_runs import run_circuits
-from interp.circuits import Circuit, on_paths
-from interp.errors import ConfigError, InterpError
-from interp.faithfulness import (
+from interp.circuits.circuit import Circuit, on_paths
+from interp.circuits.faithfulness import (
     FRACTIONS,
     areas,
     cmd,
@@ -23,7 +21,9 @@ from interp.faithfulness import (
     minimality,
     without,
 )
-from interp.graph import Graph
+from interp.circuits.graph import Graph
+from interp.circuits.run import run_circuits
+from interp.errors import ConfigError, InterpError
 
 
 def test_faithfulness_is_a_ratio_of_means_with_the_ends_at_1_and_0() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import interp
 from interp.errors import ConfigError
-from interp.weights.families import FAMILIES, configure
+from interp.weights.huggingface.families import FAMILIES, configure
 
 SIZES = {
     "vocab_size": 61,

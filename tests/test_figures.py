@@ -17,8 +17,11 @@ from matplotlib.collections import LineCollection, PolyCollection, QuadMesh
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
-from interp import canvas, figures, glyphs, scales
+from interp import figures
 from interp.errors import InterpError, OutputError, UnknownName
+from interp.figures import axes as scales
+from interp.figures import glyphs
+from interp.figures import style as canvas
 
 TOKENS = ["When", " $x$", " 中文", "\n"]
 

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError
-from interp.fingerprint import fingerprint
 from interp.metrics import METRICS, get_metric
+from interp.resume.fingerprint import fingerprint
 
 TOKENS = torch.tensor([[1, 2, 3]])
 

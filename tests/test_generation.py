@@ -7,10 +7,10 @@ import torch
 from conftest import KINDS, RECURRENT, make
 from torch import Tensor
 
-from interp.attention import PastKeyValues
 from interp.errors import PromptError
-from interp.generation import sample
-from interp.head_patterns import evenly, links
+from interp.heads.from_patterns import evenly, links
+from interp.hooked.generation import sample
+from interp.hooked.past import PastKeyValues
 
 CAUSAL = [kind for kind in (*KINDS, *RECURRENT) if kind not in ("bidirectional", "attn_only")]
 

@@ -21,12 +21,12 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from interp.config import RopeScaling
 from interp.errors import ConfigError, InterpError, WeightsError
+from interp.loading.load import MODELS, load
+from interp.loading.parity import check_against_transformers
 from interp.weights.checkpoint import Checkpoint, Source
-from interp.weights.gguf import read
-from interp.weights.gguf_file import StoredTensor, open_gguf
-from interp.weights.gguf_tokenizer import PRE_TOKENIZERS
-from interp.weights.load import MODELS, load
-from interp.weights.parity import check_against_transformers
+from interp.weights.gguf.container import StoredTensor, open_gguf
+from interp.weights.gguf.reader import read
+from interp.weights.gguf.tokenizer import PRE_TOKENIZERS
 
 CORPUS = [
     "When John and Mary went to the store, John gave a bottle of milk to Mary.",

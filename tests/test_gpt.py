@@ -11,9 +11,9 @@ import torch
 from conftest import KINDS, RECURRENT, make
 from torch import Tensor
 
-from interp.attention import PastKeyValues
 from interp.errors import ConfigError, PromptError, UnknownName
-from interp.gpt import GPT
+from interp.hooked.past import PastKeyValues
+from interp.models.gpt import GPT
 
 CAUSAL = [kind for kind in (*KINDS, *RECURRENT) if kind != "bidirectional"]
 
@@ -137,7 +137,7 @@ def test_rotation_depends_on_distance_alone(tokens: Tensor) -> None:
     mask[:, :5] = False
     attn = model.blocks[0].attn
     q = torch.randn(1, 12, 4, 4)
-    from interp.context import make_context
+    from interp.forward.forward_context import make_context
 
     angles = make_context(model.cfg, 12, device=q.device, dtype=q.dtype)
     same = q[:, :1].expand(-1, 12, -1, -1)

@@ -7,13 +7,14 @@ import torch
 from conftest import KINDS, RECURRENT, make
 from torch import Tensor
 
+from interp.attribution.gradients import INPUT, constant, gradients, integrated_gradients, path_slopes
+from interp.attribution.prompt_batches import batches
+from interp.attribution.run_values import run_values
 from interp.errors import ConfigError, HookError, UnknownName
-from interp.gpt import GPT
-from interp.gradients import INPUT, batches, constant, gradients, integrated_gradients, path_slopes
-from interp.hooks import HookPoint
+from interp.hooked.hooks import HookPoint
 from interp.metrics import Metric, measure
-from interp.prompts import PromptPairs
-from interp.run_values import run_values
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 
 
 def pairs_of(*lengths: int) -> PromptPairs:

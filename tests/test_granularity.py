@@ -12,7 +12,9 @@ from conftest import make
 
 from interp.edits import Edit
 from interp.errors import InterpError, PromptError, UnknownName
-from interp.granularity import (
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.sweep import sweep
+from interp.variants.granularity import (
     GRANULARITIES,
     MIXER_GRANULARITIES,
     asked,
@@ -23,8 +25,6 @@ from interp.granularity import (
     effect_label,
     variants,
 )
-from interp.prompts import PromptPairs
-from interp.sweep import sweep
 
 
 def pairs_of(*lengths: int) -> PromptPairs:

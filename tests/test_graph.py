@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import make
 
+from interp.circuits.graph import Graph, parse_head
 from interp.errors import InterpError, UnknownName
-from interp.gpt import GPT
-from interp.graph import Graph, parse_head
+from interp.models.gpt import GPT
 
 
 def bias(model: GPT, layer: int) -> torch.Tensor | None:

@@ -8,11 +8,13 @@ from conftest import KINDS, make
 from torch import Tensor
 
 import interp
-from interp import head_circuits, head_patterns, head_weights
 from interp.config import ModelConfig
 from interp.errors import InterpError, PromptError, UnknownName
-from interp.gpt import GPT
-from interp.model import HookedModel
+from interp.heads import from_patterns as head_patterns
+from interp.heads import from_weights as head_weights
+from interp.heads import qk_ov as head_circuits
+from interp.hooked.model import HookedModel
+from interp.models.gpt import GPT
 
 V, N = 12, 24  # tokens and positions of the models that are made by hand
 IDS = torch.arange(V)

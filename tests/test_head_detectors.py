@@ -14,11 +14,11 @@ from scipy.stats import spearmanr
 
 import interp
 from analyses import head_detectors
-from interp import head_patterns
 from interp.errors import InterpError, PromptError, UnknownName
-from interp.gpt import GPT
-from interp.head_scores import DETECTORS
-from interp.prompts import PromptPairs
+from interp.heads import from_patterns as head_patterns
+from interp.heads.detectors import DETECTORS
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 
 COLUMNS = ["detector", "source", "layer", "head", "prompt", "metric", "value", "control", "effect"]
 LINKED = ["previous_token", "duplicate_token", "induction"]

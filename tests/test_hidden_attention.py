@@ -10,10 +10,10 @@ from conftest import make
 from test_analyses import pairs_of
 
 from analyses import activation_patching, attention_patterns, head_attribution
-from interp import hidden_attention
 from interp.errors import UnknownName
-from interp.gpt import GPT
-from interp.hidden_attention import mixer_of, patterns, shares, sources, together
+from interp.heads import hidden_attention
+from interp.heads.hidden_attention import mixer_of, patterns, shares, sources, together
+from interp.models.gpt import GPT
 
 
 def mixers(model: GPT) -> list[int]:

@@ -11,8 +11,8 @@ from conftest import make
 from torch import Tensor
 
 from interp.errors import HookError, PromptError, UnknownName
-from interp.gpt import GPT
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.sites import SITES, get_act_name, match, site_names
 
 

@@ -13,9 +13,9 @@ from conftest import KINDS, RECURRENT, make
 from torch import Tensor
 
 from interp.edits import Edit, Variant
-from interp.gpt import GPT
-from interp.prompts import PromptPairs
-from interp.sweep import sweep
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.sweep import sweep
 
 MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "grad": torch.enable_grad,

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from interp.errors import ConfigError, OutputError
-from interp.journal import FULL, MANIFEST, Journal
+from interp.resume.journal import FULL, MANIFEST, Journal
 
 KEY = {"model": "3f" * 32, "prompts": "90" * 32, "metric": "logit_diff"}
 PLAN = {"chunks": 4, "blocks": [[0, 8], [8, 12]], "rows": 64}

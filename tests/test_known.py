@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from interp import Edit, InterpError, Variant, sweep
-from interp.edge_scores import exact
+from interp.circuits.edge_scores import exact
+from interp.circuits.graph import Graph
 from interp.errors import UnknownName
-from interp.graph import Graph
-from interp.known import KNOWN, Known, parts, truth
+from interp.ground_truth.known_circuits import KNOWN, Known, parts, truth
 from interp.metrics import measure
 
 FORMS: list[dict[str, Any]] = [

@@ -17,8 +17,8 @@ from torch import Tensor
 
 import interp
 from interp.errors import ConfigError, ParityError, UnknownName, WeightsError
-from interp.weights.load import load
-from interp.weights.parity import check_against_transformers
+from interp.loading.load import load
+from interp.loading.parity import check_against_transformers
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, "bos_token_id": 0, "eos_token_id": 0,

@@ -22,7 +22,7 @@ from test_mamba_weights import OPTIONS as STATE_SPACE
 import interp
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, InterpError, UnknownName, WeightsError
-from interp.weights.gguf_tokenizer import PRE_TOKENIZERS
+from interp.weights.gguf.tokenizer import PRE_TOKENIZERS
 from interp.weights.transformer_lens import load_transformer_lens, to_transformer_lens
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 548105171\n"

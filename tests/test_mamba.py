@@ -15,13 +15,14 @@ from test_passes import make_pairs
 from torch import Tensor
 
 import interp
-from interp.attention import PastKeyValues
 from interp.config import ModelConfig
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, HookError, PromptError, UnknownName
-from interp.gpt import GPT, Mamba
-from interp.mamba import Mamba2, MambaMixer
-from interp.sweep import sweep
+from interp.hooked.past import PastKeyValues
+from interp.models.gpt import GPT, Mamba
+from interp.state_space.mamba2 import Mamba2
+from interp.state_space.mixer import MambaMixer
+from interp.sweeps.sweep import sweep
 
 LAYERS = [(kind, layer) for kind, own in RECURRENT.items() for layer, of in enumerate(own["layer_types"]) if "ba" in of]
 Change = tuple[str, Callable[..., Tensor]]

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import interp
 from interp.errors import ConfigError, WeightsError
-from interp.gpt import Mamba
-from interp.weights.families import configure
-from interp.weights.hf_mamba import N_CTX
+from interp.models.gpt import Mamba
+from interp.weights.huggingface.families import configure
+from interp.weights.huggingface.mamba import N_CTX
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 5, "bos_token_id": 0, "eos_token_id": 0,

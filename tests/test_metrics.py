@@ -16,7 +16,7 @@ from torch import Tensor
 
 from interp.errors import PromptError, UnknownName
 from interp.metrics import METRICS, Metric, at_last, check_answers, get_metric, measure, normalised_effect
-from interp.prompts import PromptPairs
+from interp.prompts.pairs import PromptPairs
 
 
 def by_hand(name: str, logits: np.ndarray, right: int, wrong: int, reference: np.ndarray) -> float:

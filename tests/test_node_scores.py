@@ -8,19 +8,19 @@ import torch
 from conftest import KINDS, RECURRENT, make
 from torch import Tensor
 
-from interp import edge_scores
-from interp.bridge import from_bridge
-from interp.bridged import BridgedModel
+from interp.attribution.gradients import INPUT, path_slopes, values_at
+from interp.attribution.node_scores import estimate, neurons
+from interp.circuits import edge_scores
+from interp.circuits.graph import Graph
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, InterpError, PromptError, UnknownName
-from interp.gpt import GPT
-from interp.gradients import INPUT, path_slopes, values_at
-from interp.granularity import variants
-from interp.graph import Graph
-from interp.node_scores import estimate, neurons
-from interp.prompts import PromptPairs
+from interp.loading.bridge import from_bridge
+from interp.loading.bridged_model import BridgedModel
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.sites import axis_sizes
-from interp.sweep import sweep
+from interp.sweeps.sweep import sweep
+from interp.variants.granularity import variants
 
 UNITS = ("head", "kv_head", "ssm_head", "ssm_group")
 

@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from interp import passes
-from interp import plan as plans
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, HookError
-from interp.gpt import GPT
+from interp.hooked.model import HookedModel
 from interp.metrics import Metric
-from interp.model import HookedModel
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.sites import Site, axis_sizes, site_names
-from interp.sweep import plan_sweep, sweep
+from interp.sweeps import plan as plans
+from interp.sweeps import run_chunk as passes
+from interp.sweeps.sweep import plan_sweep, sweep
 
 VOCABULARY, ANSWERS = 29, 11
 
@@ -430,7 +430,7 @@ def test_a_function_is_given_the_whole_value_of_every_prompt() -> None:
 
 
 def test_a_job_pickles_and_its_chunks_run_in_any_order() -> None:
-    from interp.sweep import _job
+    from interp.sweeps.sweep import _job
 
     model, pairs = make("llama_gqa"), make_pairs((6, 4, 5))
     variants = [Variant([Edit("z", {"layer": layer, "head": head})]) for layer in (0, 1) for head in range(4)]
@@ -449,7 +449,7 @@ def test_a_job_pickles_and_its_chunks_run_in_any_order() -> None:
 
 
 def test_a_pickled_job_has_what_its_edits_derive_from_a_cache() -> None:
-    from interp.sweep import _job
+    from interp.sweeps.sweep import _job
 
     model, pairs = make("llama_gqa"), make_pairs((6, 6))
     _, cache = model.run_with_cache(pairs.clean)

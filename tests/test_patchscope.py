@@ -13,10 +13,10 @@ from torch import Tensor
 
 import interp
 from analyses import patchscope
-from interp.directions import states
+from interp.directions.steering import states
 from interp.errors import PromptError, UnknownName
-from interp.gpt import GPT
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.tasks import ioi
 
 TARGET = [3, 3, 8, 8, 12, 5, 6]

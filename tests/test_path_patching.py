@@ -14,9 +14,9 @@ from conftest import KINDS, RECURRENT, make
 from test_analyses import pairs_of
 
 from analyses import activation_patching, head_attribution, path_patching
+from interp.circuits.graph import Graph
 from interp.errors import InterpError, PromptError, UnknownName
-from interp.graph import Graph
-from interp.prompts import PromptPairs
+from interp.prompts.pairs import PromptPairs
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,14 +12,14 @@ from test_sweep import pairs_of
 from torch import Tensor
 
 import interp
+from interp.circuits.graph import READS, Graph, Node
+from interp.circuits.paths import THROUGH, arriving, parse_receivers, parse_senders, point, routes
 from interp.edits import Edit, Variant
 from interp.errors import UnknownName
-from interp.gpt import GPT
-from interp.graph import READS, Graph, Node
 from interp.metrics import measure
-from interp.paths import THROUGH, arriving, parse_receivers, parse_senders, point, routes
-from interp.prompts import PromptPairs
-from interp.sweep import sweep
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.sweep import sweep
 
 BASE, SOURCE = "clean", "corrupt"
 

@@ -12,12 +12,12 @@ from conftest import RECURRENT, make
 
 import interp
 from analyses import probes
-from interp.contrasts import contrast
-from interp.directions import states
+from interp.directions.classes import contrast
+from interp.directions.probes import Probe, held_out, per_prompt, rows_of
+from interp.directions.steering import states
 from interp.errors import PromptError, UnknownName
-from interp.gpt import GPT
-from interp.probing import Probe, held_out, per_prompt, rows_of
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.tasks import ioi
 
 

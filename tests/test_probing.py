@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from interp.contrasts import Contrast
+from interp.directions.classes import Contrast
+from interp.directions.probes import Probe, _placement, held_out, per_prompt, rows_of, sign_test
 from interp.errors import ConfigError, PromptError
-from interp.probing import Probe, _placement, held_out, per_prompt, rows_of, sign_test
 
 
 def told(n: int = 12, classes: int = 2, seed: int = 0) -> Contrast:

@@ -18,9 +18,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from interp.config import ModelConfig
 from interp.errors import OutputError, PromptError, UnknownName
-from interp.gpt import GPT
-from interp.prompts import PromptPairs
-from interp.tokens import Tokenizer
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.text.tokenizer import Tokenizer
 
 CLEAN = "When John and Mary went to the store, John gave a bottle of milk to"
 CORRUPT = "When John and Mary went to the store, Mary gave a bottle of milk to"

@@ -13,8 +13,8 @@ from conftest import make
 import interp
 from interp.errors import InterpError, UnknownName
 from interp.metrics import METRICS
-from interp.prompts import PromptPairs
-from interp.provenance import checkout, provenance, state_digest, versions
+from interp.prompts.pairs import PromptPairs
+from interp.study.provenance import checkout, provenance, state_digest, versions
 from interp.weights.checkpoint import Source
 
 
@@ -103,7 +103,7 @@ def test_the_commit_is_that_of_a_checkout_that_tracks_the_file(tmp_path: Path) -
 
 def test_versions_import_nothing() -> None:
     code = (
-        "import sys; from interp.provenance import versions; found = versions();"
+        "import sys; from interp.study.provenance import versions; found = versions();"
         "assert found['transformers'] and found['pandas'], found;"
         "print(sorted({'transformers', 'transformer_lens', 'pandas', 'matplotlib'} & set(sys.modules)))"
     )

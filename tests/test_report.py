@@ -12,11 +12,11 @@ from conftest import STATES
 from test_tasks import names_tokenizer
 
 from analyses import attention_patterns, head_attribution, logit_lens, report
-from interp.canvas import FORMATS
 from interp.config import ModelConfig
 from interp.errors import InterpError, UnknownName
-from interp.gpt import Mamba
-from interp.tokens import Tokenizer
+from interp.figures.style import FORMATS
+from interp.models.gpt import Mamba
+from interp.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(autouse=True)

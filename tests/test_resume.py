@@ -15,12 +15,12 @@ import torch
 from conftest import RECURRENT, make
 from test_passes import make_pairs
 
-from interp import plan as plans
 from interp import progress
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, OutputError, SweepInterrupted, UnknownName
-from interp.passes import Job
-from interp.sweep import plan_sweep, sweep
+from interp.sweeps import plan as plans
+from interp.sweeps.run_chunk import Job
+from interp.sweeps.sweep import plan_sweep, sweep
 
 HEADS = [
     Variant([Edit("z", {"layer": layer, "head": head})], {"head": f"{layer}.{head}"})

@@ -13,18 +13,18 @@ from conftest import make
 import interp
 from analyses import activation_patching, circuit, edge_attribution
 from interp import stats
-from interp.agreement import agreement, told
-from interp.circuit_runs import run_circuits
+from interp.attribution.estimate_check import agreement, told
+from interp.attribution.run_values import run_values
+from interp.circuits.faithfulness import areas, completeness, faithfulness, minimality
+from interp.circuits.graph import Graph
+from interp.circuits.run import run_circuits
 from interp.edits import Edit, Variant
 from interp.errors import PromptError
-from interp.faithfulness import areas, completeness, faithfulness, minimality
-from interp.graph import Graph
-from interp.identities import facts
-from interp.known import induction, truth
+from interp.ground_truth.identities import facts
+from interp.ground_truth.known_circuits import induction, truth
 from interp.metrics import METRICS, Metric, measure, read, rounding
-from interp.prompts import PromptPairs
+from interp.prompts.pairs import PromptPairs
 from interp.rounding import assumed, normalised_effect, of_effect, of_logits, quotient, reason
-from interp.run_values import run_values
 
 HALVES = [torch.bfloat16, torch.float16]
 TYPES = [torch.float32, *HALVES]

@@ -16,7 +16,7 @@ from test_mamba_weights import OPTIONS as STATE_SPACE
 
 import interp
 from interp.errors import ConfigError, OutputError, UnknownName, WeightsError
-from interp.weights.to_huggingface import computed
+from interp.weights.huggingface.write import computed
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     **CASES,

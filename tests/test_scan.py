@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from interp import recurrence, scan
 from interp.errors import PromptError
+from interp.state_space import scan
+from interp.state_space import scan_kernel as recurrence
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from interp.config import ModelConfig
 from interp.errors import PromptError
-from interp.gpt import GPT
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.prompts.single_tokens import next_token
 from interp.tasks import TASKS, from_file, get_task, induction
-from interp.tasks.words import next_token
-from interp.tokens import Tokenizer
-from interp.weights.gguf_tokenizer import build_tokenizer
+from interp.text.tokenizer import Tokenizer
+from interp.weights.gguf.tokenizer import build_tokenizer
 
 SPACE = "\u2581"
 SPECIAL = ["<unk>", "<s>", "</s>"]

@@ -15,13 +15,13 @@ from torch import Tensor
 
 import interp
 from analyses import steering
-from interp.contrasts import contrast
-from interp.directions import states
+from interp.directions.classes import contrast
+from interp.directions.probes import Probe, rows_of
+from interp.directions.steering import states
 from interp.errors import ConfigError, PromptError, UnknownName
-from interp.gpt import GPT
 from interp.metrics import METRICS
-from interp.probing import Probe, rows_of
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.tasks import ioi
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from interp import metrics
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, InterpError, PromptError, UnknownName
-from interp.gpt import GPT
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.sites import site_names
-from interp.sweep import sweep
+from interp.sweeps.sweep import sweep
 
 
 def pairs_of(lengths: tuple[int, ...] = (6, 4, 6), vocabulary: int = 29, answers: int = 11) -> PromptPairs:

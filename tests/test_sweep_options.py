@@ -18,15 +18,15 @@ import pytest
 from conftest import make
 from test_cli import call, ok
 
-from interp import plan as plans
-from interp.cluster import RayExecutor
 from interp.errors import ConfigError
-from interp.granularity import variants
-from interp.passes import Job
-from interp.plan import Plan
-from interp.prompts import PromptPairs
-from interp.sweep import plan_sweep
-from interp.sweep_options import chosen_executor, parse_bytes, show_plan, sweep_options
+from interp.prompts.pairs import PromptPairs
+from interp.study.sweep_options import chosen_executor, parse_bytes, show_plan, sweep_options
+from interp.sweeps import plan as plans
+from interp.sweeps.plan import Plan
+from interp.sweeps.ray_executor import RayExecutor
+from interp.sweeps.run_chunk import Job
+from interp.sweeps.sweep import plan_sweep
+from interp.variants.granularity import variants
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_plan_in_json_has_the_same_numbers(plan: Plan, capsys: pytest.CaptureF
 def test_a_time_is_told_in_the_unit_that_keeps_it_short(
     seconds: float, says: str, plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("interp.plan.expected_seconds", lambda plan, model: seconds)
+    monkeypatch.setattr("interp.sweeps.plan.expected_seconds", lambda plan, model: seconds)
     show_plan(plan, make("gpt2"), as_json=False)
     assert f"about {says} in" in capsys.readouterr().out
 

@@ -17,12 +17,12 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 import interp
 from interp.config import ModelConfig
 from interp.errors import PromptError, UnknownName
-from interp.gpt import GPT
 from interp.metrics import measure
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
 from interp.tasks import TASKS, get_task, indirect_object, ioi
 from interp.tasks.indirect_object import NAMES, OBJECTS, PLACES, TEMPLATES
-from interp.tokens import Tokenizer
+from interp.text.tokenizer import Tokenizer
 
 
 def names_tokenizer(names: Sequence[str] = NAMES, *, bos: bool = False) -> Backend:

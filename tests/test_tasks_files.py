@@ -16,7 +16,7 @@ from test_tasks_written import by_bytes, by_words, vocabulary
 import interp
 from analyses.cli import main
 from interp.errors import InterpError, PromptError
-from interp.gpt import GPT
+from interp.models.gpt import GPT
 from interp.tasks import from_file, get_task, prob_diff
 
 CLEAN = "I saw John and Mary, and John spoke to"

@@ -17,9 +17,11 @@ from tokenizers import Tokenizer as Backend
 import interp
 from interp.config import ModelConfig
 from interp.errors import PromptError, UnknownName
-from interp.gpt import GPT
 from interp.metrics import at_last, measure
-from interp.prompts import PromptPairs
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.prompts.single_tokens import next_token, single_tokens
+from interp.prompts.templates import fill, positions
 from interp.tasks import (
     TASKS,
     agreement,
@@ -39,9 +41,7 @@ from interp.tasks import (
     pronouns,
     subject_verb,
 )
-from interp.tasks.words import next_token, single_tokens
-from interp.tasks.writing import fill, positions
-from interp.tokens import Tokenizer
+from interp.text.tokenizer import Tokenizer
 
 
 def vocabulary() -> list[str]:
@@ -498,7 +498,7 @@ def test_what_comes_next_is_read_in_its_place() -> None:
 )
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "modular_addition"])
 def test_a_real_model_does_the_task(task: str) -> None:
-    from interp.behaviour import able, behaviour
+    from interp.study.behaviour import able, behaviour
 
     model = interp.load("smollm2-135m")
     ability = able(behaviour(model, get_task(task)(model, n=16)))

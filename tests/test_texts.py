@@ -10,9 +10,9 @@ import torch
 from conftest import KINDS, make
 
 import interp
-from interp import texts
 from interp.errors import PromptError, UnknownName
-from interp.gpt import GPT
+from interp.lenses import training_text as texts
+from interp.models.gpt import GPT
 
 WORDS = "When John and Mary went to the store , John gave a bottle to Mary . "
 

@@ -17,13 +17,13 @@ import torch
 from conftest import KINDS, RECURRENT, make
 from torch import Tensor
 
-from interp import hooks
 from interp.edits import Edit, Variant
 from interp.errors import HookError
-from interp.gpt import GPT
-from interp.plan import packs
-from interp.prompts import PromptPairs
-from interp.sweep import sweep
+from interp.hooked import hooks
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.machine import packs
+from interp.sweeps.sweep import sweep
 
 SITES = ["hook_embed", "blocks.0.attn.hook_pattern", "blocks.1.hook_resid_post"]
 

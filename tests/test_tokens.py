@@ -20,7 +20,8 @@ from tokenizers import Tokenizer as RustTokenizer
 
 import interp
 from interp.errors import PromptError, WeightsError
-from interp.tokens import Tokenizer, as_mask, labels, pad
+from interp.text.padding import as_mask, pad
+from interp.text.tokenizer import Tokenizer, labels
 
 CORPUS = [
     "When John and Mary went to the store, John gave a bottle of milk to Mary.",
@@ -137,7 +138,7 @@ def test_directory_equals_auto_tokenizer(folder: Path) -> None:
 def test_directory_does_not_import_transformers(tmp_path: Path) -> None:
     gpt2_like()[0].save(str(tmp_path / "tokenizer.json"))
     code = (
-        "import sys; from interp.tokens import Tokenizer; t = Tokenizer.from_directory(sys.argv[1]);"
+        "import sys; from interp.text.tokenizer import Tokenizer; t = Tokenizer.from_directory(sys.argv[1]);"
         "assert t.encode('a b') and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[1])

@@ -7,7 +7,7 @@ import math
 import torch
 
 import interp
-from interp.weights.toy import train
+from interp.loading.toy import train
 
 
 def test_the_toy_model_copies_by_a_previous_token_head_and_induction_heads() -> None:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import interp
 from interp.errors import ConfigError, OutputError, WeightsError
-from interp.gpt import GPT
+from interp.loading.save import save
+from interp.models.gpt import GPT
 from interp.weights.build import weights
-from interp.weights.save import save
 from interp.weights.transformer_lens import config_of, load_transformer_lens, to_transformer_lens
 
 # What TransformerLens 2 writes for a small attention-only model.

@@ -14,12 +14,13 @@ from torch import Tensor
 
 import interp
 from analyses import logit_lens, tuned_lens
-from interp import lens as lenses
-from interp import lens_training, texts
 from interp.errors import InterpError, OutputError, ParityError, PromptError, UnknownName, WeightsError
-from interp.gpt import GPT
-from interp.lens_training import train
-from interp.tuned_lens import CONFIG_FILE, WEIGHTS_FILE, TunedLens
+from interp.lenses import read as lenses
+from interp.lenses import training as lens_training
+from interp.lenses import training_text as texts
+from interp.lenses.training import train
+from interp.lenses.tuned_lens import CONFIG_FILE, WEIGHTS_FILE, TunedLens
+from interp.models.gpt import GPT
 
 
 def text_of(model: GPT, n: int = 40, length: int = 12) -> texts.Texts:

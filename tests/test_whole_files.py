@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from interp.errors import OutputError
-from interp.whole_files import partial_file, read_json, read_regular, write_whole
+from interp.files.whole_files import partial_file, read_json, read_regular, write_whole
 
 
 def test_a_file_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:

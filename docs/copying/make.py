@@ -20,8 +20,8 @@ import jinja2
 import pandas as pd
 
 from analyses import copying
-from interp.canvas import Figure
-from interp.recall import train
+from interp.figures.style import Figure
+from interp.ground_truth.copying_models import train
 
 HERE = Path(__file__).parent
 TEMPLATE = HERE / "page.md.jinja"

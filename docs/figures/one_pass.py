@@ -1,9 +1,9 @@
 """Draw the figure of docs/one_pass.md and print its tables: which rows of one IOI pair are run, layer by layer.
 
-1. `interp.reach` says which positions a variant needs from which step of the depth on; nothing is run.
+1. `interp.sweeps.edit_reach` says which positions a variant needs from which step of the depth on; nothing is run.
 2. A row is one position in one layer. It may be run up to the heads' mix, from there on, or both.
-3. What that costs is counted by `interp.costs`, as the planner does. A plain forward runs every row, and unembeds every
-   position for the whole vocabulary.
+3. What that costs is counted by `interp.sweeps.costs`, as the planner does. A plain forward runs every row, and
+   unembeds every position for the whole vocabulary.
 
     python docs/figures/one_pass.py
 """
@@ -24,17 +24,28 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 import interp
-from interp.canvas import FORMATS, OKABE_ITO, RASTER_DPI, RULE, SMALL, TEXT_WIDTH, Figure, blank, settled, styled
-from interp.cells import POINTS
-from interp.costs import Costs
 from interp.edits import Edit, Variant
-from interp.glyphs import position_labels
+from interp.figures.cell_panels import POINTS
+from interp.figures.glyphs import position_labels
+from interp.figures.style import (
+    FORMATS,
+    OKABE_ITO,
+    RASTER_DPI,
+    RULE,
+    SMALL,
+    TEXT_WIDTH,
+    Figure,
+    blank,
+    settled,
+    styled,
+)
+from interp.hooked.model import HookedModel
 from interp.metrics import Metric, get_metric, is_read
-from interp.model import HookedModel
-from interp.plan import Plan
-from interp.prompts import PromptPairs
-from interp.reach import Placer, changed, events, token_differences
-from interp.sweep import plan_sweep
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.costs import Costs
+from interp.sweeps.edit_reach import Placer, changed, events, token_differences
+from interp.sweeps.plan import Plan
+from interp.sweeps.sweep import plan_sweep
 
 Counts = np.ndarray[Any, np.dtype[np.int64]]  # [layer, pos]
 

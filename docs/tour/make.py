@@ -17,15 +17,15 @@ import pandas as pd
 from torch import Tensor
 
 from interp import figures
-from interp.cache import ActivationCache
-from interp.canvas import Figure
 from interp.edits import Edit, Variant
-from interp.gpt import GPT
-from interp.hidden_attention import mixer_of, together
-from interp.prompts import PromptPairs
-from interp.recall import prompts, train
-from interp.scales import Axis
-from interp.sweep import sweep
+from interp.figures.axes import Axis
+from interp.figures.style import Figure
+from interp.ground_truth.copying_models import prompts, train
+from interp.heads.hidden_attention import mixer_of, together
+from interp.hooked.cache import ActivationCache
+from interp.models.gpt import GPT
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.sweep import sweep
 
 HERE = Path(__file__).parent
 CHANNELS, DPI = 24, 150

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.arguments import checked
 from interp.metrics import Metric, joint_log_prob, sides
-from interp.prompts import PromptPairs
+from interp.prompts.pairs import PromptPairs
 
 
 def _difference(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from interp.arguments import checked, whole_number
 from interp.arguments import seed as check_seed
 from interp.errors import PromptError
-from interp.prompts import PromptPairs
-from interp.tasks.words import tokenizer_of
-from interp.tasks.writing import About, Draw, Written, fill, write
+from interp.prompts.pairs import PromptPairs
+from interp.prompts.single_tokens import tokenizer_of
+from interp.prompts.templates import About, Draw, Written, fill, write
 
 if TYPE_CHECKING:
-    from interp.model import HookedModel
+    from interp.hooked.model import HookedModel
 
 TEMPLATE = "{A1}{A2}+{B1}{B2}="
 ABOUT = About(

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from interp.arguments import checked
 from interp.arguments import seed as check_seed
 from interp.errors import check_choice
-from interp.prompts import PromptPairs
-from interp.tasks.words import enough, single_tokens
-from interp.tasks.writing import About, Draw, fill, write
+from interp.prompts.pairs import PromptPairs
+from interp.prompts.single_tokens import enough, single_tokens
+from interp.prompts.templates import About, Draw, fill, write
 
 if TYPE_CHECKING:
-    from interp.model import HookedModel
+    from interp.hooked.model import HookedModel
 
 TEMPLATE = '''
 def {NAME}(self, {O1}, {O2}, {A_def}, {B_def}, {C_def}, {D_def}):

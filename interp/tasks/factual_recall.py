@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 from interp.arguments import checked
 from interp.arguments import seed as check_seed
 from interp.errors import unknown
-from interp.prompts import PromptPairs
-from interp.tasks.words import Words, enough, single_tokens
-from interp.tasks.writing import About, Draw, fill, turns, write
+from interp.prompts.pairs import PromptPairs
+from interp.prompts.single_tokens import Words, enough, single_tokens
+from interp.prompts.templates import About, Draw, fill, turns, write
 
 if TYPE_CHECKING:
-    from interp.model import HookedModel
+    from interp.hooked.model import HookedModel
 
 # relation -> its templates, each with the subject {S}, and its facts, subject -> object.
 RELATIONS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {

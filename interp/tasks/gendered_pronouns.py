@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from interp.arguments import checked
 from interp.arguments import seed as check_seed
-from interp.prompts import PromptPairs
-from interp.tasks.words import enough, single_tokens
-from interp.tasks.writing import About, Draw, fill, turns, write
+from interp.prompts.pairs import PromptPairs
+from interp.prompts.single_tokens import enough, single_tokens
+from interp.prompts.templates import About, Draw, fill, turns, write
 
 if TYPE_CHECKING:
-    from interp.model import HookedModel
+    from interp.hooked.model import HookedModel
 
 TEMPLATES = (
     "So {NAME} is such a good {WORD}, isn't",

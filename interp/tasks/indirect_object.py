@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 from interp.arguments import checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.errors import PromptError, check_choice, unknown
-from interp.prompts import PromptPairs
-from interp.tasks.words import enough, single_tokens, tokenizer_of
+from interp.prompts.pairs import PromptPairs
+from interp.prompts.single_tokens import enough, single_tokens, tokenizer_of
 
 if TYPE_CHECKING:
-    from interp.model import HookedModel
+    from interp.hooked.model import HookedModel
 
 # {A} and {B} are the two people in the order in which they are named, {S} is the one who acts.
 TEMPLATES = (

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 from interp.arguments import checked
 from interp.arguments import seed as check_seed
 from interp.errors import PromptError
-from interp.prompts import PromptPairs
-from interp.tasks.words import enough, next_token, single_tokens, tokenizer_of
-from interp.tasks.writing import About, Draw, fill, turns, write
+from interp.prompts.pairs import PromptPairs
+from interp.prompts.single_tokens import enough, next_token, single_tokens, tokenizer_of
+from interp.prompts.templates import About, Draw, fill, turns, write
 
 if TYPE_CHECKING:
-    from interp.model import HookedModel
-    from interp.tokens import Tokenizer
+    from interp.hooked.model import HookedModel
+    from interp.text.tokenizer import Tokenizer
 
 # Y stands for the third digit of the beginning, Z for the fourth, E for as much of the end as the prompt says.
 TEMPLATES = (

@@ -18,11 +18,11 @@ from interp.arguments import checked, is_whole, whole_number
 from interp.arguments import seed as check_seed
 from interp.arguments import shown as told
 from interp.errors import PromptError
-from interp.prompts import PromptPairs
-from interp.tasks.writing import About, Draw, fill, write
+from interp.prompts.pairs import PromptPairs
+from interp.prompts.templates import About, Draw, fill, write
 
 if TYPE_CHECKING:
-    from interp.model import HookedModel
+    from interp.hooked.model import HookedModel
 
 TEXT = "({a}+{b}) mod {p}="
 ABOUT = About(

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 from interp.arguments import checked, whole_number
 from interp.arguments import seed as check_seed
 from interp.errors import PromptError, check_choice
-from interp.prompts import PromptPairs
-from interp.tasks.writing import About
+from interp.prompts.pairs import PromptPairs
+from interp.prompts.templates import About
 
 if TYPE_CHECKING:
-    from interp.model import HookedModel
-    from interp.tokens import Tokenizer
+    from interp.hooked.model import HookedModel
+    from interp.text.tokenizer import Tokenizer
 
 CORRUPTIONS = {
     "broken_repeat": "the first run is other tokens, so that nothing comes again",

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 from interp.arguments import checked
 from interp.arguments import seed as check_seed
 from interp.errors import check_choice
-from interp.prompts import PromptPairs
-from interp.tasks.words import Words, enough, single_tokens, tokenizer_of
-from interp.tasks.writing import About, Draw, fill, turns, write
+from interp.prompts.pairs import PromptPairs
+from interp.prompts.single_tokens import Words, enough, single_tokens, tokenizer_of
+from interp.prompts.templates import About, Draw, fill, turns, write
 
 if TYPE_CHECKING:
-    from interp.model import HookedModel
+    from interp.hooked.model import HookedModel
 
 TEMPLATES = (
     "The {S} near the {A}",

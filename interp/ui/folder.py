@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from interp.errors import InterpError, OutputError
-from interp.whole_files import read_json
+from interp.files.whole_files import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "interp report"

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from interp import characters
-from interp.canvas import TEXT_WIDTH, outlined_svg, save, settled
 from interp.errors import InterpError
+from interp.figures.style import TEXT_WIDTH, outlined_svg, save, settled
+from interp.text import characters
 from interp.ui.folder import FORMAT, MANIFEST, check_output, replacing
 from interp.ui.tables import table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from interp.canvas import Figure
+    from interp.figures.style import Figure
 
 __all__ = ["FigureItem", "Section", "check_output", "first_rows", "write_report"]
 
@@ -127,7 +127,8 @@ def write_report(
         question: what was asked, in one sentence.
         summary: the answer, in paragraphs that may refer to figures as those of a `Section`.
         sections: the body, in order; a section on provenance is added from the manifest.
-        manifest: how it was made (`interp.provenance`), as JSON has it; the report adds its own files under `report`.
+        manifest: how it was made (`interp.study.provenance`), as JSON has it; the report adds its own files under
+            `report`.
 
     Raises:
         OutputError: the folder holds something else or cannot be written; what was there stays as it was.

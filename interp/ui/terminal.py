@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from interp.characters import columns, isolated, visible
 from interp.errors import PromptError
+from interp.text.characters import columns, isolated, visible
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from interp.config import ModelConfig
 from interp.errors import ConfigError, InterpError, UnknownName, WeightsError, nearest
-from interp.gpt import GPT, Mamba
-from interp.layers import PosEmbed
-from interp.mamba import MambaMixer
+from interp.models.gpt import GPT, Mamba
+from interp.models.layers import PosEmbed
+from interp.state_space.mixer import MambaMixer
 from interp.weights.checkpoint import FLOATS, Checkpoint, Stored
 
 MOST_NAMED = 6

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interp.config import ModelConfig
 from interp.errors import WeightsError
-from interp.tokens import Tokenizer
+from interp.text.tokenizer import Tokenizer
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -121,3 +121,16 @@ def sha256_of(file: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise WeightsError(f"weight file {file} cannot be read: {error.strerror or error}") from error
+
+
+# gelu_fast and gelu_pytorch_tanh are gelu_new's formula, written with other constants or by another kernel.
+ACTIVATIONS = {
+    "relu": "relu",
+    "relu2": "relu2",
+    "gelu": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "silu": "silu",
+    "swish": "silu",
+}

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from interp.errors import WeightsError
-from interp.foreign_files import read_json, refuse_pointer, shown
+from interp.files.foreign_files import read_json, refuse_pointer, shown
 from interp.weights.checkpoint import Stored, in_memory
 
 Tensors = dict[str, Stored]

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from interp.errors import WeightsError
-from interp.foreign_files import read_json, shown
+from interp.files.foreign_files import read_json, shown
 from interp.weights.checkpoint import sha256_of
 from interp.weights.files import stays_inside
 

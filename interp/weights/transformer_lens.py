@@ -21,14 +21,13 @@ from torch import Tensor
 from interp.arguments import device_of
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, WeightsError, nearest
-from interp.foreign_files import read_json, shown
-from interp.gpt import GPT
-from interp.tokens import Tokenizer
+from interp.files.foreign_files import read_json, shown
+from interp.models.gpt import GPT
+from interp.text.tokenizer import Tokenizer
 from interp.weights.build import build, dtype_of, weights
-from interp.weights.checkpoint import FLOATS, Checkpoint, Source, Stored, equal, in_memory, refuse_deeper
+from interp.weights.checkpoint import ACTIVATIONS, FLOATS, Checkpoint, Source, Stored, equal, in_memory, refuse_deeper
 from interp.weights.files import open_safetensors
-from interp.weights.hf_config import ACTIVATIONS
-from interp.weights.hf_options import flag, number, whole
+from interp.weights.options import flag, number, whole
 
 BUFFERS = re.compile(r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos)")
 GROUPED = re.compile(r"(blocks\.\d+\.attn\.)_([Wb]_[KV])")

@@ -31,11 +31,11 @@ from transformers import PreTrainedTokenizerFast
 
 import analyses
 import interp
-from interp.circuits import random_circuits
+from interp.circuits.circuit import random_circuits
+from interp.circuits.graph import Graph
 from interp.config import ModelConfig
-from interp.directions import Direction
-from interp.generation import generate
-from interp.graph import Graph
+from interp.directions.steering import Direction
+from interp.hooked.generation import generate
 from interp.weights import transformer_lens
 
 from .trial import Case, Outcome, tell

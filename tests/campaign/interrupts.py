@@ -23,13 +23,13 @@ from conftest import make
 from test_passes import make_pairs
 
 import interp
-from interp.circuits import Circuit, random_circuits
-from interp.directions import Direction
+from interp.circuits.circuit import Circuit, random_circuits
+from interp.circuits.graph import Graph
+from interp.directions.steering import Direction
 from interp.edits import Edit, Variant
-from interp.graph import Graph
-from interp.lens_training import train
-from interp.prompts import PromptPairs
-from interp.tuned_lens import TunedLens
+from interp.lenses.training import train
+from interp.lenses.tuned_lens import TunedLens
+from interp.prompts.pairs import PromptPairs
 
 from .lines import counted
 from .trial import Case, Outcome, tell

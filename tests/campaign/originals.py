@@ -17,7 +17,7 @@ from test_tasks import names_tokenizer
 from torch import Tensor
 
 import interp
-from interp.gpt import GPT
+from interp.models.gpt import GPT
 
 TEXTS = ["When John and Mary went to the store,", " Tom", "a\n b 12345"]
 

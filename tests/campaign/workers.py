@@ -21,8 +21,8 @@ from conftest import make
 from test_passes import make_pairs
 
 import interp
-from interp import plan as plans
 from interp.edits import Edit, Variant
+from interp.sweeps import plan as plans
 
 from .trial import Case, Limits, Outcome, tell
 

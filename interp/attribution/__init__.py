@@ -1,0 +1,1 @@
+"""Gradients of a metric, and estimates of what a sweep would measure."""

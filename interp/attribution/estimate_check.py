@@ -1,0 +1,314 @@
+"""How far is an estimate off, and what may it have missed? Some cells are measured exactly and compared.
+
+1. `choose` takes the cells with the largest estimates, and as many at random among the others. `tabulated` puts what
+   was estimated and measured into one table; `ranked` and `means` sum it up.
+2. `agreement` compares means over prompts: correlation (with that of shuffled cells as control), sign, error. Intervals
+   are of prompts drawn again; the cells that were chosen stay.
+3. A cell is missed if its effect is large and it was not measured. The random cells tell how common that is: if so few
+   of them are large, more than the bound in all would have been unlikely. Nothing is assumed of how effects are
+   distributed.
+
+Source: Kramár et al. 2024 ("AtP*", section 3.3, on diagnostics), with the exact bound for draws without replacement in
+place of their normal one (Clopper and Pearson 1934, by the hypergeometric distribution).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp import stats
+from interp.arguments import MOST, as_numbers, checked, real_number, resamples, share, whole_number
+from interp.arguments import seed as check_seed
+from interp.attribution.run_values import RunValues
+from interp.errors import InterpError, unknown
+from interp.rounding import of_effect, quotient
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TOP, RANDOM = "top", "random"
+LEAST = 0.1
+
+
+@checked
+def choose(estimates: Any, n: int, *, seed: int = 0) -> dict[int, str]:
+    """Which cells to measure: half of them those with the largest estimates, half at random among the others.
+
+    Args:
+        estimates: [cell]; NaN counts as nothing.
+        n: how many; no more than there are.
+        seed: of the draw.
+
+    Returns:
+        Number of the cell -> "top" or "random", in the order of the cells.
+
+    Raises:
+        InterpError: `n` below 1.
+
+    >>> choose([0.1, -3.0, 0.2, 0.0], 2)
+    {1: 'top', 3: 'random'}
+    """
+    n = whole_number("sample", n, least=1)
+    sizes = np.abs(np.nan_to_num(as_numbers("estimates", estimates)))
+    order = np.argsort(-sizes, kind="stable")
+    n_top = min((n + 1) // 2, len(order))
+    rest = order[n_top:]
+    drawn = np.random.default_rng(check_seed(seed)).permutation(len(rest))[: n - n_top]
+    chosen = {int(at): TOP for at in order[:n_top]} | {int(at): RANDOM for at in rest[drawn]}
+    return dict(sorted(chosen.items()))
+
+
+def tabulated(
+    labels: Callable[[int], Mapping[str, Any]],
+    estimates: Array,
+    exact: Array,
+    *,
+    chosen: Mapping[int, str],
+    most: int,
+    runs: RunValues,
+    metric: str,
+) -> pd.DataFrame:
+    """Estimates and exact effects as a study's table: of the cells with the largest estimates, and the measured ones.
+
+    Args:
+        labels: number of a cell -> the columns that tell it apart.
+        estimates: estimated changes of the metric [cell, prompt].
+        exact: measured changes [chosen cell, prompt].
+        chosen: the cells that were measured, as `choose` gives them.
+        most: how many cells have rows, those with the largest estimates; measured ones always do.
+        runs: the metric in the base run and in the source run, and their rounding, each [prompt].
+        metric: its name.
+
+    Returns:
+        A row for each of these cells and every prompt: the labels, `sample` ("top", "random" or ""), `cells` (how many
+        were estimated), `prompt, metric, value` (the estimate), `exact` (NaN where nothing was measured), `base_value,
+        source_value`, `rounding` (how far rounding alone can take the metric: where the runs differ by no more, there
+        is no effect), `effect` and `exact_effect` (the changes as parts of the difference between the two runs).
+    """
+    import pandas as pd
+
+    n_cells, n_prompts = estimates.shape
+    measured = np.full(estimates.shape, np.nan)
+    measured[list(chosen)] = exact
+    largest = np.argsort(-np.abs(estimates.mean(1)), kind="stable")[: whole_number("most", most, least=0)]
+    kept = sorted({*largest.tolist(), *chosen})
+    named = pd.DataFrame([{**labels(at), "sample": chosen.get(at, "")} for at in kept])
+    base, source, rounding = (np.tile(run.detach().double().cpu().numpy(), len(kept)) for run in runs)
+    value, change = estimates[kept].ravel(), measured[kept].ravel()
+    frame = named.loc[named.index.repeat(n_prompts)].reset_index(drop=True)
+    return frame.assign(
+        cells=n_cells,
+        prompt=np.tile(np.arange(n_prompts), len(kept)),
+        metric=metric,
+        value=value,
+        exact=change,
+        base_value=base,
+        source_value=source,
+        rounding=rounding,
+        effect=quotient(value, source - base, rounding),
+        exact_effect=quotient(change, source - base, rounding),
+    )
+
+
+@checked
+def ranked(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
+    """Mean estimated effect of every cell over prompts with intervals, the exact one beside it, largest first.
+
+    Args:
+        frame: as `tabulated` makes it.
+        by: the columns that tell cells apart.
+
+    Returns:
+        The columns of `interp.stats.tested`, and `exact` and `sample`. `p_adjusted` takes account of all cells that
+        were estimated, those without rows among them.
+    """
+    table = stats.tested(frame, by=by, value="effect", rounding=of_effect(frame))
+    table["metric"] = "effect on " + table["metric"]
+    # Among all cells each of these could only rank later, so that this errs on the safe side.
+    table["p_adjusted"] = (table["p_adjusted"] * frame["cells"].iloc[0] / len(table)).clip(upper=1.0)
+    groups = frame.groupby(by, sort=False, dropna=False)
+    table.insert(table.columns.get_loc("value") + 1, "exact", groups["exact_effect"].mean().to_numpy())
+    table["sample"] = groups["sample"].first().to_numpy()
+    return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
+
+
+@checked
+def means(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
+    """Mean `effect` and `exact_effect` of every cell that was measured, and its `sample`: "top" first, then "random".
+
+    Args:
+        frame: as `tabulated` makes it.
+        by: the columns that tell cells apart.
+    """
+    keys = [by] if isinstance(by, str) else list(by)
+    part = frame[frame["sample"] != ""].sort_values("sample", ascending=False, kind="stable")  # top, then random
+    return part.groupby([*keys, "sample"], sort=False, dropna=False)[["effect", "exact_effect"]].mean().reset_index()
+
+
+@checked
+def agreement(
+    frame: pd.DataFrame,
+    by: str | Sequence[str],
+    *,
+    n_cells: int,
+    least: float = LEAST,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How estimates and exact effects of the measured cells agree.
+
+    Args:
+        frame: one row a cell and prompt: `value` (the estimate), `exact`, `sample` ("top" or "random"; other rows are
+            left out), `prompt`, and `rounding` if there is one: cells whose means differ by no more do not differ.
+        by: the columns that tell cells apart.
+        n_cells: how many cells were estimated.
+        least: what counts as a large effect, as a part of the largest that was measured.
+        confidence: of the intervals, and of the bound on what was missed.
+        n_resamples, seed: of prompts, and of shuffled cells.
+
+    Returns:
+        A row for each of `correlation`, `rank correlation`, `correlation of shuffled cells` (its mean, and the
+        interval in which it falls), `same sign` (of large cells), `relative error` (mean difference by mean exact
+        magnitude) and `missed` (large cells among those not measured: the estimate, 0, and the upper bound), with
+        `value, n` (cells behind it), `ci_low, ci_high`; NaN where there is nothing to say.
+
+    Raises:
+        UnknownName: a column that the frame does not have.
+        InterpError: nothing was measured.
+    """
+    import pandas as pd
+    from scipy import stats as scipy_stats
+
+    confidence, n_resamples, seed = share("confidence", confidence), resamples(n_resamples), check_seed(seed)
+    least, n_cells = real_number("least", least, least=0), whole_number("n_cells", n_cells, least=1)
+    keys = [by] if isinstance(by, str) else list(by)
+    for column in (*keys, "value", "exact", "sample", "prompt"):
+        if column not in frame:
+            raise unknown("column", column, map(str, frame.columns))
+    measured = frame[frame["sample"].isin([TOP, RANDOM])]
+    if not len(measured):
+        raise InterpError("nothing was measured exactly: no row's sample is 'top' or 'random'")
+    cell = measured.groupby(keys, sort=False, dropna=False).ngroup()
+    both = [
+        measured.assign(cell=cell).pivot(index="cell", columns="prompt", values=name).to_numpy(dtype=np.float64)
+        for name in ("value", "exact")
+    ]
+    drawn = measured.groupby(cell)["sample"].first().to_numpy() == RANDOM
+    estimate, exact = (one.mean(1) for one in both)  # [cell]
+    off = measured.groupby("prompt")["rounding"].first().mean() if "rounding" in measured else 0.0
+    largest = np.abs(exact).max()
+    large = (np.abs(exact) >= least * largest) & (largest > off)
+    alike = min(np.ptp(estimate), np.ptp(exact)) <= off  # there is no order among cells to agree on
+
+    rng = np.random.default_rng(seed)
+    n_prompts = both[0].shape[1]
+    counts = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=n_resamples) / n_prompts
+    again = [one @ counts.T for one in both]  # [cell, resample]
+    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+
+    def interval(statistic: Any, unknown: bool) -> tuple[float, float, float]:
+        if unknown:
+            return np.nan, np.nan, np.nan
+        low, high = np.quantile(statistic(*again), tails) if n_prompts > 1 else (np.nan, np.nan)
+        return float(statistic(estimate[:, None], exact[:, None])[0]), float(low), float(high)
+
+    def ranked(a: Array, b: Array) -> Array:
+        return _correlation(scipy_stats.rankdata(a, axis=0), scipy_stats.rankdata(b, axis=0))
+
+    shuffled = np.stack([rng.permutation(exact) for _ in range(n_resamples)], axis=1)
+    control = _correlation(estimate[:, None], shuffled) * (np.nan if alike else 1)
+    signs = int((np.sign(estimate) == np.sign(exact))[large].sum())
+    n_large = int(large.sum())
+    bounds = scipy_stats.binomtest(signs, n_large).proportion_ci(confidence) if n_large else (np.nan, np.nan)
+    n_drawn, found = int(drawn.sum()), int((large & drawn).sum())
+    left = n_cells - len(estimate)
+    rows = [
+        ("correlation", len(estimate), *interval(_correlation, alike)),
+        ("rank correlation", len(estimate), *interval(ranked, alike)),
+        ("correlation of shuffled cells", len(estimate), float(control.mean()), *np.quantile(control, tails)),
+        ("same sign", n_large, signs / n_large if n_large else np.nan, *bounds),
+        ("relative error", len(estimate), *interval(_relative_error, largest <= off)),
+        (
+            "missed",
+            n_drawn,
+            left * found / n_drawn if n_drawn else np.nan if left else 0.0,
+            0.0,
+            float(most_missed(found, n_drawn, left, confidence)),
+        ),
+    ]
+    return pd.DataFrame(rows, columns=["quantity", "n", "value", "ci_low", "ci_high"])[
+        ["quantity", "value", "n", "ci_low", "ci_high"]
+    ]
+
+
+@checked
+def told(table: pd.DataFrame, what: str = "cells") -> str:
+    """What `agreement` found, as a sentence or two; of what it could not find nothing is said.
+
+    Args:
+        table: from `agreement`, with its own `least`.
+        what: what the cells are, in the plural.
+    """
+    at = table.set_index("quantity")
+
+    def between(name: str) -> str:
+        low, high = at.loc[name, "ci_low"], at.loc[name, "ci_high"]
+        return "" if np.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})"
+
+    n, parts = int(at.loc["correlation", "n"]), []
+    if not np.isnan(at.loc["correlation", "value"]):
+        high = at.loc["correlation of shuffled cells", "ci_high"]
+        parts.append(
+            f"correlate {at.loc['correlation', 'value']:.2f} with them{between('correlation')}, where shuffled {what} "
+            f"stay below {high:.2f}"
+        )
+    if at.loc["same sign", "n"]:
+        share, large = at.loc["same sign", "value"], int(at.loc["same sign", "n"])
+        parts.append(f"have the sign of {round(share * large)} of the {large} large ones")
+    if not np.isnan(at.loc["relative error", "value"]):
+        parts.append(f"are off by {at.loc['relative error', 'value']:.0%} of their mean magnitude")
+    listed = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
+    said = f", estimates {listed}." if parts else " nothing can be said."
+    most, drawn = at.loc["missed", "ci_high"], int(at.loc["missed", "n"])
+    missed = f"At most {int(most):,} large {what} were missed (95% bound, from {drawn} drawn at random)"
+    if at.loc["missed", "value"] == 0 and not drawn:
+        missed = f"No other {what} are left"
+    return (
+        f"Against the exact effects of {n} {what}{said} {missed}; large is a tenth of the largest effect that was "
+        "measured."
+    )
+
+
+def most_missed(found: int, drawn: int, left: int, confidence: float = 0.95) -> int:
+    """How many of the cells that are left can be large, at most, if `found` of `drawn` random ones were.
+
+    The largest number for which so few in the draw would still have had a probability above 1 - `confidence`.
+
+    >>> most_missed(0, 50, 1000), most_missed(0, 50, 0), most_missed(0, 0, 7)
+    (59, 0, 7)
+    """
+    from scipy import stats as scipy_stats
+
+    drawn, left = (whole_number(name, x, least=0, most=MOST) for name, x in (("drawn", drawn), ("left", left)))
+    found, confidence = whole_number("found", found, least=0, most=drawn), share("confidence", confidence)
+    possible = np.arange(left + 1)  # large cells among those that are left
+    likely = scipy_stats.hypergeom.cdf(found, left + drawn, possible + found, drawn) > 1 - confidence
+    return int(possible[likely].max(initial=0))
+
+
+def _correlation(a: Array, b: Array) -> Array:
+    """Pearson's correlation over the first axis, NaN where one side does not vary.  # [cell, n] -> [n]"""
+    a, b = (x - x.mean(0) for x in (a, b))
+    scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
+    return np.divide((a * b).sum(0), scale, out=np.full(np.broadcast(a, b).shape[1], np.nan), where=scale > 0)
+
+
+def _relative_error(a: Array, b: Array) -> Array:
+    size = np.abs(b).mean(0)
+    return np.divide(np.abs(a - b).mean(0), size, out=np.full(len(size), np.nan), where=size > 0)

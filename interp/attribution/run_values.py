@@ -1,0 +1,48 @@
+"""The metric of both runs of every pair, and how far rounding alone can take it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from interp.attribution.gradients import AnyMetric
+from interp.attribution.prompt_batches import batches
+from interp.hooked.model import HookedModel
+from interp.metrics import check_answers, evaluate, get_metric, largest_logit, read, rounding, where_read
+from interp.prompts.pair_checks import other_side
+from interp.prompts.pairs import PromptPairs
+
+
+class RunValues(NamedTuple):
+    """A metric in two runs, and how far rounding alone can take it (`interp.rounding`), each [prompt]."""
+
+    base: Tensor
+    source: Tensor
+    rounding: Tensor
+
+
+@torch.no_grad()
+def run_values(
+    model: HookedModel,
+    pairs: PromptPairs,
+    metric: AnyMetric = "logit_diff",
+    *,
+    base: str = "clean",
+    source: str | None = None,
+) -> RunValues:
+    """The metric of the base run and of the source run (the other side's), which is also the reference."""
+    pairs, sides = pairs.to(model.device), (base, other_side(base) if source is None else source)
+    measure, found = get_metric(metric), []
+    for _, part in batches(model, pairs, ()):
+        logits = [model(getattr(part, side), attention_mask=part.attention_mask) for side in sides]
+        check_answers(part.answers, logits[0].shape[-1])
+        rows = torch.arange(len(part), device=logits[0].device)[:, None]
+        at = where_read(measure, part).to(logits[0].device)
+        largest = torch.maximum(*(largest_logit(own[rows, at]) for own in logits))
+        seen = [read(measure, own, part) for own in logits]
+        values = [evaluate(measure, own, part, seen[1]) for own in seen]
+        off = [rounding(measure, own, part, seen[1], largest) for own in seen]
+        found.append((*values, torch.maximum(*off)))
+    return RunValues(*(torch.cat(column) for column in zip(*found, strict=True)))

@@ -1,0 +1,309 @@
+"""The edges of a model: which component reads what which other component wrote.
+
+1. The residual stream is a sum: of the embedding, of what every head adds and of what every MLP adds. Each reader (the
+   query, key or value input of a head, an MLP, the unembedding) reads the sum of all that was written before it. A
+   state-space layer reads once; it writes as a whole, or in Mamba-2 head by head.
+2. An edge is one term of one such sum. So a reader's input can be changed as if a single writer had written something
+   else, and a circuit is a set of edges.
+3. Writers are called senders, readers receivers, as in path patching. Names are those of circuit files: `input`,
+   `a3.h1` and `m3` send; `a3.h1<q>`, `a3.kv0<k>` (`h` where every head has keys of its own), `m3` and `logits` receive;
+   an edge is `a1.h2->a3.h1<q>`. A state-space layer receives as `s3` and sends as `s3`, in Mamba-2 as `s3.h1`.
+
+Source: Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits", on the residual stream as a channel);
+names as Hanna et al. 2024 ("Have Faith in Faithfulness") and Mueller et al. 2025 ("MIB") write them.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+from interp.arguments import checked, entries
+from interp.config import MAMBAS, ModelConfig
+from interp.errors import InterpError, UnknownName, unknown
+from interp.hooked.model import HookedModel
+from interp.models.gpt import GPT
+from interp.state_space.mixer import MambaMixer
+
+READS = {"q": "head", "k": "kv_head", "v": "kv_head"}
+"""What a head reads by, and the axis that tells its readers apart."""
+
+KINDS = {"i": "input", "a": "attn", "s": "ssm", "m": "mlp", "l": "logits"}
+"""What a node belongs to, by the first letter of its name."""
+
+HEAD = re.compile(r"l(\d+)[hs](\d+)|[as](\d+)\.h(\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A place that writes to the residual stream or reads from it.
+
+    Attributes:
+        name: as in circuit files.
+        site: the full name of the site that holds its value: what a head mixed (`hook_z`, of Mamba-2 `hook_gated`),
+            what an MLP or a Mamba-1 layer adds, the input that a receiver reads.
+        layer: its layer; -1 for the embedding, the number of layers for the unembedding.
+        stage: a receiver reads the senders of earlier stages.
+        head: its index on the site's head axis; None where there is none.
+        reads: "q", "k" or "v" for the inputs of heads.
+    """
+
+    name: str
+    site: str
+    layer: int
+    stage: int
+    head: int | None = None
+    reads: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """What it belongs to: "input", "attn", "ssm" (a state-space layer), "mlp" or "logits"."""
+        return KINDS[self.name[0]]
+
+    @property
+    def axis(self) -> str | None:
+        """The site's axis that tells heads apart; None where there is none."""
+        if self.head is None:
+            return None
+        return ("ssm_head" if self.kind == "ssm" else "head") if self.reads is None else READS[self.reads]
+
+    @property
+    def label(self) -> str:
+        """The name as figures write it: `L3H1`, `L3KV0 k`, `L3S1` of Mamba-2, `mixer 3`, `MLP 3`, `embed`, `logits`."""
+        if self.head is None:
+            whole = {"input": "embed", "ssm": f"mixer {self.layer}", "mlp": f"MLP {self.layer}"}
+            return whole.get(self.kind, self.kind)
+        head = f"L{self.layer}{'S' if self.kind == 'ssm' else 'KV' if 'kv' in self.name else 'H'}{self.head}"
+        return head if self.reads is None else f"{head} {self.reads}"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All senders, receivers and edges of one architecture; make it with `Graph.of`."""
+
+    senders: tuple[Node, ...]
+    receivers: tuple[Node, ...]
+
+    @classmethod
+    @checked
+    def of(cls, model: HookedModel) -> Graph:
+        """The graph of a model.
+
+        Raises:
+            InterpError: a model that has not all of the sites, such as a bridged one without split inputs.
+        """
+        graph = _graph(model.cfg)
+        lacking = [name for name in (*graph.sender_sites, *graph.receiver_sites) if name not in model.hook_dict]
+        if lacking:
+            raise InterpError(
+                f"edges need the site {lacking[0]!r}, which this {type(model).__name__} does not have; patching whole "
+                "activations (`interp.sweep` at 'z', 'mlp_out', 'resid_pre') does without it"
+            )
+        return graph
+
+    @functools.cached_property
+    def allowed(self) -> Tensor:
+        """Which edges there are.  # [sender, receiver] bool"""
+        sent = torch.tensor([node.stage for node in self.senders])
+        read = torch.tensor([node.stage for node in self.receivers])
+        return sent[:, None] < read
+
+    @functools.cached_property
+    def n_edges(self) -> int:
+        """How many edges there are."""
+        return int(self.allowed.sum())
+
+    @functools.cached_property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """Every edge as (sender, receiver), senders in their order."""
+        return tuple((sender, receiver) for sender, receiver in self.allowed.nonzero().tolist())
+
+    @functools.cached_property
+    def sender_sites(self) -> tuple[str, ...]:
+        """The sites from which `sent` reads, in the order of computation."""
+        return tuple(dict.fromkeys(node.site for node in self.senders))
+
+    @functools.cached_property
+    def receiver_sites(self) -> tuple[str, ...]:
+        """The sites that receivers read, in the order of computation."""
+        return tuple(dict.fromkeys(node.site for node in self.receivers))
+
+    @checked
+    def edge_name(self, sender: int, receiver: int) -> str:
+        """An edge's name, as `a1.h2->a3.h1<q>`."""
+        (source,), (target,) = (
+            entries(what, [at], len(among), refuse=UnknownName)
+            for what, at, among in (("sender", sender, self.senders), ("receiver", receiver, self.receivers))
+        )
+        return f"{self.senders[source].name}->{self.receivers[target].name}"
+
+    @checked
+    def edge(self, name: str) -> tuple[int, int]:
+        """The edge of this name, as (sender, receiver).
+
+        Raises:
+            UnknownName: no such sender or receiver, or one that comes before what it would read.
+        """
+        source, arrow, target = name.partition("->")
+        if not arrow:
+            raise UnknownName(f"no edge matches {name!r}; edges are written 'a0.h1->a2.h0<q>' or 'm3->logits'")
+        sender, receiver = self.sender(source.strip()), self.receiver(target.strip())
+        if not self.allowed[sender, receiver]:
+            raise UnknownName(f"no edge matches {name!r}: {target} comes before {source}, or beside it")
+        return sender, receiver
+
+    @checked
+    def sender(self, name: str) -> int:
+        """Where the sender of this name stands in `senders`; `L3H1` and `MLP 3` are understood, too."""
+        return _find("sender", name, self.senders)
+
+    @checked
+    def receiver(self, name: str) -> int:
+        """Where the receiver of this name stands in `receivers`; `L3H1<q>` is understood, too."""
+        return _find("receiver", name, self.receivers)
+
+    def sent(self, model: HookedModel, values: Mapping[str, Tensor], senders: Iterable[int] | None = None) -> Tensor:
+        """What senders add to the residual stream.
+
+        Args:
+            model: for the heads' output weights.
+            values: the values at `sender_sites`: a cache, or replacements for them.
+            senders: which, by their place; None takes all.
+
+        Returns:
+            [sender, batch, pos, d_model], of heads without the output bias that their layer has.
+        """
+        chosen = range(len(self.senders)) if senders is None else senders
+        results: dict[str, Tensor] = {}
+        parts = []
+        for node in (self.senders[at] for at in chosen):
+            if node.head is None:
+                parts.append(values[node.site])
+                continue
+            if node.site not in results:
+                results[node.site] = head_results(model, node.site, values[node.site])
+            parts.append(results[node.site][:, :, node.head])
+        return torch.stack(parts)
+
+    def received(self, values: Mapping[str, Tensor], receivers: Iterable[int] | None = None) -> Tensor:
+        """The entries of receivers in the values, or gradients, at `receiver_sites`.
+
+        Returns:
+            [receiver, batch, pos, d_model].
+        """
+        chosen = range(len(self.receivers)) if receivers is None else receivers
+        nodes = [self.receivers[at] for at in chosen]
+        return torch.stack([values[n.site] if n.head is None else values[n.site][:, :, n.head] for n in nodes])
+
+
+@functools.lru_cache(maxsize=8)
+def _graph(cfg: ModelConfig) -> Graph:
+    senders = [Node("input", "blocks.0.hook_resid_pre", -1, -1)]
+    receivers: list[Node] = []
+    sizes = {"head": cfg.n_heads, "kv_head": cfg.n_kv_heads}
+    own = "h" if cfg.n_kv_heads == cfg.n_heads else "kv"
+    for layer in range(cfg.n_layers):
+        block, first, mixer = f"blocks.{layer}", 2 * layer, cfg.mixer(layer)
+        if mixer == "attn":
+            for reads, axis in READS.items():
+                letter = "h" if axis == "head" else own
+                receivers += [
+                    Node(f"a{layer}.{letter}{head}<{reads}>", f"{block}.hook_{reads}_input", layer, first, head, reads)
+                    for head in range(sizes[axis])
+                ]
+            senders += [
+                Node(f"a{layer}.h{head}", f"{block}.attn.hook_z", layer, first, head) for head in range(cfg.n_heads)
+            ]
+        elif mixer in MAMBAS:
+            receivers.append(Node(f"s{layer}", f"{block}.hook_mixer_in", layer, first))
+            site, heads = f"{block}.mixer.hook_gated", range(n_heads(cfg, layer))
+            senders += [Node(f"s{layer}.h{head}", site, layer, first, head) for head in heads]
+            senders += [] if heads else [Node(f"s{layer}", f"{block}.mixer.hook_out", layer, first)]
+        if cfg.mlp_in(layer):
+            stage = first if cfg.parallel_attn_mlp and mixer is not None else first + 1
+            receivers.append(Node(f"m{layer}", f"{block}.hook_mlp_in", layer, stage))
+            senders.append(Node(f"m{layer}", f"{block}.hook_mlp_out", layer, stage))
+    end = cfg.n_layers
+    receivers.append(Node("logits", f"blocks.{end - 1}.hook_resid_post", end, 2 * end))
+    return Graph(tuple(senders), tuple(receivers))
+
+
+@checked
+def head_results(model: HookedModel, site: str, value: Tensor) -> Tensor:
+    """What each head adds to the residual stream, without its layer's output bias.
+
+    Args:
+        model: for the output weights.
+        site: the full name of a sender's site that has heads: a `hook_z`, or a `hook_gated` of Mamba-2.
+        value: its value [..., head, d_head].
+
+    Returns:
+        [..., head, d_model].
+    """
+    layer = model.hook_dict[site].layer()
+    if site.endswith("hook_z"):
+        return model.head_results(layer, value)
+    W_out = _mixer(model, layer).W_out.unflatten(1, value.shape[-2:])  # [d_model, head, d_head]
+    return einsum(value, W_out, "... head d_head, d_model head d_head -> ... head d_model")
+
+
+def output_bias(model: HookedModel, site: str) -> Tensor | None:
+    """The bias that the layer of such a site adds beside its heads [d_model]; None where it has none."""
+    layer = model.hook_dict[site].layer()
+    if not site.endswith("hook_z"):
+        return _mixer(model, layer).b_out
+    return model.attention(layer).b_O if isinstance(model, GPT) else model.b_O[layer]
+
+
+def _mixer(model: HookedModel, layer: int) -> MambaMixer:
+    assert isinstance(model, GPT)
+    mixer = model.block(layer).mixer
+    assert mixer is not None
+    return mixer
+
+
+def _find(kind: str, name: str, nodes: Sequence[Node]) -> int:
+    plain = name.strip().lower().replace(" ", "")
+    names = [node.name for node in nodes]
+    spelled = re.sub(r"^mlp(\d+)$", r"m\1", re.sub(r"^mixer(\d+)$", r"s\1", plain))
+    spelled = re.sub(r"^l(\d+)(h|kv)(\d+)", r"a\1.\2\3", re.sub(r"^l(\d+)s(\d+)$", r"s\1.h\2", spelled))
+    if spelled not in names:
+        raise unknown(kind, name, names)
+    return names.index(spelled)
+
+
+def n_heads(cfg: ModelConfig, layer: int) -> int:
+    """How many heads a layer has, of attention or of Mamba-2; 0 in others."""
+    return {"attn": cfg.n_heads, "mamba2": cfg.n_ssm_heads}.get(cfg.mixer(layer) or "", 0)
+
+
+def parse_head(name: str, model: HookedModel) -> tuple[int, int]:
+    """`L9H6`, or `a9.h6`, as (layer, head); of a Mamba-2 layer `L9S6`, or `s9.h6`.
+
+    Raises:
+        UnknownName: another form, or a head that the model does not have.
+    """
+    found, n_layers = HEAD.fullmatch(name.strip()), model.cfg.n_layers
+    there = [layer for layer in range(n_layers) if n_heads(model.cfg, layer)]
+    if not there:
+        raise UnknownName(f"no head matches {name!r}; no layer of this model has heads")
+    first, last = (_head_name(model.cfg, layer, number) for layer, number in ((there[0], 0), (there[-1], None)))
+    if found is None:
+        raise UnknownName(f"no head matches {name!r}; heads are written {first} to {last}")
+    layer, head = (int(part) for part in found.groups() if part is not None)
+    if layer not in there or head >= n_heads(model.cfg, layer):
+        near = _head_name(model.cfg, min(there, key=lambda one: abs(one - layer)), head)
+        raise UnknownName(f"no head matches {name!r}; this model's are {first} to {last}, the nearest is {near}")
+    return layer, head
+
+
+def _head_name(cfg: ModelConfig, layer: int, head: int | None) -> str:
+    """The name of a layer's head, or of its last one."""
+    last = n_heads(cfg, layer) - 1
+    return f"L{layer}{'H' if cfg.mixer(layer) == 'attn' else 'S'}{last if head is None else min(head, last)}"

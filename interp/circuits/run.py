@@ -1,0 +1,343 @@
+"""Running circuits: what does the model do when every edge outside a circuit carries an ablated value?
+
+1. Run the base prompts once, and find what stands for every sender when it is ablated (`interp.variants.ablations`).
+2. A receiver of a circuit's run reads what it would read if all senders before it were ablated, plus, for each edge
+   that the circuit has, what the sender writes in this run less its ablated value. So the whole model is the base run,
+   and the circuit without edges the run in which everything is ablated.
+3. Senders are recorded as the forward computes them, those alone that some edge of the circuit reads.
+4. The rows of many circuits and prompts go through the model together, as many as memory allows, circuits of similar
+   size side by side.
+
+Where all rows have every edge into a place, it reads the residual stream as it is. Under interchange, positions before
+the first token in which base and other prompts differ are the same in every circuit: their keys, values and states are
+those of the base run, and nothing else of them is computed.
+
+Source: Conmy et al. 2023 ("Towards Automated Circuit Discovery", section 2) and Hanna et al. 2024 ("Have Faith in
+Faithfulness", section 2) run circuits with these values, the latter as in MIB (Mueller et al. 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from interp.arguments import byte_budget, checked
+from interp.circuits.circuit import Circuit
+from interp.circuits.graph import Graph, head_results, output_bias
+from interp.circuits.run_memory import _blocks, _chunks
+from interp.config import MAMBAS, ModelConfig
+from interp.errors import InterpError
+from interp.hooked.hooks import HookFunction, HookPoint, attached
+from interp.hooked.model import HookedModel
+from interp.hooked.past import PastKeyValues
+from interp.metrics import Metric, check_answers, evaluate, get_metric, where_read, which_read
+from interp.progress import counting
+from interp.prompts.pair_checks import other_side
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.machine import free_memory, packs
+from interp.variants.ablations import replacements
+
+
+@checked
+@torch.no_grad()
+def run_circuits(
+    model: HookedModel,
+    pairs: PromptPairs,
+    circuits: Sequence[Circuit] | Tensor,
+    graph: Graph | None = None,
+    *,
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    base: str = "clean",
+    ablation: str = "corrupt",
+    seed: int = 0,
+    max_memory: int | None = None,
+    progress: bool | None = None,
+) -> Tensor:
+    """The metric of circuits on prompts.
+
+    Args:
+        model: the model.
+        pairs: the prompts.
+        circuits: circuits, or masks [circuit, sender, receiver] bool of the edges that each has. They are run as they
+            are, edges without a way to the logits included.
+        graph: `Graph.of(model)`, if it is there already.
+        metric: as `interp.sweep` takes it; one that compares does so with the whole model's run.
+        base: the side that is run, "clean" or "corrupt".
+        ablation: what stands for a sender's value, a name of `interp.variants.ablations.ABLATIONS`; "corrupt" is the
+            run of the other side, and means and draws are over that side's prompts, too.
+        seed: of the draws of "resample".
+        max_memory: bytes to allocate beyond the weights, about; None takes a part of what is free.
+        progress: a bar on stderr; None shows it on a terminal.
+
+    Returns:
+        [circuit, prompt] in float64 on the CPU.
+
+    Raises:
+        UnknownName: a metric, side or ablation that does not exist.
+        InterpError: a model without split inputs, circuits of another architecture, an ablation that the prompts do not
+            allow.
+        ConfigError: `max_memory` does not hold one circuit on one prompt.
+    """
+    ablated_side = other_side(base)
+    graph, measure = graph or Graph.of(model), get_metric(metric)
+    masks = _masks(circuits, graph)
+    check_answers(pairs.answer_table, model.cfg.d_vocab_out)
+    pairs = pairs.to(model.device)
+    max_memory = byte_budget(max_memory)
+    budget = free_memory(model.device) if max_memory is None else max_memory
+    instead = replacements(model, pairs, graph.sender_sites, ablation, run=ablated_side, seed=seed)
+    values = torch.full((len(masks), len(pairs)), torch.nan, dtype=torch.float64)
+    order = masks.flatten(1).sum(1).argsort(stable=True)
+    with counting(desc="circuits", total=values.numel(), unit=" runs", rate=False, progress=progress) as bar:
+        for prompts in _blocks(model, graph, pairs, measure, budget):
+            block = _prepare(model, graph, pairs, prompts, instead, measure, base, shares=ablation == "corrupt")
+            for chosen in _chunks(model, masks, order, len(prompts), pairs.mask.shape[1], measure, budget):
+                found = _run(model, graph, block, masks[chosen], measure)
+                values[chosen[:, None], torch.tensor(prompts)] = found.double().cpu()
+                bar.update(found.numel())
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Some prompts, and what all circuits have in common on them.
+
+    Attributes:
+        pairs, tokens: the prompts, and the ids of the side that is run.
+        first: the position from which circuits can differ from the base run.
+        past: what every layer keeps of the base run before it: keys and values, or what a convolution has last read
+            and the state; None in a layer without a mixer.
+        ablated: sender site -> what stands for its value from there on [prompt, pos, ...].
+        rest: receiver stage -> the residual stream if every sender before it were ablated [prompt, pos, d_model].
+        reference: what the metric reads of the base run's logits, if it compares with them.
+    """
+
+    pairs: PromptPairs
+    tokens: Tensor
+    first: int
+    past: list[tuple[Tensor, Tensor] | None]
+    ablated: dict[str, Tensor]
+    rest: dict[int, Tensor]
+    reference: Tensor | None
+
+
+def _prepare(
+    model: HookedModel,
+    graph: Graph,
+    pairs: PromptPairs,
+    prompts: range,
+    instead: dict[str, Tensor],
+    metric: Metric,
+    base: str,
+    *,
+    shares: bool,
+) -> _Block:
+    part, wide = pairs[list(prompts)], _wide(model)
+    tokens, mask = getattr(part, base), part.attention_mask
+    looks_back = model.cfg.causal and (model.cfg.has_attention or model.cfg.has_mamba)
+    first = _shared(part, metric) if shares and packs(model) and looks_back else 0
+    past = _prefix(model, tokens[:, :first]) if first else []
+    ablated = {name: value[prompts.start : prompts.stop, first : part.mask.shape[1]] for name, value in instead.items()}
+    stages: dict[int, list[str]] = {}
+    for node in graph.senders:
+        if node.site not in stages.setdefault(node.stage, []):
+            stages[node.stage].append(node.site)
+    rest, stream = {}, torch.zeros((), device=model.device, dtype=wide)
+    for stage in sorted({*stages, *(node.stage for node in graph.receivers)}):
+        rest[stage] = stream
+        for site in stages.get(stage, []):
+            stream = stream + _written(model, site, ablated[site]).to(wide)
+    seen = None
+    if metric.needs_reference:
+        resid = model(tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers)
+        seen = _read_out(model, resid, part, metric, torch.arange(len(part)))
+    return _Block(part, tokens, first, past, ablated, rest, seen)
+
+
+def _shared(pairs: PromptPairs, metric: Metric) -> int:
+    """How many positions at the start are the same on both sides of every pair, and not read by the metric."""
+    differs = ((pairs.clean != pairs.corrupt) & pairs.mask).any(0).nonzero()
+    first = int(differs[0]) if len(differs) else pairs.mask.shape[1]
+    return min(first, int(where_read(metric, pairs).min()))
+
+
+def _prefix(model: HookedModel, tokens: Tensor) -> list[tuple[Tensor, Tensor] | None]:
+    """What every layer keeps of the first positions: keys and values [prompt, pos, kv_head, d_head], or the last inputs
+    of its convolution and its state.
+    """
+    cfg, past = model.cfg, PastKeyValues(model.cfg.n_layers)
+    key = "rot_k" if cfg.positional_embedding_type == "rotary" else "k"
+    names = [f"*.hook_{key}", "*.attn.hook_v"] if cfg.has_attention else []
+    keep = past if cfg.has_mamba else None
+    _, cache = model.run_with_cache(tokens, names_filter=names, return_type=None, past_kv_cache=keep)
+    found: list[tuple[Tensor, Tensor] | None] = []
+    for layer in range(cfg.n_layers):
+        tail, state = past.recurrent(layer) if cfg.mixer(layer) in MAMBAS else (None, None)
+        kept = None if tail is None or state is None else (tail, state)
+        found.append((cache[key, layer], cache["v", layer]) if cfg.mixer(layer) == "attn" else kept)
+    return found
+
+
+def _written(model: HookedModel, site: str, value: Tensor) -> Tensor:
+    """What a value at a sender's site adds to the residual stream, a layer's bias too [prompt, pos, d_model]."""
+    if model.hook_dict[site].site.axes[2:] == ("d_model",):
+        return value
+    written, bias = head_results(model, site, value).sum(2), output_bias(model, site)
+    return written if bias is None else written + bias
+
+
+def _run(model: HookedModel, graph: Graph, block: _Block, masks: Tensor, metric: Metric) -> Tensor:
+    """The metric [circuit, prompt] of some circuits on the prompts of a block."""
+    n_circuits, n_prompts = len(masks), len(block.pairs)
+    prompt = torch.arange(n_prompts).repeat(n_circuits)
+    circuit = torch.arange(n_circuits).repeat_interleave(n_prompts)
+    run = _Run(model, graph, block, masks, circuit, prompt)
+    mask = block.pairs.attention_mask
+    past = PastKeyValues(model.cfg.n_layers) if block.past else None
+    if past is not None:
+        _fill(past, block, prompt, model.cfg)
+        # Padding stands behind all that is read, and a state is not continued from it.
+        mask = None if model.cfg.has_mamba else mask
+    with attached(model.hook_dict, list(run.writes()), readers=list(run.reads())):
+        resid = model(
+            block.tokens[prompt, block.first :],
+            attention_mask=None if mask is None else mask[prompt],
+            stop_at_layer=model.cfg.n_layers,
+            past_kv_cache=past,
+        )
+    final = run.inputs([len(graph.receivers) - 1])
+    resid = resid if final is None else final[:, 0].to(resid.dtype)
+    seen = _read_out(model, resid, block.pairs, metric, prompt, first=block.first)
+    seen = seen.unflatten(0, (n_circuits, n_prompts))
+    return torch.stack([evaluate(metric, one, block.pairs, block.reference) for one in seen])
+
+
+def _fill(past: PastKeyValues, block: _Block, prompt: Tensor, cfg: ModelConfig) -> None:
+    """Let `past` hold what rows of these prompts have in common with the base run."""
+    for layer, kept in enumerate(block.past):
+        if kept is None:
+            continue
+        one, other = (value[prompt] for value in kept)
+        if cfg.mixer(layer) == "attn":
+            past.extend(layer, one, other)
+        else:
+            past.recur(layer, one, other, block.first)
+
+
+class _Run:
+    """One forward of rows (circuit, prompt): what its senders wrote so far, and what its receivers read."""
+
+    def __init__(
+        self, model: HookedModel, graph: Graph, block: _Block, masks: Tensor, circuit: Tensor, prompt: Tensor
+    ) -> None:
+        self.model, self.graph, self.block = model, graph, block
+        self.circuit, self.prompt = circuit, prompt.to(model.device)
+        self.active = masks.any(2).any(0).nonzero()[:, 0].tolist()
+        self.full = (masks | ~graph.allowed).all(1).all(0).tolist()
+        self.sites: dict[str, list[int]] = {}
+        for at in self.active:
+            self.sites.setdefault(graph.senders[at].site, []).append(at)
+        width = block.pairs.mask.shape[1] - block.first
+        self.written = torch.empty(
+            len(circuit), len(self.active), width, model.cfg.d_model, device=model.device, dtype=_wide(model)
+        )
+        self.weights = masks[:, self.active].to(self.written)[circuit.to(model.device)]  # [row, active, receiver]
+        self.ready: tuple[list[int], Tensor | None] = ([], None)
+
+    def reads(self) -> Iterator[tuple[str, HookFunction]]:
+        """What records the senders that some edge reads."""
+        for site in self.sites:
+            yield site, self._record
+
+    def writes(self) -> Iterator[tuple[str, HookFunction]]:
+        """What sets the inputs of receivers that compute for a sender that some edge reads."""
+        working = {(self.graph.senders[at].layer, self.graph.senders[at].kind) for at in self.active}
+        for site in self.graph.receiver_sites[:-1]:
+            nodes = self._at(site)
+            here = self.graph.receivers[nodes[0]]
+            if (here.layer, here.kind) in working and not all(self.full[at] for at in nodes):
+                yield site, self._replace
+
+    def inputs(self, receivers: list[int]) -> Tensor | None:
+        """What receivers of one stage read [row, receiver, pos, d_model]; None where it is what they read anyway."""
+        if all(self.full[at] for at in receivers):
+            return None
+        stage = self.graph.receivers[receivers[0]].stage
+        before = sum(self.graph.senders[at].stage < stage for at in self.active)
+        rest = self.block.rest[stage][self.prompt][:, None]
+        weights = self.weights[:, :before, receivers]
+        used = weights.any(2).any(0).nonzero()[:, 0]
+        if not len(used):
+            return rest.expand(-1, len(receivers), -1, -1)
+        written = self.written[:, :before]
+        if 2 * len(used) < before:
+            written, weights = written[:, used], weights[:, used]
+        return rest + (weights.transpose(1, 2) @ written.flatten(2)).unflatten(2, rest.shape[2:])
+
+    def _at(self, site: str) -> list[int]:
+        return [at for at, node in enumerate(self.graph.receivers) if node.site == site]
+
+    def _record(self, value: Tensor, hook: HookPoint) -> None:
+        senders = self.sites[hook.name]
+        change = value.to(self.written.dtype) - self.block.ablated[hook.name][self.prompt].to(self.written.dtype)
+        if self.graph.senders[senders[0]].head is not None:
+            heads = [self.graph.senders[at].head for at in senders]
+            change = head_results(self.model, hook.name, change.to(self.model.dtype))[:, :, heads].transpose(1, 2)
+        else:
+            change = change[:, None]
+        first = self.active.index(senders[0])
+        self.written[:, first : first + len(senders)] = change
+
+    def _replace(self, value: Tensor, hook: HookPoint) -> Tensor:
+        receivers = self._at(hook.name)
+        if receivers[0] not in self.ready[0]:
+            # Queries, keys and values read the same senders: one product for all of them.
+            stage = self.graph.receivers[receivers[0]].stage
+            together = [at for at, node in enumerate(self.graph.receivers) if node.stage == stage]
+            self.ready = together, self.inputs(together)
+        together, inputs = self.ready
+        assert inputs is not None
+        first = together.index(receivers[0])
+        own = inputs[:, first : first + len(receivers)].to(value.dtype)
+        return own[:, 0] if value.ndim == 3 else own.transpose(1, 2).contiguous()
+
+
+def _read_out(
+    model: HookedModel, resid: Tensor, pairs: PromptPairs, metric: Metric, prompt: Tensor, *, first: int = 0
+) -> Tensor:
+    """What a metric reads of the logits, from the last residual stream [row, pos, d_model], which begins at `first`."""
+    prompt = prompt.to(model.device)
+    at = where_read(metric, pairs).to(model.device)[prompt] - first  # [row, read]
+    normalized = model.ln_final(resid[torch.arange(len(resid), device=model.device)[:, None], at])
+    tokens, some = which_read(metric, pairs), getattr(model.unembed, "some", None)
+    if tokens is None or some is None:
+        logits = model.unembed(normalized)
+        if tokens is not None:
+            logits = logits.gather(-1, tokens[prompt, None].expand(-1, at.shape[1], -1))
+    else:
+        logits = some(normalized, tokens[prompt])
+    return logits if metric.whole else logits[:, 0]
+
+
+def _masks(circuits: Sequence[Circuit] | Tensor, graph: Graph) -> Tensor:
+    """The edges of every circuit [circuit, sender, receiver] bool, on the CPU."""
+    if not isinstance(circuits, Tensor) and not len(circuits):
+        raise InterpError("there is no circuit to run: give at least one")
+    masks = circuits if isinstance(circuits, Tensor) else torch.stack([circuit.edges for circuit in circuits])
+    if masks.ndim != 3 or masks.shape[1:] != graph.allowed.shape:
+        raise InterpError(
+            f"circuits are {list(masks.shape)}, expected [circuit, sender, receiver] with the last two "
+            f"{list(graph.allowed.shape)} in this model"
+        )
+    masks = masks.cpu() != 0
+    if bool((masks & ~graph.allowed).any()):
+        raise InterpError("a circuit has edges that the model does not have: & it with graph.allowed")
+    return masks
+
+
+def _wide(model: HookedModel) -> torch.dtype:
+    """Sums of many senders are made in float32 at least."""
+    return torch.float64 if model.dtype == torch.float64 else torch.float32

@@ -1,0 +1,1 @@
+"""Two classes of prompts: directions between them, probes, steering."""

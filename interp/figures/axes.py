@@ -1,0 +1,225 @@
+"""From the columns of a tidy frame to the axes and panels of a figure.
+
+An axis is a column; its values are ordered as numbers, as categories, or as they first appear, and whole numbers have
+no gaps, so that what was not measured shows. A panel is a value, or a combination of values, of the facet columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from interp.arguments import shown
+from interp.errors import InterpError, unknown
+from interp.figures.glyphs import drawable, visible, written
+from interp.sites import part_name
+
+Grid = np.ndarray[Any, np.dtype[Any]]
+
+TITLES = {
+    "pos": "position",
+    "query": "destination (query)",
+    "key": "source (key)",
+    "value": "",
+    "ssm_head": "state-space head",
+}
+PARTS = ("head", "ssm_head", "channel")
+"""Parts of a layer that are written by name: `L9H6`, `L9S6` of a Mamba-2 layer, `L9C6` of a Mamba-1 layer."""
+
+MOST_GAPS = 512
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a figure: a column of the frame, and how it is written.
+
+    Attributes:
+        column: the column's name.
+        title: what stands beside the axis; None takes the column's name, "" leaves it out.
+        labels: what stands at each value: a mapping, or a sequence that the values index. None writes the values, and
+            tokens for positions in a frame that has a `token` for each.
+        values: the whole axis in order, for values that the frame may lack; they show as not measured.
+    """
+
+    column: str
+    title: str | None = None
+    labels: Sequence[str] | Mapping[Any, str] | None = None
+    values: Sequence[Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.column, str) or not isinstance(self.title, str | None):
+            what, given = ("title", self.title) if isinstance(self.column, str) else ("column", self.column)
+            raise InterpError(f"the {what} of an axis must be text, not {shown(given)}")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis as one frame fills it: its values in order, the text at each, `numeric` where it may be thinned."""
+
+    values: list[Any]
+    labels: list[str]
+    title: str
+    numeric: bool
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def scale(frame: pd.DataFrame, axis: str | Axis) -> Scale:
+    """The values, labels and title of an axis over the whole frame."""
+    axis = Axis(axis) if isinstance(axis, str) else axis
+    present = column(frame, axis.column)
+    values = ordered(present) if axis.values is None else list(axis.values)
+    if absent := set(present.dropna()) - set(values):
+        raise InterpError(f"the frame has {axis.column}={min(absent, key=str)!r}, which is not among the axis's values")
+    title = TITLES.get(axis.column, axis.column.replace("_", " ")) if axis.title is None else axis.title
+    labels = axis.labels
+    if labels is None and axis.column == "pos":
+        labels = _tokens(frame)
+    if labels is None:
+        return Scale(values, [drawable(str(value)) for value in values], written(title), present.dtype.kind in "iuf")
+    try:
+        texts = [drawable(labels[value]) for value in values]
+    except (KeyError, IndexError, TypeError):
+        reach = f"{axis.column} from {values[0]} to {values[-1]}"
+        raise InterpError(f"{len(labels)} labels do not name every {reach}") from None
+    return Scale(values, texts, written(title), numeric=False)
+
+
+def name(axis: str | Axis) -> str:
+    """The column of an axis."""
+    return axis if isinstance(axis, str) else axis.column
+
+
+def metric_name(frame: pd.DataFrame, value: str) -> str:
+    """What the values are: the frame's metric, if it has just one, or the column's name."""
+    metrics = set(frame["metric"]) if "metric" in frame.columns and value == "value" else set()
+    return str(metrics.pop() if len(metrics) == 1 else value).replace("_", " ")
+
+
+def column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
+    """A column by its name; one that does not exist is refused with the nearest."""
+    if name not in frame.columns:
+        raise unknown("column of the frame", name, map(str, frame.columns))
+    if frame.empty:
+        raise InterpError("there is nothing to draw: the frame has no rows")
+    return frame[name]
+
+
+def numbers(frame: pd.DataFrame, name: str) -> Grid:
+    """A column as floats, refused where it is text."""
+    values = column(frame, name)
+    if values.dtype.kind not in "iufb":
+        raise InterpError(f"column {name!r} must hold numbers to be drawn, not {values.dtype}")
+    return values.astype("float64").to_numpy()
+
+
+def ordered(values: pd.Series[Any]) -> list[Any]:
+    """The different values of a column in the order of an axis; whole numbers without gaps."""
+    values = values.dropna()
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return [value for value in values.cat.categories if (values == value).any()]
+    if values.dtype.kind in "iuf" and len(values) and (values % 1 == 0).all():
+        least, most = int(values.min()), int(values.max())
+        if most - least < MOST_GAPS:
+            return list(range(least, most + 1))
+    different = values.unique().tolist()
+    return sorted(different) if values.dtype.kind in "iuf" else different
+
+
+def matrix(frame: pd.DataFrame, x: Scale, y: Scale, names: tuple[str, str], value: str) -> Grid:
+    """Values as a grid, NaN where the frame has no row; dtype float, or object for text.  # [y, x]
+
+    A row without a value on one of the axes (an embedding has no layer) belongs to no cell.
+    """
+    across, down = names
+    frame = frame.dropna(subset=[across, down])
+    twice = frame[frame.duplicated([across, down], keep=False)]
+    if len(twice):
+        raise InterpError(f"a cell takes one row of the frame, but {once(twice, names)}")
+    text = column(frame, value).dtype.kind not in "iufb"
+    grid = np.full((len(y), len(x)), np.nan, dtype=object if text else float)
+    rows = frame[down].map({v: i for i, v in enumerate(y.values)}).to_numpy(dtype=int)
+    columns = frame[across].map({v: i for i, v in enumerate(x.values)}).to_numpy(dtype=int)
+    grid[rows, columns] = frame[value].to_numpy() if text else numbers(frame, value)
+    return grid
+
+
+def once(twice: pd.DataFrame, names: Sequence[str]) -> str:
+    """What is wrong with rows that share one place, and what to do about it."""
+    first = " and ".join(f"{name}={twice[name].iloc[0]!s}" for name in names)
+    return (
+        f"{len(twice)} rows share theirs, such as {first}: aggregate them first (interp.stats.summarise), "
+        "or name the column that tells them apart as facet"
+    )
+
+
+def panels(frame: pd.DataFrame, facet: str | Sequence[str] | None) -> list[tuple[str, pd.DataFrame]]:
+    """The frame cut by its facet columns, in the order in which they appear, each with a title such as `L9H6`."""
+    if facet is None:
+        return [("", frame)]
+    names = [facet] if isinstance(facet, str) else list(facet)
+    if not names:
+        raise InterpError("facet must name at least one column, or be None for a single panel")
+    for name in names:
+        column(frame, name)
+    groups = frame.groupby(names, sort=False, observed=True, dropna=False)
+    return [(written(place(dict(zip(names, key, strict=True)))), part) for key, part in groups]
+
+
+def place(where: Mapping[str, Any]) -> str:
+    """A short name for axis values, such as `L9H6` for a head.
+
+    >>> place({"layer": 9, "head": 6}), place({"head": 2}), place({"metric": "kl", "layer": 3})
+    ('L9H6', 'head 2', 'kl, layer 3')
+    >>> place({"layer": 9, "ssm_head": 6})
+    'L9S6'
+    """
+    where = {name: int(at) if isinstance(at, float) and at.is_integer() else at for name, at in where.items()}
+    if is_part(where):
+        (part,) = set(where) - {"layer"}
+        return part_name(where["layer"], part, where[part])
+    return ", ".join(f"{k} {v}" if k in ("layer", "head", "pos", "prompt") else str(v) for k, v in where.items())
+
+
+def is_part(names: Collection[str]) -> bool:
+    """Whether some axes tell of a part of a layer that has a name of its own."""
+    return len(names) == 2 and "layer" in names and not set(PARTS).isdisjoint(names)
+
+
+def _tokens(frame: pd.DataFrame) -> dict[Any, str] | None:
+    if "token" not in frame.columns:
+        return None
+    pairs = frame[["pos", "token"]].drop_duplicates()
+    if pairs["pos"].duplicated().any():
+        return None
+    return {pos: f"{pos}: {visible(str(token))}" for pos, token in pairs.itertuples(index=False)}
+
+
+def spread(positions: Sequence[float], gap: float) -> list[float]:
+    """The nearest positions in the same order that are at least `gap` apart, for labels that must not overlap.
+
+    >>> spread([0.0, 0.1, 5.0], 1.0)
+    [-0.45, 0.55, 5.0]
+    """
+    blocks: list[list[int]] = []
+    centres: list[float] = []
+    for index in sorted(range(len(positions)), key=lambda i: positions[i]):
+        blocks.append([index])
+        centres.append(positions[index])
+        while len(blocks) > 1 and centres[-1] - centres[-2] < gap * (len(blocks[-1]) + len(blocks[-2])) / 2:
+            last = blocks.pop()
+            centres.pop()
+            blocks[-1] += last
+            centres[-1] = sum(positions[i] for i in blocks[-1]) / len(blocks[-1])
+    return [position for _, position in sorted(_places(blocks, centres, gap))]
+
+
+def _places(blocks: list[list[int]], centres: list[float], gap: float) -> Iterator[tuple[int, float]]:
+    for block, centre in zip(blocks, centres, strict=True):
+        for at, index in enumerate(block):
+            yield index, centre + gap * (at - (len(block) - 1) / 2)

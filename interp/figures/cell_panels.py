@@ -1,0 +1,290 @@
+"""Panels of coloured cells on one sheet: their size, their colours, their labels, what is printed in them.
+
+1. Panels stand side by side as long as their labels stay legible, then in rows; the sheet grows with the cells up to a
+   page's width and height.
+2. All panels share one colour scale, whose bar names what is shown.
+3. Few cells are drawn one by one; many become one picture inside the vector file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import colormaps, patheffects
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from interp.arguments import whole_number
+from interp.figures.axes import Grid, Scale
+from interp.figures.glyphs import broken, shorten, width, written
+from interp.figures.style import INK, RASTER_DPI, SMALL, TEXT_WIDTH, TINY, Figure, blank
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+POINTS = 72.0
+"""In an inch; fonts are measured in points, figures in inches."""
+
+TEXT_HEIGHT = 8.6
+MOST_COLUMNS = 4
+GAP = 0.08
+BAR = 0.6
+ROW = 0.125
+LARGEST = 0.34
+LARGEST_ROW = 0.65
+LARGEST_SQUARE = 0.2
+LEGIBLE = 0.085
+LEAST_PANEL = 1.3
+LONGEST_LABEL = 56.0
+MOST_VECTOR_CELLS = 600
+
+Colour = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Colours:
+    """One colour scale for all panels of a figure, symmetric around 0 or from low to high."""
+
+    map: Colormap
+    norm: Normalize
+    symmetric: bool
+
+    def of(self, value: float) -> Colour:
+        """The colour of one value."""
+        return self.map(self.norm(value))
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A figure with its drawn panels; `cell_width` in inches."""
+
+    figure: Figure
+    axes: list[Axes]
+    cell_width: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in inches: of a cell, and of the whole sheet; `slant` of the labels below in degrees."""
+
+    rows: int
+    columns: int
+    cell_width: float
+    cell_height: float
+    slant: int
+    across: float
+    down: float
+
+    @property
+    def smallest(self) -> float:
+        """The shorter side of a cell."""
+        return min(self.cell_width, self.cell_height)
+
+
+def colours_for(grids: Sequence[Grid], *, diverging: bool, limit: float | None) -> Colours:
+    """Red to blue, symmetric around 0, or white to blue, over all values of several panels."""
+    known = np.concatenate([grid[~np.isnan(grid)] for grid in grids])
+    if limit is None:
+        limit = float(np.abs(known).max(initial=0.0)) or 1.0
+    least = -limit if diverging else min(0.0, float(known.min(initial=0.0)))
+    return Colours(colormaps["RdBu" if diverging else "Blues"], Normalize(least, limit), diverging)
+
+
+def sheet(
+    parts: Sequence[tuple[str, Grid]],
+    across: Scale,
+    down: Scale,
+    colours: Colours,
+    label: str,
+    *,
+    columns: int | None = None,
+    title: str | None = None,
+    square: bool = False,
+    hatched: bool = True,
+    widest: float = LARGEST,
+) -> Sheet:
+    """Draw panels of cells, each a title and a grid, with shared axes and one colour bar.
+
+    Args:
+        parts: titles and grids [down, across], NaN where nothing was measured.
+        across: what the columns stand for.
+        down: what the rows stand for, the first on top.
+        colours: the scale of all panels.
+        label: what the colour bar says.
+        columns: panels in a row; None puts as many as stay legible.
+        title: stands above all panels.
+        square: cells as high as wide.
+        hatched: hatch the cells that are NaN, rather than leave them grey.
+        widest: no cell is wider, in inches, unless the panel would be tiny.
+    """
+    across, down = _shortened(across), _shortened(down)
+    headed = any(head for head, _ in parts)
+    extra = 0.2 * bool(title) + 0.05
+    plan = _plan(len(parts), across, down, columns=columns, square=square, widest=widest, headed=headed, extra=extra)
+    figure = blank(plan.across, plan.down)
+    grid = figure.subplots(plan.rows, plan.columns, squeeze=False)
+    axes = list(grid.flat)[: len(parts)]
+    for spare in list(grid.flat)[len(parts) :]:
+        spare.remove()
+    vector = sum(values.size for _, values in parts) <= MOST_VECTOR_CELLS
+    for at, (panel, (head, values)) in enumerate(zip(axes, parts, strict=True)):
+        _cells(panel, values, colours, vector=vector, hatched=hatched)
+        panel.set_title(shorten(head, 7.9, plan.cell_width * len(across) * POINTS))  # bold is wider
+        _ticks(panel, across, down, plan)
+        first, lowest = at % plan.columns == 0, at + plan.columns >= len(parts)
+        panel.tick_params(labelleft=first, labelbottom=lowest)
+        panel.set_ylabel(down.title if first else "")
+        panel.set_xlabel(across.title if lowest else "")
+        if at // plan.columns < plan.rows - 1:
+            panel.xaxis.set_in_layout(False)  # labels hang into the empty place below
+    if title:
+        figure.suptitle(written(title), x=0.01, ha="left", weight="bold", size=7.0)
+    _bar(figure, axes, colours, label, plan.rows * plan.cell_height * len(down))
+    return Sheet(figure, axes, plan.cell_width)
+
+
+def _plan(
+    count: int,
+    across: Scale,
+    down: Scale,
+    *,
+    columns: int | None,
+    square: bool,
+    widest: float,
+    headed: bool,
+    extra: float,
+) -> Plan:
+    columns = None if columns is None else whole_number("columns", columns, least=1)
+    left, head = _longest(down) + 0.25, 0.2 if headed else 0.06
+
+    def arrange(columns: int) -> Plan:
+        rows = -(-count // columns)
+        columns = -(-count // rows)
+        room = (TEXT_WIDTH - left - BAR) / columns - GAP
+        largest = LARGEST_SQUARE if square else widest
+        cell_width = min(max(largest, LEAST_PANEL / len(across)), room / len(across))
+        slant = _slant(across, cell_width)
+        below = 0.3 + {0: 0.0, 45: 0.75 * _longest(across), 90: _longest(across)}[slant]
+        high = cell_width if square else min(max(LEAST_PANEL / len(down), ROW), LARGEST_ROW)
+        cell_height = min(high, ((TEXT_HEIGHT - extra - below) / rows - head) / len(down))
+        size_across = left + BAR + columns * (len(across) * cell_width + GAP)
+        size_down = extra + below + rows * (len(down) * cell_height + head)
+        return Plan(rows, columns, cell_width, cell_height, slant, size_across, size_down)
+
+    if columns is not None:
+        return arrange(min(columns, count))
+    plans = [arrange(columns) for columns in range(min(count, MOST_COLUMNS), 0, -1)]
+    legible = [plan for plan in plans if plan.smallest >= LEGIBLE]
+    return legible[0] if legible else max(plans, key=lambda plan: plan.smallest)
+
+
+def _bar(figure: Figure, axes: list[Axes], colours: Colours, label: str, tall: float) -> None:
+    label = written(broken(label, 7.0, max(tall, 1.0) * POINTS))
+    wanted = max(max(width(line, 7.0) for line in label.split("\n")) / POINTS + 0.1, 1.4)
+    shown = ScalarMappable(colours.norm, colours.map)
+    bar = figure.colorbar(shown, ax=axes, shrink=min(1.0, wanted / tall), aspect=20, pad=0.02, fraction=0.08)
+    bar.set_label(label)
+    bar.outline.set_linewidth(0.4)
+    bar.ax.yaxis.set_major_locator(MaxNLocator(5 if tall > 1 else 3, symmetric=colours.symmetric))
+
+
+def _shortened(ticks: Scale) -> Scale:
+    return replace(ticks, labels=[shorten(text, SMALL, LONGEST_LABEL) for text in ticks.labels])
+
+
+def _longest(ticks: Scale) -> float:
+    """Width of the longest label in inches."""
+    return max(width(text, SMALL) for text in ticks.labels) / POINTS
+
+
+def _slant(across: Scale, cell_width: float) -> int:
+    """The angle at which the labels below the cells do not touch."""
+    if across.numeric or _longest(across) * POINTS + 2 <= cell_width * POINTS:
+        return 0
+    return 45 if cell_width >= 0.19 else 90
+
+
+def _cells(axes: Axes, values: Grid, colours: Colours, *, vector: bool, hatched: bool) -> None:
+    n_rows, n_columns = values.shape
+    axes.pcolormesh(
+        np.arange(n_columns + 1) - 0.5,
+        np.arange(n_rows + 1) - 0.5,
+        np.ma.masked_invalid(values),
+        cmap=colours.map,
+        norm=colours.norm,
+        edgecolors="white",
+        linewidth=0.35 if vector else POINTS / RASTER_DPI,
+        rasterized=not vector,
+    )
+    axes.set(xlim=(-0.5, n_columns - 0.5), ylim=(n_rows - 0.5, -0.5))
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(True)
+    if np.isnan(values).any():
+        empty = Rectangle((0, 0), 1, 1, transform=axes.transAxes, facecolor="#efefef", edgecolor="#bdbdbd", linewidth=0)
+        empty.set(hatch="//////" if hatched else None, zorder=0)
+        axes.add_patch(empty)
+
+
+def _ticks(axes: Axes, across: Scale, down: Scale, plan: Plan) -> None:
+    for axis, ticks, room in ((axes.xaxis, across, plan.cell_width), (axes.yaxis, down, plan.cell_height)):
+        step = _step(room, 0.2 if axis is axes.yaxis else 0.16) if ticks.numeric else math.ceil(0.065 / room)
+        shown = range(0, len(ticks), step)
+        axis.set_ticks(list(shown), labels=[ticks.labels[at] for at in shown])
+        size = SMALL if ticks.numeric else min(SMALL, 0.92 * room * step * POINTS)
+        axis.set_tick_params(labelsize=size, length=1.5)
+    if plan.slant:
+        slanted = {"ha": "right", "va": "top", "rotation_mode": "anchor"} if plan.slant == 45 else {"ha": "center"}
+        for text in axes.get_xticklabels():
+            text.set(rotation=plan.slant, **slanted)
+
+
+def _step(room: float, least: float) -> int:
+    """Every how many cells a number fits."""
+    return next((step for step in (1, 2, 5, 10, 20, 50, 100, 200) if step * room >= least), 500)
+
+
+def mark(axes: Axes, row: int, named: Sequence[tuple[Sequence[int], str]], cell_width: float) -> None:
+    """Frame cells of one row and print beside them, where there is room for it.
+
+    Args:
+        axes: the panel.
+        row: the row.
+        named: neighbouring columns, and what is printed beside them; from left to right.
+        cell_width: inches.
+    """
+    left_edge, right_edge = axes.get_xlim()
+    taken = [(columns[0] - 0.5, columns[-1] + 0.5) for columns, _ in named]
+    for columns, text in named:
+        first, last = columns[0] - 0.5, columns[-1] + 0.5
+        for column in columns:
+            axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="none", edgecolor=INK, linewidth=0.6))
+        needs = (width(text, TINY) + 3) / (cell_width * POINTS)  # in cells
+        right = min([low for low, _ in taken if low >= last], default=right_edge + 1) - last
+        left = first - max([high for _, high in taken if high <= first], default=left_edge - 1)
+        side = 1 if last < right_edge / 2 else -1
+        if min(left, right) < needs:
+            side = 1 if right > left else -1
+        taken.append((last, last + needs) if side > 0 else (first - needs, first))
+        beside = axes.annotate(
+            text, (last if side > 0 else first, row), xytext=(side * 1.5, 0), textcoords="offset points"
+        )
+        beside.set(ha="left" if side > 0 else "right", va="center", size=TINY, color=INK)
+        beside.set_path_effects([patheffects.withStroke(linewidth=1.2, foreground="white")])
+
+
+def write(axes: Axes, row: int, column: int, text: str, colour: Colour) -> None:
+    """Print in the middle of a cell, in black or white, whichever can be read on its colour."""
+    axes.text(column, row, text, ha="center", va="center_baseline", size=TINY, color=_on(colour))
+
+
+def _on(colour: Colour) -> str:
+    """Black or white, whichever has more contrast on a colour (WCAG 2.2, relative luminance)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return INK if luminance > 0.19 else "white"

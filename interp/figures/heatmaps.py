@@ -1,0 +1,197 @@
+"""Figures made of cells: heat maps of anything by anything, attention patterns, the table of a logit lens.
+
+1. Each panel becomes a matrix; cells that the frame lacks stay empty.
+2. `cells.sheet` lays the panels out and draws them on one colour scale.
+3. What stands in the cells is printed: names of the strongest, or a token in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from interp.arguments import checked
+from interp.figures.axes import Axis, Grid, is_part, matrix, metric_name, name, numbers, panels, place, scale
+from interp.figures.cell_panels import POINTS, colours_for, mark, sheet, write
+from interp.figures.glyphs import position_labels, shorten, visible, width
+from interp.figures.style import TINY, Figure, explained, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@checked
+@styled()
+def heatmap(
+    frame: pd.DataFrame,
+    *,
+    x: str | Axis,
+    y: str | Axis,
+    value: str = "value",
+    facet: str | Sequence[str] | None = None,
+    columns: int | None = None,
+    diverging: bool = True,
+    limit: float | None = None,
+    label: str | None = None,
+    baseline: str | None = None,
+    annotate: int = 0,
+    title: str | None = None,
+) -> Figure:
+    """A heat map: `y` downwards (layer 0 at the top), `x` across, one panel for each value of `facet`.
+
+    Args:
+        frame: one row a cell; cells without a row, or NaN, are hatched.
+        x: column, or `Axis`, across.
+        y: column, or `Axis`, downwards.
+        value: column that gives the colour.
+        facet: column, or columns, that cut the frame into panels.
+        columns: panels in a row; None puts as many as stay legible.
+        diverging: red, white, blue around 0 with positive blue; False is white to blue from 0, or from the least value
+            where that is negative.
+        limit: the colour scale ends here (on both sides, if diverging); None takes the largest magnitude.
+        label: what the colour bar says; None takes the frame's metric.
+        baseline: what the values are relative to, added to the label.
+        annotate: mark this many cells of largest magnitude in each panel: heads by name (`L9H6`), others by value.
+        title: stands above the figure.
+
+    Raises:
+        UnknownName: a column that the frame does not have.
+        InterpError: no rows, no numbers, or several rows for one cell.
+    """
+    across, down, names = scale(frame, x), scale(frame, y), (name(x), name(y))
+    numbers(frame, value)
+    parts = [(head, matrix(part, across, down, names, value)) for head, part in panels(frame, facet)]
+    label = metric_name(frame, value) if label is None else label
+    label = label if baseline is None else f"{label} (baseline: {baseline})"
+    colours = colours_for([grid for _, grid in parts], diverging=diverging, limit=limit)
+    drawn = sheet(parts, across, down, colours, label, columns=columns, title=title)
+    for axes, (_, grid) in zip(drawn.axes, parts, strict=True):
+        marked = strongest(grid, annotate)
+        by_name = is_part(names)
+        texts = {
+            (row, column): place({names[1]: down.values[row], names[0]: across.values[column]})
+            if by_name
+            else f"{grid[row, column]:.2f}".replace("-", "−")
+            for row, column in marked
+        }
+        if all(width(text, TINY) <= drawn.cell_width * POINTS - 1 for text in texts.values()):
+            for (row, column), text in texts.items():
+                write(axes, row, column, text, colours.of(grid[row, column]))
+            continue
+        for row in sorted({row for row, _ in marked}):
+            named = []
+            for beside in _neighbours(sorted(column for other, column in marked if other == row)):
+                first, *others = (texts[row, column] for column in beside)
+                short = [text.lstrip("L0123456789") if by_name and names[1] == "layer" else text for text in others]
+                named.append((beside, ", ".join([first, *short])))
+            mark(axes, row, named, drawn.cell_width)
+    return explained(drawn.figure, frame)
+
+
+@checked
+@styled()
+def attention(
+    frame: pd.DataFrame,
+    *,
+    tokens: Sequence[str],
+    query: str = "query",
+    key: str = "key",
+    value: str = "value",
+    facet: str | Sequence[str] | None = ("layer", "head"),
+    columns: int | None = None,
+    limit: float = 1.0,
+    label: str = "attention probability",
+    title: str | None = None,
+) -> Figure:
+    """Attention patterns of one prompt: destination (query) rows, source (key) columns, tokens on both axes.
+
+    Args:
+        frame: one row for each query, key and panel; positions count from 0. Where no panel looks ahead, the keys that
+            a causal mask hides are left grey.
+        tokens: the prompt's tokens, or its labels `9: John`.
+        query: column of destination positions.
+        key: column of source positions.
+        value: column that gives the colour, from 0.
+        facet: column, or columns, that cut the frame into panels, titled `L9H6` for layer and head.
+        columns: panels in a row; None puts as many as stay legible.
+        limit: the value of the darkest colour.
+        label: what the colour bar says.
+        title: stands above the figure.
+
+    Raises:
+        UnknownName: a column that the frame does not have.
+        InterpError: no rows, positions beyond the tokens, or several rows for one cell.
+    """
+    labels, positions = position_labels(tokens), range(len(tokens))
+    across, down = (scale(frame, Axis(at, labels=labels, values=positions)) for at in (key, query))
+    numbers(frame, value)
+    parts = [(head, matrix(part, across, down, (key, query), value)) for head, part in panels(frame, facet)]
+    ahead = np.triu_indices(len(tokens), 1)
+    causal = not any(np.nan_to_num(grid[ahead]).any() for _, grid in parts)
+    if causal:
+        for _, grid in parts:
+            grid[ahead] = np.nan
+    colours = colours_for([grid for _, grid in parts], diverging=False, limit=limit)
+    drawn = sheet(parts, across, down, colours, label, columns=columns, title=title, square=True, hatched=not causal)
+    return drawn.figure
+
+
+@checked
+@styled()
+def lens_table(
+    frame: pd.DataFrame,
+    *,
+    x: str | Axis = "pos",
+    y: str | Axis = "layer",
+    value: str = "value",
+    text: str = "top_token",
+    label: str = "probability of the top token",
+    title: str | None = None,
+) -> Figure:
+    """The table of a logit lens: the top token in each cell, on the colour of its probability.
+
+    Args:
+        frame: one row for each cell; of a frame with several metrics the rows of `top_prob` are drawn.
+        x: column, or `Axis`, across.
+        y: column, or `Axis`, downwards.
+        value: column of probabilities, from 0 to 1.
+        text: column of tokens; what cannot be seen in them is shown, and what is too long is cut.
+        label: what the colour bar says.
+        title: stands above the figure.
+
+    Raises:
+        UnknownName: a column that the frame does not have.
+        InterpError: no rows, or several rows for one cell.
+    """
+    if "metric" in frame.columns and "top_prob" in set(frame["metric"]):
+        frame = frame[frame["metric"] == "top_prob"]
+    across, down, names = scale(frame, x), scale(frame, y), (name(x), name(y))
+    numbers(frame, value)
+    grid, texts = (matrix(frame, across, down, names, column) for column in (value, text))
+    colours = colours_for([grid], diverging=False, limit=1.0)
+    drawn = sheet([("", grid)], across, down, colours, label, title=title, widest=0.8)
+    room = drawn.cell_width * POINTS - 2.5
+    for row, column in zip(*np.nonzero(~np.isnan(grid)), strict=True):
+        token = shorten(visible(str(texts[row, column])), TINY, room)
+        write(drawn.axes[0], row, column, token, colours.of(grid[row, column]))
+    return drawn.figure
+
+
+def _neighbours(columns: Sequence[int]) -> list[list[int]]:
+    """Sorted columns in runs without gaps."""
+    runs: list[list[int]] = []
+    for column in columns:
+        if runs and runs[-1][-1] == column - 1:
+            runs[-1].append(column)
+        else:
+            runs.append([column])
+    return runs
+
+
+def strongest(values: Grid, count: int) -> list[tuple[int, int]]:
+    """Row and column of the `count` values of largest magnitude, largest first."""
+    known = np.argwhere(~np.isnan(values))
+    order = np.argsort([-abs(values[row, column]) for row, column in known], kind="stable")
+    return [(int(row), int(column)) for row, column in known[order[:count]]]

@@ -1,0 +1,338 @@
+"""Figures made of values along an axis: lines with bands, bars with error bars.
+
+1. Each panel is an axes with the same axis of places; a hue has one colour in all panels.
+2. Bands and error bars are drawn from the frame's own columns, and `n` is printed.
+3. Lines carry their names at their right end; bars of several hues have a legend.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.transforms import offset_copy
+
+from interp.arguments import checked
+from interp.errors import InterpError
+from interp.figures.axes import (
+    Axis,
+    Grid,
+    Scale,
+    column,
+    metric_name,
+    name,
+    numbers,
+    once,
+    ordered,
+    panels,
+    place,
+    scale,
+    spread,
+)
+from interp.figures.glyphs import drawable, width, written
+from interp.figures.style import INK, MUTED, OKABE_ITO, RULE, SMALL, TEXT_WIDTH, Figure, blank, explained, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+POINTS = 72.0
+NARROW = 4.6
+PANEL_HEIGHT = 2.0
+BAR = 0.16
+POSITIVE, NEGATIVE = "#2f79b5", "#b3392f"
+Edges = tuple[str, str]
+
+
+@checked
+@styled()
+def lines(
+    frame: pd.DataFrame,
+    *,
+    x: str | Axis,
+    y: str = "value",
+    hue: str | None = None,
+    band: Edges | None = ("ci_low", "ci_high"),
+    facet: str | Sequence[str] | None = None,
+    columns: int | None = None,
+    share: bool = True,
+    log: bool = False,
+    label: str | None = None,
+    baseline: str | None = None,
+    note: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Lines in Okabe and Ito's colours with bands, named at their right end.
+
+    Args:
+        frame: one row a point, in any order.
+        x: column, or `Axis`, across; text keeps the order in which it appears.
+        y: column of heights.
+        hue: column that tells lines apart: up to eight names, or numbers, which run from dark to light.
+        band: columns of the band's lower and upper edge; not drawn where the frame lacks them.
+        facet: column, or columns, that cut the frame into panels.
+        columns: panels in a row.
+        share: one scale of heights for all panels; False gives each its own.
+        log: heights on a logarithmic scale.
+        label: what the heights are; None takes the frame's metric.
+        baseline: what the heights are relative to, added to the label.
+        note: small print at the upper right; None says `n`, where the frame has it.
+        title: stands above the figure.
+
+    Raises:
+        UnknownName: a column that the frame does not have.
+        InterpError: no rows, heights that are no numbers, several rows for one point, or more than eight names.
+    """
+    across, colours = scale(frame, x), _colours(frame, hue)
+    numbers(frame, y)
+    chart = _chart(frame, facet, columns, across, share=share, title=title)
+    for axes, (head, part) in zip(chart.axes, chart.parts, strict=True):
+        _once(part, name(x), hue)
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        ends = {}
+        for value, colour in colours.items():
+            at, points = _along(part if hue is None else part[part[hue] == value], name(x), across)
+            if not len(at):
+                continue
+            if band and set(band) <= set(points.columns):
+                low, high = (numbers(points, edge) for edge in band)
+                axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(at, points[y], color=colour, marker="o" if len(across) <= 40 else "", markersize=1.7)
+            if hue is not None:
+                ends[_named(hue, value)] = (float(at[-1]), float(points[y].iloc[-1]), colour)
+        _frame(axes, head, across, "y")
+        _name_ends(axes, ends, chart.height)
+    _describe(chart, across.title, _label(frame, y, label, baseline), _note(frame, note), share=share)
+    return explained(chart.figure, frame)
+
+
+@checked
+@styled()
+def bars(
+    frame: pd.DataFrame,
+    *,
+    x: str | Axis,
+    y: str = "value",
+    hue: str | None = None,
+    error: Edges | None = ("ci_low", "ci_high"),
+    horizontal: bool = False,
+    diverging: bool = False,
+    facet: str | Sequence[str] | None = None,
+    columns: int | None = None,
+    share: bool = True,
+    label: str | None = None,
+    baseline: str | None = None,
+    note: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Bars with error bars, for layers or components.
+
+    Args:
+        frame: one row a bar.
+        x: column, or `Axis`, of what the bars stand for; text keeps the order in which it appears.
+        y: column of lengths.
+        hue: column that gives the colour; bars of one place and several hues stand side by side.
+        error: columns of the error bar's two ends; not drawn where the frame lacks them.
+        horizontal: bars lie, with the first on top: for long names.
+        diverging: positive blue, negative red, where there is no hue.
+        facet: column, or columns, that cut the frame into panels.
+        columns: panels in a row.
+        share: one scale of lengths for all panels; False gives each its own.
+        label: what the lengths are; None takes the frame's metric.
+        baseline: what the lengths are relative to, added to the label.
+        note: small print at the upper right; None says `n`, where the frame has it.
+        title: stands above the figure.
+
+    Raises:
+        UnknownName: a column that the frame does not have.
+        InterpError: no rows, lengths that are no numbers, several rows for one bar, or more than eight names.
+    """
+    places, colours = scale(frame, x), _colours(frame, hue)
+    numbers(frame, y)
+    beside = bool(frame.duplicated([name(x), *_names(facet)]).any())
+    thick = 0.78 / (len(colours) if beside else 1)
+    lying = max(len(places) * max(thick * len(colours) if beside else 1, 1) * BAR, 0.5) if horizontal else None
+    chart = _chart(frame, facet, columns, places, share=share, title=title, lying=lying)
+    for axes, (head, part) in zip(chart.axes, chart.parts, strict=True):
+        _once(part, name(x), hue)
+        for order, (value, colour) in enumerate(colours.items()):
+            at, points = _along(part if hue is None else part[part[hue] == value], name(x), places)
+            if not len(at):
+                continue
+            at = at + (thick * (order - (len(colours) - 1) / 2) if beside else 0)
+            lengths = numbers(points, y)
+            fill = np.where(lengths < 0, NEGATIVE, POSITIVE) if diverging and hue is None else colour
+            (axes.barh if horizontal else axes.bar)(at, lengths, thick, color=fill, linewidth=0)
+            if error and set(error) <= set(points.columns):
+                low, high = (numbers(points, edge) for edge in error)
+                (axes.hlines if horizontal else axes.vlines)(at, low, high, color=INK, linewidth=0.6)
+        _frame(axes, head, places, "x" if horizontal else "y")
+    if hue is not None and len(colours) > 1:
+        handles = [Patch(color=colour, label=_named(hue, value)) for value, colour in colours.items()]
+        above: dict[str, Any] = {"handles": handles, "ncols": min(len(handles), 6), "handlelength": 0.8}
+        if facet is None:
+            chart.axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.4, **above)
+        else:
+            chart.figure.legend(loc="outside upper left", **above)
+    label = _label(frame, y, label, baseline)
+    _describe(chart, *((label, places.title) if horizontal else (places.title, label)), _note(frame, note), share=share)
+    return explained(chart.figure, frame)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with its panels and what each shows; `height` of a panel's axes in inches, roughly."""
+
+    figure: Figure
+    axes: list[Axes]
+    parts: list[tuple[str, pd.DataFrame]]
+    columns: int
+    height: float
+
+
+def _chart(
+    frame: pd.DataFrame,
+    facet: str | Sequence[str] | None,
+    columns: int | None,
+    places: Scale,
+    *,
+    share: bool,
+    title: str | None,
+    lying: float | None = None,
+) -> Chart:
+    parts = panels(frame, facet)
+    columns = min(len(parts), columns or (2 if share and len(parts) == 4 else 3 if len(parts) > 4 else len(parts)))
+    n_rows = -(-len(parts) // columns)
+    wide = columns > 1 or (len(places) > 12 and lying is None)
+    height = PANEL_HEIGHT if lying is None else lying
+    slanted = 0.0 if lying is not None or places.numeric else _longest(places) * 0.7
+    figure = blank(TEXT_WIDTH if wide else NARROW, n_rows * (height + 0.25) + 0.3 + slanted + (0.15 if title else 0))
+    across, down = (share, True) if lying is not None else (True, share)
+    grid = figure.subplots(n_rows, columns, squeeze=False, sharex=across, sharey=down)
+    axes = list(grid.flat)
+    for spare in axes[len(parts) :]:
+        spare.remove()
+    if title:
+        figure.suptitle(written(title), x=0.01, ha="left", weight="bold", size=7.0)
+    if lying is not None:
+        axes[0].set_ylim(len(places) - 0.4, -0.6)
+    for panel in axes[: len(parts)]:
+        _mark_places(panel.xaxis if lying is None else panel.yaxis, places, (TEXT_WIDTH if wide else NARROW) / columns)
+    return Chart(figure, axes[: len(parts)], parts, columns, height - 0.15)
+
+
+def _mark_places(axis: Any, places: Scale, room: float) -> None:
+    if places.numeric:
+        axis.set_major_locator(MaxNLocator("auto", integer=True))
+        return
+    slanted = axis.axis_name == "x" and sum(width(text, SMALL) + 4 for text in places.labels) > (room - 0.8) * POINTS
+    step = math.ceil(len(places) * (SMALL + 3) / ((room - 0.8) * POINTS)) if slanted else 1
+    axis.set_ticks(range(0, len(places), step), labels=places.labels[::step])
+    if slanted:
+        for text in axis.get_ticklabels():
+            text.set(rotation=45, ha="right", va="top", rotation_mode="anchor")
+
+
+def _along(part: pd.DataFrame, where: str, places: Scale) -> tuple[Grid, pd.DataFrame]:
+    """Where the rows stand along the axis, from left to right, and the rows in this order."""
+    at = part[where] if places.numeric else part[where].map({value: i for i, value in enumerate(places.values)})
+    order = at.argsort(kind="stable")
+    return at.to_numpy(dtype=float)[order], part.iloc[order]
+
+
+def _once(part: pd.DataFrame, where: str, hue: str | None) -> None:
+    keys = [where, *_names(hue)]
+    twice = part[part.duplicated(keys, keep=False)]
+    if len(twice):
+        raise InterpError(f"a point takes one row of the frame, but {once(twice, keys)} or hue")
+
+
+def _names(facet: str | Sequence[str] | None) -> list[str]:
+    return [] if facet is None else [facet] if isinstance(facet, str) else list(facet)
+
+
+def _colours(frame: pd.DataFrame, hue: str | None) -> Mapping[Any, str]:
+    if hue is None:
+        return {None: OKABE_ITO[0]}
+    values = ordered(column(frame, hue))
+    if frame[hue].dtype.kind in "iuf":
+        values = [value for value in values if (frame[hue] == value).any()]
+        if len(values) > 3:
+            ramp = colormaps["viridis"]
+            return {value: to_hex(ramp(0.9 * at / (len(values) - 1))) for at, value in enumerate(values)}
+    if len(values) > len(OKABE_ITO):
+        raise InterpError(f"{hue!r} has {len(values)} different names; {len(OKABE_ITO)} colours can be told apart")
+    return dict(zip(values, OKABE_ITO, strict=False))
+
+
+def _named(hue: str, value: object) -> str:
+    return drawable(place({hue: value}).replace("_", " "))
+
+
+def _frame(axes: Axes, head: str, places: Scale, lengths: Literal["x", "y"]) -> None:
+    """Title, light lines at the ticks of the values, a line at zero where values lie on both sides."""
+    axes.set_title(head)
+    axes.grid(axis=lengths)
+    low, high = axes.get_ylim() if lengths == "y" else axes.get_xlim()
+    if low < 0 < high:
+        (axes.axhline if lengths == "y" else axes.axvline)(0, color=RULE, linewidth=0.5, zorder=0.9)
+    if lengths == "y" and places.numeric:
+        axes.margins(x=0.02)
+
+
+def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], height: float) -> None:
+    """Write each line's name to the right of its last point, moved apart where names would touch."""
+    if not ends:
+        return
+    axes.autoscale_view()
+    known = {name: end for name, end in ends.items() if np.isfinite(end[1])}
+    fractions = [axes.transAxes.inverted().transform(axes.transData.transform(end[:2]))[1] for end in known.values()]
+    apart = spread(fractions, (SMALL + 2.0) / (height * POINTS))
+    aside = offset_copy(axes.transAxes, axes.get_figure(root=True), x=9, units="points")
+    for (text, (at, value, colour)), level in zip(known.items(), apart, strict=True):
+        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 1, "relpos": (0, 0.5)}
+        name = axes.annotate(text, (at, value), xytext=(1, level), textcoords=aside, arrowprops=leader)
+        name.set(va="center", size=SMALL)
+
+
+def _describe(chart: Chart, below: str, beside: str, note: str, *, share: bool) -> None:
+    """Axis titles on the outer panels, and the small print at the upper right."""
+    count = len(chart.axes)
+    for at, axes in enumerate(chart.axes):
+        lowest = at + chart.columns >= count
+        axes.tick_params(labelbottom=lowest or not share, labelleft=at % chart.columns == 0 or not share)
+        if lowest:
+            axes.set_xlabel(below)
+        if at % chart.columns == 0 and count <= chart.columns:
+            axes.set_ylabel(beside)
+    if count > chart.columns:
+        chart.figure.supylabel(beside, size=7.0)
+    if note:
+        last = chart.axes[min(chart.columns, count) - 1]
+        last.set_title(written(note), loc="right", weight="normal", size=SMALL, color=MUTED)
+
+
+def _label(frame: pd.DataFrame, y: str, label: str | None, baseline: str | None) -> str:
+    text = metric_name(frame, y) if label is None else label
+    return written(text if baseline is None else f"{text} (baseline: {baseline})")
+
+
+def _note(frame: pd.DataFrame, note: str | None) -> str:
+    if note is not None or "n" not in frame.columns:
+        return note or ""
+    least, most = frame["n"].min(), frame["n"].max()
+    return f"n = {least}" if least == most else f"n = {least} to {most}"
+
+
+def _longest(places: Scale) -> float:
+    return max(width(text, SMALL) for text in places.labels) / POINTS

@@ -1,0 +1,253 @@
+"""Figures made of points: one measurement against another, such as an estimate against the exact effect.
+
+1. Each panel is an axes with the same two scales; a hue has one colour in all panels.
+2. With a diagonal both axes have one range, and a line shows where the two numbers are equal.
+3. Points that have a name in the column `labels` carry it, where it covers no other name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib import colormaps, patheffects
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from interp.arguments import checked
+from interp.errors import InterpError
+from interp.figures.axes import Grid, column, numbers, ordered, panels, place
+from interp.figures.glyphs import drawable, width, written
+from interp.figures.style import INK, MUTED, OKABE_ITO, RULE, TEXT_WIDTH, TINY, Figure, blank, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+POINTS = 72.0
+SIDE, WIDEST = 2.3, 3.4
+MOST_VECTOR_POINTS = 2000
+MOST_LABELS = 40
+MOST_COLUMNS = 3
+MOST_NAMED = 6
+
+Colours = Mapping[Any, str] | ScalarMappable
+
+
+@checked
+@styled()
+def scatter(
+    frame: pd.DataFrame,
+    *,
+    x: str,
+    y: str,
+    hue: str | None = None,
+    facet: str | Sequence[str] | None = None,
+    diagonal: bool = False,
+    labels: str | None = None,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Points, one for each row that has both numbers.
+
+    Args:
+        frame: one row a point.
+        x: column of numbers, across.
+        y: column of numbers, upwards.
+        hue: column that gives the colour: up to eight names, or numbers, which get a colour bar.
+        facet: column, or columns, that cut the frame into panels.
+        diagonal: one range for both axes, and the line on which they are equal.
+        labels: column with the names of a few points; empty or missing where a point has none. Of more than 40 in a
+            panel only the first 40 are written.
+        xlabel: what stands below; None takes the column's name.
+        ylabel: what stands beside; None takes the column's name.
+        title: stands above the figure.
+
+    Raises:
+        UnknownName: a column that the frame does not have.
+        InterpError: no rows, columns that hold no numbers, or more than eight names of a hue.
+    """
+    across, up = numbers(frame, x), numbers(frame, y)
+    there = np.isfinite(across) & np.isfinite(up)
+    if not there.any():
+        raise InterpError(f"there is nothing to draw: no row has both {x!r} and {y!r}")
+    if labels is not None:
+        column(frame, labels)
+    parts = panels(frame[there], facet)
+    colours = _colours(frame[there], hue)
+    figure, axes = _panels(len(parts), title, legend=isinstance(colours, Mapping) and len(colours) > 1)
+    if diagonal:
+        both = np.concatenate([across[there], up[there]])
+        ends = _with_margin(both.min(), both.max())
+    for axis, (head, part) in zip(axes, parts, strict=True):
+        axis.set_title(head)
+        axis.grid()
+        if diagonal:
+            axis.set(xlim=ends, ylim=ends)
+            axis.plot(ends, ends, color=RULE, linewidth=0.6, zorder=1.5)
+        _points(axis, numbers(part, x), numbers(part, y), _each(part, hue, colours), vector=_few(frame))
+        for draw, (low, high) in ((axis.axvline, axis.get_xlim()), (axis.axhline, axis.get_ylim())):
+            if low < 0 < high:
+                draw(0, color=RULE, linewidth=0.5, zorder=0.9)
+        if labels is not None:
+            _names(axis, numbers(part, x), numbers(part, y), part[labels], figure)
+    _describe(figure, axes, x if xlabel is None else xlabel, y if ylabel is None else ylabel)
+    _explain(figure, axes, hue, colours)
+    return figure
+
+
+@checked
+def estimates(table: pd.DataFrame) -> Figure:
+    """Estimated against exact effect of cells; on the diagonal they are equal.
+
+    Args:
+        table: a row for each cell, as `interp.attribution.estimate_check.means` makes it, with a column `name`: those
+            with the largest exact effects carry it.
+    """
+    named = table["exact_effect"].abs().nlargest(MOST_NAMED).index
+    return scatter(
+        table.assign(name=table["name"].where(table.index.isin(named), "")),
+        x="exact_effect",
+        y="effect",
+        hue="sample",
+        diagonal=True,
+        labels="name",
+        xlabel="exact effect",
+        ylabel="estimated effect",
+    )
+
+
+def _few(frame: pd.DataFrame) -> bool:
+    return len(frame) <= MOST_VECTOR_POINTS
+
+
+def _colours(frame: pd.DataFrame, hue: str | None) -> Colours:
+    """A colour for every name, or a scale for numbers."""
+    if hue is None:
+        return {None: OKABE_ITO[0]}
+    values = column(frame, hue)
+    if values.dtype.kind in "iuf":
+        known = numbers(frame, hue)
+        known = known[~np.isnan(known)]
+        return ScalarMappable(Normalize(known.min(initial=0.0), known.max(initial=1e-12)), colormaps["viridis"])
+    names = ordered(values)
+    if len(names) > len(OKABE_ITO):
+        raise InterpError(f"{hue!r} has {len(names)} different names; {len(OKABE_ITO)} colours can be told apart")
+    return dict(zip(names, OKABE_ITO, strict=False))
+
+
+def _each(part: pd.DataFrame, hue: str | None, colours: Colours) -> Any:
+    """The colour of every row."""
+    if isinstance(colours, ScalarMappable):
+        assert hue is not None
+        return colours.to_rgba(numbers(part, hue))
+    return colours[None] if hue is None else [colours.get(value, MUTED) for value in part[hue]]
+
+
+def _points(axes: Axes, across: Grid, up: Grid, colours: Any, *, vector: bool) -> None:
+    size, alpha = (9.0, 0.85) if len(across) <= 200 else (4.0, 0.6)
+    axes.scatter(across, up, s=size, c=colours, alpha=alpha, linewidths=0, rasterized=not vector, zorder=2)
+
+
+def _panels(count: int, title: str | None, *, legend: bool) -> tuple[Figure, list[Axes]]:
+    columns = min(count, MOST_COLUMNS)
+    rows = -(-count // columns)
+    side = min(WIDEST, max(SIDE, (TEXT_WIDTH - 0.6) / columns)) if columns > 1 else WIDEST
+    tall = min(side, WIDEST) * 0.82
+    figure = blank(min(TEXT_WIDTH, columns * side + 0.6), rows * (tall + 0.25) + 0.3 + 0.15 * (bool(title) + legend))
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    axes = list(grid.flat)
+    for spare in axes[count:]:
+        spare.remove()
+    if title:
+        figure.suptitle(written(title), x=0.01, ha="left", weight="bold", size=7.0)
+    for axis in axes[:count]:
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        axis.margins(0.06)
+    return figure, axes[:count]
+
+
+def _with_margin(low: float, high: float) -> tuple[float, float]:
+    gap = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
+    return low - gap, high + gap
+
+
+def _names(axes: Axes, across: Grid, up: Grid, texts: pd.Series[Any], figure: Figure) -> None:
+    """Write the names of points beside them, on whichever side covers no earlier name; none where no side is free."""
+    axes.autoscale_view()
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    places = axes.get_subplotspec()
+    assert places is not None
+    rows, columns = places.get_gridspec().get_geometry()
+    room = figure.get_size_inches() * POINTS / (columns, rows) - (30, 24)  # points, less what stands around the axes
+    shown = [(at, drawable(str(text))) for at, text in enumerate(texts) if isinstance(text, str) and text]
+    taken: list[tuple[float, float, float, float]] = []
+    for at, text in shown[:MOST_LABELS]:
+        here = ((across[at] - left) / (right - left) * room[0], (up[at] - low) / (high - low) * room[1])
+        size = width(text, TINY), TINY + 1
+        for above, aside in product((0, 1, -1, 2, -2), (1, -1)):
+            corner = (
+                here[0] + (3 if aside > 0 else -3 - size[0]),
+                here[1] + above * size[1] - size[1] / 2,
+            )
+            box = (corner[0], corner[1], corner[0] + size[0], corner[1] + size[1])
+            if box[0] > -3 and box[2] < room[0] + 20 and not any(_touch(box, other) for other in taken):
+                break
+        else:
+            continue
+        taken.append(box)
+        named = axes.annotate(
+            text, (across[at], up[at]), xytext=(3 * aside, above * size[1]), textcoords="offset points", zorder=3
+        )
+        named.set(ha="left" if aside > 0 else "right", va="center", size=TINY, color=INK)
+        named.set_path_effects([patheffects.withStroke(linewidth=1.2, foreground="white")])
+
+
+def _touch(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _describe(figure: Figure, axes: list[Axes], below: str, beside: str) -> None:
+    """Titles of both axes, once where there are several panels."""
+    below, beside = (written(text.replace("_", " ")) for text in (below, beside))
+    if len(axes) == 1:
+        axes[0].set(xlabel=below, ylabel=beside)
+        return
+    columns = min(len(axes), MOST_COLUMNS)
+    for axis in axes[-columns:]:
+        axis.tick_params(labelbottom=True)
+        axis.set_xlabel(below)
+    figure.supylabel(beside, size=7.0)
+
+
+def _explain(figure: Figure, axes: list[Axes], hue: str | None, colours: Colours) -> None:
+    """What the colours mean: a legend of names, a bar of numbers."""
+    if hue is None:
+        return
+    if isinstance(colours, ScalarMappable):
+        bar = figure.colorbar(colours, ax=axes, aspect=25, pad=0.02, fraction=0.05)
+        bar.set_label(written(hue.replace("_", " ")))
+        bar.outline.set_linewidth(0.4)
+        bar.ax.yaxis.set_major_locator(MaxNLocator(5))
+        return
+    if len(colours) < 2:
+        return
+    handles = [
+        Line2D([], [], color=colour, marker="o", markersize=3, linestyle="", label=_named(hue, value))
+        for value, colour in colours.items()
+    ]
+    look: dict[str, Any] = {"handles": handles, "ncols": min(len(handles), 6), "handlelength": 0.6}
+    if len(axes) == 1:
+        axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.4, **look)
+    else:
+        figure.legend(loc="outside upper right", **look)
+
+
+def _named(hue: str, value: object) -> str:
+    return drawable(place({hue: value}).replace("_", " "))

@@ -1,0 +1,162 @@
+"""Small files, and folders of files: written whole or not at all, whatever happens on the way, and read only where they
+are files.
+
+1. The content goes to a file of another name in the same folder. 2. That file takes the name that was asked for, in
+place of what had it, in one step. 3. What goes wrong is an `OutputError`, and no part of a file is left. The other file
+is locked while its process lives: what a killed one left is removed by the next that writes the same.
+4. What only has the name of a file (a pipe, a socket, a device) is refused at once: to open it could wait for ever.
+
+Files of a folder are all written before the first takes its place.
+
+Results that several processes write are the business of `interp.resume.journal`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from interp.errors import OutputError
+
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
+
+
+def write_whole(path: Path, content: bytes, *, what: str, make_folder: bool = False) -> None:
+    """Write a file, whole or not at all; what stood there stays where it cannot be written.
+
+    Args:
+        path: the file.
+        content: all of it.
+        what: what it holds, for the message, such as "a circuit".
+        make_folder: make the folder too, where it is missing; the folder is then what a message names.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with partial_file(path) as (partial, handle):
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(handle, rest) :]
+            os.replace(partial, path)
+    except OSError as error:
+        place = str(path.parent if make_folder else path)
+        raise OutputError(f"{what} cannot be written to {place!r}: {error.strerror or error}") from None
+    with contextlib.suppress(OSError):  # a folder that cannot be listed
+        remove_leftovers(path.parent, f"{path.name}.")
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, *, what: str, first: str) -> Iterator[Path]:
+    """A place to write the files of a folder, which take their places when all of them are there.
+
+    Args:
+        folder: where they shall be; it is made where it is missing, and other files in it stay.
+        what: what they hold, for the message, such as "a model".
+        first: the file that takes its place before all others: the one by which a reader knows whether the rest are
+            those that belong to it, as they are moved one by one.
+
+    Raises:
+        OutputError: they cannot be written; nothing in the folder has changed.
+    """
+    existed = folder.is_dir()
+    staged = (folder if existed else folder.parent) / f".{folder.name}.{secrets.token_hex(8)}.partial"
+    try:
+        try:
+            staged.mkdir(parents=True)
+        except ValueError as error:  # a name with a NUL in it
+            raise OSError(str(error)) from None
+        yield staged
+        if not existed:
+            os.replace(staged, folder)  # all of them in one step
+            return
+        for file in sorted(staged.iterdir(), key=lambda file: file.name != first):
+            os.replace(file, folder / file.name)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{what} cannot be written to {str(folder)!r}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def read_regular(path: Path) -> bytes:
+    """All that a file holds.
+
+    Raises:
+        OSError: it is missing, cannot be read, or is no file but a folder, a pipe, a socket or a device.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file", str(path))
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file in UTF-8 holds.
+
+    Raises:
+        OSError: as `read_regular`.
+        JSONDecodeError, UnicodeDecodeError: it holds something else.
+    """
+    try:
+        return json.loads(read_regular(path).decode("utf-8"))
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deeply", "", 0) from None
+
+
+@contextlib.contextmanager
+def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
+    """A new temporary file beside `target`, locked; gone afterwards under this name."""
+    while True:
+        partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+        handle = -1
+        try:
+            try:
+                handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+                _lock(handle, wait=True)
+                if os.fstat(handle).st_nlink:  # else another process took it for a leftover before it was locked
+                    yield partial, handle
+                    return
+            finally:
+                partial.unlink(missing_ok=True)
+        finally:  # again: an interrupt may have come in place of the first
+            partial.unlink(missing_ok=True)
+            if handle >= 0:
+                os.close(handle)
+
+
+def remove_leftovers(folder: Path, of: str = "") -> None:
+    """Remove the temporary files of processes that are no more; those of one target, if it is named."""
+    for name in os.listdir(folder):
+        if PARTIAL.fullmatch(name) and name.startswith(f".{of}"):
+            with contextlib.suppress(OSError):
+                handle = os.open(folder / name, os.O_RDWR | os.O_NONBLOCK)
+                try:
+                    if _lock(handle, wait=False):
+                        os.unlink(folder / name)
+                finally:
+                    os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool) -> bool:
+    """Lock a file until it is closed or its process ends; False where another has it, or the disk knows no locks."""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

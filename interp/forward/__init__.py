@@ -1,0 +1,1 @@
+"""What the layers of one forward share: positions, masks, rotary angles, rows of edited runs."""

@@ -1,0 +1,1 @@
+"""Models whose mechanism is known, and methods held against them."""

@@ -1,0 +1,244 @@
+"""A head's two circuits, as products of narrow matrices: what it compares, what it writes of what it reads.
+
+1. QK = W_Q W_K^T / scale says which positions a head compares as alike, OV = W_V W_O what it writes of what it reads.
+   They are never multiplied out over the vocabulary. A query head that shares its keys and values uses its group's.
+2. The norm in front is folded in where it is linear: its weight and its centring. Its division by the scale is not, and
+   stays out; so do biases.
+3. Composition: how much of what one head writes a later one reads, against the same heads turned at random.
+4. Directions: the singular vectors of OV, by the tokens that lie along what is read and what is written.
+
+Sources: Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits", sections on QK and OV circuits and on
+composition); Millidge and Black 2022 ("The Singular Value Decompositions of Transformer Weight Matrices are Highly
+Interpretable").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from interp.arguments import checked, is_whole, shown, whole_number
+from interp.errors import InterpError, UnknownName, check_choice
+from interp.hooked.model import HookedModel
+from interp.models.gpt import GPT
+from interp.models.layers import Norm
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+READERS = {"q": "queries", "k": "keys", "v": "values"}
+LEAST = 1e-30
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Matrices of low rank, `left @ right`, from one row of the residual stream to another.
+
+    Attributes:
+        left: [..., d_model, d_head], what is read.
+        right: [..., d_head, d_model], what is written, or what is compared with.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __getitem__(self, index: int | slice) -> Circuit:
+        """The circuit of one head, or of some."""
+        return Circuit(self.left[index], self.right[index])
+
+    @property
+    def matrix(self) -> Tensor:
+        """The product itself [..., d_model, d_model]."""
+        return self.left @ self.right
+
+    @property
+    def norm(self) -> Tensor:
+        """Frobenius norm [...]."""
+        return (_triangle(self.left) @ self.right).norm(dim=(-2, -1))
+
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Directions that are read [..., d_model, d_head] in columns, singular values [..., d_head] from the largest,
+        and directions that are written [..., d_head, d_model] in rows.
+        """
+        reads, small_left = torch.linalg.qr(self.left)
+        writes, small_right = torch.linalg.qr(self.right.mT)
+        u, values, v = torch.linalg.svd(small_left @ small_right.mT, full_matrices=False)
+        return reads @ u, values, v @ writes.mT
+
+
+def readable(model: HookedModel) -> GPT:
+    """The model, if its weights can be read here.
+
+    Raises:
+        InterpError: another library computes it.
+    """
+    if not isinstance(model, GPT):
+        raise InterpError(
+            f"the weights of a {type(model).__name__} are not laid out here: load its checkpoint with interp.load, or "
+            "judge its heads by their patterns"
+        )
+    return model
+
+
+@checked
+@torch.no_grad()
+def ov(model: HookedModel, layer: int) -> Circuit:
+    """What the heads of a layer write of what they read: W_V W_O.  # [head, d_model, d_model]
+
+    Raises:
+        InterpError: a model whose weights cannot be read here.
+        UnknownName: a layer that does not exist.
+    """
+    attn = readable(model).attention(_layer(model, layer))
+    return Circuit(each_head(model, folded(model, layer, attn.W_V)), wide(attn.W_O))
+
+
+@checked
+@torch.no_grad()
+def qk(model: HookedModel, layer: int) -> Circuit:
+    """What the heads of a layer compare, before positions turn it: W_Q W_K^T / scale.  # [head, d_model, d_model]
+
+    Raises:
+        InterpError, UnknownName: as `ov`.
+    """
+    attn = readable(model).attention(_layer(model, layer))
+    assert model.cfg.attn_scale is not None
+    keys = each_head(model, folded(model, layer, attn.W_K))
+    return Circuit(folded(model, layer, attn.W_Q) / model.cfg.attn_scale, keys.mT)
+
+
+@checked
+@torch.no_grad()
+def composition(model: HookedModel, reader: str) -> Tensor:
+    """How much of what one head writes another reads: ||OV reader|| / (||OV|| ||reader||), in Frobenius norms.
+
+    If one of the two were turned at random, the root mean square of the ratio would be 1 / sqrt(d_model), whatever
+    their singular values: `chance_composition`.
+
+    Args:
+        model: the model.
+        reader: by what the later head reads: "q" and "k" are its QK circuit from either side, "v" its OV circuit.
+
+    Returns:
+        [layer, head, layer, head] of writer and reader; NaN where the reader does not come later.
+
+    Raises:
+        UnknownName: another reader.
+        InterpError: a model whose weights cannot be read here.
+
+    Source: Elhage et al. 2021, on Q-, K- and V-composition.
+    """
+    check_choice("reader", reader, READERS)
+    layers, heads = readable(model).cfg.n_layers, model.cfg.n_heads
+    reads = []
+    for layer in range(layers):
+        circuit = ov(model, layer) if reader == "v" else qk(model, layer)
+        if reader == "k":
+            circuit = Circuit(circuit.right.mT, circuit.left.mT)
+        reads.append(circuit.left @ _triangle(circuit.right.mT).mT)  # as long as the circuit [head, d_model, d_head]
+    out = torch.full((layers, heads, layers, heads), float("nan"))
+    for layer in range(layers - 1):
+        circuit = ov(model, layer)
+        writing = _triangle(circuit.left) @ circuit.right  # [head, d_head, d_model]
+        reading = torch.stack(reads[layer + 1 :])  # [layer, head, d_model, d_head]
+        both = torch.einsum("hdm,lrme->hlrde", writing, reading).norm(dim=(-2, -1))  # [head, layer, head]
+        norms = writing.norm(dim=(-2, -1))[:, None, None] * reading.norm(dim=(-2, -1))
+        out[layer, :, layer + 1 :] = (both / norms.clamp(min=LEAST)).cpu()
+    return out
+
+
+def chance_composition(model: HookedModel) -> float:
+    """The composition of two heads of which one is turned at random."""
+    return float(model.cfg.d_model**-0.5)
+
+
+@checked
+@torch.no_grad()
+def singular_tokens(model: HookedModel, layer: int, head: int, *, directions: int = 4, top: int = 6) -> pd.DataFrame:
+    """The directions that a head's OV circuit carries most, by the tokens along them.
+
+    A direction and its opposite are the same to an OV circuit: each is turned so that its largest logit is positive.
+
+    Args:
+        model: the model.
+        layer, head: which head.
+        directions: how many, the largest singular values first.
+        top: tokens of each.
+
+    Returns:
+        Columns `direction, singular_value, share` (of the sum of squares), `side` ("reads" or "writes"), `rank, token,
+        value`: how far a token's normalised embedding reaches along what is read, or the logit, less the mean of all,
+        of what is written.
+
+    Raises:
+        UnknownName: a layer or head that does not exist.
+        InterpError: a model whose weights cannot be read here.
+
+    Source: Millidge and Black 2022.
+    """
+    import pandas as pd
+
+    model = readable(model)
+    if not is_whole(head) or not 0 <= head < model.cfg.n_heads:
+        raise UnknownName(
+            f"head {shown(head)} is not one of this model's {model.cfg.n_heads}, 0 to {model.cfg.n_heads - 1}"
+        )
+    directions, top = whole_number("directions", directions, least=1), whole_number("top", top, least=1)
+    reads, values, writes = ov(model, layer)[head].svd()
+    written = writes[:directions] @ unembedding(model, torch.arange(model.cfg.d_vocab_out, device=model.device))
+    written = written - written.mean(-1, keepdim=True)  # [direction, d_vocab_out]
+    sign = written.gather(-1, written.abs().argmax(-1, keepdim=True)).sign()
+    norm = model.norm_before(layer)
+    rows = wide(model.W_E if norm is None else norm.normalized(model.W_E))
+    tables = {"reads": (rows @ reads[:, :directions]).T * sign, "writes": written * sign}
+    share = values.square() / values.square().sum().clamp(min=LEAST)
+    told = []
+    for at in range(len(written)):
+        for side, table in tables.items():
+            best = table[at].topk(min(top, table.shape[1]))
+            for rank, (value, token) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
+                name = str(token) if model.tokenizer is None else model.to_str_tokens([token])[0]
+                told.append((at, float(values[at]), float(share[at]), side, rank, name, value))
+    return pd.DataFrame(told, columns=["direction", "singular_value", "share", "side", "rank", "token", "value"])
+
+
+def unembedding(model: GPT, tokens: Tensor) -> Tensor:
+    """Columns of W_U with the final norm's weight and centring folded in.  # [d_model, token]"""
+    return _behind(model.norm_before(model.cfg.n_layers), wide(model.W_U[:, tokens.to(model.device)]))
+
+
+def folded(model: HookedModel, layer: int, weight: Tensor) -> Tensor:
+    """A weight [..., d_model, d] of a layer's heads with the weight and centring of the norm before it."""
+    return _behind(readable(model).norm_before(layer), wide(weight))
+
+
+def each_head(model: HookedModel, shared: Tensor) -> Tensor:
+    """What keys or values have, once for every query head that shares them.  # [kv_head, ...] -> [head, ...]"""
+    return shared.repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, 0)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Numbers in half precision as float32, others as they are; without a graph."""
+    return (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).detach()
+
+
+def _behind(norm: Norm | None, weight: Tensor) -> Tensor:
+    if norm is None:
+        return weight
+    if norm.w is not None:
+        weight = weight * wide(norm.w)[:, None]
+    return weight - weight.mean(-2, keepdim=True) if norm.centers else weight
+
+
+def _triangle(narrow: Tensor) -> Tensor:
+    """R of a QR decomposition: as long in every direction as the narrow matrix itself."""
+    return torch.linalg.qr(narrow, mode="r").R
+
+
+def _layer(model: HookedModel, layer: int) -> int:
+    if not is_whole(layer) or not 0 <= layer < model.cfg.n_layers:
+        raise UnknownName(f"layer {shown(layer)} is not one of this model's {model.cfg.n_layers} layers, from 0 on")
+    return int(layer)

@@ -1,0 +1,389 @@
+"""`HookedModel`: what every model here can do, whatever its layers are made of.
+
+Running with hooks and with a cache, text in and out, generation. A subclass provides the forward, its hook points and
+the few pieces of the residual stream that decompositions need.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from interp.arguments import checked, device_of, entries, flag, shown
+from interp.config import ModelConfig
+from interp.errors import HookError, PromptError
+from interp.hooked.cache import ActivationCache, PosSlice
+from interp.hooked.generation import generate
+from interp.hooked.hooks import Hook, HookFunction, HookPoint, Kept, attached, by_position, detach
+from interp.hooked.recorder import Recorder
+from interp.sites import NameFilter, match
+from interp.text.padding import MASK_OF, as_mask, pad, padding_of
+from interp.text.tokenizer import Tokenizer
+
+HookList = Sequence[tuple[NameFilter, HookFunction]]
+
+
+class Scales(Protocol):
+    """A norm, as decompositions see it: linear once its scale is given."""
+
+    @property
+    def b(self) -> Tensor | None:
+        """The norm's bias [d_model]."""
+        ...
+
+    def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
+        """x as the norm hands it on, divided by a given scale, without the norm's bias."""
+        ...
+
+
+class HookedModel(nn.Module, ABC):
+    """A language model whose every intermediate value can be read, replaced and differentiated.
+
+    Attributes:
+        cfg: its configuration.
+        tokenizer: text to ids; None when the weights came without one.
+        source: where the weights came from (`interp.weights.checkpoint.Source`); None for an untrained model.
+        hook_dict: every hook point by its full site name, in the order of computation.
+    """
+
+    def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer | None, points: dict[str, HookPoint]) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.tokenizer = tokenizer
+        self.source: Any = None
+        self.hook_dict = points
+        self._kept = Kept()
+        for point in points.values():
+            point.kept = self._kept
+
+    @abstractmethod
+    def forward(self, input: str | Sequence[str] | Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Logits [batch, pos, d_vocab_out] of tokens [batch, pos]."""
+
+    if TYPE_CHECKING:
+        # Every model has these two, as modules: resid [batch, pos, d_model] -> normalised, and that -> logits.
+        ln_final: Any
+        unembed: Any
+
+    @abstractmethod
+    def derive(self, name: str, tensors: Mapping[str, Tensor], attention_mask: Tensor | None) -> Tensor | None:
+        """The value of a site from those of its neighbours in one run, or None when they do not determine it."""
+
+    @abstractmethod
+    def head_results(self, layer: int, z: Tensor) -> Tensor:
+        """What each head adds to the residual stream.  # [..., head, d_head] -> [..., head, d_model]"""
+
+    @abstractmethod
+    def norm_before(self, layer: int, *, mlp_input: bool = False) -> Scales | None:
+        """The norm between the residual stream and a reader: a layer, its MLP, or (n_layers) the unembedding."""
+
+    @property
+    @abstractmethod
+    def W_U(self) -> Tensor:
+        """Unembedding [d_model, d_vocab_out]."""
+
+    @property
+    @abstractmethod
+    def b_O(self) -> Tensor:
+        """What the attention of each layer adds besides its heads [layer, d_model]."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' number type."""
+        return next(self.parameters()).dtype
+
+    # Hooks
+
+    def hooks(self, fwd_hooks: HookList = (), bwd_hooks: HookList = ()) -> AbstractContextManager[Self]:
+        """Attach hooks for the length of a `with` block; they go again even when something raises.
+
+        They belong to the thread that attaches them (or the task, under asyncio): forwards of other threads through
+        the same model do not run them, those of a pool's threads included. To share them, attach them inside the
+        function that the pool runs, or run it in a copy of this thread's context:
+        `pool.submit(contextvars.copy_context().run, model, tokens)`.
+
+        A function gets a tensor of its own, which it may change in place: `x.mul_(0.5)`, with or without a return, is
+        `return x * 0.5`. So may a function of gradients.
+
+        Args:
+            fwd_hooks: pairs `(names, fn)`. `names` is a full site name, a glob, a predicate or a list of these;
+                `fn(tensor, hook)` returns a new tensor, or None to go on with the one that it was given.
+            bwd_hooks: the same for gradients.
+
+        Raises:
+            UnknownName: a name that matches no site.
+            HookError: a hook that never ran, or that returned another shape or dtype.
+        """
+        return attached(self.hook_dict, fwd_hooks, bwd_hooks, in_place=True, gives=self)
+
+    def run_with_hooks(
+        self,
+        input: str | Sequence[str] | Tensor,
+        *args: Any,
+        fwd_hooks: HookList = (),
+        bwd_hooks: HookList = (),
+        **kwargs: Any,
+    ) -> Any:
+        """One forward with hooks attached; arguments as `forward` and `hooks` take them.
+
+        A backward hook stays with this run's graph, so it also runs in a later `backward()` on the result.
+        """
+        with self.hooks(fwd_hooks, bwd_hooks):
+            return self(input, *args, **kwargs)
+
+    def run_with_cache(
+        self,
+        input: str | Sequence[str] | Tensor,
+        *args: Any,
+        names_filter: NameFilter = None,
+        layers: int | slice | Iterable[int] | None = None,
+        pos_slice: PosSlice = None,
+        device: str | torch.device | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        detach: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """One forward that keeps what it computed.
+
+        Args:
+            input: as `forward` takes it, and so are the further arguments.
+            names_filter: sites to keep, as a name, glob, predicate or list; None keeps every site that the forward
+                computes anyway. On-demand sites that are named here are computed for it.
+            layers: keep only sites of these layers, and those that belong to none.
+            pos_slice: keep only these positions (query positions of a pattern), as NumPy takes an index; a number
+                drops the axis.
+            device: move what is kept there.
+            remove_batch_dim: drop the batch axis of a batch of one.
+            incl_bwd: run `backward()` on the output, a scalar (`return_type="loss"`), and keep gradients under
+                `<name>_grad`.
+            detach: False keeps the graph, to differentiate through the kept tensors with `torch.autograd.grad`.
+
+        Returns:
+            `(output, cache)`.
+        """
+        for name, value in (("remove_batch_dim", remove_batch_dim), ("incl_bwd", incl_bwd), ("detach", detach)):
+            flag(name, value)
+        device = None if device is None else device_of(device)
+        wanted = self._select(names_filter, layers)
+        recorder = Recorder(pos_slice=pos_slice, device=device, detach=detach, copy_views=wanted is not None)
+        tokens, mask = self._input(input, kwargs.pop("prepend_bos", None), kwargs.pop("attention_mask", None))
+        always = [name for name, point in self.hook_dict.items() if not point.site.on_demand]
+        slopes: HookList = [(wanted or always, recorder.store_gradient)] if incl_bwd else ()
+        with attached(self.hook_dict, (), slopes, readers=[(wanted, recorder.store)]):
+            output = self(tokens, *args, attention_mask=mask, **kwargs)
+            if incl_bwd:
+                if output.ndim:
+                    raise HookError('incl_bwd=True needs a scalar output to differentiate: pass return_type="loss"')
+                output.backward()
+        recorder.check()
+        whole = pos_slice is None and kwargs.get("past_kv_cache") is None
+        cache = ActivationCache(recorder.tensors, self, attention_mask=mask, whole=whole)
+        return output, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def _select(self, names_filter: NameFilter, layers: int | slice | Iterable[int] | None) -> list[str] | None:
+        """The site names to keep, or None for all that is computed anyway."""
+        if names_filter is None and layers is None:
+            return None
+        names = match(names_filter, self.hook_dict)
+        if names_filter is None:
+            names = [n for n in names if not self.hook_dict[n].site.on_demand]
+        if layers is not None:
+            keep = set(entries("layer", layers, self.cfg.n_layers, refuse=PromptError))
+            names = [n for n in names if not self.hook_dict[n].site.per_layer or self.hook_dict[n].layer() in keep]
+        return names
+
+    def add_hook(self, names: NameFilter, hook: HookFunction, dir: str = "fwd") -> None:
+        """Attach a hook until `reset_hooks`; prefer `hooks`, which detaches by itself.
+
+        It belongs to the model: forwards of every thread run it, before the hooks of `hooks`.
+
+        Args:
+            names: full site name, glob, predicate or list.
+            hook: `fn(tensor, hook)`, as in `hooks`.
+            dir: "fwd" or "bwd".
+        """
+        if dir not in ("fwd", "bwd"):
+            raise HookError(f"dir must be 'fwd' or 'bwd', not {dir!r}")
+        if not callable(hook):
+            raise HookError(f"a hook must be a function of (tensor, hook), not {shown(hook)}")
+        call = by_position(hook)
+        self._kept.added.append({name: Hook(call, backward=dir == "bwd") for name in match(names, self.hook_dict)})
+
+    def reset_hooks(self) -> None:
+        """Detach the model's own hooks, and those of the blocks around this call; forget every point's `ctx`.
+
+        Hooks that other threads have attached with `hooks` stay theirs.
+        """
+        detach(self.hook_dict)
+        self._kept.added = []
+        for point in self.hook_dict.values():
+            point.ctx.clear()
+
+    # Text
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise PromptError("this model has no tokenizer: give token ids, or set model.tokenizer")
+        return self.tokenizer
+
+    @checked
+    def to_tokens(
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: Literal["right", "left"] = "right",
+    ) -> Tensor:
+        """Token ids [batch, pos] of a text or of several, which are padded to one length.
+
+        Args:
+            text: one text or several.
+            prepend_bos: True puts one beginning-of-sequence token first, False none; None does what the model's own
+                tokenizer does. (TransformerLens 1-3 always put one.)
+            padding_side: "right" or "left". A padded batch carries its mask, and a forward of this tensor takes it; of
+                one that was changed since (a slice, a copy) give the mask of `to_batch`.
+        """
+        tokens, mask = self.to_batch(text, prepend_bos, padding_side)
+        if not bool(mask.all()):
+            setattr(tokens, MASK_OF, mask)  # so that nobody takes the padding for a part of the prompts unnoticed
+        return tokens
+
+    @checked
+    def to_batch(
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: Literal["right", "left"] = "right",
+    ) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, both [batch, pos]; the mask is True at real tokens."""
+        texts = [text] if isinstance(text, str) else list(text)
+        tokenizer = self._tokenizer()
+        rows = [tokenizer.encode(one, prepend_bos=prepend_bos) for one in texts]
+        if not rows:
+            raise PromptError("no prompt was given")
+        for at, row in enumerate(rows):
+            if not row:
+                raise PromptError(f"prompt {at} is empty: {texts[at]!r} has no token")
+        fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        tokens, mask = pad(rows, fill, padding_side)
+        return tokens.to(self.device), mask.to(self.device)
+
+    @checked
+    def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
+        """Text of token ids: a list for [batch, pos], one text for [pos] or a single id."""
+        ids = torch.as_tensor(tokens)
+        if ids.ndim == 2:
+            return [self._tokenizer().decode(row) for row in ids.tolist()]
+        return self._tokenizer().decode(ids.reshape(-1).tolist())
+
+    @checked
+    def to_str_tokens(self, input: str | Tensor | Sequence[int], prepend_bos: bool | None = None) -> list[str]:
+        """The tokens of one prompt, each as text with the space that belongs to it: " the" is not "the"."""
+        if isinstance(input, str):
+            return self._tokenizer().str_tokens(self._tokenizer().encode(input, prepend_bos=prepend_bos))
+        ids = torch.as_tensor(input)
+        if ids.ndim == 2 and ids.shape[0] != 1:
+            raise PromptError(f"to_str_tokens takes one prompt, not a batch of {ids.shape[0]}")
+        return self._tokenizer().str_tokens(ids.reshape(-1).tolist())
+
+    @checked
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that, within running text, is exactly one token.
+
+        Raises:
+            PromptError: it is none or several; the message shows them.
+        """
+        token = self._tokenizer().single_id(text)
+        if token is not None and self._tokenizer().is_unknown(token, text):
+            raise PromptError(
+                f"{text!r} is unknown to this tokenizer, which reads {self.to_string([token])!r} in its place"
+            )
+        if token is None:
+            pieces = self._tokenizer().str_tokens(self._tokenizer().within(text))
+            hint = (
+                f"; with a space in front, {' ' + text!r} is one"
+                if self._tokenizer().single_id(" " + text) is not None
+                else ""
+            )
+            raise PromptError(f"{text!r} is not one token but {len(pieces)}: {pieces}{hint}")
+        return token
+
+    @checked
+    def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Tensor:
+        """Columns of W_U: [d_model] for one token, [batch, d_model] or [batch, pos, d_model] for more."""
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)
+        vast = isinstance(tokens, int) and abs(tokens) > self.cfg.d_vocab_out  # which no tensor may hold
+        ids = torch.as_tensor(-1 if vast else tokens, device=self.device)
+        n_out = self.cfg.d_vocab_out
+        whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+        if not whole or bool(((ids < 0) | (ids >= n_out)).any()):
+            raise PromptError(f"tokens must be ids of this model's answers, 0 to {n_out - 1}, not {shown(tokens)}")
+        return self.W_U.T[ids]
+
+    def generate(self, input: str | Sequence[str] | Tensor, max_new_tokens: int = 10, **options: Any) -> Any:
+        """Continue prompts: text in gives text out, ids give ids. `interp.hooked.generation.generate` has the
+        options.
+        """
+        return generate(self, input, max_new_tokens, **options)
+
+    # Input
+
+    def _input(
+        self, input: str | Sequence[str] | Tensor, prepend_bos: bool | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens [batch, pos] (or a residual stream, unchanged) and the mask of a padded batch."""
+        if not isinstance(input, Tensor):
+            texts = [input] if isinstance(input, str) else input
+            if not (isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts)):
+                also = (
+                    "; of PromptPairs give .clean or .corrupt, with attention_mask=.mask"
+                    if hasattr(input, "corrupt")
+                    else ""
+                )
+                raise PromptError(
+                    f"the input must be token ids, a text or several texts, not {type(input).__name__}{also}"
+                )
+            if attention_mask is not None:
+                raise PromptError("attention_mask belongs to token ids; text brings its own")
+            tokens, mask = self.to_batch(cast(Any, input), prepend_bos)
+            return tokens, None if bool(mask.all()) else mask
+        attention_mask = padding_of(input) if attention_mask is None else attention_mask
+        if attention_mask is not None:
+            attention_mask = as_mask(attention_mask).to(self.device)
+        if input.is_floating_point():
+            return input, attention_mask
+        tokens = input[None] if input.ndim == 1 else input
+        if tokens.ndim != 2 or tokens.dtype == torch.bool or tokens.is_complex():
+            raise PromptError(f"tokens must be whole numbers [batch, pos], not {list(input.shape)} {input.dtype}")
+        return tokens.to(self.device, torch.int64), attention_mask
+
+    def _check_tokens(self, tokens: Tensor, n_past: int) -> None:
+        if tokens.is_floating_point():
+            raise PromptError(
+                f"tokens must be whole numbers [batch, pos], not {list(tokens.shape)} {tokens.dtype}; a residual "
+                "stream needs start_at_layer"
+            )
+        if tokens.numel() == 0:
+            raise PromptError(
+                f"the prompt is empty: tokens have shape {list(tokens.shape)}, expected [batch, pos] with pos > 0"
+            )
+        if tokens.shape[1] + n_past > self.cfg.n_ctx:
+            raise PromptError(
+                f"a prompt of {tokens.shape[1] + n_past} tokens is longer than the model's context of {self.cfg.n_ctx}"
+            )
+        low, high = (int(x) for x in torch.aminmax(tokens))
+        if low < 0 or high >= self.cfg.d_vocab:
+            raise PromptError(
+                f"token id {low if low < 0 else high} is out of range: this model's ids are 0 to {self.cfg.d_vocab - 1}"
+            )

@@ -1,0 +1,1 @@
+"""Reading the residual stream at every depth: logit lens and tuned lens."""

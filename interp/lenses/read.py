@@ -1,0 +1,228 @@
+"""Reading a model's residual stream as if it were its last one: what every lens shares.
+
+1. Run the clean prompts once, keeping the stream before every layer, between mixer and MLP, and after the last.
+2. A lens translates the stream of a depth (the logit lens leaves it as it is); the model's own final norm and
+   unembedding turn it into logits.
+3. Of these logits: probability, rank and logit difference of the answer, the divergence from the model's own output,
+   and the likeliest tokens.
+4. The check: behind the last layer, where no lens translates, what is read must be the model's own output.
+
+Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp import stats
+from interp.arguments import checked, whole_number
+from interp.errors import InterpError, ParityError, PromptError, check_choice
+from interp.hooked.model import HookedModel
+from interp.metrics import best_logit, check_answers, joint_logit, mean_logit
+from interp.prompts.pairs import PromptPairs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Translate = Callable[[str, Tensor], Tensor]
+"""A lens: site name and stream [..., d_model] -> the stream it stands for behind the last layer."""
+
+LIMIT = {2: 0.05, 4: 1e-4, 8: 1e-4}
+"""Bytes of a number -> the most that the last row may differ from the model's output, in nats."""
+
+COLUMNS = ["lens", "layer", "site", "prompt", "pos", "token", "role", "metric", "k", "top_token", "value"]
+
+
+@checked
+def depths(model: HookedModel, *, halves: bool = True) -> list[str]:
+    """The sites of the residual stream from the first layer's input to the last layer's output, in order.
+
+    Args:
+        model: the model.
+        halves: with those between mixer and MLP, where the model has them.
+
+    Raises:
+        InterpError: a model without layers, or a bridged one that does not hand its stream out.
+    """
+    if not model.cfg.n_layers:
+        raise InterpError("a lens reads what layers leave behind, and this model has none")
+    wanted = ("hook_resid_pre", "hook_resid_mid") if halves else ("hook_resid_pre",)
+    names = [name for name in model.hook_dict if name.endswith(wanted)]
+    names.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
+    pre = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    lacking = [name for name in (*pre, names[-1]) if name not in model.hook_dict]
+    if lacking:
+        raise InterpError(f"this model does not hand out {lacking[0]!r}: a lens needs the stream of every layer")
+    return names
+
+
+def read_out(model: HookedModel, stream: Tensor) -> Tensor:
+    """Logits of a stream through final norm and unembedding, in float32.  # [..., d_model] -> [..., d_vocab_out]"""
+    logits: Tensor = model.unembed(model.ln_final(stream.to(model.dtype)))
+    return logits.float()
+
+
+def divergence(output: Tensor, log_prob: Tensor) -> Tensor:
+    """KL(output || read) in nats, of log-probabilities.  # [..., d_vocab_out] twice -> [...]"""
+    ratio = (output - log_prob).masked_fill(output == float("-inf"), 0)
+    return (output.exp() * ratio).sum(-1)
+
+
+@checked
+@torch.no_grad()
+def read(
+    model: HookedModel,
+    pairs: PromptPairs,
+    names: Sequence[str],
+    *,
+    lenses: Mapping[str, Translate | None],
+    pos: str = "last",
+    top: int = 5,
+) -> pd.DataFrame:
+    """Read the clean prompts at some depths through one or several lenses.
+
+    Args:
+        model: the model.
+        pairs: the prompts; their clean side is read.
+        names: sites of the residual stream; the last is the output of the last layer, which is the check.
+        lenses: name -> what translates the streams before they are read; None leaves them as they are.
+        pos: "last" for the last position of every prompt, "all" for every position. The answer at an earlier position
+            is the prompt's own next token.
+        top: how many of the likeliest tokens to keep.
+
+    Returns:
+        Columns `lens, layer, site, prompt, pos, token, role, metric, k, top_token, value`, in order of depth. The
+        answer's metrics are `prob`, `log_prob` (nats), `rank` (0 is first) and, at the last position, `logit_diff`
+        (right minus wrong); `kl` is the divergence of the model's output from this row, in nats; `top_prob` is the
+        probability of the k-th likeliest token, which `top_token` names.
+
+    Raises:
+        UnknownName: another `pos`.
+        PromptError: no tokens to keep, or next tokens that the model, which answers from another alphabet, cannot give.
+        ParityError: what is read behind the last layer is not the model's own output.
+    """
+    import pandas as pd
+
+    check_choice("pos", pos, ["last", "all"])
+    top = whole_number("top, the likeliest tokens to keep,", top, least=1, refuse=PromptError)
+    if pos == "all" and model.cfg.d_vocab_out < model.cfg.d_vocab:
+        raise PromptError("this model answers from another alphabet than it reads: choose pos='last'")
+    check_answers(pairs.answer_table, model.cfg.d_vocab_out)
+    pairs = pairs.to(model.device)
+    logits, cache = model.run_with_cache(pairs.clean, names_filter=list(names), attention_mask=pairs.attention_mask)
+
+    prompt, at = pairs.mask.nonzero(as_tuple=True)  # one entry for every real position
+    if pos == "last":
+        prompt, at = torch.arange(len(pairs), device=model.device), pairs.last
+    is_last = at == pairs.last[prompt]
+    follows = pairs.clean[prompt, (at + 1).clamp(max=pairs.clean.shape[1] - 1)]
+    right, wrong = pairs.answer_table[prompt].unbind(1)  # [place, most]
+    next_one = torch.nn.functional.pad(follows[:, None], (0, right.shape[1] - 1), value=-1)
+    right = torch.where(is_last[:, None], right, next_one)
+    output = logits[prompt, at].float().log_softmax(-1)  # [place, d_vocab_out]
+
+    place = pd.DataFrame({"prompt": prompt.tolist(), "pos": at.tolist()})
+    place["token"] = [pairs.str_tokens[p][i] for p, i in zip(place["prompt"], place["pos"], strict=True)]
+    place["role"] = [_role(pairs, p, i) for p, i in zip(place["prompt"], place["pos"], strict=True)]
+    frames = []
+    for lens, translate in lenses.items():
+        for name in names:
+            stream = cache[name][prompt, at]
+            seen = read_out(model, stream if translate is None else translate(name, stream))
+            point = model.hook_dict[name]
+            measured = _measure(model, seen, output, right, wrong, is_last, top)
+            own = {"lens": lens, "layer": point.layer(), "site": point.site.short}
+            frames += [place.assign(**own, **columns) for columns in measured]
+    frame = pd.concat(frames, ignore_index=True)[COLUMNS]
+    _check(model, frame)
+    return frame
+
+
+def gap(frame: pd.DataFrame) -> float:
+    """How far the rows behind the last layer are from the model's own output, in nats: the largest of any place."""
+    last = frame[(frame["site"] == "resid_post") & (frame["metric"] == "kl")]
+    return float(last["value"].abs().max(skipna=False))
+
+
+def _check(model: HookedModel, frame: pd.DataFrame) -> None:
+    found = gap(frame)
+    if not found <= LIMIT[model.dtype.itemsize]:
+        raise ParityError(
+            "the stream behind the last layer, read through final norm and unembedding, is not the model's own output: "
+            f"they diverge by {found:.2g} nats, so that no lens can be trusted; is a hook on the read-out?"
+        )
+
+
+def _measure(
+    model: HookedModel, logits: Tensor, output: Tensor, right: Tensor, wrong: Tensor, is_last: Tensor, top: int
+) -> list[dict[str, Any]]:
+    """The columns `metric, k, top_token, value` of one depth, one dictionary for every metric."""
+    log_prob = logits.log_softmax(-1)
+    difference = (mean_logit(logits, right) - mean_logit(logits, wrong)).masked_fill(~is_last, float("nan"))
+    values = {
+        "prob": joint_logit(log_prob, right).exp(),
+        "log_prob": joint_logit(log_prob, right),
+        "rank": (logits > best_logit(logits, right)[:, None]).sum(-1).float(),
+        "logit_diff": difference,
+        "kl": divergence(output, log_prob),
+    }
+    columns: list[dict[str, Any]] = [
+        {"metric": metric, "k": 0, "top_token": None, "value": value.tolist()} for metric, value in values.items()
+    ]
+    best = log_prob.topk(min(top, log_prob.shape[-1]), dim=-1)
+    for k in range(best.indices.shape[-1]):
+        tokens = [_shown(model, token) for token in best.indices[:, k].tolist()]
+        columns.append({"metric": "top_prob", "k": k, "top_token": tokens, "value": best.values[:, k].exp().tolist()})
+    return columns
+
+
+def _shown(model: HookedModel, token: int) -> str:
+    return str(token) if model.tokenizer is None else model.tokenizer.str_tokens([token])[0]
+
+
+def _role(pairs: PromptPairs, prompt: int, at: int) -> str:
+    return ", ".join(role for role, place in pairs.roles[prompt].items() if place == at)
+
+
+@checked
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over prompts at the last position for every lens and depth, with intervals.
+
+    `depth` is in units of layers; `top_token` is the first prompt's.
+    """
+    where = ["lens", "layer", "site"]
+    last = frame[frame["pos"] == frame.groupby("prompt")["pos"].transform("max")]
+    order = {place: i for i, place in enumerate(dict.fromkeys(_places(last, where)))}
+    table = stats.summarise(last[last["metric"] != "top_prob"], by=[*where, "metric"], value="value")
+    table.insert(3, "depth", [depth(layer, site) for layer, site in zip(table["layer"], table["site"], strict=True)])
+    best = last[(last["metric"] == "top_prob") & (last["k"] == 0) & (last["prompt"] == last["prompt"].min())]
+    tops = dict(zip(_places(best, where), best["top_token"], strict=True))
+    table["top_token"] = [tops[place] for place in _places(table, where)]
+    table["order"] = [order[place] for place in _places(table, where)]
+    return table.sort_values(["metric", "order"], ignore_index=True).drop(columns="order")
+
+
+def _places(frame: pd.DataFrame, columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    return list(zip(*(frame[column] for column in columns), strict=True))
+
+
+def depth(layer: int, site: str) -> float:
+    """Where a site stands in units of layers: the stream enters layer 3 at 3, passes its middle at 3.5."""
+    return layer + {"resid_pre": 0.0, "resid_mid": 0.5, "resid_post": 1.0}[site]
+
+
+def in_words(row: pd.Series[Any]) -> str:
+    """The depth of a table's row, such as `the input of layer 3`."""
+    where = {"resid_pre": "the input of layer", "resid_mid": "the middle of layer", "resid_post": "the output of layer"}
+    return f"{where[row['site']]} {row['layer']}"
+
+
+def settled(table: pd.DataFrame, holds: pd.Series[bool]) -> pd.Series[Any] | None:
+    """The first of a table's rows from which on a condition holds to the last, or None."""
+    found = holds.to_numpy()
+    start = len(found) - int(found[::-1].cumprod().sum())
+    return table.iloc[start] if start < len(found) else None

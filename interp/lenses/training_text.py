@@ -1,0 +1,192 @@
+"""Text to train something on: a user's file, or what the model itself writes, cut into sequences of equal length.
+
+1. A file is .txt (one document) or .jsonl (a document a line, under "text"). Documents are put behind one another, with
+   the model's end-of-sequence token between them if it has one, and cut.
+2. Without a file the model writes: every sequence begins with its beginning-of-sequence token, or a random token where
+   there is none, and goes on by draws at temperature 1. So the text has the model's own distribution.
+3. A model that cannot write (a bidirectional one, or one that answers from another alphabet) gets random tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from interp.arguments import MOST, checked, shown, whole_number
+from interp.arguments import seed as check_seed
+from interp.errors import PromptError, unknown
+from interp.hooked.model import HookedModel
+from interp.progress import counting
+
+SUFFIXES = (".txt", ".jsonl")
+AT_ONCE = 64  # sequences that are written together
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Sequences of one length.
+
+    Attributes:
+        tokens: ids [sequence, pos] int64.
+        made: what they are, in words, for provenance and captions.
+    """
+
+    tokens: Tensor
+    made: str
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 2 or 0 in self.tokens.shape or self.tokens.is_floating_point():
+            raise PromptError(f"texts are token ids [sequence, pos], not {list(self.tokens.shape)} {self.tokens.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@checked
+def prepare(
+    model: HookedModel,
+    source: Texts | Tensor | str | Path | Sequence[str],
+    *,
+    length: int = 64,
+    most: int | None = None,
+) -> Texts:
+    """Texts of whatever was given.
+
+    Args:
+        model: its tokenizer cuts text into tokens.
+        source: `Texts` or ids [sequence, pos], which stay as they are; a file; or documents.
+        length: tokens in a sequence, for files and documents; at most the model's context.
+        most: so many sequences at most, the first ones.
+
+    Raises:
+        PromptError: a file that cannot be read, text of less than one sequence, ids that this model does not have.
+        UnknownName: a file of another kind.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source).expanduser()
+        texts = _cut(model, documents(path), length, path.name)
+    elif isinstance(source, Tensor):
+        texts = Texts(source, "token ids that were given")
+    elif isinstance(source, Texts):
+        texts = source
+    else:
+        if not isinstance(source, Sequence) or not all(isinstance(one, str) for one in source):
+            raise PromptError(f"text must be ids, a file, or a list of documents, not {shown(source)}")
+        texts = _cut(model, list(source), length, f"{len(source)} documents")
+    given = texts.tokens
+    if given.ndim != 2 or not given.numel() or given.dtype == torch.bool or given.is_floating_point():
+        raise PromptError(f"text as ids must be whole numbers [sequence, pos], not {list(given.shape)} {given.dtype}")
+    most = None if most is None else whole_number("most", most, least=1, refuse=PromptError)
+    low, high = (int(id_) for id_ in torch.aminmax(given))
+    if low < 0 or high >= model.cfg.d_vocab:
+        raise PromptError(
+            f"token id {low if low < 0 else high} is out of range: this model's ids are 0 to {model.cfg.d_vocab - 1}"
+        )
+    if texts.tokens.shape[1] > model.cfg.n_ctx:
+        raise PromptError(
+            f"sequences of {texts.tokens.shape[1]} tokens are longer than the model's context of {model.cfg.n_ctx}"
+        )
+    return texts if most is None or len(texts) <= most else Texts(texts.tokens[:most], texts.made)
+
+
+def documents(path: Path) -> list[str]:
+    """The documents of a .txt or .jsonl file in UTF-8.
+
+    Raises:
+        UnknownName: a file of another kind.
+        PromptError: a file that cannot be read, or a line without "text"; the message names it.
+    """
+    if path.suffix not in SUFFIXES:
+        raise unknown("kind of text file", path.suffix or path.name, SUFFIXES)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise PromptError(f"text cannot be read from {str(path)!r}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"{str(path)!r} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}"
+        ) from None
+    except ValueError as error:  # a path with a NUL
+        raise PromptError(f"text cannot be read from {str(path)!r}: {error}") from None
+    if path.suffix == ".txt":
+        return [text]
+    found = []
+    for number, line in enumerate(text.split("\n"), start=1):  # other line ends may stand inside a document
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise PromptError(f"line {number} of {str(path)!r} is no JSON: {error}") from None
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            has = ", ".join(map(repr, row)) if isinstance(row, dict) else type(row).__name__
+            raise PromptError(f'line {number} of {str(path)!r} has no "text" that is a string, only {has or "nothing"}')
+        found.append(row["text"])
+    return found
+
+
+def _cut(model: HookedModel, found: Sequence[str], length: int, name: str) -> Texts:
+    """Documents behind one another, in sequences of `length` tokens; what is left over at the end goes."""
+    length = _length(model, length)
+    if model.tokenizer is None:
+        raise PromptError("this model has no tokenizer: give token ids [sequence, pos], or let it write by itself")
+    ids: list[int] = []
+    for document in found:
+        row = model.tokenizer.encode(document)
+        end = model.tokenizer.eos_token_id
+        ids += row if end is None or not row or row[-1] == end else [*row, end]
+    if len(ids) < length:
+        raise PromptError(f"{name} has {len(ids)} tokens, expected at least one sequence of {length}")
+    rows = len(ids) // length
+    return Texts(torch.tensor(ids[: rows * length]).unflatten(0, (rows, length)), name)
+
+
+@checked
+def write(
+    model: HookedModel,
+    n: int,
+    *,
+    length: int = 64,
+    seed: int = 0,
+    temperature: float = 1.0,
+    progress: bool | None = None,
+) -> Texts:
+    """Sequences that the model writes itself.
+
+    Args:
+        model: what writes.
+        n: how many sequences.
+        length: tokens in each, the first included; at most the model's context.
+        seed: of all draws; torch's global generator is not touched.
+        temperature: divides the logits.
+        progress: a bar on stderr; None shows one in a terminal.
+    """
+    n = whole_number("the number of sequences", n, least=1, most=MOST, refuse=PromptError)
+    length, seed = _length(model, length), check_seed(seed)
+    cfg, tokenizer = model.cfg, model.tokenizer
+    generator = torch.Generator().manual_seed(seed)
+    if not cfg.causal or cfg.d_vocab_out != cfg.d_vocab:
+        return Texts(torch.randint(cfg.d_vocab, (n, length), generator=generator), "random tokens")
+    bos = None if tokenizer is None else tokenizer.bos_token_id
+    first = torch.full((n, 1), bos) if bos is not None else torch.randint(cfg.d_vocab, (n, 1), generator=generator)
+    seeds = torch.randint(2**31, (n,), generator=generator).tolist()
+    parts = []
+    with counting(total=n, desc="writing text", unit=" sequences", progress=progress) as bar:
+        for start in range(0, n, AT_ONCE):
+            rows = first[start : start + AT_ONCE]
+            options = {"temperature": temperature, "seed": seeds[start], "stop_at_eos": False}
+            parts.append(model.generate(rows, length - 1, **options).cpu())
+            bar.update(len(rows))
+    begins = "random tokens" if tokenizer is None or bos is None else repr(tokenizer.bos_token)
+    return Texts(
+        torch.cat(parts), f"text that the model wrote (from {begins}, temperature {temperature:g}, seed {seed})"
+    )
+
+
+def _length(model: HookedModel, length: int) -> int:
+    return min(whole_number("length", length, least=1, refuse=PromptError), model.cfg.n_ctx)

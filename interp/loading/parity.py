@@ -1,0 +1,95 @@
+"""Do our logits equal transformers' on the same weights?
+
+1. transformers loads the same checkpoint, with eager attention and in the model's dtype.
+2. Both run the same tokens.
+3. The largest absolute difference of any logit, and the same relative to the largest logit, are returned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.errors import ParityError, WeightsError
+from interp.hooked.model import HookedModel
+from interp.rounding import of_logits
+
+TOLERANCE = 2e-4
+
+
+def check_against_transformers(
+    model: HookedModel, reference: Any = None, tokens: Tensor | None = None
+) -> dict[str, Any]:
+    """How far a model's logits are from transformers'.
+
+    Args:
+        model: the model to check.
+        reference: a transformers model, or a directory or file that transformers can load; None takes what `model` was
+            loaded from.
+        tokens: [batch, pos]; None draws two rows of at most 64 random ids, always the same.
+
+    Returns:
+        `max_abs` (logits), `max_rel` (max_abs over the largest absolute logit), `same_top_token` (a fraction of the
+        positions), `n_tokens`, `tolerance` (what `load(check=True)` allows: `TOLERANCE`, or what rounding
+        makes of a logit where that is more, as in half precision), and the `transformers` version.
+
+    Raises:
+        WeightsError: the model did not come from a place that transformers can load.
+    """
+    import transformers
+
+    if tokens is None:
+        size = (2, min(64, model.cfg.n_ctx))
+        tokens = torch.randint(0, model.cfg.d_vocab, size, generator=torch.Generator().manual_seed(0))
+    theirs: Any = reference if isinstance(reference, torch.nn.Module) else _load(model, reference)
+    with torch.inference_mode():
+        ours = model(tokens).double().cpu()  # [batch, pos, d_vocab]
+        expected = theirs(tokens.to(theirs.device), use_cache=False).logits.double().cpu()
+    difference = float((ours - expected).abs().max())
+    rounding = float(of_logits(expected.abs().max(), model.dtype))  # half precision is not that near to anything
+    return {
+        "max_abs": difference,
+        "max_rel": difference / float(expected.abs().max()),
+        "same_top_token": float((ours.argmax(-1) == expected.argmax(-1)).double().mean()),
+        "n_tokens": tokens.numel(),
+        "tolerance": max(TOLERANCE, rounding),
+        "transformers": transformers.__version__,
+    }
+
+
+def require_parity(model: HookedModel, reference: Any = None) -> None:
+    """Raise a `ParityError` when logits differ from transformers' by more than `check_against_transformers` allows."""
+    found = check_against_transformers(model, reference)
+    if not found["max_abs"] <= found["tolerance"]:
+        raise ParityError(
+            f"logits differ from transformers {found['transformers']} by {found['max_abs']:.2g}, more than the "
+            f"{found['tolerance']:.2g} that are allowed (relative: {found['max_rel']:.2g}; same top token: "
+            f"{found['same_top_token']:.0%})"
+        )
+
+
+def _load(model: HookedModel, reference: str | Path | None) -> Any:
+    """The reference model of transformers, from a path or from the files that our model came from."""
+    from transformers import AutoModelForCausalLM
+
+    if reference is None:
+        source = getattr(model, "source", None)
+        if source is None or source.kind not in ("gguf", "huggingface"):
+            raise WeightsError(
+                "these weights did not come from a file that transformers can load: give it as reference"
+            )
+        file = source.files[0]
+        path = file if source.kind == "gguf" else file.parent
+    else:
+        path = Path(reference)
+    options: dict[str, Any] = {"dtype": model.dtype, "attn_implementation": "eager"}
+    if path.suffix == ".gguf":
+        path, options["gguf_file"] = path.parent, path.name
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+        theirs = AutoModelForCausalLM.from_pretrained(str(path), local_files_only=True, **options)
+    return theirs.eval().to(model.device)

@@ -1,0 +1,113 @@
+"""One block of the residual stack: it reads the residual stream, and adds to it.
+
+1. The mixer, attention or a state-space layer, reads the normalised stream and lets positions look at one another.
+2. What it made is written to the stream, then the MLP reads that and adds in turn; with parallel blocks both read what
+   came in. A block may lack one of the two.
+
+The halves are apart because a sweep runs fewer positions through the second than through the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+
+from interp.config import ModelConfig
+from interp.errors import HookError
+from interp.forward.forward_context import Context
+from interp.hooked.hooks import HookPoint
+from interp.hooked.past import PastKeyValues
+from interp.models.attention import Attention
+from interp.models.layers import MLP, Norm
+from interp.state_space.mamba1 import Mamba1
+from interp.state_space.mamba2 import Mamba2
+
+MIXERS: dict[str | None, type[Mamba1] | type[Mamba2]] = {"mamba": Mamba1, "mamba2": Mamba2}
+
+
+class Block(nn.Module):
+    """One layer: a mixer that moves information between positions, and an MLP that works on each by itself."""
+
+    def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint]) -> None:
+        super().__init__()
+        here = f"blocks.{layer}"
+        has_norm, mixer, has_mlp = cfg.normalization_type is not None, cfg.mixer(layer), cfg.mlp_in(layer)
+        self.parallel = cfg.parallel_attn_mlp and mixer is not None
+        self.ln1 = Norm(cfg, f"{here}.ln1", points) if has_norm and mixer is not None else None
+        self.attn = Attention(cfg, layer, points) if mixer == "attn" else None
+        self.mixer = MIXERS[mixer](cfg, layer, points) if mixer in MIXERS else None
+        self.ln2 = Norm(cfg, f"{here}.ln2", points) if has_norm and has_mlp else None
+        self.mlp = MLP(cfg, layer, points) if has_mlp else None
+        self.heads = {"q": cfg.n_heads, "k": cfg.n_kv_heads, "v": cfg.n_kv_heads}
+        self.hook_split = {name: points[f"{here}.hook_{name}_input"] for name in self.heads if self.attn is not None}
+        self.hook_resid_pre, self.hook_resid_post = points[f"{here}.hook_resid_pre"], points[f"{here}.hook_resid_post"]
+        self.hook_attn_out, self.hook_mixer_in = (
+            points.get(f"{here}.hook_attn_out"),
+            points.get(f"{here}.hook_mixer_in"),
+        )
+        self.hook_resid_mid = points.get(f"{here}.hook_resid_mid")
+        self.hook_mlp_in, self.hook_mlp_out = points.get(f"{here}.hook_mlp_in"), points.get(f"{here}.hook_mlp_out")
+
+    def forward(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> Tensor:
+        """The residual stream [batch, pos, d_model] behind this layer."""
+        return self.write(*self.mix(resid, context, past))
+
+    def mix(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> tuple[Tensor, Tensor]:
+        """The first half, where positions look at one another: the residual stream, and what the mixer made of it.
+
+        That is z [batch, pos, head, d_head], or what W_out of a state-space layer reads; nothing without a mixer.
+        """
+        resid = self.hook_resid_pre(resid)
+        if self.attn is not None:
+            x = resid if self.ln1 is None else self.ln1(resid)
+            return resid, self.attn.mix(x, context, split=self._split_inputs(resid, x), past=past)
+        if self.mixer is None:
+            return resid, resid[..., :0]
+        assert self.hook_mixer_in is not None
+        own = self.hook_mixer_in(resid.clone()) if self.hook_mixer_in else resid
+        return resid, self.mixer.mix(own if self.ln1 is None else self.ln1(own), context, past=past)
+
+    def write(self, resid: Tensor, mixed: Tensor) -> Tensor:
+        """The second half, where each position is by itself: what mixer and MLP add to the residual stream."""
+        if self.attn is not None:
+            assert self.hook_attn_out is not None
+            added = resid + self.hook_attn_out(self.attn.write(mixed))
+        else:
+            added = resid if self.mixer is None else resid + self.mixer.write(mixed)
+        if self.mlp is None:
+            return self.hook_resid_post(added)
+        if self.parallel:
+            return self.hook_resid_post(added + self._mlp_out(resid))
+        resid = added if self.hook_resid_mid is None else self.hook_resid_mid(added)
+        return self.hook_resid_post(resid + self._mlp_out(resid))
+
+    def _mlp_out(self, resid: Tensor) -> Tensor:
+        assert self.mlp is not None and self.hook_mlp_in is not None and self.hook_mlp_out is not None
+        if self.hook_mlp_in:
+            resid = self.hook_mlp_in(resid.clone())
+        x = resid if self.ln2 is None else self.ln2(resid)
+        return self.hook_mlp_out(self.mlp(x))
+
+    def _split_inputs(self, resid: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """A normalised residual stream of its own for every head, where somebody asked for it."""
+        split = {}
+        for name, point in self.hook_split.items():
+            if not point:
+                continue
+            if self.ln1 is not None and self.ln1.edited and not torch.equal(x, self.ln1.unhooked(resid)):
+                raise HookError(
+                    f"{point.name!r} does not pass through what a hook on this layer's ln1 changed: choose one"
+                )
+            every = repeat(resid, "batch pos d_model -> batch pos head d_model", head=self.heads[name])
+            own = point(every.contiguous())  # one memory for each head, so that they can be changed apart
+            split[name] = own if self.ln1 is None else self.ln1.unhooked(own)
+        return split
+
+
+def mixed_site(cfg: ModelConfig, layer: int) -> str | None:
+    """The site of what the first half of a block hands to the second; None where no mixer does."""
+    mixer = cfg.mixer(layer)
+    return None if mixer is None else f"blocks.{layer}.{'attn.hook_z' if mixer == 'attn' else 'mixer.hook_gated'}"

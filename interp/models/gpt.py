@@ -1,0 +1,396 @@
+"""The residual stack: blocks between an embedding and an unembedding; `GPT` puts them together.
+
+Every block adds to the residual stream and nothing else touches it:
+
+1. resid_pre = token embedding + position embedding (for the first block).
+2. resid_mid = resid_pre + mixer(norm(resid_pre)); the mixer is attention or a state-space layer.
+3. resid_post = resid_mid + MLP(norm(resid_mid)); with parallel blocks (GPT-NeoX) both read resid_pre and add at once.
+   A block may lack one of the two.
+4. logits = unembed(norm(resid_post of the last block)).
+
+Sources: Vaswani et al. 2017 (attention, positions), Radford et al. 2019 (GPT-2: norm before each part), Black et al.
+2022 (GPT-NeoX: parallel blocks, partial rotary), Touvron et al. 2023 (Llama: RMSNorm, rotary, gated MLP).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, repeat
+from torch import Tensor, nn
+
+from interp.arguments import is_whole, plain, shown
+from interp.config import ModelConfig
+from interp.errors import ConfigError, PromptError, UnknownName
+from interp.forward.forward_context import Context, make_context
+from interp.hooked.hooks import HookPoint
+from interp.hooked.model import HookedModel
+from interp.hooked.past import PastKeyValues
+from interp.models.attention import Attention
+from interp.models.block import Block
+from interp.models.layers import Embed, Norm, PosEmbed, SinusoidalEmbed, Unembed
+from interp.sites import site_names
+from interp.state_space.mixer import MambaMixer
+from interp.text.padding import check_attention_mask
+from interp.text.tokenizer import Tokenizer
+
+RECURRENT = ("conv", "delta", "B", "C")  # what states and the hidden attention follow from
+
+
+def _stacked(part: str, name: str, shape: str) -> property:
+    """A property of `GPT`: one weight of every layer in one tensor."""
+
+    def stack(model: GPT) -> Tensor:
+        owners = [getattr(block, part) for block in model.blocks]
+        there = [layer for layer, owner in enumerate(owners) if getattr(owner, name, None) is not None]
+        if not there:
+            kinds = ", ".join(dict.fromkeys(map(model.cfg.layer_type, range(len(owners)))))
+            raise UnknownName(f"this model has no {name}; its layers are made of: {kinds or 'nothing'}")
+        if len(there) < len(owners):
+            which = ", ".join(map(str, there))
+            raise UnknownName(f"{name} is not in every layer but in {which}: take blocks[l].{part}.{name} of each")
+        return torch.stack([getattr(owner, name) for owner in owners])
+
+    return property(
+        stack, doc=f"`{name}` of every layer, copied: [layer, {shape}]. `blocks[l].{part}.{name}` is a view."
+    )
+
+
+class GPT(HookedModel):
+    """A decoder (or bidirectional) transformer, untrained until weights are loaded.
+
+    Args:
+        cfg: what to build; see `ModelConfig`.
+        tokenizer: text to ids, if there is text.
+
+    Example:
+        >>> model = GPT(ModelConfig(n_layers=2, d_model=16, n_ctx=32, d_head=8, d_vocab=50, seed=0))
+        >>> logits, cache = model.run_with_cache(torch.tensor([[1, 2, 3]]))
+        >>> logits.shape, cache["pattern", 1].shape
+        (torch.Size([1, 3, 50]), torch.Size([1, 2, 3, 3]))
+    """
+
+    def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+        points = {name: HookPoint(name, site) for name, site in site_names(cfg).items()}
+        super().__init__(cfg, tokenizer, points)
+        tables = {"standard": PosEmbed, "sinusoidal": SinusoidalEmbed}
+        table = tables.get(cfg.positional_embedding_type)
+        self.embed = Embed(cfg)
+        self.pos_embed = table(cfg) if table else None
+        self.blocks = nn.ModuleList([Block(cfg, layer, points) for layer in range(cfg.n_layers)])
+        has_final = cfg.normalization_type is not None and cfg.final_norm
+        self.ln_final = Norm(cfg, "ln_final", points) if has_final else nn.Identity()
+        self.unembed = Unembed(cfg, self.embed)
+        self.hook_embed, self.hook_pos_embed = points["hook_embed"], points.get("hook_pos_embed")
+        if self.embed.W_E.device.type != "meta":
+            self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw weights as GPT-2 does (Radford et al. 2019, section 2.3), from `cfg.seed` if it is given.
+
+        Normal with `cfg.initializer_range`, what writes to the residual stream divided by sqrt(2 n_layers), norms one
+        and biases zero; what makes the recurrence of a state-space layer as `MambaMixer.init_weights` says.
+        """
+        generator = None if self.cfg.seed is None else torch.Generator(self.device).manual_seed(self.cfg.seed)
+        for name, parameter in self.named_parameters():
+            last = name.rpartition(".")[2]
+            if last == "w":
+                parameter.fill_(1.0)
+            elif last.startswith("b"):
+                parameter.zero_()
+            else:
+                writes = last in ("W_z", "W_down") or name.endswith("mixer.W_out")
+                std = self.cfg.initializer_range / (math.sqrt(2 * self.cfg.n_layers) if writes else 1.0)
+                parameter.normal_(0.0, std, generator=generator)
+        for block in self.blocks:
+            if isinstance(block.mixer, MambaMixer):
+                block.mixer.init_weights(generator)
+
+    def forward(
+        self,
+        input: str | Sequence[str] | Tensor,
+        return_type: str | None = "logits",
+        *,
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        attention_mask: Tensor | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        past_kv_cache: PastKeyValues | None = None,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            input: tokens [batch, pos] (or [pos], a batch of one), a text, several texts; with `start_at_layer` the
+                residual stream [batch, pos, d_model] that enters that layer.
+            return_type: "logits", "loss" (mean next-token cross-entropy in nats), "both", or None, which unembeds
+                nothing.
+            loss_per_token: the loss of every prediction [batch, pos - 1] instead of the mean.
+            prepend_bos: for text, as in `to_tokens`.
+            attention_mask: [batch, pos], True at real tokens, for a batch padded on either side. With `past_kv_cache`
+                it may cover the earlier positions as well.
+            start_at_layer: skip the layers before this one.
+            stop_at_layer: return the residual stream that enters this layer; negative counts from the last.
+            past_kv_cache: keys and values, or states, of earlier positions; this call's are appended.
+
+        Returns:
+            Logits [batch, pos, d_vocab_out], or what `return_type` or `stop_at_layer` say.
+
+        Raises:
+            PromptError: an empty prompt, one longer than the context, ids out of range, a mask of another shape; what
+                another model left in `past_kv_cache`.
+        """
+        if past_kv_cache is not None and not isinstance(past_kv_cache, PastKeyValues):
+            raise PromptError(f"past_kv_cache must be a PastKeyValues or None, not {shown(past_kv_cache)}")
+        if not isinstance(return_type, str | None) or return_type not in ("logits", "loss", "both", None):
+            raise PromptError(f"return_type must be 'logits', 'loss', 'both' or None, not {return_type!r}")
+        tokens, mask = self._input(input, prepend_bos, attention_mask)
+        first, last = self._layers(start_at_layer, stop_at_layer)
+        if past_kv_cache is not None and not self.cfg.causal:
+            raise PromptError(
+                "past_kv_cache needs causal attention: where earlier positions look at later ones, nothing of them can "
+                "be kept"
+            )
+        past = None if past_kv_cache is None else past_kv_cache.draft()
+        if past is not None:
+            past.claim(self, self.cfg.n_layers, tokens.shape[0])
+        n_past = 0 if past is None else len(past)
+        if start_at_layer is None:
+            self._check_tokens(tokens, n_past)
+        elif not tokens.is_floating_point():
+            raise PromptError("start_at_layer needs the residual stream [batch, pos, d_model] as input, not tokens")
+        if mask is not None:
+            mask = check_attention_mask(
+                self._whole_mask(mask, past, tokens.shape[1]),
+                (tokens.shape[0], n_past + tokens.shape[1]),
+                gaps=not self.cfg.has_mamba,
+            )
+        context = make_context(
+            self.cfg, tokens.shape[1], n_past=n_past, attention_mask=mask, device=self.device, dtype=self.dtype
+        )
+        resid = tokens if start_at_layer is not None else self.embed_tokens(tokens, context)
+        for block in self.blocks[first:last]:
+            resid = block(resid, context, past)
+        out = resid
+        if stop_at_layer is None:
+            real = mask if n_past == 0 else None
+            out = self._read_out(resid, return_type, tokens if start_at_layer is None else None, real, loss_per_token)
+        if past_kv_cache is not None and past is not None:
+            past_kv_cache.become(past)  # last, so that a forward that fails leaves it as it was
+        return out
+
+    def _read_out(
+        self, resid: Tensor, return_type: str | None, tokens: Tensor | None, mask: Tensor | None, per_token: bool
+    ) -> Any:
+        """What `return_type` says, from the residual stream behind the last layer; without tokens there is no loss."""
+        normalized = self.ln_final(resid)
+        if return_type is None:
+            return None
+        logits = self.unembed(normalized)
+        if return_type == "logits":
+            return logits
+        if tokens is None:
+            raise PromptError(f"return_type={return_type!r} needs tokens to predict, but start_at_layer was given")
+        loss = next_token_loss(logits, tokens, mask, per_token=per_token)
+        return loss if return_type == "loss" else (logits, loss)
+
+    def block(self, layer: int) -> Block:
+        """One layer."""
+        block = self.blocks[layer]
+        assert isinstance(block, Block)
+        return block
+
+    def attention(self, layer: int) -> Attention:
+        """The attention of a layer.
+
+        Raises:
+            UnknownName: the layer has none.
+        """
+        attn = self.block(layer).attn
+        if attn is None:
+            where = ", ".join(map(str, self.cfg.layers_with("attn"))) or "none"
+            raise UnknownName(f"layer {layer} has no attention heads; layers of this model that have: {where}")
+        return attn
+
+    def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
+        """The residual stream [batch, pos, d_model] that enters the first layer."""
+        resid = self.hook_embed(self.embed(tokens))  # [batch, pos, d_model]
+        if self.pos_embed is None or self.hook_pos_embed is None:
+            return resid
+        table = self.pos_embed(context.positions).to(resid.dtype)
+        return resid + self.hook_pos_embed(table.expand_as(resid))
+
+    def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
+        n_layers = self.cfg.n_layers
+        start, stop = plain(start), plain(stop)
+        for name, value in (("start_at_layer", start), ("stop_at_layer", stop)):
+            if value is not None and not (is_whole(value) and -n_layers <= value <= n_layers):
+                raise UnknownName(f"{name}={shown(value)} is out of range for a model of {n_layers} layers")
+        first = 0 if start is None else start % n_layers if start < 0 else start
+        last = n_layers if stop is None else stop % n_layers if stop < 0 else stop
+        if last < first:
+            raise UnknownName(f"stop_at_layer={stop} comes before start_at_layer={start}")
+        return first, last
+
+    def _whole_mask(self, mask: Tensor, past: PastKeyValues | None, n_pos: int) -> Tensor:
+        """The mask over earlier and new positions; earlier ones are remembered in `past`."""
+        if past is None:
+            return mask
+        n_past = len(past)
+        if n_past and mask.shape[1] == n_pos:
+            earlier = mask.new_ones(mask.shape[0], n_past) if past.attention_mask is None else past.attention_mask
+            mask = torch.cat([earlier.to(mask.dtype), mask], dim=1)
+        past.attention_mask = mask
+        return mask
+
+    def derive(self, name: str, tensors: Mapping[str, Tensor], attention_mask: Tensor | None) -> Tensor | None:
+        """Patterns from queries and keys, results from z, norms and split inputs from the residual stream."""
+        path, _, site = name.rpartition(".hook_")
+        if not path.startswith("blocks."):
+            return self._derive_norm(
+                site, self.ln_final, tensors.get(f"blocks.{self.cfg.n_layers - 1}.hook_resid_post")
+            )
+        layer = int(path.split(".")[1])
+        here = f"blocks.{layer}"
+        block = self.block(layer)
+        pre = tensors.get(f"{here}.hook_resid_pre")
+        direct = block.parallel or self.cfg.mixer(layer) is None  # the MLP reads what enters the block
+        mid = tensors.get(f"{here}.hook_mlp_in", pre if direct else tensors.get(f"{here}.hook_resid_mid"))
+        if path.endswith(".ln1") or path.endswith(".ln2"):
+            return self._derive_norm(
+                site, block.ln1 if path.endswith(".ln1") else block.ln2, pre if path.endswith(".ln1") else mid
+            )
+        if site == "mlp_in":
+            return mid
+        if site == "mixer_in":
+            return pre
+        if path.endswith(".mixer"):
+            return self._derive_mixer(
+                block.mixer, site, {name: tensors.get(f"{path}.hook_{name}") for name in RECURRENT}, attention_mask
+            )
+        if block.attn is None:
+            return None
+        if site in ("q_input", "k_input", "v_input") and pre is not None:
+            return repeat(pre, "batch pos d_model -> batch pos head d_model", head=block.heads[site[0]])
+        if site == "result" and f"{here}.attn.hook_z" in tensors:
+            return self.head_results(layer, tensors[f"{here}.attn.hook_z"])
+        if site in ("attn_scores", "pattern"):
+            rotated = "rot_" if block.attn.hook_rot_q is not None else ""
+            q, k = (tensors.get(f"{here}.attn.hook_{rotated}{which}") for which in "qk")
+            scores = tensors.get(f"{here}.attn.hook_attn_scores")
+            if scores is None and q is not None and k is not None:
+                context = make_context(
+                    self.cfg, q.shape[1], attention_mask=attention_mask, device=q.device, dtype=q.dtype
+                )
+                scores = block.attn.scores(q, k, context)
+            return scores if scores is None or site == "attn_scores" else block.attn.softmax(scores)
+        return None
+
+    def _derive_mixer(
+        self, mixer: MambaMixer | None, site: str, found: Mapping[str, Tensor | None], mask: Tensor | None
+    ) -> Tensor | None:
+        there = {name: value for name, value in found.items() if value is not None}
+        if mixer is None or len(there) < len(found):
+            return None
+        return mixer.derive(site, mask, **there)
+
+    def _derive_norm(self, site: str, norm: nn.Module | None, resid: Tensor | None) -> Tensor | None:
+        if resid is None or not isinstance(norm, Norm):
+            return None
+        return norm.scale(resid) if site == "scale" else norm.normalized(resid)
+
+    def head_results(self, layer: int, z: Tensor) -> Tensor:
+        """What each head adds to the residual stream: z W_O.  # [..., head, d_head] -> [..., head, d_model]"""
+        return einsum(z, self.attention(layer).W_O, "... head d_head, head d_head d_model -> ... head d_model")
+
+    def norm_before(self, layer: int, *, mlp_input: bool = False) -> Norm | None:
+        """The norm between the residual stream and a layer, its MLP, or the unembedding; None where there is none."""
+        if layer == self.cfg.n_layers:
+            return self.ln_final if isinstance(self.ln_final, Norm) else None
+        block = self.block(layer)
+        return block.ln2 if mlp_input or self.cfg.mixer(layer) is None else block.ln1
+
+    @property
+    def W_E(self) -> Tensor:
+        """Token embedding [d_vocab, d_model]."""
+        return self.embed.W_E
+
+    @property
+    def W_pos(self) -> Tensor:
+        """Position embedding [n_ctx, d_model], learned or sinusoidal."""
+        if self.pos_embed is None:
+            raise UnknownName(
+                f"this model has no position embedding: its positions are {self.cfg.positional_embedding_type!r}"
+            )
+        table = self.pos_embed.W_pos
+        assert isinstance(table, Tensor)
+        return table.to(self.device)  # the fixed one has no parameter that would lie somewhere
+
+    @property
+    def W_U(self) -> Tensor:
+        """Unembedding [d_model, d_vocab_out]."""
+        return self.unembed.W_U
+
+    @property
+    def b_U(self) -> Tensor:
+        """Unembedding bias [d_vocab_out]; zeros where the model has none."""
+        return self.W_U.new_zeros(self.cfg.d_vocab_out) if self.unembed.b_U is None else self.unembed.b_U
+
+    W_Q = _stacked("attn", "W_Q", "head, d_model, d_head")
+    W_K = _stacked("attn", "W_K", "kv_head, d_model, d_head")
+    W_V = _stacked("attn", "W_V", "kv_head, d_model, d_head")
+    W_O = _stacked("attn", "W_O", "head, d_head, d_model")
+    b_Q = _stacked("attn", "b_Q", "head, d_head")
+    b_K = _stacked("attn", "b_K", "kv_head, d_head")
+    b_V = _stacked("attn", "b_V", "kv_head, d_head")
+    b_O = _stacked("attn", "b_O", "d_model")
+    W_in = _stacked("mlp", "W_in", "d_model, d_mlp")
+    W_gate = _stacked("mlp", "W_gate", "d_model, d_mlp")
+    W_out = _stacked("mlp", "W_out", "d_mlp, d_model")
+    b_in = _stacked("mlp", "b_in", "d_mlp")
+    b_gate = _stacked("mlp", "b_gate", "d_mlp")
+    b_out = _stacked("mlp", "b_out", "d_model")
+
+
+class Mamba(GPT):
+    """A language model of state-space layers, alone or between layers of attention; untrained until loaded.
+
+    The same residual stack as `GPT`: everything that runs on one runs on the other, where it does not need heads.
+
+    Args:
+        cfg: what to build; its `layer_types` name at least one "mamba" or "mamba2" layer.
+        tokenizer: text to ids, if there is text.
+
+    Raises:
+        ConfigError: a configuration without such a layer.
+
+    Example:
+        >>> model = Mamba(ModelConfig(n_layers=2, d_model=16, n_ctx=32, d_vocab=50, layer_types=("mamba",) * 2, seed=0))
+        >>> logits, cache = model.run_with_cache(torch.tensor([[1, 2, 3]]))
+        >>> logits.shape, cache["state", 1].shape
+        (torch.Size([1, 3, 50]), torch.Size([1, 3, 32, 16]))
+    """
+
+    def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+        if not cfg.has_mamba:
+            raise ConfigError("a Mamba has state-space layers: name them in layer_types, as ('mamba',) * n_layers")
+        super().__init__(cfg, tokenizer)
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None, *, per_token: bool) -> Tensor:
+    """Cross-entropy of every next token, in nats; padding does not count.
+
+    Args:
+        logits: [batch, pos, d_vocab_out].
+        tokens: [batch, pos].
+        mask: [batch, pos] or None.
+        per_token: [batch, pos - 1], zero at padding, instead of the mean.
+    """
+    loss = F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")  # [batch, pos - 1]
+    real = torch.ones_like(loss) if mask is None else (mask[:, 1:] & mask[:, :-1]).to(loss.dtype)
+    return loss * real if per_token else (loss * real).sum() / real.sum()

@@ -1,0 +1,230 @@
+"""The parts of a block and of the two ends of the residual stack: norms, MLPs, embeddings, unembedding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interp.config import ModelConfig
+from interp.hooked.hooks import HookPoint
+
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (So et al. 2021, "Primer", section 3)."""
+    return F.relu(x).square()
+
+
+def solu(x: Tensor) -> Tensor:
+    """x softmax(x) (Elhage et al. 2022, "Softmax Linear Units", section 3)."""
+    return x * x.softmax(-1)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu2": relu2,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "solu": solu,
+}
+
+
+class Norm(nn.Module):
+    """Layer norm (Ba et al. 2016) or RMS norm (Zhang and Sennrich 2019), with or without weights.
+
+    scale = sqrt(mean(x^2) + eps) of the (for layer norm: centred) stream; normalized = x / scale; out = normalized w
+    + b.
+    """
+
+    def __init__(self, cfg: ModelConfig, path: str, points: Mapping[str, HookPoint]) -> None:
+        super().__init__()
+        self.eps = cfg.eps
+        self.centers = cfg.centers
+        self.w = nn.Parameter(torch.empty(cfg.d_model)) if cfg.has_norm_weights else None
+        self.b = nn.Parameter(torch.empty(cfg.d_model)) if cfg.normalization_type == "LN" else None
+        self.hook_scale = points[f"{path}.hook_scale"]
+        self.hook_normalized = points[f"{path}.hook_normalized"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [..., d_model]."""
+        wide = self._center(x)
+        scale = self.hook_scale(self._scale(wide))
+        return self._weigh(self.hook_normalized((wide / scale).to(x.dtype)))
+
+    @property
+    def edited(self) -> bool:
+        """Whether a hook that may change the scale or the normalised stream is attached."""
+        return self.hook_scale.edited or self.hook_normalized.edited
+
+    def unhooked(self, x: Tensor) -> Tensor:
+        """The same without the hook points: for inputs that stand beside the residual stream."""
+        wide = self._center(x)
+        return self._weigh((wide / self._scale(wide)).to(x.dtype))
+
+    def scale(self, x: Tensor) -> Tensor:
+        """The divisor of x.  # [..., d_model] -> [..., 1]"""
+        return self._scale(self._center(x))
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """x before the weights.  # [..., d_model]"""
+        wide = self._center(x)
+        return (wide / self._scale(wide)).to(x.dtype)
+
+    def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
+        """x divided by a given scale, with the weight and without the bias: linear in x."""
+        normalized = (self._center(x) / scale).to(x.dtype)
+        return normalized if self.w is None else normalized * self.w
+
+    def _center(self, x: Tensor) -> Tensor:
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return wide - wide.mean(-1, keepdim=True) if self.centers else wide
+
+    def _scale(self, wide: Tensor) -> Tensor:
+        return (wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def _weigh(self, normalized: Tensor) -> Tensor:
+        if self.w is None:
+            return normalized
+        return normalized * self.w if self.b is None else torch.addcmul(self.b, normalized, self.w)
+
+
+class MLP(nn.Module):
+    """Neurons: out = act(x W_in + b_in) W_out + b_out; act(x W_gate) * (x W_in) when gated (Shazeer 2020, section 2).
+
+    Weights lie as the matrix products want them, one row an output: `W_up` and, when gated, `W_gate_up`
+    [d_mlp, d_model], `W_down` [d_model, d_mlp]. `W_in` and the rest are views in TransformerLens's shapes.
+    """
+
+    def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint]) -> None:
+        super().__init__()
+        assert cfg.d_mlp is not None and cfg.act_fn is not None
+        self.act = ACTIVATIONS[cfg.act_fn]
+        gated, biased = cfg.gated_mlp, cfg.mlp_bias
+        self.W_up = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
+        self.W_gate_up = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model)) if gated else None
+        self.W_down = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
+        self.b_up = nn.Parameter(torch.empty(cfg.d_mlp)) if biased else None
+        self.b_gate_up = nn.Parameter(torch.empty(cfg.d_mlp)) if gated and biased else None
+        self.b_down = nn.Parameter(torch.empty(cfg.d_model)) if biased else None
+        here = f"blocks.{layer}.mlp.hook_"
+        self.hook_pre, self.hook_post = points[here + "pre"], points[here + "post"]
+        self.hook_pre_linear = points.get(here + "pre_linear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer's neurons add.  # [batch, pos, d_model] -> [batch, pos, d_model]"""
+        linear = F.linear(x, self.W_up, self.b_up)  # [batch, pos, d_mlp]
+        if self.W_gate_up is None or self.hook_pre_linear is None:
+            post = self.act(self.hook_pre(linear))
+        else:
+            gate = F.linear(x, self.W_gate_up, self.b_gate_up)
+            post, linear = self.act(self.hook_pre(gate)), self.hook_pre_linear(linear)
+            post = post * linear if torch.is_grad_enabled() else post.mul_(linear)  # `act` gave memory of its own
+        return F.linear(self.hook_post(post), self.W_down, self.b_down)
+
+    @property
+    def W_in(self) -> Tensor:
+        """Input weights [d_model, d_mlp]; a view, as the other weights here."""
+        return self.W_up.T
+
+    @property
+    def W_gate(self) -> Tensor | None:
+        """Gate weights [d_model, d_mlp]; None where there is no gate."""
+        return None if self.W_gate_up is None else self.W_gate_up.T
+
+    @property
+    def W_out(self) -> Tensor:
+        """Output weights [d_mlp, d_model]."""
+        return self.W_down.T
+
+    @property
+    def b_in(self) -> Tensor:
+        """Input bias [d_mlp]; zeros where the model has none."""
+        return self.W_up.new_zeros(self.W_up.shape[0]) if self.b_up is None else self.b_up
+
+    @property
+    def b_gate(self) -> Tensor | None:
+        """Gate bias [d_mlp]; zeros where the model has none, None where there is no gate."""
+        if self.W_gate_up is None:
+            return None
+        return self.W_up.new_zeros(self.W_up.shape[0]) if self.b_gate_up is None else self.b_gate_up
+
+    @property
+    def b_out(self) -> Tensor:
+        """Output bias [d_model]; zeros where the model has none."""
+        return self.W_down.new_zeros(self.W_down.shape[0]) if self.b_down is None else self.b_down
+
+
+class Embed(nn.Module):
+    """Token embedding: W_E [d_vocab, d_model]."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Rows of W_E.  # [batch, pos] -> [batch, pos, d_model]"""
+        return F.embedding(tokens, self.W_E)
+
+
+class PosEmbed(nn.Module):
+    """Learned position embedding: W_pos [n_ctx, d_model]."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Rows of W_pos.  # [batch, pos] -> [batch, pos, d_model]"""
+        return F.embedding(positions, self.W_pos)
+
+
+class SinusoidalEmbed(nn.Module):
+    """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(same) (Vaswani et al. 2017, section 3.5)."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+
+    @property
+    def W_pos(self) -> Tensor:
+        """The fixed table [n_ctx, d_model]."""
+        return self(torch.arange(self.cfg.n_ctx))
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Rows of the table.  # [batch, pos] -> [batch, pos, d_model]"""
+        d_model = self.cfg.d_model
+        even = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float64)
+        angle = positions[..., None] * torch.exp(-math.log(10000.0) * even / d_model)
+        return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :d_model].float()
+
+
+class Unembed(nn.Module):
+    """Normalised residual stream to logits: x W_U + b_U. Tied models read the embedding's rows."""
+
+    def __init__(self, cfg: ModelConfig, embed: Embed) -> None:
+        super().__init__()
+        self._embed = (embed,)  # in a tuple, so that its parameter is not counted twice
+        self.W_rows = None if cfg.tie_word_embeddings else nn.Parameter(torch.empty(cfg.d_vocab_out, cfg.d_model))
+        self.b_U = nn.Parameter(torch.empty(cfg.d_vocab_out)) if cfg.unembed_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits.  # [..., d_model] -> [..., d_vocab_out]"""
+        return F.linear(x, self._rows(), self.b_U)
+
+    def some(self, x: Tensor, tokens: Tensor) -> Tensor:
+        """Logits of some tokens, for each row its own.  # [row, pos, d_model], [row, token] -> [row, pos, token]"""
+        logits = x @ self._rows()[tokens].transpose(1, 2)
+        return logits if self.b_U is None else logits + self.b_U[tokens][:, None]
+
+    def _rows(self) -> Tensor:
+        return self._embed[0].W_E if self.W_rows is None else self.W_rows
+
+    @property
+    def W_U(self) -> Tensor:
+        """[d_model, d_vocab_out]; a view."""
+        return self._rows().T

@@ -1,0 +1,420 @@
+"""`PromptPairs`: clean and corrupt prompts that differ in one respect, their answers, and where their roles stand.
+
+1. A pair is two prompts of equal length, position by position comparable, and two answers: the clean prompt's `right`
+one and the `wrong` one it is weighed against, or several of each (`interp.prompts.answers`). 2. Pairs of different
+lengths are padded on the right, and `mask` says what is real, so that position p means the p-th token of the prompt in
+every pair.
+3. A role names a position by what the token does there (the subject, the end), which differs from pair to pair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.arguments import NO_LISTS, as_index, checked, device_of, is_whole, plain, shown
+from interp.errors import PromptError, unknown
+from interp.files.checksums import of_values
+from interp.files.whole_files import write_whole
+from interp.prompts import answers as answers_of
+from interp.prompts import pair_checks as pairing
+from interp.prompts.answers import AnswerSets
+from interp.prompts.pair_checks import Roles
+from interp.text.padding import pad
+from interp.text.tokenizer import labels
+
+if TYPE_CHECKING:
+    from interp.hooked.model import HookedModel
+
+FORMAT = "interp.PromptPairs 1"
+TENSORS = ("clean", "corrupt", "mask")
+TUPLES = ("roles", "clean_texts", "corrupt_texts", "str_tokens", "corrupt_str_tokens")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PromptPairs:
+    """n pairs of prompts; make them with `from_text`, `from_tokens` or a task of `interp.tasks`.
+
+    Attributes:
+        clean: token ids [n, pos] int64, padded on the right.
+        corrupt: the same for the corrupt prompts; each has the length of its clean prompt.
+        mask: [n, pos] bool, True at real tokens of both.
+        answers: ids [n, 2] of the clean prompt's right answer and of the wrong one.
+        roles: for each pair, role -> position from the start of the real prompt.
+        clean_texts, corrupt_texts: the prompts as text.
+        str_tokens, corrupt_str_tokens: the tokens of each prompt as text, without padding.
+        name: the task, or `custom`.
+        notes: how the pairs were made (seed, templates, what was left out), in plain JSON values.
+        answer_sets: for each pair the ids of all its right and of all its wrong answers, those of `answers` among them;
+            () where every pair has one of each. Metrics measure all of them: see `interp.metrics`.
+
+    Raises:
+        PromptError: shapes, lengths, answers or role positions that contradict each other; the message names the pair.
+    """
+
+    clean: Tensor
+    corrupt: Tensor
+    mask: Tensor
+    answers: Tensor
+    roles: tuple[dict[str, int], ...]
+    clean_texts: tuple[str, ...]
+    corrupt_texts: tuple[str, ...]
+    str_tokens: tuple[tuple[str, ...], ...]
+    corrupt_str_tokens: tuple[tuple[str, ...], ...]
+    name: str = "custom"
+    notes: dict[str, Any] = field(default_factory=dict)
+    answer_sets: AnswerSets = ()
+
+    def __post_init__(self) -> None:
+        shape = list(self.clean.shape)
+        if len(shape) != 2 or 0 in shape:
+            raise PromptError(f"clean must be token ids [n, pos] of at least one pair, not {shape}")
+        n = shape[0]
+        for what in ("clean", "corrupt", "answers"):
+            if getattr(self, what).is_floating_point() or getattr(self, what).dtype == torch.bool:
+                raise PromptError(f"{what} must be whole numbers, not {getattr(self, what).dtype}")
+        for what in TENSORS:
+            if list(getattr(self, what).shape) != shape:
+                raise PromptError(f"{what} is {list(getattr(self, what).shape)}, expected the shape of clean, {shape}")
+        if (
+            self.mask.dtype != torch.bool
+            or not bool(self.mask[:, 0].all())
+            or bool((self.mask[:, 1:] > self.mask[:, :-1]).any())
+        ):
+            raise PromptError("mask must be bool: True at the tokens of each prompt, then False at the padding")
+        if list(self.answers.shape) != [n, 2]:
+            raise PromptError(
+                f"answers is {list(self.answers.shape)}, expected [{n}, 2]: right and wrong for each pair"
+            )
+        for what in TUPLES:
+            if len(getattr(self, what)) != n:
+                raise PromptError(f"{what} has {len(getattr(self, what))} entries, expected one for each of {n} pairs")
+        for at, (length, (right, wrong)) in enumerate(zip(self.lengths.tolist(), self.answers.tolist(), strict=True)):
+            if right == wrong:
+                raise PromptError(f"pair {at}: the right and the wrong answer are the same token, id {right}")
+            for what in ("str_tokens", "corrupt_str_tokens"):
+                if len(getattr(self, what)[at]) != length:
+                    raise PromptError(f"pair {at}: {what} names {len(getattr(self, what)[at])} tokens of {length}")
+            for role, position in self.roles[at].items():
+                if not is_whole(position) or not 0 <= position < length:
+                    raise PromptError(f"pair {at}: role {role!r} is at {position}, but positions are 0 to {length - 1}")
+        object.__setattr__(self, "answer_sets", answers_of.check_answer_sets(self.answer_sets, self.answers))
+
+    @classmethod
+    @checked
+    def from_text(
+        cls,
+        model: HookedModel,
+        clean: str | Sequence[str],
+        corrupt: str | Sequence[str] | None = None,
+        *,
+        answers: Sequence[Any],
+        roles: Roles | Sequence[Roles] | None = None,
+        prepend_bos: bool | None = None,
+        name: str = "custom",
+        notes: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Pairs of prompts from text, as `model`'s tokenizer cuts it.
+
+        Args:
+            model: its tokenizer, context length and vocabulary decide what is possible.
+            clean: one prompt, or several.
+            corrupt: as many; None takes the clean prompts again, for studies without a contrast.
+            answers: `(right, wrong)` for each pair, each an id or the text of the token that follows the clean prompt
+                (mind the leading space), or a list of several: `([" Paris", " Lyon"], " Berlin")`; for one pair it may
+                stand alone.
+            roles: role -> position for each pair, or one mapping for all. A position is a number (negative from the
+                end) or the text of a token that occurs once in the clean prompt: `{"IO": " Mary", "END": -1}`.
+            prepend_bos: as in `model.to_tokens`.
+            name: a name for tables and files.
+            notes: what to remember of how the pairs were made.
+
+        Raises:
+            PromptError: counts that differ, an empty or too long prompt, a pair of unequal lengths, an answer that is
+                not one token, equal answers, a role that is not there; the message names the pair, counted from 0.
+        """
+        clean_texts = [clean] if isinstance(clean, str) else list(clean)
+        corrupt_texts = clean_texts if corrupt is None else [corrupt] if isinstance(corrupt, str) else list(corrupt)
+        rows, corrupt_rows = (
+            pairing.encode_prompts(model, texts, prepend_bos) for texts in (clean_texts, corrupt_texts)
+        )
+        tokenizer = model.tokenizer
+        assert tokenizer is not None  # encode_prompts refuses
+        shown, corrupt_shown = ([tuple(tokenizer.str_tokens(row)) for row in side] for side in (rows, corrupt_rows))
+        pairing.check_rows(rows, corrupt_rows, shown, corrupt_shown)
+        pairs = cls.from_tokens(
+            rows,
+            corrupt_rows,
+            answers=answers_of.answer_ids(answers, len(rows), model, clean_texts),
+            roles=pairing.role_positions(roles, rows, tokenizer, clean_texts),
+            pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0),
+            name=name,
+            notes=notes,
+        )
+        return dataclasses.replace(
+            pairs,
+            clean_texts=tuple(clean_texts),
+            corrupt_texts=tuple(corrupt_texts),
+            str_tokens=tuple(shown),
+            corrupt_str_tokens=tuple(corrupt_shown),
+        )
+
+    @classmethod
+    def from_tokens(
+        cls,
+        clean: Sequence[Sequence[int]] | Tensor,
+        corrupt: Sequence[Sequence[int]] | Tensor | None = None,
+        *,
+        answers: Sequence[Any] | Tensor,
+        roles: Roles | Sequence[Roles] | None = None,
+        pad_id: int = 0,
+        mask: Any = None,
+        name: str = "custom",
+        notes: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Pairs of prompts from token ids, for models without a tokenizer; a token's label is its id.
+
+        Args:
+            clean: ids of each prompt, which may differ in length; a tensor [n, pos] that is padded needs its `mask`.
+            corrupt: as in `from_text`, as ids.
+            answers: ids `(right, wrong)` for each pair, each one or a list of several.
+            roles: as in `from_text`, positions only, from the start of the real prompt.
+            pad_id: what stands behind the end of the shorter prompts.
+            mask: of clean and corrupt tensors that are padded on either side, [n, pos], True or 1 at real tokens, as
+                `model.to_batch(texts)` gives it.
+            name: as in `from_text`.
+            notes: as in `from_text`.
+
+        Raises:
+            PromptError: as in `from_text`; a padded tensor without its mask.
+
+        >>> pairs = PromptPairs.from_tokens([[5, 6, 7], [5, 8]], [[5, 9, 7], [5, 6]], answers=[(1, 2), (3, 4)])
+        >>> pairs.lengths.tolist(), pairs.labels(1)
+        ([3, 2], ['0: 5', '1: 8'])
+        """
+        rows = pairing.real_rows(clean, mask, "clean")
+        corrupt_rows = rows if corrupt is None else pairing.real_rows(corrupt, mask, "corrupt")
+        shown, corrupt_shown = (
+            tuple(tuple(str(token) for token in row) for row in side) for side in (rows, corrupt_rows)
+        )
+        pairing.check_rows(rows, corrupt_rows, shown, corrupt_shown)
+        tokens, real = pad(rows, pad_id)
+        sets = answers_of.answer_ids(answers, len(rows), None)
+        return cls(
+            clean=tokens,
+            corrupt=pad(corrupt_rows, pad_id)[0],
+            mask=real,
+            answers=torch.tensor([(right[0], wrong[0]) for right, wrong in sets]),
+            roles=pairing.role_positions(roles, rows, None),
+            clean_texts=tuple(map(" ".join, shown)),
+            corrupt_texts=tuple(map(" ".join, corrupt_shown)),
+            str_tokens=shown,
+            corrupt_str_tokens=corrupt_shown,
+            name=name,
+            notes=dict(notes or {}),
+            answer_sets=sets,
+        )
+
+    @cached_property
+    def answer_table(self) -> Tensor:
+        """All answers of each pair [n, 2, most], padded with -1; [n, 2, 1] where every pair has one of each."""
+        return answers_of.answer_table(self.answer_sets, self.answers)
+
+    @property
+    def lengths(self) -> Tensor:
+        """The number of real tokens of each pair [n]."""
+        return self.mask.sum(1)
+
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """`mask` as a forward takes it: None where no pair is padded."""
+        return None if bool(self.mask.all()) else self.mask
+
+    @property
+    def last(self) -> Tensor:
+        """The position of each pair's last real token [n], where the answer is read."""
+        return self.lengths - 1
+
+    @property
+    def role_names(self) -> tuple[str, ...]:
+        """The roles that every pair has, in the order of the first."""
+        return tuple(role for role in self.roles[0] if all(role in of_pair for of_pair in self.roles))
+
+    @checked
+    def role_positions(self, role: str) -> Tensor:
+        """Where a role stands in each pair [n].
+
+        Raises:
+            UnknownName: a role that no pair has.
+            PromptError: a role that some pair lacks.
+        """
+        known = dict.fromkeys(name for of_pair in self.roles for name in of_pair)
+        if role not in known:
+            raise unknown("role", role, known)
+        for at, of_pair in enumerate(self.roles):
+            if role not in of_pair:
+                raise PromptError(
+                    f"pair {at} has no role {role!r}, only {', '.join(map(repr, of_pair)) or 'none at all'}"
+                )
+        return torch.tensor([of_pair[role] for of_pair in self.roles], device=self.clean.device)
+
+    def positions(self, index: int | str | slice | Sequence[int] | Tensor | np.ndarray[Any, Any] | None) -> Tensor:
+        """The positions of every prompt that an index stands for [n, how many].
+
+        Args:
+            index: positions from the start of the real prompt, or -1, -2, ... from its end; a slice, or None for all,
+                where it is as many in every prompt; or a role.
+
+        Raises:
+            PromptError: a position outside some prompt, a role that some pair lacks.
+        """
+        if isinstance(index, str):
+            return self.role_positions(index)[:, None]
+        given = as_index("pos", index, also=", or a role of the prompts")
+        if given is None or isinstance(given, slice):
+            each = [range(length)[given or slice(None)] for length in self.lengths.tolist()]
+            if len({len(one) for one in each}) > 1 or not each[0]:
+                counts = ", ".join(map(str, sorted({len(one) for one in each})))
+                raise PromptError(f"{index} stands for {counts} positions, depending on the prompt: name the positions")
+            return torch.tensor([list(one) for one in each], device=self.mask.device)
+        given = [given] if isinstance(given, int) else given
+        most = self.mask.shape[1]  # ids that no tensor holds are outside like others
+        given = [max(min(one, most), -most - 1) for one in given]
+        chosen = torch.tensor(given, dtype=torch.int64, device=self.mask.device).expand(len(self), -1)
+        lengths = self.lengths[:, None]
+        chosen = torch.where(chosen < 0, chosen + lengths, chosen)
+        outside = (chosen < 0) | (chosen >= lengths)
+        if bool(outside.any()):
+            row = int(outside.any(1).nonzero()[0])
+            raise PromptError(f"position {index} is outside prompt {row}, which has {int(lengths[row])} tokens")
+        return chosen
+
+    @checked
+    def labels(self, index: int) -> list[str]:
+        """Axis labels for the positions of one clean prompt, such as `9: John`."""
+        return labels(self.str_tokens[self._chosen(index)[0]])
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def __iter__(self) -> Iterator[PromptPairs]:
+        return (self[at] for at in range(len(self)))
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor) -> PromptPairs:
+        """Some of the pairs: by number, slice, numbers, or a bool for each; padding that none of them needs goes."""
+        chosen = self._chosen(index)
+        width = int(self.lengths[chosen].max())
+        taken: dict[str, Any] = {what: getattr(self, what)[chosen, :width] for what in TENSORS}
+        taken |= {what: tuple(getattr(self, what)[at] for at in chosen) for what in TUPLES}
+        sets = tuple(self.answer_sets[at] for at in chosen) if self.answer_sets else ()
+        return dataclasses.replace(self, **taken, answers=self.answers[chosen], answer_sets=sets)
+
+    def _chosen(self, index: Any) -> list[int]:
+        n = len(self)
+        if isinstance(index, slice):
+            chosen = list(range(n)[as_index("index", index)])
+        else:
+            chosen = index.tolist() if hasattr(index, "tolist") else index
+            chosen = list(chosen) if isinstance(chosen, Iterable) and not isinstance(chosen, NO_LISTS) else [chosen]
+            if chosen and all(isinstance(plain(at), bool) for at in chosen) and not isinstance(plain(index), bool):
+                if len(chosen) != n:
+                    raise PromptError(f"{len(chosen)} bools cannot select among {n} pairs: give one for each")
+                chosen = [at for at, taken in enumerate(chosen) if taken]
+        for at in chosen:
+            if not is_whole(at) or not -n <= plain(at) < n:
+                raise PromptError(f"there is no pair {shown(at)}: these are {n}, numbered 0 to {n - 1}")
+        if not chosen:
+            raise PromptError(f"{index} selects none of the {n} pairs")
+        return [int(plain(at)) % n for at in chosen]
+
+    def __repr__(self) -> str:
+        lengths = self.lengths
+        return (
+            f"PromptPairs({self.name!r}, n={len(self)}, {int(lengths.min())} to {int(lengths.max())} tokens, "
+            f"roles={self.role_names})"
+        )
+
+    def to(self, device: str | torch.device) -> PromptPairs:
+        """The same pairs with their tensors on a device."""
+        place = device_of(device)
+        moved = {what: getattr(self, what).to(place) for what in (*TENSORS, "answers")}
+        return dataclasses.replace(self, **moved)
+
+    def digest(self) -> str:
+        """SHA-256 of what a model is given and scored on: token ids without padding, answers and roles."""
+        content = [
+            [row["clean"], row["corrupt"], row["answers"], sorted(row["roles"].items()), *row.get("answer_sets", ())]
+            for row in self._plain_pairs()
+        ]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+    def _plain_pairs(self) -> list[dict[str, Any]]:
+        """Each pair as plain JSON values."""
+        lengths = self.lengths.tolist()
+        return [
+            {
+                "clean": self.clean[at, :length].tolist(),
+                "corrupt": self.corrupt[at, :length].tolist(),
+                "answers": self.answers[at].tolist(),
+                **({"answer_sets": self.answer_sets[at]} if self.answer_sets else {}),
+                "roles": self.roles[at],
+                "clean_text": self.clean_texts[at],
+                "corrupt_text": self.corrupt_texts[at],
+                "str_tokens": self.str_tokens[at],
+                "corrupt_str_tokens": self.corrupt_str_tokens[at],
+            }
+            for at, length in enumerate(lengths)
+        ]
+
+    @checked
+    def save(self, path: str | Path) -> Path:
+        """Write the pairs as JSON, whole or not at all; `load` reads them back.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        path = Path(path)
+        padding = self.clean[~self.mask]
+        content = {
+            "format": FORMAT,
+            "name": self.name,
+            "digest": self.digest(),
+            "notes": self.notes,
+            "pad_id": int(padding[0]) if len(padding) else 0,
+            "pairs": self._plain_pairs(),
+        }
+        text = json.dumps({**content, "sha256": of_values(content)}, ensure_ascii=False, indent=1) + "\n"
+        write_whole(path, text.encode(), what="prompt pairs")
+        return path
+
+    @classmethod
+    @checked
+    def load(cls, path: str | Path) -> Self:
+        """The pairs that `save` wrote.
+
+        Raises:
+            PromptError: a file that is missing, is something else, or was changed since.
+        """
+        content = pairing.read_saved(Path(path), FORMAT)
+        try:
+            pairs = cls(**pairing.plain_parts(content))
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+            if isinstance(error, PromptError):
+                raise
+            raise PromptError(f"{str(path)!r} holds prompt pairs that lack a part: {error}") from None
+        if pairs.digest() != content.get("digest"):
+            raise PromptError(f"{str(path)!r} was changed after it was saved: its pairs do not have its digest")
+        if "sha256" in content and content.pop("sha256") != of_values(content):
+            raise PromptError(f"{str(path)!r} was changed after it was saved: it does not have its checksum")
+        sets = answers_of.sets_by_text(pairs.notes, pairs.clean_texts, pairs.answers.tolist())
+        return dataclasses.replace(pairs, answer_sets=sets) if sets else pairs

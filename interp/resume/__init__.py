@@ -1,0 +1,1 @@
+"""Sweeps that resume: what was asked for, and what is already done."""

@@ -1,0 +1,298 @@
+"""`fingerprint`: is what a sweep was asked for the same as last time, in another process?
+
+1. Every value becomes bytes that begin with its kind and say where they end, so that no two values run together.
+2. Numbers count by type and bits, tensors and arrays by dtype, shape and bits (not by device), containers by their
+   parts. A cache that an edit copies from counts by the one tensor that the edit reads.
+3. A function counts by its name, code, defaults, closure and attributes, and by the globals that its code names; a
+   class by its methods. What the standard library and installed packages define is not followed further: their
+   versions belong beside a fingerprint.
+4. Anything else counts by what `pickle` would store of it.
+5. The fingerprint is the SHA-256 of these bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+import dataclasses
+import dis
+import functools
+import hashlib
+import struct
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.edits import Edit, Variant
+from interp.errors import ConfigError
+from interp.hooked.cache import ActivationCache
+from interp.sites import get_act_name
+
+LONGEST = 4096  # bytes of one container; a longer one stands as its digest, so that shared parts cannot add up
+CODE = (
+    *("co_name", "co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags", "co_code", "co_exceptiontable"),
+    *("co_names", "co_varnames", "co_freevars", "co_cellvars", "co_consts"),
+)
+
+
+def fingerprint(value: object) -> str:
+    """SHA-256 (hex) of what a value is made of: the same for equal values in every process, another for others.
+
+    `1`, `1.0`, `True` and `"1"` differ, and so do lists from tuples; the order of an edit's `where` and of a variant's
+    `labels` does not matter.
+
+    Raises:
+        ConfigError: something that another process could not recognise, such as a generator or an open file.
+
+    >>> fingerprint([1, 2]) == fingerprint([1, 2]) != fingerprint([12])
+    True
+    """
+    try:
+        return hashlib.sha256(_Printer()(value)).hexdigest()
+    except RecursionError:
+        raise ConfigError(
+            f"a {type(value).__qualname__} is nested too deeply to be recognised in a later run; give edits tensors, "
+            "or sweep without out"
+        ) from None
+
+
+@functools.lru_cache(4096)
+def _text(value: str) -> bytes:
+    data = value.encode("utf-8", "surrogatepass")
+    return b"s%d:%b" % (len(data), data)
+
+
+def _items(kind: bytes, parts: Iterable[bytes]) -> bytes:
+    parts = parts if type(parts) is list else list(parts)
+    whole = b"%b%d:%b" % (kind, len(parts), b"".join(parts))
+    return whole if len(whole) <= LONGEST else b"#" + hashlib.sha256(whole).digest()
+
+
+SCALARS: dict[type, Callable[[Any], bytes]] = {
+    type(None): lambda value: b"N",
+    bool: lambda value: b"T" if value else b"F",
+    int: functools.lru_cache(4096)(lambda value: b"i%d;" % value),
+    float: lambda value: b"f" + struct.pack("<d", value),
+    complex: lambda value: b"c" + struct.pack("<dd", value.real, value.imag),
+    str: _text,
+    bytes: lambda value: b"b%d:%b" % (len(value), value),
+}
+
+
+class _Printer:
+    """The bytes of values; each object is looked at once, and one that leads back to itself says so."""
+
+    def __init__(self) -> None:
+        self.met: dict[int, bytes] = {}
+        self.kept: list[Any] = []  # so that no other object takes the id of one that was met
+        self.named: dict[int, list[str]] = {}  # globals that a code object reads
+        self.orders: dict[tuple[Any, ...], list[tuple[bytes, Any]]] = {}  # the keys of a mapping, sorted
+        self.inside: list[str] = []  # the functions and classes that lead to where we are
+        self.kinds: list[tuple[type | tuple[type, ...], Callable[[Any], bytes]]] = [
+            (Tensor, self.tensor),
+            (ActivationCache, self.cache),
+            (types.FunctionType, self.function),
+            (types.CodeType, lambda code: _items(b"C", (self(getattr(code, name)) for name in CODE))),
+            (types.ModuleType, self.module),
+            (type, self.class_),
+            (np.generic, lambda value: self.array(np.asarray(value), b"g")),
+        ]
+        self.exact: dict[type, Callable[[Any], bytes]] = {
+            list: lambda value: _items(b"l", map(self, value)),
+            tuple: lambda value: _items(b"t", map(self, value)),
+            dict: lambda value: _items(b"d", map(self, _flat(value.items()))),
+            types.MappingProxyType: lambda value: _items(b"p", map(self, _flat(value.items()))),
+            set: lambda value: _items(b"S", sorted(map(_alone, value))),
+            frozenset: lambda value: _items(b"Z", sorted(map(_alone, value))),
+            np.ndarray: self.array,
+        }
+
+    def __call__(self, value: Any) -> bytes:
+        kind = type(value)
+        scalar = SCALARS.get(kind)
+        if scalar is not None:
+            return scalar(value)
+        if kind is Edit or kind is Variant:
+            return self.part(value)
+        known = self.met.get(id(value))
+        if known is not None:
+            return known
+        self.met[id(value)] = b"^%d;" % len(self.kept)  # its name inside itself
+        self.kept.append(value)
+        known = self.met[id(value)] = self.way(value)(value)
+        return known
+
+    def way(self, value: Any) -> Callable[[Any], bytes]:
+        exact = self.exact.get(type(value))
+        if exact is None:
+            exact = next((way for kind, way in self.kinds if isinstance(value, kind)), None)
+            if exact is None:
+                exact = self.record if dataclasses.is_dataclass(value) else self.pickled
+        return exact
+
+    def part(self, value: Edit | Variant) -> bytes:
+        """An edit or a variant: mappings without order, any sequence as a tuple. There are many of them."""
+        whole: Any = type(value)
+        parts = [self(whole)]
+        for name in _fields(whole):
+            inner = getattr(value, name)
+            kind = type(inner)
+            if kind is dict:
+                parts.append(self.unordered(inner))
+            elif kind is list or kind is tuple:
+                parts.append(_items(b"t", map(self, inner)))
+            elif kind is ActivationCache and isinstance(value, Edit):
+                parts.append(self(inner[_site_name(value)]))
+            else:
+                parts.append(self(inner))
+        return _items(b"V", parts)
+
+    def unordered(self, value: dict[Any, Any]) -> bytes:
+        names = tuple(value)
+        order = self.orders.get(names)
+        if order is None:
+            order = sorted(((self(key), key) for key in names), key=itemgetter(0))
+            if all(type(key) is str for key in names):  # 1 and True would find each other's
+                self.orders[names] = order
+        parts = []
+        for printed, key in order:
+            inner = value[key]
+            scalar = SCALARS.get(type(inner))
+            parts.append(printed)
+            parts.append(scalar(inner) if scalar else self(tuple(inner) if type(inner) in (list, range) else inner))
+        return _items(b"m", parts)
+
+    def tensor(self, value: Tensor) -> bytes:
+        try:
+            flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+            bits = hashlib.sha256(flat.view(torch.uint8).numpy().data).digest()
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise self.refusal(value, f"a {value.layout} tensor on {value.device}") from error
+        return _items(b"T", [_text(str(value.dtype)), self(tuple(value.shape)), bits])
+
+    def array(self, value: np.ndarray, kind: bytes = b"A") -> bytes:
+        content = self(value.tolist()) if value.dtype.hasobject else hashlib.sha256(value.tobytes()).digest()
+        return _items(kind, [_text(repr(value.dtype)), self(value.shape), content])
+
+    def cache(self, value: ActivationCache) -> bytes:
+        return _items(b"K", [self(value.has_batch_dim), *(self(part) for n in sorted(value) for part in (n, value[n]))])
+
+    def record(self, value: Any) -> bytes:
+        """A dataclass: its fields alone, because what it computes for itself comes and goes."""
+        whole: Any = type(value)
+        names = _fields(whole)
+        return _items(b"D", [self(whole), *(self(part) for n in names for part in (n, getattr(value, n)))])
+
+    def function(self, value: types.FunctionType) -> bytes:
+        self.inside.append(f"{value.__module__}.{value.__qualname__}")
+        code, known = value.__code__, value.__globals__
+        parts = [value.__module__, value.__qualname__, code, value.__defaults__, value.__kwdefaults__, value.__dict__]
+        whole = [*map(self, parts), *(self.cell(cell) for cell in value.__closure__ or ())]
+        if not _installed(str(known.get("__name__"))):
+            if id(code) not in self.named:
+                self.named[id(code)] = _named(code)
+            whole += [self(part) for name in self.named[id(code)] if name in known for part in (name, known[name])]
+        self.inside.pop()
+        return _items(b"L", whole)
+
+    def cell(self, cell: types.CellType) -> bytes:
+        try:
+            content = cell.cell_contents
+        except ValueError:  # not bound yet
+            return b"?"
+        return self(content)
+
+    def module(self, value: types.ModuleType) -> bytes:
+        """An installed module by name; one's own by its source as well."""
+        source = b""
+        if not _installed(value.__name__):
+            with contextlib.suppress(OSError):
+                source = Path(getattr(value, "__file__", None) or "").read_bytes()
+        return _items(b"M", [_text(value.__name__), hashlib.sha256(source).digest()])
+
+    def class_(self, value: type) -> bytes:
+        """An installed class by name; one's own by its bases, methods and attributes as well."""
+        name = [_text(value.__module__ or ""), _text(value.__qualname__)]
+        if _installed(value.__module__ or ""):
+            return _items(b"X", name)
+        self.inside.append(f"{value.__module__}.{value.__qualname__}")
+        whole = _items(b"X", [*name, self(value.__bases__), self(dict(_members(value)))])
+        self.inside.pop()
+        return whole
+
+    def pickled(self, value: Any) -> bytes:
+        try:
+            reduce = copyreg.dispatch_table.get(type(value))
+            made: Any = reduce(value) if reduce else value.__reduce_ex__(4)
+        except RecursionError:
+            raise
+        except Exception as error:
+            raise self.refusal(value) from error
+        if isinstance(made, str):  # a name of its module; what it wraps may be anybody's
+            made = (type(value), getattr(value, "__module__", None), made, getattr(value, "__wrapped__", None))
+        else:
+            made = (*made[:3], *(list(more) if isinstance(more, Iterator) else more for more in made[3:]))
+        return _items(b"P", map(self, made))
+
+    def refusal(self, value: Any, shown: str = "") -> ConfigError:
+        shown = shown or f"{value!r:.80} ({type(value).__qualname__})"
+        reader = f", which {self.inside[-1]} reads," if self.inside else ""
+        return ConfigError(
+            f"{shown}{reader} could not be recognised in a later run; give the edit a tensor, or sweep without out"
+        )
+
+
+def _flat(items: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
+    return (part for item in items for part in item)
+
+
+def _alone(value: Any) -> bytes:
+    """Members of a set come in any order, so that none may be described by what came before it."""
+    return bytes.fromhex(fingerprint(value))
+
+
+def _site_name(edit: Edit) -> str:
+    layer: Any = None if "blocks." in edit.site else edit.where.get("layer")
+    return get_act_name(edit.site, layer)
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def _named(code: types.CodeType) -> list[str]:
+    """The globals that code names, with the functions and classes inside it."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in _named(part)]
+    return sorted(names.union(inner))
+
+
+def _members(kind: type) -> Iterator[tuple[str, Any]]:
+    """What the body of a class defines, without what Python adds."""
+    for name, member in vars(kind).items():
+        if isinstance(member, staticmethod | classmethod):
+            yield name, (type(member), member.__func__)
+        elif isinstance(member, property):
+            yield name, (member.fget, member.fset, member.fdel)
+        elif isinstance(member, functools.cached_property):
+            yield name, member.func
+        elif isinstance(member, types.FunctionType) or not (name.startswith("__") or name == "_abc_impl"):
+            yield name, member
+
+
+@functools.cache
+def _installed(module: str) -> bool:
+    """Whether a module belongs to Python, to this package or to an installed one."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
+        return True
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in (module, top)]
+    return any({"site-packages", "dist-packages"} & set(Path(file).parts) for file in files if file)

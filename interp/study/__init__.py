@@ -1,0 +1,1 @@
+"""What every study in `analyses` shares: its command, its provenance, whether the model can do the task."""

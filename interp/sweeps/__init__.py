@@ -1,0 +1,1 @@
+"""`interp.sweep`: many edits in one pass. Plan, run, record."""

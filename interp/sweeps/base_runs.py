@@ -1,0 +1,250 @@
+"""The base and source runs of a block of prompts: what chunks begin from, what edits copy, what the metric reads.
+
+1. Of the base run the residual stream, keys and values and what mixers made are kept where rows may join a chunk; the
+   states of state-space layers, which are large, before those positions alone at which rows begin.
+2. Of both runs the sites are kept that edits copy from; means over all prompts are made once, block by block.
+3. The metric is read of both; only its positions are unembedded, for its tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interp.edits import RUNS, Variant
+from interp.forward.packed_rows import Known
+from interp.hooked.hooks import HookPoint, attached
+from interp.hooked.model import HookedModel
+from interp.metrics import Metric, evaluate, largest_logit, read, rounding, where_read, which_read
+from interp.models.block import mixed_site
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.edit_reach import Numbers, Placed
+from interp.sweeps.plan import Plan
+from interp.sweeps.source_values import sum_over_prompts, whole_source
+
+
+@dataclass(eq=False)
+class Block:
+    """The base and source runs of some prompts.
+
+    Attributes:
+        pairs: the prompts.
+        prompts: which they are, first and behind the last.
+        stored: "base" and "source" to what was stored of each run, by site name.
+        states: the base run's states before `Plan.starts`, by site name [prompt, start, ...].
+        seen: what the metric reads of the logits of each run.
+        value: the metric of each run [prompt].
+        rounding: how far rounding alone can take the metric of either run [prompt], in float64.
+    """
+
+    pairs: PromptPairs
+    prompts: tuple[int, int]
+    stored: dict[str, dict[str, Tensor]]
+    states: dict[str, Tensor]
+    seen: dict[str, Tensor]
+    value: dict[str, Tensor]
+    rounding: Tensor
+
+
+class Blocks:
+    """Makes the runs of one block of prompts after another.
+
+    Args:
+        model, pairs, variants, metric: as `interp.sweep` takes them.
+        sides: "base" and "source" to the side of the pairs that each run is of.
+        plan: says where rows join.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        pairs: PromptPairs,
+        variants: Sequence[Variant],
+        metric: Metric,
+        sides: Mapping[str, str],
+        plan: Plan,
+    ) -> None:
+        self.model = model
+        self.pairs = pairs
+        self.variants = variants
+        self.metric = metric
+        self.sides = sides
+        self.plan = plan
+        self._block: Block | None = None
+        self._means: dict[tuple[str, str], Tensor] = {}
+        self._names = self._stored_names()
+
+    def at(self, prompts: tuple[int, int]) -> Block:
+        """The base and source runs of some prompts; those of the last call are remembered."""
+        if self._block is None or self._block.prompts != prompts:
+            self._block = None  # lets go of the earlier one first
+            if self.model.device.type == "cpu":
+                # glibc hands memory back to the system at once until it has seen a large piece freed; a quarter of the
+                # time would go into asking for it again.
+                torch.empty(31 * 2**20, dtype=torch.uint8)
+            self._block = self._run_block(prompts)
+        return self._block
+
+    def _run_block(self, prompts: tuple[int, int]) -> Block:
+        pairs = self.pairs[prompts[0] : prompts[1]]
+        stored: dict[str, dict[str, Tensor]] = {}
+        states: dict[str, Tensor] = {}
+        seen: dict[str, Tensor] = {}
+        largest: dict[str, Tensor] = {}
+        before = torch.tensor(self._starts(pairs), device=pairs.mask.device) - 1
+
+        def keep(value: Tensor, hook: HookPoint) -> None:
+            states[hook.name] = value.index_select(1, before)
+
+        for run in RUNS:
+            readers = [(self._state_names(), keep)] if run == "base" and len(before) else []
+            with attached(self.model.hook_dict, readers=readers):
+                stored[run], seen[run], largest[run] = self._run(pairs, self.sides[run], self._names[run])
+        value = {run: evaluate(self.metric, seen[run], pairs, seen["source"]) for run in RUNS}
+        off = [rounding(self.metric, seen[run], pairs, seen["source"], largest[run]) for run in RUNS]
+        return Block(pairs, prompts, stored, states, seen, value, torch.maximum(*off))
+
+    def _run(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """What a run has at some sites, what the metric reads of its logits, and the largest of all of them there."""
+        model, tokens, mask = self.model, getattr(pairs, side), pairs.attention_mask
+        if not self.plan.packed:
+            logits, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask)
+            at = where_read(self.metric, pairs).to(logits.device)
+            there = logits[torch.arange(len(pairs), device=logits.device)[:, None], at]  # [prompt, read, d_vocab_out]
+            return dict(cache), read(self.metric, logits, pairs), largest_logit(there)
+        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+        names = names | {last}
+        _, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask, return_type=None)
+        at = where_read(self.metric, pairs)
+        final = cache[last][torch.arange(len(pairs), device=at.device)[:, None], at]  # [prompt, read, d_model]
+        normalized = model.ln_final(final)
+        # All logits of one prompt at a time: those of all prompts may be more than memory holds.
+        largest = torch.cat([largest_logit(self.model.unembed(one)) for one in normalized.split(1)])
+        return dict(cache), self.unembedded(normalized, np.arange(len(pairs)), pairs), largest
+
+    def unembedded(self, normalized: Tensor, prompts: Numbers, pairs: PromptPairs) -> Tensor:
+        """What the metric reads of the logits, from the normalised residual stream there [row, read, d_model]."""
+        tokens = which_read(self.metric, pairs)
+        if tokens is None:
+            logits = self.model.unembed(normalized)
+        else:
+            logits = self.model.unembed.some(normalized, tokens[torch.from_numpy(prompts).to(tokens.device)])
+        return logits if self.metric.whole else logits[:, 0]
+
+    def _stored_names(self) -> dict[str, set[str]]:
+        """The sites of each run that are stored: what edits copy; of the base run also what functions are given, what
+        copies are compared with, and what rows are joined from.
+        """
+        found: dict[str, set[str]] = {"base": self._entries(), "source": set()}
+        for variant in self.variants:
+            for edit in variant.edits:
+                if edit.run is not None and edit.op != "mean":
+                    found[edit.run].add(edit.name(self.model.cfg))
+                elif edit.computed:
+                    found["base"].add(edit.name(self.model.cfg))
+        found["base"] |= found["source"]
+        return {run: names & set(self.model.hook_dict) for run, names in found.items()}
+
+    def _entries(self) -> set[str]:
+        """The sites of the base run that rows are joined from, and its keys and values."""
+        if not self.plan.packed:
+            return set()
+        names = set()
+        for step in self.plan.joins:
+            names.add(f"blocks.{step // 2}.hook_resid_pre")
+            if step % 2 and (mixed := mixed_site(self.model.cfg, step // 2)) is not None:
+                names.add(mixed)
+        for layer in range(min(self.plan.joins, default=0) // 2, self.model.cfg.n_layers):
+            names |= set(self._looked_back_at(layer).values())
+        return names
+
+    @functools.cached_property
+    def _edited(self) -> set[str]:
+        """The sites that any variant edits."""
+        return {edit.name(self.model.cfg) for variant in self.variants for edit in variant.edits}
+
+    def _looked_back_at(self, layer: int) -> dict[str, str]:
+        """The sites of a layer whose values at earlier positions its mixer reads."""
+        cfg, here = self.model.cfg, f"blocks.{layer}"
+        mixer = cfg.mixer(layer)
+        if mixer == "attn":
+            key = "rot_k" if cfg.positional_embedding_type == "rotary" else "k"
+            return {"k": f"{here}.attn.hook_{key}", "v": f"{here}.attn.hook_v"}
+        if mixer is None:
+            return {}
+        formed = f"{here}.mixer.hook_pattern" in self._edited
+        names = ("in", *(("conv", "delta", "B") if formed else ()))
+        return {name: f"{here}.mixer.hook_{name}" for name in names}
+
+    def _starts(self, pairs: PromptPairs) -> list[int]:
+        """Where rows may begin in these prompts, which are as wide as the longest of them."""
+        return [start for start in self.plan.starts if start < pairs.mask.shape[1]]
+
+    def _state_names(self) -> list[str]:
+        """The sites of the states that rows may begin from."""
+        first = min(self.plan.joins, default=0) // 2
+        names = (f"blocks.{layer}.mixer.hook_state" for layer in range(first, self.model.cfg.n_layers))
+        return [name for name in names if name in self.model.hook_dict]
+
+    def prefix(self, block: Block, first: int) -> dict[int, Known]:
+        """What mixers look back at in the base run, from a layer on."""
+        found: dict[int, Known] = {}
+        starts = self._starts(block.pairs)
+        slots = torch.zeros(block.pairs.mask.shape[1], dtype=torch.long)
+        slots[starts] = torch.arange(len(starts))
+        for layer in range(first, self.model.cfg.n_layers):
+            known = {short: block.stored["base"][name] for short, name in self._looked_back_at(layer).items()}
+            states = block.states.get(f"blocks.{layer}.mixer.hook_state")
+            more = {} if states is None else {"state": states, "slot": slots.to(states.device)}
+            found[layer] = known | more
+        return found
+
+    def values(self, placed: Placed, block: Block) -> Tensor:
+        """What an edit copies from, in the site's axes, for the prompts of a block."""
+        edit, site = placed.edit, placed.site
+        if edit.run is not None and edit.op != "mean":
+            return block.stored[edit.run][placed.name]
+        if edit.run is not None:
+            whole = self._mean(edit.run, placed)
+        else:
+            whole = whole_source(edit, placed.name, site, self.model.cfg, self.pairs)
+        first, last = block.prompts
+        part = {"batch": slice(first, last), **dict.fromkeys(("pos", "query", "key"), slice(block.pairs.mask.shape[1]))}
+        return whole[tuple(part.get(axis, slice(None)) for axis in site.axes)]
+
+    def _mean(self, run: str, placed: Placed) -> Tensor:
+        """The mean of a site over all prompts in one run, in the shape of all prompts."""
+        if (run, placed.name) not in self._means:
+            names = {
+                edit.name(self.model.cfg)
+                for variant in self.variants
+                for edit in variant.edits
+                if edit.op == "mean" and edit.run == run
+            }
+            self._means |= self._all_means(run, names)
+        return self._means[run, placed.name]
+
+    def _all_means(self, run: str, names: set[str]) -> dict[tuple[str, str], Tensor]:
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        for first, last in dict.fromkeys(chunk.prompts for chunk in self.plan.chunks):
+            mask = self.pairs.mask[first:last]
+            _, cache = self.model.run_with_cache(
+                getattr(self.pairs, self.sides[run])[first:last],
+                names_filter=sorted(names),
+                attention_mask=None if bool(mask.all()) else mask,
+                return_type=None,
+            )
+            for name, value in cache.items():
+                total, count = sum_over_prompts(value, self.model.hook_dict[name].site, mask)
+                sums[name] = sums[name] + total if name in sums else total
+                counts[name] = counts[name] + count if name in counts else count
+        n = len(self.pairs)
+        return {
+            (run, name): (total / counts[name].clamp(min=1)).expand(n, *total.shape[1:]) for name, total in sums.items()
+        }

@@ -1,0 +1,293 @@
+"""What an edit can reach: where it stands in the depth of a model, at which positions, and which rows it needs.
+
+Depth is counted in steps, two for each layer: before positions look at one another (2 layer), and after (2 layer + 1);
+the unembedding is the last. Every prompt of a variant has its own rows:
+
+1. An edit changes a value at some positions. One that copies from a run changes it only where the runs differ: behind
+   the first token in which they do, if the model is causal.
+2. Within a step each position is by itself. When positions look at one another, a change at one reaches all that look
+   at it: later ones in a causal model, all of them in a bidirectional one. A changed query reaches itself alone.
+3. So the rows of a variant begin with its first edit and only grow on the way down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from interp.arguments import entries
+from interp.edits import Edit, Index
+from interp.errors import PromptError
+from interp.hooked.model import HookedModel
+from interp.prompts.pairs import PromptPairs
+from interp.sites import Site, axis_sizes, unknown_site
+
+Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]  # [prompt, pos]
+Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+Differs = Callable[["Placed"], Mask]
+
+# What changes one query alone, and what changes keys, values or all of a position's input; the rest stands behind.
+QUERIES = {"q", "rot_q", "q_input", "attn_scores", "pattern"} | {"C", "y", "gate", "mixer.pattern"}
+INPUTS = {"embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normalized", "k", "v", "rot_k", "k_input", "v_input"} | {
+    "mixer_in", "in", "conv", "delta", "B", "state",
+}  # fmt: skip
+# What depends on the token and its position alone, in the first layer.
+LOCAL = (QUERIES | INPUTS) - {"attn_scores", "pattern", "conv", "delta", "B", "C", "state", "y", "mixer.pattern"}
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """An edit, and where it acts on given prompts.
+
+    Attributes:
+        edit: the edit.
+        name: its full site name.
+        site: its row in the table of sites.
+        step: where in the depth.
+        rows: the positions (queries, of a pattern) that it names [prompt, pos], real ones only.
+        inner: for every other axis of the site the indices that it names [prompt, how many]; None for all of them.
+            Keys that are named for different numbers in different prompts are padded with -1.
+    """
+
+    edit: Edit
+    name: str
+    site: Site
+    step: int
+    rows: Mask
+    inner: tuple[Numbers | None, ...]
+
+
+class Placer:
+    """Finds the place of edits on given prompts; remembers what edits have in common.
+
+    Args:
+        model: its configuration and sites.
+        pairs: the prompts.
+        read: the positions that the metric reads [prompt, pos]; what is changed behind the last attention, or in its
+            queries, matters there alone.
+    """
+
+    def __init__(self, model: HookedModel, pairs: PromptPairs, read: Mask) -> None:
+        self.model = model
+        self.pairs = pairs
+        self.real: Mask = pairs.mask.cpu().numpy()
+        self.read = read
+        self._rows: dict[object, Mask] = {}
+        self._steps: dict[str, int] = {}
+        self._inner: dict[object, Numbers] = {}
+
+    def place(self, edit: Edit) -> Placed:
+        """The place of one edit.
+
+        Raises:
+            UnknownName: a site, layer, head or role that does not exist.
+            PromptError: a position outside some prompt.
+        """
+        name = edit.name(self.model.cfg)
+        point = self.model.hook_dict.get(name)
+        if point is None:
+            raise unknown_site(name, self.model.hook_dict)
+        site = point.site
+        axes = [axis for axis in site.axes if axis != "batch"]
+        row_axis = "query" if "query" in axes else "pos"
+        axes.remove(row_axis)
+        if name not in self._steps:
+            self._steps[name] = step_of(site, point.layer() if site.per_layer else None, self.model.cfg.n_layers)
+        step = self._steps[name]
+        late = step + (site.short in QUERIES) > 2 * (self.model.cfg.n_layers - 1)
+        return Placed(
+            edit,
+            name,
+            site,
+            step,
+            self._named_rows(edit.where.get(row_axis), late),
+            tuple(self._named(axis, edit.where.get(axis)) for axis in axes),
+        )
+
+    def _named_rows(self, index: Index, late: bool) -> Mask:
+        key = (_key(index), late)
+        if key not in self._rows:
+            rows = self.real
+            if isinstance(index, slice):
+                rows = self._sliced(index)
+            elif index is not None:
+                rows = np.zeros_like(self.real)
+                np.put_along_axis(rows, self.pairs.positions(index).cpu().numpy(), True, axis=1)
+            self._rows[key] = rows & self.read if late else rows
+        return self._rows[key]
+
+    def _sliced(self, index: slice) -> Mask:
+        """The positions of each prompt that a slice stands for, which may be more in one than in another."""
+        rows = np.zeros_like(self.real)
+        for row, length in zip(rows, self.real.sum(1).tolist(), strict=True):
+            row[: int(length)][index] = True
+        if not rows.any():
+            raise PromptError(f"{index} names no position of any prompt")
+        return rows
+
+    def _named(self, axis: str, index: Index) -> Numbers | None:
+        if index is None and (axis != "key" or bool(self.real.all())):
+            return None
+        key = (axis, _key(index))
+        if key not in self._inner:
+            self._inner[key] = self._numbers(axis, index)
+        return self._inner[key]
+
+    def _numbers(self, axis: str, index: Index) -> Numbers:
+        n, width = self.real.shape
+        if axis == "key" and (index is None or isinstance(index, slice)):
+            # Padding is no key: given a score it would be looked at.
+            there = np.where(self.real if index is None else self._sliced(index), np.arange(width), width)
+            kept = np.sort(there, axis=1)[:, : int((there < width).sum(1).max())]
+            return np.where(kept < width, kept, -1)
+        if axis == "key":
+            assert index is not None
+            found = np.sort(self.pairs.positions(index).cpu().numpy(), axis=1)
+        else:
+            assert not isinstance(index, str)
+            one = np.unique(entries(axis, index, axis_sizes(self.model.cfg)[axis]))
+            found = np.broadcast_to(one, (n, len(one)))
+        return found
+
+
+def _key(index: Index) -> object:
+    """What tells the index of an edit from others: slices are no keys of a dictionary."""
+    return ("slice", index.start, index.stop, index.step) if isinstance(index, slice) else index
+
+
+def step_of(site: Site, layer: int | None, n_layers: int) -> int:
+    """Where a site stands in the depth of a model."""
+    if layer is None:
+        return 2 * n_layers if "ln_final" in site.template else 0
+    return 2 * layer + (site.short not in QUERIES | INPUTS)
+
+
+def rows_first(value: Tensor, site: Site) -> Tensor:
+    """[batch, head, query, key] with queries in front of heads, and back again; everything else as it is."""
+    return value.transpose(1, 2) if "query" in site.axes else value
+
+
+def token_differences(pairs: PromptPairs, base: str, source: str, causal: bool) -> Differs:
+    """Where a run of `source` can differ from one of `base`, judged by their tokens."""
+    real = pairs.mask.cpu().numpy()
+    local: Mask = (getattr(pairs, base) != getattr(pairs, source)).cpu().numpy() & real
+    later = np.logical_or.accumulate(local, axis=1) & real if causal else local.any(1, keepdims=True) & real
+    nowhere = np.zeros_like(real)
+
+    def differs(placed: Placed) -> Mask:
+        if placed.edit.run == "base" or placed.site.short == "pos_embed":
+            return nowhere
+        return local if placed.step == 0 and placed.site.short in LOCAL else later
+
+    return differs
+
+
+def value_differences(base: Mapping[str, Tensor], source: Mapping[str, Tensor], tokens: Differs) -> Differs:
+    """Where two runs do differ, bit for bit, at the places that an edit names; where nothing was stored, by tokens."""
+    known: dict[object, np.ndarray[Any, np.dtype[np.bool_]]] = {}
+
+    def differs(placed: Placed) -> Mask:
+        may = tokens(placed)
+        if not may.any() or placed.name not in base or placed.name not in source:
+            return may
+        named = tuple(index is not None for index in placed.inner)
+        if (placed.name, named) not in known:
+            there = rows_first(base[placed.name] != source[placed.name], placed.site)
+            for axis in reversed(range(len(named))):
+                there = there if named[axis] else there.any(2 + axis)
+            known[placed.name, named] = there.cpu().numpy()
+        there_too = known[placed.name, named]  # [prompt, pos, the named axes]
+        indices = [index for index in placed.inner if index is not None]
+        at: list[Numbers] = []
+        for axis, index in enumerate((np.arange(may.shape[0])[:, None], np.arange(may.shape[1])[None], *indices)):
+            shape = [1] * (2 + len(indices))  # every index has an axis of its own; they differ from prompt to prompt
+            shape[0], shape[axis] = len(index), index.shape[1] if axis else len(index)
+            at.append(index.reshape(shape))
+        found = there_too[tuple(at)]
+        return may & found.any(axis=tuple(range(2, found.ndim)))
+
+    return differs
+
+
+def changed(placed: Placed, differs: Differs) -> Mask:
+    """The positions where an edit may change anything [prompt, pos]."""
+    if placed.edit.op == "set" and placed.edit.run is not None:
+        return placed.rows & differs(placed)
+    return placed.rows
+
+
+Events = tuple[tuple[int, Mask], ...]  # (step, rows that are run from this step on), in order
+
+
+def events(placed: Sequence[tuple[Placed, Mask]], causal: bool, real: Mask, n_layers: int) -> Events:
+    """The rows that a variant needs: at which step their number changes, and which they are from there on.
+
+    Args:
+        placed: the edits and where each may change anything, from `changed`.
+        causal: whether positions look only at earlier ones.
+        real: [prompt, pos], False at padding.
+        n_layers: how deep the model is.
+    """
+    steps: dict[int, list[tuple[Placed, Mask]]] = {}
+    for edit, rows in placed:
+        if rows.any():
+            steps.setdefault(edit.step, []).append((edit, rows))
+    found: dict[int, Mask] = {}
+    now = np.zeros_like(real)
+    last = n_layers
+    for step in sorted(steps):
+        layer = step // 2
+        if last < layer:
+            now = found[2 * (last + 1)] = _spread(now, causal, real)
+        here = steps[step]
+        queries = [rows for edit, rows in here if edit.site.short in QUERIES]
+        others = [rows for edit, rows in here if edit.site.short not in QUERIES]
+        now = np.logical_or.reduce([now, *others])
+        if step % 2 == 0 and layer < n_layers:
+            now = np.logical_or.reduce([_spread(now, causal, real), *queries])
+        found[step] = now
+        last = layer
+    if steps and last + 1 < n_layers:
+        found[2 * (last + 1)] = _spread(now, causal, real)
+    return tuple(sorted(found.items(), key=lambda event: event[0]))
+
+
+def starts(found: Iterable[Events]) -> tuple[int, ...]:
+    """The positions, but for the first of all, at which rows of any variant begin where positions look at one another,
+    or go on behind a gap.
+    """
+    masks = {id(rows): rows for steps in found for step, rows in steps if step % 2 == 0}
+    begun = [_begins(rows).any(0) for rows in masks.values()]
+    return tuple((np.logical_or.reduce(begun)[1:].nonzero()[0] + 1).tolist()) if begun else ()
+
+
+def led_back(found: Events, planned: Sequence[int]) -> Events:
+    """The same rows, and those between each one that begins and the last of the `planned` starts before it.
+
+    Values may differ at fewer positions than tokens say, so that rows may begin later than was planned.
+    """
+    at = np.array([0, *planned])
+    more: dict[int, Mask] = {}
+    last: Mask | None = None
+    for step, rows in found:
+        rows = rows.copy() if last is None else rows | last
+        for prompt, begin in np.argwhere(_begins(rows)).tolist() if step % 2 == 0 else ():
+            rows[prompt, at[at <= begin][-1] : begin] = True
+        last = more[step] = rows
+    return tuple(more.items())
+
+
+def _begins(rows: Mask) -> Mask:
+    """Rows whose neighbour before them is none."""
+    found = rows.copy()
+    found[:, 1:] &= ~rows[:, :-1]
+    return found
+
+
+def _spread(rows: Mask, causal: bool, real: Mask) -> Mask:
+    reached = np.logical_or.accumulate(rows, axis=1) if causal else rows.any(1, keepdims=True)
+    return reached & real

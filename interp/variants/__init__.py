@@ -1,0 +1,1 @@
+"""What a sweep changes: grids of sites, components, and the values that replace ablated ones."""

@@ -1,0 +1,1 @@
+"""GGUF files: the container, its configuration, its tokenizer, its tensors."""

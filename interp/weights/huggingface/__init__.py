@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints: one table of tensors and one reader of options a family."""

@@ -1,0 +1,196 @@
+"""What a Hugging Face config.json says, as a `ModelConfig`: one function a family.
+
+config.json of either transformers' generation (4 or 5) is read. An option that changes the computation and is not
+supported is refused by its name.
+
+Sources: the configuration and modelling files of `transformers` 5 for each `model_type`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from interp.config import ModelConfig, RopeScaling
+from interp.errors import ConfigError, nearest
+from interp.files.foreign_files import shown
+from interp.weights.checkpoint import ACTIVATIONS
+from interp.weights.huggingface.options import refuse_unless
+from interp.weights.options import Options, flag, number, whole
+
+
+def gpt2(options: Options) -> ModelConfig:
+    """GPT-2 (Radford et al. 2019)."""
+    refuse_unless(
+        options, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False, add_cross_attention=False
+    )
+    d_model, n_heads = whole(options, "n_embd"), whole(options, "n_head")
+    return ModelConfig(
+        n_layers=whole(options, "n_layer", least=0),
+        d_model=d_model,
+        n_ctx=whole(options, "n_positions"),
+        n_heads=n_heads,
+        d_head=_head_size(options, d_model, n_heads),
+        d_vocab=whole(options, "vocab_size"),
+        d_mlp=4 * d_model if options.get("n_inner") is None else whole(options, "n_inner"),
+        act_fn=activation(options, "activation_function", "gelu_new"),
+        eps=number(options, "layer_norm_epsilon", 1e-5),
+        use_attn_scale=flag(options, "scale_attn_weights", True),
+        tie_word_embeddings=flag(options, "tie_word_embeddings", True),
+        unembed_bias=False,
+        **general(options),
+    )
+
+
+def gpt_neox(options: Options) -> ModelConfig:
+    """GPT-NeoX and Pythia (Black et al. 2022, Biderman et al. 2023)."""
+    bias = flag(options, "attention_bias", True)
+    base, fraction = number(options, "rotary_emb_base", 10000.0), number(options, "rotary_pct", 0.25)
+    return ModelConfig(
+        **sizes(options),
+        **rotary(options, base=base, fraction=fraction),
+        act_fn=activation(options, "hidden_act", "gelu"),
+        eps=number(options, "layer_norm_eps", 1e-5),
+        parallel_attn_mlp=flag(options, "use_parallel_residual", True),
+        tie_word_embeddings=flag(options, "tie_word_embeddings", False),
+        attn_in_bias=bias,
+        attn_out_bias=bias,
+        unembed_bias=False,
+        **general(options),
+    )
+
+
+def llama(options: Options) -> ModelConfig:
+    """Llama and what is built like it, SmolLM2 among others (Touvron et al. 2023)."""
+    bias = flag(options, "attention_bias", False)
+    return _llama_like(options, attn_in_bias=bias, attn_out_bias=bias, mlp_bias=flag(options, "mlp_bias", False))
+
+
+def mistral(options: Options) -> ModelConfig:
+    """Mistral, with attention to the whole context (Jiang et al. 2023)."""
+    _refuse_window(options)
+    return _llama_like(options, attn_in_bias=False, attn_out_bias=False, mlp_bias=False)
+
+
+def qwen2(options: Options) -> ModelConfig:
+    """Qwen 2 and 2.5, with attention to the whole context (Yang et al. 2024)."""
+    kinds = options.get("layer_types")
+    if not (kinds is None or isinstance(kinds, (list, tuple))):
+        raise ConfigError(f"layer_types must be a list with the kind of each layer, not {shown(kinds)}")
+    windowed = whole(options, "num_hidden_layers") > whole(options, "max_window_layers", 28, least=0)
+    if flag(options, "use_sliding_window", False) and ("sliding_attention" in kinds if kinds else windowed):
+        _refuse_window(options)
+    return _llama_like(options, attn_in_bias=True, attn_out_bias=False, mlp_bias=False)
+
+
+def _llama_like(options: Options, *, attn_in_bias: bool, attn_out_bias: bool, mlp_bias: bool) -> ModelConfig:
+    return ModelConfig(
+        **sizes(options),
+        **rotary(options, base=10000.0, fraction=1.0),
+        n_key_value_heads=kv_heads(options, None),
+        act_fn=activation(options, "hidden_act", "silu"),
+        gated_mlp=True,
+        normalization_type="RMS",
+        eps=number(options, "rms_norm_eps", 1e-6),
+        tie_word_embeddings=flag(options, "tie_word_embeddings", False),
+        attn_in_bias=attn_in_bias,
+        attn_out_bias=attn_out_bias,
+        mlp_bias=mlp_bias,
+        unembed_bias=False,
+        **general(options),
+    )
+
+
+def sizes(options: Options) -> dict[str, Any]:
+    """The sizes of a model with attention, in the names that most families have for them."""
+    d_model, n_heads = whole(options, "hidden_size"), whole(options, "num_attention_heads")
+    return {
+        "n_layers": whole(options, "num_hidden_layers", least=0),
+        "d_model": d_model,
+        "n_ctx": whole(options, "max_position_embeddings"),
+        "n_heads": n_heads,
+        "d_head": _head_size(options, d_model, n_heads),
+        "d_vocab": whole(options, "vocab_size"),
+        "d_mlp": whole(options, "intermediate_size"),
+    }
+
+
+def kv_heads(options: Options, default: int | None) -> int | None:
+    """How many heads own keys and values; None, absent or said, is as many as there are query heads."""
+    given = options.get("num_key_value_heads", default)
+    return None if given is None else whole({"num_key_value_heads": given}, "num_key_value_heads")
+
+
+def general(options: Options) -> dict[str, Any]:
+    """What every family's configuration has: the spread of untrained weights, and the model's name."""
+    name = options.get("_name_or_path") or options["model_type"]
+    return {"initializer_range": options.get("initializer_range", 0.02), "model_name": str(name)}
+
+
+def _head_size(options: Options, d_model: int, n_heads: int) -> int:
+    if options.get("head_dim") is not None:
+        return whole(options, "head_dim")
+    if d_model % n_heads:
+        raise ConfigError(f"{n_heads} heads do not divide a width of {d_model}, and head_dim is not given")
+    return d_model // n_heads
+
+
+def activation(options: Options, option: str, default: str) -> str:
+    """Our name of the nonlinearity that an option names."""
+    name = options.get(option, default)
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        close = nearest(shown(name), ACTIVATIONS)
+        hint = f"; the nearest is {close[0]!r}" if close else ""
+        raise ConfigError(f"{option}={shown(name)} is not supported; choose from {', '.join(ACTIVATIONS)}{hint}")
+    return ACTIVATIONS[name]
+
+
+def rotary(options: Options, *, base: float, fraction: float) -> dict[str, Any]:
+    """Rotary fields from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4)."""
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(options.get(name) or {}, Mapping):
+            raise ConfigError(f"{name} must be an object, not {shown(options[name])}")
+    rope: Options = options.get("rope_scaling") or options.get("rope_parameters") or {}
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        raise ConfigError(f"rope_parameters for {', '.join(rope)} are not supported; only one set for all layers is")
+    fraction = number(rope, "partial_rotary_factor", number(options, "partial_rotary_factor", fraction))
+    if fraction > 1:
+        raise ConfigError(f"the part of a head that is turned must be at most 1, not {fraction}")
+    if options["model_type"] not in ("gpt_neox", "bamba") and fraction != 1.0:
+        raise ConfigError(
+            f"partial_rotary_factor={fraction} is not supported in a {options['model_type']} model, only 1.0"
+        )
+    found = sizes(options)
+    return {
+        "positional_embedding_type": "rotary",
+        "rotary_dim": int(found["d_head"] * fraction),
+        "rotary_base": float(number(rope, "rope_theta", number(options, "rope_theta", base))),
+        "rope_scaling": _rope_scaling(rope, found["n_ctx"]),
+    }
+
+
+def _rope_scaling(rope: Options, n_ctx: int) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling("linear", factor=float(number(rope, "factor")))
+    if kind == "llama3":
+        return RopeScaling(
+            "llama3",
+            factor=float(number(rope, "factor")),
+            low_freq_factor=float(number(rope, "low_freq_factor")),
+            high_freq_factor=float(number(rope, "high_freq_factor")),
+            original_n_ctx=whole(rope, "original_max_position_embeddings", n_ctx),
+        )
+    raise ConfigError(f"rope_type={shown(kind)} is not supported; choose from 'default', 'linear', 'llama3'")
+
+
+def _refuse_window(options: Options) -> None:
+    n_ctx = whole(options, "max_position_embeddings")
+    window = None if options.get("sliding_window", 0) is None else whole(options, "sliding_window", 4096)
+    if window is not None and window < n_ctx:
+        raise ConfigError(
+            f"sliding_window={window} is not supported, as it is shorter than the context (max_position_embeddings="
+            f"{n_ctx}); only null or at least the context is"
+        )

@@ -1,0 +1,109 @@
+"""Reading the options of a config.json one by one.
+
+1. A value of another kind than expected is refused; sizes that are written twice must agree.
+2. In families whose every option is known, an option is read, or it must have the one value that is supported, or it
+   says nothing about the numbers. Any other is refused by its name, unless it is empty.
+
+Source: the configuration files of `transformers` 4 and 5.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from interp.errors import ConfigError, nearest
+from interp.files.foreign_files import shown
+from interp.weights.options import Options, is_number, number, whole
+
+FIXED = {"rms_norm": True, "is_causal": True, "add_cross_attention": False, "is_encoder_decoder": False}
+# What every configuration of transformers has: labels, tokens, what calls return, how text is drawn.
+GENERAL = {
+    "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
+    "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
+    "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "exponential_decay_length_penalty",
+    "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "id2label", "is_decoder", "label2id",
+    "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix",
+    "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict",
+    "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature",
+    "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
+    "transformers_version", "typical_p", "use_bfloat16", "use_cache", "model_type",
+}  # fmt: skip
+
+
+def refuse_unless(options: Options, **supported: bool) -> None:
+    """Refuse options that have another value than the supported one; one that is absent has it by default."""
+    for name, value in supported.items():
+        if options.get(name, value) != value:
+            raise ConfigError(f"{name}={shown(options[name])} is not supported; only {value!r} is")
+
+
+def refuse_others(options: Options, kind: str, read: Collection[str], silent: Collection[str], **fixed: Any) -> None:
+    """Refuse options that are unknown, or whose value is not supported.
+
+    Args:
+        options: the config.json.
+        kind: the family, for messages.
+        read: the options that the family's function looks at.
+        silent: those that say nothing about the numbers.
+        fixed: those of which one value is supported.
+    """
+    fixed = FIXED | fixed
+    known = {*read, *fixed}
+    for name, value in options.items():
+        empty = value is None or value == {} or value == []
+        if empty or name.startswith("_") or name in known or name in silent or name in GENERAL:
+            continue
+        close = nearest(name, known, most=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(
+            f"{name}={shown(value)} is no known option of a {kind} model, and may change its numbers{hint}"
+        )
+    refuse_unless(options, **fixed)
+
+
+def silu_only(options: Options, name: str, kind: str) -> None:
+    """Refuse another nonlinearity than SiLU."""
+    if options.get(name, "silu") not in ("silu", "swish"):
+        raise ConfigError(f"{name}={shown(options[name])} is not supported in a {kind} model, only 'silu' is")
+
+
+def head_size(options: Options, names: tuple[str, str], heads: int, size: int, d_inner: int) -> int:
+    """Channels of a head, where that times the number of heads is all of them."""
+    n_heads, d_head = whole(options, names[0], heads), whole(options, names[1], size)
+    if n_heads * d_head != d_inner:
+        raise ConfigError(
+            f"{names[0]}={n_heads} heads of {names[1]}={d_head} channels contradict expand times hidden_size, {d_inner}"
+        )
+    return d_head
+
+
+def limit(name: str, given: Any) -> tuple[float, float] | None:
+    """The least and the largest step size that an option gives, None where neither is bounded."""
+    if given is None:
+        return None
+    # JSON has no infinity: transformers 5 writes an object in its place.
+    ends = (
+        [math.inf if end == {"__float__": "Infinity"} else end for end in given]
+        if isinstance(given, (list, tuple))
+        else []
+    )
+    if len(ends) != 2 or not all(is_number(end) for end in ends):
+        raise ConfigError(f"{name} must be the least and the largest step size, not {shown(given)}")
+    return None if ends[0] <= 0 and ends[1] == math.inf else (float(ends[0]), float(ends[1]))
+
+
+def agree(options: Options, name: str, expected: float, other: str) -> None:
+    """Refuse a value that contradicts what `other` says."""
+    if options.get(name, expected) != expected:
+        raise ConfigError(f"{name}={shown(options[name])} contradicts {other}, {expected}")
+
+
+def expanded(options: Options, name: str, d_model: int) -> int:
+    """Channels inside a state-space layer: so many times the width, 2 by default."""
+    channels = number(options, name, 2) * d_model
+    if not channels < 2**63:
+        raise ConfigError(f"{name}={shown(options[name])} times a width of {d_model} is more than any layer can have")
+    return int(channels)

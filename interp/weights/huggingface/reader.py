@@ -1,0 +1,157 @@
+"""Hugging Face checkpoints: a directory, a repository of the hub, or a transformers model in memory.
+
+1. config.json says the family and the `ModelConfig` (see `families`).
+2. The family's table says which of their tensors, turned how, is which of ours; what is missing or not expected is an
+   error that names it, computed buffers aside.
+3. Tensors are read one at a time, when `interp.weights.build` copies them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from interp.config import ModelConfig
+from interp.errors import ConfigError, UnknownName, WeightsError
+from interp.files.foreign_files import read_json
+from interp.text.tokenizer import Tokenizer
+from interp.weights.build import empty, name_problems, weights
+from interp.weights.checkpoint import Checkpoint, Source, Stored, equal, in_memory, refuse_deeper
+from interp.weights.files import WEIGHT_FILES, Tensors, contents, open_weights, shards_of
+from interp.weights.huggingface.families import Row, configure
+
+TOKENIZER_FILES = [
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", "generation_config.json",
+]  # fmt: skip
+SAFE_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
+PICKLED_FILES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"]
+INDICES = [f"{name}.index.json" for name in WEIGHT_FILES]
+
+
+def read(source: str | Path, revision: str | None = None, tokenizer: Tokenizer | None = None) -> Checkpoint:
+    """A model directory (config.json and safetensors), or a repository of the hub such as "EleutherAI/pythia-70m".
+
+    Args:
+        source: a directory, or a repository's name when there is no such directory. Repositories are looked up in the
+            local cache and fetched once; `HF_HUB_OFFLINE` is honoured.
+        revision: a branch, tag or commit of a repository.
+        tokenizer: used instead of the one in the directory, whose files are then not read.
+
+    Raises:
+        ConfigError: an architecture or option that is not supported.
+        WeightsError: weights that cannot be fetched, are truncated or do not fit their configuration.
+    """
+    folder = Path(source) if Path(source).is_dir() else download(str(source), revision)
+    if not (folder / "config.json").is_file():
+        raise WeightsError(f"{folder} is no model directory: it holds no config.json, but {contents(folder)}")
+    options = read_json(folder / "config.json")
+    tensors, files = open_weights(folder)
+    name, commit = str(folder), None
+    if folder.parent.name == "snapshots":  # the hub's cache: models--owner--name/snapshots/commit
+        name, commit = folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
+    origin = Source(kind="huggingface", location=name, revision=commit, files=files)
+    options = {**options, "_name_or_path": name if commit else folder.name}
+    try:
+        return _checkpoint(options, tensors, tokenizer or Tokenizer.from_directory(folder), origin)
+    except (ConfigError, UnknownName) as error:
+        raise type(error)(f"{folder / 'config.json'}: {error}") from error
+    except WeightsError as error:
+        raise error if str(folder) in str(error) else WeightsError(f"{folder}: {error}") from error
+
+
+def from_transformers(hf_model: Any, tokenizer: Any = None) -> Checkpoint:
+    """A transformers model in memory, whose weights are copied when the model is built.
+
+    Args:
+        hf_model: a model with a language modelling head, or a bare one with tied embeddings.
+        tokenizer: a `Tokenizer`, a transformers tokenizer, or None.
+    """
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        tokenizer = Tokenizer.from_transformers(tokenizer)
+    options = hf_model.config.to_dict()
+    name = options.get("_name_or_path") or type(hf_model).__name__
+    state = hf_model.state_dict()
+    tensors: Tensors = {key: in_memory(tensor, key) for key, tensor in state.items()}
+    return _checkpoint(options, tensors, tokenizer, Source(kind="transformers", location=name))
+
+
+def download(repository: str, revision: str | None = None) -> Path:
+    """The local copy of a repository of the hub: configuration, tokenizer and weights, pickled ones only if need be."""
+    from huggingface_hub import snapshot_download
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=["config.json", *patterns]))
+
+    try:
+        folder = fetch(TOKENIZER_FILES + SAFE_FILES)
+        if not any(folder.glob("model*.safetensors*")):
+            folder = fetch(TOKENIZER_FILES + PICKLED_FILES)
+        shards = {shard for index in INDICES for shard in shards_of(folder / index) if not (folder / shard).exists()}
+        return fetch(sorted(shards)) if shards else folder
+    except WeightsError:
+        raise
+    except Exception as error:  # of huggingface_hub, of its HTTP library, of the file system
+        at = f" at revision {revision!r}" if revision else ""
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise WeightsError(
+            f"{repository!r}{at} is not in the local cache and cannot be fetched from the Hugging Face hub "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _piece(stored: Stored, row: Row, cfg: ModelConfig) -> Stored:
+    """One of our tensors, read from one of theirs."""
+    given = _empty(stored)
+    turn = partial(_turned, row=row, cfg=cfg, origin=stored.origin)
+    return Stored(lambda: turn(stored()), tuple(turn(given).shape), stored.dtype, stored.origin)
+
+
+def _empty(stored: Stored) -> Tensor:
+    try:
+        return torch.empty(stored.shape, device="meta")
+    except (RuntimeError, TypeError, OverflowError) as error:  # an axis beyond torch's numbers, beside one of length 0
+        raise WeightsError(f"{stored.origin!r} has shape {list(stored.shape)}, which no tensor can have") from error
+
+
+def _turned(tensor: Tensor, *, row: Row, cfg: ModelConfig, origin: str | None) -> Tensor:
+    """A tensor of theirs, or of its shape, in our shape."""
+    if row.pattern is None:
+        return tensor
+    sizes = {"d_head": cfg.d_head, "qkv": 3}
+    try:
+        turned = rearrange(tensor, row.pattern, **{k: n for k, n in sizes.items() if k in row.pattern})
+    except RuntimeError as error:  # einops' own
+        shape = list(tensor.shape)
+        raise WeightsError(f"{origin!r} has shape {shape}, which does not divide as {row.pattern!r}") from error
+    return turned if row.part is None else turned[row.part]
+
+
+def _checkpoint(
+    options: Mapping[str, Any], tensors: Tensors, tokenizer: Tokenizer | None, source: Source
+) -> Checkpoint:
+    for name in ("num_hidden_layers", "n_layer"):
+        refuse_deeper(options.get(name), tensors, source.location)
+    family, cfg = configure(options)
+    refuse_deeper(cfg.n_layers, tensors, source.location)
+    given = {family.bare(name): name for name in tensors if not family.buffers.search(family.bare(name))}
+    tied = cfg.tie_word_embeddings and "lm_head.weight" in given
+    embedding = family.rows["embed.W_E"].theirs
+    if tied and embedding in given and not equal(tensors[given[embedding]], tensors[given["lm_head.weight"]]):
+        # As transformers does: two different tensors are no tied ones, whatever the configuration says.
+        cfg = cfg.replace(tie_word_embeddings=False)
+    elif tied:
+        given.setdefault(embedding, given["lm_head.weight"])
+        del given["lm_head.weight"]
+    rows = {name: family.row(name) for name in weights(empty(cfg))}
+    problems = name_problems({row.theirs for row in rows.values()}, given)
+    if problems:
+        raise WeightsError(f"the weights of {source.location} do not fit its config.json: {'; '.join(problems)}")
+    pieces = {name: _piece(tensors[given[row.theirs]], row, cfg) for name, row in rows.items()}
+    return Checkpoint(cfg, pieces, tokenizer, source)
