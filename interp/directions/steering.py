@@ -28,9 +28,9 @@ from interp.edits import Edit, Index
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 from interp.files.checksums import BLANK, is_sound, sealed
 from interp.files.whole_files import write_whole
-from interp.hooked.cache import take
 from interp.hooked.hooks import HookPoint
 from interp.hooked.model import HookedModel
+from interp.hooked.slices import take
 from interp.prompts.pairs import PromptPairs
 from interp.variants.granularity import UNITS
 

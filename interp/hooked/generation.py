@@ -9,19 +9,44 @@ token goes through the model, reading earlier keys and values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from interp.arguments import as_index, checked, real_number, shown, whole_number
 from interp.arguments import seed as check_seed
+from interp.config import ModelConfig
 from interp.errors import PromptError
 from interp.hooked.past import PastKeyValues
 from interp.text.padding import check_attention_mask, padding_of
+from interp.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from interp.hooked.model import HookedModel
+
+class Generator(Protocol):
+    """What generation asks of a model."""
+
+    cfg: ModelConfig
+    tokenizer: Tokenizer | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        ...
+
+    def to_batch(
+        self, text: str | Sequence[str], prepend_bos: bool | None, padding_side: Literal["right", "left"]
+    ) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, both [batch, pos]."""
+        ...
+
+    def to_string(self, tokens: Sequence[int]) -> str | list[str]:
+        """Text of token ids."""
+        ...
+
+    def __call__(self, input: Tensor, **options: Any) -> Any:
+        """Logits [batch, pos, d_vocab_out]."""
+        ...
 
 
 @checked
@@ -65,7 +90,7 @@ def _checked(temperature: Any, top_k: Any, top_p: Any) -> tuple[float, int | Non
     return real_number("temperature", temperature, least=0, refuse=PromptError), top_k, top_p
 
 
-def _ends(model: HookedModel, given: Any) -> list[int]:
+def _ends(model: Generator, given: Any) -> list[int]:
     """The ids that end a prompt: those given, or the tokenizer's own."""
     if given is None:
         return [] if model.tokenizer is None else list(model.tokenizer.eos_token_ids)
@@ -81,7 +106,7 @@ def _ends(model: HookedModel, given: Any) -> list[int]:
 @checked
 @torch.no_grad()
 def generate(
-    model: HookedModel,
+    model: Generator,
     input: str | Sequence[str] | Tensor,
     max_new_tokens: int = 10,
     *,
@@ -167,7 +192,7 @@ def generate(
     return texts[0] if isinstance(input, str) else texts
 
 
-def _text(model: HookedModel, row: Tensor, n_prompt: int, ends: Sequence[int]) -> str:
+def _text(model: Generator, row: Tensor, n_prompt: int, ends: Sequence[int]) -> str:
     """A row as text, without its padding and without the end-of-sequence token that ended it."""
     ids = row.tolist()
     ids = ids[: next((at for at in range(n_prompt, len(ids)) if ids[at] in ends), len(ids))]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import HookError
-from interp.hooked.cache import PosSlice, take
+from interp.hooked.slices import PosSlice, take
 
 
 class Recorder:

@@ -1,0 +1,355 @@
+"""The residual stream of one forward, taken apart into what wrote it, and read by whoever reads it.
+
+The stream is the sum of what the embedding, every head and every MLP have written to it (Elhage et al. 2021, "A
+Mathematical Framework for Transformer Circuits"). Since the norm before a reader is linear once its scale is given, and
+so is the unembedding, each part has its own share of what is read.
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from interp.arguments import checked, is_whole, plain, shown
+from interp.config import ModelConfig
+from interp.errors import InterpError, PromptError, UnknownName, check_choice
+from interp.hooked.slices import PosSlice, take
+
+# What writes to the residual stream, by kind, and the site of what it writes in a layer.
+WRITERS = {"attn": "hook_attn_out", "mixer": "mixer.hook_out", "mlp": "hook_mlp_out"}
+
+Key = str | tuple[Any, ...]
+
+
+class Scales(Protocol):
+    """A norm, as decompositions see it: linear once its scale is given."""
+
+    @property
+    def b(self) -> Tensor | None:
+        """The norm's bias [d_model]."""
+        ...
+
+    def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
+        """x as the norm hands it on, divided by a given scale, without the norm's bias."""
+        ...
+
+
+class CachedModel(Protocol):
+    """What a cache asks of the model that ran."""
+
+    cfg: ModelConfig
+    ln_final: Any
+
+    @property
+    def hook_dict(self) -> Mapping[str, Any]:
+        """Every site that the model has, by its full name."""
+        ...
+
+    def derive(self, name: str, tensors: Mapping[str, Tensor], attention_mask: Tensor | None) -> Tensor | None:
+        """The value of a site from those of its neighbours, or None when they do not determine it."""
+        ...
+
+    def head_results(self, layer: int, z: Tensor) -> Tensor:
+        """What each head adds to the residual stream.  # [..., head, d_head] -> [..., head, d_model]"""
+        ...
+
+    def norm_before(self, layer: int, *, mlp_input: bool = False) -> Scales | None:
+        """The norm between the residual stream and a reader: a layer, its MLP, or (n_layers) the unembedding."""
+        ...
+
+    def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Tensor:
+        """Columns of W_U, one for each token."""
+        ...
+
+
+def like_the_cache(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Build a graph only when the cached tensors have one: weights alone do not make a result require a gradient."""
+
+    @functools.wraps(method)
+    def wrapped(self: Decompositions, *args: Any, **kwargs: Any) -> Any:
+        before = torch.is_grad_enabled()
+        if not before or self._has_graph:
+            return method(self, *args, **kwargs)
+        try:
+            try:
+                torch.set_grad_enabled(False)
+                return method(self, *args, **kwargs)
+            finally:
+                torch.set_grad_enabled(before)
+        finally:  # again: an interrupt may have come in place of the first
+            torch.set_grad_enabled(before)
+
+    return wrapped
+
+
+class Decompositions(ABC):
+    """What an `ActivationCache` says of the residual stream.
+
+    Attributes:
+        model: the model that ran.
+        has_batch_dim: whether the tensors that are read have a batch axis.
+    """
+
+    model: CachedModel
+    has_batch_dim: bool
+    _has_graph: bool
+
+    @abstractmethod
+    def __getitem__(self, key: Key) -> Tensor:
+        """The value of a site."""
+
+    def _layer(self, layer: int | None) -> int:
+        n_layers = self.model.cfg.n_layers
+        layer = plain(layer)
+        if layer is None or (is_whole(layer) and layer == -1):
+            return n_layers
+        if not is_whole(layer) or not 0 <= layer <= n_layers:
+            raise UnknownName(f"layer {shown(layer)} is out of range: give 0 to {n_layers}, or -1 for after the last")
+        return int(layer)
+
+    def _check_mode(self, mode: str) -> None:
+        check_choice("mode", mode, ["all", *WRITERS])
+        there = [kind for kind, site in WRITERS.items() if any(n.endswith(f".{site}") for n in self.model.hook_dict)]
+        if mode != "all" and mode not in there:
+            raise UnknownName(
+                f"no component of this model is of mode={mode!r}: choose from {', '.join(['all', *there])}"
+            )
+
+    @checked
+    @like_the_cache
+    def accumulated_resid(
+        self,
+        layer: int | None = None,
+        incl_mid: bool = False,
+        apply_ln: bool = False,
+        pos_slice: PosSlice = None,
+        mlp_input: bool = False,
+        return_labels: bool = False,
+    ) -> Any:
+        """The residual stream before every layer up to `layer`, stacked: the rows of a logit lens.
+
+        Args:
+            layer: the layer whose input comes last; None or -1 is the final residual stream.
+            incl_mid: the stream between mixer and MLP too, of every layer that has both.
+            apply_ln: pass every row through the final norm, each with its own scale, as the unembedding expects.
+            pos_slice: positions to keep.
+            mlp_input: end with the stream that enters the MLP of `layer`.
+            return_labels: return `(stack, labels)`; labels are `0_pre`, `0_mid`, ..., `final_post`.
+
+        Returns:
+            [rows, batch, pos, d_model].
+        """
+        last = self._layer(layer)
+        names: list[tuple[str, tuple[str, int]]] = []
+        for at in range(last + 1):
+            if at == self.model.cfg.n_layers:
+                names.append(("final_post", ("resid_post", at - 1)))
+                continue
+            names.append((f"{at}_pre", ("resid_pre", at)))
+            has_mid = f"blocks.{at}.hook_resid_mid" in self.model.hook_dict
+            if has_mid and ((incl_mid and at < last) or (mlp_input and at == last)):
+                names.append((f"{at}_mid", ("resid_mid", at)))
+        stack = torch.stack([take(self[key], pos_slice, -2) for _, key in names])
+        if apply_ln:
+            stack = self.model.ln_final(stack)
+        return (stack, [label for label, _ in names]) if return_labels else stack
+
+    @checked
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: str = "all",
+        apply_ln: bool = False,
+        pos_slice: PosSlice = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Any:
+        """What each component wrote to the residual stream before `layer`; with `mode="all"` the rows sum to it.
+
+        Args:
+            layer: the reader; None or -1 is the unembedding.
+            mlp_input: read at the MLP of `layer`, its mixer included.
+            mode: "all", or one kind of component: "attn", "mixer" (state-space layers) or "mlp".
+            apply_ln: scale the rows as the reader's norm does (`apply_ln_to_stack`).
+            pos_slice: positions to keep.
+            incl_embeds: token and position embedding too.
+            return_labels: return `(stack, labels)`; labels are `embed`, `pos_embed`, `0_attn_out` (or
+                `0_mixer_out`), `0_mlp_out`, ...
+
+        Returns:
+            [component, batch, pos, d_model].
+
+        Raises:
+            UnknownName: a mode that does not exist, or of which this model has no component.
+        """
+        self._check_mode(mode)
+        last = self._layer(layer)
+        labels: list[str] = []
+        keys: list[Key] = []
+        if incl_embeds and "hook_embed" not in self.model.hook_dict:
+            raise InterpError("this model does not expose its embedding, so its residual stream cannot be decomposed")
+        if incl_embeds:
+            for name in ("embed", "pos_embed"):
+                if f"hook_{name}" in self.model.hook_dict:
+                    labels.append(name)
+                    keys.append(f"hook_{name}")
+        for at in range(last + (1 if mlp_input and last < self.model.cfg.n_layers else 0)):
+            for kind, site in WRITERS.items():
+                name = f"blocks.{at}.{site}"
+                if mode in ("all", kind) and name in self.model.hook_dict and (kind != "mlp" or at < last):
+                    labels.append(f"{at}_{kind}_out")
+                    keys.append(name)
+        if not keys:
+            raise InterpError(f"no component of mode={mode!r} writes to the residual stream before layer {last}")
+        stack = torch.stack([take(self[key], pos_slice, -2) for key in keys])
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, last, mlp_input, pos_slice)
+        return (stack, labels) if return_labels else stack
+
+    @checked
+    @like_the_cache
+    def stack_head_results(
+        self,
+        layer: int = -1,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        pos_slice: PosSlice = None,
+        apply_ln: bool = False,
+    ) -> Any:
+        """What each attention head of every layer before `layer` wrote to the residual stream.
+
+        Args:
+            layer: the reader; -1 is the unembedding.
+            return_labels: return `(stack, labels)`; labels are `L0H0`, `L0H1`, ..., `remainder`.
+            incl_remainder: a last row with everything that no head wrote, so that the rows sum to the stream.
+            pos_slice: positions to keep.
+            apply_ln: scale the rows as the reader's norm does.
+
+        Returns:
+            [layer * head, batch, pos, d_model], of those layers that have heads.
+
+        Raises:
+            UnknownName: no layer has heads.
+        """
+        last = self._layer(layer)
+        n_layers, n_heads = self.model.cfg.n_layers, self.model.cfg.n_heads
+        with_heads = [at for at in range(n_layers) if f"blocks.{at}.attn.hook_z" in self.model.hook_dict]
+        if n_layers and not with_heads:
+            raise UnknownName("this model has no attention heads: decompose_resid takes what its layers write")
+        labels = [f"L{at}H{head}" for at in with_heads if at < last for head in range(n_heads)]
+        rows: list[Tensor] = []
+        for at in with_heads:
+            if at >= last:
+                break
+            z = take(self["z", at], pos_slice, -3)
+            rows.extend(self.model.head_results(at, z).unbind(-2))
+        total = take(self["resid_post", last - 1] if last else self["resid_pre", 0], pos_slice, -2)
+        if incl_remainder:
+            labels.append("remainder")
+            rows.append(total - (torch.stack(rows).sum(0) if rows else 0))
+        stack = torch.stack(rows) if rows else total.new_zeros(0, *total.shape)
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, last, False, pos_slice)
+        return (stack, labels) if return_labels else stack
+
+    @checked
+    @like_the_cache
+    def apply_ln_to_stack(
+        self,
+        residual_stack: Tensor,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        pos_slice: PosSlice = None,
+        batch_slice: PosSlice = None,
+        has_batch_dim: bool = True,
+    ) -> Tensor:
+        """Components of the residual stream as the norm before a reader hands them on, at the whole stream's scale.
+
+        Centred (layer norm), divided by the cached scale and multiplied by the norm's weight, but without its bias,
+        which belongs to no component: the rows of a full decomposition sum to the norm's output minus that bias.
+        (TransformerLens, whose weights are folded, has the weight in the reader.)
+
+        Args:
+            residual_stack: [component, batch, pos, d_model], or without pos.
+            layer: the reader; None or -1 is the unembedding.
+            mlp_input: the reader is the MLP of `layer`.
+            pos_slice, batch_slice: what was already taken of positions (and will be taken of the batch).
+            has_batch_dim: whether `residual_stack` has a batch axis.
+
+        Raises:
+            UnknownName: `mlp_input` of a layer without an MLP.
+            PromptError: a stack that does not fit the prompts.
+        """
+        reader = self._layer(layer)
+        inside = reader < self.model.cfg.n_layers
+        if mlp_input and inside and f"blocks.{reader}.hook_mlp_out" not in self.model.hook_dict:
+            raise UnknownName(f"layer {reader} has no MLP that could read the residual stream: leave mlp_input out")
+        if has_batch_dim and self.has_batch_dim:
+            residual_stack = take(residual_stack, batch_slice, 1, "batch_slice")
+        norm = self.model.norm_before(reader, mlp_input=mlp_input)
+        if norm is None:
+            return residual_stack
+        name = "ln_final.hook_scale"
+        if inside:
+            first = not mlp_input and f"blocks.{reader}.ln1.hook_scale" in self.model.hook_dict
+            name = f"blocks.{reader}.ln{1 if first else 2}.hook_scale"
+        scale = take(self[name], pos_slice, -2)
+        if self.has_batch_dim:
+            scale = take(scale, batch_slice, 0, "batch_slice")
+        if has_batch_dim and self.has_batch_dim and residual_stack.shape[1:-1] != scale.shape[:-1]:
+            raise PromptError(
+                f"a stack of {list(residual_stack.shape)} does not fit the norm's scale {list(scale.shape)}: pass the "
+                "pos_slice that the stack was made with"
+            )
+        return norm.scaled(residual_stack, scale)
+
+    @checked
+    @like_the_cache
+    def logit_attrs(
+        self,
+        residual_stack: Tensor,
+        tokens: str | int | Tensor,
+        incorrect_tokens: str | int | Tensor | None = None,
+        pos_slice: PosSlice = None,
+        batch_slice: PosSlice = None,
+        has_batch_dim: bool = True,
+    ) -> Tensor:
+        """Direct contribution of each row to the logit of `tokens`, or to its difference from `incorrect_tokens`.
+
+        Args:
+            residual_stack: [component, batch, pos, d_model], or without pos, not yet normalised.
+            tokens: one token, one for each prompt [batch], or one for each prompt and position [batch, pos].
+            incorrect_tokens: the same shape as `tokens`.
+            pos_slice: the positions that `residual_stack` holds.
+            batch_slice: prompts to keep.
+            has_batch_dim: whether `residual_stack` has a batch axis.
+
+        Returns:
+            [component, batch, pos], in logits. Summed over a full decomposition it is the logit (difference), less the
+            constant that `ln_final.b` and `b_U` add.
+        """
+        direction = self.model.tokens_to_residual_directions(tokens)
+        if incorrect_tokens is not None:
+            other = self.model.tokens_to_residual_directions(incorrect_tokens)
+            if other.shape != direction.shape:
+                raise PromptError(
+                    f"tokens and incorrect_tokens must have one shape, not {list(direction.shape[:-1])} "
+                    f"and {list(other.shape[:-1])}"
+                )
+            direction = direction - other
+        scaled = self.apply_ln_to_stack(residual_stack, -1, False, pos_slice, batch_slice, has_batch_dim)
+        if scaled.ndim == 4 and direction.ndim == 2:
+            direction = direction[:, None]  # one direction for each prompt, at all its positions
+        try:
+            return (scaled * direction).sum(-1)
+        except RuntimeError as error:
+            raise PromptError(
+                f"tokens of shape {list(direction.shape[:-1])} do not fit a stack of {list(scaled.shape[1:-1])} = "
+                "[batch, pos]: give one token, [batch] or [batch, pos]"
+            ) from error
