@@ -42,9 +42,9 @@ from interp.sweeps.sweep import Executor, plan_sweep, sweep
 from interp.ui.page import FigureItem, Section, first_rows
 from interp.variants.granularity import (
     AXES,
+    HEAD_AXES,
     PLACES,
     TOLD,
-    UNITS,
     asked,
     by_position,
     cell_columns,
@@ -232,7 +232,7 @@ def _by_head(table: pd.DataFrame) -> pd.DataFrame:
         if group > 1:
             rows["site"] += " (by key-value head)"
         table = pd.concat([table[~shared], rows]).sort_index(kind="stable").drop(columns="kv_head")
-    units = [name for name in UNITS if name in table]
+    units = [name for name in HEAD_AXES if name in table]
     table["unit"] = [f"layer {layer}" for layer in table["layer"]]
     for name in units:
         own = table[name].notna()
@@ -334,7 +334,7 @@ def _figure(kind: str, frame: pd.DataFrame, n: int) -> FigureItem:
 
 def _unit(row: pd.Series[Any]) -> str:
     """The name of the head, or of the whole layer, that a row is about."""
-    own = [name for name in UNITS if name in row and row[name] == row[name]]
+    own = [name for name in HEAD_AXES if name in row and row[name] == row[name]]
     return part_name(row["layer"], own[0], int(row[own[0]])) if own else f"that of layer {row['layer']}"
 
 

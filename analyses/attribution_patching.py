@@ -45,8 +45,8 @@ from interp.sweeps.sweep import Executor, sweep
 from interp.ui.page import FigureItem, Section, first_rows
 from interp.variants.granularity import (
     AXES,
+    HEAD_AXES,
     PLACES,
-    UNITS,
     asked,
     by_position,
     cell_columns,
@@ -69,7 +69,7 @@ METHODS: dict[str, dict[str, bool]] = {
     "atp-star": {"qk_fix": True, "drop": True},
     "ig": {},
 }
-SMALL = (*UNITS, "neuron")
+SMALL = (*HEAD_AXES, "neuron")
 WORDS = {"query": " from {}", "key": " to {}"}
 MANY = ("channel", "neuron")
 PARTS = {"attn": ("z", "head"), "mamba2": ("gated", "ssm_head")}

@@ -33,7 +33,7 @@ from interp.circuits.graph import Graph
 from interp.errors import check_choice
 from interp.ground_truth.compiler import Build
 from interp.ground_truth.identities import facts
-from interp.ground_truth.known_circuits import KNOWN, Known, truth
+from interp.ground_truth.known_circuits import KNOWN, KnownModel, truth
 from interp.ground_truth.methods import METHODS, Case, get_method
 from interp.progress import counting
 from interp.study.command import PLACE, check_folder, number_options, refusals
@@ -56,7 +56,7 @@ BUILDS: tuple[dict[str, Any], ...] = (
 KEYS = ["known", "build", "ablation", "kind"]
 
 
-def build_models(names: Sequence[str] | None = None, *, seed: int = 0) -> list[Known]:
+def build_models(names: Sequence[str] | None = None, *, seed: int = 0) -> list[KnownModel]:
     """Known models of some circuits, each as `BUILDS` has it.
 
     Raises:
@@ -70,7 +70,7 @@ def build_models(names: Sequence[str] | None = None, *, seed: int = 0) -> list[K
 @checked
 def run(
     *,
-    models: Sequence[Known] | None = None,
+    models: Sequence[KnownModel] | None = None,
     methods: Sequence[str] | None = None,
     ablations: Sequence[str] | None = None,
     n: int = 24,
@@ -190,7 +190,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     )
 
 
-def facts_of_known(models: Sequence[Known] | None = None, *, n: int = 24, seed: int = 0) -> pd.DataFrame:
+def facts_of_known(models: Sequence[KnownModel] | None = None, *, n: int = 24, seed: int = 0) -> pd.DataFrame:
     """`facts` of known models, with the columns `known` and `build` in front."""
     import pandas as pd
 
@@ -246,7 +246,7 @@ def main(
                 click.echo(path, err=True)
 
 
-def _save(out: Path, frame: pd.DataFrame, models: Sequence[Known], *, n: int, seed: int) -> list[Path]:
+def _save(out: Path, frame: pd.DataFrame, models: Sequence[KnownModel], *, n: int, seed: int) -> list[Path]:
     """The figure, every measurement, and what they were made of."""
     from interp.figures.style import save
 

@@ -34,7 +34,7 @@ from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import above_zero, study_command, whole
 from interp.ui.page import FigureItem, Section, first_rows
-from interp.variants.granularity import PLACES, UNITS, cut_by, described, variants
+from interp.variants.granularity import HEAD_AXES, PLACES, cut_by, described, variants
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,7 +145,7 @@ def plot(frame: pd.DataFrame, *, metric: str = "accuracy") -> Figure:
     cuts = cut_by(table)
     facet = "site" if table["site"].nunique() > 1 else None
     if cuts not in ([], ["role"]) or ("role" in cuts and table["role"].nunique() > MOST_LINES):
-        across = next(name for name in (*PLACES, *UNITS) if name in cuts)
+        across = next(name for name in (*PLACES, *HEAD_AXES) if name in cuts)
         facets = [name for name in (facet, *cuts) if name not in (None, across)]
         label = f"{metric} beyond {CONTROL}"
         return figures.heatmap(

@@ -82,8 +82,8 @@ def _alternatives(annotation: Any) -> list[str]:
 
 
 OURS = (
-    *("HookedModel", "GPT", "PromptPairs", "Graph", "Circuit", "Direction", "TunedLens", "Known", "Texts", "Metric"),
-    *("Variant", "Edit", "ActivationCache", "Axis"),
+    *("HookedModel", "GPT", "PromptPairs", "Graph", "Circuit", "Direction", "TunedLens", "KnownModel", "Texts"),
+    *("Metric", "Variant", "Edit", "ActivationCache", "Axis"),
 )
 Kind = tuple[str, Callable[[Any], bool]]
 SIMPLE: dict[str, Kind] = {

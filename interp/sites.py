@@ -60,7 +60,7 @@ class Site:
 
 RESID = ("batch", "pos", "d_model")
 SCALE = ("batch", "pos", "one")
-QUERIES = ("batch", "pos", "head", "d_head")
+QUERY_AXES = ("batch", "pos", "head", "d_head")
 KEYS = ("batch", "pos", "kv_head", "d_head")
 GRID = ("batch", "head", "query", "key")
 NEURONS = ("batch", "pos", "d_mlp")
@@ -113,14 +113,14 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.hook_mixer_in", RESID, "resid_pre as a Mamba mixer alone reads it", True, MAMBA + MAMBA2),
     Site("blocks.{l}.ln1.hook_scale", SCALE, "divisor of the mixer's norm: standard deviation or root mean square"),
     Site("blocks.{l}.ln1.hook_normalized", RESID, "normalised residual stream, before the norm's weights"),
-    Site("blocks.{l}.attn.hook_q", QUERIES, "queries, with bias, before rotation", mixers=ATTN),
+    Site("blocks.{l}.attn.hook_q", QUERY_AXES, "queries, with bias, before rotation", mixers=ATTN),
     Site("blocks.{l}.attn.hook_k", KEYS, "keys, with bias, before rotation", mixers=ATTN),
     Site("blocks.{l}.attn.hook_v", KEYS, "values, with bias", mixers=ATTN),
-    Site("blocks.{l}.attn.hook_rot_q", QUERIES, "queries after the rotary embedding", mixers=ATTN),
+    Site("blocks.{l}.attn.hook_rot_q", QUERY_AXES, "queries after the rotary embedding", mixers=ATTN),
     Site("blocks.{l}.attn.hook_rot_k", KEYS, "keys after the rotary embedding", mixers=ATTN),
     Site("blocks.{l}.attn.hook_attn_scores", GRID, "scaled scores, masked entries at -inf", True, ATTN),
     Site("blocks.{l}.attn.hook_pattern", GRID, "attention probabilities, softmax of the scores", True, ATTN),
-    Site("blocks.{l}.attn.hook_z", QUERIES, "values mixed by the pattern, before W_O", mixers=ATTN),
+    Site("blocks.{l}.attn.hook_z", QUERY_AXES, "values mixed by the pattern, before W_O", mixers=ATTN),
     Site(
         "blocks.{l}.attn.hook_result",
         ("batch", "pos", "head", "d_model"),

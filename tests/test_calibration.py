@@ -20,18 +20,18 @@ from interp.circuits.graph import Graph
 from interp.errors import InterpError, UnknownName
 from interp.ground_truth.compiler import Build
 from interp.ground_truth.identities import facts
-from interp.ground_truth.known_circuits import KNOWN, Known, induction, parts, truth
+from interp.ground_truth.known_circuits import KNOWN, KnownModel, induction, parts, truth
 from interp.ground_truth.methods import METHODS, Case
 from interp.prompts.pairs import PromptPairs
 
 
 @pytest.fixture(scope="module")
-def known() -> Known:
+def known() -> KnownModel:
     return induction(idle_heads=2)
 
 
 @pytest.fixture(scope="module")
-def frame(known: Known) -> pd.DataFrame:
+def frame(known: KnownModel) -> pd.DataFrame:
     return calibration.run(models=[known], ablations=["corrupt", "zero"], n=6, progress=False)
 
 
@@ -63,7 +63,7 @@ def test_exact_edge_patching_is_perfect_in_every_circuit(name: str) -> None:
     assert scored[scored["method"] == "EAP"]["value"].lt(1).any()  # the test can tell
 
 
-def test_auroc_counts_the_pairs_that_are_in_the_right_order(known: Known, frame: pd.DataFrame) -> None:
+def test_auroc_counts_the_pairs_that_are_in_the_right_order(known: KnownModel, frame: pd.DataFrame) -> None:
     pairs, graph = known.prompts(6), Graph.of(known.model)
     exact = truth(known, pairs)
     matters = exact[exact["kind"] == "edge"]["changes"].to_numpy()
@@ -78,7 +78,7 @@ def test_auroc_counts_the_pairs_that_are_in_the_right_order(known: Known, frame:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_a_method_gives_every_item_a_number(method: object, known: Known) -> None:
+def test_a_method_gives_every_item_a_number(method: object, known: KnownModel) -> None:
     graph = Graph.of(known.model)
     case = Case(known.model, known.prompts(4), graph, "mean", 0)
     scores = method.score(case)  # type: ignore[attr-defined]
@@ -91,7 +91,7 @@ def test_in_state_space_layers_exact_methods_find_what_full_forwards_do(kind: st
     pairs = PromptPairs.from_tokens(
         [[3, 4, 5, 6, 7], [8, 9, 1, 2, 3]], [[3, 4, 1, 6, 7], [8, 9, 7, 2, 3]], answers=[(5, 9), (2, 4)]
     )
-    untrained = Known(kind, make(kind).double(), {}, "", Build(), lambda rng, at: ([], [], (0, 1), {}))
+    untrained = KnownModel(kind, make(kind).double(), {}, "", Build(), lambda rng, at: ([], [], (0, 1), {}))
     case = Case(untrained.model, pairs, Graph.of(untrained.model), "corrupt", 0)
     found = truth(untrained, pairs)
     for method in METHODS:
@@ -126,7 +126,7 @@ def test_the_table_has_a_row_for_every_method(frame: pd.DataFrame, tmp_path: Pat
     assert set(calibration.summary(frame).columns) >= {"value", "n", "ci_low", "ci_high"}
 
 
-def test_random_scores_know_nothing(known: Known) -> None:
+def test_random_scores_know_nothing(known: KnownModel) -> None:
     graph, pairs = Graph.of(known.model), known.prompts(3)
     matters = truth(known, pairs)
     for kind in ("edge", "node"):
@@ -200,7 +200,7 @@ def test_what_is_unknown_is_refused(options: list[str], says: str) -> None:
     assert done.exit_code == 2 and says in done.stderr
 
 
-def test_nothing_that_matters_gives_no_score(known: Known) -> None:
+def test_nothing_that_matters_gives_no_score(known: KnownModel) -> None:
     one = calibration.run(
         models=[known], methods=["EAP"], ablations=["corrupt"], n=3, tolerance=1e9, progress=False
     ).set_index("metric")["value"]

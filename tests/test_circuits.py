@@ -149,7 +149,7 @@ def test_circuits_of_state_space_layers_are_saved_and_told_apart(recurrent: GPT,
     ("text", "says"),
     [
         (None, "cannot be read"),
-        ("not json", "holds no circuit"),
+        ("not json", "does not hold a circuit"),
         ('{"format": "interp.PromptPairs 1"}', "its format is not"),
         ("changed", "was changed after it was saved"),
     ],

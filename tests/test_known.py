@@ -12,7 +12,7 @@ from interp import Edit, InterpError, Variant, sweep
 from interp.circuits.edge_scores import exact
 from interp.circuits.graph import Graph
 from interp.errors import UnknownName
-from interp.ground_truth.known_circuits import KNOWN, Known, parts, truth
+from interp.ground_truth.known_circuits import KNOWN, KnownModel, parts, truth
 from interp.metrics import measure
 
 FORMS: list[dict[str, Any]] = [
@@ -148,6 +148,6 @@ def test_what_cannot_be_built_is_refused(options: dict[str, Any], error: type[Ex
 
 
 def test_prompts_are_at_least_one() -> None:
-    known: Known = KNOWN["names"]()
+    known: KnownModel = KNOWN["names"]()
     with pytest.raises(InterpError, match="n must be at least 1, not 0"):
         known.prompts(0)

@@ -274,7 +274,7 @@ def test_files_that_are_no_pairs_are_refused(pairs: PromptPairs, tmp_path: Path)
     with pytest.raises(PromptError, match="lack a part"):
         PromptPairs.load(after(pairs=[{"clean": [1]}]))
     path.write_text(json.dumps(saved)[:100])
-    with pytest.raises(PromptError, match="holds no prompt pairs"):
+    with pytest.raises(PromptError, match="does not hold prompt pairs"):
         PromptPairs.load(path)
     with pytest.raises(PromptError, match="cannot be read"):
         PromptPairs.load(tmp_path / "missing.json")

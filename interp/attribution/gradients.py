@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import MOST, checked, whole_number
-from interp.attribution.prompt_batches import _whole, batches, cut
+from interp.attribution.prompt_batches import batches, cut, joined_parts
 from interp.errors import HookError, unknown
 from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
@@ -111,7 +111,7 @@ def gradients(
         parts.append(differentiate(model, part, sites, metric, base=base, source=source, given=here, stop=stop))
     values, slopes = (
         {
-            name: _whole([getattr(part, what)[name] for part in parts], model.hook_dict[name].site, pairs)
+            name: joined_parts([getattr(part, what)[name] for part in parts], model.hook_dict[name].site, pairs)
             for name in sites
         }
         for what in ("values", "slopes")

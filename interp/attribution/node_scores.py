@@ -148,7 +148,7 @@ def neurons(model: HookedModel, site: str = "post") -> list[Variant]:
 
 
 @dataclass(eq=False)
-class _Group:
+class _EstimateGroup:
     """Edits that do the same at one site, with the same axes named, so that one product serves them all.
 
     Attributes:
@@ -220,10 +220,10 @@ class _Group:
 
 def _grouped(
     model: HookedModel, pairs: PromptPairs, variants: Sequence[Variant], read: Mask, qk_fix: bool
-) -> list[_Group]:
+) -> list[_EstimateGroup]:
     """The edits of all variants, in groups."""
     placer = Placer(model, pairs, read)
-    groups: dict[object, _Group] = {}
+    groups: dict[object, _EstimateGroup] = {}
     for number, variant in enumerate(variants):
         for edit in variant.edits:
             if edit.computed or edit.op == "mean":
@@ -245,7 +245,7 @@ def _grouped(
             value = edit.source if isinstance(edit.source, float | int) else None
             key = (placed.name, edit.op, source, value, tuple(index is None for index in placed.inner))
             if key not in groups:
-                groups[key] = _Group(edit, _read_by_softmax(placed) if fixed else (placed.name,))
+                groups[key] = _EstimateGroup(edit, _read_by_softmax(placed) if fixed else (placed.name,))
             groups[key].members.append((number, placed))
     return list(groups.values())
 
@@ -260,7 +260,7 @@ def _read_by_softmax(placed: Placed) -> tuple[str, ...]:
 def _through_softmax(
     model: GPT,
     part: PromptPairs,
-    group: _Group,
+    group: _EstimateGroup,
     changed: Tensor,
     slopes: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
@@ -308,7 +308,7 @@ def _writers(model: HookedModel, layer: int) -> list[str]:
     return names
 
 
-def _undropped(found: Array, groups: Sequence[_Group]) -> Array:
+def _undropped(found: Array, groups: Sequence[_EstimateGroup]) -> Array:
     """The mean magnitude over dropped layers, with the plain estimate's sign.  # [1 + layer, variant, prompt]"""
     plain, dropped = found[0], np.abs(found[1:])
     others = np.ones(dropped.shape[:2], dtype=bool)  # an edit's own layer would leave nothing of it

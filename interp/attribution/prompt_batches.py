@@ -66,7 +66,7 @@ def cut(value: Tensor, at: slice, part: PromptPairs, site: Site) -> Tensor:
     return value[tuple(kept.get(axis, slice(None)) for axis in site.axes)]
 
 
-def _whole(parts: list[Tensor], site: Site, pairs: PromptPairs) -> Tensor:
+def joined_parts(parts: list[Tensor], site: Site, pairs: PromptPairs) -> Tensor:
     """The values of all prompts from those of parts of them, with 0 at padding."""
     width = pairs.mask.shape[1]
     axes = [at for at, axis in enumerate(site.axes) if axis in ("pos", "query", "key")]

@@ -32,7 +32,7 @@ from interp.arguments import seed as check_seed
 from interp.circuits.graph import Graph, Node
 from interp.errors import InterpError
 from interp.files.checksums import of_values
-from interp.files.whole_files import read_json, write_whole
+from interp.files.whole_files import read_saved, write_whole
 from interp.hooked.model import HookedModel
 from interp.resume.fingerprint import fingerprint
 
@@ -155,14 +155,7 @@ class Circuit:
             InterpError: a file that is missing, is something else, was changed since, or holds a circuit of another
                 architecture.
         """
-        try:
-            content = read_json(Path(path))
-        except OSError as error:
-            raise InterpError(f"a circuit cannot be read from {str(path)!r}: {error.strerror or error}") from None
-        except ValueError as error:
-            raise InterpError(f"{str(path)!r} holds no circuit: {error}") from None
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise InterpError(f"{str(path)!r} holds no circuit: its format is not {FORMAT!r}")
+        content = read_saved(Path(path), FORMAT, what="a circuit", refuse=InterpError)
         digest = content.pop("digest", None)
         if digest != of_values(content):
             raise InterpError(f"{str(path)!r} was changed after it was saved: its circuit does not have its digest")

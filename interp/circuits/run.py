@@ -27,7 +27,7 @@ from torch import Tensor
 from interp.arguments import byte_budget, checked
 from interp.circuits.circuit import Circuit
 from interp.circuits.graph import Graph, head_results, output_bias
-from interp.circuits.run_memory import _blocks, _chunks
+from interp.circuits.run_memory import circuit_chunks, prompt_blocks
 from interp.config import MAMBAS, ModelConfig
 from interp.errors import InterpError
 from interp.hooked.hooks import HookFunction, HookPoint, attached
@@ -92,9 +92,9 @@ def run_circuits(
     values = torch.full((len(masks), len(pairs)), torch.nan, dtype=torch.float64)
     order = masks.flatten(1).sum(1).argsort(stable=True)
     with counting(desc="circuits", total=values.numel(), unit=" runs", rate=False, progress=progress) as bar:
-        for prompts in _blocks(model, graph, pairs, measure, budget):
+        for prompts in prompt_blocks(model, graph, pairs, measure, budget):
             block = _prepare(model, graph, pairs, prompts, instead, measure, base, shares=ablation == "corrupt")
-            for chosen in _chunks(model, masks, order, len(prompts), pairs.mask.shape[1], measure, budget):
+            for chosen in circuit_chunks(model, masks, order, len(prompts), pairs.mask.shape[1], measure, budget):
                 found = _run(model, graph, block, masks[chosen], measure)
                 values[chosen[:, None], torch.tensor(prompts)] = found.double().cpu()
                 bar.update(found.numel())

@@ -27,7 +27,7 @@ def _row_bytes(model: HookedModel, metric: Metric, width: int, active: int) -> i
     return 4 * width * (readers + active * cfg.d_model) + 4 * logits * (metric.tokens is None)
 
 
-def _blocks(model: HookedModel, graph: Graph, pairs: PromptPairs, metric: Metric, budget: int) -> Iterator[range]:
+def prompt_blocks(model: HookedModel, graph: Graph, pairs: PromptPairs, metric: Metric, budget: int) -> Iterator[range]:
     """Prompts whose common values, and one circuit on all of them, take half of the memory each."""
     width = pairs.mask.shape[1]
     stages = len({node.stage for node in graph.receivers})
@@ -42,7 +42,7 @@ def _blocks(model: HookedModel, graph: Graph, pairs: PromptPairs, metric: Metric
     yield from (range(start, min(start + size, len(pairs))) for start in range(0, len(pairs), size))
 
 
-def _chunks(
+def circuit_chunks(
     model: HookedModel, masks: Tensor, order: Tensor, n_prompts: int, width: int, metric: Metric, budget: int
 ) -> Iterator[Tensor]:
     """Circuits, small ones first, that are run together."""

@@ -32,7 +32,7 @@ from interp.hooked.hooks import HookPoint
 from interp.hooked.model import HookedModel
 from interp.hooked.slices import take
 from interp.prompts.pairs import PromptPairs
-from interp.variants.granularity import UNITS
+from interp.variants.granularity import HEAD_AXES
 
 FORMAT = "interp.Direction 1"
 AT_ONCE = 64  # prompts in one forward
@@ -240,7 +240,7 @@ def difference_of_texts(
 
 def _direction(model: HookedModel, vector: Tensor, site: str, where: Where, made: Mapping[str, Any]) -> Direction:
     settled = Edit(site, where).where
-    layer, units = settled.get("layer"), [(axis, settled[axis]) for axis in UNITS if settled.get(axis) is not None]
+    layer, units = settled.get("layer"), [(axis, settled[axis]) for axis in HEAD_AXES if settled.get(axis) is not None]
     if not isinstance(layer, int) or not all(isinstance(unit, int) for _, unit in units):
         raise ConfigError(f"a direction is of one layer, and of one head or of all, not at {dict(where)}")
     about = {"model": model.cfg.model_name, "method": "difference of means", "pos": settled.get("pos", -1), **made}

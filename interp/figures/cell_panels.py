@@ -70,7 +70,7 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SheetLayout:
     """Sizes in inches: of a cell, and of the whole sheet; `slant` of the labels below in degrees."""
 
     rows: int
@@ -159,11 +159,11 @@ def _plan(
     widest: float,
     headed: bool,
     extra: float,
-) -> Plan:
+) -> SheetLayout:
     columns = None if columns is None else whole_number("columns", columns, least=1)
     left, head = _longest(down) + 0.25, 0.2 if headed else 0.06
 
-    def arrange(columns: int) -> Plan:
+    def arrange(columns: int) -> SheetLayout:
         rows = -(-count // columns)
         columns = -(-count // rows)
         room = (TEXT_WIDTH - left - BAR) / columns - GAP
@@ -175,7 +175,7 @@ def _plan(
         cell_height = min(high, ((TEXT_HEIGHT - extra - below) / rows - head) / len(down))
         size_across = left + BAR + columns * (len(across) * cell_width + GAP)
         size_down = extra + below + rows * (len(down) * cell_height + head)
-        return Plan(rows, columns, cell_width, cell_height, slant, size_across, size_down)
+        return SheetLayout(rows, columns, cell_width, cell_height, slant, size_across, size_down)
 
     if columns is not None:
         return arrange(min(columns, count))
@@ -231,7 +231,7 @@ def _cells(axes: Axes, values: Grid, colours: Colours, *, vector: bool, hatched:
         axes.add_patch(empty)
 
 
-def _ticks(axes: Axes, across: Scale, down: Scale, plan: Plan) -> None:
+def _ticks(axes: Axes, across: Scale, down: Scale, plan: SheetLayout) -> None:
     for axis, ticks, room in ((axes.xaxis, across, plan.cell_width), (axes.yaxis, down, plan.cell_height)):
         step = _step(room, 0.2 if axis is axes.yaxis else 0.16) if ticks.numeric else math.ceil(0.065 / room)
         shown = range(0, len(ticks), step)

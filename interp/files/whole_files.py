@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from interp.errors import OutputError
+from interp.errors import InterpError, OutputError
 
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 
@@ -160,3 +160,26 @@ def _lock(handle: int, *, wait: bool) -> bool:
     except OSError:
         return False
     return True
+
+
+def read_saved(path: Path, form: str, *, what: str, refuse: type[InterpError]) -> dict[str, Any]:
+    """The JSON object that one of our own files holds, told by its entry "format".
+
+    Args:
+        path: the file.
+        form: its format, such as "interp.Circuit 1".
+        what: what it should hold, for messages.
+        refuse: the error to raise.
+
+    Raises:
+        InterpError: as `refuse`: a file that is missing, or is something else.
+    """
+    try:
+        content = read_json(path)
+    except OSError as error:
+        raise refuse(f"{what} cannot be read from {str(path)!r}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise refuse(f"{str(path)!r} does not hold {what}: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != form:
+        raise refuse(f"{str(path)!r} does not hold {what}: its format is not {form!r}")
+    return content

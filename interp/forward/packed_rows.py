@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 KeysValues = tuple[Tensor, Tensor]
-Known = Mapping[str, Tensor]  # what a layer looks back at, by short site name: "k" and "v", or "in", "state" and "slot"
+# What a layer looks back at, by short site name: "k" and "v", or "in", "state" and "slot".
+PrefixValues = Mapping[str, Tensor]
 
 # Rows [run, length] of a packed batch (None: whole prompts) that a recurrence runs through, and the state before each.
 Piece = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
-class Group:
+class EqualLengths:
     """Neighbouring sequences of equal length: `rows` of the batch, `sequences` of the list, `length` rows in each."""
 
     rows: slice
@@ -54,7 +55,7 @@ class Runs:
         there = (at >= 0) & mask[self.prompt[:, None], at.clamp(min=0)]
         return where(there, known[self.prompt[:, None], at.clamp(min=0)])
 
-    def states(self, known: Known, mask: Tensor) -> Tensor | None:
+    def states(self, known: PrefixValues, mask: Tensor) -> Tensor | None:
         """The state before each run [run, ...]; None where all of them begin with their prompt.
 
         The base run's states are kept before some positions alone: `known["slot"]` [pos] says which stands where.
@@ -83,8 +84,8 @@ class Packed:
     prompt: Tensor
     sequence: Tensor
     position: Tensor
-    groups: tuple[Group, ...]
-    prefix: Mapping[int, Known]
+    groups: tuple[EqualLengths, ...]
+    prefix: Mapping[int, PrefixValues]
     mask: Tensor
 
     @property
@@ -153,7 +154,9 @@ def where(there: Tensor, found: Tensor) -> Tensor:
     return found * there.reshape(*there.shape, *[1] * (found.ndim - there.ndim)).to(found.dtype)
 
 
-def pack(rows: Tensor, prompt: Tensor, prefix: Mapping[int, Known], mask: Tensor) -> tuple[Packed, Tensor, Tensor]:
+def pack(
+    rows: Tensor, prompt: Tensor, prefix: Mapping[int, PrefixValues], mask: Tensor
+) -> tuple[Packed, Tensor, Tensor]:
     """A batch of the rows that are True in `rows` [cell, pos], and where each of its rows comes from.
 
     Args:
@@ -171,7 +174,7 @@ def pack(rows: Tensor, prompt: Tensor, prefix: Mapping[int, Known], mask: Tensor
     chosen = rows[order].nonzero()  # [row, (sequence, position)], in order
     groups, row, first = [], 0, 0
     for length, count in zip(*(x.tolist() for x in lengths.unique_consecutive(return_counts=True)), strict=True):
-        groups.append(Group(slice(row, row + length * count), slice(first, first + count), length))
+        groups.append(EqualLengths(slice(row, row + length * count), slice(first, first + count), length))
         row, first = row + length * count, first + count
     device = mask.device
     packed = Packed(

@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 
 BOS, END = 0, 1
 CONSTANT = Read(None)
-Row = tuple[list[int], list[int], tuple[int, int], dict[str, int]]
+DrawnPair = tuple[list[int], list[int], tuple[int, int], dict[str, int]]
 """One pair: clean and corrupt tokens, the right and the wrong answer, roles."""
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownModel:
     """A model and what it does.
 
     Attributes:
@@ -67,7 +67,7 @@ class Known:
     steps: Mapping[str, str]
     description: str
     build: Build
-    draw: Callable[[random.Random, int], Row] = field(repr=False)
+    draw: Callable[[random.Random, int], DrawnPair] = field(repr=False)
 
     @checked
     def prompts(self, n: int = 24, seed: int = 0) -> PromptPairs:
@@ -75,7 +75,7 @@ class Known:
         return _pairs(self.name, self.draw, n, check_seed(seed))
 
 
-def _pairs(name: str, draw: Callable[[random.Random, int], Row], n: int, seed: int) -> PromptPairs:
+def _pairs(name: str, draw: Callable[[random.Random, int], DrawnPair], n: int, seed: int) -> PromptPairs:
     n = whole_number("n", n, least=1, most=MOST)
     rng = random.Random(f"{name} {seed}")
     clean, corrupt, answers, roles = zip(*(draw(rng, kind) for kind in range(n)), strict=True)
@@ -85,11 +85,11 @@ def _pairs(name: str, draw: Callable[[random.Random, int], Row], n: int, seed: i
 def _known(
     name: str,
     steps: Sequence[Step],
-    draw: Callable[[random.Random, int], Row],
+    draw: Callable[[random.Random, int], DrawnPair],
     description: str,
     d_vocab: int,
     options: Mapping[str, Any],
-) -> Known:
+) -> KnownModel:
     fields = [option.name for option in dataclasses.fields(Build)]
     for option in options:
         if option not in fields:
@@ -97,7 +97,7 @@ def _known(
     build = Build(**options)
     typical = _pairs(name, draw, 48, seed=-1).clean
     made = compile_steps(steps, d_vocab=d_vocab, typical=typical, build=build)
-    return Known(name, made.model, made.nodes, description, build, draw)
+    return KnownModel(name, made.model, made.nodes, description, build, draw)
 
 
 def _only(tokens: Sequence[int], d_vocab: int) -> Tensor:
@@ -115,7 +115,7 @@ def _is(tokens: Sequence[int], d_vocab: int, channels: int = 1) -> Tensor:
 
 
 @checked
-def induction(*, sharpness: float = 10.0, **build: Any) -> Known:
+def induction(*, sharpness: float = 10.0, **build: Any) -> KnownModel:
     """What followed this token before? A previous-token head feeds an induction head.
 
     Args:
@@ -136,7 +136,7 @@ def induction(*, sharpness: float = 10.0, **build: Any) -> Known:
     return _known("induction", steps, functools.partial(_induction_row, d_vocab), says, d_vocab, build)
 
 
-def _induction_row(d_vocab: int, rng: random.Random, kind: int) -> Row:
+def _induction_row(d_vocab: int, rng: random.Random, kind: int) -> DrawnPair:
     a, b, c, d, *others = rng.sample(range(1, d_vocab), 9)
     units = [[a, b], [c, d], *([token] for token in others)]
     rng.shuffle(units)
@@ -148,7 +148,7 @@ def _induction_row(d_vocab: int, rng: random.Random, kind: int) -> Row:
 
 
 @checked
-def names(*, sharpness: float = 6.0, **build: Any) -> Known:
+def names(*, sharpness: float = 6.0, **build: Any) -> KnownModel:
     """Who was named once? A duplicate-token detector, inhibition and a name mover: a small IOI.
 
     With rotary positions, which cannot keep a head from its own token, the detector finds a duplicate by way of a
@@ -187,7 +187,7 @@ def names(*, sharpness: float = 6.0, **build: Any) -> Known:
     return _known("names", steps, functools.partial(_names_row, d_vocab), says, d_vocab, build)
 
 
-def _names_row(d_vocab: int, rng: random.Random, kind: int) -> Row:
+def _names_row(d_vocab: int, rng: random.Random, kind: int) -> DrawnPair:
     s, io = rng.sample(range(6, d_vocab), 2)
     clean = [BOS, *(rng.randrange(2, 6) for _ in range(8)), END]
     first, second, third = sorted(rng.sample(range(1, 8), 3))  # behind the last one there is another token
@@ -199,7 +199,7 @@ def _names_row(d_vocab: int, rng: random.Random, kind: int) -> Row:
 
 
 @checked
-def router(*, sharpness: float = 6.0, **build: Any) -> Known:
+def router(*, sharpness: float = 6.0, **build: Any) -> KnownModel:
     """Which of two paths is used? A switch token says.
 
     Args:
@@ -239,7 +239,7 @@ def router(*, sharpness: float = 6.0, **build: Any) -> Known:
     return _known("router", steps, functools.partial(_router_row, d_vocab), says, d_vocab, build)
 
 
-def _router_row(d_vocab: int, rng: random.Random, kind: int) -> Row:
+def _router_row(d_vocab: int, rng: random.Random, kind: int) -> DrawnPair:
     x, y, left, right = 2, 3, 4, 5
     a, b, *others = rng.sample(range(6, d_vocab), 5)
     to_left = rng.random() < 0.5
@@ -286,7 +286,7 @@ def parts(graph: Graph) -> tuple[Part, ...]:
 @checked
 @torch.no_grad()
 def truth(
-    known: Known,
+    known: KnownModel,
     pairs: PromptPairs,
     *,
     ablation: str = "corrupt",
@@ -350,5 +350,5 @@ def truth(
     return frame.assign(changes=frame["effect"] > tolerance)
 
 
-KNOWN: dict[str, Callable[..., Known]] = {"induction": induction, "names": names, "router": router}
+KNOWN: dict[str, Callable[..., KnownModel]] = {"induction": induction, "names": names, "router": router}
 """The functions that make a model whose circuit is known, by name."""

@@ -34,7 +34,7 @@ LEAST = 1e-30
 
 
 @dataclass(frozen=True)
-class Circuit:
+class LowRank:
     """Matrices of low rank, `left @ right`, from one row of the residual stream to another.
 
     Attributes:
@@ -45,9 +45,9 @@ class Circuit:
     left: Tensor
     right: Tensor
 
-    def __getitem__(self, index: int | slice) -> Circuit:
+    def __getitem__(self, index: int | slice) -> LowRank:
         """The circuit of one head, or of some."""
-        return Circuit(self.left[index], self.right[index])
+        return LowRank(self.left[index], self.right[index])
 
     @property
     def matrix(self) -> Tensor:
@@ -85,7 +85,7 @@ def readable(model: HookedModel) -> GPT:
 
 @checked
 @torch.no_grad()
-def ov(model: HookedModel, layer: int) -> Circuit:
+def ov(model: HookedModel, layer: int) -> LowRank:
     """What the heads of a layer write of what they read: W_V W_O.  # [head, d_model, d_model]
 
     Raises:
@@ -93,12 +93,12 @@ def ov(model: HookedModel, layer: int) -> Circuit:
         UnknownName: a layer that does not exist.
     """
     attn = readable(model).attention(_layer(model, layer))
-    return Circuit(each_head(model, folded(model, layer, attn.W_V)), wide(attn.W_O))
+    return LowRank(each_head(model, folded(model, layer, attn.W_V)), wide(attn.W_O))
 
 
 @checked
 @torch.no_grad()
-def qk(model: HookedModel, layer: int) -> Circuit:
+def qk(model: HookedModel, layer: int) -> LowRank:
     """What the heads of a layer compare, before positions turn it: W_Q W_K^T / scale.  # [head, d_model, d_model]
 
     Raises:
@@ -107,7 +107,7 @@ def qk(model: HookedModel, layer: int) -> Circuit:
     attn = readable(model).attention(_layer(model, layer))
     assert model.cfg.attn_scale is not None
     keys = each_head(model, folded(model, layer, attn.W_K))
-    return Circuit(folded(model, layer, attn.W_Q) / model.cfg.attn_scale, keys.mT)
+    return LowRank(folded(model, layer, attn.W_Q) / model.cfg.attn_scale, keys.mT)
 
 
 @checked
@@ -137,7 +137,7 @@ def composition(model: HookedModel, reader: str) -> Tensor:
     for layer in range(layers):
         circuit = ov(model, layer) if reader == "v" else qk(model, layer)
         if reader == "k":
-            circuit = Circuit(circuit.right.mT, circuit.left.mT)
+            circuit = LowRank(circuit.right.mT, circuit.left.mT)
         reads.append(circuit.left @ _triangle(circuit.right.mT).mT)  # as long as the circuit [head, d_model, d_head]
     out = torch.full((layers, heads, layers, heads), float("nan"))
     for layer in range(layers - 1):

@@ -7,17 +7,14 @@ rest.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from interp.arguments import is_whole, plain, shown
 from interp.errors import PromptError, check_choice
-from interp.files.whole_files import read_json
-from interp.text.padding import MASK_OF, as_mask, pad, whole_ids
+from interp.text.padding import MASK_OF, as_mask, whole_ids
 
 if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
@@ -173,43 +170,6 @@ def padded(tokens: Any) -> str:
             if run.max() >= PADDING_RUN and run.min() == 0 and not elsewhere.any():
                 return f"some of its rows {end} with up to {run.max()} times the id {token}"
     return ""
-
-
-def read_saved(path: Path, form: str) -> dict[str, Any]:
-    """What a file of saved pairs holds.
-
-    Raises:
-        PromptError: a file that is missing, or is something else.
-    """
-    try:
-        content = read_json(path)
-    except OSError as error:
-        raise PromptError(f"prompt pairs cannot be read from {str(path)!r}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise PromptError(f"{str(path)!r} holds no prompt pairs: {error}") from None
-    if not isinstance(content, dict) or content.get("format") != form:
-        raise PromptError(f"{str(path)!r} holds no prompt pairs: its format is not {form!r}")
-    return content
-
-
-def plain_parts(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `PromptPairs` that saved pairs hold."""
-    rows, fill = content["pairs"], content["pad_id"]
-    clean, mask = pad([row["clean"] for row in rows], fill)
-    return {
-        "clean": clean,
-        "corrupt": pad([row["corrupt"] for row in rows], fill)[0],
-        "mask": mask,
-        "answers": torch.tensor([row["answers"] for row in rows]),
-        "answer_sets": tuple(row["answer_sets"] for row in rows if "answer_sets" in row),
-        "roles": tuple(row["roles"] for row in rows),
-        "clean_texts": tuple(row["clean_text"] for row in rows),
-        "corrupt_texts": tuple(row["corrupt_text"] for row in rows),
-        "str_tokens": tuple(tuple(row["str_tokens"]) for row in rows),
-        "corrupt_str_tokens": tuple(tuple(row["corrupt_str_tokens"]) for row in rows),
-        "name": content["name"],
-        "notes": content["notes"],
-    }
 
 
 def role_positions(

@@ -10,12 +10,9 @@ every pair.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -24,25 +21,23 @@ from torch import Tensor
 
 from interp.arguments import NO_LISTS, as_index, checked, device_of, is_whole, plain, shown
 from interp.errors import PromptError, unknown
-from interp.files.checksums import of_values
-from interp.files.whole_files import write_whole
 from interp.prompts import answers as answers_of
 from interp.prompts import pair_checks as pairing
 from interp.prompts.answers import AnswerSets
 from interp.prompts.pair_checks import Roles
+from interp.prompts.pair_files import SavedPairs
 from interp.text.padding import pad
 from interp.text.tokenizer import labels
 
 if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
 
-FORMAT = "interp.PromptPairs 1"
 TENSORS = ("clean", "corrupt", "mask")
 TUPLES = ("roles", "clean_texts", "corrupt_texts", "str_tokens", "corrupt_str_tokens")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PromptPairs:
+class PromptPairs(SavedPairs):
     """n pairs of prompts; make them with `from_text`, `from_tokens` or a task of `interp.tasks`.
 
     Attributes:
@@ -349,72 +344,3 @@ class PromptPairs:
         place = device_of(device)
         moved = {what: getattr(self, what).to(place) for what in (*TENSORS, "answers")}
         return dataclasses.replace(self, **moved)
-
-    def digest(self) -> str:
-        """SHA-256 of what a model is given and scored on: token ids without padding, answers and roles."""
-        content = [
-            [row["clean"], row["corrupt"], row["answers"], sorted(row["roles"].items()), *row.get("answer_sets", ())]
-            for row in self._plain_pairs()
-        ]
-        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
-
-    def _plain_pairs(self) -> list[dict[str, Any]]:
-        """Each pair as plain JSON values."""
-        lengths = self.lengths.tolist()
-        return [
-            {
-                "clean": self.clean[at, :length].tolist(),
-                "corrupt": self.corrupt[at, :length].tolist(),
-                "answers": self.answers[at].tolist(),
-                **({"answer_sets": self.answer_sets[at]} if self.answer_sets else {}),
-                "roles": self.roles[at],
-                "clean_text": self.clean_texts[at],
-                "corrupt_text": self.corrupt_texts[at],
-                "str_tokens": self.str_tokens[at],
-                "corrupt_str_tokens": self.corrupt_str_tokens[at],
-            }
-            for at, length in enumerate(lengths)
-        ]
-
-    @checked
-    def save(self, path: str | Path) -> Path:
-        """Write the pairs as JSON, whole or not at all; `load` reads them back.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        path = Path(path)
-        padding = self.clean[~self.mask]
-        content = {
-            "format": FORMAT,
-            "name": self.name,
-            "digest": self.digest(),
-            "notes": self.notes,
-            "pad_id": int(padding[0]) if len(padding) else 0,
-            "pairs": self._plain_pairs(),
-        }
-        text = json.dumps({**content, "sha256": of_values(content)}, ensure_ascii=False, indent=1) + "\n"
-        write_whole(path, text.encode(), what="prompt pairs")
-        return path
-
-    @classmethod
-    @checked
-    def load(cls, path: str | Path) -> Self:
-        """The pairs that `save` wrote.
-
-        Raises:
-            PromptError: a file that is missing, is something else, or was changed since.
-        """
-        content = pairing.read_saved(Path(path), FORMAT)
-        try:
-            pairs = cls(**pairing.plain_parts(content))
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
-            if isinstance(error, PromptError):
-                raise
-            raise PromptError(f"{str(path)!r} holds prompt pairs that lack a part: {error}") from None
-        if pairs.digest() != content.get("digest"):
-            raise PromptError(f"{str(path)!r} was changed after it was saved: its pairs do not have its digest")
-        if "sha256" in content and content.pop("sha256") != of_values(content):
-            raise PromptError(f"{str(path)!r} was changed after it was saved: it does not have its checksum")
-        sets = answers_of.sets_by_text(pairs.notes, pairs.clean_texts, pairs.answers.tolist())
-        return dataclasses.replace(pairs, answer_sets=sets) if sets else pairs

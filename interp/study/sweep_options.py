@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from interp.sweeps.plan import Plan
     from interp.sweeps.sweep import Executor
 
-UNITS = {
+BYTE_UNITS = {
     **{f"{letter}B": 1000**power for power, letter in enumerate("kMGT", start=1)},
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)},
 }
@@ -34,12 +34,12 @@ def parse_bytes(text: str) -> int:
     >>> parse_bytes("8GiB"), parse_bytes("500 MB"), parse_bytes("1.5kb"), parse_bytes("123456")
     (8589934592, 500000000, 1500, 123456)
     """
-    units = {"": 1, "b": 1, **{unit.lower(): size for unit, size in UNITS.items()}}
+    units = {"": 1, "b": 1, **{unit.lower(): size for unit, size in BYTE_UNITS.items()}}
     found = SIZE.fullmatch(text.strip())
     size = int(Decimal(found[1]) * units.get(found[2].lower(), 0)) if found else 0
     if size < 1:
         raise ConfigError(
-            f"{text!r} is no size of memory; expected bytes, or a number with {', '.join(UNITS)}, such as 8GiB"
+            f"{text!r} is no size of memory; expected bytes, or a number with {', '.join(BYTE_UNITS)}, such as 8GiB"
         )
     return size
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from interp.edits import RUNS, Variant
-from interp.forward.packed_rows import Known
+from interp.forward.packed_rows import PrefixValues
 from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric, evaluate, largest_logit, read, rounding, where_read, which_read
@@ -29,7 +29,7 @@ from interp.sweeps.source_values import sum_over_prompts, whole_source
 
 
 @dataclass(eq=False)
-class Block:
+class BaseRuns:
     """The base and source runs of some prompts.
 
     Attributes:
@@ -51,7 +51,7 @@ class Block:
     rounding: Tensor
 
 
-class Blocks:
+class BaseRunCache:
     """Makes the runs of one block of prompts after another.
 
     Args:
@@ -75,11 +75,11 @@ class Blocks:
         self.metric = metric
         self.sides = sides
         self.plan = plan
-        self._block: Block | None = None
+        self._block: BaseRuns | None = None
         self._means: dict[tuple[str, str], Tensor] = {}
         self._names = self._stored_names()
 
-    def at(self, prompts: tuple[int, int]) -> Block:
+    def at(self, prompts: tuple[int, int]) -> BaseRuns:
         """The base and source runs of some prompts; those of the last call are remembered."""
         if self._block is None or self._block.prompts != prompts:
             self._block = None  # lets go of the earlier one first
@@ -90,7 +90,7 @@ class Blocks:
             self._block = self._run_block(prompts)
         return self._block
 
-    def _run_block(self, prompts: tuple[int, int]) -> Block:
+    def _run_block(self, prompts: tuple[int, int]) -> BaseRuns:
         pairs = self.pairs[prompts[0] : prompts[1]]
         stored: dict[str, dict[str, Tensor]] = {}
         states: dict[str, Tensor] = {}
@@ -107,7 +107,7 @@ class Blocks:
                 stored[run], seen[run], largest[run] = self._run(pairs, self.sides[run], self._names[run])
         value = {run: evaluate(self.metric, seen[run], pairs, seen["source"]) for run in RUNS}
         off = [rounding(self.metric, seen[run], pairs, seen["source"], largest[run]) for run in RUNS]
-        return Block(pairs, prompts, stored, states, seen, value, torch.maximum(*off))
+        return BaseRuns(pairs, prompts, stored, states, seen, value, torch.maximum(*off))
 
     def _run(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """What a run has at some sites, what the metric reads of its logits, and the largest of all of them there."""
@@ -191,9 +191,9 @@ class Blocks:
         names = (f"blocks.{layer}.mixer.hook_state" for layer in range(first, self.model.cfg.n_layers))
         return [name for name in names if name in self.model.hook_dict]
 
-    def prefix(self, block: Block, first: int) -> dict[int, Known]:
+    def prefix(self, block: BaseRuns, first: int) -> dict[int, PrefixValues]:
         """What mixers look back at in the base run, from a layer on."""
-        found: dict[int, Known] = {}
+        found: dict[int, PrefixValues] = {}
         starts = self._starts(block.pairs)
         slots = torch.zeros(block.pairs.mask.shape[1], dtype=torch.long)
         slots[starts] = torch.arange(len(starts))
@@ -204,7 +204,7 @@ class Blocks:
             found[layer] = known | more
         return found
 
-    def values(self, placed: Placed, block: Block) -> Tensor:
+    def values(self, placed: Placed, block: BaseRuns) -> Tensor:
         """What an edit copies from, in the site's axes, for the prompts of a block."""
         edit, site = placed.edit, placed.site
         if edit.run is not None and edit.op != "mean":

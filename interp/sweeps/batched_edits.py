@@ -23,7 +23,7 @@ from interp.errors import HookError
 from interp.hooked.hooks import HookFunction, HookPoint, by_position
 from interp.sweeps.edit_reach import Mask, Numbers, Placed, rows_first
 
-Values = Callable[[Placed], Tensor]
+SourceOf = Callable[[Placed], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Layout:
 
 
 @dataclass(eq=False)
-class _Group:
+class _AssignmentGroup:
     """Edits that are made by one indexed assignment; the lists have an entry for each edit."""
 
     op: str
@@ -60,11 +60,11 @@ class Changes:
         base: what the base run had at a site, for functions that are given whole values.
     """
 
-    def __init__(self, values: Values, base: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: SourceOf, base: Mapping[str, Tensor]) -> None:
         self.layout: Layout | None = None
         self._values = values
         self._base = base
-        self._groups: dict[str, dict[Any, _Group]] = {}
+        self._groups: dict[str, dict[Any, _AssignmentGroup]] = {}
         self._sources: dict[object, Tensor] = {}
 
     @property
@@ -99,16 +99,16 @@ class Changes:
             return op, source
         return op, edit.edit.run if edit.edit.run is not None else ("at", id(source))
 
-    def _group(self, edit: Placed, what: tuple[str, object]) -> _Group:
+    def _group(self, edit: Placed, what: tuple[str, object]) -> _AssignmentGroup:
         op = "set" if edit.edit.op == "mean" else edit.edit.op
         if what[1] is None:
-            return _Group(op, None, None)
+            return _AssignmentGroup(op, None, None)
         if edit.edit.computed:
-            return _Group(op, None, by_position(edit.edit.source))  # type: ignore[arg-type]
+            return _AssignmentGroup(op, None, by_position(edit.edit.source))  # type: ignore[arg-type]
         key = (edit.name, what)
         if key not in self._sources:
             self._sources[key] = rows_first(self._values(edit), edit.site)
-        return _Group(op, self._sources[key], None)
+        return _AssignmentGroup(op, self._sources[key], None)
 
     def hook(self, value: Tensor, hook: HookPoint) -> Tensor:
         """The hook function that makes every edit of a site, in a batch as `layout` says."""

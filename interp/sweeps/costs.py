@@ -44,7 +44,7 @@ class Load:
         )
 
 
-class Row(NamedTuple):
+class RowCost(NamedTuple):
     """What a row costs in one layer.
 
     Attributes:
@@ -62,7 +62,7 @@ class Row(NamedTuple):
     kept: int
 
 
-def row_in(cfg: ModelConfig, layer: int, wide: int) -> Row:
+def row_in(cfg: ModelConfig, layer: int, wide: int) -> RowCost:
     """What a row costs in a layer; `wide` numbers of the model's type fill one of a step size or a state."""
     d_model, d_mlp = cfg.d_model, (cfg.d_mlp or 0) if cfg.mlp_in(layer) else 0
     mlp = 2 * d_model * (3 if cfg.gated_mlp else 2) * d_mlp
@@ -70,11 +70,11 @@ def row_in(cfg: ModelConfig, layer: int, wide: int) -> Row:
     if mixer == "attn":
         heads, kv_heads = cfg.n_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head
         beside = max(3 * (heads + 2 * kv_heads) + 2 * heads, beside_mlp)
-        return Row(
+        return RowCost(
             2 * d_model * (heads + 2 * kv_heads), 4 * heads, 2 * d_model * heads + mlp, beside, heads + 2 * kv_heads
         )
     if mixer is None:
-        return Row(0, 0, mlp, beside_mlp, 0)
+        return RowCost(0, 0, mlp, beside_mlp, 0)
     assert cfg.d_inner is not None and cfg.d_state is not None and cfg.dt_rank is not None
     d_inner, shared = cfg.d_inner, 2 * cfg.d_state
     if mixer == "mamba":
@@ -85,7 +85,7 @@ def row_in(cfg: ModelConfig, layer: int, wide: int) -> Row:
         made = d_inner + convolved + cfg.n_ssm_heads
     mix = 2 * d_model * made + 2 * cfg.d_conv * convolved + selected + RECURRENCE * d_inner * cfg.d_state
     beside = max(made + 3 * convolved + (3 + 4 * wide) * d_inner, beside_mlp)
-    return Row(mix, 0, 2 * d_model * d_inner + mlp, beside, convolved + d_inner)
+    return RowCost(mix, 0, 2 * d_model * d_inner + mlp, beside, convolved + d_inner)
 
 
 class Costs:

@@ -31,12 +31,22 @@ Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Differs = Callable[["Placed"], Mask]
 
 # What changes one query alone, and what changes keys, values or all of a position's input; the rest stands behind.
-QUERIES = {"q", "rot_q", "q_input", "attn_scores", "pattern"} | {"C", "y", "gate", "mixer.pattern"}
-INPUTS = {"embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normalized", "k", "v", "rot_k", "k_input", "v_input"} | {
-    "mixer_in", "in", "conv", "delta", "B", "state",
+QUERY_SITES = {"q", "rot_q", "q_input", "attn_scores", "pattern"} | {"C", "y", "gate", "mixer.pattern"}
+INPUT_SITES = {"embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normalized", "k", "v", "rot_k"} | {
+    "k_input", "v_input", "mixer_in", "in", "conv", "delta", "B", "state",
 }  # fmt: skip
 # What depends on the token and its position alone, in the first layer.
-LOCAL = (QUERIES | INPUTS) - {"attn_scores", "pattern", "conv", "delta", "B", "C", "state", "y", "mixer.pattern"}
+LOCAL_SITES = (QUERY_SITES | INPUT_SITES) - {
+    "attn_scores",
+    "pattern",
+    "conv",
+    "delta",
+    "B",
+    "C",
+    "state",
+    "y",
+    "mixer.pattern",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +108,7 @@ class Placer:
         if name not in self._steps:
             self._steps[name] = step_of(site, point.layer() if site.per_layer else None, self.model.cfg.n_layers)
         step = self._steps[name]
-        late = step + (site.short in QUERIES) > 2 * (self.model.cfg.n_layers - 1)
+        late = step + (site.short in QUERY_SITES) > 2 * (self.model.cfg.n_layers - 1)
         return Placed(
             edit,
             name,
@@ -163,7 +173,7 @@ def step_of(site: Site, layer: int | None, n_layers: int) -> int:
     """Where a site stands in the depth of a model."""
     if layer is None:
         return 2 * n_layers if "ln_final" in site.template else 0
-    return 2 * layer + (site.short not in QUERIES | INPUTS)
+    return 2 * layer + (site.short not in QUERY_SITES | INPUT_SITES)
 
 
 def rows_first(value: Tensor, site: Site) -> Tensor:
@@ -181,7 +191,7 @@ def token_differences(pairs: PromptPairs, base: str, source: str, causal: bool) 
     def differs(placed: Placed) -> Mask:
         if placed.edit.run == "base" or placed.site.short == "pos_embed":
             return nowhere
-        return local if placed.step == 0 and placed.site.short in LOCAL else later
+        return local if placed.step == 0 and placed.site.short in LOCAL_SITES else later
 
     return differs
 
@@ -244,8 +254,8 @@ def events(placed: Sequence[tuple[Placed, Mask]], causal: bool, real: Mask, n_la
         if last < layer:
             now = found[2 * (last + 1)] = _spread(now, causal, real)
         here = steps[step]
-        queries = [rows for edit, rows in here if edit.site.short in QUERIES]
-        others = [rows for edit, rows in here if edit.site.short not in QUERIES]
+        queries = [rows for edit, rows in here if edit.site.short in QUERY_SITES]
+        others = [rows for edit, rows in here if edit.site.short not in QUERY_SITES]
         now = np.logical_or.reduce([now, *others])
         if step % 2 == 0 and layer < n_layers:
             now = np.logical_or.reduce([_spread(now, causal, real), *queries])

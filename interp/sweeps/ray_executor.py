@@ -40,7 +40,7 @@ class LostError(Exception):
     """A task that went with its worker."""
 
 
-class Job(Protocol):
+class ChunkRunner(Protocol):
     """What a worker runs; it is pickled once, with its model."""
 
     def run(self, chunk: int, /) -> np.ndarray:
@@ -92,7 +92,7 @@ class RayExecutor:
             if value is not None and not low <= value <= high:
                 raise ConfigError(f"{name} is {value}, expected {low} {'or more' if high > 1 else f'to {high}'}")
 
-    def __call__(self, job: Job, chunks: Sequence[int]) -> Generator[tuple[int, np.ndarray], None, None]:
+    def __call__(self, job: ChunkRunner, chunks: Sequence[int]) -> Generator[tuple[int, np.ndarray], None, None]:
         """The values of every chunk, as workers finish them.
 
         Raises:
@@ -124,7 +124,7 @@ class RayExecutor:
 class Worker:
     """One process of the cluster, with a job of its own."""
 
-    job: Job
+    job: ChunkRunner
 
     def start(self, packed: np.ndarray, device: str, threads: int, precision: str) -> tuple[str, str]:
         """Load the job onto `device`; the versions that its numbers depend on."""
@@ -296,7 +296,7 @@ def _room(ray: Any, asked: RayExecutor, threads: int) -> tuple[float, float, int
     return cpus, gpus, asked.workers or max(1, fit)
 
 
-def _packed(job: Job) -> np.ndarray:
+def _packed(job: ChunkRunner) -> np.ndarray:
     """The job as bytes: tensors that share memory still do, and those on a GPU can be loaded on another device."""
     from ray import cloudpickle
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from interp.edits import RUNS, Variant
 from interp.forward.forward_context import Context, packed_context
-from interp.forward.packed_rows import Known, Packed, pack
+from interp.forward.packed_rows import Packed, PrefixValues, pack
 from interp.hooked.cache import ActivationCache
 from interp.hooked.hooks import attached
 from interp.hooked.model import HookedModel
@@ -31,7 +31,7 @@ from interp.metrics import Metric, answers_of, evaluate, is_read, read, score, w
 from interp.models.block import mixed_site
 from interp.models.gpt import GPT
 from interp.prompts.pairs import PromptPairs
-from interp.sweeps.base_runs import Block, Blocks
+from interp.sweeps.base_runs import BaseRunCache, BaseRuns
 from interp.sweeps.batched_edits import Changes, Layout
 from interp.sweeps.costs import LOGIT_ROWS
 from interp.sweeps.edit_reach import (
@@ -85,7 +85,7 @@ class Job:
     base: str
     source: str
     plan: Plan
-    _blocks: Blocks | None = field(default=None, repr=False)
+    _base_runs: BaseRunCache | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         for variant in self.variants:
@@ -94,19 +94,19 @@ class Job:
                     edit.source[
                         edit.name(self.model.cfg)
                     ]  # what is derived needs a model, which a pickle leaves behind
-        return {**self.__dict__, "_blocks": None}
+        return {**self.__dict__, "_base_runs": None}
 
     @property
-    def blocks(self) -> Blocks:
+    def base_runs(self) -> BaseRunCache:
         """The base and source runs."""
-        if self._blocks is None:
+        if self._base_runs is None:
             sides = {"base": self.base, "source": self.source}
-            self._blocks = Blocks(self.model, self.pairs, self.variants, self.metric, sides, self.plan)
-        return self._blocks
+            self._base_runs = BaseRunCache(self.model, self.pairs, self.variants, self.metric, sides, self.plan)
+        return self._base_runs
 
     def to(self, device: str | torch.device) -> Self:
         """The same job with its model and prompts on a device."""
-        return replace(self, model=self.model.to(device), pairs=self.pairs.to(device), _blocks=None)
+        return replace(self, model=self.model.to(device), pairs=self.pairs.to(device), _base_runs=None)
 
     @torch.no_grad()
     def run(self, index: int) -> Values:
@@ -117,7 +117,7 @@ class Job:
             that of the base run and of the source run, and how far rounding alone can take either.
         """
         chunk = self.plan.chunks[index]
-        block = self.blocks.at(chunk.prompts)
+        block = self.base_runs.at(chunk.prompts)
         if not chunk.variants:
             return torch.stack([*(block.value[run].double() for run in RUNS), block.rounding]).cpu().numpy()
         cells = self._cells(block, chunk)
@@ -127,13 +127,13 @@ class Job:
             values[cells.variant, cells.prompt] = found.double().cpu().numpy()
         return values
 
-    def _cells(self, block: Block, chunk: Chunk) -> Cells:
+    def _cells(self, block: BaseRuns, chunk: Chunk) -> Cells:
         cfg, pairs = self.model.cfg, block.pairs
         placer = Placer(self.model, pairs, is_read(self.metric, pairs))
         by_tokens = token_differences(pairs, self.base, self.source, cfg.causal)
         differs = value_differences(block.stored["base"], block.stored["source"], by_tokens)
         every = watched(self.model)  # their hooks expect the prompts as they are
-        changes = Changes(lambda placed: self.blocks.values(placed, block), block.stored["base"])
+        changes = Changes(lambda placed: self.base_runs.values(placed, block), block.stored["base"])
         variants, prompts, whole, count = [], [], [], 0
         joins: dict[int, list[tuple[Numbers, Mask]]] = {}
         for at, number in enumerate(chunk.variants):
@@ -162,7 +162,7 @@ class Job:
 class _Batch:
     """The rows that are in the batch now, and how tensors follow when they change."""
 
-    def __init__(self, cells: Cells, prefix: Mapping[int, Known], mask: Tensor) -> None:
+    def __init__(self, cells: Cells, prefix: Mapping[int, PrefixValues], mask: Tensor) -> None:
         self.cells = cells
         self.prefix = prefix
         self.mask = mask
@@ -202,7 +202,7 @@ class _Batch:
         return new[None]
 
 
-def _in_one_pass(job: Job, block: Block, cells: Cells) -> Tensor:
+def _in_one_pass(job: Job, block: BaseRuns, cells: Cells) -> Tensor:
     """The metric of every cell [cell]; its rows join the batch on the way down."""
     model = job.model
     assert isinstance(model, GPT)
@@ -211,7 +211,7 @@ def _in_one_pass(job: Job, block: Block, cells: Cells) -> Tensor:
     at = where_read(job.metric, pairs).cpu().numpy()[cells.prompt]  # [cell, read]
     end = is_read(job.metric, pairs)[cells.prompt]  # [cell, pos]
     end[cells.whole] = pairs.mask.cpu().numpy()[cells.prompt[cells.whole]]
-    batch = _Batch(cells, job.blocks.prefix(block, first), pairs.mask)
+    batch = _Batch(cells, job.base_runs.prefix(block, first), pairs.mask)
     wanted = np.zeros_like(end)
     resid = z = torch.empty(1, 0, device=model.device)
     context: Context | None = None
@@ -239,7 +239,7 @@ def _in_one_pass(job: Job, block: Block, cells: Cells) -> Tensor:
         normalized = model.ln_final(resid)[0]
     row = torch.from_numpy(np.take_along_axis(batch.row_of, at, axis=1)).to(model.device)  # [cell, read]
     return _measured(
-        job, block, cells, lambda chosen: job.blocks.unembedded(normalized[row[chosen]], cells.prompt[chosen], pairs)
+        job, block, cells, lambda chosen: job.base_runs.unembedded(normalized[row[chosen]], cells.prompt[chosen], pairs)
     )
 
 
@@ -248,7 +248,7 @@ def _join(wanted: Mask, joining: Sequence[tuple[Numbers, Mask]] | None) -> None:
         wanted[cells] = rows
 
 
-def _as_whole_prompts(job: Job, block: Block, cells: Cells) -> Tensor:
+def _as_whole_prompts(job: Job, block: BaseRuns, cells: Cells) -> Tensor:
     """The metric of every cell [cell], from a forward of whole prompts."""
     model, pairs = job.model, block.pairs
     prompt = torch.from_numpy(cells.prompt).to(model.device)
@@ -261,7 +261,7 @@ def _as_whole_prompts(job: Job, block: Block, cells: Cells) -> Tensor:
     return _measured(job, block, cells, lambda chosen: seen[chosen])
 
 
-def _measured(job: Job, block: Block, cells: Cells, seen: Callable[[Numbers], Tensor]) -> Tensor:
+def _measured(job: Job, block: BaseRuns, cells: Cells, seen: Callable[[Numbers], Tensor]) -> Tensor:
     """The metric of every cell, of what `seen` gives of the logits of some cells; never all of a large vocabulary."""
     metric, n_cells = job.metric, len(cells.prompt)
     parts = []

@@ -79,8 +79,8 @@ READ = ("z", "gated")
 """What W_O and W_out read: values that have the heads, or channels, of a mixer."""
 
 PLACES = ("pos", "role", "query", "key")
-UNITS = ("head", "kv_head", "ssm_head", "ssm_group", "channel")
-COLUMNS = (*UNITS, *PLACES, "neuron")
+HEAD_AXES = ("head", "kv_head", "ssm_head", "ssm_group", "channel")
+COLUMNS = (*HEAD_AXES, *PLACES, "neuron")
 TOLD = {"pos": ("token", "role"), "query": ("query_token", "query_role"), "key": ("key_token", "key_role")}
 """A column of positions, and the columns that say which token and which role stands there."""
 
@@ -120,7 +120,7 @@ def asked(
         if axes is None:
             axes = ("role",) if pairs is not None and pairs.role_names else ()
         if sites is None:
-            units = [AXES[name] for name in axes if name in UNITS]
+            units = [AXES[name] for name in axes if name in HEAD_AXES]
             sites = _having(model.cfg, READ if units else MIXED, units)
         return sites, axes
     if site is not None or by is not ...:
@@ -235,7 +235,8 @@ def _cells(
     axes = [can_mean[name] for name in by]
     sizes = axis_sizes(model.cfg)
     values = [
-        range(sizes[axis]) if axis in UNITS else _positions(pairs, name) for name, axis in zip(by, axes, strict=True)
+        range(sizes[axis]) if axis in HEAD_AXES else _positions(pairs, name)
+        for name, axis in zip(by, axes, strict=True)
     ]
     cells = list(itertools.product(*values))
     if model.cfg.causal and "role" not in by and {"query", "key"} <= set(axes):
@@ -268,7 +269,7 @@ def described(frame: pd.DataFrame, pairs: PromptPairs) -> pd.DataFrame:
     import numpy as np
 
     frame = frame.copy(deep=False)
-    for column in set(UNITS) & set(frame):
+    for column in set(HEAD_AXES) & set(frame):
         if frame[column].isna().any():
             frame[column] = frame[column].astype("Int64")
     roles = [{at: role for role, at in named.items()} for named in pairs.roles]

@@ -20,6 +20,19 @@ from interp.text.tokenizer import Tokenizer
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
+@dataclass(frozen=True)
+class Row:
+    """Where one of our weights lies: their tensor, the pattern to our shape, and which part of a fused tensor.
+
+    `interleaved` rows have the two members of a rotary pair next to each other.
+    """
+
+    theirs: str
+    pattern: str | None = None
+    part: int | None = None
+    interleaved: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Stored:
     """A tensor that is read when it is called for.
@@ -124,7 +137,7 @@ def sha256_of(file: Path) -> str:
 
 
 # gelu_fast and gelu_pytorch_tanh are gelu_new's formula, written with other constants or by another kernel.
-ACTIVATIONS = {
+ACTIVATION_NAMES = {
     "relu": "relu",
     "relu2": "relu2",
     "gelu": "gelu",

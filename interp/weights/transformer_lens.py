@@ -25,7 +25,16 @@ from interp.files.foreign_files import read_json, shown
 from interp.models.gpt import GPT
 from interp.text.tokenizer import Tokenizer
 from interp.weights.build import build, dtype_of, weights
-from interp.weights.checkpoint import ACTIVATIONS, FLOATS, Checkpoint, Source, Stored, equal, in_memory, refuse_deeper
+from interp.weights.checkpoint import (
+    ACTIVATION_NAMES,
+    FLOATS,
+    Checkpoint,
+    Source,
+    Stored,
+    equal,
+    in_memory,
+    refuse_deeper,
+)
 from interp.weights.files import open_safetensors
 from interp.weights.options import flag, number, whole
 
@@ -181,7 +190,7 @@ def config_of(given: Mapping[str, Any], names: Mapping[str, Any]) -> ModelConfig
         "unembed_bias": r"unembed\.b_U",
     }
     kept |= {name: any(re.fullmatch(pattern, other) for other in names) for name, pattern in biases.items()}
-    kept["act_fn"] = ACTIVATIONS.get(str(given.get("act_fn")), given.get("act_fn"))
+    kept["act_fn"] = ACTIVATION_NAMES.get(str(given.get("act_fn")), given.get("act_fn"))
     if flag(given, "use_attn_scale", True) and not _unset(given, "attn_scale"):
         kept["attn_scale"] = float(number(given, "attn_scale"))
     if kept.get("positional_embedding_type") != "rotary":

@@ -23,24 +23,11 @@ from interp.config import ModelConfig
 from interp.errors import ConfigError, WeightsError, nearest
 from interp.files.foreign_files import shown
 from interp.text.tokenizer import Tokenizer
-from interp.weights.checkpoint import Checkpoint, Source, Stored, refuse_deeper
+from interp.weights.checkpoint import Checkpoint, Row, Source, Stored, refuse_deeper
 from interp.weights.gguf.config import Metadata, gpt2, gpt_neox, llama_like
 from interp.weights.gguf.container import GGUFFile, StoredTensor, open_gguf
 from interp.weights.gguf.tokenizer import build_tokenizer
 from interp.weights.huggingface.families import BRIDGE
-
-
-@dataclass(frozen=True)
-class Row:
-    """Where one of our weights lies: a stored tensor, the pattern to our shape, and which third of a fused tensor.
-
-    `interleaved` rows have the two members of a rotary pair next to each other.
-    """
-
-    theirs: str
-    pattern: str | None = None
-    third: int | None = None
-    interleaved: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,10 +146,10 @@ def _tensors(file: GGUFFile, cfg: ModelConfig, rows: dict[str, Row]) -> dict[str
 
 
 def _load(cfg: ModelConfig, stored: StoredTensor, row: Row, weight: str) -> torch.Tensor:
-    if row.third is None:
+    if row.part is None:
         return _arranged(cfg, stored.load(), row, weight)
     third = stored.shape[0] // 3
-    return _arranged(cfg, stored.load(row.third * third, (row.third + 1) * third), row, weight)
+    return _arranged(cfg, stored.load(row.part * third, (row.part + 1) * third), row, weight)
 
 
 def _arranged(cfg: ModelConfig, tensor: torch.Tensor, row: Row, weight: str) -> torch.Tensor:
@@ -184,7 +171,7 @@ def _checked_shape(file: GGUFFile, cfg: ModelConfig, stored: StoredTensor, row: 
         "W_in": (cfg.d_model, d_mlp), "W_gate": (cfg.d_model, d_mlp), "W_out": (d_mlp, cfg.d_model),
         "b_in": (d_mlp,), "b_gate": (d_mlp,),
     }.get(weight, (cfg.d_model,))  # fmt: skip
-    rows = (stored.shape[0] // 3, *stored.shape[1:]) if row.third is not None else stored.shape
+    rows = (stored.shape[0] // 3, *stored.shape[1:]) if row.part is not None else stored.shape
     try:
         arranged = tuple(_arranged(cfg, torch.empty(rows, device="meta"), row, weight).shape)
     except (RuntimeError, TypeError, OverflowError):  # of einops, and of torch for an axis beyond its numbers

@@ -14,7 +14,7 @@ from typing import Any
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, nearest
 from interp.files.foreign_files import shown
-from interp.weights.checkpoint import ACTIVATIONS
+from interp.weights.checkpoint import ACTIVATION_NAMES
 from interp.weights.huggingface.options import refuse_unless
 from interp.weights.options import Options, flag, number, whole
 
@@ -138,11 +138,11 @@ def _head_size(options: Options, d_model: int, n_heads: int) -> int:
 def activation(options: Options, option: str, default: str) -> str:
     """Our name of the nonlinearity that an option names."""
     name = options.get(option, default)
-    if not isinstance(name, str) or name not in ACTIVATIONS:
-        close = nearest(shown(name), ACTIVATIONS)
+    if not isinstance(name, str) or name not in ACTIVATION_NAMES:
+        close = nearest(shown(name), ACTIVATION_NAMES)
         hint = f"; the nearest is {close[0]!r}" if close else ""
-        raise ConfigError(f"{option}={shown(name)} is not supported; choose from {', '.join(ACTIVATIONS)}{hint}")
-    return ACTIVATIONS[name]
+        raise ConfigError(f"{option}={shown(name)} is not supported; choose from {', '.join(ACTIVATION_NAMES)}{hint}")
+    return ACTIVATION_NAMES[name]
 
 
 def rotary(options: Options, *, base: float, fraction: float) -> dict[str, Any]:

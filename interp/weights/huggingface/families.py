@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
 from interp.files.foreign_files import shown
+from interp.weights.checkpoint import Row
 from interp.weights.huggingface import config as hf_config
 from interp.weights.huggingface import hybrids as hf_hybrids
 from interp.weights.huggingface import mamba as hf_mamba
@@ -25,15 +26,6 @@ BRIDGE = (
     "TransformerLens has more architectures, and what runs in its bridge runs here: "
     "interp.load(TransformerBridge.boot_transformers(NAME))"
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """Where one of our weights lies: their tensor, the pattern to our shape, and which part of a fused tensor."""
-
-    theirs: str
-    pattern: str | None = None
-    part: int | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +175,11 @@ MIXER = {
     "W_out": Row("out_proj.weight"),
     "b_out": Row("out_proj.bias"),
 }
-MIXER1 = MIXER | {"W_x": Row("x_proj.weight"), "W_dt": Row("dt_proj.weight"), "b_dt": Row("dt_proj.bias")}
+MIXER1 = MIXER | {
+    "W_x": Row("x_proj.weight"),
+    "W_dt": Row("dt_proj.weight"),
+    "b_dt": Row("dt_proj.bias"),
+}
 MIXER1_NORMED = MIXER1 | {
     "w_dt_norm": Row("dt_layernorm.weight"),
     "w_B_norm": Row("b_layernorm.weight"),
@@ -208,7 +204,10 @@ MAMBA_STACK = {
 MAMBA = MAMBA_STACK | _mixer(MIXER1, "mixer")
 MAMBA2 = MAMBA_STACK | _mixer(MIXER2, "mixer")
 HYBRID = {name: Row(row.theirs.replace(".mlp.", ".feed_forward."), row.pattern) for name, row in LLAMA.items()}
-HYBRID |= {"blocks.{l}.ln2.w": Row("layers.{l}.pre_ff_layernorm.weight"), "ln_final.w": Row("final_layernorm.weight")}
+HYBRID |= {
+    "blocks.{l}.ln2.w": Row("layers.{l}.pre_ff_layernorm.weight"),
+    "ln_final.w": Row("final_layernorm.weight"),
+}
 BAMBA = HYBRID | _mixer(MIXER2, "mamba")
 JAMBA = HYBRID | _mixer(MIXER1_NORMED, "mamba")
 # Each layer is one thing, with one norm before it; `mixer` is whatever it is.

@@ -22,9 +22,9 @@ from interp.errors import ConfigError, UnknownName, WeightsError
 from interp.files.foreign_files import read_json
 from interp.text.tokenizer import Tokenizer
 from interp.weights.build import empty, name_problems, weights
-from interp.weights.checkpoint import Checkpoint, Source, Stored, equal, in_memory, refuse_deeper
+from interp.weights.checkpoint import Checkpoint, Row, Source, Stored, equal, in_memory, refuse_deeper
 from interp.weights.files import WEIGHT_FILES, Tensors, contents, open_weights, shards_of
-from interp.weights.huggingface.families import Row, configure
+from interp.weights.huggingface.families import configure
 
 TOKENIZER_FILES = [
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",

@@ -21,7 +21,8 @@ from interp.config import ModelConfig
 from interp.errors import ConfigError, UnknownName
 from interp.models.gpt import GPT
 from interp.weights.build import weights
-from interp.weights.huggingface.families import Family, Row, configure
+from interp.weights.checkpoint import Row
+from interp.weights.huggingface.families import Family, configure
 
 IGNORED = {"model_name", "initializer_range", "seed", "use_attn_scale", "attn_only", "layer_types"}
 # Fields that say something only in models with a part.

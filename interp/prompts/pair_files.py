@@ -1,0 +1,133 @@
+"""Pairs of prompts as a JSON file, and the digest by which the same pairs are known again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from interp.arguments import checked
+from interp.errors import PromptError
+from interp.files.checksums import of_values
+from interp.files.whole_files import read_saved, write_whole
+from interp.prompts.answers import AnswerSets, sets_by_text
+from interp.text.padding import pad
+
+FORMAT = "interp.PromptPairs 1"
+
+
+class SavedPairs:
+    """What `PromptPairs` does with files; its attributes are described there."""
+
+    clean: Tensor
+    corrupt: Tensor
+    mask: Tensor
+    answers: Tensor
+    roles: tuple[dict[str, int], ...]
+    clean_texts: tuple[str, ...]
+    corrupt_texts: tuple[str, ...]
+    str_tokens: tuple[tuple[str, ...], ...]
+    corrupt_str_tokens: tuple[tuple[str, ...], ...]
+    name: str
+    notes: dict[str, Any]
+    answer_sets: AnswerSets
+
+    @property
+    def lengths(self) -> Tensor:
+        """Real tokens of each prompt [pair]."""
+        return self.mask.sum(1)
+
+    def digest(self) -> str:
+        """SHA-256 of what a model is given and scored on: token ids without padding, answers and roles."""
+        content = [
+            [row["clean"], row["corrupt"], row["answers"], sorted(row["roles"].items()), *row.get("answer_sets", ())]
+            for row in self._plain_pairs()
+        ]
+        return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+    def _plain_pairs(self) -> list[dict[str, Any]]:
+        """Each pair as plain JSON values."""
+        lengths = self.lengths.tolist()
+        return [
+            {
+                "clean": self.clean[at, :length].tolist(),
+                "corrupt": self.corrupt[at, :length].tolist(),
+                "answers": self.answers[at].tolist(),
+                **({"answer_sets": self.answer_sets[at]} if self.answer_sets else {}),
+                "roles": self.roles[at],
+                "clean_text": self.clean_texts[at],
+                "corrupt_text": self.corrupt_texts[at],
+                "str_tokens": self.str_tokens[at],
+                "corrupt_str_tokens": self.corrupt_str_tokens[at],
+            }
+            for at, length in enumerate(lengths)
+        ]
+
+    @checked
+    def save(self, path: str | Path) -> Path:
+        """Write the pairs as JSON, whole or not at all; `load` reads them back.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        path = Path(path)
+        padding = self.clean[~self.mask]
+        content = {
+            "format": FORMAT,
+            "name": self.name,
+            "digest": self.digest(),
+            "notes": self.notes,
+            "pad_id": int(padding[0]) if len(padding) else 0,
+            "pairs": self._plain_pairs(),
+        }
+        text = json.dumps({**content, "sha256": of_values(content)}, ensure_ascii=False, indent=1) + "\n"
+        write_whole(path, text.encode(), what="prompt pairs")
+        return path
+
+    @classmethod
+    @checked
+    def load(cls, path: str | Path) -> Self:
+        """The pairs that `save` wrote.
+
+        Raises:
+            PromptError: a file that is missing, is something else, or was changed since.
+        """
+        content = read_saved(Path(path), FORMAT, what="prompt pairs", refuse=PromptError)
+        try:
+            pairs: Any = cls(**_fields(content))
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+            if isinstance(error, PromptError):
+                raise
+            raise PromptError(f"{str(path)!r} holds prompt pairs that lack a part: {error}") from None
+        if pairs.digest() != content.get("digest"):
+            raise PromptError(f"{str(path)!r} was changed after it was saved: its pairs do not have its digest")
+        if "sha256" in content and content.pop("sha256") != of_values(content):
+            raise PromptError(f"{str(path)!r} was changed after it was saved: it does not have its checksum")
+        sets = sets_by_text(pairs.notes, pairs.clean_texts, pairs.answers.tolist())
+        return dataclasses.replace(pairs, answer_sets=sets) if sets else pairs
+
+
+def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `PromptPairs` that saved pairs hold."""
+    rows, fill = content["pairs"], content["pad_id"]
+    clean, mask = pad([row["clean"] for row in rows], fill)
+    return {
+        "clean": clean,
+        "corrupt": pad([row["corrupt"] for row in rows], fill)[0],
+        "mask": mask,
+        "answers": torch.tensor([row["answers"] for row in rows]),
+        "answer_sets": tuple(row["answer_sets"] for row in rows if "answer_sets" in row),
+        "roles": tuple(row["roles"] for row in rows),
+        "clean_texts": tuple(row["clean_text"] for row in rows),
+        "corrupt_texts": tuple(row["corrupt_text"] for row in rows),
+        "str_tokens": tuple(tuple(row["str_tokens"]) for row in rows),
+        "corrupt_str_tokens": tuple(tuple(row["corrupt_str_tokens"]) for row in rows),
+        "name": content["name"],
+        "notes": content["notes"],
+    }
