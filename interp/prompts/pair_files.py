@@ -40,7 +40,7 @@ class SavedPairs:
 
     @property
     def lengths(self) -> Tensor:
-        """Real tokens of each prompt [pair]."""
+        """The number of real tokens of each pair [n]."""
         return self.mask.sum(1)
 
     def digest(self) -> str:

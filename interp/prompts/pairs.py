@@ -226,11 +226,6 @@ class PromptPairs(SavedPairs):
         return answers_of.answer_table(self.answer_sets, self.answers)
 
     @property
-    def lengths(self) -> Tensor:
-        """The number of real tokens of each pair [n]."""
-        return self.mask.sum(1)
-
-    @property
     def attention_mask(self) -> Tensor | None:
         """`mask` as a forward takes it: None where no pair is padded."""
         return None if bool(self.mask.all()) else self.mask
