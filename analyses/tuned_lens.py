@@ -30,6 +30,7 @@ from interp.prompts import PromptPairs
 from interp.scales import Axis
 from interp.tuned_lens import CONFIG_FILE, TunedLens
 from interp.ui.page import FigureItem, Section
+from interp.whole_files import place_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +112,7 @@ def trained(
 ) -> TunedLens:
     """The lens of a folder, or one that is trained now; arguments as `run` and `train` have them."""
     if folder is not None and train_on is None:
-        if (Path(folder).expanduser() / CONFIG_FILE).exists():
+        if (place_of(folder, what="a lens") / CONFIG_FILE).exists():
             return TunedLens.load(folder, model)
         raise InterpError(
             f"there is no tuned lens in {str(folder)!r}; to train one there, give a text to train on, or {WRITTEN!r}"

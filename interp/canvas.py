@@ -20,6 +20,7 @@ from matplotlib import figure as mpl
 
 from interp.errors import OutputError
 from interp.glyphs import FAMILY
+from interp.whole_files import place_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -184,10 +185,12 @@ def save(figure: mpl.Figure, frame: pd.DataFrame, stem: str | Path) -> list[Path
     Raises:
         OutputError: the folder does not exist or a file cannot be written.
     """
-    stem = Path(stem)
+    stem = place_of(stem, what="a figure")
+    if not stem.name:
+        raise OutputError(f"a figure cannot be written to {str(stem)!r}: this is a folder, and no name of a file")
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in (*FORMATS, "csv")]
     for path in paths:
-        if path.exists() and not path.is_file():
+        if place_of(path, what="a figure").exists() and not path.is_file():
             raise OutputError(f"figure {stem.name!r} cannot be written: {str(path)!r} is a folder, a pipe or a device")
     try:
         with styled(), settled(figure):

@@ -20,7 +20,7 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from interp.arguments import whole_number
+from interp.arguments import real_number, whole_number
 from interp.canvas import INK, RASTER_DPI, SMALL, TEXT_WIDTH, TINY, Figure, blank
 from interp.glyphs import broken, shorten, width, written
 from interp.scales import Grid, Scale
@@ -90,7 +90,9 @@ class Plan:
 def colours_for(grids: Sequence[Grid], *, diverging: bool, limit: float | None) -> Colours:
     """Red to blue, symmetric around 0, or white to blue, over all values of several panels."""
     known = np.concatenate([grid[~np.isnan(grid)] for grid in grids])
-    if limit is None:
+    if limit is not None:
+        limit = real_number("limit", limit, above=0)
+    else:
         limit = float(np.abs(known).max(initial=0.0)) or 1.0
     least = -limit if diverging else min(0.0, float(known.min(initial=0.0)))
     return Colours(colormaps["RdBu" if diverging else "Blues"], Normalize(least, limit), diverging)

@@ -42,7 +42,7 @@ from interp.model import HookedModel
 from interp.progress import counting
 from interp.texts import Texts, prepare
 from interp.tuned_lens import CONFIG_FILE, TunedLens, held_out_divergence
-from interp.whole_files import write_whole
+from interp.whole_files import place_of, write_whole
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 AT_ONCE = 16  # sequences in a forward
@@ -118,7 +118,7 @@ def train(
         "text": f"{texts.made} {fingerprint(texts.tokens.cpu())}",
         **{"layers": list(lens.layers), "steps": steps, "batch": batch, "lr": lr, "seed": seed, "holdout": kept},
     }
-    folder = None if out is None else Path(out).expanduser()
+    folder = None if out is None else place_of(out, what="a lens")
     if folder is not None and (folder / CONFIG_FILE).exists():
         finished = TunedLens.load(folder, model)
         _refuse_other(finished.training.get("key", {}), key, folder)

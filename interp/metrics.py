@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from interp.prompts import PromptPairs
 
 DRAWN = 2  # ways of moving logits by their rounding, beside two that are chosen
+WHOLE = (torch.int64, torch.int32)  # number types of token ids
 ROWS = 16  # rows whose logits over a whole vocabulary are copied at once
 
 
@@ -267,7 +268,13 @@ def check_answers(answers: Tensor, d_vocab_out: int) -> None:
 
 @checked
 def largest_logit(logits: Tensor) -> Tensor:
-    """The largest finite magnitude among each row's logits: [rows, ..., d_vocab_out] -> [rows]."""
+    """The largest finite magnitude among each row's logits: [rows, ..., d_vocab_out] -> [rows].
+
+    Raises:
+        PromptError: no real numbers, or of another shape.
+    """
+    if not logits.is_floating_point() or logits.ndim < 2 or 0 in logits.shape[1:]:
+        raise PromptError(f"logits must be real numbers [rows, ..., d_vocab_out], not {shown(logits)}")
     return logits.masked_fill(~logits.isfinite(), 0).flatten(1).abs().amax(1)
 
 
@@ -327,51 +334,94 @@ def _pick(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return _full(logits.gather(-1, ids.clamp(min=0))), ids >= 0
 
 
+def _check_ids(logits: Tensor, ids: Tensor) -> None:
+    """Refuse what are no logits [rows, d_vocab_out], or no ids of theirs [rows, most], padded with -1."""
+    if not logits.is_floating_point() or logits.ndim != 2:
+        raise PromptError(f"logits must be real numbers [rows, d_vocab_out], not {shown(logits)}")
+    if ids.dtype not in WHOLE or ids.ndim != 2 or len(ids) != len(logits) or not ids.shape[1]:
+        raise PromptError(
+            f"ids must be token ids [{len(logits)} rows, most], whole numbers padded with -1, not {shown(ids)}"
+        )
+    wrong = ids[(ids < -1) | (ids >= logits.shape[1])]
+    if len(wrong):
+        raise PromptError(f"id {int(wrong[0])} is out of range: these logits have ids 0 to {logits.shape[1] - 1}")
+
+
 @checked
 def mean_logit(logits: Tensor, ids: Tensor) -> Tensor:
-    """The mean logit of each row's ids: [rows, d_vocab_out], ids [rows, most] padded with -1 -> [rows]."""
+    """The mean logit of each row's ids: [rows, d_vocab_out], ids [rows, most] padded with -1 -> [rows].
+
+    Raises:
+        PromptError: tensors of another kind or shape, or ids out of range.
+    """
+    _check_ids(logits, ids)
+    return _mean(logits, ids)
+
+
+def _mean(logits: Tensor, ids: Tensor) -> Tensor:
     found, there = _pick(logits, ids)
     return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, 0).sum(-1) / there.sum(-1)
 
 
 @checked
 def joint_logit(logits: Tensor, ids: Tensor) -> Tensor:
-    """The logit that one token with the probability of all of a row's ids would have; shapes as in `mean_logit`."""
+    """The logit that one token with the probability of all of a row's ids would have; arguments as in `mean_logit`."""
+    _check_ids(logits, ids)
+    return _joint(logits, ids)
+
+
+def _joint(logits: Tensor, ids: Tensor) -> Tensor:
     found, there = _pick(logits, ids)
     return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).logsumexp(-1)
 
 
 @checked
 def best_logit(logits: Tensor, ids: Tensor) -> Tensor:
-    """The largest logit of each row's ids; shapes as in `mean_logit`."""
+    """The largest logit of each row's ids; arguments as in `mean_logit`."""
+    _check_ids(logits, ids)
+    return _best(logits, ids)
+
+
+def _best(logits: Tensor, ids: Tensor) -> Tensor:
     found, there = _pick(logits, ids)
     return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).amax(-1)
 
 
 @checked
 def sides(answers: Tensor) -> tuple[Tensor, Tensor]:
-    """The right and the wrong answers, each [rows, most]."""
+    """The right and the wrong answers, each [rows, most].
+
+    Raises:
+        PromptError: no answers [rows, 2], or [rows, 2, most].
+    """
+    if answers.dtype not in WHOLE or answers.ndim not in (2, 3) or answers.shape[1] != 2:
+        raise PromptError(f"answers must be token ids [rows, 2] or [rows, 2, most], not {shown(answers)}")
     right, wrong = (answers[..., None] if answers.ndim == 2 else answers).unbind(1)
     return right, wrong
 
 
 def _logit_diff(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
     right, wrong = sides(answers)
-    return mean_logit(logits, right) - mean_logit(logits, wrong)
+    return _mean(logits, right) - _mean(logits, wrong)
 
 
 def _logit(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    return mean_logit(logits, sides(answers)[0])
+    return _mean(logits, sides(answers)[0])
 
 
 @checked
 def joint_log_prob(logits: Tensor, ids: Tensor) -> Tensor:
-    """The logarithm of the probability of all of a row's ids together, in nats; shapes as in `mean_logit`."""
-    return joint_logit(logits, ids) - _full(logits).logsumexp(-1)
+    """The logarithm of the probability of all of a row's ids together, in nats; arguments as in `mean_logit`."""
+    _check_ids(logits, ids)
+    return _joint_log_prob(logits, ids)
+
+
+def _joint_log_prob(logits: Tensor, ids: Tensor) -> Tensor:
+    return _joint(logits, ids) - _full(logits).logsumexp(-1)
 
 
 def _log_prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    return joint_log_prob(logits, sides(answers)[0])
+    return _joint_log_prob(logits, sides(answers)[0])
 
 
 def _prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
@@ -379,14 +429,14 @@ def _prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> T
 
 
 def _rank(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    best = best_logit(logits, sides(answers)[0])
+    best = _best(logits, sides(answers)[0])
     above = (logits > best[:, None]).sum(-1)  # [rows]
     return torch.where(best.isnan(), best, above.to(best.dtype))
 
 
 def _correct(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
     right, wrong = sides(answers)
-    difference = best_logit(logits, right) - best_logit(logits, wrong)
+    difference = _best(logits, right) - _best(logits, wrong)
     return torch.where(difference.isnan(), difference, (difference > 0).to(difference.dtype))
 
 

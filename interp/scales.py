@@ -6,7 +6,7 @@ no gaps, so that what was not measured shows. A panel is a value, or a combinati
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,25 @@ class Axis:
         if not isinstance(self.column, str) or not isinstance(self.title, str | None):
             what, given = ("title", self.title) if isinstance(self.column, str) else ("column", self.column)
             raise InterpError(f"the {what} of an axis must be text, not {shown(given)}")
+        if not _are_labels(self.labels):
+            raise InterpError(
+                f"the labels of an axis must be texts, or a mapping from values to texts, not {shown(self.labels)}"
+            )
+        if self.values is not None and not _is_list(self.values):
+            raise InterpError(f"the values of an axis must be a list of numbers or texts, not {shown(self.values)}")
+
+
+def _is_list(given: Any) -> bool:
+    """Whether something holds, one after another, what can be looked for in a column."""
+    listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    return listed and getattr(given, "ndim", 1) == 1 and all(isinstance(one, Hashable) for one in given)
+
+
+def _are_labels(given: Any) -> bool:
+    if given is None:
+        return True
+    texts = given.values() if isinstance(given, Mapping) else given
+    return _is_list(texts) and all(isinstance(text, str) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -107,7 +126,25 @@ def column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
         raise unknown("column of the frame", name, map(str, frame.columns))
     if frame.empty:
         raise InterpError("there is nothing to draw: the frame has no rows")
+    if (count := list(frame.columns).count(name)) > 1:
+        raise InterpError(f"{count} columns of the frame are called {name!r}: rename all but one")
     return frame[name]
+
+
+def bounds(frame: pd.DataFrame, argument: str, names: Sequence[str] | None) -> tuple[str, str] | None:
+    """The columns of a band's two edges or of an error bar's two ends; None where none are drawn.
+
+    Raises:
+        InterpError: something else than the names of two columns.
+    """
+    if names is None:
+        return None
+    if not isinstance(names, list | tuple) or len(names) != 2 or not all(isinstance(name, str) for name in names):
+        raise InterpError(
+            f"{argument} must be the names of two columns, such as ('ci_low', 'ci_high'), or None, not {shown(names)}"
+        )
+    low, high = names
+    return (low, high) if {low, high} <= set(frame.columns) else None
 
 
 def numbers(frame: pd.DataFrame, name: str) -> Grid:

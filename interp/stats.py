@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from interp.arguments import as_numbers, checked, resamples, share
+from interp.arguments import as_numbers, checked, real_number, resamples, share, shown
 from interp.arguments import seed as check_seed
 from interp.errors import InterpError, check_choice, unknown
 from interp.rounding import reason
@@ -146,8 +146,8 @@ def share_interval(right: Any, n: Any, *, confidence: float = 0.95) -> tuple[Arr
     """
     from scipy.special import betaincinv
 
-    tail = (1 - confidence) / 2
-    right, n = np.asarray(right, dtype=np.float64), np.asarray(n, dtype=np.float64)
+    tail = (1 - share("confidence", confidence)) / 2
+    right, n = as_numbers("right", right), as_numbers("n", n)
     with np.errstate(all="ignore"):
         low = np.where(right > 0, betaincinv(right, n - right + 1, tail), 0.0)
         high = np.where(right < n, betaincinv(right + 1, n - right, 1 - tail), 1.0)
@@ -237,13 +237,14 @@ def tested(
         InterpError: a column that holds no numbers.
     """
     check_choice("correction", correction, CORRECTIONS)
+    null = real_number("null", null)
     named, cells = _cells(frame, by, value)
     interval = _of_shares(
         bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed), named, value, confidence
     )
     p = _p_values(cells, null)
     if rounding is not None:
-        off = _mean_of_known(_cells(frame.assign(rounding=rounding), by, "rounding")[1], ~np.isnan(cells))
+        off = _mean_of_known(_cells(_with_rounding(frame, rounding), by, "rounding")[1], ~np.isnan(cells))
         p = np.where(np.abs(interval.value - null) <= off, np.minimum(1.0, p + 1.0), p)
     table = named.assign(**interval._asdict(), p=p, **_reasons(frame, by, cells))
     many = correction != "none"
@@ -262,9 +263,23 @@ def adjusted(p: pd.Series[Any], among: pd.Series[Any] | None = None, *, correcti
     from scipy.stats import false_discovery_control
 
     check_choice("correction", correction, CORRECTIONS)
+    if p.dtype.kind not in "iuf" or not p.dropna().between(0, 1).all():
+        raise InterpError(f"p must be probabilities, from 0 to 1, not {shown(p.tolist())}")
+    if among is not None and not among.index.equals(p.index):
+        raise InterpError(f"among must have the index of p, one entry for each of its {len(p)}, not {shown(among)}")
     known = p.dropna()
     groups = known.groupby(np.zeros(len(known)) if among is None else among[known.index])
     return groups.transform(false_discovery_control, method=correction).reindex(p.index)
+
+
+def _with_rounding(frame: pd.DataFrame, rounding: Any) -> pd.DataFrame:
+    """The frame with a column `rounding` that was given as one number, or as one for each row."""
+    import pandas as pd
+
+    given = as_numbers("rounding", rounding)
+    if given.shape not in ((), (len(frame),)):
+        raise InterpError(f"rounding must be a number, or one for each of the frame's {len(frame)} rows, not {shown(rounding)}")
+    return frame.assign(rounding=rounding if isinstance(rounding, pd.Series) else given if given.ndim else float(given))
 
 
 def _p_values(cells: Array, null: float) -> Array:
@@ -282,14 +297,25 @@ def _p_values(cells: Array, null: float) -> Array:
     return p
 
 
+@checked
 def why_missing(frame: pd.DataFrame, value: str = "value") -> str:
     """Why prompts of a frame have no number in a column, in words; "" where all have one or no reason is known."""
     return next(iter(_reasons(frame, [], _cells(frame, [], value)[1]).get("reason", [])), "")
 
 
+@checked
 def why_nothing(frame: pd.DataFrame, value: str = "value") -> str:
     """Why a column has no number at all, in words; "" where it has one."""
-    return why_missing(frame, value) if bool(frame[value].isna().all()) else ""
+    return why_missing(frame, value) if bool(_column(frame, value).isna().all()) else ""
+
+
+def _column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
+    """A column by its name; one that does not exist, or several of one name, are refused."""
+    if name not in frame.columns:
+        raise unknown("column", name, map(str, frame.columns))
+    if (count := list(frame.columns).count(name)) > 1:
+        raise InterpError(f"{count} columns of the frame are called {name!r}: rename all but one")
+    return frame[name]
 
 
 def _mean_of_known(cells: Array, known: Array) -> Array:
@@ -317,8 +343,7 @@ def _cells(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> tuple[pd
 
     keys = [by] if isinstance(by, str) else list(by)
     for column in (*keys, value):
-        if column not in frame.columns:
-            raise unknown("column", column, map(str, frame.columns))
+        _column(frame, column)
     if "metric" in frame.columns and "metric" not in keys:
         keys.append("metric")
     try:

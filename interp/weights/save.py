@@ -30,7 +30,7 @@ from interp.weights import manifest, to_huggingface
 from interp.weights.build import weights
 from interp.weights.huggingface import PICKLED_FILES, SAFE_FILES, TOKENIZER_FILES
 from interp.weights.transformer_lens import CONFIG_FILE, WEIGHTS_FILE
-from interp.whole_files import whole_folder
+from interp.whole_files import place_of, whole_folder
 
 FORMATS = ("interp", "huggingface")
 # Whatever a loader would read in a folder, besides what is written now.
@@ -76,7 +76,7 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
         raise WeightsError(
             f"the model cannot be saved: {bad[0]!r} holds NaN or infinite values ({len(bad)} such weights)"
         )
-    folder = Path(folder).expanduser()
+    folder = place_of(folder, what="a model")
     if format == "interp":
         settings = {CONFIG_FILE: model.cfg.to_dict()}
         tensors = {name: weight.cpu().contiguous() for name, weight in weights(model).items()}
