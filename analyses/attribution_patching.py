@@ -31,7 +31,7 @@ from interp.command import study_command, whole
 from interp.edits import Variant
 from interp.errors import InterpError, unknown
 from interp.gpt import GPT
-from interp.gradients import AnyMetric
+from interp.gradients import AnyMetric, check_steps
 from interp.granularity import (
     AXES,
     PLACES,
@@ -130,6 +130,7 @@ def run(
     for kind, name, choices in (("direction", direction, DIRECTIONS), ("method", method, METHODS)):
         if name not in choices:
             raise unknown(kind, name, choices)
+    check_steps(steps)
     base, source = DIRECTIONS[direction]
     cells = _cells(model, pairs, site, by, granularity)
     estimates = estimate(

@@ -90,12 +90,10 @@ class Plan:
 def colours_for(grids: Sequence[Grid], *, diverging: bool, limit: float | None) -> Colours:
     """Red to blue, symmetric around 0, or white to blue, over all values of several panels."""
     known = np.concatenate([grid[~np.isnan(grid)] for grid in grids])
-    if limit is not None:
-        limit = real_number("limit", limit, above=0)
-    else:
-        limit = float(np.abs(known).max(initial=0.0)) or 1.0
-    least = -limit if diverging else min(0.0, float(known.min(initial=0.0)))
-    return Colours(colormaps["RdBu" if diverging else "Blues"], Normalize(least, limit), diverging)
+    largest = float(np.abs(known).max(initial=0.0)) or 1.0
+    most = largest if limit is None else real_number("limit", limit, above=0)
+    least = -most if diverging else min(0.0, float(known.min(initial=0.0)))
+    return Colours(colormaps["RdBu" if diverging else "Blues"], Normalize(least, most), diverging)
 
 
 def sheet(
@@ -187,7 +185,7 @@ def _plan(
 
 
 def _bar(figure: Figure, axes: list[Axes], colours: Colours, label: str, tall: float) -> None:
-    label = written(broken(label, 7.0, max(tall, 1.0) * POINTS))
+    label = broken(written(label), 7.0, max(tall, 1.0) * POINTS)
     wanted = max(max(width(line, 7.0) for line in label.split("\n")) / POINTS + 0.1, 1.4)
     shown = ScalarMappable(colours.norm, colours.map)
     bar = figure.colorbar(shown, ax=axes, shrink=min(1.0, wanted / tall), aspect=20, pad=0.02, fraction=0.08)

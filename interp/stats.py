@@ -278,7 +278,9 @@ def _with_rounding(frame: pd.DataFrame, rounding: Any) -> pd.DataFrame:
 
     given = as_numbers("rounding", rounding)
     if given.shape not in ((), (len(frame),)):
-        raise InterpError(f"rounding must be a number, or one for each of the frame's {len(frame)} rows, not {shown(rounding)}")
+        raise InterpError(
+            f"rounding must be a number, or one for each of the frame's {len(frame)} rows, not {shown(rounding)}"
+        )
     return frame.assign(rounding=rounding if isinstance(rounding, pd.Series) else given if given.ndim else float(given))
 
 

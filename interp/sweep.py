@@ -195,9 +195,8 @@ def _checked_values(plan: Plan, given: Any, chunks: Collection[int]) -> tuple[in
         size = len(chunk.variants or RUN_ROWS) * len(range(*chunk.prompts))
         if isinstance(found, np.ndarray) and found.dtype == np.float64 and found.size == size:
             return int(index), found
-    raise ConfigError(
-        f"an executor must yield (chunk, values), with one of its chunks and what job.run(chunk) gives, not {shown(given)}"
-    )
+    expected = "(chunk, values), with one of its chunks and what job.run(chunk) gives"
+    raise ConfigError(f"an executor must yield {expected}, not {shown(given)}")
 
 
 def _locally(job: Job, chunks: Sequence[int]) -> Generator[tuple[int, Values], None, None]:
