@@ -18,7 +18,8 @@ from torch import Tensor
 
 from interp.edits import RUNS, Variant
 from interp.hooks import HookPoint, attached
-from interp.metrics import Metric, evaluate, largest_logit, read, rounding, where_read, which_read
+from interp.metric_rounding import rounding
+from interp.metrics import Metric, evaluate, largest_logit, read, where_read, which_read
 from interp.model import HookedModel
 from interp.packed import Known
 from interp.plan import Plan

@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from interp.arguments import real_number, whole_number
 from interp.canvas import INK, RASTER_DPI, SMALL, TEXT_WIDTH, TINY, Figure, blank
+from interp.errors import InterpError
 from interp.glyphs import broken, shorten, width, written
 from interp.scales import Grid, Scale
 
@@ -177,11 +178,15 @@ def _plan(
         size_down = extra + below + rows * (len(down) * cell_height + head)
         return Plan(rows, columns, cell_width, cell_height, slant, size_across, size_down)
 
-    if columns is not None:
-        return arrange(min(columns, count))
-    plans = [arrange(columns) for columns in range(min(count, MOST_COLUMNS), 0, -1)]
+    tried = [min(columns, count)] if columns is not None else range(min(count, MOST_COLUMNS), 0, -1)
+    plans = [arrange(columns) for columns in tried]
     legible = [plan for plan in plans if plan.smallest >= LEGIBLE]
-    return legible[0] if legible else max(plans, key=lambda plan: plan.smallest)
+    found = legible[0] if legible else max(plans, key=lambda plan: plan.smallest)
+    if found.smallest <= 0:
+        raise InterpError(
+            f"{count} panels in {found.columns} columns do not fit on a page: draw fewer, or other columns"
+        )
+    return found
 
 
 def _bar(figure: Figure, axes: list[Axes], colours: Colours, label: str, tall: float) -> None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 POINTS = 72.0
 NARROW = 4.6
 PANEL_HEIGHT = 2.0
+MOST_COLUMNS = 12
 BAR = 0.16
 POSITIVE, NEGATIVE = "#2f79b5", "#b3392f"
 Edges = tuple[str, str]
@@ -214,6 +215,8 @@ def _chart(
     if columns is None:
         columns = 2 if share and len(parts) == 4 else 3 if len(parts) > 4 else len(parts)
     columns = min(len(parts), whole_number("columns", columns, least=1))
+    if columns > MOST_COLUMNS:
+        raise InterpError(f"{columns} panels do not fit side by side: columns must be at most {MOST_COLUMNS}")
     n_rows = -(-len(parts) // columns)
     wide = columns > 1 or (len(places) > 12 and lying is None)
     height = PANEL_HEIGHT if lying is None else lying

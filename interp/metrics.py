@@ -13,7 +13,7 @@ Logits in half precision are computed with in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,10 @@ from torch import Tensor
 from interp.arguments import as_index, checked, flag, shown
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 from interp.rounding import normalised_effect as normalised_effect  # part of this public room
-from interp.rounding import of_logits
 
 if TYPE_CHECKING:
     from interp.prompts import PromptPairs
 
-DRAWN = 2  # ways of moving logits by their rounding, beside two that are chosen
 WHOLE = (torch.int64, torch.int32)  # number types of token ids
 ROWS = 16  # rows whose logits over a whole vocabulary are copied at once
 
@@ -255,6 +253,7 @@ def _called(metric: Metric, rows: int, *given: Any) -> Tensor:
 @checked
 def check_answers(answers: Tensor, d_vocab_out: int) -> None:
     """Refuse answers [rows, 2], or [rows, 2, most] with -1 behind the last, that the model cannot give."""
+    _check_kind(answers)
     answers = answers[..., None] if answers.ndim == 2 else answers
     wrong = answers >= d_vocab_out
     wrong[..., 0] |= answers[..., 0] < 0
@@ -276,52 +275,6 @@ def largest_logit(logits: Tensor) -> Tensor:
     if not logits.is_floating_point() or logits.ndim < 2 or 0 in logits.shape[1:]:
         raise PromptError(f"logits must be real numbers [rows, ..., d_vocab_out], not {shown(logits)}")
     return logits.masked_fill(~logits.isfinite(), 0).flatten(1).abs().amax(1)
-
-
-def rounding(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor | None, largest: Tensor) -> Tensor:
-    """How far rounding alone can take a metric of each pair [rows], in float64; see `interp.rounding`.
-
-    The logits that the metric reads are moved up and down by what each of them may be off, in several patterns; what
-    counts is the largest change. So it holds for every metric: twice the step for a difference of two logits, a whole
-    token for a rank that rounding can change.
-
-    Args:
-        metric, seen, pairs, reference: as `evaluate` takes them.
-        largest: the largest magnitude among the logits where the metric reads, of the whole vocabulary [rows].
-    """
-    if not metric.whole and len(pairs) > ROWS:  # so that moved copies of a large vocabulary stay few
-        parts = [slice(start, start + ROWS) for start in range(0, len(pairs), ROWS)]
-        refs = [None if reference is None else reference[part] for part in parts]
-        found = [
-            rounding(metric, seen[part], pairs[part], ref, largest[part]) for part, ref in zip(parts, refs, strict=True)
-        ]
-        return torch.cat(found)
-    step = of_logits(largest, seen.dtype).to(seen.device)
-    step, seen = step.reshape(-1, *[1] * (seen.ndim - 1)), _full(seen)
-    value = evaluate(metric, seen, pairs, reference).double()
-    worst = torch.zeros_like(value)
-    for pattern in _patterns(seen):
-        for sign in (1, -1):
-            moved = seen + (sign * step).to(seen.dtype) * pattern
-            change = (evaluate(metric, moved, pairs, reference).double() - value).abs()
-            worst = torch.maximum(worst, change.nan_to_num(float("inf")))
-    return worst
-
-
-def _patterns(seen: Tensor) -> Iterator[Tensor]:
-    """Directions in which logits are moved together, of +1 and -1.
-
-    The first half of the tokens against the second, which parts the right answers from the wrong ones; every other one
-    by size, which parts the likeliest token from the next; then drawn ones.
-    """
-    n_tokens = seen.shape[-1]
-    place = torch.arange(n_tokens, device=seen.device)
-    turns = (1 - 2 * (place % 2)).to(seen.dtype)
-    yield (1 - 2 * (2 * place >= n_tokens).long()).to(seen.dtype)
-    yield torch.empty_like(seen).scatter_(-1, seen.argsort(-1, descending=True), turns.expand_as(seen))
-    rng = np.random.default_rng(0)
-    for _ in range(DRAWN):
-        yield torch.from_numpy(1.0 - 2.0 * rng.integers(2, size=n_tokens)).to(seen)
 
 
 def _full(logits: Tensor) -> Tensor:
@@ -387,6 +340,11 @@ def _best(logits: Tensor, ids: Tensor) -> Tensor:
     return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).amax(-1)
 
 
+def _check_kind(answers: Tensor) -> None:
+    if answers.dtype not in WHOLE or answers.ndim not in (2, 3) or answers.shape[1] != 2:
+        raise PromptError(f"answers must be token ids [rows, 2] or [rows, 2, most], not {shown(answers)}")
+
+
 @checked
 def sides(answers: Tensor) -> tuple[Tensor, Tensor]:
     """The right and the wrong answers, each [rows, most].
@@ -394,8 +352,7 @@ def sides(answers: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         PromptError: no answers [rows, 2], or [rows, 2, most].
     """
-    if answers.dtype not in WHOLE or answers.ndim not in (2, 3) or answers.shape[1] != 2:
-        raise PromptError(f"answers must be token ids [rows, 2] or [rows, 2, most], not {shown(answers)}")
+    _check_kind(answers)
     right, wrong = (answers[..., None] if answers.ndim == 2 else answers).unbind(1)
     return right, wrong
 

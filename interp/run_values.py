@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from interp.gradients import AnyMetric, batches
-from interp.metrics import check_answers, evaluate, get_metric, largest_logit, read, rounding, where_read
+from interp.metric_rounding import rounding
+from interp.metrics import check_answers, evaluate, get_metric, largest_logit, read, where_read
 from interp.model import HookedModel
 from interp.pairing import other_side
 from interp.prompts import PromptPairs

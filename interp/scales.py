@@ -6,15 +6,15 @@ no gaps, so that what was not measured shows. A panel is a value, or a combinati
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from interp.arguments import shown
-from interp.errors import InterpError, unknown
+from interp.arguments import column_of, shown
+from interp.errors import InterpError
 from interp.glyphs import drawable, visible, written
 from interp.sites import part_name
 
@@ -64,14 +64,15 @@ class Axis:
 
 def _is_list(given: Any) -> bool:
     """Whether something holds, one after another, what can be looked for in a column."""
-    listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
-    return listed and getattr(given, "ndim", 1) == 1 and all(isinstance(one, Hashable) for one in given)
+    listed = isinstance(given, Sequence) or hasattr(given, "tolist")
+    listed = listed and not isinstance(given, str | bytes) and getattr(given, "ndim", 1) == 1
+    return listed and all(isinstance(one, Hashable) for one in given)
 
 
 def _are_labels(given: Any) -> bool:
     if given is None:
         return True
-    texts = given.values() if isinstance(given, Mapping) else given
+    texts = list(given.values()) if isinstance(given, Mapping) else given
     return _is_list(texts) and all(isinstance(text, str) for text in texts)
 
 
@@ -122,13 +123,10 @@ def metric_name(frame: pd.DataFrame, value: str) -> str:
 
 def column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
     """A column by its name; one that does not exist is refused with the nearest."""
-    if name not in frame.columns:
-        raise unknown("column of the frame", name, map(str, frame.columns))
+    values = column_of(frame, name)
     if frame.empty:
         raise InterpError("there is nothing to draw: the frame has no rows")
-    if (count := list(frame.columns).count(name)) > 1:
-        raise InterpError(f"{count} columns of the frame are called {name!r}: rename all but one")
-    return frame[name]
+    return values
 
 
 def bounds(frame: pd.DataFrame, argument: str, names: Sequence[str] | None) -> tuple[str, str] | None:

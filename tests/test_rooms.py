@@ -93,6 +93,7 @@ ROOMS = [
     "ablations",
     "components",
     "gradients",
+    "metric_rounding",
     "run_values",
     "costs",
     "plan",
