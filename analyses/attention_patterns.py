@@ -113,6 +113,7 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
 
 def _chosen(model: HookedModel, heads: Sequence[str] | None) -> list[Component]:
     """The heads, channels and mixers of these names, in their order."""
+    heads = [] if heads is None else list(heads)
     if not heads:
         return components(model)
     if not model.cfg.has_mamba:

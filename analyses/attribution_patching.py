@@ -27,7 +27,7 @@ import click
 from interp import figures, stats
 from interp.arguments import checked
 from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated, told
-from interp.attribution.gradients import AnyMetric
+from interp.attribution.gradients import AnyMetric, check_steps
 from interp.attribution.node_scores import NEURONS, estimate, neurons
 from interp.attribution.run_values import run_values
 from interp.edits import Variant
@@ -131,6 +131,7 @@ def run(
     for kind, name, choices in (("direction", direction, DIRECTIONS), ("method", method, METHODS)):
         if name not in choices:
             raise unknown(kind, name, choices)
+    check_steps(steps)
     base, source = DIRECTIONS[direction]
     cells = _cells(model, pairs, site, by, granularity)
     estimates = estimate(

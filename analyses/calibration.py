@@ -36,7 +36,7 @@ from interp.ground_truth.identities import facts
 from interp.ground_truth.known_circuits import KNOWN, KnownModel, truth
 from interp.ground_truth.methods import METHODS, Case, get_method
 from interp.progress import counting
-from interp.study.command import PLACE, check_folder, number_options, refusals
+from interp.study.command import PLACE, Refusing, check_folder, number_options
 from interp.study.provenance import checkout, state_digest, versions
 from interp.ui.terminal import show
 from interp.variants.ablations import ABLATIONS
@@ -202,7 +202,7 @@ def facts_of_known(models: Sequence[KnownModel] | None = None, *, n: int = 24, s
     return frame[["known", "build", "fact", "value", "limit", "holds"]]
 
 
-@click.command("calibration", help=(__doc__ or "").replace("\n1. ", "\n\b\n1. ", 1))
+@click.command("calibration", cls=Refusing, help=(__doc__ or "").replace("\n1. ", "\n\b\n1. ", 1))
 @click.option("--known", "names", multiple=True, help="Only this circuit; repeat for several.  [all]")
 @click.option("--method", "methods", multiple=True, help="Only this method; repeat for several.  [all]")
 @click.option("--ablation", "ablations", multiple=True, help="Only this ablation; repeat for several.  [all]")
@@ -225,25 +225,24 @@ def main(
     quiet: bool,
 ) -> None:
     """The command of this study."""
-    with refusals():
-        if out is not None:
-            check_folder(out)
-        models = build_models(names or None, seed=seed)
-        if check:
-            show(facts_of_known(models, n=n, seed=seed), as_json=as_json, as_csv=as_csv)
-            return
-        frame = run(
-            models=models,
-            methods=methods or None,
-            ablations=ablations or None,
-            n=n,
-            seed=seed,
-            progress=False if quiet else None,
-        )
-        show(frame if as_json or as_csv else table(frame), as_json=as_json, as_csv=as_csv)
-        if out is not None:
-            for path in _save(out, frame, models, n=n, seed=seed):
-                click.echo(path, err=True)
+    if out is not None:
+        check_folder(out)
+    models = build_models(names or None, seed=seed)
+    if check:
+        show(facts_of_known(models, n=n, seed=seed), as_json=as_json, as_csv=as_csv)
+        return
+    frame = run(
+        models=models,
+        methods=methods or None,
+        ablations=ablations or None,
+        n=n,
+        seed=seed,
+        progress=False if quiet else None,
+    )
+    show(frame if as_json or as_csv else table(frame), as_json=as_json, as_csv=as_csv)
+    if out is not None:
+        for path in _save(out, frame, models, n=n, seed=seed):
+            click.echo(path, err=True)
 
 
 def _save(out: Path, frame: pd.DataFrame, models: Sequence[KnownModel], *, n: int, seed: int) -> list[Path]:

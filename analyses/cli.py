@@ -18,7 +18,7 @@ import click
 
 import analyses
 from interp.errors import unknown
-from interp.study.command import PLACE, model_options, number_options, refusals
+from interp.study.command import PLACE, Refusing, model_options, number_options
 from interp.ui.terminal import show, show_rows
 
 NOT_STUDIES = ("cli", "report")
@@ -72,16 +72,11 @@ class Studies(click.Group):
         return Study(name)
 
 
-class Refusing(click.Group):
-    """A group whose commands end in one line, whatever they refuse, from the first import on."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
-        with refusals():
-            return super().invoke(ctx)
+class Commands(Refusing, click.Group):
+    """All commands; what any of them refuses is told in one line, from the first import on."""
 
 
-@click.group(cls=Refusing, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="interp")
 def main() -> None:
     """Look inside language models: figure reports, single studies, and quick readings."""

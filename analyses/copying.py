@@ -38,7 +38,7 @@ from interp.metrics import METRICS, Metric
 from interp.models.gpt import GPT
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_rows, quotient
-from interp.study.command import PLACE, check_folder, number_options, refusals, whole
+from interp.study.command import PLACE, Refusing, check_folder, number_options, whole
 from interp.study.provenance import checkout, state_digest, versions
 from interp.sweeps.sweep import sweep
 from interp.ui.terminal import show
@@ -379,7 +379,7 @@ def offset(behind: int) -> str:
     return f"{abs(behind)} {'behind' if behind > 0 else 'before'} the value" if behind else "at the value"
 
 
-@click.command("copying", help=(__doc__ or "").replace("\n1. ", "\n\b\n1. ", 1))
+@click.command("copying", cls=Refusing, help=(__doc__ or "").replace("\n1. ", "\n\b\n1. ", 1))
 @number_options("How many prompts entries are found on, and are cut on.", "Seed of training and prompts.", default=128)
 @click.option("--slot", default=SLOT, show_default=True, help=f"Which pair is asked for, 0 to {PAIRS - 1}.")
 @whole("--steps", "Steps of training, at most.", default=STEPS)
@@ -389,19 +389,18 @@ def offset(behind: int) -> str:
 @click.option("--quiet", is_flag=True, help="No progress.")
 def main(n: int, seed: int, slot: int, steps: int, out: Path | None, as_json: bool, as_csv: bool, quiet: bool) -> None:
     """The command of this study."""
-    with refusals():
-        if out is not None:
-            check_folder(out)
-        progress = False if quiet else None
-        prompts(n, seed=seed, slot=slot)  # refused before minutes of training
-        models = {kind: train(kind, seed=seed, steps=steps, progress=progress) for kind in KINDS}
-        frame = run(models, n=n, seed=seed, slot=slot, progress=progress)
-        show(frame if as_json or as_csv else summary(frame), as_json=as_json, as_csv=as_csv)
-        for sentence in findings(frame):
-            click.echo(sentence, err=True)
-        if out is not None:
-            for path in _save(out, frame, models, n=n, seed=seed, slot=slot, steps=steps):
-                click.echo(path, err=True)
+    if out is not None:
+        check_folder(out)
+    progress = False if quiet else None
+    prompts(n, seed=seed, slot=slot)  # refused before minutes of training
+    models = {kind: train(kind, seed=seed, steps=steps, progress=progress) for kind in KINDS}
+    frame = run(models, n=n, seed=seed, slot=slot, progress=progress)
+    show(frame if as_json or as_csv else summary(frame), as_json=as_json, as_csv=as_csv)
+    for sentence in findings(frame):
+        click.echo(sentence, err=True)
+    if out is not None:
+        for path in _save(out, frame, models, n=n, seed=seed, slot=slot, steps=steps):
+            click.echo(path, err=True)
 
 
 def _save(out: Path, frame: pd.DataFrame, models: Mapping[str, GPT], **asked: int) -> list[Path]:

@@ -22,6 +22,7 @@ from interp import figures, stats
 from interp.arguments import checked
 from interp.errors import InterpError
 from interp.figures.axes import Axis
+from interp.files.whole_files import place_of
 from interp.hooked.model import HookedModel
 from interp.lenses import read as lenses
 from interp.lenses import training_text as texts
@@ -112,7 +113,7 @@ def trained(
 ) -> TunedLens:
     """The lens of a folder, or one that is trained now; arguments as `run` and `train` have them."""
     if folder is not None and train_on is None:
-        if (Path(folder).expanduser() / CONFIG_FILE).exists():
+        if (place_of(folder, what="a lens") / CONFIG_FILE).exists():
             return TunedLens.load(folder, model)
         raise InterpError(
             f"there is no tuned lens in {str(folder)!r}; to train one there, give a text to train on, or {WRITTEN!r}"

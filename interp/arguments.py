@@ -12,14 +12,15 @@ import inspect
 import numbers
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from interp.errors import ConfigError, InterpError, PromptError, UnknownName
+from interp.errors import ConfigError, InterpError, PromptError, UnknownName, unknown
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
 MOST = 10_000_000  # of draws, steps and the like: more are a mistake, and would never end
@@ -306,6 +307,25 @@ def device_of(device: str | torch.device, *, with_values: bool = False) -> torch
     if with_values and found.type == "meta":
         raise UnknownName("device 'meta' cannot be used here: it holds no values; choose 'cpu' or 'cuda'")
     return found
+
+
+def column_of(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
+    """A column by its name, of values that can be told apart.
+
+    Raises:
+        UnknownName: there is none of this name.
+        ConfigError: there are several, or its values are lists or the like.
+    """
+    if name not in frame.columns:
+        raise unknown("column of the frame", name, map(str, frame.columns))
+    if (count := list(frame.columns).count(name)) > 1:
+        raise ConfigError(f"{count} columns of the frame are called {name!r}: rename all but one")
+    values = frame[name]
+    if values.dtype == object:
+        bad = next((value for value in values if not isinstance(value, Hashable)), None)
+        if bad is not None:
+            raise ConfigError(f"column {name!r} must hold numbers, texts or the like, not {shown(bad)}")
+    return values
 
 
 def as_index(name: str, value: Any, *, also: str = "", refuse: type[InterpError] = PromptError) -> Any:

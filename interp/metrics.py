@@ -13,7 +13,7 @@ Logits in half precision are computed with in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,11 @@ from torch import Tensor
 from interp.arguments import as_index, checked, flag, shown
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 from interp.rounding import normalised_effect as normalised_effect  # part of this public room
-from interp.rounding import of_logits
 
 if TYPE_CHECKING:
     from interp.prompts.pairs import PromptPairs
 
-DRAWN = 2  # ways of moving logits by their rounding, beside two that are chosen
+WHOLE = (torch.int64, torch.int32)  # number types of token ids
 ROWS = 16  # rows whose logits over a whole vocabulary are copied at once
 
 
@@ -254,6 +253,7 @@ def _called(metric: Metric, rows: int, *given: Any) -> Tensor:
 @checked
 def check_answers(answers: Tensor, d_vocab_out: int) -> None:
     """Refuse answers [rows, 2], or [rows, 2, most] with -1 behind the last, that the model cannot give."""
+    _check_kind(answers)
     answers = answers[..., None] if answers.ndim == 2 else answers
     wrong = answers >= d_vocab_out
     wrong[..., 0] |= answers[..., 0] < 0
@@ -267,54 +267,14 @@ def check_answers(answers: Tensor, d_vocab_out: int) -> None:
 
 @checked
 def largest_logit(logits: Tensor) -> Tensor:
-    """The largest finite magnitude among each row's logits: [rows, ..., d_vocab_out] -> [rows]."""
+    """The largest finite magnitude among each row's logits: [rows, ..., d_vocab_out] -> [rows].
+
+    Raises:
+        PromptError: no real numbers, or of another shape.
+    """
+    if not logits.is_floating_point() or logits.ndim < 2 or 0 in logits.shape[1:]:
+        raise PromptError(f"logits must be real numbers [rows, ..., d_vocab_out], not {shown(logits)}")
     return logits.masked_fill(~logits.isfinite(), 0).flatten(1).abs().amax(1)
-
-
-def rounding(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor | None, largest: Tensor) -> Tensor:
-    """How far rounding alone can take a metric of each pair [rows], in float64; see `interp.rounding`.
-
-    The logits that the metric reads are moved up and down by what each of them may be off, in several patterns; what
-    counts is the largest change. So it holds for every metric: twice the step for a difference of two logits, a whole
-    token for a rank that rounding can change.
-
-    Args:
-        metric, seen, pairs, reference: as `evaluate` takes them.
-        largest: the largest magnitude among the logits where the metric reads, of the whole vocabulary [rows].
-    """
-    if not metric.whole and len(pairs) > ROWS:  # so that moved copies of a large vocabulary stay few
-        parts = [slice(start, start + ROWS) for start in range(0, len(pairs), ROWS)]
-        refs = [None if reference is None else reference[part] for part in parts]
-        found = [
-            rounding(metric, seen[part], pairs[part], ref, largest[part]) for part, ref in zip(parts, refs, strict=True)
-        ]
-        return torch.cat(found)
-    step = of_logits(largest, seen.dtype).to(seen.device)
-    step, seen = step.reshape(-1, *[1] * (seen.ndim - 1)), _full(seen)
-    value = evaluate(metric, seen, pairs, reference).double()
-    worst = torch.zeros_like(value)
-    for pattern in _patterns(seen):
-        for sign in (1, -1):
-            moved = seen + (sign * step).to(seen.dtype) * pattern
-            change = (evaluate(metric, moved, pairs, reference).double() - value).abs()
-            worst = torch.maximum(worst, change.nan_to_num(float("inf")))
-    return worst
-
-
-def _patterns(seen: Tensor) -> Iterator[Tensor]:
-    """Directions in which logits are moved together, of +1 and -1.
-
-    The first half of the tokens against the second, which parts the right answers from the wrong ones; every other one
-    by size, which parts the likeliest token from the next; then drawn ones.
-    """
-    n_tokens = seen.shape[-1]
-    place = torch.arange(n_tokens, device=seen.device)
-    turns = (1 - 2 * (place % 2)).to(seen.dtype)
-    yield (1 - 2 * (2 * place >= n_tokens).long()).to(seen.dtype)
-    yield torch.empty_like(seen).scatter_(-1, seen.argsort(-1, descending=True), turns.expand_as(seen))
-    rng = np.random.default_rng(0)
-    for _ in range(DRAWN):
-        yield torch.from_numpy(1.0 - 2.0 * rng.integers(2, size=n_tokens)).to(seen)
 
 
 def _full(logits: Tensor) -> Tensor:
@@ -327,51 +287,98 @@ def _pick(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return _full(logits.gather(-1, ids.clamp(min=0))), ids >= 0
 
 
+def _check_ids(logits: Tensor, ids: Tensor) -> None:
+    """Refuse what are no logits [rows, d_vocab_out], or no ids of theirs [rows, most], padded with -1."""
+    if not logits.is_floating_point() or logits.ndim != 2:
+        raise PromptError(f"logits must be real numbers [rows, d_vocab_out], not {shown(logits)}")
+    if ids.dtype not in WHOLE or ids.ndim != 2 or len(ids) != len(logits) or not ids.shape[1]:
+        raise PromptError(
+            f"ids must be token ids [{len(logits)} rows, most], whole numbers padded with -1, not {shown(ids)}"
+        )
+    wrong = ids[(ids < -1) | (ids >= logits.shape[1])]
+    if len(wrong):
+        raise PromptError(f"id {int(wrong[0])} is out of range: these logits have ids 0 to {logits.shape[1] - 1}")
+
+
 @checked
 def mean_logit(logits: Tensor, ids: Tensor) -> Tensor:
-    """The mean logit of each row's ids: [rows, d_vocab_out], ids [rows, most] padded with -1 -> [rows]."""
+    """The mean logit of each row's ids: [rows, d_vocab_out], ids [rows, most] padded with -1 -> [rows].
+
+    Raises:
+        PromptError: tensors of another kind or shape, or ids out of range.
+    """
+    _check_ids(logits, ids)
+    return _mean(logits, ids)
+
+
+def _mean(logits: Tensor, ids: Tensor) -> Tensor:
     found, there = _pick(logits, ids)
     return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, 0).sum(-1) / there.sum(-1)
 
 
 @checked
 def joint_logit(logits: Tensor, ids: Tensor) -> Tensor:
-    """The logit that one token with the probability of all of a row's ids would have; shapes as in `mean_logit`."""
+    """The logit that one token with the probability of all of a row's ids would have; arguments as in `mean_logit`."""
+    _check_ids(logits, ids)
+    return _joint(logits, ids)
+
+
+def _joint(logits: Tensor, ids: Tensor) -> Tensor:
     found, there = _pick(logits, ids)
     return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).logsumexp(-1)
 
 
 @checked
 def best_logit(logits: Tensor, ids: Tensor) -> Tensor:
-    """The largest logit of each row's ids; shapes as in `mean_logit`."""
+    """The largest logit of each row's ids; arguments as in `mean_logit`."""
+    _check_ids(logits, ids)
+    return _best(logits, ids)
+
+
+def _best(logits: Tensor, ids: Tensor) -> Tensor:
     found, there = _pick(logits, ids)
     return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).amax(-1)
 
 
+def _check_kind(answers: Tensor) -> None:
+    if answers.dtype not in WHOLE or answers.ndim not in (2, 3) or answers.shape[1] != 2:
+        raise PromptError(f"answers must be token ids [rows, 2] or [rows, 2, most], not {shown(answers)}")
+
+
 @checked
 def sides(answers: Tensor) -> tuple[Tensor, Tensor]:
-    """The right and the wrong answers, each [rows, most]."""
+    """The right and the wrong answers, each [rows, most].
+
+    Raises:
+        PromptError: no answers [rows, 2], or [rows, 2, most].
+    """
+    _check_kind(answers)
     right, wrong = (answers[..., None] if answers.ndim == 2 else answers).unbind(1)
     return right, wrong
 
 
 def _logit_diff(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
     right, wrong = sides(answers)
-    return mean_logit(logits, right) - mean_logit(logits, wrong)
+    return _mean(logits, right) - _mean(logits, wrong)
 
 
 def _logit(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    return mean_logit(logits, sides(answers)[0])
+    return _mean(logits, sides(answers)[0])
 
 
 @checked
 def joint_log_prob(logits: Tensor, ids: Tensor) -> Tensor:
-    """The logarithm of the probability of all of a row's ids together, in nats; shapes as in `mean_logit`."""
-    return joint_logit(logits, ids) - _full(logits).logsumexp(-1)
+    """The logarithm of the probability of all of a row's ids together, in nats; arguments as in `mean_logit`."""
+    _check_ids(logits, ids)
+    return _joint_log_prob(logits, ids)
+
+
+def _joint_log_prob(logits: Tensor, ids: Tensor) -> Tensor:
+    return _joint(logits, ids) - _full(logits).logsumexp(-1)
 
 
 def _log_prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    return joint_log_prob(logits, sides(answers)[0])
+    return _joint_log_prob(logits, sides(answers)[0])
 
 
 def _prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
@@ -379,14 +386,14 @@ def _prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> T
 
 
 def _rank(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    best = best_logit(logits, sides(answers)[0])
+    best = _best(logits, sides(answers)[0])
     above = (logits > best[:, None]).sum(-1)  # [rows]
     return torch.where(best.isnan(), best, above.to(best.dtype))
 
 
 def _correct(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
     right, wrong = sides(answers)
-    difference = best_logit(logits, right) - best_logit(logits, wrong)
+    difference = _best(logits, right) - _best(logits, wrong)
     return torch.where(difference.isnan(), difference, (difference > 0).to(difference.dtype))
 
 

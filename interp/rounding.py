@@ -10,7 +10,7 @@ number. So every ratio by a difference of runs goes through `quotient`:
    sum of d terms is off by about sqrt(d) of it. The largest logit, and not those that are read: the error comes from a
    product with the whole residual stream, which a small logit shares with a large one.
 2. A metric is uncertain by how far it moves when the logits that it reads move by that much
-   (`interp.metrics.rounding`). For a difference of two logits that is twice the step: 32 eps of the largest logit in
+   (`interp.metric_rounding`). For a difference of two logits that is twice the step: 32 eps of the largest logit in
    float32, 8 in half precision.
 3. A difference of two runs, or of means over the same prompts, that is no larger is no difference: the ratio is NaN,
    and `reason` says why in tables, figures and sentences.

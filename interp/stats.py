@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from interp.arguments import as_numbers, checked, resamples, share
+from interp.arguments import as_numbers, checked, column_of, real_number, resamples, share, shown
 from interp.arguments import seed as check_seed
-from interp.errors import InterpError, check_choice, unknown
+from interp.errors import InterpError, check_choice
 from interp.rounding import reason
 
 if TYPE_CHECKING:
@@ -141,13 +141,26 @@ def share_interval(right: Any, n: Any, *, confidence: float = 0.95) -> tuple[Arr
     Returns:
         Lower and upper bounds [...].
 
+    Raises:
+        InterpError: numbers of which there are more right than there are, or that do not fit together.
+
     >>> print(*(f"{float(bound):.3f}" for bound in share_interval(20, 20)))
     0.832 1.000
     """
+    confidence, right, n = share("confidence", confidence), as_numbers("right", right), as_numbers("n", n)
+    try:
+        right, n = np.broadcast_arrays(right, n)
+    except ValueError:
+        raise InterpError(f"right {list(right.shape)} and n {list(n.shape)} must be of one shape") from None
+    if (n < 0).any() or (right < 0).any() or (right > n).any():
+        raise InterpError("right must lie between 0 and n in every place")
+    return _share_interval(right, n, confidence)
+
+
+def _share_interval(right: Array, n: Array, confidence: float) -> tuple[Array, Array]:
     from scipy.special import betaincinv
 
     tail = (1 - confidence) / 2
-    right, n = np.asarray(right, dtype=np.float64), np.asarray(n, dtype=np.float64)
     with np.errstate(all="ignore"):
         low = np.where(right > 0, betaincinv(right, n - right + 1, tail), 0.0)
         high = np.where(right < n, betaincinv(right + 1, n - right, 1 - tail), 1.0)
@@ -158,7 +171,7 @@ def _of_shares(interval: Interval, named: pd.DataFrame, value: str, confidence: 
     """The intervals of groups [group], exact where the values of a metric are shares."""
     if value != "value":  # changes of a share are none
         return interval
-    low, high = share_interval(interval.value * interval.n, interval.n, confidence=confidence)
+    low, high = _share_interval(interval.value * interval.n, interval.n, share("confidence", confidence))
     of_share = named["metric"].isin(SHARES).to_numpy() & (interval.value >= 0) & (interval.value <= 1)
     return interval._replace(
         ci_low=np.where(of_share, low, interval.ci_low), ci_high=np.where(of_share, high, interval.ci_high)
@@ -237,13 +250,14 @@ def tested(
         InterpError: a column that holds no numbers.
     """
     check_choice("correction", correction, CORRECTIONS)
+    null = real_number("null", null)
     named, cells = _cells(frame, by, value)
     interval = _of_shares(
         bootstrap(cells, confidence=confidence, n_resamples=n_resamples, seed=seed), named, value, confidence
     )
     p = _p_values(cells, null)
     if rounding is not None:
-        off = _mean_of_known(_cells(frame.assign(rounding=rounding), by, "rounding")[1], ~np.isnan(cells))
+        off = _mean_of_known(_cells(_with_rounding(frame, rounding), by, "rounding")[1], ~np.isnan(cells))
         p = np.where(np.abs(interval.value - null) <= off, np.minimum(1.0, p + 1.0), p)
     table = named.assign(**interval._asdict(), p=p, **_reasons(frame, by, cells))
     many = correction != "none"
@@ -262,9 +276,25 @@ def adjusted(p: pd.Series[Any], among: pd.Series[Any] | None = None, *, correcti
     from scipy.stats import false_discovery_control
 
     check_choice("correction", correction, CORRECTIONS)
+    if p.dtype.kind not in "iuf" or not p.dropna().between(0, 1).all():
+        raise InterpError(f"p must be probabilities, from 0 to 1, not {shown(p.tolist())}")
+    if among is not None and not among.index.equals(p.index):
+        raise InterpError(f"among must have the index of p, one entry for each of its {len(p)}, not {shown(among)}")
     known = p.dropna()
     groups = known.groupby(np.zeros(len(known)) if among is None else among[known.index])
     return groups.transform(false_discovery_control, method=correction).reindex(p.index)
+
+
+def _with_rounding(frame: pd.DataFrame, rounding: Any) -> pd.DataFrame:
+    """The frame with a column `rounding` that was given as one number, or as one for each row."""
+    import pandas as pd
+
+    given = as_numbers("rounding", rounding)
+    if given.shape not in ((), (len(frame),)):
+        raise InterpError(
+            f"rounding must be a number, or one for each of the frame's {len(frame)} rows, not {shown(rounding)}"
+        )
+    return frame.assign(rounding=rounding if isinstance(rounding, pd.Series) else given if given.ndim else float(given))
 
 
 def _p_values(cells: Array, null: float) -> Array:
@@ -282,14 +312,16 @@ def _p_values(cells: Array, null: float) -> Array:
     return p
 
 
+@checked
 def why_missing(frame: pd.DataFrame, value: str = "value") -> str:
     """Why prompts of a frame have no number in a column, in words; "" where all have one or no reason is known."""
     return next(iter(_reasons(frame, [], _cells(frame, [], value)[1]).get("reason", [])), "")
 
 
+@checked
 def why_nothing(frame: pd.DataFrame, value: str = "value") -> str:
     """Why a column has no number at all, in words; "" where it has one."""
-    return why_missing(frame, value) if bool(frame[value].isna().all()) else ""
+    return why_missing(frame, value) if bool(column_of(frame, value).isna().all()) else ""
 
 
 def _mean_of_known(cells: Array, known: Array) -> Array:
@@ -316,15 +348,17 @@ def _cells(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> tuple[pd
     import pandas as pd
 
     keys = [by] if isinstance(by, str) else list(by)
-    for column in (*keys, value):
-        if column not in frame.columns:
-            raise unknown("column", column, map(str, frame.columns))
+    for column in (*keys, value, *(name for name in ("prompt",) if name in frame.columns)):
+        column_of(frame, column)
     if "metric" in frame.columns and "metric" not in keys:
         keys.append("metric")
+    given = frame[value]
     try:
-        numbers = frame[value].to_numpy(dtype=np.float64, na_value=np.nan)
+        if given.dtype.kind in "mMc" or any(isinstance(one, str) for one in given if given.dtype.kind == "O"):
+            raise TypeError  # NumPy would make numbers of dates, and of texts such as "1"
+        numbers = given.to_numpy(dtype=np.float64, na_value=np.nan)
     except (TypeError, ValueError):
-        raise InterpError(f"column {value!r} holds {frame[value].dtype}, expected numbers") from None
+        raise InterpError(f"column {value!r} holds {given.dtype}, expected numbers") from None
 
     if keys:
         groups = frame.groupby(keys, sort=False, dropna=False, observed=True).ngroup().to_numpy()

@@ -12,8 +12,15 @@ from conftest import make
 from torch import Tensor
 
 import interp
-from analyses import activation_patching, attention_patterns, head_attribution, logit_lens, report
-from interp.errors import InterpError, PromptError, UnknownName
+from analyses import (
+    activation_patching,
+    attention_patterns,
+    attribution_patching,
+    head_attribution,
+    logit_lens,
+    report,
+)
+from interp.errors import ConfigError, InterpError, PromptError, UnknownName
 from interp.metrics import METRICS, at_last
 from interp.models.gpt import GPT
 from interp.prompts.pairs import PromptPairs
@@ -204,6 +211,7 @@ def test_heads_without_a_link_between_roles_are_named_together() -> None:
         (lambda m, p: activation_patching.run(m, p, site="resid_pre", by="head"), UnknownName, "axis of 'resid_pre'"),
         (lambda m, p: activation_patching.run(m, p, direction="noisy"), UnknownName, "did you mean 'noise'"),
         (lambda m, p: attention_patterns.run(m, p, heads=["L7H1"]), UnknownName, "the nearest is L1H1"),
+        *[(lambda m, p, n=n: attribution_patching.run(m, p, steps=n), ConfigError, "steps must be") for n in (0, -1)],
         (lambda m, p: attention_patterns.run(m, p, heads=["first"]), UnknownName, "heads are written L0H0 to L1H3"),
     ],
 )  # fmt: skip

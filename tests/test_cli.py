@@ -329,6 +329,18 @@ def test_what_the_system_refuses_is_one_line() -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    "words", [["cli", "--help"], ["cli", "--version"], ["cli", "models"], ["patchscope", "--help"]]
+)
+def test_output_that_cannot_be_written_ends_in_one_line(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", f"analyses.{words[0]}", *words[1:]], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (2, "Error: No space left on device\n")
+
+
 def test_a_reader_that_has_had_enough_gets_no_traceback() -> None:
     running = subprocess.Popen(
         [sys.executable, "-m", "analyses.cli", "models", "--csv"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

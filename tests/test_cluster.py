@@ -301,8 +301,8 @@ from pathlib import Path
 
 import torch
 
-from interp.cluster import RayExecutor
-from interp.connection import ray_module
+from interp.sweeps.ray_executor import RayExecutor
+from interp.sweeps.ray_connection import ray_module
 
 torch.set_num_threads(1)
 ray_module()  # or else this job would import it first, louder

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection, PolyCollection, QuadMesh
@@ -157,6 +158,73 @@ def test_rows_that_belong_to_no_layer_are_left_out() -> None:
 def test_frames_that_cannot_be_drawn_are_refused(frame, options, error, says) -> None:
     with pytest.raises(error, match=says):
         figures.heatmap(frame, **{"x": "head", "y": "layer", **options})
+
+
+TWICE = pd.concat([grid(), grid()[["value"]]], axis=1)
+MANY = pd.concat([grid().assign(prompt=prompt) for prompt in range(200)])
+
+
+@pytest.mark.parametrize(
+    ("draw", "options", "says"),
+    [
+        *[
+            (figures.lines, {"band": wrong}, "band must be the names of two columns")
+            for wrong in (5, "ab", ["n"], [[]])
+        ],
+        *[(figures.lines, {"band": torch.ones(shape)}, "band must be") for shape in ((), (0,), (2,), (2, 3))],
+        *[(figures.bars, {"error": wrong}, "error must be") for wrong in (1.5, (), np.zeros((2, 2)), [None, "n"])],
+        *[(figures.bars, {"facet": wrong}, "no column of the frame matches") for wrong in ("", "x", ["n", "x"])],
+        *[
+            (draw, {"columns": n}, "columns must be at least 1")
+            for draw in (figures.lines, figures.bars)
+            for n in (0, -1)
+        ],
+        (figures.lines, {"frame": MANY, "facet": "prompt", "columns": 100}, "do not fit side by side"),
+        (figures.lines, {"frame": MANY, "facet": "prompt", "columns": 1}, "inches cannot be drawn"),
+        (figures.heatmap, {"frame": MANY, "facet": "prompt"}, "do not fit on a page"),
+        *[
+            (figures.heatmap, {"limit": n}, "limit must be a number above 0")
+            for n in (float("nan"), 0, -1, float("inf"))
+        ],
+        (figures.heatmap, {"annotate": -1}, "annotate must be at least 0"),
+        (figures.heatmap, {"frame": TWICE}, "2 columns of the frame are called 'value'"),
+        (figures.heatmap, {"frame": grid().assign(head=[[1]] * 12)}, "column 'head' must hold numbers, texts"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused_by_name(draw, options, says) -> None:
+    given = {
+        "frame": grid(),
+        "x": "head",
+        **({"y": "layer"} if draw is figures.heatmap else {"hue": "layer"}),
+        **options,
+    }
+    with pytest.raises(InterpError, match=says):
+        draw(given.pop("frame"), **given)
+
+
+@pytest.mark.parametrize("limit", [float("nan"), 0, -1])
+def test_the_darkest_attention_is_a_number_above_zero(limit: float) -> None:
+    with pytest.raises(InterpError, match="limit must be a number above 0"):
+        figures.attention(patterns(), tokens=TOKENS, limit=limit)
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [*[("labels", wrong) for wrong in (5, "ab", [5], iter("ab"))], *[("values", wrong) for wrong in (5, "ab", [[1]])]],
+)
+def test_an_axis_of_something_else_is_refused(part: str, wrong: object) -> None:
+    with pytest.raises(InterpError, match=f"the {part} of an axis must be"):
+        figures.Axis("layer", **{part: wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "file/x", ""])
+def test_a_figure_that_cannot_be_written_names_its_path(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    with pytest.raises(OutputError, match="a figure cannot be written to '"):
+        canvas.save(figures.nothing("a lone \udcff"), grid(), name)
 
 
 def test_positions_carry_their_tokens_and_dollars_are_no_formulas() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor
 
+from interp import metrics
 from interp.errors import PromptError, UnknownName
 from interp.metrics import METRICS, Metric, at_last, check_answers, get_metric, measure, normalised_effect
 from interp.prompts.pairs import PromptPairs
@@ -185,3 +186,35 @@ def test_effect_is_nan_where_only_rounding_separates_the_runs() -> None:
     )  # small numbers are no rounding error by themselves
     assert np.isnan(normalised_effect(1.0, 0.0, 0.0))
     assert np.isnan(normalised_effect(1.0, float("nan"), 0.0))
+
+
+IDS = torch.tensor([[1, -1], [2, 3]])
+
+
+@pytest.mark.parametrize("name", ["mean_logit", "joint_logit", "best_logit", "joint_log_prob"])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        *[({"ids": ids}, "ids must be token ids") for ids in (IDS.float(), IDS > 0, IDS[0], IDS[:1], IDS[:, :0])],
+        *[({"ids": torch.tensor(1)}, "ids must be token ids"), ({"ids": IDS + 3}, "id 5 is out of range")],
+        ({"ids": IDS - 1}, "id -2 is out of range: these logits have ids 0 to 4"),
+        *[({"logits": torch.ones(shape)}, "logits must be real numbers") for shape in ((), (5,), (1, 2, 5))],
+        *[({"logits": torch.ones(2, 5, dtype=kind)}, "logits must be real") for kind in (torch.int64, torch.complex64)],
+    ],
+)
+def test_no_logits_and_no_ids_are_refused(name: str, wrong: dict[str, Tensor], says: str) -> None:
+    with pytest.raises(PromptError, match=says):
+        getattr(metrics, name)(**{"logits": torch.ones(2, 5), "ids": IDS, **wrong})
+
+
+@pytest.mark.parametrize("wrong", [torch.tensor(1.5), IDS.float(), IDS[0], IDS[:, :1], IDS[:, :, None, None]])
+@pytest.mark.parametrize("call", [metrics.sides, lambda answers: check_answers(answers, 5)])
+def test_no_answers_are_refused(call: Any, wrong: Tensor) -> None:
+    with pytest.raises(PromptError, match="answers must be token ids"):
+        call(wrong)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(0), torch.ones(2), torch.ones(2, 0), IDS, IDS > 0])
+def test_the_largest_logit_is_of_logits(wrong: Tensor) -> None:
+    with pytest.raises(PromptError, match="logits must be real numbers"):
+        metrics.largest_logit(wrong)

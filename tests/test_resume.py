@@ -158,9 +158,9 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from conftest import make
 from test_passes import make_pairs
-from interp import plan as plans
+from interp.sweeps import plan as plans
 from interp.edits import Edit, Variant
-from interp.sweep import sweep
+from interp.sweeps.sweep import sweep
 import torch
 torch.set_num_threads(1)
 plans.ROWS["cpu"] = 12

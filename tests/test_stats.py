@@ -198,9 +198,9 @@ def test_an_empty_frame_gives_an_empty_summary(frame: pd.DataFrame) -> None:
 
 
 def test_columns_that_are_not_there_are_refused(frame: pd.DataFrame) -> None:
-    with pytest.raises(UnknownName, match="no column matches 'layr'; did you mean 'layer'"):
+    with pytest.raises(UnknownName, match="no column of the frame matches 'layr'; did you mean 'layer'"):
         summarise(frame, ["layr"])
-    with pytest.raises(UnknownName, match="no column matches 'effect'"):
+    with pytest.raises(UnknownName, match="no column of the frame matches 'effect'"):
         summarise(frame, ["layer"], value="effect")
     with pytest.raises(InterpError, match=r"column 'metric' holds .*, expected numbers"):
         summarise(frame, ["layer"], value="metric")
@@ -268,3 +268,28 @@ def test_only_shares_have_the_interval_of_a_share() -> None:
     assert 0.5 < stats.summarise(frame, by=[])["ci_low"].item() < 0.6
     low, high = stats.share_interval([0.5, 0], [1, 0])
     assert 0 < low[0] < 0.5 < high[0] < 1 and np.isnan([low[1], high[1]]).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        *[(lambda frame, v=v: stats.why_nothing(frame, v), "no column of the frame matches") for v in ("", "x", "\0")],
+        *[(lambda frame, v=v: stats.why_nothing(frame, v), "value must be text") for v in (1.5, [None], [])],
+        *[(lambda frame, v=v: stats.why_missing(frame, v), "value must be text") for v in (1.5, [None], [])],
+        *[(lambda frame, f=f: stats.why_nothing(f), "frame must be a DataFrame") for f in (None, [], {}, "x")],
+        *[(lambda frame, f=f: stats.why_missing(f), "frame must be a DataFrame") for f in (None, [], {}, "x")],
+        *[(lambda frame, r=r: stats.tested(frame, "layer", rounding=r), "rounding must be") for r in ([1.0], "x")],
+        (lambda frame: stats.tested(frame, "layer", null=float("nan")), "null must be a number"),
+        (lambda frame: summarise(pd.concat([frame, frame[["value"]]], axis=1), "layer"), "2 columns of the frame"),
+        (lambda frame: summarise(frame.assign(layer=[[1]] * len(frame)), "layer"), "column 'layer' must hold"),
+        (lambda frame: summarise(frame.assign(value="1"), "layer"), "expected numbers"),
+        (lambda frame: summarise(frame.assign(value=1j), "layer"), "expected numbers"),
+        *[(lambda frame, p=p: stats.adjusted(pd.Series(p)), "p must be probabilities") for p in ([1.5], [-0.1], ["x"])],
+        (lambda frame: stats.adjusted(pd.Series([0.1, 0.2]), pd.Series([1])), "among must have the index of p"),
+        *[(lambda frame, r=r: stats.share_interval(r, 3), "between 0 and n") for r in (-1, 4)],
+        (lambda frame: stats.share_interval([1, 2], [3, 3, 3]), "must be of one shape"),
+    ],
+)
+def test_tables_and_numbers_of_a_wrong_kind_are_refused(call: Any, says: str, frame: pd.DataFrame) -> None:
+    with pytest.raises(InterpError, match=says):
+        call(frame)

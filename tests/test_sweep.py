@@ -248,3 +248,36 @@ def test_something_else_than_variants_is_refused() -> None:
     for wrong in (Variant([edit]), [edit]):
         with pytest.raises(ConfigError, match="variants must be several Variants, not"):
             sweep(make("gpt2"), pairs_of(), wrong, progress=False)  # type: ignore[arg-type]
+
+
+def _no_chunk(job: Any, chunks: Any) -> Any:
+    yield 5
+
+
+def _foreign_chunk(job: Any, chunks: Any) -> Any:
+    yield 99, job.run(0)
+
+
+def _no_values(job: Any, chunks: Any) -> Any:
+    yield chunks[0], None
+
+
+def _too_few(job: Any, chunks: Any) -> Any:
+    yield chunks[0], job.run(chunks[0])[:1, :1]
+
+
+def _ends_early(job: Any, chunks: Any) -> Any:
+    yield from ()
+
+
+@pytest.mark.parametrize(
+    ("executor", "says"),
+    [
+        *[(wrong, "executor must be 'local', 'ray'") for wrong in (lambda: 0, lambda job, chunks: 0, int, print)],
+        *[(wrong, "executor must yield") for wrong in (_no_chunk, _foreign_chunk, _no_values, _too_few)],
+        (_ends_early, "ended without the values of"),
+    ],
+)
+def test_something_else_than_an_executor_is_refused(executor: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        sweep(make("gpt2"), pairs_of(), [Variant((), {})], executor=executor)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from interp.errors import OutputError
-from interp.files.whole_files import partial_file, read_json, read_regular, write_whole
+from interp.files.whole_files import partial_file, place_of, read_json, read_regular, whole_folder, write_whole
 
 
 def test_a_file_takes_the_place_of_an_earlier_one(tmp_path: Path) -> None:
@@ -78,3 +78,39 @@ def test_json_that_is_none_or_too_deep_is_a_decoding_error(tmp_path: Path) -> No
         (tmp_path / "one.json").write_bytes(content)
         with pytest.raises(json.JSONDecodeError):
             read_json(tmp_path / "one.json")
+
+
+def write_folder(path: Path) -> None:
+    with whole_folder(path, what="a thing", first="one") as staged:
+        (staged / "one").write_text("x")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "file/one", "file/folder/one"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_whole(path, b"x", what="a thing"),
+        lambda path: write_whole(path / "one", b"x", what="a thing", make_folder=True),
+        write_folder,
+        lambda path: place_of(path, what="a thing"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_refused_by_name(
+    tmp_path: Path, name: str, write: Callable[[Path], object]
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="a thing cannot be written to '"):
+        write(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_file_needs_a_name(name: str) -> None:
+    with pytest.raises(OutputError, match=r"a thing cannot be written to '.+': this is a folder"):
+        write_whole(Path(name), b"x", what="a thing")
+
+
+@pytest.mark.parametrize("read", [read_regular, read_json])
+def test_a_name_that_no_file_can_have_is_an_error_of_the_system(read: Callable[[Path], object]) -> None:
+    with pytest.raises(OSError, match="null byte"):
+        read(Path("a\0b"))

@@ -10,7 +10,8 @@ from torch import Tensor
 from interp.attribution.gradients import AnyMetric
 from interp.attribution.prompt_batches import batches
 from interp.hooked.model import HookedModel
-from interp.metrics import check_answers, evaluate, get_metric, largest_logit, read, rounding, where_read
+from interp.metric_rounding import rounding
+from interp.metrics import check_answers, evaluate, get_metric, largest_logit, read, where_read
 from interp.prompts.pair_checks import other_side
 from interp.prompts.pairs import PromptPairs
 

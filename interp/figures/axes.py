@@ -6,15 +6,15 @@ no gaps, so that what was not measured shows. A panel is a value, or a combinati
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from interp.arguments import shown
-from interp.errors import InterpError, unknown
+from interp.arguments import column_of, shown
+from interp.errors import InterpError
 from interp.figures.glyphs import drawable, visible, written
 from interp.sites import part_name
 
@@ -54,6 +54,26 @@ class Axis:
         if not isinstance(self.column, str) or not isinstance(self.title, str | None):
             what, given = ("title", self.title) if isinstance(self.column, str) else ("column", self.column)
             raise InterpError(f"the {what} of an axis must be text, not {shown(given)}")
+        if not _are_labels(self.labels):
+            raise InterpError(
+                f"the labels of an axis must be texts, or a mapping from values to texts, not {shown(self.labels)}"
+            )
+        if self.values is not None and not _is_list(self.values):
+            raise InterpError(f"the values of an axis must be a list of numbers or texts, not {shown(self.values)}")
+
+
+def _is_list(given: Any) -> bool:
+    """Whether something holds, one after another, what can be looked for in a column."""
+    listed = isinstance(given, Sequence) or hasattr(given, "tolist")
+    listed = listed and not isinstance(given, str | bytes) and getattr(given, "ndim", 1) == 1
+    return listed and all(isinstance(one, Hashable) for one in given)
+
+
+def _are_labels(given: Any) -> bool:
+    if given is None:
+        return True
+    texts = list(given.values()) if isinstance(given, Mapping) else given
+    return _is_list(texts) and all(isinstance(text, str) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -103,11 +123,26 @@ def metric_name(frame: pd.DataFrame, value: str) -> str:
 
 def column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
     """A column by its name; one that does not exist is refused with the nearest."""
-    if name not in frame.columns:
-        raise unknown("column of the frame", name, map(str, frame.columns))
+    values = column_of(frame, name)
     if frame.empty:
         raise InterpError("there is nothing to draw: the frame has no rows")
-    return frame[name]
+    return values
+
+
+def bounds(frame: pd.DataFrame, argument: str, names: Sequence[str] | None) -> tuple[str, str] | None:
+    """The columns of a band's two edges or of an error bar's two ends; None where none are drawn.
+
+    Raises:
+        InterpError: something else than the names of two columns.
+    """
+    if names is None:
+        return None
+    if not isinstance(names, list | tuple) or len(names) != 2 or not all(isinstance(name, str) for name in names):
+        raise InterpError(
+            f"{argument} must be the names of two columns, such as ('ci_low', 'ci_high'), or None, not {shown(names)}"
+        )
+    low, high = names
+    return (low, high) if {low, high} <= set(frame.columns) else None
 
 
 def numbers(frame: pd.DataFrame, name: str) -> Grid:

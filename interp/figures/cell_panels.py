@@ -20,7 +20,8 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from interp.arguments import whole_number
+from interp.arguments import real_number, whole_number
+from interp.errors import InterpError
 from interp.figures.axes import Grid, Scale
 from interp.figures.glyphs import broken, shorten, width, written
 from interp.figures.style import INK, RASTER_DPI, SMALL, TEXT_WIDTH, TINY, Figure, blank
@@ -90,10 +91,10 @@ class SheetLayout:
 def colours_for(grids: Sequence[Grid], *, diverging: bool, limit: float | None) -> Colours:
     """Red to blue, symmetric around 0, or white to blue, over all values of several panels."""
     known = np.concatenate([grid[~np.isnan(grid)] for grid in grids])
-    if limit is None:
-        limit = float(np.abs(known).max(initial=0.0)) or 1.0
-    least = -limit if diverging else min(0.0, float(known.min(initial=0.0)))
-    return Colours(colormaps["RdBu" if diverging else "Blues"], Normalize(least, limit), diverging)
+    largest = float(np.abs(known).max(initial=0.0)) or 1.0
+    most = largest if limit is None else real_number("limit", limit, above=0)
+    least = -most if diverging else min(0.0, float(known.min(initial=0.0)))
+    return Colours(colormaps["RdBu" if diverging else "Blues"], Normalize(least, most), diverging)
 
 
 def sheet(
@@ -177,15 +178,19 @@ def _plan(
         size_down = extra + below + rows * (len(down) * cell_height + head)
         return SheetLayout(rows, columns, cell_width, cell_height, slant, size_across, size_down)
 
-    if columns is not None:
-        return arrange(min(columns, count))
-    plans = [arrange(columns) for columns in range(min(count, MOST_COLUMNS), 0, -1)]
+    tried = [min(columns, count)] if columns is not None else range(min(count, MOST_COLUMNS), 0, -1)
+    plans = [arrange(columns) for columns in tried]
     legible = [plan for plan in plans if plan.smallest >= LEGIBLE]
-    return legible[0] if legible else max(plans, key=lambda plan: plan.smallest)
+    found = legible[0] if legible else max(plans, key=lambda plan: plan.smallest)
+    if found.smallest <= 0:
+        raise InterpError(
+            f"{count} panels in {found.columns} columns do not fit on a page: draw fewer, or other columns"
+        )
+    return found
 
 
 def _bar(figure: Figure, axes: list[Axes], colours: Colours, label: str, tall: float) -> None:
-    label = written(broken(label, 7.0, max(tall, 1.0) * POINTS))
+    label = broken(written(label), 7.0, max(tall, 1.0) * POINTS)
     wanted = max(max(width(line, 7.0) for line in label.split("\n")) / POINTS + 0.1, 1.4)
     shown = ScalarMappable(colours.norm, colours.map)
     bar = figure.colorbar(shown, ax=axes, shrink=min(1.0, wanted / tall), aspect=20, pad=0.02, fraction=0.08)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp.arguments import checked
+from interp.arguments import checked, whole_number
 from interp.figures.axes import Axis, Grid, is_part, matrix, metric_name, name, numbers, panels, place, scale
 from interp.figures.cell_panels import POINTS, colours_for, mark, sheet, write
 from interp.figures.glyphs import position_labels, shorten, visible, width
@@ -61,6 +61,7 @@ def heatmap(
         InterpError: no rows, no numbers, or several rows for one cell.
     """
     across, down, names = scale(frame, x), scale(frame, y), (name(x), name(y))
+    annotate = whole_number("annotate", annotate, least=0)
     numbers(frame, value)
     parts = [(head, matrix(part, across, down, names, value)) for head, part in panels(frame, facet)]
     label = metric_name(frame, value) if label is None else label

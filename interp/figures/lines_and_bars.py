@@ -19,12 +19,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from matplotlib.transforms import offset_copy
 
-from interp.arguments import checked
+from interp.arguments import checked, whole_number
 from interp.errors import InterpError
 from interp.figures.axes import (
     Axis,
     Grid,
     Scale,
+    bounds,
     column,
     metric_name,
     name,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 POINTS = 72.0
 NARROW = 4.6
 PANEL_HEIGHT = 2.0
+MOST_COLUMNS = 12
 BAR = 0.16
 POSITIVE, NEGATIVE = "#2f79b5", "#b3392f"
 Edges = tuple[str, str]
@@ -90,9 +92,9 @@ def lines(
         UnknownName: a column that the frame does not have.
         InterpError: no rows, heights that are no numbers, several rows for one point, or more than eight names.
     """
-    across, colours = scale(frame, x), _colours(frame, hue)
+    across, colours, edges = scale(frame, x), _colours(frame, hue), bounds(frame, "band", band)
     numbers(frame, y)
-    chart = _chart(frame, facet, columns, across, share=share, title=title)
+    chart = _chart(panels(frame, facet), columns, across, share=share, title=title)
     for axes, (head, part) in zip(chart.axes, chart.parts, strict=True):
         _once(part, name(x), hue)
         if log:
@@ -104,8 +106,8 @@ def lines(
             at, points = _along(part if hue is None else part[part[hue] == value], name(x), across)
             if not len(at):
                 continue
-            if band and set(band) <= set(points.columns):
-                low, high = (numbers(points, edge) for edge in band)
+            if edges is not None:
+                low, high = (numbers(points, edge) for edge in edges)
                 axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
             axes.plot(at, points[y], color=colour, marker="o" if len(across) <= 40 else "", markersize=1.7)
             if hue is not None:
@@ -157,12 +159,13 @@ def bars(
         UnknownName: a column that the frame does not have.
         InterpError: no rows, lengths that are no numbers, several rows for one bar, or more than eight names.
     """
-    places, colours = scale(frame, x), _colours(frame, hue)
+    places, colours, ends = scale(frame, x), _colours(frame, hue), bounds(frame, "error", error)
     numbers(frame, y)
+    parts = panels(frame, facet)
     beside = bool(frame.duplicated([name(x), *_names(facet)]).any())
     thick = 0.78 / (len(colours) if beside else 1)
     lying = max(len(places) * max(thick * len(colours) if beside else 1, 1) * BAR, 0.5) if horizontal else None
-    chart = _chart(frame, facet, columns, places, share=share, title=title, lying=lying)
+    chart = _chart(parts, columns, places, share=share, title=title, lying=lying)
     for axes, (head, part) in zip(chart.axes, chart.parts, strict=True):
         _once(part, name(x), hue)
         for order, (value, colour) in enumerate(colours.items()):
@@ -173,8 +176,8 @@ def bars(
             lengths = numbers(points, y)
             fill = np.where(lengths < 0, NEGATIVE, POSITIVE) if diverging and hue is None else colour
             (axes.barh if horizontal else axes.bar)(at, lengths, thick, color=fill, linewidth=0)
-            if error and set(error) <= set(points.columns):
-                low, high = (numbers(points, edge) for edge in error)
+            if ends is not None:
+                low, high = (numbers(points, end) for end in ends)
                 (axes.hlines if horizontal else axes.vlines)(at, low, high, color=INK, linewidth=0.6)
         _frame(axes, head, places, "x" if horizontal else "y")
     if hue is not None and len(colours) > 1:
@@ -201,8 +204,7 @@ class Chart:
 
 
 def _chart(
-    frame: pd.DataFrame,
-    facet: str | Sequence[str] | None,
+    parts: list[tuple[str, pd.DataFrame]],
     columns: int | None,
     places: Scale,
     *,
@@ -210,8 +212,11 @@ def _chart(
     title: str | None,
     lying: float | None = None,
 ) -> Chart:
-    parts = panels(frame, facet)
-    columns = min(len(parts), columns or (2 if share and len(parts) == 4 else 3 if len(parts) > 4 else len(parts)))
+    if columns is None:
+        columns = 2 if share and len(parts) == 4 else 3 if len(parts) > 4 else len(parts)
+    columns = min(len(parts), whole_number("columns", columns, least=1))
+    if columns > MOST_COLUMNS:
+        raise InterpError(f"{columns} panels do not fit side by side: columns must be at most {MOST_COLUMNS}")
     n_rows = -(-len(parts) // columns)
     wide = columns > 1 or (len(places) > 12 and lying is None)
     height = PANEL_HEIGHT if lying is None else lying

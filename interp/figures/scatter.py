@@ -133,7 +133,7 @@ def _colours(frame: pd.DataFrame, hue: str | None) -> Colours:
     values = column(frame, hue)
     if values.dtype.kind in "iuf":
         known = numbers(frame, hue)
-        known = known[~np.isnan(known)]
+        known = known[np.isfinite(known)]
         return ScalarMappable(Normalize(known.min(initial=0.0), known.max(initial=1e-12)), colormaps["viridis"])
     names = ordered(values)
     if len(names) > len(OKABE_ITO):

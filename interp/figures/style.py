@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, final
 import matplotlib
 from matplotlib import figure as mpl
 
-from interp.errors import OutputError
-from interp.figures.glyphs import FAMILY
+from interp.arguments import checked, shown
+from interp.errors import ConfigError, InterpError, OutputError
+from interp.figures.glyphs import FAMILY, written
+from interp.files.whole_files import place_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +30,7 @@ TEXT_WIDTH = 6.5
 """Width of a page's text in inches; no figure is wider."""
 
 PNG_DPI = 200
+TALLEST = 300.0  # inches: a picture has at most 65,535 dots on a side
 RASTER_DPI = 300
 SMALL, TINY = 6.0, 5.0
 INK, MUTED, RULE = "#1a1a1a", "#595959", "#8c8c8c"
@@ -129,7 +132,13 @@ class Figure(mpl.Figure):
 
 
 def blank(across: float, down: float) -> Figure:
-    """An empty figure of a size in inches, whose axes will fill it."""
+    """An empty figure of a size in inches, whose axes will fill it.
+
+    Raises:
+        InterpError: it would be too large for a picture.
+    """
+    if not (0 < across <= TALLEST and 0 < down <= TALLEST):
+        raise InterpError(f"a figure of {across:.4g} x {down:.4g} inches cannot be drawn: show fewer panels or rows")
     return Figure(figsize=(across, down), layout="constrained")
 
 
@@ -145,10 +154,11 @@ def explained(figure: Figure, frame: pd.DataFrame) -> Figure:
     return figure
 
 
+@checked
 def nothing(why: str) -> Figure:
     """A figure in the place of one that has nothing to show, which says why."""
     figure = blank(TEXT_WIDTH, 0.5)
-    figure.text(0.01, 0.5, f"Nothing to draw: {why}", ha="left", va="center", size=7.0, color=MUTED)
+    figure.text(0.01, 0.5, f"Nothing to draw: {written(why)}", ha="left", va="center", size=7.0, color=MUTED)
     return figure
 
 
@@ -176,6 +186,7 @@ def settled(figure: mpl.Figure) -> Iterator[None]:
         figure.set_layout_engine(engine)
 
 
+@checked
 def save(figure: mpl.Figure, frame: pd.DataFrame, stem: str | Path) -> list[Path]:
     """Write a figure and its numbers as `stem.pdf`, `stem.svg`, `stem.png` and `stem.csv`, in this order.
 
@@ -184,10 +195,14 @@ def save(figure: mpl.Figure, frame: pd.DataFrame, stem: str | Path) -> list[Path
     Raises:
         OutputError: the folder does not exist or a file cannot be written.
     """
-    stem = Path(stem)
+    if not isinstance(figure, mpl.Figure):
+        raise ConfigError(f"figure must be a figure of matplotlib, not {shown(figure)}")
+    stem = place_of(stem, what="a figure")
+    if not stem.name:
+        raise OutputError(f"a figure cannot be written to {str(stem)!r}: this is a folder, and no name of a file")
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in (*FORMATS, "csv")]
     for path in paths:
-        if path.exists() and not path.is_file():
+        if place_of(path, what="a figure").exists() and not path.is_file():
             raise OutputError(f"figure {stem.name!r} cannot be written: {str(path)!r} is a folder, a pipe or a device")
     try:
         with styled(), settled(figure):

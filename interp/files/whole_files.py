@@ -42,7 +42,9 @@ def write_whole(path: Path, content: bytes, *, what: str, make_folder: bool = Fa
     Raises:
         OutputError: it cannot be written.
     """
-    try:
+    with _told(path.parent if make_folder else path, what):
+        if not path.name:
+            raise IsADirectoryError(errno.EISDIR, "this is a folder, and no name of a file")
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         with partial_file(path) as (partial, handle):
@@ -50,9 +52,6 @@ def write_whole(path: Path, content: bytes, *, what: str, make_folder: bool = Fa
             while rest:
                 rest = rest[os.write(handle, rest) :]
             os.replace(partial, path)
-    except OSError as error:
-        place = str(path.parent if make_folder else path)
-        raise OutputError(f"{what} cannot be written to {place!r}: {error.strerror or error}") from None
     with contextlib.suppress(OSError):  # a folder that cannot be listed
         remove_leftovers(path.parent, f"{path.name}.")
 
@@ -70,13 +69,12 @@ def whole_folder(folder: Path, *, what: str, first: str) -> Iterator[Path]:
     Raises:
         OutputError: they cannot be written; nothing in the folder has changed.
     """
-    existed = folder.is_dir()
+    with _told(folder, what):
+        existed = folder.is_dir()
     staged = (folder if existed else folder.parent) / f".{folder.name}.{secrets.token_hex(8)}.partial"
     try:
-        try:
+        with _told(folder, what):
             staged.mkdir(parents=True)
-        except ValueError as error:  # a name with a NUL in it
-            raise OSError(str(error)) from None
         yield staged
         if not existed:
             os.replace(staged, folder)  # all of them in one step
@@ -91,13 +89,44 @@ def whole_folder(folder: Path, *, what: str, first: str) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
+def place_of(path: str | Path, *, what: str) -> Path:
+    """Where something shall be written: a path with the home folder in place of `~`, and one that can be.
+
+    Args:
+        path: what the caller gave.
+        what: what is written there, for the message, such as "a lens".
+
+    Raises:
+        OutputError: a path that no file can have, such as one with a NUL, or below a file.
+    """
+    with _told(path, what), contextlib.suppress(FileNotFoundError):
+        place = Path(os.path.expanduser(path))
+        place.stat()
+    return place
+
+
+@contextlib.contextmanager
+def _told(place: str | Path, what: str) -> Iterator[None]:
+    """Refuse with the place what the system refuses: with a `ValueError` names that no file can have."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise OutputError(f"{what} cannot be written to {str(place)!r}: {why}") from None
+
+
 def read_regular(path: Path) -> bytes:
     """All that a file holds.
 
     Raises:
         OSError: it is missing, cannot be read, or is no file but a folder, a pipe, a socket or a device.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except ValueError as error:  # a name that no file can have
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
     with open(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file", str(path))

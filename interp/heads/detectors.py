@@ -218,7 +218,7 @@ def measured(
     """
     import pandas as pd
 
-    detectors, sources = detectors or None, sources or None
+    detectors, sources = (None if names is None else list(names) or None for names in (detectors, sources))
     axis, layers = head_patterns.heads_of(material.model)
     for kind, given, known in (("detector", detectors, DETECTORS), ("source", sources, SOURCES)):
         for name in given or ():

@@ -36,7 +36,7 @@ from interp.arguments import LARGEST_SEED, MOST, checked, real_number, whole_num
 from interp.arguments import seed as check_seed
 from interp.errors import OutputError, PromptError
 from interp.files.checksums import BLANK, is_sound, sealed
-from interp.files.whole_files import write_whole
+from interp.files.whole_files import place_of, write_whole
 from interp.hooked.model import HookedModel
 from interp.lenses.read import read_out
 from interp.lenses.training_text import Texts, prepare
@@ -119,7 +119,7 @@ def train(
         "text": f"{texts.made} {fingerprint(texts.tokens.cpu())}",
         **{"layers": list(lens.layers), "steps": steps, "batch": batch, "lr": lr, "seed": seed, "holdout": kept},
     }
-    folder = None if out is None else Path(out).expanduser()
+    folder = None if out is None else place_of(out, what="a lens")
     if folder is not None and (folder / CONFIG_FILE).exists():
         finished = TunedLens.load(folder, model)
         _refuse_other(finished.training.get("key", {}), key, folder)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def prepare(
         UnknownName: a file of another kind.
     """
     if isinstance(source, str | Path):
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))
         texts = _cut(model, documents(path), length, path.name)
     elif isinstance(source, Tensor):
         texts = Texts(source, "token ids that were given")

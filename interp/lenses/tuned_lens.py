@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor
 from interp.arguments import checked, entries, is_whole, shown
 from interp.errors import InterpError, UnknownName, WeightsError, unknown
 from interp.files.checksums import of_values
-from interp.files.whole_files import read_json, read_regular, write_whole
+from interp.files.whole_files import place_of, read_json, read_regular, write_whole
 from interp.hooked.model import HookedModel
 from interp.lenses.read import depths, divergence, read_out
 from interp.resume.fingerprint import fingerprint
@@ -152,7 +153,7 @@ class TunedLens:
         Raises:
             OutputError: the folder cannot be written.
         """
-        folder = Path(folder).expanduser()
+        folder = place_of(folder, what="a lens")
         weights = safetensors.torch.save({"A": self.A.cpu().contiguous(), "b": self.b.cpu().contiguous()})
         config = {
             "format": FORMAT,
@@ -177,7 +178,7 @@ class TunedLens:
             WeightsError: a folder that holds no lens, or a damaged one.
             InterpError: a lens of another model; the message names both.
         """
-        folder = Path(folder).expanduser()
+        folder = Path(os.path.expanduser(folder))
         try:
             config = read_json(folder / CONFIG_FILE)
             if not isinstance(config, dict) or config.get("format") != FORMAT:

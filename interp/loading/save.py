@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from interp.arguments import shown
-from interp.errors import ConfigError, OutputError, WeightsError, unknown
-from interp.files.whole_files import whole_folder
+from interp.errors import ConfigError, OutputError, WeightsError, check_choice
+from interp.files.whole_files import place_of, whole_folder
 from interp.models.gpt import GPT
 from interp.text import tokenizer_files
 from interp.text.tokenizer import Tokenizer
@@ -63,8 +63,7 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
             interp.save(model, "finetuned", format="huggingface")
             transformers.AutoModelForCausalLM.from_pretrained("finetuned")
     """
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
+    check_choice("format", format, FORMATS)
     if not isinstance(folder, str | os.PathLike):
         raise ConfigError(f"folder must be a path, not {shown(folder)}")
     if not isinstance(model, GPT):
@@ -77,7 +76,7 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
         raise WeightsError(
             f"the model cannot be saved: {bad[0]!r} holds NaN or infinite values ({len(bad)} such weights)"
         )
-    folder = Path(folder).expanduser()
+    folder = place_of(folder, what="a model")
     if format == "interp":
         settings = {CONFIG_FILE: model.cfg.to_dict()}
         tensors = {name: weight.cpu().contiguous() for name, weight in weights(model).items()}

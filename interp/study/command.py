@@ -109,6 +109,22 @@ def refusals() -> Iterator[None]:
         raise RefusedError("there is not enough memory for this; try a smaller model or fewer prompts") from error
 
 
+class Refusing(click.Command):
+    """A command that ends in one line, whatever it refuses, and whatever its output cannot be written to."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """A context; help and the version are printed here."""
+        with refusals():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        with refusals():
+            return super().invoke(ctx)
+
+
 def number_options(n: str, seed: str, *, default: int = 16) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`--n` and `--seed` with these words of help."""
 
@@ -233,7 +249,7 @@ def study_command(
     takes = inspect.signature(run).parameters
     goes_on = "; a run that was stopped goes on there" if "out" in takes and kept is None else ""
 
-    @click.command(name, help=_reflow(module.__doc__))
+    @click.command(name, cls=Refusing, help=_reflow(module.__doc__))
     @model_options
     @prompt_options
     @sweep_options(takes, dry_run=plan is not None)
@@ -265,51 +281,50 @@ def study_command(
         dry_run: bool = False,
         **typed: Any,
     ) -> None:
-        with refusals():
-            one_form(as_json, as_csv)
-            if as_csv and dry_run:
-                raise PromptError("a plan is no CSV: leave out --csv")
-            chosen = {option: value for option, value in typed.items() if value is not None}
-            machines = chosen_executor(chosen.pop("executor", None), chosen.pop("address", None))
-            lined_up = prompt is None and by_position is not None and by_position(**chosen)
-            if out is not None and not dry_run:
-                check_folder(out)
-            from interp.loading.load import load
+        one_form(as_json, as_csv)
+        if as_csv and dry_run:
+            raise PromptError("a plan is no CSV: leave out --csv")
+        chosen = {option: value for option, value in typed.items() if value is not None}
+        machines = chosen_executor(chosen.pop("executor", None), chosen.pop("address", None))
+        lined_up = prompt is None and by_position is not None and by_position(**chosen)
+        if out is not None and not dry_run:
+            check_folder(out)
+        from interp.loading.load import load
 
-            model = load(source, device=device, dtype=dtype)
-            pairs = load_prompts(
-                model,
-                task=task,
-                n=n,
-                seed=seed,
-                aligned=aligned or lined_up,
-                prompt=prompt,
-                corrupt=corrupt,
-                answer=answer,
-                wrong=wrong,
-            )
-            if lined_up and not (aligned or quiet):
-                each = f"{len(pairs)} prompts of {pairs.mask.shape[1]} tokens whose positions line up"
-                click.echo(f"by position, so --aligned: {each}", err=True)
-            if not (quiet or dry_run) and (prompt is None or answer is not None):
-                _say_whether_able(model, pairs)
-            if dry_run:
-                assert plan is not None
-                show_plan(plan(model, pairs, **chosen), model, as_json=as_json)
-                return
-            given: dict[str, Any] = {"progress": False if quiet else None, "executor": machines, "seed": seed}
-            if out is not None:
-                given["out"] = out / (kept or f"{name}.sweep")
-            try:
-                frame = run(model, pairs, **chosen, **{key: given[key] for key in given if key in takes})
-            except SweepInterrupted as stopped:
-                again = "run the same command again" if out is not None else "on the command line, --out FOLDER"
-                click.echo(f"{stopped} ({again})", err=True)
-                sys.exit(130)
-            show(frame if as_json or as_csv else summary(frame), as_json=as_json, as_csv=as_csv)
-            if out is not None:
-                for path in save_study(out, name, frame, plot(frame), model, pairs, seed=seed, options=typed):
-                    click.echo(path, err=True)
+        model = load(source, device=device, dtype=dtype)
+        pairs = load_prompts(
+            model,
+            task=task,
+            n=n,
+            seed=seed,
+            aligned=aligned or lined_up,
+            prompt=prompt,
+            corrupt=corrupt,
+            answer=answer,
+            wrong=wrong,
+        )
+        if lined_up and not (aligned or quiet):
+            each = f"{len(pairs)} prompts of {pairs.mask.shape[1]} tokens whose positions line up"
+            click.echo(f"by position, so --aligned: {each}", err=True)
+        if not (quiet or dry_run) and (prompt is None or answer is not None):
+            _say_whether_able(model, pairs)
+        if dry_run:
+            assert plan is not None
+            show_plan(plan(model, pairs, **chosen), model, as_json=as_json)
+            return
+        given: dict[str, Any] = {"progress": False if quiet else None, "executor": machines, "seed": seed}
+        if out is not None:
+            given["out"] = out / (kept or f"{name}.sweep")
+        try:
+            frame = run(model, pairs, **chosen, **{key: given[key] for key in given if key in takes})
+        except SweepInterrupted as stopped:
+            again = "run the same command again" if out is not None else "on the command line, --out FOLDER"
+            click.echo(f"{stopped} ({again})", err=True)
+            sys.exit(130)
+        show(frame if as_json or as_csv else summary(frame), as_json=as_json, as_csv=as_csv)
+        if out is not None:
+            for path in save_study(out, name, frame, plot(frame), model, pairs, seed=seed, options=typed):
+                click.echo(path, err=True)
 
     return functools.reduce(lambda made, add: add(made), options, command)
 

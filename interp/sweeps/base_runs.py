@@ -20,7 +20,8 @@ from interp.edits import RUNS, Variant
 from interp.forward.packed_rows import PrefixValues
 from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
-from interp.metrics import Metric, evaluate, largest_logit, read, rounding, where_read, which_read
+from interp.metric_rounding import rounding
+from interp.metrics import Metric, evaluate, largest_logit, read, where_read, which_read
 from interp.models.block import mixed_site
 from interp.prompts.pairs import PromptPairs
 from interp.sweeps.edit_reach import Numbers, Placed

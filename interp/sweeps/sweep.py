@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import byte_budget, checked, shown
+from interp.arguments import byte_budget, checked, is_whole, shown
 from interp.edits import Variant
 from interp.errors import ConfigError, PromptError, SweepInterrupted, unknown
 from interp.hooked.model import HookedModel
@@ -69,7 +69,8 @@ def sweep(
         max_memory: bytes to allocate beyond the weights; None takes a part of what is free.
         out: a folder for the finished chunks. The same call with the same folder goes on with it.
         progress: a bar on stderr; None shows it on a terminal.
-        executor: "local", "ray" (a cluster of this machine alone), or an `interp.RayExecutor`.
+        executor: "local", "ray" (a cluster of this machine alone), an `interp.RayExecutor`, or a generator function
+            `fn(job, chunks)` that yields (chunk, `job.run(chunk)`) for each of these chunks, in any order.
 
     Returns:
         A row for every variant and prompt: the variant's labels, `prompt`, `metric`, `value`, `base_value`,
@@ -98,12 +99,11 @@ def sweep(
             known.add(index)
         else:
             waiting.append(index)
-    results = run(job, waiting)
-    if not isinstance(results, Generator):
-        raise ConfigError(f"executor must give (chunk, values) one after another, as a generator, not {shown(results)}")
+    results = _started(run, job, waiting)
     with progress_bar(job.plan, waiting, progress) as bar, closing(results):  # closed, a cluster's workers end
         try:
-            for index, found in results:
+            for given in results:
+                index, found = _checked_values(job.plan, given, waiting)
                 if journal is not None:
                     journal.write(_part(index), _columns(job.plan, index, found))
                 _enter(job.plan, index, found, values, runs)
@@ -112,6 +112,8 @@ def sweep(
         except KeyboardInterrupt:
             frame = _table(job, values, runs)[_cells_known(job.plan, known).ravel()]
             raise SweepInterrupted(_so_far(len(frame), job.plan, journal), frame) from None
+    if missing := len(job.plan.chunks) - len(known):
+        raise ConfigError(f"the executor ended without the values of {missing} of its {len(waiting)} chunks")
     return _table(job, values, runs)
 
 
@@ -172,6 +174,30 @@ def _executor(executor: str | Executor) -> Executor:
     if isinstance(executor, str) or not callable(executor):
         raise unknown("executor", executor, EXECUTORS)
     return executor
+
+
+def _started(run: Executor, job: Job, chunks: Sequence[int]) -> Generator[tuple[int, Values], None, None]:
+    """What an executor will give; one that is no generator function of a job and its chunks is refused."""
+    expected = "executor must be 'local', 'ray', an interp.RayExecutor, or a generator function (job, chunks)"
+    try:
+        results = run(job, chunks)
+    except TypeError as error:  # it takes other arguments
+        raise ConfigError(f"{expected}, not {shown(run)}: {error}") from error
+    if not isinstance(results, Generator):
+        raise ConfigError(f"{expected} that yields (chunk, values), not one that returns {shown(results)}")
+    return results
+
+
+def _checked_values(plan: Plan, given: Any, chunks: Collection[int]) -> tuple[int, Values]:
+    """A chunk and its values [variant, prompt], as an executor must give them."""
+    if isinstance(given, tuple) and len(given) == 2 and is_whole(given[0]) and given[0] in chunks:
+        index, found = given
+        chunk = plan.chunks[index]
+        size = len(chunk.variants or RUN_ROWS) * len(range(*chunk.prompts))
+        if isinstance(found, np.ndarray) and found.dtype == np.float64 and found.size == size:
+            return int(index), found
+    expected = "(chunk, values), with one of its chunks and what job.run(chunk) gives"
+    raise ConfigError(f"an executor must yield {expected}, not {shown(given)}")
 
 
 def _locally(job: Job, chunks: Sequence[int]) -> Generator[tuple[int, Values], None, None]:

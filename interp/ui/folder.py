@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ def check_output(out: str | Path) -> Path:
         OutputError: it is a file, holds other files, or its parent cannot be written.
     """
     try:
-        folder = Path(out).expanduser().resolve()
+        folder = Path(os.path.expanduser(out)).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such user, links in a circle
         raise OutputError(f"{str(out)!r} is no folder's name: {getattr(error, 'strerror', None) or error}") from None
     if folder == Path.cwd():

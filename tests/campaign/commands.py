@@ -23,7 +23,7 @@ from analyses import cli
 from .trial import Case, Limits, Outcome, tell
 
 TOGETHER = 10
-LIMITS = Limits(processor=60, seconds=120)  # steering and patchscope take half a minute with their own defaults
+LIMITS = Limits(processor=60, seconds=120)
 WRONG = {
     "nothing": "",
     "a space": " ",
@@ -94,7 +94,7 @@ def _commands(command: Any, words: list[str]) -> Any:
         for name in command.list_commands(context):
             yield from _commands(command.get_command(context, name), [*words, name])
     else:
-        yield words, command
+        yield words, getattr(command, "real", command)  # of a study, the command with its options
 
 
 def count() -> int:
