@@ -132,6 +132,15 @@ def _is_a(value: Any, name: str) -> bool:
     return any(kind.__name__ == name for kind in type(value).__mro__)
 
 
+def is_several(values: Any) -> bool:
+    """Whether something is a list of things of some kind: a text, a mapping and an array without axes are none.
+
+    >>> is_several(("z", "q")), is_several("z"), is_several({"z": 1}), is_several(np.array(3)), is_several(None)
+    (True, False, False, False, False)
+    """
+    return isinstance(values, Iterable) and not isinstance(values, NO_LISTS) and getattr(values, "ndim", 1) != 0
+
+
 def shown(value: Any) -> str:
     """A given value in an error's message: short, and of an array its shape and number type."""
     if getattr(value, "shape", None) and hasattr(value, "dtype"):

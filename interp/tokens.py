@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING, Any, Literal, final
 import torch
 
 from interp import tokenizer_files
-from interp.arguments import is_whole, plain
+from interp.arguments import checked, is_whole, plain, shown, whole_number
 from interp.characters import visible_token
-from interp.errors import PromptError, WeightsError
+from interp.errors import ConfigError, PromptError, WeightsError
 
 if TYPE_CHECKING:
     import tokenizers
 
 META_SPACE = "\u2581"
 MASK_OF = "attention_mask"  # the attribute under which a padded batch of `model.to_tokens` carries its mask
+MOST_ID = 2**31 - 1
 BEFORE = ("\n", ",", ".", "x", "q", "1")  # what a text may stand behind, so as to be read within running text
 
 
@@ -70,6 +71,7 @@ class Tokenizer:
         self._settle()
 
     @classmethod
+    @checked
     def from_directory(cls, path: str | Path) -> Tokenizer | None:
         """The tokenizer of a Hugging Face model directory, or None when it holds no tokenizer file.
 
@@ -89,7 +91,14 @@ class Tokenizer:
 
     @classmethod
     def from_transformers(cls, tokenizer: Any) -> Tokenizer:
-        """A transformers tokenizer in memory, with exactly its ids; later changes to it do not reach this one."""
+        """A transformers tokenizer in memory, with exactly its ids; later changes to it do not reach this one.
+
+        Raises:
+            ConfigError: something else.
+            WeightsError: a tokenizer that does not work.
+        """
+        if not all(hasattr(tokenizer, name) for name in tokenizer_files.OWN_IDS):
+            raise ConfigError(f"tokenizer must be a tokenizer of transformers, not {shown(tokenizer)}")
         return cls(
             tokenizer_files.backend_of(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
@@ -177,22 +186,38 @@ class Tokenizer:
         return ids[0] if len(ids) == 1 else None
 
     def is_unknown(self, id_: int, text: str) -> bool:
-        """Whether an id that was found for `text` is the one that stands for all unknown words."""
+        """Whether an id that was found for `text` is the one that stands for all unknown words.
+
+        Raises:
+            PromptError: no id, or no text.
+        """
         unknown = getattr(getattr(self.backend, "model", None), "unk_token", None) or "<unk>"
-        return self.id_to_token(id_) == unknown != text.strip()
+        return self.id_to_token(id_) == unknown != _checked(text).strip()
 
     def n_before(self, ids: Sequence[int], text: str) -> int | None:
-        """How many ids stand before those of `text`, such as a BOS; None where its own are not among `ids`."""
-        bare = self.at_start(text)
-        return next((at for at in range(len(ids) - len(bare) + 1) if list(ids[at : at + len(bare)]) == bare), None)
+        """How many ids stand before those of `text`, such as a BOS; None where its own are not among `ids`.
+
+        Raises:
+            PromptError: no ids, or no text.
+        """
+        bare, given = self.at_start(text), whole_ids(ids)
+        return next((at for at in range(len(given) - len(bare) + 1) if given[at : at + len(bare)] == bare), None)
 
     def id_to_token(self, id_: int) -> str | None:
-        """The entry of the vocabulary with this id, in the vocabulary's own spelling; None when there is none."""
-        return self.backend.id_to_token(int(id_))
+        """The entry of the vocabulary with this id, in the vocabulary's own spelling; None when there is none.
+
+        Raises:
+            PromptError: no whole number from 0 on.
+        """
+        return self.backend.id_to_token(whole_number("a token id", id_, least=0, most=MOST_ID, refuse=PromptError))
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of an entry in the vocabulary's own spelling; None when there is none."""
-        return self.backend.token_to_id(token)
+        """The id of an entry in the vocabulary's own spelling; None when there is none.
+
+        Raises:
+            PromptError: no text.
+        """
+        return self.backend.token_to_id(_checked(token, "a token"))
 
     def get_vocab(self) -> dict[str, int]:
         """Every entry of the vocabulary, added tokens included, in the vocabulary's own spelling."""
@@ -273,18 +298,19 @@ def pad(
         tokens [batch, pos] int64 and attention_mask [batch, pos] bool, True at real positions.
 
     Raises:
-        PromptError: no sequence, an empty one, or a side that is neither right nor left.
+        PromptError: no sequence, an empty one, a `pad_id` that is none, or a side that is neither right nor left.
 
     >>> tokens, mask = pad([[5, 6, 7], [8]], pad_id=0, side="left")
     >>> tokens.tolist(), mask.tolist()
     ([[5, 6, 7], [0, 0, 8]], [[True, True, True], [False, False, True]])
     """
-    if side not in ("right", "left"):
-        raise PromptError(f"padding side must be 'right' or 'left', not {side!r}")
+    if not isinstance(side, str) or side not in ("right", "left"):
+        raise PromptError(f"padding side must be 'right' or 'left', not {shown(side)}")
+    fill = whole_number("pad_id", pad_id, least=0, most=MOST_ID, refuse=PromptError)
     if len(sequences) == 0:
         raise PromptError("there is no sequence to pad; give at least one")
     length = max(len(sequence) for sequence in sequences)
-    tokens = torch.full((len(sequences), length), int(pad_id), dtype=torch.int64)  # [batch, pos]
+    tokens = torch.full((len(sequences), length), fill, dtype=torch.int64)  # [batch, pos]
     mask = torch.zeros(len(sequences), length, dtype=torch.bool)  # [batch, pos]
     for row, sequence in enumerate(sequences):
         if len(sequence) == 0:
@@ -337,10 +363,10 @@ def labels(tokens: Sequence[str | bytes]) -> list[str]:
     return [f"{position}: {visible_token(text)}" for position, text in enumerate(texts)]
 
 
-def _checked(text: object) -> str:
+def _checked(text: object, what: str = "a prompt") -> str:
     """`text` as Rust takes it: a str whose surrogate pairs are joined."""
     if not isinstance(text, str):
-        raise PromptError(f"a prompt must be a str, not {type(text).__name__}")
+        raise PromptError(f"{what} must be a str, not {type(text).__name__}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -348,7 +374,7 @@ def _checked(text: object) -> str:
             return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError:
             lone = f"U+{ord(text[error.start]):04X} at position {error.start}"
-            raise PromptError(f"the prompt holds half a surrogate pair, which is no character: {lone}") from None
+            raise PromptError(f"{what} cannot hold half a surrogate pair, which is no character: {lone}") from None
     return text
 
 
@@ -361,7 +387,7 @@ def whole_ids(ids: Iterable[int]) -> list[int]:
     values = ids.tolist() if isinstance(ids, torch.Tensor) else ids
     checked = []
     for value in values if isinstance(values, Iterable) else [values]:
-        if not is_whole(value) or not 0 <= plain(value) < 2**31:
+        if not is_whole(value) or not 0 <= plain(value) <= MOST_ID:
             raise PromptError(f"token ids must be whole numbers from 0 on in one flat sequence, not {value!r}")
         checked.append(int(plain(value)))
     return checked
