@@ -141,6 +141,31 @@ def is_several(values: Any) -> bool:
     return isinstance(values, Iterable) and not isinstance(values, NO_LISTS) and getattr(values, "ndim", 1) != 0
 
 
+def own_signature(function: Any) -> inspect.Signature | None:
+    """What a function takes; of a decorated one, whatever the one within it takes. None where it cannot be known."""
+    try:
+        return inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # many a function written in C has none
+        return None
+
+
+def misfit(function: Any, signature: inspect.Signature | None, *args: Any, **kwargs: Any) -> str:
+    """Why a function with this signature cannot be called so; "" where it can, or where that cannot be known.
+
+    >>> function = lambda value: value
+    >>> misfit(function, own_signature(function), None, None)
+    '<lambda>(value) does not take that: too many positional arguments'
+    """
+    if signature is None:
+        return ""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(function, "__name__", None) or type(function).__name__
+        return f"{name}{signature} does not take that: {error}"
+    return ""
+
+
 def shown(value: Any) -> str:
     """A given value in an error's message: short, and of an array its shape and number type."""
     if getattr(value, "shape", None) and hasattr(value, "dtype"):

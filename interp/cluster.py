@@ -91,7 +91,7 @@ class RayExecutor:
         for name, most in (("cpus_per_worker", None), ("gpus_per_worker", 1)):
             if getattr(self, name) is not None:
                 settled[name] = real_number(name, getattr(self, name), least=0, most=most)
-        if self.patience != math.inf:  # which waits as long as it takes
+        if not (isinstance(self.patience, float) and self.patience == math.inf):  # which waits as long as it takes
             settled["patience"] = real_number("patience", self.patience, least=0)
         for name, value in settled.items():
             object.__setattr__(self, name, value)

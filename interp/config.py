@@ -164,7 +164,6 @@ class ModelConfig:
             settle("d_inner", 2 * self.d_model if self.d_inner is None else self.d_inner)
             settle("d_state", self.d_state or (16 if "mamba" in self.mixers else 128))
             settle("dt_rank", self.dt_rank or math.ceil(self.d_model / 16))
-            settle("dt_limit", tuple(self.dt_limit) if isinstance(self.dt_limit, list) else self.dt_limit)
         self._check()
 
     def _settle_heads(self, settle: Callable[[str, object], None]) -> None:
@@ -192,6 +191,10 @@ class ModelConfig:
         for name in ("n_key_value_heads", "d_mlp", "rotary_dim", "d_inner", "d_state", "dt_rank", *OF_STATES):
             if getattr(self, name) is not None:
                 self._check_whole(name, 0)
+        self._check_choice("positional_embedding_type", ("auto", *POSITIONS))
+        if isinstance(self.dt_limit, list):
+            object.__setattr__(self, "dt_limit", tuple(self.dt_limit))
+        self._check_limits()
         for name in ("eps", "ssm_eps", "initializer_range"):
             _check_number(name, getattr(self, name), least=0)
         _check_number("rotary_base", self.rotary_base, above=0)
@@ -246,7 +249,6 @@ class ModelConfig:
             raise ConfigError("attention_dir='bidirectional' contradicts state-space layers, which only look back")
         self._check_choice("act_fn", ACTIVATIONS if self.has_mlp else (None,))
         self._check_choice("normalization_type", NORMALIZATIONS)
-        self._check_choice("positional_embedding_type", POSITIONS)
         self._check_choice("attention_dir", ("causal", "bidirectional"))
         kind = self.positional_embedding_type
         if kind in ("rotary", "alibi") and not self.has_attention:
@@ -270,6 +272,8 @@ class ModelConfig:
                 f"n_ssm_groups={self.n_ssm_groups} must divide the {self.n_ssm_heads} heads of d_ssm_head="
                 f"{self.d_ssm_head} channels"
             )
+
+    def _check_limits(self) -> None:
         limits = self.dt_limit
         if limits is None:
             return
@@ -277,7 +281,7 @@ class ModelConfig:
         if not (pair and 0 <= limits[0] < limits[1] and (limits[1] <= LARGEST or limits[1] == math.inf)):
             raise ConfigError(
                 f"dt_limit must be (least, most) with 0 <= least < most, which is infinite or a float32 number, not "
-                f"{self.dt_limit!r}"
+                f"{shown(self.dt_limit)}"
             )
 
     def _check_choice(self, field: str, choices: tuple[str | None, ...], given: str | None = None) -> None:
@@ -430,7 +434,7 @@ def _whole(name: str, value: Any, least: int, most: int = MOST) -> int:
 
 def _check_number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
     """Refuse what is no finite number, or one that is too small."""
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf  # nor NaN
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300  # nor NaN
     if not fits or (least is not None and value < least) or (above is not None and value <= above):
         bound = f"of {least} or more" if least is not None else f"above {above}"
         raise ConfigError(f"{name} must be a finite number {bound}, not {shown(value)}")

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from interp.arguments import checked, is_whole, real_number, shown, whole_number
 from interp.cache import take
-from interp.checksums import BLANK, is_sound, sealed
+from interp.checksums import BLANK, is_sound, plain_json, sealed
 from interp.contrasts import Array, Contrast, contrast
 from interp.edits import Edit, Index
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
@@ -158,7 +158,8 @@ class Direction:
         """
         from safetensors.torch import save
 
-        about = {"site": self.site, "layer": self.layer, "head": self.head, "made": dict(self.made)}
+        made = plain_json("how a direction was made", dict(self.made))
+        about = {"site": self.site, "layer": self.layer, "head": self.head, "made": made}
         metadata = {"format": FORMAT, "about": json.dumps(about), "checksum": BLANK.decode()}
         content = save({"vector": self.vector.contiguous()}, metadata)
         write_whole(Path(path), sealed(content), what="a direction")

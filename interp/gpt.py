@@ -402,7 +402,7 @@ def _check_size(cfg: ModelConfig) -> None:
     if place.type == "meta" or at_most < SURELY_FITS:
         return
     # One layer of each kind, without memory, is enough to count them all.
-    kinds = Counter(cfg.layer_types or [cfg.layer_type(0)] * min(cfg.n_layers, 1))
+    kinds = Counter(cfg.layer_types or ["every layer"] * min(cfg.n_layers, 1))
     few = cfg.replace(n_layers=len(kinds), layer_types=None if cfg.layer_types is None else tuple(kinds))
     try:
         with torch.device("meta"):

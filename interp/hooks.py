@@ -27,7 +27,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor
 
-from interp.arguments import is_several, shown
+from interp.arguments import is_several, misfit, own_signature, shown
 from interp.errors import HookError
 from interp.sites import NameFilter, Site, match
 
@@ -45,18 +45,12 @@ def by_position(fn: HookFunction, where: str) -> HookFunction:
     Raises:
         HookError: a function that cannot be called so, as far as its signature says.
     """
-    try:
-        own, meant = inspect.signature(fn, follow_wrapped=False), inspect.signature(fn)
-    except (TypeError, ValueError):  # many a function written in C has none
+    own = own_signature(fn)
+    if own is None:
         return fn
-    named = "hook" in meant.parameters
-    try:  # a decorated function says what it takes itself, whatever the one within it takes
-        own.bind(None, hook=None) if named else own.bind(None, None)
-    except TypeError as error:
-        name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
-        raise HookError(
-            f"the function for {where} is called with (value, hook), and {name}{own} does not take that: {error}"
-        ) from None
+    named = "hook" in (inspect.signature(fn) if hasattr(fn, "__wrapped__") else own).parameters
+    if wrong := misfit(fn, own, None, hook=None) if named else misfit(fn, own, None, None):
+        raise HookError(f"the function for {where} is called with (value, hook), and {wrong}")
     return (lambda value, point: fn(value, hook=point)) if named else fn
 
 

@@ -25,7 +25,7 @@ from interp import answers as answers_of
 from interp import pairing
 from interp.answers import AnswerSets
 from interp.arguments import NO_LISTS, as_index, checked, device_of, is_whole, plain, shown
-from interp.checksums import of_values
+from interp.checksums import of_values, plain_json
 from interp.errors import PromptError, unknown
 from interp.pairing import Roles
 from interp.tokens import labels, pad
@@ -392,7 +392,7 @@ class PromptPairs:
             "format": FORMAT,
             "name": self.name,
             "digest": self.digest(),
-            "notes": self.notes,
+            "notes": plain_json("notes", self.notes),
             "pad_id": int(padding[0]) if len(padding) else 0,
             "pairs": self._plain_pairs(),
         }

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from interp.arguments import is_several, shown, whole_number
+from interp.arguments import is_several, misfit, own_signature, shown, whole_number
 from interp.config import ModelConfig, check_config
 from interp.errors import UnknownName, check_choice, unknown
 
@@ -326,6 +326,8 @@ def _matching(wanted: NameFilter, names: list[str]) -> list[str]:
             raise _no_site(wanted, names)
         return chosen
     if callable(wanted):
+        if wrong := misfit(wanted, own_signature(wanted), ""):
+            raise UnknownName(f"a predicate is called with the name of a site, and {wrong}")
         chosen = [n for n in names if wanted(n)]
         if not chosen:
             raise UnknownName(

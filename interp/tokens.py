@@ -14,14 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import torch
 
 from interp import tokenizer_files
-from interp.arguments import checked, is_whole, plain, shown, whole_number
+from interp.arguments import checked, flag, is_whole, plain, shown, whole_number
 from interp.characters import visible_token
 from interp.errors import ConfigError, PromptError, WeightsError
 
@@ -122,6 +122,7 @@ class Tokenizer:
         text = _checked(text)
         if prepend_bos is None:
             return self._encode(text, add_special_tokens=True)
+        prepend_bos = flag("prepend_bos", prepend_bos)
         ids = self._encode(text) + self._suffix
         if not prepend_bos:
             return ids
@@ -171,7 +172,7 @@ class Tokenizer:
 
         Special tokens are not added.
         """
-        ids, longer = self.at_start(text), self.at_start(text + rest)
+        ids, longer = self.at_start(text), self.at_start(text + _checked(rest, "the rest of a text"))
         return longer[len(ids) :] if longer[: len(ids)] == ids else None
 
     def within(self, text: str) -> list[int]:
@@ -192,7 +193,8 @@ class Tokenizer:
             PromptError: no id, or no text.
         """
         unknown = getattr(getattr(self.backend, "model", None), "unk_token", None) or "<unk>"
-        return self.id_to_token(id_) == unknown != _checked(text).strip()
+        found, text = self.id_to_token(id_), _checked(text)
+        return found == unknown != text.strip()
 
     def n_before(self, ids: Sequence[int], text: str) -> int | None:
         """How many ids stand before those of `text`, such as a BOS; None where its own are not among `ids`.
@@ -342,6 +344,8 @@ def as_mask(mask: Any, what: str = "attention_mask") -> torch.Tensor:
         raise PromptError(f"{what} must be True or 1 at real tokens, [batch, pos], not {mask!r:.80}: {error}") from None
     if given.dtype == torch.bool:
         return given
+    if given.is_complex():
+        raise PromptError(f"{what} must be True or 1 at real tokens and False or 0 at padding, not {shown(mask)}")
     other = (given != 0) & (given != 1)
     if bool(other.any()):
         found = given[other][0].item()
@@ -385,6 +389,8 @@ def whole_ids(ids: Iterable[int]) -> list[int]:
         PromptError: something that is none, or a nested list.
     """
     values = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+    if isinstance(values, set | frozenset | Mapping):
+        raise PromptError(f"token ids must stand in a sequence, not in {shown(values)}")
     checked = []
     for value in values if isinstance(values, Iterable) else [values]:
         if not is_whole(value) or not 0 <= plain(value) <= MOST_ID:

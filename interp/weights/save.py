@@ -23,7 +23,7 @@ from torch import Tensor
 
 from interp import tokenizer_files
 from interp.arguments import shown
-from interp.errors import ConfigError, OutputError, WeightsError, unknown
+from interp.errors import ConfigError, OutputError, WeightsError, check_choice
 from interp.gpt import GPT
 from interp.tokens import Tokenizer
 from interp.weights import manifest, to_huggingface
@@ -62,8 +62,7 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
             interp.save(model, "finetuned", format="huggingface")
             transformers.AutoModelForCausalLM.from_pretrained("finetuned")
     """
-    if format not in FORMATS:
-        raise unknown("format", format, FORMATS)
+    check_choice("format", format, FORMATS)
     if not isinstance(folder, str | os.PathLike):
         raise ConfigError(f"folder must be a path, not {shown(folder)}")
     if not isinstance(model, GPT):

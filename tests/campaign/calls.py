@@ -192,7 +192,7 @@ def prepare(home: Path) -> None:
         definition="nothing", unit="logits", value=0.5, base=0.1, column="layer", edit=edit, folder=home / "lens",
         stream=torch.ones(1, 16), figure=None, stem="figure", table=frame, progress=False, most=4,
         key=("z", 1), tensors=dict(cache), training={}, layers=None, changes=None, queries=None, A=None,
-        why="no cell was measured",
+        why="no cell was measured", rest=" Mary",
     )  # fmt: skip
     own: dict[str, dict[str, Any]] = {
         "Circuit.load": {"path": files["circuit"]},
