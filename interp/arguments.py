@@ -125,7 +125,7 @@ def _are(fits: Callable[[Any], bool], mappings: bool, values: Any) -> bool:
         return False
     if hasattr(values, "tolist"):
         values = values.tolist()
-    return not isinstance(values, list | tuple) or all(fits(value) for value in values)
+    return not isinstance(values, list | tuple | set | frozenset) or all(fits(value) for value in values)
 
 
 def _is_a(value: Any, name: str) -> bool:

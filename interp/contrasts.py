@@ -105,6 +105,8 @@ def contrast(
 
 
 def _own(pairs: PromptPairs, labels: Sequence[Any]) -> Contrast:
+    if isinstance(labels, set | frozenset):
+        raise PromptError(f"labels must be in the order of the prompts, in a list, not in {shown(labels)}")
     given = [tuple(row) if is_several(row) else (row,) for row in labels]
     if len(given) != len(pairs) or {len(row) for row in given} not in ({1}, {2}):
         raise PromptError(

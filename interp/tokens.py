@@ -389,7 +389,7 @@ def whole_ids(ids: Iterable[int]) -> list[int]:
         PromptError: something that is none, or a nested list.
     """
     values = ids.tolist() if isinstance(ids, torch.Tensor) else ids
-    if isinstance(values, set | frozenset | Mapping):
+    if isinstance(values, str | bytes | set | frozenset | Mapping):
         raise PromptError(f"token ids must stand in a sequence, not in {shown(values)}")
     checked = []
     for value in values if isinstance(values, Iterable) else [values]:

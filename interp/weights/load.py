@@ -141,7 +141,10 @@ def find(
             "a model is loaded from a short name, a path, a repository's name, a transformers model or a bridge, not "
             f"from {type(source).__name__}"
         )
-    name, path = str(source), Path(os.path.expanduser(source))
+    name = str(source)
+    if "\0" in name:
+        raise UnknownName(f"no model matches {name!r}: no path and no name has a NUL in it")
+    path = Path(os.path.expanduser(source))
     if name in MODELS:
         return READERS[name]()
     if name.strip() and os.path.isdir(path):  # which is False, too, for a name that no file can have
