@@ -126,11 +126,45 @@ def _are(fits: Callable[[Any], bool], mappings: bool, values: Any) -> bool:
         return False
     if hasattr(values, "tolist"):
         values = values.tolist()
-    return not isinstance(values, list | tuple) or all(fits(value) for value in values)
+    return not isinstance(values, list | tuple | set | frozenset) or all(fits(value) for value in values)
 
 
 def _is_a(value: Any, name: str) -> bool:
     return any(kind.__name__ == name for kind in type(value).__mro__)
+
+
+def is_several(values: Any) -> bool:
+    """Whether something is a list of things of some kind: a text, a mapping and an array without axes are none.
+
+    >>> is_several(("z", "q")), is_several("z"), is_several({"z": 1}), is_several(np.array(3)), is_several(None)
+    (True, False, False, False, False)
+    """
+    return isinstance(values, Iterable) and not isinstance(values, NO_LISTS) and getattr(values, "ndim", 1) != 0
+
+
+def own_signature(function: Any) -> inspect.Signature | None:
+    """What a function takes; of a decorated one, whatever the one within it takes. None where it cannot be known."""
+    try:
+        return inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):  # many a function written in C has none
+        return None
+
+
+def misfit(function: Any, signature: inspect.Signature | None, *args: Any, **kwargs: Any) -> str:
+    """Why a function with this signature cannot be called so; "" where it can, or where that cannot be known.
+
+    >>> function = lambda value: value
+    >>> misfit(function, own_signature(function), None, None)
+    '<lambda>(value) does not take that: too many positional arguments'
+    """
+    if signature is None:
+        return ""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(function, "__name__", None) or type(function).__name__
+        return f"{name}{signature} does not take that: {error}"
+    return ""
 
 
 def shown(value: Any) -> str:

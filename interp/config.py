@@ -10,10 +10,11 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from interp.arguments import is_several, one_of_layers
 from interp.errors import ConfigError, nearest
 from interp.files.foreign_files import shown
 
@@ -48,7 +49,7 @@ class RopeScaling:
     original_n_ctx: int = 8192
 
     def __post_init__(self) -> None:
-        if self.kind not in ROPE_SCALINGS:
+        if not isinstance(self.kind, str) or self.kind not in ROPE_SCALINGS:
             raise ConfigError(f"rope scaling {self.kind!r} is not supported; choose from {', '.join(ROPE_SCALINGS)}")
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
             _check_number(f"{name} of the rope scaling", getattr(self, name), above=0)
@@ -163,7 +164,6 @@ class ModelConfig:
             settle("d_inner", 2 * self.d_model if self.d_inner is None else self.d_inner)
             settle("d_state", self.d_state or (16 if "mamba" in self.mixers else 128))
             settle("dt_rank", self.dt_rank or math.ceil(self.d_model / 16))
-            settle("dt_limit", tuple(self.dt_limit) if isinstance(self.dt_limit, list) else self.dt_limit)
         self._check()
 
     def _settle_heads(self, settle: Callable[[str, object], None]) -> None:
@@ -186,11 +186,15 @@ class ModelConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         for name in ("n_heads", "d_head", "d_vocab", "d_vocab_out"):
-            if getattr(self, name) != -1:  # which is "not given"
+            if not _is_open(getattr(self, name)):
                 self._check_whole(name, 0)
         for name in ("n_key_value_heads", "d_mlp", "rotary_dim", "d_inner", "d_state", "dt_rank", *OF_STATES):
             if getattr(self, name) is not None:
                 self._check_whole(name, 0)
+        self._check_choice("positional_embedding_type", ("auto", *POSITIONS))
+        if isinstance(self.dt_limit, list):
+            object.__setattr__(self, "dt_limit", tuple(self.dt_limit))
+        self._check_limits()
         for name in ("eps", "ssm_eps", "initializer_range"):
             _check_number(name, getattr(self, name), least=0)
         _check_number("rotary_base", self.rotary_base, above=0)
@@ -210,8 +214,8 @@ class ModelConfig:
         self._check_whole("n_layers", 0)
         if self.layer_types is None:
             return
-        if isinstance(self.layer_types, str) or not isinstance(self.layer_types, Iterable):
-            raise ConfigError(f"layer_types must name the kind of each layer, not {self.layer_types!r}")
+        if not is_several(self.layer_types):
+            raise ConfigError(f"layer_types must name the kind of each layer, not {shown(self.layer_types)}")
         object.__setattr__(self, "layer_types", tuple(self.layer_types))
         if len(self.layer_types) != self.n_layers:
             raise ConfigError(
@@ -245,7 +249,6 @@ class ModelConfig:
             raise ConfigError("attention_dir='bidirectional' contradicts state-space layers, which only look back")
         self._check_choice("act_fn", ACTIVATIONS if self.has_mlp else (None,))
         self._check_choice("normalization_type", NORMALIZATIONS)
-        self._check_choice("positional_embedding_type", POSITIONS)
         self._check_choice("attention_dir", ("causal", "bidirectional"))
         kind = self.positional_embedding_type
         if kind in ("rotary", "alibi") and not self.has_attention:
@@ -269,6 +272,8 @@ class ModelConfig:
                 f"n_ssm_groups={self.n_ssm_groups} must divide the {self.n_ssm_heads} heads of d_ssm_head="
                 f"{self.d_ssm_head} channels"
             )
+
+    def _check_limits(self) -> None:
         limits = self.dt_limit
         if limits is None:
             return
@@ -276,16 +281,16 @@ class ModelConfig:
         if not (pair and 0 <= limits[0] < limits[1] and (limits[1] <= LARGEST or limits[1] == math.inf)):
             raise ConfigError(
                 f"dt_limit must be (least, most) with 0 <= least < most, which is infinite or a float32 number, not "
-                f"{self.dt_limit!r}"
+                f"{shown(self.dt_limit)}"
             )
 
     def _check_choice(self, field: str, choices: tuple[str | None, ...], given: str | None = None) -> None:
         value = getattr(self, field) if given is None else given
-        if value in choices:
+        if isinstance(value, str | None) and value in choices:
             return
         close = nearest(str(value), [c for c in choices if c])
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"{field}={value!r} is not one of {', '.join(map(repr, choices))}{hint}")
+        raise ConfigError(f"{field}={shown(value)} is not one of {', '.join(map(repr, choices))}{hint}")
 
     @property
     def n_kv_heads(self) -> int:
@@ -293,7 +298,13 @@ class ModelConfig:
         return self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
 
     def layer_type(self, layer: int) -> str:
-        """What a layer is made of: one of `LAYER_TYPES`."""
+        """What a layer is made of: one of `LAYER_TYPES`.
+
+        Raises:
+            UnknownName: no whole number, or not one of the model's layers.
+        """
+        if type(layer) is not int or not 0 <= layer < self.n_layers:  # in a forward it is one, and costs no call
+            layer = one_of_layers(layer, self.n_layers)
         return ("attn" if self.attn_only else "attn+mlp") if self.layer_types is None else self.layer_types[layer]
 
     def mixer(self, layer: int) -> str | None:
@@ -362,8 +373,12 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The configuration that `to_dict` wrote; a name that is no field is refused."""
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ConfigError: no mapping, a name that is no field, the lack of one that is needed.
+        """
         _check_fields(cls, values)
         scaling = values.get("rope_scaling")
         if isinstance(scaling, Mapping):
@@ -374,17 +389,34 @@ class ModelConfig:
 
 def _check_fields(cls: type, values: Mapping[str, Any]) -> None:
     """Refuse values for fields that a class does not have, and the lack of one that it needs."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{cls.__name__} is made from a mapping of its fields, not from {shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            close = nearest(name, fields)
+            close = nearest(str(name), fields)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"{cls.__name__} has no field {name!r}{hint}")
+            raise ConfigError(f"{cls.__name__} has no field {shown(name)}{hint}")
     lost = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
     if lost:
         raise ConfigError(
             f"{cls.__name__} needs {', '.join(lost)}, which {'is' if len(lost) == 1 else 'are'} not given"
         )
+
+
+def check_config(cfg: Any) -> None:
+    """Refuse what is no configuration.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(cfg, ModelConfig):
+        raise ConfigError(f"cfg must be a ModelConfig, not {shown(cfg)}")
+
+
+def _is_open(value: Any) -> bool:
+    """Whether a field has TransformerLens's -1, which means "not given"."""
+    return type(value) is int and value == -1
 
 
 def _whole(name: str, value: Any, least: int, most: int = MOST) -> int:
@@ -402,7 +434,7 @@ def _whole(name: str, value: Any, least: int, most: int = MOST) -> int:
 
 def _check_number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
     """Refuse what is no finite number, or one that is too small."""
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf  # nor NaN
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300  # nor NaN
     if not fits or (least is not None and value < least) or (above is not None and value <= above):
         bound = f"of {least} or more" if least is not None else f"above {above}"
         raise ConfigError(f"{name} must be a finite number {bound}, not {shown(value)}")

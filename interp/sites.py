@@ -15,11 +15,11 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from interp.arguments import shown, whole_number
-from interp.config import ModelConfig
+from interp.arguments import is_several, misfit, own_signature, shown, whole_number
+from interp.config import ModelConfig, check_config
 from interp.errors import UnknownName, check_choice, unknown
 
 NameFilter = str | Callable[[str], bool] | Sequence[str] | None
@@ -207,6 +207,7 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
 
 def site_names(cfg: ModelConfig) -> dict[str, Site]:
     """Every full site name of a model, in the order of computation."""
+    check_config(cfg)
     names = {site.name(): site for site in SITES if not site.per_layer and exists(site, cfg)}
     last = {name: names.pop(name) for name in list(names) if "ln_final" in name}
     for layer in range(cfg.n_layers):
@@ -216,6 +217,7 @@ def site_names(cfg: ModelConfig) -> dict[str, Site]:
 
 def axis_sizes(cfg: ModelConfig) -> dict[str, int]:
     """How long the axes are that do not depend on the prompts."""
+    check_config(cfg)
     d_inner, d_state = cfg.d_inner or 0, cfg.d_state or 0
     return {
         "head": cfg.n_heads,
@@ -301,9 +303,21 @@ def match(wanted: NameFilter, names: Iterable[str]) -> list[str]:
     """The names that a filter selects: an exact name, a glob, a predicate, a list of these, or None for all.
 
     Raises:
-        UnknownName: an exact name or a glob that selects nothing; the message offers the nearest names.
+        UnknownName: an exact name or a glob that selects nothing (the message offers the nearest names), or `names`
+            that are none.
     """
-    names = list(names)
+    if isinstance(names, str) or not (isinstance(names, Mapping) or is_several(names)):
+        raise UnknownName(f"names must be the names of sites, in a list, not {shown(names)}")
+    listed = list(names)
+    if set(map(type, listed)) - {str}:  # a quick look, as every attached hook comes here
+        for name in listed:
+            if not isinstance(name, str):
+                raise UnknownName(f"names must be the names of sites, but one of them is {shown(name)}")
+    return _matching(wanted, listed)
+
+
+def _matching(wanted: NameFilter, names: list[str]) -> list[str]:
+    """`match`, among names that were looked at."""
     if wanted is None:
         return names
     if isinstance(wanted, str):
@@ -312,6 +326,8 @@ def match(wanted: NameFilter, names: Iterable[str]) -> list[str]:
             raise _no_site(wanted, names)
         return chosen
     if callable(wanted):
+        if wrong := misfit(wanted, own_signature(wanted), ""):
+            raise UnknownName(f"a predicate is called with the name of a site, and {wrong}")
         chosen = [n for n in names if wanted(n)]
         if not chosen:
             raise UnknownName(
@@ -320,7 +336,7 @@ def match(wanted: NameFilter, names: Iterable[str]) -> list[str]:
         return chosen
     if not isinstance(wanted, Iterable) or getattr(wanted, "ndim", 1) != 1:
         raise UnknownName(f"sites are chosen by a name, a glob, a predicate or a list of these, not by {shown(wanted)}")
-    chosen_set = {name for part in wanted for name in match(part, names)}
+    chosen_set = {name for part in wanted for name in _matching(part, names)}
     return [n for n in names if n in chosen_set]
 
 

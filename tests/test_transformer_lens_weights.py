@@ -184,7 +184,7 @@ def test_bad_tensors_are_named(tokens: Tensor) -> None:
             loading(blocks__1__mlp__W_in=bad)
     with pytest.raises(WeightsError, match=r"'embed.W_E' has no values"):
         loading(embed__W_E=torch.empty(29, 16, device="meta"))
-    with pytest.raises(WeightsError, match=r"'embed.W_E' must be a tensor or an array of numbers, not str"):
+    with pytest.raises(WeightsError, match=r"'embed.W_E' must be a tensor or an array of numbers, not 'weights'"):
         loading(embed__W_E="weights")
     renamed = {name.replace("mlp", "ffn"): tensor for name, tensor in state.items()}
     with pytest.raises(

@@ -9,14 +9,15 @@
 
 from __future__ import annotations
 
+import itertools
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from interp.arguments import checked
+from interp.arguments import checked, is_several, plain, shown
 from interp.errors import PromptError, unknown
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
@@ -104,13 +105,18 @@ def contrast(
 
 
 def _own(pairs: PromptPairs, labels: Sequence[Any]) -> Contrast:
-    given = [tuple(row) if isinstance(row, tuple | list | np.ndarray | Tensor) else (row,) for row in labels]
+    if isinstance(labels, set | frozenset):
+        raise PromptError(f"labels must be in the order of the prompts, in a list, not in {shown(labels)}")
+    given = [tuple(row) if is_several(row) else (row,) for row in labels]
     if len(given) != len(pairs) or {len(row) for row in given} not in ({1}, {2}):
         raise PromptError(
             f"labels must be one for each of {len(pairs)} clean prompts, or [prompt, 2] for clean and corrupt ones, "
             f"not {len(given)} of {sorted({len(row) for row in given})}"
         )
-    table = [[one.item() if isinstance(one, Tensor | np.generic) else one for one in row] for row in given]
+    table = [[plain(one) for one in row] for row in given]
+    for one in itertools.chain(*table):
+        if not isinstance(one, str | numbers.Real) or one != one:
+            raise PromptError(f"labels must be texts or numbers, not {shown(one)}")
     classes = sorted({one for row in table for one in row}, key=lambda one: (str(type(one)), one))
     if len(classes) < 2:
         raise PromptError(f"labels need at least two classes, and these are all {classes[0]!r}")

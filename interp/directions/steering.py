@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import checked, real_number
+from interp.arguments import checked, is_whole, real_number, shown, whole_number
 from interp.directions.classes import Array, Contrast, contrast
 from interp.edits import Edit, Index
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
-from interp.files.checksums import BLANK, is_sound, sealed
+from interp.files.checksums import BLANK, is_sound, plain_json, sealed
 from interp.files.whole_files import write_whole
 from interp.hooked.hooks import HookPoint
 from interp.hooked.model import HookedModel
@@ -107,6 +107,9 @@ class Direction:
         layer: the layer.
         head: the axis of heads, groups or channels ("head", "kv_head", "ssm_head", ...) and its index, for one's own.
         made: how it was made, in plain JSON values.
+
+    Raises:
+        ConfigError: a part of another kind.
     """
 
     vector: Tensor
@@ -114,6 +117,21 @@ class Direction:
     layer: int
     head: tuple[str, int] | None = None
     made: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.vector, Tensor) or self.vector.dtype == torch.bool or self.vector.is_complex():
+            raise ConfigError(f"the vector of a direction must be a tensor of numbers, not {shown(self.vector)}")
+        if not isinstance(self.site, str):
+            raise ConfigError(f"the site of a direction must be a name, such as 'resid_pre', not {shown(self.site)}")
+        object.__setattr__(self, "layer", whole_number("the layer of a direction", self.layer, least=0))
+        pair = isinstance(self.head, tuple) and len(self.head) == 2 and isinstance(self.head[0], str)
+        if self.head is not None and not (pair and is_whole(self.head[1])):
+            raise ConfigError(
+                f"the head of a direction must be its axis and its index, such as ('head', 3), or None, not "
+                f"{shown(self.head)}"
+            )
+        if not isinstance(self.made, Mapping):
+            raise ConfigError(f"how a direction was made must be a mapping, not {shown(self.made)}")
 
     @property
     def norm(self) -> float:
@@ -140,7 +158,8 @@ class Direction:
         """
         from safetensors.torch import save
 
-        about = {"site": self.site, "layer": self.layer, "head": self.head, "made": dict(self.made)}
+        made = plain_json("how a direction was made", dict(self.made))
+        about = {"site": self.site, "layer": self.layer, "head": self.head, "made": made}
         metadata = {"format": FORMAT, "about": json.dumps(about), "checksum": BLANK.decode()}
         content = save({"vector": self.vector.contiguous()}, metadata)
         write_whole(Path(path), sealed(content), what="a direction")

@@ -14,8 +14,23 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from interp.errors import ConfigError
+
 MARK = b"interp-sha256:"
 BLANK = MARK + b"0" * 64
+
+
+def plain_json(name: str, content: Any) -> Any:
+    """What may be written as JSON, as it is.
+
+    Raises:
+        ConfigError: it holds something else than texts, numbers, lists and mappings.
+    """
+    try:
+        json.dumps(content)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{name} must be plain JSON values to be saved: {error}") from None
+    return content
 
 
 def of_values(content: Mapping[str, Any]) -> str:

@@ -152,6 +152,10 @@ def generate(
     if isinstance(input, Tensor):
         attention_mask = padding_of(input) if attention_mask is None else attention_mask
         tokens = (input[None] if input.ndim == 1 else input).to(model.device)
+        if tokens.ndim != 2 or 0 in tokens.shape or tokens.is_floating_point() or tokens.dtype == torch.bool:
+            raise PromptError(
+                f"what is continued must be token ids, whole numbers [batch, pos] with pos > 0, not {shown(input)}"
+            )
         mask = (
             torch.ones_like(tokens, dtype=torch.bool)
             if attention_mask is None

@@ -27,6 +27,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor
 
+from interp.arguments import is_several, misfit, own_signature, shown
 from interp.errors import HookError
 from interp.sites import NameFilter, Site, match
 
@@ -34,15 +35,23 @@ T = TypeVar("T")
 HookFunction = Callable[..., Tensor | None]
 
 
-def by_position(fn: HookFunction) -> HookFunction:
-    """`fn(tensor, hook)`, whichever way `fn` takes its hook point: as the keyword `hook`, or as second argument."""
-    try:
-        parameters = inspect.signature(fn).parameters
-    except (TypeError, ValueError):
+def by_position(fn: HookFunction, where: str) -> HookFunction:
+    """`fn(tensor, hook)`, whichever way `fn` takes its hook point: as the keyword `hook`, or as second argument.
+
+    Args:
+        fn: the function.
+        where: what it is attached to, for the message.
+
+    Raises:
+        HookError: a function that cannot be called so, as far as its signature says.
+    """
+    own = own_signature(fn)
+    if own is None:
         return fn
-    if "hook" not in parameters:
-        return fn
-    return lambda value, point: fn(value, hook=point)
+    named = "hook" in (inspect.signature(fn) if hasattr(fn, "__wrapped__") else own).parameters
+    if wrong := misfit(fn, own, None, hook=None) if named else misfit(fn, own, None, None):
+        raise HookError(f"the function for {where} is called with (value, hook), and {wrong}")
+    return (lambda value, point: fn(value, hook=point)) if named else fn
 
 
 @dataclass(eq=False)
@@ -306,16 +315,17 @@ def attached(
     requests: list[_Request] = []
     hooks: dict[HookPoint, tuple[Hook, ...]] = {}
     for entries, backward, reads in ((fwd_hooks, False, False), (bwd_hooks, True, False), (readers, False, True)):
-        if isinstance(entries, str) or not isinstance(entries, Iterable):
-            raise HookError(f"hooks are a list of pairs (names, function), not {entries!r:.80}")
+        if not is_several(entries):
+            raise HookError(f"hooks are a list of pairs (names, function), not {shown(entries)}")
         for entry in entries:
             if not (isinstance(entry, (tuple, list)) and len(entry) == 2 and callable(entry[1])):
-                raise HookError(f"hooks are a list of pairs (names, function), but one of them is {entry!r}")
+                raise HookError(f"hooks are a list of pairs (names, function), but one of them is {shown(entry)}")
             wanted, fn = entry
             request = _Request(wanted)
             requests.append(request)
-            call = by_position(fn)
-            for name in match(wanted, points):
+            names = match(wanted, points)
+            call = by_position(fn, said(names))
+            for name in names:
                 point = points[name]
                 demands = not (reads and wanted is None and point.site.on_demand)
                 hook = Hook(call, backward=backward, demands=demands, reads=reads, in_place=in_place)
@@ -323,6 +333,11 @@ def attached(
                 request.hooks.append((point, hook))
     attachment = Attachment(gives, hooks, requests if must_run else ())
     return cast(AbstractContextManager[T], attachment)
+
+
+def said(names: Sequence[str]) -> str:
+    """Some sites in a message."""
+    return f"{names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else "no site"
 
 
 def detach(points: Mapping[str, HookPoint]) -> None:

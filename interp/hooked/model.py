@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from interp.arguments import checked, device_of, entries, flag, shown
 from interp.config import ModelConfig
-from interp.errors import HookError, PromptError
+from interp.errors import ConfigError, HookError, PromptError
 from interp.hooked.cache import ActivationCache
 from interp.hooked.decompositions import Scales
 from interp.hooked.generation import generate
-from interp.hooked.hooks import Hook, HookFunction, HookPoint, Kept, attached, by_position, detach
+from interp.hooked.hooks import Hook, HookFunction, HookPoint, Kept, attached, by_position, detach, said
 from interp.hooked.recorder import Recorder
 from interp.hooked.slices import PosSlice
 from interp.hooked.text_input import TextInput
@@ -42,6 +42,8 @@ class HookedModel(TextInput, nn.Module, ABC):
 
     def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer | None, points: dict[str, HookPoint]) -> None:
         super().__init__()
+        if not isinstance(tokenizer, Tokenizer | None):
+            raise ConfigError(f"tokenizer must be a Tokenizer of interp or None, not {shown(tokenizer)}")
         self.cfg = cfg
         self.tokenizer = tokenizer
         self.source: Any = None
@@ -111,7 +113,8 @@ class HookedModel(TextInput, nn.Module, ABC):
 
         Raises:
             UnknownName: a name that matches no site.
-            HookError: a hook that never ran, or that returned another shape or dtype.
+            HookError: a function that does not take `(tensor, hook)`; a hook that never ran, or that returned another
+                shape or dtype.
         """
         return attached(self.hook_dict, fwd_hooks, bwd_hooks, in_place=True, gives=self)
 
@@ -202,12 +205,13 @@ class HookedModel(TextInput, nn.Module, ABC):
             hook: `fn(tensor, hook)`, as in `hooks`.
             dir: "fwd" or "bwd".
         """
-        if dir not in ("fwd", "bwd"):
-            raise HookError(f"dir must be 'fwd' or 'bwd', not {dir!r}")
+        if not isinstance(dir, str) or dir not in ("fwd", "bwd"):
+            raise HookError(f"dir must be 'fwd' or 'bwd', not {shown(dir)}")
         if not callable(hook):
             raise HookError(f"a hook must be a function of (tensor, hook), not {shown(hook)}")
-        call = by_position(hook)
-        self._kept.added.append({name: Hook(call, backward=dir == "bwd") for name in match(names, self.hook_dict)})
+        chosen = match(names, self.hook_dict)
+        call = by_position(hook, said(chosen))
+        self._kept.added.append({name: Hook(call, backward=dir == "bwd") for name in chosen})
 
     def reset_hooks(self) -> None:
         """Detach the model's own hooks, and those of the blocks around this call; forget every point's `ctx`.

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from interp.arguments import checked
+from interp.arguments import checked, shown
 from interp.config import ModelConfig
 from interp.errors import PromptError
 from interp.text.padding import MASK_OF, as_mask, pad, padding_of
@@ -80,7 +80,7 @@ class TextInput:
     @checked
     def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
         """Text of token ids: a list for [batch, pos], one text for [pos] or a single id."""
-        ids = torch.as_tensor(tokens)
+        ids = _as_ids("tokens", tokens)
         if ids.ndim == 2:
             return [self._tokenizer().decode(row) for row in ids.tolist()]
         return self._tokenizer().decode(ids.reshape(-1).tolist())
@@ -90,7 +90,7 @@ class TextInput:
         """The tokens of one prompt, each as text with the space that belongs to it: " the" is not "the"."""
         if isinstance(input, str):
             return self._tokenizer().str_tokens(self._tokenizer().encode(input, prepend_bos=prepend_bos))
-        ids = torch.as_tensor(input)
+        ids = _as_ids("input", input)
         if ids.ndim == 2 and ids.shape[0] != 1:
             raise PromptError(f"to_str_tokens takes one prompt, not a batch of {ids.shape[0]}")
         return self._tokenizer().str_tokens(ids.reshape(-1).tolist())
@@ -165,3 +165,11 @@ class TextInput:
             raise PromptError(
                 f"token id {low if low < 0 else high} is out of range: this model's ids are 0 to {self.cfg.d_vocab - 1}"
             )
+
+
+def _as_ids(name: str, given: Any) -> Tensor:
+    """Token ids of one prompt, or of several of one length."""
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # rows of different lengths, no numbers, vast ones
+        raise PromptError(f"{name} must be token ids, [pos] or [batch, pos], not {shown(given)}") from None

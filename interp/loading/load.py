@@ -18,7 +18,7 @@ from typing import Any, cast, overload
 import torch
 from torch import nn
 
-from interp.arguments import device_of
+from interp.arguments import device_of, flag, shown
 from interp.errors import UnknownName, WeightsError, nearest
 from interp.hooked.model import HookedModel
 from interp.loading.bridge import from_bridge, is_bridge
@@ -102,6 +102,10 @@ def load(
     """
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.from_transformers(tokenizer)
+    flag("check", check)
+    for name, value in (("pre_tokenizer", pre_tokenizer), ("revision", revision)):
+        if not isinstance(value, str | None):
+            raise UnknownName(f"{name} must be text or None, not {shown(value)}")
     if pre_tokenizer is not None and not str(source).endswith(".gguf"):
         raise UnknownName(
             f"pre_tokenizer={pre_tokenizer!r} is a matter of .gguf files, and the model is none; leave it out"
@@ -139,14 +143,17 @@ def find(
             "a model is loaded from a short name, a path, a repository's name, a transformers model or a bridge, not "
             f"from {type(source).__name__}"
         )
-    name, path = str(source), Path(os.path.expanduser(source))
+    name = str(source)
+    if "\0" in name:
+        raise UnknownName(f"no model matches {name!r}: no path and no name has a NUL in it")
+    path = Path(os.path.expanduser(source))
     if name in MODELS:
         return READERS[name]()
-    if name.strip() and path.is_dir():
+    if name.strip() and os.path.isdir(path):  # which is False, too, for a name that no file can have
         manifest.check(path)
         own = (path / transformer_lens.CONFIG_FILE).is_file() and not (path / "config.json").is_file()
         return transformer_lens.read(path, tokenizer=tokenizer) if own else huggingface.read(path, tokenizer=tokenizer)
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix == ".gguf":
             return gguf.read(path, tokenizer=tokenizer, pre_tokenizer=pre_tokenizer)
         raise WeightsError(
@@ -171,7 +178,7 @@ def _hint(path: Path) -> str:
     hints = [f"short names are {', '.join(MODELS)}"]
     if len(path.parts) > 1 or path.suffix in WEIGHT_SUFFIXES:
         parent = path.parent
-        while not parent.is_dir():
+        while not os.path.isdir(parent):
             path, parent = parent, parent.parent
         near = nearest(path.name, [entry.name for entry in parent.iterdir()], most=1)
         hints += [f"the nearest path that exists is {str(parent / near[0])!r}"] if near else []

@@ -15,6 +15,9 @@ Sources: Vaswani et al. 2017 (attention, positions), Radford et al. 2019 (GPT-2:
 from __future__ import annotations
 
 import math
+import operator
+import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +27,7 @@ from einops import einsum, repeat
 from torch import Tensor, nn
 
 from interp.arguments import is_whole, plain, shown
-from interp.config import ModelConfig
+from interp.config import ModelConfig, check_config
 from interp.errors import ConfigError, PromptError, UnknownName
 from interp.forward.forward_context import Context, make_context
 from interp.hooked.hooks import HookPoint
@@ -33,11 +36,12 @@ from interp.hooked.past import PastKeyValues
 from interp.models.attention import Attention
 from interp.models.block import Block
 from interp.models.layers import Embed, Norm, PosEmbed, SinusoidalEmbed, Unembed
-from interp.sites import site_names
+from interp.sites import axis_sizes, site_names
 from interp.state_space.mixer import MambaMixer
 from interp.text.padding import check_attention_mask
 from interp.text.tokenizer import Tokenizer
 
+SURELY_FITS = 2**26  # numbers of a model that are not worth counting
 RECURRENT = ("conv", "delta", "B", "C")  # what states and the hidden attention follow from
 
 
@@ -67,6 +71,9 @@ class GPT(HookedModel):
         cfg: what to build; see `ModelConfig`.
         tokenizer: text to ids, if there is text.
 
+    Raises:
+        ConfigError: no configuration, or one whose weights no tensor, or not this machine's memory, could hold.
+
     Example:
         >>> model = GPT(ModelConfig(n_layers=2, d_model=16, n_ctx=32, d_head=8, d_vocab=50, seed=0))
         >>> logits, cache = model.run_with_cache(torch.tensor([[1, 2, 3]]))
@@ -75,6 +82,8 @@ class GPT(HookedModel):
     """
 
     def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+        check_config(cfg)
+        _check_size(cfg)
         points = {name: HookPoint(name, site) for name, site in site_names(cfg).items()}
         super().__init__(cfg, tokenizer, points)
         tables = {"standard": PosEmbed, "sinusoidal": SinusoidalEmbed}
@@ -377,9 +386,52 @@ class Mamba(GPT):
     """
 
     def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
+        check_config(cfg)
         if not cfg.has_mamba:
             raise ConfigError("a Mamba has state-space layers: name them in layer_types, as ('mamba',) * n_layers")
         super().__init__(cfg, tokenizer)
+
+
+def _check_size(cfg: ModelConfig) -> None:
+    """Refuse a model that is larger than the memory, before anything is made.
+
+    Raises:
+        ConfigError: it is.
+    """
+    place = torch.get_default_device()
+    widest = cfg.d_model + sum(axis_sizes(cfg).values()) + cfg.n_heads * cfg.d_head
+    at_most = cfg.d_model * (cfg.d_vocab + cfg.d_vocab_out + cfg.n_ctx) + cfg.n_layers * widest**2
+    if place.type == "meta" or at_most < SURELY_FITS:
+        return
+    # One layer of each kind, without memory, is enough to count them all.
+    kinds = Counter(cfg.layer_types or ["every layer"] * min(cfg.n_layers, 1))
+    few = cfg.replace(n_layers=len(kinds), layer_types=None if cfg.layer_types is None else tuple(kinds))
+    try:
+        with torch.device("meta"):
+            model = GPT(few)
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch's own, of a size beyond its numbers
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"no tensor can have the sizes that this configuration asks for ({reason}): {cfg}") from error
+    sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
+    every = sum(parameter.numel() for parameter in model.parameters()) - sum(sizes)
+    counts = kinds.values() if cfg.layer_types is not None else [cfg.n_layers] * len(sizes)
+    needed = (every + sum(map(operator.mul, sizes, counts))) * torch.get_default_dtype().itemsize
+    there = _memory(place)
+    if there is not None and needed > there:
+        raise ConfigError(
+            f"this configuration asks for {needed / 1e9:,.1f} GB of weights, and {place} has {there / 1e9:,.1f} GB of "
+            f"memory: {cfg}"
+        )
+
+
+def _memory(place: torch.device) -> int | None:
+    """The bytes of a device's memory, free or not; None where the system does not say."""
+    if place.type == "cuda":
+        return int(torch.cuda.mem_get_info(place)[1])
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None, *, per_token: bool) -> Tensor:

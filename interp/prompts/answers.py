@@ -7,14 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import is_whole, plain, shown, whole_number
+from interp.arguments import is_several, is_whole, plain, shown, whole_number
 from interp.errors import PromptError
 from interp.prompts.pair_checks import window
 
@@ -41,7 +41,7 @@ def answer_ids(answers: Any, n: int, model: HookedModel | None, prompts: Sequenc
         PromptError: another count, an answer that is not one token or out of range, an answer that is right and wrong.
     """
     given = answers.tolist() if isinstance(answers, Tensor | np.ndarray) else answers
-    if isinstance(given, str) or not isinstance(given, Iterable):
+    if not is_several(given) or isinstance(given, set | frozenset):
         raise PromptError(f"answers must be (right, wrong) for each pair, not {shown(answers)}")
     given = list(given)
     alone = len(given) == 2 and not all(_several(one) for one in given)

@@ -6,13 +6,13 @@ rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from interp.arguments import is_whole, plain, shown
+from interp.arguments import is_several, is_whole, plain, shown
 from interp.errors import PromptError, check_choice
 from interp.text.padding import MASK_OF, as_mask, whole_ids
 
@@ -122,11 +122,11 @@ def real_rows(given: Any, mask: Any, what: str) -> list[list[int]]:
             f"{what} is padded, {known}, and padding is no part of a prompt: give its mask, as in `tokens, mask = "
             "model.to_batch(texts)`, or one list of ids for each prompt"
         )
-    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+    if not is_several(given):
         raise PromptError(f"{what} must be the ids of each prompt, [[5, 6, 7], [5, 8]], not {shown(given)}")
     rows = []
     for at, row in enumerate(given):
-        if isinstance(row, str) or not isinstance(row, Iterable) or getattr(row, "ndim", 1) == 0:
+        if not is_several(row):
             raise PromptError(f"{what} must be the ids of each prompt, [[5, 6, 7], [5, 8]]; entry {at} is {shown(row)}")
         try:
             rows.append(whole_ids(row))
@@ -187,7 +187,7 @@ def role_positions(
     Raises:
         PromptError: another count, or a role whose text or position is not in its prompt.
     """
-    if not (roles is None or (isinstance(roles, Iterable) and not isinstance(roles, str))):
+    if not (roles is None or isinstance(roles, Mapping) or is_several(roles)):
         raise PromptError(f"roles must be a mapping from role to position, or one for each pair, not {shown(roles)}")
     given = [roles or {}] * len(rows) if roles is None or isinstance(roles, Mapping) else list(roles)
     if len(given) != len(rows):
@@ -196,6 +196,9 @@ def role_positions(
     for at, (of_pair, row) in enumerate(zip(given, rows, strict=True)):
         if not isinstance(of_pair, Mapping):
             raise PromptError(f"pair {at}: roles must be a mapping from role to position, not {shown(of_pair)}")
+        for role in of_pair:
+            if not isinstance(role, str):
+                raise PromptError(f"pair {at}: a role is named by text, not by {shown(role)}")
         prompt = None if prompts is None else prompts[at]
         found.append(
             {

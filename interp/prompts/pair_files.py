@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.arguments import checked
 from interp.errors import PromptError
-from interp.files.checksums import of_values
+from interp.files.checksums import of_values, plain_json
 from interp.files.whole_files import read_saved, write_whole
 from interp.prompts.answers import AnswerSets, sets_by_text
 from interp.text.padding import pad
@@ -82,7 +82,7 @@ class SavedPairs:
             "format": FORMAT,
             "name": self.name,
             "digest": self.digest(),
-            "notes": self.notes,
+            "notes": plain_json("notes", self.notes),
             "pad_id": int(padding[0]) if len(padding) else 0,
             "pairs": self._plain_pairs(),
         }

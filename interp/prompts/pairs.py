@@ -71,6 +71,11 @@ class PromptPairs(SavedPairs):
     answer_sets: AnswerSets = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise PromptError(f"name must be text, not {shown(self.name)}")
+        if not isinstance(self.notes, Mapping):
+            raise PromptError(f"notes must be a mapping, not {shown(self.notes)}")
+        object.__setattr__(self, "notes", dict(self.notes))
         shape = list(self.clean.shape)
         if len(shape) != 2 or 0 in shape:
             raise PromptError(f"clean must be token ids [n, pos] of at least one pair, not {shape}")
@@ -216,7 +221,7 @@ class PromptPairs(SavedPairs):
             str_tokens=shown,
             corrupt_str_tokens=corrupt_shown,
             name=name,
-            notes=dict(notes or {}),
+            notes={} if notes is None else notes,  # type: ignore[arg-type]
             answer_sets=sets,
         )
 

@@ -104,7 +104,8 @@ class Changes:
         if what[1] is None:
             return _AssignmentGroup(op, None, None)
         if edit.edit.computed:
-            return _AssignmentGroup(op, None, by_position(edit.edit.source))  # type: ignore[arg-type]
+            called = by_position(edit.edit.source, f"the edit at {edit.edit.site!r}")  # type: ignore[arg-type]
+            return _AssignmentGroup(op, None, called)
         key = (edit.name, what)
         if key not in self._sources:
             self._sources[key] = rows_first(self._values(edit), edit.site)

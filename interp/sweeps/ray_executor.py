@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow
 import torch
 
-from interp.arguments import whole_number
+from interp.arguments import real_number, shown, whole_number
 from interp.errors import ConfigError, InterpError
 from interp.sweeps.ray_connection import connection, ray_module
 
@@ -79,18 +79,22 @@ class RayExecutor:
     patience: float = 600.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("workers", 1, math.inf),
-            ("threads", 1, math.inf),
-            ("cpus_per_worker", 0, math.inf),
-            ("gpus_per_worker", 0, 1),
-            ("patience", 0, math.inf),
-        ):
-            value = getattr(self, name)
-            if value is not None and name in ("workers", "threads"):
-                whole_number(name, value)
-            if value is not None and not low <= value <= high:
-                raise ConfigError(f"{name} is {value}, expected {low} {'or more' if high > 1 else f'to {high}'}")
+        if not isinstance(self.address, str | None):
+            raise ConfigError(
+                f"address must be text, such as 'auto' or 'host:port', or None, not {shown(self.address)}"
+            )
+        settled: dict[str, float] = {
+            name: whole_number(name, getattr(self, name), least=1)
+            for name in ("workers", "threads")
+            if getattr(self, name) is not None
+        }
+        for name, most in (("cpus_per_worker", None), ("gpus_per_worker", 1)):
+            if getattr(self, name) is not None:
+                settled[name] = real_number(name, getattr(self, name), least=0, most=most)
+        if not (isinstance(self.patience, float) and self.patience == math.inf):  # which waits as long as it takes
+            settled["patience"] = real_number("patience", self.patience, least=0)
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
 
     def __call__(self, job: ChunkRunner, chunks: Sequence[int]) -> Generator[tuple[int, np.ndarray], None, None]:
         """The values of every chunk, as workers finish them.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from interp.arguments import is_whole, plain
+from interp.arguments import is_whole, plain, shown, whole_number
 from interp.errors import PromptError
 
+MOST_ID = 2**31 - 1
 MASK_OF = "attention_mask"  # the attribute under which a padded batch of `model.to_tokens` carries its mask
 
 
@@ -23,18 +24,19 @@ def pad(
         tokens [batch, pos] int64 and attention_mask [batch, pos] bool, True at real positions.
 
     Raises:
-        PromptError: no sequence, an empty one, or a side that is neither right nor left.
+        PromptError: no sequence, an empty one, a `pad_id` that is none, or a side that is neither right nor left.
 
     >>> tokens, mask = pad([[5, 6, 7], [8]], pad_id=0, side="left")
     >>> tokens.tolist(), mask.tolist()
     ([[5, 6, 7], [0, 0, 8]], [[True, True, True], [False, False, True]])
     """
-    if side not in ("right", "left"):
-        raise PromptError(f"padding side must be 'right' or 'left', not {side!r}")
+    if not isinstance(side, str) or side not in ("right", "left"):
+        raise PromptError(f"padding side must be 'right' or 'left', not {shown(side)}")
+    fill = whole_number("pad_id", pad_id, least=0, most=MOST_ID, refuse=PromptError)
     if len(sequences) == 0:
         raise PromptError("there is no sequence to pad; give at least one")
     length = max(len(sequence) for sequence in sequences)
-    tokens = torch.full((len(sequences), length), int(pad_id), dtype=torch.int64)  # [batch, pos]
+    tokens = torch.full((len(sequences), length), fill, dtype=torch.int64)  # [batch, pos]
     mask = torch.zeros(len(sequences), length, dtype=torch.bool)  # [batch, pos]
     for row, sequence in enumerate(sequences):
         if len(sequence) == 0:
@@ -66,6 +68,8 @@ def as_mask(mask: Any, what: str = "attention_mask") -> torch.Tensor:
         raise PromptError(f"{what} must be True or 1 at real tokens, [batch, pos], not {mask!r:.80}: {error}") from None
     if given.dtype == torch.bool:
         return given
+    if given.is_complex():
+        raise PromptError(f"{what} must be True or 1 at real tokens and False or 0 at padding, not {shown(mask)}")
     other = (given != 0) & (given != 1)
     if bool(other.any()):
         found = given[other][0].item()
@@ -102,9 +106,11 @@ def whole_ids(ids: Iterable[int]) -> list[int]:
         PromptError: something that is none, or a nested list.
     """
     values = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+    if isinstance(values, str | bytes | set | frozenset | Mapping):
+        raise PromptError(f"token ids must stand in a sequence, not in {shown(values)}")
     checked = []
     for value in values if isinstance(values, Iterable) else [values]:
-        if not is_whole(value) or not 0 <= plain(value) < 2**31:
+        if not is_whole(value) or not 0 <= plain(value) <= MOST_ID:
             raise PromptError(f"token ids must be whole numbers from 0 on in one flat sequence, not {value!r}")
         checked.append(int(plain(value)))
     return checked

@@ -18,10 +18,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from interp.errors import PromptError, WeightsError
+from interp.arguments import checked, flag, shown, whole_number
+from interp.errors import ConfigError, PromptError, WeightsError
 from interp.text import tokenizer_files
 from interp.text.characters import visible_token
-from interp.text.padding import whole_ids
+from interp.text.padding import MOST_ID, whole_ids
 
 if TYPE_CHECKING:
     import tokenizers
@@ -67,6 +68,7 @@ class Tokenizer:
         self._settle()
 
     @classmethod
+    @checked
     def from_directory(cls, path: str | Path) -> Tokenizer | None:
         """The tokenizer of a Hugging Face model directory, or None when it holds no tokenizer file.
 
@@ -86,7 +88,14 @@ class Tokenizer:
 
     @classmethod
     def from_transformers(cls, tokenizer: Any) -> Tokenizer:
-        """A transformers tokenizer in memory, with exactly its ids; later changes to it do not reach this one."""
+        """A transformers tokenizer in memory, with exactly its ids; later changes to it do not reach this one.
+
+        Raises:
+            ConfigError: something else.
+            WeightsError: a tokenizer that does not work.
+        """
+        if not all(hasattr(tokenizer, name) for name in tokenizer_files.OWN_IDS):
+            raise ConfigError(f"tokenizer must be a tokenizer of transformers, not {shown(tokenizer)}")
         return cls(
             tokenizer_files.backend_of(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
@@ -110,6 +119,7 @@ class Tokenizer:
         text = _checked(text)
         if prepend_bos is None:
             return self._encode(text, add_special_tokens=True)
+        prepend_bos = flag("prepend_bos", prepend_bos)
         ids = self._encode(text) + self._suffix
         if not prepend_bos:
             return ids
@@ -159,7 +169,7 @@ class Tokenizer:
 
         Special tokens are not added.
         """
-        ids, longer = self.at_start(text), self.at_start(text + rest)
+        ids, longer = self.at_start(text), self.at_start(text + _checked(rest, "the rest of a text"))
         return longer[len(ids) :] if longer[: len(ids)] == ids else None
 
     def within(self, text: str) -> list[int]:
@@ -174,22 +184,39 @@ class Tokenizer:
         return ids[0] if len(ids) == 1 else None
 
     def is_unknown(self, id_: int, text: str) -> bool:
-        """Whether an id that was found for `text` is the one that stands for all unknown words."""
+        """Whether an id that was found for `text` is the one that stands for all unknown words.
+
+        Raises:
+            PromptError: no id, or no text.
+        """
         unknown = getattr(getattr(self.backend, "model", None), "unk_token", None) or "<unk>"
-        return self.id_to_token(id_) == unknown != text.strip()
+        found, text = self.id_to_token(id_), _checked(text)
+        return found == unknown != text.strip()
 
     def n_before(self, ids: Sequence[int], text: str) -> int | None:
-        """How many ids stand before those of `text`, such as a BOS; None where its own are not among `ids`."""
-        bare = self.at_start(text)
-        return next((at for at in range(len(ids) - len(bare) + 1) if list(ids[at : at + len(bare)]) == bare), None)
+        """How many ids stand before those of `text`, such as a BOS; None where its own are not among `ids`.
+
+        Raises:
+            PromptError: no ids, or no text.
+        """
+        bare, given = self.at_start(text), whole_ids(ids)
+        return next((at for at in range(len(given) - len(bare) + 1) if given[at : at + len(bare)] == bare), None)
 
     def id_to_token(self, id_: int) -> str | None:
-        """The entry of the vocabulary with this id, in the vocabulary's own spelling; None when there is none."""
-        return self.backend.id_to_token(int(id_))
+        """The entry of the vocabulary with this id, in the vocabulary's own spelling; None when there is none.
+
+        Raises:
+            PromptError: no whole number from 0 on.
+        """
+        return self.backend.id_to_token(whole_number("a token id", id_, least=0, most=MOST_ID, refuse=PromptError))
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of an entry in the vocabulary's own spelling; None when there is none."""
-        return self.backend.token_to_id(token)
+        """The id of an entry in the vocabulary's own spelling; None when there is none.
+
+        Raises:
+            PromptError: no text.
+        """
+        return self.backend.token_to_id(_checked(token, "a token"))
 
     def get_vocab(self) -> dict[str, int]:
         """Every entry of the vocabulary, added tokens included, in the vocabulary's own spelling."""
@@ -274,10 +301,10 @@ def labels(tokens: Sequence[str | bytes]) -> list[str]:
     return [f"{position}: {visible_token(text)}" for position, text in enumerate(texts)]
 
 
-def _checked(text: object) -> str:
+def _checked(text: object, what: str = "a prompt") -> str:
     """`text` as Rust takes it: a str whose surrogate pairs are joined."""
     if not isinstance(text, str):
-        raise PromptError(f"a prompt must be a str, not {type(text).__name__}")
+        raise PromptError(f"{what} must be a str, not {type(text).__name__}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -285,7 +312,7 @@ def _checked(text: object) -> str:
             return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError:
             lone = f"U+{ord(text[error.start]):04X} at position {error.start}"
-            raise PromptError(f"the prompt holds half a surrogate pair, which is no character: {lone}") from None
+            raise PromptError(f"{what} cannot hold half a surrogate pair, which is no character: {lone}") from None
     return text
 
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,12 +49,12 @@ def refused(what: str, kind: type[InterpError]) -> Iterator[None]:
 
 def has_rust_tokenizer(folder: Path) -> bool:
     """Whether the directory holds a tokenizer.json, which needs no transformers."""
-    return (folder / "tokenizer.json").is_file()
+    return os.path.isfile(folder / "tokenizer.json")  # False also for a name that no file can have
 
 
 def has_other_tokenizer(folder: Path) -> bool:
     """Whether the directory holds tokenizer files of another kind, which transformers converts."""
-    return any((folder / name).is_file() for name in OTHER_FILES)
+    return any(os.path.isfile(folder / name) for name in OTHER_FILES)
 
 
 def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:

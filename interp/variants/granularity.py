@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
-from interp.arguments import checked
+from interp.arguments import checked, shown
 from interp.config import ModelConfig
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, PromptError, check_choice, unknown
@@ -181,7 +181,7 @@ def variants(
     for name in names:
         check_choice("axis to patch by", name, AXES)
     if not _listed(site):
-        raise InterpError(f"site must name at least one site, such as 'z', not {site!r}")
+        raise InterpError(f"site must name at least one site, such as 'z', not {shown(site)}")
     made: list[Variant] = []
     of_sites = dict.fromkeys(tuple(_of_layers(model.cfg, name)) for name in _listed(site))
     for of_layers in of_sites:
@@ -197,7 +197,9 @@ def variants(
 
 
 def _listed(words: str | Sequence[str] | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in words.split(",")) if isinstance(words, str) else tuple(words or ())
+    if isinstance(words, str):
+        return tuple(part.strip() for part in words.split(","))
+    return () if words is None else tuple(words)
 
 
 def _rows(cfg: ModelConfig, name: str) -> list[tuple[int, Site]]:

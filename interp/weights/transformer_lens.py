@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import device_of
+from interp.arguments import device_of, shown
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, WeightsError, nearest
-from interp.files.foreign_files import read_json, shown
+from interp.files.foreign_files import read_json
 from interp.models.gpt import GPT
 from interp.text.tokenizer import Tokenizer
 from interp.weights.build import build, dtype_of, weights
@@ -96,6 +96,8 @@ def load_transformer_lens(
     """
     source = Source(kind="transformer_lens", location="a TransformerLens state dict")
     checkpoint, own_dtype = _checkpoint(cfg, state_dict, tokenizer, source)
+    if not isinstance(tokenizer, Tokenizer | None):
+        raise ConfigError(f"tokenizer must be a Tokenizer of interp or None, not {shown(tokenizer)}")
     place, number_type = device_of(device, with_values=True), dtype_of(own_dtype if dtype is None else dtype)
     return build(checkpoint, device=place, dtype=number_type)
 
@@ -135,6 +137,8 @@ def read(directory: str | Path, *, tokenizer: Tokenizer | None = None) -> Checkp
 def _checkpoint(
     cfg: Any, state_dict: Mapping[str, Any], tokenizer: Tokenizer | None, source: Source
 ) -> tuple[Checkpoint, torch.dtype]:
+    if not isinstance(state_dict, Mapping):
+        raise WeightsError(f"a state dict must be a mapping from names to tensors, not {shown(state_dict)}")
     tensors: dict[str, Stored] = {}
     for name, value in state_dict.items():
         if not isinstance(name, str):
@@ -144,12 +148,7 @@ def _checkpoint(
     if isinstance(cfg, ModelConfig):
         settled, dtype = cfg, torch.float32
     else:
-        if not isinstance(cfg, Mapping) and not hasattr(cfg, "to_dict"):
-            raise ConfigError(
-                "cfg must be a ModelConfig, a mapping of TransformerLens's fields or an object with to_dict(), not "
-                f"{type(cfg).__name__}"
-            )
-        given = dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
+        given = _fields(cfg)
         written_by_us = "attn_in_bias" in given  # a field that TransformerLens does not have
         settled = ModelConfig.from_dict(given) if written_by_us else config_of(given, tensors)
         dtype = _dtype(given.get("dtype"))
@@ -159,13 +158,35 @@ def _checkpoint(
     return Checkpoint(settled, tensors, tokenizer, source), dtype
 
 
+def _fields(cfg: Any) -> dict[str, Any]:
+    """The fields of a configuration that is no `ModelConfig`, by their names."""
+    found = cfg
+    if not isinstance(cfg, Mapping | type) and callable(getattr(cfg, "to_dict", None)):
+        found = cfg.to_dict()
+    if not isinstance(found, Mapping):
+        raise ConfigError(
+            "cfg must be a ModelConfig, a mapping of TransformerLens's fields or an object with to_dict() that gives "
+            f"them, not {shown(cfg)}"
+        )
+    for name, value in found.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"cfg has its fields by name, not by {shown(name)}")
+        if getattr(value, "ndim", 0):
+            raise ConfigError(f"{name} of cfg must be one value, not {shown(value)}")
+    return dict(found)
+
+
 def _given(name: str, value: Any) -> Stored:
     if isinstance(value, Tensor):
         return in_memory(value.detach())
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise WeightsError(f"{name!r} must be a tensor or an array of numbers, not {type(value).__name__}")
-    return in_memory(torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy()))
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind in "fiu":
+            usable = array.flags.writeable and array.flags.c_contiguous
+            return in_memory(torch.from_numpy(array if usable else array.copy()))
+    except (TypeError, ValueError):  # rows of different lengths, a number type or an order of bytes that torch has not
+        pass
+    raise WeightsError(f"{name!r} must be a tensor or an array of numbers, not {shown(value)}")
 
 
 def config_of(given: Mapping[str, Any], names: Mapping[str, Any]) -> ModelConfig:

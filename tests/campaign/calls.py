@@ -46,9 +46,17 @@ LEFT_OUT = {
     *("GPT.derive", "GPT.embed_tokens", "GPT.head_results", "GPT.norm_before", "GPT.init_weights", "GPT.attention"),
     *("GPT.block", "HookPoint", "InterpError", "Mamba", "Graph", "Graph.sent", "Graph.received", "ActivationCache"),
     *("ActivationCache.full_name", "Tokenizer", "PromptPairs", "TunedLens", "Edit.name", "TunedLens.translate"),
-    *("metrics.at_last", "metrics.check_answers", "metrics.evaluate", "metrics.is_read", "metrics.read"),
+    *(
+        "metrics.at_last",
+        "metrics.check_answers",
+        "metrics.evaluate",
+        "metrics.rounding",
+        "metrics.is_read",
+        "metrics.read",
+    ),
     *("metrics.score", "metrics.where_read", "metrics.which_read", "metrics.Metric", "figures.Figure"),
-    *("PastKeyValues.claim", "PastKeyValues.extend", "PastKeyValues.recur", "PastKeyValues.recurrent"),
+    *("PastKeyValues.become", "PastKeyValues.claim", "PastKeyValues.extend", "PastKeyValues.recur"),
+    "PastKeyValues.recurrent",
     *("sites.Site", "sites.axis_sizes", "sites.exists", "sites.find_act_name", "sites.part_name", "sites.site_names"),
     *("sites.unknown_site", "stats.Interval", "ModelConfig.layers_with", "tasks.Task", "figures.circuit"),
     *("ActivationCache.remove_batch_dim", "figures.estimates", "figures.save"),  # no arguments, or those of others
@@ -59,6 +67,8 @@ COUNTS = {
     *("sample", "shots", "digits", "folds", "shuffles", "cumulative", "channels", "candidates", "max_memory"),
     *("columns", "n_layers", "d_head", "n_heads", "workers", "threads", "n_ctx", "d_model"),
 }
+OF_IDS = ("mean_logit", "joint_logit", "joint_log_prob", "best_logit")
+OPEN = {"d_head", "n_heads", "d_vocab", "d_vocab_out"}  # where -1 means "not given", as in TransformerLens
 
 
 WRONG: dict[str, Callable[[], Any]] = {
@@ -165,7 +175,8 @@ def prepare(home: Path) -> None:
     pairs.save(files["pairs"])
     lens.save(home / "lens")
     interp.save(model, home / "model")
-    names_tokenizer().save(str(home / "model" / "tokenizer.json"))
+    (home / "tokenizer").mkdir()
+    names_tokenizer().save(str(home / "tokenizer" / "tokenizer.json"))
     (home / "data.csv").write_text("prompt,corrupt,answer,wrong_answer\nTom,Jack, Mary, John\nTom,Jack, John, Mary\n")
     edit = interp.Edit("z", {"layer": 1, "head": 2})
     frame = pd.DataFrame(
@@ -188,6 +199,7 @@ def prepare(home: Path) -> None:
         definition="nothing", unit="logits", value=0.5, base=0.1, column="layer", edit=edit, folder=home / "lens",
         stream=torch.ones(1, 16), figure=None, stem="figure", table=frame, progress=False, most=4,
         key=("z", 1), tensors=dict(cache), training={}, layers=None, changes=None, queries=None, A=None,
+        why="no cell was measured", rest=" Mary",
     )  # fmt: skip
     own: dict[str, dict[str, Any]] = {
         "Circuit.load": {"path": files["circuit"]},
@@ -195,7 +207,7 @@ def prepare(home: Path) -> None:
         "Direction": {"site": "resid_pre"},
         "PromptPairs.from_tokens": {"clean": [[1, 2]], "answers": [(1, 2)]},
         "tasks.from_file": {"path": home / "data.csv"},
-        "Tokenizer.from_directory": {"path": home / "model"},
+        "Tokenizer.from_directory": {"path": home / "tokenizer"},
         "Graph.edge": {"name": "a0.h1->m0"},
         "Graph.sender": {"name": "a0.h1"},
         "Graph.receiver": {"name": "m0"},
@@ -209,6 +221,8 @@ def prepare(home: Path) -> None:
         "figures.scatter": {"x": "value", "y": "effect"},
         "figures.Axis": {"labels": None, "values": None},
         "PromptPairs.positions": {"index": "IO"},
+        "stats.share_interval": {"right": 3, "n": 4},
+        "metrics.sides": {"answers": pairs.answer_table},
         "ActivationCache.logit_attrs": {"tokens": " Mary"},
         "GPT.to_string": {"tokens": [5, 6]},
         "GPT.to_single_token": {"text": " Mary"},
@@ -222,6 +236,7 @@ def prepare(home: Path) -> None:
         "Tokenizer.from_transformers": {"tokenizer": theirs},
         "get_act_name": {"layer": 1},
         "sites.match": {"names": ["blocks.0.attn.hook_z"]},
+        **{f"metrics.{name}": {"logits": logits[:, -1], "ids": torch.tensor([[5, 6]] * 4)} for name in OF_IDS},
         **{name: {"path": "saved"} for name in ("Circuit.save", "Direction.save", "PromptPairs.save")},
         **{name: {"folder": "saved", "directory": "saved", "path": "saved"} for name in ("save", "TunedLens.save")},
     }
@@ -347,7 +362,7 @@ def _used(result: Any) -> None:
 def _must_be_refused(annotation: str, parameter: str, wrong: str) -> bool:
     kinds = set(annotation.split(" | "))
     if kinds <= {"int", "None"}:
-        return wrong in NOT_WHOLE or (wrong == "-1" and parameter in COUNTS)
+        return wrong in NOT_WHOLE or (wrong == "-1" and parameter in COUNTS - OPEN)
     if kinds <= {"float", "None"}:
         return wrong in NO_NUMBER
     return kinds <= {"str", "None"} and wrong in NO_TEXT
