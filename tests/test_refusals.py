@@ -292,8 +292,8 @@ def test_the_weights_of_a_large_model_are_counted_as_they_are(monkeypatch: pytes
     cfg = ModelConfig(n_layers=3, d_model=1024, d_inner=2048, n_heads=8, d_head=128, n_ctx=64, d_vocab=500,
                       layer_types=("mamba", "attn+mlp", "mamba"))  # fmt: skip
     needed = 4 * sum(parameter.numel() for parameter in Mamba(cfg).parameters())
-    monkeypatch.setattr("interp.gpt._memory", lambda place: needed)
+    monkeypatch.setattr("interp.models.gpt._memory", lambda place: needed)
     Mamba(cfg)
-    monkeypatch.setattr("interp.gpt._memory", lambda place: needed - 1)
+    monkeypatch.setattr("interp.models.gpt._memory", lambda place: needed - 1)
     with pytest.raises(ConfigError, match=f"asks for {needed / 1e9:.1f} GB of weights, and cpu has"):
         Mamba(cfg)
