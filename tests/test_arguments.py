@@ -111,9 +111,9 @@ def test_what_is_no_index_is_refused_by_name(wrong: Any) -> None:
     _, cache = model.run_with_cache(pairs.clean)
     if not isinstance(wrong, int | list | str | None) or isinstance(wrong, bool):
         for axis in ("layer", "head", "pos", "d_head"):
-            with pytest.raises(ConfigError, match=f"{axis} of an edit must be a whole number"):
+            with pytest.raises(ConfigError, match=f"{axis} of an edit must be an integer"):
                 Edit("z", {"layer": 0, axis: wrong})
-        with pytest.raises(PromptError, match="pos_slice must be a whole number"):
+        with pytest.raises(PromptError, match="pos_slice must be an integer"):
             model.run_with_cache(pairs.clean, pos_slice=wrong)
     if wrong is not None:
         with pytest.raises(UnknownName, match=r"layer .* is not one of this model's 2 layers"):
@@ -327,10 +327,10 @@ BAD_CALLS: dict[str, tuple[Callable[[GPT, PromptPairs], Any], str]] = {
         "d_inner=24 is no multiple of d_model=16",
     ),
     "complex tokens": (lambda m, p: m(torch.ones(1, 2) * 1j), "tokens must be whole numbers"),
-    "seed": (lambda m, p: m.generate(p.clean[:1], 2, seed=2**70), r"seed must be a whole number from 0 to 2\*\*64 - 1"),
-    "top_k": (lambda m, p: m.generate(p.clean[:1], 2, top_k=1.5), "top_k must be a whole number"),
-    "top_p": (lambda m, p: m.generate(p.clean[:1], 2, top_p=float("nan")), "top_p must be a number"),
-    "temperature": (lambda m, p: m.generate(p.clean[:1], 2, temperature=float("inf")), "temperature must be a number"),
+    "seed": (lambda m, p: m.generate(p.clean[:1], 2, seed=2**70), r"seed must be an integer from 0 to 2\*\*64 - 1"),
+    "top_k": (lambda m, p: m.generate(p.clean[:1], 2, top_k=1.5), "top_k must be an integer"),
+    "top_p": (lambda m, p: m.generate(p.clean[:1], 2, top_p=float("nan")), "top_p must be a finite number"),
+    "temperature": (lambda m, p: m.generate(p.clean[:1], 2, temperature=float("inf")), "temperature must be a finite number"),
     "max_new_tokens": (lambda m, p: m.generate(p.clean[:1], -1), "max_new_tokens must be at least 0, not -1"),
     "eos_token_id": (lambda m, p: m.generate(p.clean[:1], 2, eos_token_id=[3, 29]), "eos_token_id must be at most 28"),
     "n_resamples": (lambda m, p: interp.stats.bootstrap([1.0, 2.0], n_resamples=0), "n_resamples must be at least 1"),
@@ -341,17 +341,17 @@ BAD_CALLS: dict[str, tuple[Callable[[GPT, PromptPairs], Any], str]] = {
     "values": (lambda m, p: interp.stats.bootstrap(["a", "b"]), "values must be numbers"),
     "max_memory": (
         lambda m, p: sweep(m, p, [Variant([Edit("z", {"layer": 0})])], max_memory=True),
-        "max_memory must be a whole number or None, not True",
+        "max_memory must be an integer or None, not True",
     ),
     "pairs": (lambda m, p: sweep(m, "ioi", []), "pairs must be PromptPairs, not 'ioi'"),  # type: ignore[arg-type]
     "side": (lambda m, p: sweep(m, p, [Variant([])], base=["clean"]), "base must be text"),  # type: ignore[arg-type]
     "n": (lambda m, p: interp.tasks.induction(m, -3), "n must be at least 1, not -3"),
-    "length": (lambda m, p: interp.tasks.induction(m, 2, length=4.5), "length must be a whole number, not 4.5"),
+    "length": (lambda m, p: interp.tasks.induction(m, 2, length=4.5), "length must be an integer, not 4.5"),
     "strength": (
         lambda m, p: interp.Direction(torch.ones(16), "resid_pre", 0).edit(float("nan")),
-        "strength must be a number, not nan",
+        "strength must be a finite number, not nan",
     ),
-    "layer of a name": (lambda m, p: interp.get_act_name("z", 1.5), "layer must be a whole number"),  # type: ignore[arg-type]
+    "layer of a name": (lambda m, p: interp.get_act_name("z", 1.5), "layer must be an integer"),  # type: ignore[arg-type]
     "site of a name": (lambda m, p: interp.get_act_name(["z"]), "a site is named by text"),  # type: ignore[arg-type]
     "names_filter": (lambda m, p: m.run_with_cache(p.clean, names_filter=[3]), "sites are chosen by"),
     "layers of a cache": (lambda m, p: interp.PastKeyValues(-1), "n_layers must be at least 0"),

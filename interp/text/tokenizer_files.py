@@ -15,8 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from interp.arguments import shown
 from interp.errors import InterpError, WeightsError
-from interp.files.foreign_files import entry, read_json, refuse_pointer, shown
+from interp.files.foreign_files import entry, read_json, refuse_pointer
 
 if TYPE_CHECKING:
     import tokenizers

@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from interp.arguments import shown
 from interp.errors import WeightsError
-from interp.files.foreign_files import read_json, refuse_pointer, shown
+from interp.files.foreign_files import read_json, refuse_pointer
 from interp.weights.checkpoint import Stored, in_memory
 
 Tensors = dict[str, Stored]

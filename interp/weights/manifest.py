@@ -12,8 +12,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from interp.arguments import shown
 from interp.errors import WeightsError
-from interp.files.foreign_files import read_json, shown
+from interp.files.foreign_files import read_json
 from interp.weights.checkpoint import sha256_of
 from interp.weights.files import stays_inside
 

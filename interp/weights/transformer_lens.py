@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from interp.arguments import device_of
+from interp.arguments import device_of, shown
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, WeightsError, nearest
-from interp.files.foreign_files import read_json, shown
+from interp.files.foreign_files import read_json
 from interp.models.gpt import GPT
 from interp.text.tokenizer import Tokenizer
 from interp.weights.build import build, dtype_of, weights

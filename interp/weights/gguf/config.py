@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from interp.arguments import shown
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, WeightsError
-from interp.files.foreign_files import shown
 from interp.weights.gguf.container import GGUFFile
 
 KNOWN = {

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from interp.arguments import shown
 from interp.errors import WeightsError, nearest
-from interp.files.foreign_files import refuse_pointer, shown
+from interp.files.foreign_files import refuse_pointer
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9

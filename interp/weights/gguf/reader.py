@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from einops import rearrange
 
+from interp.arguments import shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError, WeightsError, nearest
-from interp.files.foreign_files import shown
 from interp.text.tokenizer import Tokenizer
 from interp.weights.checkpoint import Checkpoint, Row, Source, Stored, refuse_deeper
 from interp.weights.gguf.config import Metadata, gpt2, gpt_neox, llama_like

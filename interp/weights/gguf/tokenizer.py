@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp.arguments import shown
 from interp.errors import WeightsError, nearest
-from interp.files.foreign_files import shown
 from interp.text.tokenizer import Tokenizer
 from interp.text.tokenizer_files import refused
 

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from interp.arguments import shown
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, nearest
-from interp.files.foreign_files import shown
 from interp.weights.checkpoint import ACTIVATION_NAMES
 from interp.weights.huggingface.options import refuse_unless
 from interp.weights.options import Options, flag, number, whole

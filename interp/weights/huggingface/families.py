@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from interp.arguments import shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
-from interp.files.foreign_files import shown
 from interp.weights.checkpoint import Row
 from interp.weights.huggingface import config as hf_config
 from interp.weights.huggingface import hybrids as hf_hybrids

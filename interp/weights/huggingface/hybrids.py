@@ -17,9 +17,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from interp.arguments import shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError, unknown
-from interp.files.foreign_files import shown
 from interp.weights.huggingface.config import activation, general, kv_heads, rotary, sizes
 from interp.weights.huggingface.options import agree, expanded, head_size, limit, refuse_others, silu_only
 from interp.weights.options import Options, flag, number, whole

@@ -13,8 +13,8 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+from interp.arguments import shown
 from interp.errors import ConfigError, nearest
-from interp.files.foreign_files import shown
 from interp.weights.options import Options, is_number, number, whole
 
 FIXED = {"rms_norm": True, "is_causal": True, "add_cross_attention": False, "is_encoder_decoder": False}
