@@ -430,7 +430,7 @@ def test_a_panic_of_the_tokenizer_library_is_an_error_and_an_interrupt_is_none(
             raise cls.error
 
     monkeypatch.setattr("tokenizers.Tokenizer", Panics)
-    with pytest.raises(WeightsError, match=r"tokenizer.json is no tokenizer that can be read: index out of bounds$"):
+    with pytest.raises(WeightsError, match=r"tokenizer.json is not a readable tokenizer: index out of bounds$"):
         interp.load(folder)
     Panics.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):

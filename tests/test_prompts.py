@@ -336,7 +336,7 @@ def test_what_is_no_whole_number_is_refused_by_name(reader: GPT, wrong: Any) -> 
         PromptPairs.from_tokens([[5, 6]], answers=(1, 2), roles={"S": wrong})
     with pytest.raises(PromptError, match="pair 0: role 'S' must be at a position"):
         PromptPairs.from_text(reader, CLEAN, answers=(1, 2), roles={"S": wrong})
-    with pytest.raises(PromptError, match="pair 1: token ids must be whole numbers"):
+    with pytest.raises(PromptError, match="pair 1: token ids must be integers"):
         PromptPairs.from_tokens([[5, 6], [5, wrong]], answers=[(1, 2)] * 2)
     if not isinstance(wrong, list):
         with pytest.raises(PromptError, match="pair 0: the wrong answer must be a text or a token id"):
@@ -350,7 +350,7 @@ def test_what_is_no_whole_number_is_refused_by_name(reader: GPT, wrong: Any) -> 
         ([5, 6], r"clean must be the ids of each prompt, .*; entry 0 is 5"),
         ("abc", "clean must be the ids of each prompt, .*, not 'abc'"),
         (torch.tensor([5, 6]), "clean must be the ids of each prompt, .*; entry 0 is 5"),
-        (torch.rand(2, 3), "pair 0: token ids must be whole numbers"),
+        (torch.rand(2, 3), "pair 0: token ids must be integers"),
     ],
 )
 def test_what_is_no_list_of_prompts_is_refused(tokens: Any, says: str) -> None:
