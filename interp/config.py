@@ -191,9 +191,7 @@ class ModelConfig:
             if self.d_head < 1:
                 raise ConfigError("a model with attention needs d_head or n_heads")
             if self.d_model % self.d_head:
-                raise ConfigError(
-                    f"d_model={self.d_model} is not a multiple of d_head={self.d_head}: give n_heads"
-                )
+                raise ConfigError(f"d_model={self.d_model} is not a multiple of d_head={self.d_head}: give n_heads")
             settle("n_heads", self.d_model // self.d_head)
         if self.n_key_value_heads is None:
             settle("n_key_value_heads", self.n_heads)
@@ -238,7 +236,7 @@ class ModelConfig:
         for kind in self.layer_types:
             self._check_choice("layer_types", LAYER_TYPES, kind)
         if self.attn_only:
-            raise ConfigError("attn_only=True and layer_types exclude each other: layer_types describes every layer")
+            raise ConfigError("attn_only=True contradicts layer_types, which describes every layer")
 
     def _check(self) -> None:
         names = ["d_vocab", "d_vocab_out"]
@@ -273,7 +271,7 @@ class ModelConfig:
         if self.tie_word_embeddings and self.d_vocab_out != self.d_vocab:
             raise ConfigError(f"tied embeddings need d_vocab_out={self.d_vocab_out} to equal d_vocab={self.d_vocab}")
         if self.gated_mlp and not self.has_mlp:
-            raise ConfigError("gated_mlp=True needs a layer with an MLP; attn_only or layer_types leave none")
+            raise ConfigError("gated_mlp=True contradicts layers without an MLP (attn_only, or layer_types)")
 
     def _check_whole(self, name: str, least: int) -> None:
         number = whole_number(name, getattr(self, name), least=least, most=MAX_SIZE)
@@ -294,7 +292,7 @@ class ModelConfig:
         pair = isinstance(limits, tuple) and len(limits) == 2 and all(type(end) in (int, float) for end in limits)
         if not (pair and 0 <= limits[0] < limits[1] and (limits[1] <= LARGEST_FLOAT32 or limits[1] == math.inf)):
             raise ConfigError(
-                "dt_limit must be (least, most) with 0 <= least < most, where most is a float32 number or infinite, "
+                "dt_limit must be (least, most) with 0 <= least < most, where most is infinite or a float32 number, "
                 f"not {self.dt_limit!r}"
             )
 

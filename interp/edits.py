@@ -176,7 +176,7 @@ def _check_index(axis: str, index: Index, site: Site, cfg: ModelConfig, edit: Ed
         raise unknown(f"axis of {site.short!r}", axis, [a for a in site.axes if a not in ("batch", "one")])
     if isinstance(index, str):
         if axis not in POSITIONS:
-            raise UnknownName(f"{axis}={index!r} of an edit at {edit.site!r}: only positions can be given as a role")
+            raise UnknownName(f"{axis}={index!r} of an edit at {edit.site!r}: only positions can be given by role")
         return
     size = axis_sizes(cfg).get(axis)
     if index is None or size is None:

@@ -171,21 +171,21 @@ def test_values_that_are_not_finite_are_named(folder: Path) -> None:
 def test_a_truncated_file_is_refused(folder: Path, keep: int) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(WeightsError, match=r"model.safetensors is no safetensors file that can be read"):
+    with pytest.raises(WeightsError, match=r"model.safetensors is not a readable safetensors file"):
         load(folder)
 
 
 def test_broken_directories_are_named(folder: Path) -> None:
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config[:-20])
-    with pytest.raises(WeightsError, match=r"config.json is no JSON"):
+    with pytest.raises(WeightsError, match=r"config.json is not readable JSON"):
         load(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(WeightsError, match=r"must hold a JSON object, not list"):
         load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(
-        WeightsError, match=r"gpt2 is no model directory: it holds no config.json, but .*model.safetensors"
+        WeightsError, match=r"gpt2 is not a model directory: it holds no config.json, but .*model.safetensors"
     ):
         load(folder)
     (folder / "config.json").write_text(json.dumps(json.loads(config) | {"model_type": "gtp2"}))
@@ -202,7 +202,7 @@ def test_shards_that_are_lost_are_named(tmp_path: Path) -> None:
     shard = sorted(tmp_path.glob("*.safetensors"))[1]
     content = shard.read_bytes()
     shard.unlink()
-    with pytest.raises(WeightsError, match=rf"names shards that are not there: '{shard.name}'"):
+    with pytest.raises(WeightsError, match=rf"names shards that do not exist: '{shard.name}'"):
         load(tmp_path)
     shard.write_bytes(content)
     index = tmp_path / "model.safetensors.index.json"
@@ -276,5 +276,5 @@ def test_parity_is_checked_on_request(folder: Path) -> None:
 def test_logits_that_differ_are_refused_on_request() -> None:
     theirs = gpt2()
     theirs.config.layer_norm_epsilon = 0.5  # too late for its own norms, and what ours believe
-    with pytest.raises(ParityError, match=r"logits differ from transformers .* more than the 0.0002 that are allowed"):
+    with pytest.raises(ParityError, match=r"logits differ from transformers .* more than the allowed 0.0002"):
         load(theirs, check=True)

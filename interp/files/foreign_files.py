@@ -63,4 +63,3 @@ def entry(content: dict[str, Any], name: str, *kinds: type, file: Path) -> Any:
     if value is None or type(value) in kinds:  # not isinstance: true is not an integer
         return value
     raise WeightsError(f"{file}: {name} must be {' or '.join(KINDS[kind] for kind in kinds)}, not {shown(value)}")
-

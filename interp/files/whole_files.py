@@ -1,6 +1,6 @@
 """Small files, and folders of files: written whole or not at all, and read only if they are regular files.
 
-1. The content is written to a temporary file in the same folder. 2. The temporary file gets the final name, and replaces
+1. The content is written to a temporary file in the same folder. 2. That file is renamed to the final name and replaces
 an existing file in one step. 3. Any failure becomes an `OutputError`, and no partial file is left. The temporary file
 is locked while its process lives; if a process is killed, the next one that writes the same file removes what it left.
 4. A pipe, a socket or a device is refused at once, because opening it could wait for ever.

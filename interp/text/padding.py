@@ -89,8 +89,8 @@ def check_attention_mask(mask: Tensor | Sequence[Any], shape: tuple[int, int], *
         raise PromptError(f"prompt {row} is empty: its attention_mask has no real token")
     if not gaps and bool((((~mask[:, 1:] & mask[:, :-1]).cumsum(1) > 0) & mask[:, 1:]).any()):
         raise PromptError(
-            "attention_mask has padding between real tokens; a state-space layer needs them next to each other, padded on "
-            "the left or on the right"
+            "attention_mask has padding between real tokens; a state-space layer needs them next to each other, padded "
+            "on the left or on the right"
         )
     return mask
 
