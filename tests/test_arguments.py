@@ -97,7 +97,7 @@ def test_slices_and_none_are_what_numpy_makes_of_them() -> None:
     keys = values(model, pairs, {"layer": 1, "key": slice(None, 2)}, "pattern")
     assert np.array_equal(keys, values(model, pairs, {"layer": 1, "key": [0, 1]}, "pattern"))
     assert pairs.positions(slice(-2, None)).tolist() == pairs.positions([-2, -1]).tolist()
-    with pytest.raises(PromptError, match="stands for 3, 5 positions, depending on the prompt"):
+    with pytest.raises(PromptError, match="selects 3, 5 positions, depending on the prompt"):
         pairs.positions(slice(1, None))
     _, cache = model.run_with_cache(pairs.clean)
     for part in (slice(1, None, 2), slice(None, None, -1), [0, -1], np.array([2, 0]), torch.tensor([1, 2])):

@@ -148,7 +148,7 @@ def test_labels_number_the_tokens(pairs: PromptPairs) -> None:
         ({"roles": [{}]}, "2 clean prompts but 1 roles"),
         ({"roles": [{}, {"END": 6}]}, "pair 1: role 'END' is at position 6, .* 0 to 5"),
         ({"roles": [{}, {"END": -7}]}, "pair 1: role 'END' is at position -7"),
-        ({"roles": [{"S": " John"}, {}]}, r"pair 0: role 'S': the token ' John' stands at positions \[1, 9\]"),
+        ({"roles": [{"S": " John"}, {}]}, r"pair 0: role 'S': the token ' John' is at positions \[1, 9\]"),
         ({"roles": [{"S": " milk"}, {"S": " milk"}]}, "pair 1: role 'S': the token ' milk' does not occur"),
         ({"roles": [{"S": "Mary"}, {}]}, "pair 0: role 'S': 'Mary' is not one token but 2"),
         ({"clean": [CLEAN, SHORT * 6], "corrupt": [CORRUPT, SHORT * 6]}, "pair 1: a prompt of .* context of 24"),
@@ -271,7 +271,7 @@ def test_files_that_are_no_pairs_are_refused(pairs: PromptPairs, tmp_path: Path)
         PromptPairs.load(after(pairs=saved["pairs"][:2]))
     with pytest.raises(PromptError, match="its format is not"):
         PromptPairs.load(after(format="other"))
-    with pytest.raises(PromptError, match="lack a part"):
+    with pytest.raises(PromptError, match="incomplete or damaged"):
         PromptPairs.load(after(pairs=[{"clean": [1]}]))
     path.write_text(json.dumps(saved)[:100])
     with pytest.raises(PromptError, match="does not hold prompt pairs"):
@@ -332,9 +332,9 @@ def test_every_kind_of_whole_number_is_one(kind: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [1.5, 1.0, True, None, torch.tensor(1.7), np.float32(1), [1]])
 def test_what_is_no_whole_number_is_refused_by_name(reader: GPT, wrong: Any) -> None:
-    with pytest.raises(PromptError, match="pair 0: role 'S' must be at a position or the text of a token, not "):
+    with pytest.raises(PromptError, match="pair 0: role 'S' must be a position or the text of a token, not "):
         PromptPairs.from_tokens([[5, 6]], answers=(1, 2), roles={"S": wrong})
-    with pytest.raises(PromptError, match="pair 0: role 'S' must be at a position"):
+    with pytest.raises(PromptError, match="pair 0: role 'S' must be a position"):
         PromptPairs.from_text(reader, CLEAN, answers=(1, 2), roles={"S": wrong})
     with pytest.raises(PromptError, match="pair 1: token ids must be integers"):
         PromptPairs.from_tokens([[5, 6], [5, wrong]], answers=[(1, 2)] * 2)
@@ -393,7 +393,7 @@ def test_rows_that_only_end_alike_are_no_padding(reader: GPT) -> None:
 def test_an_answer_that_joins_its_prompt_is_refused(reader: GPT) -> None:
     """The space that a prompt ends with would belong to the next word."""
     text = "When John and "
-    with pytest.raises(PromptError, match=r"the right answer 'Mary' is no token that follows the prompt: its end"):
+    with pytest.raises(PromptError, match=r"the right answer 'Mary' is not a token after the prompt: the prompt's end"):
         PromptPairs.from_text(reader, text, answers=("Mary", " to"))
     mary = int(reader.to_single_token(" Mary"))
     assert PromptPairs.from_text(reader, text, answers=(mary, 1)).answers.tolist() == [[mary, 1]]

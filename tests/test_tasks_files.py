@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_left_out_and_told(model: GPT, tmp_path: Path) -> N
             "column 'answer': 'Nebuchadnezzar' is not one token here",
             "is among the right answers and among the wrong ones",
             "column 'answer': 'cabinet' is not one token here, but ' cabinet' is",
-            "column 'role:S2': role 'S2': the token ' John' stands at positions [2, 7]",
+            "column 'role:S2': role 'S2': the token ' John' is at positions [2, 7]",
             "column 'role:S2': role 'S2' is at position 40",
             "column 'clean': a prompt of ",
         ),
