@@ -123,7 +123,7 @@ def test_a_pickle_that_could_run_code_is_refused_and_does_not_run(folder: Path) 
     trap = folder / "ran"
     for save in (torch.save, lambda value, file: file.write_bytes(pickle.dumps(value))):
         save({"wte.weight": Harmful(trap)}, folder / "pytorch_model.bin")
-        with pytest.raises(WeightsError, match=r"pytorch_model.bin is a pickled checkpoint, refused.*safetensors"):
+        with pytest.raises(WeightsError, match=r"pytorch_model.bin is a pickled checkpoint that .* refuses to read.*safetensors"):
             load(folder)
     assert not trap.exists()
     torch.save([torch.zeros(2)], folder / "pytorch_model.bin")
@@ -154,7 +154,7 @@ def test_wrong_shapes_are_named_with_what_was_given_and_expected(folder: Path) -
     assert "'pos_embed.W_pos' (from 'transformer.wpe.weight') has shape [9, 32], expected [48, 32]" in str(caught.value)
     change_weights(folder, transformer__h__0__attn__c_attn__weight=torch.zeros(32, 95))
     with pytest.raises(
-        WeightsError, match=r"'transformer.h.0.attn.c_attn.weight' has shape \[32, 95\], which does not divide"
+        WeightsError, match=r"'transformer.h.0.attn.c_attn.weight' has shape \[32, 95\], which cannot be split"
     ):
         load(folder)
 
@@ -227,7 +227,7 @@ def test_unknown_names_are_answered_with_the_nearest(folder: Path, monkeypatch: 
         load("")
     with pytest.raises(WeightsError, match=r"model.safetensors is not a .gguf file; give the directory"):
         load(folder / "model.safetensors")
-    with pytest.raises(UnknownName, match=r"not from Linear"):
+    with pytest.raises(UnknownName, match=r"not Linear"):
         load(torch.nn.Linear(2, 2))
 
 
@@ -269,7 +269,7 @@ def test_parity_is_checked_on_request(folder: Path) -> None:
     assert check_against_transformers(model, folder, torch.tensor([[1, 2, 3]]))["n_tokens"] == 3
     other = gpt2(seed=1)
     assert check_against_transformers(model, other)["max_abs"] > 0.01
-    with pytest.raises(WeightsError, match=r"give it as reference"):
+    with pytest.raises(WeightsError, match=r"give one as reference"):
         check_against_transformers(load(other))
 
 

@@ -352,7 +352,7 @@ def test_published_names_of_nemotron_h_are_read() -> None:
         ("falcon_mamba", {"mixer_rms_eps": 0}, "mixer_rms_eps must be a finite number > 0, not 0"),
         ("mamba", {"mixer_rms_eps": 1e-6}, "mixer_rms_eps=1e-06 is not a known option of a mamba model"),
         ("jamba", {"num_experts": 4}, "num_experts=4 is not supported: layer 1 would have experts"),
-        ("jamba", {"attn_layer_offset": 3}, "attn_layer_offset=3 must be a layer below attn_layer_period=3"),
+        ("jamba", {"attn_layer_offset": 3}, "attn_layer_offset=3 must be below attn_layer_period=3"),
         ("jamba", {"mamba_inner_layernorms": False}, "mamba_inner_layernorms=False is not supported"),
         ("jamba", {"sliding_window": 8}, "sliding_window=8 is not a known option of a jamba model"),
         ("nemotron_h", {"layers_block_type": ["linear_attention", "moe"]}, "layers with experts are not supported"),

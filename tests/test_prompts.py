@@ -127,11 +127,11 @@ def test_labels_number_the_tokens(pairs: PromptPairs) -> None:
     [
         (
             {"corrupt": [CORRUPT, "Mary and went to John and"]},
-            r"pair 1: the clean prompt has 6 tokens and the corrupt one 7, .* part at position 2",
+            r"pair 1: the clean prompt has 6 tokens and the corrupt one 7, .* differ at position 2",
         ),
         (
             {"clean": [CLEAN, "John went to the"], "corrupt": [CORRUPT, "John went to the store"]},
-            "pair 1: .* part at position 5",
+            "pair 1: .* differ at position 5",
         ),
         ({"clean": [CLEAN, ""]}, "pair 1: the clean prompt is empty"),
         ({"corrupt": ["", SHORT_CORRUPT]}, "pair 0: the corrupt prompt is empty"),
@@ -168,7 +168,7 @@ def test_what_does_not_pair_is_refused_by_name(reader: GPT, change: dict[str, An
 def test_unequal_lengths_show_both_prompts_where_they_part(reader: GPT) -> None:
     with pytest.raises(PromptError) as caught:
         PromptPairs.from_text(reader, "When John and Mary went to", "When John and Mary, went to", answers=(1, 2))
-    assert "part at position 4: from 2 on" in str(caught.value)
+    assert "differ at position 4: from 2 on" in str(caught.value)
     assert "clean reads [' and', ' Mary', ' went', ' to'] and corrupt [' and', ' Mary', ',', ' went', ' to']" in str(
         caught.value
     )

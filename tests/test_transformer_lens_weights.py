@@ -135,7 +135,7 @@ def test_scale_rotary_and_activation_fields_mean_what_they_mean_to_transformer_l
         ({"positional_embedding_type": "shortformer"}, "shortformer"),
         ({"attn_only": False, "act_fn": "solu_ln"}, "solu_ln.*did you mean 'solu'"),
         ({"gated_mpl": True}, "gated_mpl=True.*did you mean 'gated_mlp'"),
-        ({"d_vocab": None}, "has no d_vocab"),
+        ({"d_vocab": None}, "lacks d_vocab"),
     ],
 )
 def test_fields_that_change_the_numbers_are_refused_by_name(change: dict[str, Any], named: str) -> None:
