@@ -330,7 +330,10 @@ BAD_CALLS: dict[str, tuple[Callable[[GPT, PromptPairs], Any], str]] = {
     "seed": (lambda m, p: m.generate(p.clean[:1], 2, seed=2**70), r"seed must be an integer from 0 to 2\*\*64 - 1"),
     "top_k": (lambda m, p: m.generate(p.clean[:1], 2, top_k=1.5), "top_k must be an integer"),
     "top_p": (lambda m, p: m.generate(p.clean[:1], 2, top_p=float("nan")), "top_p must be a finite number"),
-    "temperature": (lambda m, p: m.generate(p.clean[:1], 2, temperature=float("inf")), "temperature must be a finite number"),
+    "temperature": (
+        lambda m, p: m.generate(p.clean[:1], 2, temperature=float("inf")),
+        "temperature must be a finite number",
+    ),
     "max_new_tokens": (lambda m, p: m.generate(p.clean[:1], -1), "max_new_tokens must be at least 0, not -1"),
     "eos_token_id": (lambda m, p: m.generate(p.clean[:1], 2, eos_token_id=[3, 29]), "eos_token_id must be at most 28"),
     "n_resamples": (lambda m, p: interp.stats.bootstrap([1.0, 2.0], n_resamples=0), "n_resamples must be at least 1"),

@@ -123,7 +123,9 @@ def test_a_pickle_that_could_run_code_is_refused_and_does_not_run(folder: Path) 
     trap = folder / "ran"
     for save in (torch.save, lambda value, file: file.write_bytes(pickle.dumps(value))):
         save({"wte.weight": Harmful(trap)}, folder / "pytorch_model.bin")
-        with pytest.raises(WeightsError, match=r"pytorch_model.bin is a pickled checkpoint that .* refuses to read.*safetensors"):
+        with pytest.raises(
+            WeightsError, match=r"pytorch_model.bin is a pickled checkpoint that .* refuses to read.*safetensors"
+        ):
             load(folder)
     assert not trap.exists()
     torch.save([torch.zeros(2)], folder / "pytorch_model.bin")

@@ -322,7 +322,11 @@ def test_published_names_of_nemotron_h_are_read() -> None:
 @pytest.mark.parametrize(
     ("kind", "change", "named"),
     [
-        ("mamba", {"time_step_limit": [0.1, 0.2]}, r"time_step_limit=\[0.1, 0.2\] is not a known option of a mamba model"),
+        (
+            "mamba",
+            {"time_step_limit": [0.1, 0.2]},
+            r"time_step_limit=\[0.1, 0.2\] is not a known option of a mamba model",
+        ),
         ("mamba", {"sate_size": 4}, "sate_size=4 .*did you mean 'state_size'"),
         ("mamba2", {"n_group": 4}, "n_group=4 .*did you mean 'n_groups'"),
         ("mamba2", {"attn_layer_idx": [1]}, "attn_layer_idx"),

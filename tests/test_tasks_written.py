@@ -444,7 +444,7 @@ def test_what_cannot_be_written_is_refused(
     [
         ({"p": 65}, "p=65 needs the numbers 0 to 64 as tokens and as answers; this model has 64 tokens"),
         ({"p": 3, "n": 10}, "there are 3 x 3 = 9 different prompts, not 10"),
-        ({"p": 3, "n": 4, "equals": 64}, "equals=64 is no token of this model"),
+        ({"p": 3, "n": 4, "equals": 64}, "equals=64 is not a token of this model"),
         ({"text": "{a}{b}"}, "text and prepend_bos are for models with a tokenizer"),
     ],
 )

@@ -382,9 +382,7 @@ def changed(change: dict[str, object]) -> str:
 
 PANICS = {
     # Rust panics on both, which is no Exception in Python: one while the file is read, one while a text is encoded.
-    "tokenizer.json is not a readable tokenizer": {
-        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "/"}
-    },
+    "tokenizer.json is not a readable tokenizer": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/"}},
     "the tokenizer does not work: .* cannot encode 'a'": {
         "post_processor": {
             "type": "TemplateProcessing",

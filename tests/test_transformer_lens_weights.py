@@ -199,7 +199,8 @@ def test_values_that_overflow_the_dtype_are_refused_and_large_finite_ones_are_no
     state["embed.W_E"] = torch.full((29, 16), 3e38)
     assert load_transformer_lens(model.cfg, state).W_E[0, 0] == 3e38
     with pytest.raises(
-        WeightsError, match=r"'embed.W_E' holds values up to 3e\+38, but float16 holds at most 65504.*dtype='float32' or"
+        WeightsError,
+        match=r"'embed.W_E' holds values up to 3e\+38, but float16 holds at most 65504.*dtype='float32' or",
     ):
         load_transformer_lens(model.cfg, state, dtype=torch.float16)
 

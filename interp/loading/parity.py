@@ -80,7 +80,7 @@ def _load(model: HookedModel, reference: str | Path | None) -> Any:
     if reference is None:
         source = getattr(model, "source", None)
         if source is None or source.kind not in ("gguf", "huggingface"):
-            raise WeightsError("these weights did not come from a file that transformers can load: give one as reference")
+            raise WeightsError("these weights are from no file that transformers can load: give one as reference")
         file = source.files[0]
         path = file if source.kind == "gguf" else file.parent
     else:
