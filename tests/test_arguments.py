@@ -132,7 +132,7 @@ def test_what_is_no_index_is_refused_by_name(wrong: Any) -> None:
         ({"layer": -1}, "layer -1 .* 0 to 1"),
         ({"layer": [0, 1]}, r"layer \(0, 1\) "),
         ({"layer": 0, "head": np.uint8(4)}, "head 4 is not one of this model's 4, 0 to 3"),
-        ({"layer": 0, "head": slice(4, None)}, r"head slice\(4, None, None\) names none of this model's 4"),
+        ({"layer": 0, "head": slice(4, None)}, r"head slice\(4, None, None\) selects none of this model's 4"),
         ({"layer": 0, "pos": 2**70}, "is outside prompt 0, which has 6 tokens"),
         ({"layer": 0, "pos": slice(9, None)}, r"slice\(9, None, None\) names no position"),
     ],
@@ -324,7 +324,7 @@ BAD_CALLS: dict[str, tuple[Callable[[GPT, PromptPairs], Any], str]] = {
     "folder": (lambda m, p: interp.save(m, 3), "folder must be a path, not 3"),  # type: ignore[arg-type]
     "width of a mixer": (
         lambda m, p: interp.save(make("mamba"), "never", format="huggingface"),
-        "d_inner=24 is no multiple of d_model=16",
+        "d_inner=24 is not a multiple of d_model=16",
     ),
     "complex tokens": (lambda m, p: m(torch.ones(1, 2) * 1j), "tokens must be whole numbers"),
     "seed": (lambda m, p: m.generate(p.clean[:1], 2, seed=2**70), r"seed must be an integer from 0 to 2\*\*64 - 1"),
@@ -355,7 +355,7 @@ BAD_CALLS: dict[str, tuple[Callable[[GPT, PromptPairs], Any], str]] = {
         "strength must be a finite number, not nan",
     ),
     "layer of a name": (lambda m, p: interp.get_act_name("z", 1.5), "layer must be an integer"),  # type: ignore[arg-type]
-    "site of a name": (lambda m, p: interp.get_act_name(["z"]), "a site is named by text"),  # type: ignore[arg-type]
+    "site of a name": (lambda m, p: interp.get_act_name(["z"]), "a site's name must be text"),  # type: ignore[arg-type]
     "names_filter": (lambda m, p: m.run_with_cache(p.clean, names_filter=[3]), "sites are chosen by"),
     "layers of a cache": (lambda m, p: interp.PastKeyValues(-1), "n_layers must be at least 0"),
     "token": (lambda m, p: m.tokens_to_residual_directions(29), "tokens must be ids of this model's answers, 0 to 28"),

@@ -364,7 +364,7 @@ def test_a_padded_batch_needs_its_mask(reader: GPT, side: Any) -> None:
     answers = [(" Mary", " John"), (" to", " the")]
     expected = PromptPairs.from_text(reader, texts, answers=answers)
     padded, mask = reader.to_batch(texts, padding_side=side)
-    with pytest.raises(PromptError, match=r"clean is padded, its prompts have \d+ to \d+ tokens, .* give its mask"):
+    with pytest.raises(PromptError, match=r"clean is padded, its prompts have \d+ to \d+ tokens: give its mask"):
         PromptPairs.from_tokens(reader.to_tokens(texts, padding_side=side), answers=expected.answers)
     with pytest.raises(PromptError, match=r"corrupt is padded, some of its rows .* with up to \d+ times the id \d+"):
         PromptPairs.from_tokens([row[:6] for row in padded], padded, answers=expected.answers)

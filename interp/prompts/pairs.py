@@ -255,9 +255,8 @@ class PromptPairs(SavedPairs):
             raise unknown("role", role, known)
         for at, of_pair in enumerate(self.roles):
             if role not in of_pair:
-                raise PromptError(
-                    f"pair {at} has no role {role!r}; its roles are {', '.join(map(repr, of_pair)) or '(none)'}"
-                )
+                others = f", only {', '.join(map(repr, of_pair))}" if of_pair else ", and no other"
+                raise PromptError(f"pair {at} has no role {role!r}{others}")
         return torch.tensor([of_pair[role] for of_pair in self.roles], device=self.clean.device)
 
     def positions(self, index: int | str | slice | Sequence[int] | Tensor | np.ndarray[Any, Any] | None) -> Tensor:
