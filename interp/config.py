@@ -118,7 +118,7 @@ class ModelConfig:
     rotary_adjacent_pairs: bool = False
     rope_scaling: RopeScaling | None = None
 
-    # Attention, and how it stands to the MLP
+    # Attention, and its place in the block
     attention_dir: str = "causal"
     attn_only: bool = False
     parallel_attn_mlp: bool = False

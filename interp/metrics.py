@@ -332,22 +332,22 @@ def _pick(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 @checked
 def mean_logit(logits: Tensor, ids: Tensor) -> Tensor:
     """The mean logit of each row's ids: [rows, d_vocab_out], ids [rows, most] padded with -1 -> [rows]."""
-    found, there = _pick(logits, ids)
-    return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, 0).sum(-1) / there.sum(-1)
+    values, real = _pick(logits, ids)
+    return values[:, 0] if ids.shape[1] == 1 else values.masked_fill(~real, 0).sum(-1) / real.sum(-1)
 
 
 @checked
 def joint_logit(logits: Tensor, ids: Tensor) -> Tensor:
     """The logit that one token with the probability of all of a row's ids would have; shapes as in `mean_logit`."""
-    found, there = _pick(logits, ids)
-    return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).logsumexp(-1)
+    values, real = _pick(logits, ids)
+    return values[:, 0] if ids.shape[1] == 1 else values.masked_fill(~real, float("-inf")).logsumexp(-1)
 
 
 @checked
 def best_logit(logits: Tensor, ids: Tensor) -> Tensor:
     """The largest logit of each row's ids; shapes as in `mean_logit`."""
-    found, there = _pick(logits, ids)
-    return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).amax(-1)
+    values, real = _pick(logits, ids)
+    return values[:, 0] if ids.shape[1] == 1 else values.masked_fill(~real, float("-inf")).amax(-1)
 
 
 @checked

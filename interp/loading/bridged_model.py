@@ -95,15 +95,15 @@ class BridgedModel(HookedModel):
         self._theirs = {name: theirs[name] for name in points}
         self.read_only: frozenset[str] = frozenset()
         self.source = Source(kind="bridge", location=cfg.model_name)
-        self._found = Findings(restarts=True)  # the trial itself runs the model
-        self._found = found = examine(self, bridge)
+        self._findings = Findings(restarts=True)  # the trial itself runs the model
+        self._findings = findings = examine(self, bridge)
         self.cfg = cfg.replace(
-            act_fn=found.act_fn,
-            d_mlp=found.d_mlp or cfg.d_mlp,
-            attention_dir="causal" if found.causal else "bidirectional",
+            act_fn=findings.act_fn,
+            d_mlp=findings.d_mlp or cfg.d_mlp,
+            attention_dir="causal" if findings.causal else "bidirectional",
         )
-        self.read_only = frozenset(found.read_only)
-        self.hook_dict = {name: point for name, point in points.items() if name in found.sites}
+        self.read_only = frozenset(findings.read_only)
+        self.hook_dict = {name: point for name, point in points.items() if name in findings.sites}
         self.left_out = tuple(name for name in points if name not in self.hook_dict)
 
     def forward(
@@ -139,7 +139,7 @@ class BridgedModel(HookedModel):
         elif not resid.is_floating_point():
             raise PromptError("start_at_layer needs the residual stream [batch, pos, d_model] as input, not tokens")
         else:
-            self._needs(self._found.restarts, "its layers read more than the residual stream")
+            self._needs(self._findings.restarts, "its layers read more than the residual stream")
         tokens = values if resid is None else torch.zeros(values.shape[:2], dtype=torch.long, device=self.device)
         if mask is not None:
             mask = check_attention_mask(mask, (tokens.shape[0], tokens.shape[1]))
@@ -173,6 +173,7 @@ class BridgedModel(HookedModel):
             def tap(theirs: Any, fn: Callable[[Any], Any]) -> None:
                 stack.enter_context(tapped(theirs, lambda value: fn(value) if run.in_force else None))
 
+            # 1. Functions at the bridge's hook points.
             warnings.filterwarnings("ignore", message="(?s).*(hook_scale/hook_normalized|already consumed)")
             if resid is not None:
                 tap(blocks[first].hook_in, lambda value: resid)
@@ -184,6 +185,7 @@ class BridgedModel(HookedModel):
                         tap(blocks[layer].hook_out, _adder(kept, layer))
             if last is not None:
                 tap(blocks[last].hook_in if last < n_layers else blocks[-1].hook_out, _stop)
+            # 2. The bridge runs; 3. leaving the block removes the functions.
             try:
                 return self.bridge(tokens, **({} if mask is None else {"attention_mask": mask.long()}))
             except _Stopped as stopped:
@@ -231,23 +233,23 @@ class BridgedModel(HookedModel):
 
     def ln_final(self, resid: Tensor) -> Tensor:
         """The final norm, without hooks."""
-        self._needs(self._found.reads_out, NO_READ_OUT)
+        self._needs(self._findings.reads_out, NO_READ_OUT)
         norm = self.bridge._modules.get("ln_final")
         return resid if norm is None else norm.original_component(resid)
 
     def unembed(self, x: Tensor) -> Tensor:
         """Logits of the normalised residual stream, without hooks."""
-        self._needs(self._found.reads_out, NO_READ_OUT)
-        logits = (x @ self.bridge.unembed.W_U + self.bridge.unembed.b_U) * self._found.logit_factor
-        cap = self._found.logit_cap
+        self._needs(self._findings.reads_out, NO_READ_OUT)
+        logits = (x @ self.bridge.unembed.W_U + self.bridge.unembed.b_U) * self._findings.logit_factor
+        cap = self._findings.logit_cap
         return logits if cap is None else cap * (logits / cap).tanh()
 
     @property
     def W_U(self) -> Tensor:
         """Unembedding [d_model, d_vocab_out], times the factor that the model multiplies its logits by."""
-        self._needs(self._found.reads_out, NO_READ_OUT)
-        self._needs(self._found.logit_cap is None, "the logits are capped and so not linear in the residual stream")
-        return self.bridge.unembed.W_U * self._found.logit_factor
+        self._needs(self._findings.reads_out, NO_READ_OUT)
+        self._needs(self._findings.logit_cap is None, "the logits are capped and so not linear in the residual stream")
+        return self.bridge.unembed.W_U * self._findings.logit_factor
 
     @property
     def b_O(self) -> Tensor:
@@ -266,12 +268,12 @@ class BridgedModel(HookedModel):
         path = "ln_final" if last else f"blocks.{layer}.ln{1 + mlp_input}"
         owner = self.bridge if last else self.bridge.blocks[layer]
         norm = owner._modules.get(path.rpartition(".")[2])
-        is_plain = norm is not None and path in self._found.norms
+        is_plain = norm is not None and path in self._findings.norms
         self._needs(is_plain, f"{path} is not a plain norm of the residual stream")
         return BridgedNorm(*norm_parts(norm))
 
     def _heads(self, layer: int) -> Any:
-        plain = layer in self._found.heads_add
+        plain = layer in self._findings.heads_add
         self._needs(plain, f"the heads of layer {layer} do not add up to what its attention adds")
         return self.bridge.blocks[layer].attn
 

@@ -104,6 +104,7 @@ def load(
         tokenizer = Tokenizer.from_transformers(tokenizer)
     if pre_tokenizer is not None and not str(source).endswith(".gguf"):
         raise UnknownName(f"pre_tokenizer={pre_tokenizer!r} is for .gguf files, and the model is not one; leave it out")
+    # 1. The reader; 2. the model from what it returns.
     memory: Any = source if _is_model_of("transformers", source) else None
     model: HookedModel
     if is_bridge(source):
@@ -119,6 +120,7 @@ def load(
         model = build(checkpoint, device=device, dtype=dtype)
     if tokenizer is not None:
         model.tokenizer = tokenizer
+    # 3. The comparison with transformers.
     if check:
         require_parity(model, memory)
     return model

@@ -150,6 +150,7 @@ def write(
     """
     n = whole_number("n", n, least=1, most=MOST, refuse=PromptError)
     tokenizer = tokenizer_of(model)
+    # 3. The draws that fit; 4. those of the commonest layout.
     refused = _Refused()
     rows = _fitting(model, tokenizer, draws, prepend_bos, roles, refused)
     kept = list(itertools.islice(_alike(rows) if aligned else rows, n))

@@ -36,7 +36,7 @@ from interp.errors import ConfigError
 from interp.hooked.cache import ActivationCache
 from interp.sites import get_act_name
 
-LONGEST = 4096  # bytes of one container; a longer one becomes its digest: a part used many times would add up
+MAX_BYTES = 4096  # of one container; a longer one is replaced by its digest: a part used many times would add up
 CODE = (
     *("co_name", "co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags", "co_code", "co_exceptiontable"),
     *("co_names", "co_varnames", "co_freevars", "co_cellvars", "co_consts"),
@@ -73,7 +73,7 @@ def _text(value: str) -> bytes:
 def _items(kind: bytes, parts: Iterable[bytes]) -> bytes:
     parts = parts if type(parts) is list else list(parts)
     whole = b"%b%d:%b" % (kind, len(parts), b"".join(parts))
-    return whole if len(whole) <= LONGEST else b"#" + hashlib.sha256(whole).digest()
+    return whole if len(whole) <= MAX_BYTES else b"#" + hashlib.sha256(whole).digest()
 
 
 SCALARS: dict[type, Callable[[Any], bytes]] = {

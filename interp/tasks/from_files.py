@@ -95,6 +95,7 @@ def from_file(
         count += 1
         if contradiction := _contradiction(record, model):
             raise PromptError(f"{str(path)!r}, line {record.line}, {contradiction}")
+        # 2. Does the pair fit this tokenizer? 3. If not, leave it out and count it.
         try:
             fit = _fit(model, record, prepend_bos)
         except _MisfitError as error:
@@ -104,6 +105,7 @@ def from_file(
             n_left += 1
             left += [reason] if n_left <= MAX_REASONS else []
             continue
+        # Aligned pairs have the commonest length, which is known only after the first `sample` of them.
         if usual is None or len(fit.clean) == usual:
             fits.append(fit)
         if aligned and n is not None and usual is None and len(fits) == sample:
@@ -232,8 +234,8 @@ def _year(record: Record, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...],
     span = SPAN.search(record.clean) if isinstance(record.clean, str) else None
     if span is None or not str(record.year).isdigit() or int(span[2]) != int(str(record.year)):
         raise _MisfitError(
-            f"column {column!r}: {record.year!r} is not the end of a year in a prompt that goes on to another, and "
-            "there is no column for a wrong answer"
+            f"column {column!r}: {record.year!r} is not the end of a year in a prompt that continues to a later one, "
+            "and there is no column for a wrong answer"
         )
     if tokenizer is None:
         raise _MisfitError(f"column {column!r}: this model has no tokenizer, so prompts must be ids")

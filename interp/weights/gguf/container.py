@@ -90,16 +90,27 @@ def open_gguf(path: str | Path) -> GGUFFile:
         swapped = " (its bytes are in big-endian order)" if version & 0xFFFF == 0 else ""
         raise WeightsError(f"{path} is a GGUF file of version {version}{swapped}; versions 2 and 3 can be read")
     n_tensors = cursor.number("Q", "the number of tensors")
-    n_entries = cursor.number("Q", "the number of metadata entries")
+    metadata = _metadata(cursor, cursor.number("Q", "the number of metadata entries"))
+    _refuse_part(path, metadata)
+    table = [_table_entry(cursor) for _ in range(n_tensors)]
+    return GGUFFile(path, metadata, _tensors(cursor, data, table, metadata))
+
+
+def _metadata(cursor: _Cursor, n_entries: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     for _ in range(n_entries):
         key = cursor.string("a metadata key")
         if key in metadata:
-            raise WeightsError(f"{path} is damaged: metadata {key!r} appears twice")
+            raise WeightsError(f"{cursor.path} is damaged: metadata {key!r} appears twice")
         metadata[key] = cursor.value(cursor.number("I", f"the type of {key!r}"), key)
-    _refuse_part(path, metadata)
-    table = [_table_entry(cursor) for _ in range(n_tensors)]
-    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    return metadata
+
+
+def _tensors(
+    cursor: _Cursor, data: np.ndarray, table: list[tuple[str, tuple[int, ...], int, int]], metadata: dict[str, Any]
+) -> dict[str, StoredTensor]:
+    """The tensors of the table, whose data begin at the first multiple of the alignment after the header."""
+    path, alignment = cursor.path, metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
         raise WeightsError(f"{path} is damaged: general.alignment={shown(alignment)} is not a power of two")
     base = -(-cursor.position // alignment) * alignment
@@ -116,7 +127,7 @@ def open_gguf(path: str | Path) -> GGUFFile:
             )
         tensors[name] = _stored(path, data, name, shape, code, base + offset)
         end += -(-tensors[name].raw.size // alignment) * alignment
-    return GGUFFile(path, metadata, tensors)
+    return tensors
 
 
 def _refuse_part(path: Path, metadata: dict[str, Any]) -> None:

@@ -137,6 +137,7 @@ def _checkpoint(
 ) -> Checkpoint:
     for name in ("num_hidden_layers", "n_layer"):
         refuse_deeper(options.get(name), tensors, source.location)
+    # 1. The family and the configuration.
     family, cfg = configure(options)
     refuse_deeper(cfg.n_layers, tensors, source.location)
     # The name in the family's table -> the name in the file.
@@ -149,6 +150,7 @@ def _checkpoint(
     elif tied:
         names.setdefault(embedding, names["lm_head.weight"])
         del names["lm_head.weight"]
+    # 2. Their tensors as ours; 3. none is read before it is called.
     rows = {name: family.row(name) for name in weights(empty(cfg))}
     problems = name_problems({row.theirs for row in rows.values()}, names)
     if problems:
