@@ -528,7 +528,7 @@ def test_weights_that_the_bridge_does_not_compute_with_are_refused() -> None:
     bridge = bridge_of(transformers_model(*NATIVE["gpt_neox"]))
     with torch.no_grad():
         bridge.blocks[0].attn.q.weight.mul_(2)  # a copy of a part of query_key_value
-    with pytest.raises(WeightsError, match="differ from those of the weights under it"):
+    with pytest.raises(WeightsError, match="differ from those of its weights"):
         from_bridge(bridge)
     bridge = bridge_of(transformers_model(*NATIVE["gpt2"]))
     bridge.add_hook("blocks.0.hook_mlp_out", lambda value, hook: value * 2)

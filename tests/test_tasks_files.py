@@ -310,7 +310,7 @@ def test_ids_that_contradict_the_text_beside_them_are_refused(model: GPT, tmp_pa
         ("other names", row(correct_idx=mary, incorrect_idx=to)),
         ("ids first", {**spoken, "target_idx": mary, "foil_idx": [to]}),
     ):
-        with pytest.raises(PromptError, match=r"line 1, column '\w+_idx': token \d+ is ' to' for this tokenizer, and "):
+        with pytest.raises(PromptError, match=r"line 1, column '\w+_idx': token \d+ is ' to' for this tokenizer, but "):
             from_file(model, written(tmp_path, f"{name}.jsonl", [record]))
 
 
