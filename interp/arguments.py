@@ -1,7 +1,7 @@
-"""Plain arguments: whole numbers, numbers, shares, seeds and indices, checked in one place and refused by name.
+"""Plain arguments: integers, numbers, shares, seeds and indices, checked in one place and refused by name.
 
-A whole number is of any kind: Python's, NumPy's, or an array or tensor without axes, so that a row of a table serves as
-an argument. True and False are none. What a function gets from here is Python's own, whatever it was given.
+An integer may be Python's, NumPy's, or an array or tensor without axes, so that a row of a table serves as an argument.
+True and False are not integers. The functions here return Python's own numbers, whatever they were given.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-MOST = 10_000_000  # of draws, steps and the like: more are a mistake, and would never end
-LARGEST_SEED = 2**64 - 1  # what torch takes; NumPy takes more
-NO_LISTS = (str, bytes, Mapping)  # what can be gone through, and yet is no list of numbers
+MOST = 10_000_000  # draws, steps and the like: more than this is a mistake, and would never end
+LARGEST_SEED = 2**64 - 1  # torch's limit; NumPy takes larger ones
+NO_LISTS = (str, bytes, Mapping)  # iterable, but not lists of numbers
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
@@ -35,16 +35,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def checked(function: F) -> F:
-    """Let a function refuse arguments of another kind than its annotations say: by name, and before it does anything.
+    """Make a function refuse arguments of the wrong type, by name, before it does anything.
 
-    What an annotation says beyond kinds that are known here (`_kind`) is left to the function, and so are bounds.
+    Types are those of the annotations. Types that are not known here (`_kind`) and bounds are left to the function.
 
     >>> @checked
     ... def draw(n: int, names: Sequence[str] | None = None) -> None: ...
     >>> draw("4")
     Traceback (most recent call last):
         ...
-    interp.errors.ConfigError: n must be a whole number, not '4'
+    interp.errors.ConfigError: n must be an integer, not '4'
     """
     signature = inspect.signature(function)
     kinds = {
@@ -52,16 +52,16 @@ def checked(function: F) -> F:
         for name, parameter in signature.parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
-    known = {name: [kind for kind in found if kind] for name, found in kinds.items() if found and all(found)}
+    known = {name: [kind for kind in options if kind] for name, options in kinds.items() if options and all(options)}
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         given: Mapping[str, Any] = {}
-        with contextlib.suppress(TypeError):  # an argument that is missing or unknown: Python says it best, below
+        with contextlib.suppress(TypeError):  # a missing or unknown argument: the call below raises Python's own error
             given = signature.bind(*args, **kwargs).arguments
         for name, value in given.items():
             if name in known and not any(fits(value) for _, fits in known[name]):
-                words = " or ".join(dict.fromkeys(said for said, _ in known[name]))
+                words = " or ".join(dict.fromkeys(word for word, _ in known[name]))
                 raise ConfigError(f"{name} must be {words}, not {shown(value)}")
         return function(*args, **kwargs)
 
@@ -69,7 +69,7 @@ def checked(function: F) -> F:
 
 
 def _alternatives(annotation: Any) -> list[str]:
-    """What stands between the `|` of an annotation; nothing where there is none."""
+    """The alternatives of an annotation, split at `|`; empty without an annotation."""
     if not isinstance(annotation, str):
         return []
     depth, parts = 0, [""]
@@ -92,7 +92,7 @@ SIMPLE: dict[str, Kind] = {
     "EllipsisType": ("...", lambda value: value is ...),
     "str": ("text", lambda value: isinstance(value, str)),
     "bool": ("True or False", lambda value: isinstance(plain(value), bool)),
-    "int": ("a whole number", lambda value: is_whole(value)),
+    "int": ("an integer", lambda value: is_whole(value)),
     "float": ("a number", lambda value: _is_real(plain(value))),
     "Path": ("a path", lambda value: isinstance(value, os.PathLike)),
     "Tensor": ("a tensor", lambda value: _is_a(value, "Tensor")),
@@ -100,26 +100,26 @@ SIMPLE: dict[str, Kind] = {
     "pd.Series[Any]": ("a Series", lambda value: _is_a(value, "Series")),
     **{name: (name, functools.partial(lambda name, value: _is_a(value, name), name)) for name in OURS},
 }
-"""What annotations mean; classes by their names, so that nothing is imported for it."""
+"""What annotations mean. Classes are recognised by name, so that nothing has to be imported."""
 
 
 def _kind(annotation: str) -> Kind | None:
-    """What one alternative of an annotation means: words for it, and whether a value is of it; None if not known."""
+    """One alternative of an annotation: words for it, and a test whether a value fits; None if it is not known here."""
     if annotation in SIMPLE:
         return SIMPLE[annotation]
     outer, _, inner = annotation.removesuffix("]").partition("[")
     if outer in ("Sequence", "Iterable", "list"):
         words, fits = SIMPLE.get(inner, ("values", lambda value: True))
-        plurals = {"text": "texts", "a whole number": "whole numbers", "a number": "numbers"}
+        plurals = {"text": "texts", "an integer": "integers", "a number": "numbers"}
         plural = plurals.get(words, f"{words}s" if inner in OURS else "values")
-        return f"several {plural}", functools.partial(_are, fits, outer == "Iterable")
+        return f"a list of {plural}", functools.partial(_are, fits, outer == "Iterable")
     if outer in ("Mapping", "dict"):
         return "a mapping", lambda value: isinstance(value, Mapping)
     return None
 
 
 def _are(fits: Callable[[Any], bool], mappings: bool, values: Any) -> bool:
-    """Whether something can be gone through, and whether all that it holds fits."""
+    """Whether something can be iterated over, and everything in it fits."""
     if not isinstance(values, Iterable) or isinstance(values, str | bytes) or getattr(values, "ndim", 1) == 0:
         return False
     if isinstance(values, Mapping) and not mappings:
@@ -168,21 +168,24 @@ def misfit(function: Any, signature: inspect.Signature | None, *args: Any, **kwa
 
 
 def shown(value: Any) -> str:
-    """A given value in an error's message: short, and of an array its shape and number type."""
+    """A value as error messages show it: in one line, shortened, and an array by its shape and number type."""
     if getattr(value, "shape", None) and hasattr(value, "dtype"):
         return f"{type(value).__name__.lower()} {list(value.shape)} of {value.dtype}"
-    return " ".join(_REPR.repr(plain(value)).split())
+    try:
+        return " ".join(_REPR.repr(plain(value)).split())
+    except ValueError:  # Python refuses to write an integer of more than 4,300 digits
+        return f"a {type(value).__name__} that is too long to show"
 
 
 def plain(value: Any) -> Any:
-    """A NumPy number, or an array or tensor without axes, as Python's own number; anything else as it is."""
+    """A NumPy number, or an array or tensor without axes, as Python's own number; anything else unchanged."""
     if getattr(value, "ndim", None) == 0 and callable(getattr(value, "tolist", None)):
         return value.tolist()
     return value
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number of some kind.
+    """Whether a value is an integer of any type.
 
     >>> import numpy as np
     >>> is_whole(np.uint8(3)), is_whole(np.array(3)), is_whole(3.0), is_whole(True)
@@ -200,18 +203,18 @@ def whole_number(
     most: int | None = None,
     refuse: type[InterpError] = ConfigError,
 ) -> int:
-    """A whole number within bounds, which belong to it.
+    """An integer from `least` to `most`, as Python's own.
 
     Raises:
-        ConfigError (or `refuse`): something else; the message has the name, the bounds and what was given.
+        ConfigError (or `refuse`): anything else; the message has the name, the bounds and the value.
 
     >>> whole_number("top_k", 1.5, least=1)
     Traceback (most recent call last):
         ...
-    interp.errors.ConfigError: top_k must be a whole number from 1 on, not 1.5
+    interp.errors.ConfigError: top_k must be an integer >= 1, not 1.5
     """
     if not is_whole(value):
-        raise refuse(f"{name} must be a whole number{_between(least, most)}, not {shown(value)}")
+        raise refuse(f"{name} must be an integer{_between(least, most)}, not {shown(value)}")
     number = int(plain(value))
     if least is not None and number < least:
         raise refuse(f"{name} must be at least {least:,}, not {shown(value)}")
@@ -230,42 +233,42 @@ def real_number(
     below: float | None = None,
     refuse: type[InterpError] = ConfigError,
 ) -> float:
-    """A finite number within bounds: `least` and `most` belong to it, `above` and `below` do not.
+    """A finite number within bounds: from `least` to `most`, both allowed, or between `above` and `below`, both not.
 
     Raises:
-        ConfigError (or `refuse`): something else, NaN and infinity among them.
+        ConfigError (or `refuse`): anything else, NaN and infinity too.
 
     >>> real_number("lr", float("nan"), above=0)
     Traceback (most recent call last):
         ...
-    interp.errors.ConfigError: lr must be a number above 0, not nan
+    interp.errors.ConfigError: lr must be a finite number > 0, not nan
     """
-    given = plain(value)
-    if _is_real(given):
-        inside = (least is None or given >= least) and (most is None or given <= most)
-        inside = inside and (above is None or given > above) and (below is None or given < below)
-        if inside and abs(given) < 1e300:  # NaN is not
-            return float(given)
+    number = plain(value)
+    if _is_real(number):
+        inside = (least is None or number >= least) and (most is None or number <= most)
+        inside = inside and (above is None or number > above) and (below is None or number < below)
+        if inside and abs(number) < 1e300:  # False for NaN
+            return float(number)
     bounds = _between(least, most)
-    bounds += f" above {above:g}" if above is not None else ""
-    bounds += (" and" if above is not None else "") + f" below {below:g}" if below is not None else ""
-    raise refuse(f"{name} must be a number{bounds}, not {shown(value)}")
+    bounds += f" > {above:g}" if above is not None else ""
+    bounds += (" and" if above is not None else "") + f" < {below:g}" if below is not None else ""
+    raise refuse(f"{name} must be a finite number{bounds}, not {shown(value)}")
 
 
 def resamples(value: Any) -> int:
-    """`n_resamples`: how often prompts are drawn again, at least once.
+    """`n_resamples`: how often prompts are resampled, at least once.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: anything else.
     """
     return whole_number("n_resamples", value, least=1, most=MOST)
 
 
 def as_numbers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Numbers of any kind, a tensor's or a table's among them, as an array in double precision.
+    """Numbers from a list, an array, a tensor or a column of a table, as an array in double precision.
 
     Raises:
-        ConfigError: something else, such as text, or rows of different lengths.
+        ConfigError: anything else, such as text, or rows of different lengths.
     """
     values = values.detach().cpu().double() if hasattr(values, "detach") else values
     try:
@@ -274,18 +277,18 @@ def as_numbers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
             return array.astype(np.float64)
     except (TypeError, ValueError):
         pass
-    raise ConfigError(f"{name} must be numbers, an array of any shape, not {shown(values)}")
+    raise ConfigError(f"{name} must be numbers, alone or in an array, not {shown(values)}")
 
 
 def share(name: str, value: Any) -> float:
-    """A probability or part between 0 and 1, neither of which belongs to it.
+    """A probability or share above 0 and below 1.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: anything else.
     """
-    given = plain(value)
-    if _is_real(given) and 0 < given < 1:
-        return float(given)
+    number = plain(value)
+    if _is_real(number) and 0 < number < 1:
+        return float(number)
     raise ConfigError(f"{name} must lie between 0 and 1, such as 0.95, not {shown(value)}")
 
 
@@ -293,18 +296,18 @@ def seed(value: Any, name: str = "seed") -> int:
     """The seed of a draw, 0 to 2**64 - 1.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: anything else.
     """
     if is_whole(value) and 0 <= plain(value) <= LARGEST_SEED:
         return int(plain(value))
-    raise ConfigError(f"{name} must be a whole number from 0 to 2**64 - 1, not {shown(value)}")
+    raise ConfigError(f"{name} must be an integer from 0 to 2**64 - 1, not {shown(value)}")
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, and nothing that could stand for one of them.
+    """True or False; 0, 1, "yes" and the like are refused.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: anything else.
     """
     value = plain(value)
     if isinstance(value, bool):
@@ -313,10 +316,10 @@ def flag(name: str, value: Any) -> bool:
 
 
 def byte_budget(value: Any) -> int | None:
-    """`max_memory`: a positive number of bytes, or None for a part of what is free.
+    """`max_memory`: a positive number of bytes, or None for a share of what is free.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: anything else.
     """
     if value is None:
         return None
@@ -326,21 +329,21 @@ def byte_budget(value: Any) -> int | None:
 
 
 def device_of(device: str | torch.device, *, with_values: bool = False) -> torch.device:
-    """A device that tensors can be put on here; `with_values` refuses "meta", whose tensors have none.
+    """A device that tensors can be put on here; `with_values` refuses "meta", whose tensors hold no values.
 
     Raises:
         UnknownName: there is no such device here.
     """
-    import torch  # not before it is needed: the command line lists its commands without it
+    import torch  # imported here, because the command line lists its commands without it
 
     try:
-        found = torch.empty(0, device=device).device
-    except Exception as error:  # of an unknown device, and of one that is not there, in many kinds
+        usable = torch.empty(0, device=device).device
+    except Exception as error:  # torch raises many types, for unknown devices and for absent ones
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnknownName(f"device {str(device)!r} cannot be used here: {reason}") from error
-    if with_values and found.type == "meta":
+    if with_values and usable.type == "meta":
         raise UnknownName("device 'meta' cannot be used here: it holds no values; choose 'cpu' or 'cuda'")
-    return found
+    return usable
 
 
 def column_of(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
@@ -363,12 +366,13 @@ def column_of(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
 
 
 def as_index(name: str, value: Any, *, also: str = "", refuse: type[InterpError] = PromptError) -> Any:
-    """An index as NumPy takes it, in Python's own numbers: one, a tuple of several, a slice, or None for all.
+    """An index as NumPy takes it, in Python's own integers: one, a tuple of several, a slice, or None for all.
 
-    It is not held against an axis: see `entries`. `also` names what else the caller takes, for the message.
+    Whether an axis is that long is not checked: see `entries`. `also` names what else the caller takes, for the
+    message.
 
     Raises:
-        PromptError (or `refuse`): something else, such as bools, fractions, text, or a list without entries.
+        PromptError (or `refuse`): anything else, such as bools, fractions, text, or an empty list.
 
     >>> import numpy as np
     >>> as_index("head", np.int64(3)), as_index("head", np.arange(3)), as_index("pos", slice(None, -1))
@@ -383,36 +387,36 @@ def as_index(name: str, value: Any, *, also: str = "", refuse: type[InterpError]
         if all(end is None or is_whole(end) for end in ends) and plain(value.step) != 0:
             return slice(*(None if end is None else int(plain(end)) for end in ends))
     elif isinstance(value, Iterable) and not isinstance(value, NO_LISTS) and getattr(value, "ndim", 1) == 1:
-        given = value.tolist() if hasattr(value, "tolist") else list(value)
-        if given and all(is_whole(one) for one in given):
-            return tuple(int(plain(one)) for one in given)
-    raise refuse(f"{name} must be a whole number, several, a slice or None{also}, not {shown(value)}")
+        listed = value.tolist() if hasattr(value, "tolist") else list(value)
+        if listed and all(is_whole(one) for one in listed):
+            return tuple(int(plain(one)) for one in listed)
+    raise refuse(f"{name} must be an integer, a list of integers, a slice or None{also}, not {shown(value)}")
 
 
 def entries(name: str, value: Any, size: int, *, refuse: type[InterpError] = PromptError) -> list[int]:
-    """The entries of an axis of `size` that an index stands for, counted from 0; negative ones count from the end.
+    """The entries that an index selects on an axis of `size`, counted from 0; negative indices count from the end.
 
     Raises:
-        PromptError (or `refuse`): no index, or one outside the axis.
+        PromptError (or `refuse`): not an index, or one outside the axis.
 
     >>> entries("pos_slice", [0, -1], 5), entries("pos_slice", slice(1, None, 2), 5)
     ([0, 4], [1, 3])
     """
-    wanted = as_index(name, value, refuse=refuse)
-    if wanted is None or isinstance(wanted, slice):
-        return list(range(size)[slice(None) if wanted is None else wanted])
-    found = [wanted] if isinstance(wanted, int) else wanted
-    for one in found:
+    index = as_index(name, value, refuse=refuse)
+    if index is None or isinstance(index, slice):
+        return list(range(size)[slice(None) if index is None else index])
+    numbers = [index] if isinstance(index, int) else index
+    for one in numbers:
         if not -size <= one < size:
             raise refuse(f"{name} {one} is out of range: there are {size}, 0 to {size - 1} (or -1 for the last)")
-    return [one % size for one in found]
+    return [one % size for one in numbers]
 
 
 def one_of_layers(layer: Any, n_layers: int, name: str = "layer") -> int:
-    """The number of a layer; negative ones count from the last.
+    """The number of a layer; negative numbers count from the last.
 
     Raises:
-        UnknownName: no whole number, or not one of the model's layers.
+        UnknownName: not an integer, or not one of the model's layers.
     """
     if is_whole(layer) and -n_layers <= plain(layer) < n_layers:
         return int(plain(layer)) % n_layers
@@ -428,6 +432,9 @@ def _is_text(value: Any) -> bool:
 
 
 def _between(least: float | None, most: float | None) -> str:
+    """The bounds in words; an upper bound that only a mistake reaches is left out."""
+    if most is not None and most >= MOST:
+        most = None
     if least is None:
-        return "" if most is None else f" of at most {most:g}"
-    return f" from {least:,} on" if most is None else f" from {least:,} to {most:,}"
+        return "" if most is None else f" <= {most:,}"
+    return f" >= {least:,}" if most is None else f" from {least:,} to {most:,}"

@@ -1,7 +1,7 @@
 """`ModelConfig`: the one description of every model in this package.
 
-A published model, a toy of a paper and a hand-made circuit differ only in the values of these fields, which carry
-TransformerLens's names where it has one, and those of the authors' code for state-space layers.
+A published model, a toy model from a paper and a hand-made circuit differ only in the values of these fields. The
+fields have TransformerLens's names where it has them, and the names of the authors' code for state-space layers.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from interp.arguments import is_several, one_of_layers
+from interp.arguments import LARGEST_SEED, is_several, one_of_layers, real_number, shown, whole_number
 from interp.errors import ConfigError, nearest
-from interp.files.foreign_files import shown
 
 ACTIVATIONS = ("relu", "relu2", "gelu", "gelu_new", "silu", "solu")
 NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
@@ -25,9 +23,10 @@ MAMBAS = ("mamba", "mamba2")
 SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
 LAYER_TYPES = ("attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp")
 ROPE_SCALINGS = ("linear", "llama3")
-LARGEST = (2 - 2**-23) * 2.0**127  # of float32
-OF_STATES = ("d_conv", "d_ssm_head", "n_ssm_groups")
-MOST = 2**48  # a size beyond it is a mistake: no machine holds such a tensor, and sums of several would overflow
+LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+MAX_SIZE = 2**48  # a larger size is a mistake: no machine holds such a tensor, and sums of several would overflow
+OPTIONAL_SIZES = ("n_key_value_heads", "d_mlp", "rotary_dim", "d_inner", "d_state", "dt_rank")
+STATE_SPACE_SIZES = ("d_conv", "d_ssm_head", "n_ssm_groups")
 FLAGS = (
     "gated_mlp", "final_norm", "rotary_adjacent_pairs", "attn_only", "parallel_attn_mlp", "use_attn_scale",
     "tie_word_embeddings", "attn_in_bias", "attn_out_bias", "mlp_bias", "unembed_bias", "conv_bias", "mamba_bias",
@@ -52,8 +51,8 @@ class RopeScaling:
         if not isinstance(self.kind, str) or self.kind not in ROPE_SCALINGS:
             raise ConfigError(f"rope scaling {self.kind!r} is not supported; choose from {', '.join(ROPE_SCALINGS)}")
         for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            _check_number(f"{name} of the rope scaling", getattr(self, name), above=0)
-        _whole("original_n_ctx of the rope scaling", self.original_n_ctx, 1)
+            _settle_number(self, name, " of the rope scaling", above=0)
+        whole_number("original_n_ctx of the rope scaling", self.original_n_ctx, least=1, most=MAX_SIZE)
         if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
             raise ConfigError(
                 f"low_freq_factor={self.low_freq_factor} of the rope scaling must be below high_freq_factor="
@@ -63,11 +62,11 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that fixes the computation of a model, apart from its weights.
+    """Everything that determines the computation of a model, apart from its weights.
 
-    Sizes: `d_model` is the width of the residual stream; `n_heads` query heads of `d_head` read and write it;
-    `n_key_value_heads` of them own keys and values (fewer than `n_heads` is grouped-query attention). `d_vocab_out`
-    differs from `d_vocab` in models that answer from another alphabet.
+    Sizes: `d_model` is the width of the residual stream; `n_heads` query heads of `d_head` channels read and write it;
+    there are `n_key_value_heads` heads of keys and values (fewer than `n_heads` is grouped-query attention).
+    `d_vocab_out` differs from `d_vocab` in models whose outputs are not their input tokens.
 
     Norms: `LN` and `RMS` have weights; `LNPre` and `RMSPre` only centre and scale (TransformerLens's folded form).
 
@@ -76,21 +75,23 @@ class ModelConfig:
     `alibi` lowers scores with distance (Press et al. 2021, section 3), `none` leaves order to the causal mask or to the
     recurrence. `auto` is `standard` for a model with attention and `none` for one without.
 
-    Layers: `layer_types` says for each what mixes positions, and whether an MLP follows: one of `attn+mlp`, `attn`,
-    `mlp`, `mamba`, `mamba+mlp`, `mamba2`, `mamba2+mlp`; None makes all of them `attn+mlp`, or `attn` with `attn_only`.
+    Layers: `layer_types` says for each layer what mixes positions, and whether an MLP follows: one of `attn+mlp`,
+    `attn`, `mlp`, `mamba`, `mamba+mlp`, `mamba2`, `mamba2+mlp`; None makes all of them `attn+mlp`, or `attn` with
+    `attn_only`.
 
     State-space layers (Gu and Dao 2023, "Mamba"; Dao and Gu 2024, "Transformers are SSMs"): `d_inner` channels, each
-    with a state of `d_state` numbers (for Mamba-2 in heads of `d_ssm_head` channels, whose B and C are shared by
-    `n_ssm_groups` groups of heads), behind a convolution over `d_conv` positions. `dt_rank` is the rank of Mamba-1's
-    projection to the step size, `dt_limit` bounds Mamba-2's. They have no limit of length but `n_ctx`.
-    `ssm_normalization_type` is the norm over Mamba-1's B, its C and the numbers that its step size is made from: `RMS`
-    (Lieber et al. 2024, "Jamba", section 6.4), `RMSPre` without weights (Zuo et al. 2024, "Falcon Mamba"), or None;
-    `ssm_eps` is what it adds to the mean square.
+    with a state of `d_state` numbers, after a convolution over `d_conv` positions. Mamba-2 has heads of `d_ssm_head`
+    channels, in `n_ssm_groups` groups that each share one B and one C. `dt_rank` is the rank of Mamba-1's projection
+    to the step size; `dt_limit` bounds Mamba-2's step size. Only `n_ctx` limits the length of a prompt.
+    `ssm_normalization_type` is the norm over Mamba-1's B, C and low-rank step size: `RMS` (Lieber et al. 2024,
+    "Jamba", section 6.4), `RMSPre` without weights (Zuo et al. 2024, "Falcon Mamba"), or None; `ssm_eps` is what it
+    adds to the mean square.
 
     Raises:
         ConfigError: a value that is unknown or contradicts another one.
     """
 
+    # Sizes; -1 means "not given" and is replaced by what the other sizes imply
     n_layers: int
     d_model: int
     n_ctx: int
@@ -100,27 +101,41 @@ class ModelConfig:
     n_key_value_heads: int | None = None
     d_mlp: int | None = None
     d_vocab_out: int = -1
+
+    # MLP
     act_fn: str | None = "gelu_new"
     gated_mlp: bool = False
+
+    # Norms of the residual stream
     normalization_type: str | None = "LN"
     eps: float = 1e-5
     final_norm: bool = True
+
+    # Positions
     positional_embedding_type: str = "auto"
     rotary_dim: int | None = None
     rotary_base: float = 10000.0
     rotary_adjacent_pairs: bool = False
     rope_scaling: RopeScaling | None = None
+
+    # Attention, and its place in the block
     attention_dir: str = "causal"
     attn_only: bool = False
     parallel_attn_mlp: bool = False
     use_attn_scale: bool = True
     attn_scale: float | None = None
+
+    # Which weights there are
     tie_word_embeddings: bool = False
     attn_in_bias: bool = True
     attn_out_bias: bool = True
     mlp_bias: bool = True
     unembed_bias: bool = True
+
+    # What each layer is made of
     layer_types: tuple[str, ...] | None = None
+
+    # State-space layers
     d_inner: int | None = None
     d_state: int | None = None
     d_conv: int = 4
@@ -132,6 +147,8 @@ class ModelConfig:
     mamba_bias: bool = False
     ssm_normalization_type: str | None = None
     ssm_eps: float = 1e-6
+
+    # Untrained weights, and the model's name
     initializer_range: float = 0.02
     seed: int | None = None
     model_name: str = "custom"
@@ -173,22 +190,20 @@ class ModelConfig:
             if self.d_head < 1:
                 raise ConfigError("a model with attention needs d_head or n_heads")
             if self.d_model % self.d_head:
-                raise ConfigError(
-                    f"n_heads is not given and d_model={self.d_model} is no multiple of d_head={self.d_head}"
-                )
+                raise ConfigError(f"d_model={self.d_model} is not a multiple of d_head={self.d_head}: give n_heads")
             settle("n_heads", self.d_model // self.d_head)
         if self.n_key_value_heads is None:
             settle("n_key_value_heads", self.n_heads)
 
     def _check_kinds(self) -> None:
-        """Refuse what is of another kind than its field, before anything is derived from it."""
+        """Refuse values of the wrong type, before anything is derived from them."""
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}")
         for name in ("n_heads", "d_head", "d_vocab", "d_vocab_out"):
             if not _is_open(getattr(self, name)):
                 self._check_whole(name, 0)
-        for name in ("n_key_value_heads", "d_mlp", "rotary_dim", "d_inner", "d_state", "dt_rank", *OF_STATES):
+        for name in (*OPTIONAL_SIZES, *STATE_SPACE_SIZES):
             if getattr(self, name) is not None:
                 self._check_whole(name, 0)
         self._check_choice("positional_embedding_type", ("auto", *POSITIONS))
@@ -196,12 +211,12 @@ class ModelConfig:
             object.__setattr__(self, "dt_limit", tuple(self.dt_limit))
         self._check_limits()
         for name in ("eps", "ssm_eps", "initializer_range"):
-            _check_number(name, getattr(self, name), least=0)
-        _check_number("rotary_base", self.rotary_base, above=0)
+            _settle_number(self, name, least=0)
+        _settle_number(self, "rotary_base", above=0)
         if self.attn_scale is not None:
-            _check_number("attn_scale", self.attn_scale, above=0)
+            _settle_number(self, "attn_scale", above=0)
         if self.seed is not None:
-            object.__setattr__(self, "seed", _whole("seed", self.seed, -(2**63), 2**64 - 1))
+            object.__setattr__(self, "seed", whole_number("seed", self.seed, least=-(2**63), most=LARGEST_SEED))
         if not isinstance(self.model_name, str):
             raise ConfigError(f"model_name must be text, not {self.model_name!r}")
         if not isinstance(self.rope_scaling, RopeScaling | None):
@@ -210,12 +225,12 @@ class ModelConfig:
         self._check_whole("n_ctx", 1)
 
     def _check_layers(self) -> None:
-        """Refuse layers that do not exist; before anything is derived from them."""
+        """Refuse kinds of layers that do not exist, before anything is derived from them."""
         self._check_whole("n_layers", 0)
         if self.layer_types is None:
             return
         if not is_several(self.layer_types):
-            raise ConfigError(f"layer_types must name the kind of each layer, not {shown(self.layer_types)}")
+            raise ConfigError(f"layer_types must be a list with the kind of each layer, not {shown(self.layer_types)}")
         object.__setattr__(self, "layer_types", tuple(self.layer_types))
         if len(self.layer_types) != self.n_layers:
             raise ConfigError(
@@ -224,26 +239,26 @@ class ModelConfig:
         for kind in self.layer_types:
             self._check_choice("layer_types", LAYER_TYPES, kind)
         if self.attn_only:
-            raise ConfigError("attn_only=True contradicts layer_types, which says of every layer what it is made of")
+            raise ConfigError("attn_only=True contradicts layer_types, which describes every layer")
 
     def _check(self) -> None:
         names = ["d_vocab", "d_vocab_out"]
         names += ["d_head", "n_heads", "n_key_value_heads"] if self.has_attention else []
-        names += ["d_inner", "d_state", "d_conv", "dt_rank", "d_ssm_head", "n_ssm_groups"] if self.has_mamba else []
+        names += ["d_inner", "d_state", "dt_rank", *STATE_SPACE_SIZES] if self.has_mamba else []
         names += ["d_mlp"] if self.has_mlp else []
         for name in names:
             self._check_whole(name, 1)
         if self.has_attention and self.n_heads % self.n_kv_heads:
             raise ConfigError(
                 f"n_heads={self.n_heads} must be a multiple of n_key_value_heads={self.n_kv_heads}, "
-                "so that every group of query heads shares one key and value head"
+                "so that every key and value head serves a group of query heads"
             )
         if "mamba2" in self.mixers:
             self._check_mamba2()
         self._check_choice("ssm_normalization_type", SSM_NORMALIZATIONS)
         if self.ssm_normalization_type is not None and "mamba" not in self.mixers:
             raise ConfigError(
-                f"ssm_normalization_type={self.ssm_normalization_type!r} is a matter of Mamba-1, which no layer is"
+                f"ssm_normalization_type={self.ssm_normalization_type!r} needs a Mamba-1 layer; this model has none"
             )
         if self.has_mamba and not self.causal:
             raise ConfigError("attention_dir='bidirectional' contradicts state-space layers, which only look back")
@@ -252,7 +267,7 @@ class ModelConfig:
         self._check_choice("attention_dir", ("causal", "bidirectional"))
         kind = self.positional_embedding_type
         if kind in ("rotary", "alibi") and not self.has_attention:
-            raise ConfigError(f"positional_embedding_type={kind!r} is a matter of attention, which no layer has")
+            raise ConfigError(f"positional_embedding_type={kind!r} needs a layer with attention; this model has none")
         if self.rotary_dim is not None and (self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.d_head):
             raise ConfigError(f"rotary_dim must be even and at most d_head={self.d_head}, not {self.rotary_dim}")
         if self.tie_word_embeddings and self.d_vocab_out != self.d_vocab:
@@ -261,7 +276,8 @@ class ModelConfig:
             raise ConfigError("gated_mlp=True contradicts layers without an MLP (attn_only, or layer_types)")
 
     def _check_whole(self, name: str, least: int) -> None:
-        object.__setattr__(self, name, _whole(name, getattr(self, name), least))
+        number = whole_number(name, getattr(self, name), least=least, most=MAX_SIZE)
+        object.__setattr__(self, name, number)
 
     def _check_mamba2(self) -> None:
         assert self.d_inner is not None
@@ -278,10 +294,10 @@ class ModelConfig:
         if limits is None:
             return
         pair = isinstance(limits, tuple) and len(limits) == 2 and all(type(end) in (int, float) for end in limits)
-        if not (pair and 0 <= limits[0] < limits[1] and (limits[1] <= LARGEST or limits[1] == math.inf)):
+        if not (pair and 0 <= limits[0] < limits[1] and (limits[1] <= LARGEST_FLOAT32 or limits[1] == math.inf)):
             raise ConfigError(
-                f"dt_limit must be (least, most) with 0 <= least < most, which is infinite or a float32 number, not "
-                f"{shown(self.dt_limit)}"
+                "dt_limit must be (least, most) with 0 <= least < most, where most is infinite or a float32 number, "
+                f"not {shown(self.dt_limit)}"
             )
 
     def _check_choice(self, field: str, choices: tuple[str | None, ...], given: str | None = None) -> None:
@@ -294,7 +310,7 @@ class ModelConfig:
 
     @property
     def n_kv_heads(self) -> int:
-        """The number of key and value heads, always a number."""
+        """The number of key and value heads: `n_key_value_heads`, or `n_heads` where that is None."""
         return self.n_heads if self.n_key_value_heads is None else self.n_key_value_heads
 
     def layer_type(self, layer: int) -> str:
@@ -313,7 +329,7 @@ class ModelConfig:
         return None if first == "mlp" else first
 
     def layers_with(self, *mixers: str) -> list[int]:
-        """The layers in which one of these mixes positions."""
+        """The layers in which one of `mixers` mixes positions."""
         return [layer for layer in range(self.n_layers) if self.mixer(layer) in mixers]
 
     def mlp_in(self, layer: int) -> bool:
@@ -322,8 +338,8 @@ class ModelConfig:
 
     @functools.cached_property
     def mixers(self) -> frozenset[str | None]:
-        """What mixes positions in any layer."""
-        # Without layer_types all layers are alike, however many a damaged file says that there are.
+        """Everything that mixes positions in some layer."""
+        # Without layer_types all layers are alike, and a damaged file may claim billions: one stands for all.
         different = range(self.n_layers) if self.layer_types is not None else range(min(self.n_layers, 1))
         return frozenset(self.mixer(layer) for layer in different) or frozenset({"attn"})
 
@@ -377,7 +393,7 @@ class ModelConfig:
         """The configuration that `to_dict` wrote.
 
         Raises:
-            ConfigError: no mapping, a name that is no field, the lack of one that is needed.
+            ConfigError: not a mapping, an unknown field, or a missing field that is needed.
         """
         _check_fields(cls, values)
         scaling = values.get("rope_scaling")
@@ -388,7 +404,7 @@ class ModelConfig:
 
 
 def _check_fields(cls: type, values: Mapping[str, Any]) -> None:
-    """Refuse values for fields that a class does not have, and the lack of one that it needs."""
+    """Refuse fields that a class does not have, and missing fields that it needs."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{cls.__name__} is made from a mapping of its fields, not from {shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -397,18 +413,18 @@ def _check_fields(cls: type, values: Mapping[str, Any]) -> None:
             close = nearest(str(name), fields)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"{cls.__name__} has no field {shown(name)}{hint}")
-    lost = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
-    if lost:
+    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+    if missing:
         raise ConfigError(
-            f"{cls.__name__} needs {', '.join(lost)}, which {'is' if len(lost) == 1 else 'are'} not given"
+            f"{cls.__name__} needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not given"
         )
 
 
 def check_config(cfg: Any) -> None:
-    """Refuse what is no configuration.
+    """Refuse what is not a configuration.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: something else.
     """
     if not isinstance(cfg, ModelConfig):
         raise ConfigError(f"cfg must be a ModelConfig, not {shown(cfg)}")
@@ -419,22 +435,11 @@ def _is_open(value: Any) -> bool:
     return type(value) is int and value == -1
 
 
-def _whole(name: str, value: Any, least: int, most: int = MOST) -> int:
-    """A whole number of any kind, such as numpy's, as Python's own."""
-    try:
-        found = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        found = None
-    if found is None or found < least:
-        raise ConfigError(f"{name} must be a whole number from {least} on, not {shown(value)}")
-    if found > most:
-        raise ConfigError(f"{name} must be a whole number from {least} to {most}, not {shown(value)}")
-    return found
-
-
-def _check_number(name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
-    """Refuse what is no finite number, or one that is too small."""
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300  # nor NaN
-    if not fits or (least is not None and value < least) or (above is not None and value <= above):
-        bound = f"of {least} or more" if least is not None else f"above {above}"
-        raise ConfigError(f"{name} must be a finite number {bound}, not {shown(value)}")
+def _settle_number(
+    owner: object, name: str, where: str = "", *, least: float | None = None, above: float | None = None
+) -> None:
+    """Refuse a field that is not a finite number within bounds; NumPy's and torch's numbers become Python's own."""
+    given = getattr(owner, name)
+    number = real_number(f"{name}{where}", given, least=least, above=above)
+    if not isinstance(given, int | float):  # an int stays an int, so that files and fingerprints keep their bytes
+        object.__setattr__(owner, name, number)

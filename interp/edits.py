@@ -4,7 +4,7 @@ An `Edit` changes one site at some places: it sets, adds, scales, zeroes or mean
 with labels, and becomes one row of a study for every prompt. Ablation, activation patching, path patching and steering
 are all lists of variants; `interp.sweep` runs them.
 
-Two runs of a pair are named: `base` is the run that gets edited, `source` the run that edits copy from.
+The two runs of a pair have names: `base` is the run that is edited, `source` the run that edits copy from.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OPS = ("set", "add", "scale", "zero", "mean")
 RUNS = ("base", "source")
 
 RESERVED = ("prompt", "metric", "value", "base_value", "source_value", "effect", "rounding")
-"""The columns that every table of a sweep has beside its labels."""
+"""The columns that every table of a sweep has besides its labels."""
 
 Index = int | str | slice | Sequence[int] | Tensor | np.ndarray[Any, Any] | None
 SourceValue = (
@@ -44,18 +44,18 @@ class Edit:
 
     Args:
         site: short name (`"z"`, with `layer` in `where`) or full name (`"blocks.3.attn.hook_z"`).
-        where: axis name -> index, several, or a slice, of any kind of whole numbers; an axis that is not named, or is
-            None, is changed throughout. The axes are the site's (`interp.sites`), without `batch`, and `layer` for a
-            short name. `pos`, `query` and `key` count from the start of each real prompt; they also take a role of the
-            prompts (`"S2"`), or -1 for the last real position.
-        op: "set" (the default) replaces by `source`; "add" adds it; "scale" multiplies by it; "zero" needs none; "mean"
-            replaces by the mean of `source` over the prompts, position by position.
-        source: "source" (the default) or "base" for the same site in that run; a cache, a tensor that broadcasts to the
-            site's shape, a function `fn(tensor, hook)` that returns a tensor of the shape that it was given; for
-            "scale" a number.
+        where: axis name -> an index, a list of indices, or a slice; an axis that is missing here, or is None, is
+            changed throughout. The axes are the site's (`interp.sites`), without `batch`, and `layer` for a short name.
+            `pos`, `query` and `key` count from the start of each real prompt; they also take a role of the prompts
+            (`"S2"`), or -1 for the last real position.
+        op: "set" (the default) replaces the value by `source`; "add" adds `source`; "scale" multiplies by it; "zero"
+            sets 0 and takes no source; "mean" replaces the value by the mean of `source` over the prompts, position by
+            position.
+        source: "source" (the default) or "base" for the same site in that run; a cache; a tensor that broadcasts to the
+            site's shape; a function `fn(tensor, hook)` that returns a tensor of the same shape; for "scale" a number.
 
     Raises:
-        ConfigError: an op that does not exist, a source that does not go with it, or a place that is no index.
+        ConfigError: an op that does not exist, a source that the op does not take, or an index that is not one.
     """
 
     site: str
@@ -74,7 +74,7 @@ class Edit:
         if self.op == "zero" and self.source is not None:
             raise ConfigError("op='zero' takes no source")
         if self.op == "mean" and self.computed:
-            raise ConfigError("op='mean' needs values to average, not a function: average in it, with op='set'")
+            raise ConfigError("op='mean' averages values and takes no function; average in the function, with op='set'")
         if isinstance(self.source, str) and self.source not in RUNS:
             raise unknown("run", self.source, RUNS)
 
@@ -89,7 +89,7 @@ class Edit:
 
     @property
     def computed(self) -> bool:
-        """Whether a function makes the new value."""
+        """Whether a function computes the new value."""
         return callable(self.source) and not isinstance(self.source, Tensor | ActivationCache)
 
     def name(self, cfg: ModelConfig) -> str:
@@ -112,10 +112,10 @@ class Edit:
 
 @dataclass(frozen=True)
 class Variant:
-    """Edits that are made together in one forward, and the labels of the row that they become.
+    """Edits that are applied together in one forward, and the labels of the row that they become.
 
     Raises:
-        ConfigError: something else among the edits, or a label with the name of a column that every table has
+        ConfigError: edits that are not `Edit`s, or a label with the name of a column that every table has
             (`RESERVED`).
     """
 
@@ -135,17 +135,17 @@ class Variant:
             if label in RESERVED:
                 raise ConfigError(
                     f"label {label!r} has the name of a column that every table has ({', '.join(RESERVED)}): "
-                    f"call it something else, such as {'of_' + label!r}"
+                    f"rename it, for example to {'of_' + label!r}"
                 )
 
 
 @functools.lru_cache(maxsize=8)
 def _names(cfg: ModelConfig) -> dict[str, Site]:
-    return site_names(cfg)  # some hundred names, looked up for every edit
+    return site_names(cfg)  # cached: hundreds of names, looked up for every edit
 
 
 def _settled_where(where: Any) -> Mapping[str, Any]:
-    """Where an edit acts, in Python's own numbers: whatever they come from, equal places are equal."""
+    """Where an edit acts, in Python's own numbers, so that equal places compare equal."""
     if not isinstance(where, Mapping):
         raise ConfigError(f"where must be a mapping, axis to index, such as {{'layer': 3}}, not {shown(where)}")
     settled = {}
@@ -162,8 +162,8 @@ def _settled_source(source: Any) -> Any:
         source = torch.from_numpy(source if source.flags.writeable else source.copy())
     if isinstance(source, int) and not isinstance(source, bool) and abs(source) < 1e300:
         source = float(source)
-    told = isinstance(source, str | float | Tensor | Mapping) or source is None or callable(source)
-    if not told or (isinstance(source, Tensor) and source.is_complex()):
+    supported = isinstance(source, str | float | Tensor | Mapping) or source is None or callable(source)
+    if not supported or (isinstance(source, Tensor) and source.is_complex()):
         raise ConfigError(
             "the source of an edit must be 'source', 'base', a cache, a tensor, a number or a function, "
             f"not {shown(source)}"
@@ -185,4 +185,4 @@ def _check_index(axis: str, index: Index, site: Site, cfg: ModelConfig, edit: Ed
         if not 0 <= one < size:
             raise UnknownName(f"{axis} {one} is not one of this model's {size}, 0 to {size - 1}")
     if isinstance(index, slice) and not entries(axis, index, size):
-        raise UnknownName(f"{axis} {index} names none of this model's {size}, 0 to {size - 1}")
+        raise UnknownName(f"{axis} {index} selects none of this model's {size}, 0 to {size - 1}")

@@ -61,11 +61,12 @@ def nearest(name: str, choices: Iterable[str], *, most: int = 3) -> list[str]:
 
 
 def check_choice(kind: str, value: object, choices: Iterable[str | None]) -> None:
-    """Refuse what is none of `choices`, whatever it is: a list is no name, and no key that could be looked up.
+    """Refuse a value that is not one of `choices`.
 
     Raises:
-        UnknownName: it is none.
+        UnknownName: it is not one of them.
     """
+    # A list or a dictionary cannot be looked up at all, so the type is asked first.
     if not (isinstance(value, str) or value is None) or value not in choices:
         raise unknown(kind, value, [choice for choice in choices if choice is not None])
 
@@ -76,8 +77,8 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UnknownName:
     >>> print(unknown("metric", "logit_dif", ["logit_diff", "kl"]))
     no metric matches 'logit_dif'; did you mean 'logit_diff'?
     """
-    choices, said = list(choices), f"{name!s:.200}"
-    close = nearest(said, choices)
+    choices, shortened = list(choices), f"{name!s:.200}"
+    close = nearest(shortened, choices)
     if close:
         hint = "did you mean " + " or ".join(repr(c) for c in close) + "?"
     elif not choices:
@@ -86,4 +87,4 @@ def unknown(kind: str, name: object, choices: Iterable[str]) -> UnknownName:
         hint = "choose from " + ", ".join(repr(c) for c in choices)
     else:
         hint = f"there are {len(choices)}, such as " + ", ".join(repr(c) for c in choices[:5])
-    return UnknownName(f"no {kind} matches {said!r}; {hint}")
+    return UnknownName(f"no {kind} matches {shortened!r}; {hint}")

@@ -1,14 +1,14 @@
 """Metrics: one number for each prompt from the logits at its last real token.
 
 1. A run gives logits; a `Metric` says which positions and tokens of them it reads, so that nothing else is computed.
-2. It turns what it reads and the pair of answers into one value a row. 3. `normalised_effect` places a value between a
+2. It turns what it reads and the pair's answers into one value a row. 3. `normalised_effect` places a value between a
 base run (0) and a source run (1), so that prompts of different difficulty can be averaged.
 
 Where a pair has several right or wrong answers: `logit` is the mean of the right ones' logits, `logit_diff` that mean
 minus the mean of the wrong ones'; `prob` is the sum of the right ones' probabilities, `log_prob` its logarithm; `rank`
-is the best right one's, and `correct` says whether the best right one is above the best wrong one.
+is that of the best right one, and `correct` says whether the best right one is above the best wrong one.
 
-Logits in half precision are computed with in float32.
+Half-precision logits are converted to float32 first.
 """
 
 from __future__ import annotations
@@ -37,20 +37,21 @@ class Metric:
     """A number for each prompt.
 
     Attributes:
-        name: how tables call it.
+        name: its name in tables.
         fn: `fn(logits, answers, reference) -> [rows]`, of logits [rows, d_vocab_out] at each prompt's last real
             position, answers [rows, 2] (right, wrong) and reference logits [rows, d_vocab_out] or None. Where `whole`
             is True: `fn(logits, pairs) -> [rows]`, of logits [rows, pos, d_vocab_out] and the rows' `PromptPairs`.
         definition: what it is, in one line, for provenance and captions.
-        unit: what it counts.
-        needs_reference: whether `fn` compares with another run.
+        unit: the unit of its values.
+        needs_reference: whether `fn` compares with a second run.
         whole: whether `fn` takes logits with their positions, and the pairs.
         positions: where `fn` reads, if `whole`: positions or a role, as an `Edit` has them; its logits have only these,
             in this order. None is all positions.
-        tokens: which logits `fn` reads: "answers" for the two of each pair (where not `whole`: the vocabulary is then
-            these two, and `answers` is 0 and 1), ids, which are then the vocabulary in this order, or None for all.
+        tokens: which logits `fn` reads: "answers" for those of each pair's answers (`fn` is then given these logits
+            alone, and, where not `whole`, `answers` numbers them: 0 and 1 for one of each kind); a list of ids, whose
+            logits it is given in this order; or None for all.
         sets: whether `fn` takes several answers of each kind, [rows, 2, most] padded with -1, as those of `METRICS` do;
-            else a pair that has several is measured by the first right and the first wrong one.
+            if not, a pair that has several is measured by its first right and its first wrong answer.
     """
 
     name: str
@@ -76,14 +77,15 @@ class Metric:
         if isinstance(self.tokens, str) and self.tokens != "answers":
             raise unknown("choice of tokens", self.tokens, ["answers"])
         if self.tokens is not None and not isinstance(self.tokens, str):
-            found = as_index("tokens of a metric", self.tokens, refuse=ConfigError)
-            if isinstance(found, slice) or min(found if isinstance(found, tuple) else (found,)) < 0:
-                raise ConfigError(f"tokens of metric {self.name!r} must be ids, 0 or more, not {shown(self.tokens)}")
-            object.__setattr__(self, "tokens", found if isinstance(found, tuple) else (found,))
+            ids = as_index("tokens of a metric", self.tokens, refuse=ConfigError)
+            ids = ids if isinstance(ids, tuple | slice) else (ids,)
+            if isinstance(ids, slice) or min(ids) < 0:
+                raise ConfigError(f"tokens of metric {self.name!r} must be ids >= 0, not {shown(self.tokens)}")
+            object.__setattr__(self, "tokens", ids)
         if not isinstance(self.positions, str):
             object.__setattr__(self, "positions", as_index("positions of a metric", self.positions, refuse=ConfigError))
         if self.positions is not None and not self.whole:
-            raise ConfigError(f"metric {self.name!r} reads the last position: positions need whole=True")
+            raise ConfigError(f"metric {self.name!r} reads the last position only; to choose positions, set whole=True")
 
 
 def get_metric(metric: str | Metric | Callable[..., Tensor]) -> Metric:
@@ -140,13 +142,13 @@ def measure(
         reference: logits of another run on them, of the same shape, for metrics that compare.
 
     Raises:
-        PromptError: logits of another shape, answers outside their vocabulary, a reference that is missing, or a metric
-            that does not return one number a row.
+        PromptError: logits of the wrong shape, answers outside their vocabulary, a missing reference, or a metric that
+            does not return one number a row.
     """
     metric = get_metric(metric)
     if metric.needs_reference and reference is None:
-        raise PromptError(f"metric {metric.name!r} compares with a reference run, and none was given")
-    at_last(logits, pairs)  # refuses another shape, for every metric
+        raise PromptError(f"metric {metric.name!r} compares with a reference run: give the reference logits")
+    at_last(logits, pairs)  # refuses logits of the wrong shape
     if reference is not None and reference.shape != logits.shape:
         raise PromptError(f"reference is {list(reference.shape)}, expected the shape of logits, {list(logits.shape)}")
     check_answers(pairs.answer_table, logits.shape[-1])
@@ -167,9 +169,9 @@ def where_read(metric: Metric, pairs: PromptPairs) -> Tensor:
 def is_read(metric: Metric, pairs: PromptPairs) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
     """Whether a metric reads a position of a prompt [rows, pos]."""
     n_rows, n_pos = pairs.mask.shape
-    found = np.zeros((n_rows, n_pos), dtype=bool)
-    np.put_along_axis(found, where_read(metric, pairs).cpu().numpy(), True, axis=1)
-    return found
+    reads = np.zeros((n_rows, n_pos), dtype=bool)
+    np.put_along_axis(reads, where_read(metric, pairs).cpu().numpy(), True, axis=1)
+    return reads
 
 
 def which_read(metric: Metric, pairs: PromptPairs) -> Tensor | None:
@@ -189,7 +191,7 @@ def answers_of(metric: Metric, pairs: PromptPairs) -> Tensor:
 
 @checked
 def logit_weights(pairs: PromptPairs) -> tuple[Tensor, Tensor]:
-    """Token ids and weights, both [rows, tokens]: the logit difference is the sum of these logits, so weighted.
+    """Token ids and weights, both [rows, tokens]: the logit difference is the sum of these logits times the weights.
 
     The right answers' weights sum to 1 and come first, in the first half; the wrong ones' sum to -1.
     """
@@ -200,7 +202,7 @@ def logit_weights(pairs: PromptPairs) -> tuple[Tensor, Tensor]:
 
 
 def read(metric: Metric, logits: Tensor, pairs: PromptPairs, prompt: Tensor | None = None) -> Tensor:
-    """What a metric reads of logits [rows, pos, d_vocab_out]: [rows, tokens], with positions between if `whole`.
+    """What a metric reads of logits [rows, pos, d_vocab_out]: [rows, tokens], or [rows, positions, tokens] if `whole`.
 
     `prompt` [rows] says which of the pairs each row is; None is one row for each.
     """
@@ -226,33 +228,33 @@ def evaluate(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
 
 
 def score(metric: Metric, seen: Tensor, answers: Tensor, reference: Tensor | None) -> Tensor:
-    """A metric that is not `whole`, of any rows [rows]: what it reads of them, their `answers_of` and reference."""
+    """A metric that is not `whole`, of any rows [rows], from what it reads, the rows' answers and their reference."""
     answers = answers.to(seen.device)
-    if metric.tokens == "answers":
+    if metric.tokens == "answers":  # `seen` holds the answers' logits alone, so that answers are numbered anew
         order = torch.arange(answers[0].numel(), device=seen.device).view_as(answers[0])
         answers = torch.where(answers < 0, answers, order)
     return _called(metric, len(seen), seen, answers, reference)
 
 
-def _called(metric: Metric, rows: int, *given: Any) -> Tensor:
-    """What a metric's function makes of its arguments, one number a row; somebody may have written it just now."""
+def _called(metric: Metric, rows: int, *arguments: Any) -> Tensor:
+    """What a metric's function returns, after checking it: the function may be the user's own."""
     try:
-        value = metric.fn(*given)
+        value = metric.fn(*arguments)
     except InterpError:
         raise
     except Exception as error:
         raise PromptError(f"metric {metric.name!r} raised {type(error).__name__}: {error}") from error
     if not isinstance(value, Tensor) or list(value.shape) != [rows] or value.is_complex():
-        what = type(value).__name__
+        returned = type(value).__name__
         if isinstance(value, Tensor):
-            what = f"{list(value.shape)}" + (f" of {value.dtype}" if value.is_complex() else "")
-        raise PromptError(f"metric {metric.name!r} returned {what}, expected a tensor [{rows}], one number a row")
+            returned = f"{list(value.shape)}" + (f" of {value.dtype}" if value.is_complex() else "")
+        raise PromptError(f"metric {metric.name!r} returned {returned}, expected a tensor [{rows}], one number a row")
     return value
 
 
 @checked
 def check_answers(answers: Tensor, d_vocab_out: int) -> None:
-    """Refuse answers [rows, 2], or [rows, 2, most] with -1 behind the last, that the model cannot give."""
+    """Refuse answers [rows, 2], or [rows, 2, most] padded with -1, that the model cannot give."""
     _check_kind(answers)
     answers = answers[..., None] if answers.ndim == 2 else answers
     wrong = answers >= d_vocab_out
@@ -278,12 +280,12 @@ def largest_logit(logits: Tensor) -> Tensor:
 
 
 def _full(logits: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
+    """Half precision as float32; float32 and float64 unchanged."""
     return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
 def _pick(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of ids [rows, most], and which of them there are: those that are not padded with -1."""
+    """Logits of ids [rows, most], and whether each is an id and not padding (-1)."""
     return _full(logits.gather(-1, ids.clamp(min=0))), ids >= 0
 
 
@@ -312,8 +314,8 @@ def mean_logit(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def _mean(logits: Tensor, ids: Tensor) -> Tensor:
-    found, there = _pick(logits, ids)
-    return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, 0).sum(-1) / there.sum(-1)
+    values, real = _pick(logits, ids)
+    return values[:, 0] if ids.shape[1] == 1 else values.masked_fill(~real, 0).sum(-1) / real.sum(-1)
 
 
 @checked
@@ -324,8 +326,8 @@ def joint_logit(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def _joint(logits: Tensor, ids: Tensor) -> Tensor:
-    found, there = _pick(logits, ids)
-    return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).logsumexp(-1)
+    values, real = _pick(logits, ids)
+    return values[:, 0] if ids.shape[1] == 1 else values.masked_fill(~real, float("-inf")).logsumexp(-1)
 
 
 @checked
@@ -336,8 +338,8 @@ def best_logit(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def _best(logits: Tensor, ids: Tensor) -> Tensor:
-    found, there = _pick(logits, ids)
-    return found[:, 0] if ids.shape[1] == 1 else found.masked_fill(~there, float("-inf")).amax(-1)
+    values, real = _pick(logits, ids)
+    return values[:, 0] if ids.shape[1] == 1 else values.masked_fill(~real, float("-inf")).amax(-1)
 
 
 def _check_kind(answers: Tensor) -> None:

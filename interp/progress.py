@@ -1,4 +1,4 @@
-"""Progress bars on stderr: `counting` counts whatever a loop does."""
+"""Progress bars on stderr."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def counting(
     unit: str = "it",
     rate: bool = True,
 ) -> Any:
-    """A bar on stderr, as tqdm has it: around what a loop goes through, or in a `with` block that updates it.
+    """A tqdm progress bar on stderr: around the items of a loop, or in a `with` block that updates it.
 
     Args:
-        items: what is gone through.
+        items: what the loop iterates over.
         desc: what is done.
-        progress: True, False, or None for a terminal only.
-        total: how many steps there are, where `items` does not say.
-        unit: what a step is; it stands behind numbers, with the space that it needs.
-        rate: say how many there are a second.
+        progress: True, False, or None to show it on a terminal only.
+        total: the number of steps, where `items` has no length.
+        unit: the name of a step; it follows the numbers directly, so begin it with a space if it needs one.
+        rate: show the steps per second.
     """
     from tqdm import tqdm
 
-    look = None if rate else WITHOUT_RATE
-    return tqdm(items, desc=desc, total=total, unit=unit, bar_format=look, disable=disabled(progress))
+    bar_format = None if rate else WITHOUT_RATE
+    return tqdm(items, desc=desc, total=total, unit=unit, bar_format=bar_format, disable=disabled(progress))
 
 
 def disabled(progress: bool | None) -> bool | None:
-    """What tqdm calls `disable`, where None too is for a terminal only."""
+    """`progress` as tqdm's argument `disable`, where None also means "on a terminal only"."""
     return None if progress is None else not progress

@@ -1,19 +1,19 @@
-"""What rounding alone can make of a difference between two runs, and the one rule for dividing by such a difference.
+"""How large a difference between two runs rounding alone can cause, and the one rule for dividing by such a difference.
 
-Two runs that are equal on paper differ in their last digits: kernels add up in another order on another processor, in
+Two runs that are equal on paper differ in their last digits: kernels sum in a different order on another processor, in
 another batch, with another number of threads. A ratio whose denominator is such a difference is noise, and can be any
-number. So every ratio by a difference of runs goes through `quotient`:
+number. So every ratio whose denominator is a difference of runs goes through `quotient`:
 
 1. A logit is uncertain by `of_logits`: (4 eps + 12 eps') times the largest logit of its prompt. eps is the spacing of
-   the logits' number type at 1, which is the rounding of what is stored: twice per layer, and it adds up as a random
-   walk. eps' is that of the type in which products are summed (float32 for half precision, else the type itself): a
-   sum of d terms is off by about sqrt(d) of it. The largest logit, and not those that are read: the error comes from a
-   product with the whole residual stream, which a small logit shares with a large one.
+   the logits' number type at 1, which is the rounding of stored values: it happens twice per layer and adds up as a
+   random walk. eps' is the spacing of the type in which products are summed (float32 for half precision, else the type
+   itself): a sum of d terms is off by about sqrt(d) of it. What counts is the largest logit, not the logits that are
+   read, because the error comes from a product with the whole residual stream, which all logits share.
 2. A metric is uncertain by how far it moves when the logits that it reads move by that much
    (`interp.metric_rounding`). For a difference of two logits that is twice the step: 32 eps of the largest logit in
    float32, 8 in half precision.
-3. A difference of two runs, or of means over the same prompts, that is no larger is no difference: the ratio is NaN,
-   and `reason` says why in tables, figures and sentences.
+3. A difference of two runs, or of means over the same prompts, that is not larger than this counts as none: the ratio
+   is NaN, and `reason` says why in tables, figures and sentences.
 
 The two factors are measured (docs/log.md): over SmolLM2-135M and small models of 2 to 12 layers with attention, state
 spaces or both, in plain forwards, sweeps and circuits, under the kernels of several processors, a difference of two
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-STORED, SUMMED = 4, 12  # how many spacings of the stored and of the summing type a logit may be off
+STORED, SUMMED = 4, 12  # by how many spacings of the stored and of the summing type a logit may be off
 ON_LOGITS = 2  # a difference of two logits moves by twice what each of them does
 
 
 def of_logits(largest: Tensor, dtype: torch.dtype) -> Tensor:
-    """How far rounding alone may move a logit.
+    """How far rounding alone can move a logit.
 
     Args:
         largest: the largest magnitude among the logits of each prompt, in any shape.
@@ -59,12 +59,12 @@ def of_logits(largest: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def quotient(numerator: Any, difference: Any, rounding: Any) -> Array:
-    """numerator / difference, NaN where `difference` is no larger than what rounding alone can make: the one rule.
+    """numerator / difference; NaN where `difference` is not larger than what rounding alone can cause.
 
     Args:
         numerator: array, of any shape that broadcasts with the others.
-        difference: of two runs.
-        rounding: what rounding can make of it, in the same unit; 0 leaves out nothing but differences of 0.
+        difference: the difference of two runs.
+        rounding: how large a difference rounding alone can cause, in the same unit; 0 leaves out only differences of 0.
 
     >>> quotient([1.0, 1.0], [2.0, 1e-6], 1e-5)
     array([0.5, nan])
@@ -75,9 +75,7 @@ def quotient(numerator: Any, difference: Any, rounding: Any) -> Array:
 
 
 def assumed(*values: Any) -> Array:
-    """The rounding of a difference of values of which no more is known: as if they were float32 logits, or differences
-    of such.
-    """
+    """The rounding of a difference of values whose number type is not known: as if they were float32 logits."""
     size = np.maximum.reduce([np.abs(as_numbers("a run's values", value)) for value in values])
     return ON_LOGITS * (STORED + SUMMED) * float(torch.finfo(torch.float32).eps) * size
 
@@ -91,25 +89,25 @@ def normalised_effect(value: Any, base: Any, source: Any, *, rounding: Any = Non
         value: metric of the edited run; array, tensor or column, of any shape that broadcasts with the others.
         base: metric of the run that is edited.
         source: metric of the run that edits copy from.
-        rounding: how far rounding alone can take the metric, as in the column `rounding` of a sweep's table; None takes
+        rounding: how far rounding alone can move the metric, as in the column `rounding` of a sweep's table; None takes
             what it would be if the metric were a float32 logit.
 
     >>> normalised_effect([1.0, 3.0], [1.0, 1.0], [5.0, 1.0])
     array([ 0., nan])
     """
-    given = {"value": value, "base": base, "source": source}
-    value, base, source = (as_numbers(name, x) for name, x in given.items())
+    arguments = {"value": value, "base": base, "source": source}
+    value, base, source = (as_numbers(name, x) for name, x in arguments.items())
     least = assumed(base, source) if rounding is None else as_numbers("rounding", rounding)
     return quotient(value - base, source - base, least)
 
 
 def of_rows(frame: pd.DataFrame, *runs: str) -> Array:
-    """How far rounding alone can take the metric [row]: the column `rounding`, or what columns of runs let assume."""
+    """How far rounding alone can move the metric [row]: the column `rounding`, or else `assumed` of these columns."""
     return as_numbers("rounding", frame["rounding"]) if "rounding" in frame else assumed(*(frame[run] for run in runs))
 
 
 def of_effect(frame: pd.DataFrame) -> Array:
-    """How far rounding alone can take the column `effect` of a sweep's table [row]; NaN where there is no effect."""
+    """How far rounding alone can move the column `effect` of a sweep's table [row]; NaN where there is no effect."""
     off = of_rows(frame, "base_value", "source_value")
     return quotient(off, (frame["source_value"] - frame["base_value"]).abs(), off)
 
@@ -122,7 +120,7 @@ def no_effect(table: pd.DataFrame) -> str:
 
 
 def within(value: float, rounding: float) -> str:
-    """What a sentence adds to a difference that is no more than rounding; "" for a larger one.
+    """The clause that a sentence adds to a difference that is no more than rounding; "" for a larger one.
 
     >>> within(0.1, 0.25)
     ', which is no more than rounding (0.25)'
@@ -131,12 +129,12 @@ def within(value: float, rounding: float) -> str:
 
 
 def reason(missing: int, n: int, rounding: float) -> str:
-    """Why a number is missing, or is of fewer prompts than there are; "" where none is.
+    """Why a number is missing, or is based on only some of the prompts; "" where no prompt is missing.
 
     Args:
-        missing: prompts without a value.
-        n: prompts.
-        rounding: the largest that rounding may make of a difference of the metric on one of them.
+        missing: the number of prompts without a value.
+        n: the number of prompts.
+        rounding: the largest difference of the metric that rounding alone can cause on one of them.
 
     >>> reason(2, 8, 2.1e-4)
     '2 of 8 prompts left out: their two runs differ by no more than rounding (0.00021)'

@@ -2,12 +2,12 @@
 
 A site means the same point of the computation in every family. Names are TransformerLens's. A site that is `on_demand`
 costs something beyond the plain forward (an attention pattern that the fused kernel never forms, a copy of the residual
-stream for every head); it is computed in those layers where somebody asks for it, and nowhere else.
+stream for every head); it is computed only in the layers where a hook or a cache asks for it.
 
-Axes have one name everywhere: `batch`, `pos`, `head`, `kv_head` (key and value heads, fewer than `head` with grouped
-queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for a kept axis of length one. State-space layers have
-`channel` (Mamba-1), `ssm_head`, `d_ssm_head` and `ssm_group` (Mamba-2), `d_state`, and `conv_channel`: channels, B and
-C side by side, as Mamba-2 convolves them.
+Every axis has one name everywhere: `batch`, `pos`, `head`, `kv_head` (key and value heads, fewer than `head` with
+grouped queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for an axis of length one. State-space layers
+have `channel` (Mamba-1), `ssm_head`, `d_ssm_head` and `ssm_group` (Mamba-2), `d_state`, and `conv_channel`: channels, B
+and C side by side, as Mamba-2 convolves them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ NameFilter = str | Callable[[str], bool] | Sequence[str] | None
 
 @dataclass(frozen=True)
 class Site:
-    """One row of the table: `template` is the full name with `{l}` for the layer, if it belongs to one.
+    """One row of the table: `template` is the full name, with `{l}` for the layer if the site belongs to one.
 
-    `mixers` names the kinds of layers that have the site, by what mixes positions in them; None: all that have a mixer,
-    or, of a site that belongs to no mixer, all.
+    `mixers` lists the mixers ("attn", "mamba", "mamba2") whose layers have the site; None means every layer for which
+    `exists` holds.
     """
 
     template: str
@@ -46,7 +46,7 @@ class Site:
 
     @functools.cached_property
     def short(self) -> str:
-        """The name after `hook_`, as in `cache["z", 3]`; told apart by the module where several have it: `ln2.scale`,
+        """The name after `hook_`, as in `cache["z", 3]`; with its module where several sites share it: `ln2.scale`,
         `mixer.pattern`.
         """
         path, _, last = self.template.rpartition("hook_")
@@ -83,11 +83,11 @@ def _mamba_sites(
     grid = ("batch", *unit, "query", "key")
     return (
         Site(here + "in", convolved, f"{of}: what enters the convolution", mixers=mixers),
-        Site(here + "conv", convolved, f"{of}: what leaves the convolution, behind its activation", mixers=mixers),
-        Site(here + "delta", steps, f"{of}: step sizes, behind softplus", mixers=mixers),
+        Site(here + "conv", convolved, f"{of}: what leaves the convolution, after its activation", mixers=mixers),
+        Site(here + "delta", steps, f"{of}: step sizes, after softplus", mixers=mixers),
         Site(here + "B", shared, f"{of}: how the input is written into the state", mixers=mixers),
         Site(here + "C", shared, f"{of}: how the state is read", mixers=mixers),
-        Site(here + "state", (*channels, "d_state"), f"{of}: the state behind each position", True, mixers),
+        Site(here + "state", (*channels, "d_state"), f"{of}: the state after each position", True, mixers),
         Site(here + "pattern", grid, f"{of}: hidden attention: y = pattern x", True, mixers),
         Site(here + "y", channels, f"{of}: what is read from the state, with D x", mixers=mixers),
         Site(here + "gate", channels, f"{of}: the gate, before its activation", mixers=mixers),
@@ -153,12 +153,12 @@ SITES: tuple[Site, ...] = (
 
 BY_TEMPLATE = {site.template: site for site in SITES}
 
-# What a layer may be made of.
+# The parts that a layer may have.
 PARTS = {"attn": "attention", "mixer": "state-space mixer", "mlp": "MLP"}
 ARTICLES = {"attn": "", "mixer": "a ", "mlp": "an "}
 
 LETTERS = {"head": "H", "kv_head": "KV", "ssm_head": "S", "ssm_group": "G", "channel": "C", "neuron": "N"}
-"""What stands for a part of a layer in its name, by the column that tells it from others."""
+"""Column of a table -> the letters in the name of a part, such as the H of `L9H6`."""
 
 # TransformerLens's other words for the same sites.
 ALIASES = {
@@ -183,7 +183,7 @@ def part_name(layer: int, part: str, index: int) -> str:
 
 
 def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
-    """Whether a model of this configuration computes the site at all, in this layer if it belongs to one."""
+    """Whether a model of this configuration computes the site; for a site of a layer, whether this layer does."""
     place = site.template
     if layer is None:
         if "ln_final" in place:
@@ -216,7 +216,7 @@ def site_names(cfg: ModelConfig) -> dict[str, Site]:
 
 
 def axis_sizes(cfg: ModelConfig) -> dict[str, int]:
-    """How long the axes are that do not depend on the prompts."""
+    """The lengths of the axes that do not depend on the prompts."""
     check_config(cfg)
     d_inner, d_state = cfg.d_inner or 0, cfg.d_state or 0
     return {
@@ -247,13 +247,13 @@ def get_act_name(site: str, layer: int | None = None, layer_type: str | None = N
         layer = whole_number("layer", layer, least=0, refuse=UnknownName)
     if not isinstance(site, str) or not (layer_type is None or isinstance(layer_type, str)):
         wrong = layer_type if isinstance(site, str) else site
-        raise UnknownName(f"a site is named by text, such as 'z' or 'ln2.scale', not by {shown(wrong)}")
+        raise UnknownName(f"a site's name must be text, such as 'z' or 'ln2.scale', not {shown(wrong)}")
     return _act_name(site, layer, layer_type)
 
 
 @functools.lru_cache(maxsize=4096)
 def _act_name(site: str, layer: int | None, layer_type: str | None) -> str:
-    """`get_act_name`, which is asked for the same names again and again."""
+    """`get_act_name` of checked arguments, cached because sweeps ask for the same names many times."""
     if site.startswith("blocks.") or site in BY_TEMPLATE:
         return site
     short = ALIASES.get(site.removeprefix("hook_"), site.removeprefix("hook_"))
@@ -278,24 +278,24 @@ def find_act_name(site: str, layer: int | None, names: Container[str], layer_typ
 
 
 def unknown_site(name: str, names: Iterable[str]) -> UnknownName:
-    """An error for a site that a model does not have; where a layer is made otherwise it says what that one has.
+    """An error for a site that a model does not have; if the layer lacks the part, it says which parts it has.
 
     >>> print(unknown_site("blocks.0.attn.hook_z", ["blocks.0.mixer.hook_y", "blocks.0.mixer.hook_out"]))
     no site matches 'blocks.0.attn.hook_z': layer 0 has no attention, but a state-space mixer with the sites y, out
     """
     names = list(names)
-    found = re.match(r"blocks\.(\d+|\*)\.(.*)", name)
-    site = found and BY_TEMPLATE.get(f"blocks.{{l}}.{found[2]}")
-    if found is None or site is None or name in names:
+    parsed = re.match(r"blocks\.(\d+|\*)\.(.*)", name)
+    site = parsed and BY_TEMPLATE.get(f"blocks.{{l}}.{parsed[2]}")
+    if parsed is None or site is None or name in names:
         return unknown("site", name, names)
-    layers = r"\d+" if found[1] == "*" else found[1]
+    layers = r"\d+" if parsed[1] == "*" else parsed[1]
     here = [hit for one in names if (hit := re.match(rf"blocks\.{layers}\.(attn|mixer|mlp)\.hook_(\w+)", one))]
     there = {hit[1]: dict.fromkeys(other[2] for other in here if other[1] == hit[1]) for hit in here}
     missing = "mlp" if "mlp" in name else "mixer" if "mixer" in name else "attn" if site.mixers == ATTN else None
     if missing is None or missing in there or not there:
         return unknown("site", name, names)
     has = ", and ".join(f"{ARTICLES[part]}{PARTS[part]} with the sites {', '.join(own)}" for part, own in there.items())
-    who = "this model" if found[1] == "*" else f"layer {found[1]}"
+    who = "this model" if parsed[1] == "*" else f"layer {parsed[1]}"
     return UnknownName(f"no site matches {name!r}: {who} has no {PARTS[missing]}, but {has}")
 
 
@@ -335,13 +335,13 @@ def _matching(wanted: NameFilter, names: list[str]) -> list[str]:
             )
         return chosen
     if not isinstance(wanted, Iterable) or getattr(wanted, "ndim", 1) != 1:
-        raise UnknownName(f"sites are chosen by a name, a glob, a predicate or a list of these, not by {shown(wanted)}")
+        raise UnknownName(f"sites are chosen by a name, a glob, a predicate or a list of these, not {shown(wanted)}")
     chosen_set = {name for part in wanted for name in _matching(part, names)}
     return [n for n in names if n in chosen_set]
 
 
 def _no_site(wanted: str, names: list[str]) -> UnknownName:
-    """An error that knows short names: they stand for a site, but not for one layer of it."""
+    """An error that, for a short name, gives the full name: a short name does not say which layer."""
     try:
         layer = None if wanted in ("embed", "pos_embed") else 0
         full = get_act_name(wanted, layer)
@@ -352,5 +352,5 @@ def _no_site(wanted: str, names: list[str]) -> UnknownName:
     hidden = hint.replace(".attn.hook_pattern", ".mixer.hook_pattern")
     for one in (hint, hidden) if wanted != full else ():
         if any(fnmatch.fnmatchcase(name, one) for name in names):
-            return UnknownName(f"no site matches {wanted!r}; its full name is {one!r} (a layer's number in place of *)")
+            return UnknownName(f"no site matches {wanted!r}; its full name is {one!r}, with the layer's number for *")
     return unknown_site(hint, names)

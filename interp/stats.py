@@ -1,10 +1,10 @@
-"""How sure a mean over prompts is: bootstrap intervals for many cells at once, and tests corrected for their number.
+"""How certain a mean over prompts is: bootstrap intervals for many cells at once, and tests corrected for their number.
 
-1. Values stand in cells, one for each prompt; missing ones (NaN) are left out. 2. Prompts are drawn again with
-replacement, the same draws for every cell with as many values. 3. The interval is the bias-corrected and accelerated
-one (Efron 1987, "Better Bootstrap Confidence Intervals"), by `scipy.stats.bootstrap`; where it does not exist, the
-percentile interval. A share of prompts has the exact interval of a binomial share: where all are right, prompts drawn
-again are right, too, and a bootstrap interval would have no width.
+1. A cell has one value for each prompt; missing ones (NaN) are left out. 2. Prompts are resampled with replacement, by
+the same draws for all cells that have equally many values. 3. The interval is the bias-corrected and accelerated one
+(Efron 1987, "Better Bootstrap Confidence Intervals"), by `scipy.stats.bootstrap`; where it does not exist, the
+percentile interval. A share of prompts has the exact interval of a binomial share: where all prompts are right, all
+resampled ones are right as well, and a bootstrap interval would have no width.
 4. Among many cells some are far from zero by chance: `tested` gives each a p that takes their number into account.
 """
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = np.ndarray[Any, np.dtype[Any]]
-MOST_AT_ONCE = 500_000  # resampled numbers held at a time: 4 MB, which a cache can hold
+BATCH_NUMBERS = 500_000  # resampled numbers held at a time: 4 MB, which fits into a processor's cache
 
 
 def _mean(values: Array, axis: int = -1) -> Any:
-    # Laid out in one way, so that the sum is rounded in one way: a cell alone and among others gives the same bits.
+    # One memory layout means one order of summing: a cell gives the same bits alone and among others.
     return np.ascontiguousarray(values).mean(axis)
 
 
 CORRECTIONS = ("bh", "by", "none")
-SURE = 0.05  # the p below which reports call something sure
+SURE = 0.05  # the p below which reports call a result significant
 SHARES = frozenset({"correct", "first", "accuracy"})  # metrics that are shares: their values lie between 0 and 1
 STATISTICS: dict[str, Callable[..., Any]] = {"mean": _mean, "median": np.median}
 
@@ -59,13 +59,13 @@ def bootstrap(
 ) -> Interval:
     """Statistic and bootstrap interval of each cell.
 
-    A cell's numbers depend on its own values and the arguments alone. Cells of equal values get an interval of zero
-    width; cells of one value or none, or with an infinite one, get NaN bounds.
+    A cell's numbers depend only on its own values and the arguments. Cells of equal values get an interval of zero
+    width; cells with fewer than two values, or with an infinite one, get NaN bounds.
 
     Args:
         values: [..., prompt]; NaN is a missing value.
-        confidence: probability that the interval is to cover the truth with.
-        n_resamples: how often prompts are drawn again.
+        confidence: the probability with which the interval covers the true value.
+        n_resamples: how often prompts are resampled.
         seed: makes the draws repeatable.
         statistic: "mean" or "median".
 
@@ -87,7 +87,7 @@ def bootstrap(
     cells = array.reshape(int(np.prod(shape)), array.shape[-1])
     missing = np.isnan(cells)
     n = (~missing).sum(-1)
-    cells = np.take_along_axis(cells, np.argsort(missing, axis=-1, kind="stable"), axis=-1)  # what is there comes first
+    cells = np.take_along_axis(cells, np.argsort(missing, axis=-1, kind="stable"), axis=-1)  # missing values last
     value, low, high = (np.full(len(cells), np.nan) for _ in range(3))
     for count in np.unique(n[n > 0]):
         at = np.flatnonzero(n == count)
@@ -107,7 +107,7 @@ def bootstrap(
 def _bounds(
     cells: Array, statistic: Callable[..., Any], confidence: float, n_resamples: int, seed: int
 ) -> tuple[Array, Array]:
-    """BCa bounds of cells [cell, value] that vary, percentile bounds where those do not exist."""
+    """BCa bounds of cells [cell, value] whose values vary; percentile bounds where BCa bounds do not exist."""
     from scipy import stats
 
     def run(method: str, **options: Any) -> Any:
@@ -115,7 +115,7 @@ def _bounds(
             (cells,), statistic, axis=-1, vectorized=True, confidence_level=confidence, method=method, **options
         )
 
-    batch = max(1, MOST_AT_ONCE // cells.size)
+    batch = max(1, BATCH_NUMBERS // cells.size)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # scipy warns of cells without BCa bounds
         result = run("BCa", n_resamples=n_resamples, batch=batch, rng=np.random.default_rng(seed))
@@ -130,13 +130,13 @@ def _bounds(
 def share_interval(right: Any, n: Any, *, confidence: float = 0.95) -> tuple[Array, Array]:
     """The exact interval of a share (Clopper and Pearson 1934).
 
-    Where prompts count in part, `right` is no whole number; such values vary less than those that are 0 or 1, and the
+    Where prompts count partly, `right` is not an integer; such values vary less than zeros and ones, so that the
     interval is too wide rather than too narrow.
 
     Args:
         right: how many are right [...].
-        n: of how many [...]; of none the interval is NaN.
-        confidence: probability that the interval is to cover the truth with.
+        n: out of how many [...]; the interval of 0 is NaN.
+        confidence: the probability with which the interval covers the true value.
 
     Returns:
         Lower and upper bounds [...].
@@ -168,8 +168,8 @@ def _share_interval(right: Array, n: Array, confidence: float) -> tuple[Array, A
 
 
 def _of_shares(interval: Interval, named: pd.DataFrame, value: str, confidence: float) -> Interval:
-    """The intervals of groups [group], exact where the values of a metric are shares."""
-    if value != "value":  # changes of a share are none
+    """The intervals of groups [group], replaced by exact ones where the metric is a share."""
+    if value != "value":  # another column, such as the change of a share, is not a share itself
         return interval
     low, high = _share_interval(interval.value * interval.n, interval.n, share("confidence", confidence))
     of_share = named["metric"].isin(SHARES).to_numpy() & (interval.value >= 0) & (interval.value <= 1)
@@ -189,21 +189,21 @@ def summarise(
     seed: int = 0,
     statistic: str = "mean",
 ) -> pd.DataFrame:
-    """A tidy frame summed up over prompts: a row for each group, in the order in which groups first occur.
+    """A tidy frame summarised over prompts: a row for each group, in the order in which groups first occur.
 
-    Rows of one prompt within a group (positions, layers that `by` does not name) are averaged first, so that prompts,
-    which are independent, are what is drawn again and counted. Rows of different metrics are never put together.
+    Rows of one prompt within a group (positions, layers that `by` does not name) are averaged first, so that what is
+    counted and resampled are prompts, which are independent. Rows of different metrics are never put together.
 
     Args:
-        frame: one row a measurement, with a column `prompt`; without one every row counts as a prompt.
-        by: columns that make a group.
-        value: the column to sum up, such as "value" or "effect"; NaN rows are left out.
-        confidence: as in `bootstrap`, and so are the further arguments.
+        frame: one row a measurement, with a column `prompt`; without that column every row counts as a prompt.
+        by: the columns whose values identify a group.
+        value: the column to summarise, such as "value" or "effect"; NaN rows are left out.
+        confidence, n_resamples, seed, statistic: as in `bootstrap`.
 
     Returns:
-        Columns `by`, `metric`, `value`, `n` (prompts with a value), `ci_low`, `ci_high`; of the column "value" of a
-        metric that is a share (`SHARES`), the mean's interval is exact. And `reason`, of a frame that says in
-        `rounding` how far rounding can take its metric, where prompts have no value because of it.
+        Columns `by`, `metric`, `value`, `n` (prompts with a value), `ci_low`, `ci_high`; where the column is "value"
+        and the metric a share (`SHARES`), the mean's interval is exact. If the frame has a column `rounding` and some
+        prompts have no value because of rounding, a column `reason` says so.
 
     Raises:
         UnknownName: a column that the frame does not have.
@@ -230,20 +230,20 @@ def tested(
 ) -> pd.DataFrame:
     """`summarise`, and how likely a mean as far from `null` would be in each group if there were no effect.
 
-    The mean over prompts is tested against `null` (`scipy.stats.ttest_1samp`, two-sided), and the groups of each metric
-    are corrected for being many.
+    The mean over prompts is tested against `null` (`scipy.stats.ttest_1samp`, two-sided), with a correction for the
+    number of groups of each metric.
 
     Args:
         frame, by, value, confidence, n_resamples, seed: as in `summarise`.
-        null: the mean without an effect.
+        null: the mean that is expected without an effect.
         correction: "bh" or "by" for the rate of false discoveries (Benjamini and Hochberg 1995; Benjamini and Yekutieli
             2001, whatever the groups' dependence), "none".
-        rounding: how far rounding alone can take `value` [row]: a mean that is no further from `null` is no effect,
-            however small its interval, and has p 1.
+        rounding: how far rounding alone can move `value` [row]: a mean that is not further than this from `null` counts
+            as no effect, however small its interval, and has p = 1.
 
     Returns:
-        The columns of `summarise`, `p` and `p_adjusted`. Groups of one prompt, and those with an infinite value, have
-        no p (NaN); groups whose values are all equal have 1 if they are `null` and else 0.
+        The columns of `summarise`, and `p` and `p_adjusted`. For groups of one prompt and those with an infinite value
+        p is NaN; for groups whose values are all equal it is 1 if they equal `null`, else 0.
 
     Raises:
         UnknownName: a column or correction that does not exist.
@@ -266,11 +266,11 @@ def tested(
 
 @checked
 def adjusted(p: pd.Series[Any], among: pd.Series[Any] | None = None, *, correction: str = "bh") -> pd.Series[Any]:
-    """Probabilities corrected for being many; NaN stays NaN and counts for nothing.
+    """Probabilities corrected for their number; NaN stays NaN and is not counted.
 
     Args:
         p: one for each test.
-        among: what belongs together, with the index of `p`, such as the metric; None takes all together.
+        among: the group of each test, such as its metric, with the index of `p`; None puts all into one group.
         correction: "bh" or "by", as in `tested`.
     """
     from scipy.stats import false_discovery_control
@@ -314,24 +314,24 @@ def _p_values(cells: Array, null: float) -> Array:
 
 @checked
 def why_missing(frame: pd.DataFrame, value: str = "value") -> str:
-    """Why prompts of a frame have no number in a column, in words; "" where all have one or no reason is known."""
+    """Why prompts of a frame have no number in a column; "" where all have one, or the reason is not known."""
     return next(iter(_reasons(frame, [], _cells(frame, [], value)[1]).get("reason", [])), "")
 
 
 @checked
 def why_nothing(frame: pd.DataFrame, value: str = "value") -> str:
-    """Why a column has no number at all, in words; "" where it has one."""
+    """Why a column has no number at all; "" where it has one."""
     return why_missing(frame, value) if bool(column_of(frame, value).isna().all()) else ""
 
 
 def _mean_of_known(cells: Array, known: Array) -> Array:
-    """The mean of each row's numbers where they are known; NaN where none is.  # [group, prompt] -> [group]"""
+    """The mean of each row's known numbers; NaN where none is known.  # [group, prompt] -> [group]"""
     count = known.sum(-1)
     return np.where(count, np.where(known, cells, 0.0).sum(-1) / np.maximum(count, 1), np.nan)
 
 
 def _reasons(frame: pd.DataFrame, by: str | Sequence[str], cells: Array) -> dict[str, list[str]]:
-    """The column `reason` of a summary, where prompts of a group lack a value because of rounding."""
+    """The column `reason` of a summary, if prompts of some group have no value because of rounding."""
     if "rounding" not in frame.columns or not np.isnan(cells).any():
         return {}
     off = _cells(frame, by, "rounding")[1]
@@ -376,7 +376,7 @@ def _cells(frame: pd.DataFrame, by: str | Sequence[str], value: str) -> tuple[pd
 
 
 def _per_prompt(numbers: Array, group: Array, prompt: Array) -> Array:
-    """The mean of each group's numbers of each prompt, NaN where there is none: [row] -> [group, prompt]."""
+    """The mean of each group's numbers for each prompt, NaN where there are none: [row] -> [group, prompt]."""
     shape = (int(group.max(initial=-1)) + 1, int(prompt.max(initial=-1)) + 1)
     there = ~np.isnan(numbers)
     cell = (group * shape[1] + prompt)[there]

@@ -241,6 +241,6 @@ def test_files_that_have_sets_by_text_are_read_where_that_is_clear(pairs: Prompt
     content["notes"] = {"answer_sets": {"1 2 3": [[5, 6], [7]]}}
     (tmp_path / "pairs.json").write_text(json.dumps(content))
     with pytest.raises(
-        PromptError, match="pair 2: the file has the answers of another pair with the same clean prompt"
+        PromptError, match="pair 2: the file holds the answers of another pair with the same clean prompt"
     ):
         PromptPairs.load(tmp_path / "pairs.json")

@@ -97,7 +97,7 @@ def test_slices_and_none_are_what_numpy_makes_of_them() -> None:
     keys = values(model, pairs, {"layer": 1, "key": slice(None, 2)}, "pattern")
     assert np.array_equal(keys, values(model, pairs, {"layer": 1, "key": [0, 1]}, "pattern"))
     assert pairs.positions(slice(-2, None)).tolist() == pairs.positions([-2, -1]).tolist()
-    with pytest.raises(PromptError, match="stands for 3, 5 positions, depending on the prompt"):
+    with pytest.raises(PromptError, match="selects 3, 5 positions, depending on the prompt"):
         pairs.positions(slice(1, None))
     _, cache = model.run_with_cache(pairs.clean)
     for part in (slice(1, None, 2), slice(None, None, -1), [0, -1], np.array([2, 0]), torch.tensor([1, 2])):
@@ -111,9 +111,9 @@ def test_what_is_no_index_is_refused_by_name(wrong: Any) -> None:
     _, cache = model.run_with_cache(pairs.clean)
     if not isinstance(wrong, int | list | str | None) or isinstance(wrong, bool):
         for axis in ("layer", "head", "pos", "d_head"):
-            with pytest.raises(ConfigError, match=f"{axis} of an edit must be a whole number"):
+            with pytest.raises(ConfigError, match=f"{axis} of an edit must be an integer"):
                 Edit("z", {"layer": 0, axis: wrong})
-        with pytest.raises(PromptError, match="pos_slice must be a whole number"):
+        with pytest.raises(PromptError, match="pos_slice must be an integer"):
             model.run_with_cache(pairs.clean, pos_slice=wrong)
     if wrong is not None:
         with pytest.raises(UnknownName, match=r"layer .* is not one of this model's 2 layers"):
@@ -132,7 +132,7 @@ def test_what_is_no_index_is_refused_by_name(wrong: Any) -> None:
         ({"layer": -1}, "layer -1 .* 0 to 1"),
         ({"layer": [0, 1]}, r"layer \(0, 1\) "),
         ({"layer": 0, "head": np.uint8(4)}, "head 4 is not one of this model's 4, 0 to 3"),
-        ({"layer": 0, "head": slice(4, None)}, r"head slice\(4, None, None\) names none of this model's 4"),
+        ({"layer": 0, "head": slice(4, None)}, r"head slice\(4, None, None\) selects none of this model's 4"),
         ({"layer": 0, "pos": 2**70}, "is outside prompt 0, which has 6 tokens"),
         ({"layer": 0, "pos": slice(9, None)}, r"slice\(9, None, None\) names no position"),
     ],
@@ -324,13 +324,16 @@ BAD_CALLS: dict[str, tuple[Callable[[GPT, PromptPairs], Any], str]] = {
     "folder": (lambda m, p: interp.save(m, 3), "folder must be a path, not 3"),  # type: ignore[arg-type]
     "width of a mixer": (
         lambda m, p: interp.save(make("mamba"), "never", format="huggingface"),
-        "d_inner=24 is no multiple of d_model=16",
+        "d_inner=24 is not a multiple of d_model=16",
     ),
     "complex tokens": (lambda m, p: m(torch.ones(1, 2) * 1j), "tokens must be whole numbers"),
-    "seed": (lambda m, p: m.generate(p.clean[:1], 2, seed=2**70), r"seed must be a whole number from 0 to 2\*\*64 - 1"),
-    "top_k": (lambda m, p: m.generate(p.clean[:1], 2, top_k=1.5), "top_k must be a whole number"),
-    "top_p": (lambda m, p: m.generate(p.clean[:1], 2, top_p=float("nan")), "top_p must be a number"),
-    "temperature": (lambda m, p: m.generate(p.clean[:1], 2, temperature=float("inf")), "temperature must be a number"),
+    "seed": (lambda m, p: m.generate(p.clean[:1], 2, seed=2**70), r"seed must be an integer from 0 to 2\*\*64 - 1"),
+    "top_k": (lambda m, p: m.generate(p.clean[:1], 2, top_k=1.5), "top_k must be an integer"),
+    "top_p": (lambda m, p: m.generate(p.clean[:1], 2, top_p=float("nan")), "top_p must be a finite number"),
+    "temperature": (
+        lambda m, p: m.generate(p.clean[:1], 2, temperature=float("inf")),
+        "temperature must be a finite number",
+    ),
     "max_new_tokens": (lambda m, p: m.generate(p.clean[:1], -1), "max_new_tokens must be at least 0, not -1"),
     "eos_token_id": (lambda m, p: m.generate(p.clean[:1], 2, eos_token_id=[3, 29]), "eos_token_id must be at most 28"),
     "n_resamples": (lambda m, p: interp.stats.bootstrap([1.0, 2.0], n_resamples=0), "n_resamples must be at least 1"),
@@ -341,18 +344,18 @@ BAD_CALLS: dict[str, tuple[Callable[[GPT, PromptPairs], Any], str]] = {
     "values": (lambda m, p: interp.stats.bootstrap(["a", "b"]), "values must be numbers"),
     "max_memory": (
         lambda m, p: sweep(m, p, [Variant([Edit("z", {"layer": 0})])], max_memory=True),
-        "max_memory must be a whole number or None, not True",
+        "max_memory must be an integer or None, not True",
     ),
     "pairs": (lambda m, p: sweep(m, "ioi", []), "pairs must be PromptPairs, not 'ioi'"),  # type: ignore[arg-type]
     "side": (lambda m, p: sweep(m, p, [Variant([])], base=["clean"]), "base must be text"),  # type: ignore[arg-type]
     "n": (lambda m, p: interp.tasks.induction(m, -3), "n must be at least 1, not -3"),
-    "length": (lambda m, p: interp.tasks.induction(m, 2, length=4.5), "length must be a whole number, not 4.5"),
+    "length": (lambda m, p: interp.tasks.induction(m, 2, length=4.5), "length must be an integer, not 4.5"),
     "strength": (
         lambda m, p: interp.Direction(torch.ones(16), "resid_pre", 0).edit(float("nan")),
-        "strength must be a number, not nan",
+        "strength must be a finite number, not nan",
     ),
-    "layer of a name": (lambda m, p: interp.get_act_name("z", 1.5), "layer must be a whole number"),  # type: ignore[arg-type]
-    "site of a name": (lambda m, p: interp.get_act_name(["z"]), "a site is named by text"),  # type: ignore[arg-type]
+    "layer of a name": (lambda m, p: interp.get_act_name("z", 1.5), "layer must be an integer"),  # type: ignore[arg-type]
+    "site of a name": (lambda m, p: interp.get_act_name(["z"]), "a site's name must be text"),  # type: ignore[arg-type]
     "names_filter": (lambda m, p: m.run_with_cache(p.clean, names_filter=[3]), "sites are chosen by"),
     "layers of a cache": (lambda m, p: interp.PastKeyValues(-1), "n_layers must be at least 0"),
     "token": (lambda m, p: m.tokens_to_residual_directions(29), "tokens must be ids of this model's answers, 0 to 28"),

@@ -309,7 +309,11 @@ def test_an_interrupt_ends_quietly_wherever_it_comes(talker: Path, monkeypatch: 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for place in ("interp.loading.load.load", "interp.study.command.load_prompts", "analyses.cli.importlib.import_module"):
+    for place in (
+        "interp.loading.load.load",
+        "interp.study.command.load_prompts",
+        "analyses.cli.importlib.import_module",
+    ):
         with monkeypatch.context() as patched:
             patched.setattr(place, interrupted)
             done = call("run", "logit-lens", "--model", talker, "--quiet")

@@ -147,7 +147,7 @@ def test_acdc_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_tau_that_is_none_is_refused() -> None:
     model = make("attn_only")
-    with pytest.raises(ConfigError, match="tau, in the metric's unit, must be a number from 0 on, not -1"):
+    with pytest.raises(ConfigError, match="tau, in the metric's unit, must be a finite number >= 0, not -1"):
         acdc(model, pairs_of((4,)), tau=-1.0)
     with pytest.raises(InterpError, match="edges of a circuit are"):
         acdc(model, pairs_of((4,)), tau=1.0, candidates=Circuit(Graph.of(model), torch.zeros(1, 1)))

@@ -388,7 +388,7 @@ def test_metadata_equals_the_readers(tmp_path: Path) -> None:
         ({"llama.attn_logit_softcapping": 50.0}, "llama.attn_logit_softcapping=50.0"),
         ({"llama.rope.scaling.type": "yarn"}, "rope.scaling.type='yarn'"),
         ({"llama.rope.dimension_count": 8}, "rope.dimension_count=8"),
-        ({"llama.attention.value_length": 8}, "different lengths"),
+        ({"llama.attention.value_length": 8}, "different sizes"),
         ({"llama.feed_forward_length": [96, 64]}, "the same one for every layer"),
         ({"llama.attention.head_count_kv": 3}, "multiple of n_key_value_heads=3"),
     ],
@@ -482,7 +482,7 @@ def test_not_a_gguf_file(tmp_path: Path) -> None:
         read(tmp_path)
     for content in (b"", b"PK\x03\x04 zip"):
         (tmp_path / "other.gguf").write_bytes(content)
-        with pytest.raises(WeightsError, match="no GGUF file"):
+        with pytest.raises(WeightsError, match="not a GGUF file"):
             read(tmp_path / "other.gguf")
     (tmp_path / "other.gguf").write_bytes(b"GGUF" + (1).to_bytes(4, "little"))
     with pytest.raises(WeightsError, match="version 1"):

@@ -233,7 +233,7 @@ def test_parts_of_another_sweep_or_name_do_not_count(tmp_path: Path) -> None:
 def test_what_is_no_part_is_refused(tmp_path: Path) -> None:
     journal = start(tmp_path)
     for part in ("", "chunk", "../chunk-1", "chunk-1.parquet", "Chunk-1", "chunk-1\n"):
-        with pytest.raises(ConfigError, match="is no name of a part"):
+        with pytest.raises(ConfigError, match="is not a part's name"):
             journal.write(part, columns(0))
     with pytest.raises(ConfigError, match=r"'value' is float64 \[2, 2\]; expected numbers or bools \[rows\]"):
         journal.write(PARTS[0], {"value": np.zeros((2, 2))})

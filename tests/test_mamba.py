@@ -521,8 +521,11 @@ STATES = {"n_layers": 2, "d_model": 16, "n_ctx": 24, "d_vocab": 29, "d_inner": 2
         ({"layer_types": ("mamba2",) * 2, "dt_limit": (0.5, 0.1)}, r"dt_limit must be \(least, most\)"),
         ({"layer_types": ("mamba2",) * 2, "dt_limit": (0.0, 1e308)}, r"infinite or a float32 number"),
         ({"layer_types": ("mamba2",) * 2, "dt_limit": 0.5}, r"dt_limit must be \(least, most\)"),
-        ({"layer_types": ("mamba",) * 2, "d_conv": 0}, "d_conv must be a whole number from 1 on"),
-        ({"layer_types": ("mamba",) * 2, "positional_embedding_type": "rotary"}, "'rotary' is a matter of attention"),
+        ({"layer_types": ("mamba",) * 2, "d_conv": 0}, "d_conv must be at least 1"),
+        (
+            {"layer_types": ("mamba",) * 2, "positional_embedding_type": "rotary"},
+            "'rotary' needs a layer with attention",
+        ),
         ({"layer_types": ("mamba", "attn")}, "a model with attention needs d_head or n_heads"),
         ({"layer_types": ("mamba",) * 2, "gated_mlp": True}, "gated_mlp=True contradicts layers without an MLP"),
     ],

@@ -127,11 +127,11 @@ def test_labels_number_the_tokens(pairs: PromptPairs) -> None:
     [
         (
             {"corrupt": [CORRUPT, "Mary and went to John and"]},
-            r"pair 1: the clean prompt has 6 tokens and the corrupt one 7, .* part at position 2",
+            r"pair 1: the clean prompt has 6 tokens and the corrupt one 7, .* differ at position 2",
         ),
         (
             {"clean": [CLEAN, "John went to the"], "corrupt": [CORRUPT, "John went to the store"]},
-            "pair 1: .* part at position 5",
+            "pair 1: .* differ at position 5",
         ),
         ({"clean": [CLEAN, ""]}, "pair 1: the clean prompt is empty"),
         ({"corrupt": ["", SHORT_CORRUPT]}, "pair 0: the corrupt prompt is empty"),
@@ -148,7 +148,7 @@ def test_labels_number_the_tokens(pairs: PromptPairs) -> None:
         ({"roles": [{}]}, "2 clean prompts but 1 roles"),
         ({"roles": [{}, {"END": 6}]}, "pair 1: role 'END' is at position 6, .* 0 to 5"),
         ({"roles": [{}, {"END": -7}]}, "pair 1: role 'END' is at position -7"),
-        ({"roles": [{"S": " John"}, {}]}, r"pair 0: role 'S': the token ' John' stands at positions \[1, 9\]"),
+        ({"roles": [{"S": " John"}, {}]}, r"pair 0: role 'S': the token ' John' is at positions \[1, 9\]"),
         ({"roles": [{"S": " milk"}, {"S": " milk"}]}, "pair 1: role 'S': the token ' milk' does not occur"),
         ({"roles": [{"S": "Mary"}, {}]}, "pair 0: role 'S': 'Mary' is not one token but 2"),
         ({"clean": [CLEAN, SHORT * 6], "corrupt": [CORRUPT, SHORT * 6]}, "pair 1: a prompt of .* context of 24"),
@@ -168,7 +168,7 @@ def test_what_does_not_pair_is_refused_by_name(reader: GPT, change: dict[str, An
 def test_unequal_lengths_show_both_prompts_where_they_part(reader: GPT) -> None:
     with pytest.raises(PromptError) as caught:
         PromptPairs.from_text(reader, "When John and Mary went to", "When John and Mary, went to", answers=(1, 2))
-    assert "part at position 4: from 2 on" in str(caught.value)
+    assert "differ at position 4: from 2 on" in str(caught.value)
     assert "clean reads [' and', ' Mary', ' went', ' to'] and corrupt [' and', ' Mary', ',', ' went', ' to']" in str(
         caught.value
     )
@@ -271,7 +271,7 @@ def test_files_that_are_no_pairs_are_refused(pairs: PromptPairs, tmp_path: Path)
         PromptPairs.load(after(pairs=saved["pairs"][:2]))
     with pytest.raises(PromptError, match="its format is not"):
         PromptPairs.load(after(format="other"))
-    with pytest.raises(PromptError, match="lack a part"):
+    with pytest.raises(PromptError, match="incomplete or damaged"):
         PromptPairs.load(after(pairs=[{"clean": [1]}]))
     path.write_text(json.dumps(saved)[:100])
     with pytest.raises(PromptError, match="does not hold prompt pairs"):
@@ -332,11 +332,11 @@ def test_every_kind_of_whole_number_is_one(kind: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [1.5, 1.0, True, None, torch.tensor(1.7), np.float32(1), [1]])
 def test_what_is_no_whole_number_is_refused_by_name(reader: GPT, wrong: Any) -> None:
-    with pytest.raises(PromptError, match="pair 0: role 'S' must be at a position or the text of a token, not "):
+    with pytest.raises(PromptError, match="pair 0: role 'S' must be a position or the text of a token, not "):
         PromptPairs.from_tokens([[5, 6]], answers=(1, 2), roles={"S": wrong})
-    with pytest.raises(PromptError, match="pair 0: role 'S' must be at a position"):
+    with pytest.raises(PromptError, match="pair 0: role 'S' must be a position"):
         PromptPairs.from_text(reader, CLEAN, answers=(1, 2), roles={"S": wrong})
-    with pytest.raises(PromptError, match="pair 1: token ids must be whole numbers"):
+    with pytest.raises(PromptError, match="pair 1: token ids must be integers"):
         PromptPairs.from_tokens([[5, 6], [5, wrong]], answers=[(1, 2)] * 2)
     if not isinstance(wrong, list):
         with pytest.raises(PromptError, match="pair 0: the wrong answer must be a text or a token id"):
@@ -350,7 +350,7 @@ def test_what_is_no_whole_number_is_refused_by_name(reader: GPT, wrong: Any) -> 
         ([5, 6], r"clean must be the ids of each prompt, .*; entry 0 is 5"),
         ("abc", "clean must be the ids of each prompt, .*, not 'abc'"),
         (torch.tensor([5, 6]), "clean must be the ids of each prompt, .*; entry 0 is 5"),
-        (torch.rand(2, 3), "pair 0: token ids must be whole numbers"),
+        (torch.rand(2, 3), "pair 0: token ids must be integers"),
     ],
 )
 def test_what_is_no_list_of_prompts_is_refused(tokens: Any, says: str) -> None:
@@ -364,7 +364,7 @@ def test_a_padded_batch_needs_its_mask(reader: GPT, side: Any) -> None:
     answers = [(" Mary", " John"), (" to", " the")]
     expected = PromptPairs.from_text(reader, texts, answers=answers)
     padded, mask = reader.to_batch(texts, padding_side=side)
-    with pytest.raises(PromptError, match=r"clean is padded, its prompts have \d+ to \d+ tokens, .* give its mask"):
+    with pytest.raises(PromptError, match=r"clean is padded, its prompts have \d+ to \d+ tokens: give its mask"):
         PromptPairs.from_tokens(reader.to_tokens(texts, padding_side=side), answers=expected.answers)
     with pytest.raises(PromptError, match=r"corrupt is padded, some of its rows .* with up to \d+ times the id \d+"):
         PromptPairs.from_tokens([row[:6] for row in padded], padded, answers=expected.answers)
@@ -393,7 +393,7 @@ def test_rows_that_only_end_alike_are_no_padding(reader: GPT) -> None:
 def test_an_answer_that_joins_its_prompt_is_refused(reader: GPT) -> None:
     """The space that a prompt ends with would belong to the next word."""
     text = "When John and "
-    with pytest.raises(PromptError, match=r"the right answer 'Mary' is no token that follows the prompt: its end"):
+    with pytest.raises(PromptError, match=r"the right answer 'Mary' is not a token after the prompt: the prompt's end"):
         PromptPairs.from_text(reader, text, answers=("Mary", " to"))
     mary = int(reader.to_single_token(" Mary"))
     assert PromptPairs.from_text(reader, text, answers=(mary, 1)).answers.tolist() == [[mary, 1]]

@@ -161,7 +161,7 @@ def test_roles_are_found_within_a_prompt_and_at_its_beginning(model: GPT) -> Non
     place = shown.str_tokens[0][1]  # as the table of tokens shows the first token, with a space that the text has not
     again = PromptPairs.from_text(model, shown.clean_texts[0], answers=(" Mary", " John"), roles={"FIRST": place})
     assert again.roles == ({"FIRST": 1},)
-    with pytest.raises(PromptError, match=r"role 'S': the token ' John' stands at positions \[4, \d+\]"):
+    with pytest.raises(PromptError, match=r"role 'S': the token ' John' is at positions \[4, \d+\]"):
         PromptPairs.from_text(model, CLEAN, CORRUPT, answers=(" Mary", " John"), roles={"S": " John"})
 
 

@@ -91,7 +91,7 @@ def test_shapes_follow_the_cells() -> None:
 def test_memory_is_bounded_without_changing_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = np.random.default_rng(0).normal(size=(6, 9))
     whole = bootstrap(cells)
-    monkeypatch.setattr("interp.stats.MOST_AT_ONCE", 200)
+    monkeypatch.setattr("interp.stats.BATCH_NUMBERS", 200)
     assert all(np.array_equal(a, b) for a, b in zip(whole, bootstrap(cells), strict=True))
 
 

@@ -246,7 +246,7 @@ def test_hooks_are_gone_after_a_sweep_that_failed() -> None:
 def test_something_else_than_variants_is_refused() -> None:
     edit = Edit("z", {"layer": 0})
     for wrong in (Variant([edit]), [edit]):
-        with pytest.raises(ConfigError, match="variants must be several Variants, not"):
+        with pytest.raises(ConfigError, match="variants must be a list of Variants, not"):
             sweep(make("gpt2"), pairs_of(), wrong, progress=False)  # type: ignore[arg-type]
 
 

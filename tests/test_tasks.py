@@ -198,7 +198,7 @@ def test_a_token_for_unknown_words_is_no_name() -> None:
     ("names", "change", "says"),
     [
         (("John", "Mary", "Tom", "Ruth"), {}, r"only 4 of \d+ names are one token .*John, Mary, Ruth, Tom"),
-        ((), {}, r"only 0 of \d+ names are one token .*\(none\), and this task needs 5"),
+        ((), {}, r"only 0 of \d+ names are one token .*\(none\), but this task needs 5"),
         (NAMES[:5], {"n": 41, "template": 0}, "5 names and 1 templates give 40 different prompts, not 41"),
         (NAMES, {"n": 0}, "n must be at least 1, not 0"),
         (NAMES, {"corrupt": "swap_subjects"}, "no corruption matches 'swap_subjects'; did you mean 'swap_subject'"),

@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_left_out_and_told(model: GPT, tmp_path: Path) -> N
             "column 'answer': 'Nebuchadnezzar' is not one token here",
             "is among the right answers and among the wrong ones",
             "column 'answer': 'cabinet' is not one token here, but ' cabinet' is",
-            "column 'role:S2': role 'S2': the token ' John' stands at positions [2, 7]",
+            "column 'role:S2': role 'S2': the token ' John' is at positions [2, 7]",
             "column 'role:S2': role 'S2' is at position 40",
             "column 'clean': a prompt of ",
         ),
@@ -206,7 +206,7 @@ def test_what_does_not_fit_is_left_out_and_told(model: GPT, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.txt", "", r"'.*a.txt' is no data file: expected a name that ends in .csv, .jsonl, .json"),
+        ("a.txt", "", r"'.*a.txt' is not a data file: expected a name that ends in .csv, .jsonl, .json"),
         ("a.csv", "clean,corrupt,answer,wrong_answer\n", "holds no record"),
         ("a.csv", "clean,answer,wrong_answer\na,b,c\n", "no column for the corrupt prompt .* only 'clean', 'answer'"),
         ("a.csv", "clen,corrupt,answer,wrong_answer\na,b,c,d\n", "the clean prompt .*; did you mean 'clen'"),
@@ -214,13 +214,13 @@ def test_what_does_not_fit_is_left_out_and_told(model: GPT, tmp_path: Path) -> N
         ("a.csv", "clean,corrupt,answer,wrong_answer\na,b,c,d,e\n", "line 2: more fields than the header"),
         ("a.csv", "clean,corrupt,answer,wrong_answer\na,b,c\n", "line 2, column 'wrong_answer': it is empty"),
         ("a.csv", "clean,corrupt,plural\na,b,yes\n", "line 2, column 'plural': it must be 0 or 1, not 'yes'"),
-        ("a.csv", "clean,corrupt,correct_idx,incorrect_idx\na,b,x,1\n", "column 'correct_idx': 'x' is no token"),
+        ("a.csv", "clean,corrupt,correct_idx,incorrect_idx\na,b,x,1\n", "column 'correct_idx': 'x' is not a token"),
         ("a.csv", "clean,corrupt,label\nThe keys,The key,57\n", "column 'label': '57' is not the end of a year"),
         ("a.csv", "clean,corrupt,answer_idx,wrong_answer_idx\nkey,key,1,999999\n", "the model's answers are 0 to"),
-        ("a.jsonl", '{"clean": "a"}\n{', "line 2 is no JSON"),
+        ("a.jsonl", '{"clean": "a"}\n{', "line 2 is not JSON"),
         ("a.jsonl", "[1]\n", r"line 1 must be an object with named fields, not '\[1\]'"),
         ("a.json", "[1, 2]", "must hold a list of records"),
-        ("a.json", "[", "is no JSON"),
+        ("a.json", "[", "is not JSON"),
         ("a.json", '{"prompts": 3}', "has no column for the clean prompt"),
         ("a.json", '[{"clean": 3, "corrupt": "b", "answer": "c", "wrong_answer": "d"}]', "a prompt is text or a list"),
         ("a.json", '[{"clean": "a", "corrupt": "b", "answer": 1.5, "wrong_answer": "d"}]', "text or an id, not 1.5"),
@@ -310,7 +310,7 @@ def test_ids_that_contradict_the_text_beside_them_are_refused(model: GPT, tmp_pa
         ("other names", row(correct_idx=mary, incorrect_idx=to)),
         ("ids first", {**spoken, "target_idx": mary, "foil_idx": [to]}),
     ):
-        with pytest.raises(PromptError, match=r"line 1, column '\w+_idx': token \d+ is ' to' for this tokenizer, and "):
+        with pytest.raises(PromptError, match=r"line 1, column '\w+_idx': token \d+ is ' to' for this tokenizer, but "):
             from_file(model, written(tmp_path, f"{name}.jsonl", [record]))
 
 
@@ -330,7 +330,7 @@ def test_no_more_of_a_file_is_read_than_is_needed(model: GPT, tmp_path: Path) ->
     lines = tmp_path / "rows.jsonl"
     lines.write_text((json.dumps(row()) + "\n") * 150 + "{\n")
     assert from_file(model, lines, n=4).notes["records"] == 4
-    with pytest.raises(PromptError, match="line 151 is no JSON"):
+    with pytest.raises(PromptError, match="line 151 is not JSON"):
         from_file(model, lines)
 
 
@@ -357,8 +357,8 @@ def test_a_long_table_is_not_held_in_memory(model: GPT, tmp_path: Path) -> None:
         ("a.json", {"word_idxs": [1], "prompts": [row()]}, "'word_idxs' must name a position for each role"),
         ("a.jsonl", [row(clean=[1, True])], "a prompt is text or a list of ids"),
         ("a.jsonl", [row(answer=[" Mary", 1.5])], r"an answer is text or an id, not \[' Mary', 1.5\]"),
-        ("a.json", "[" * 100_000, "is no JSON"),
-        ("a.jsonl", "[" * 100_000, "line 1 is no JSON"),
+        ("a.json", "[" * 100_000, "is not JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
     ],
 )  # fmt: skip
 def test_values_that_mean_nothing_are_refused(model: GPT, tmp_path: Path, name: str, content: Any, says: str) -> None:
@@ -368,7 +368,7 @@ def test_values_that_mean_nothing_are_refused(model: GPT, tmp_path: Path, name: 
 
 def test_a_folder_is_no_data_file(model: GPT, tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(PromptError, match=r"folder.csv' cannot be read: it is no file"):
+    with pytest.raises(PromptError, match=r"folder.csv' cannot be read: it is not a file"):
         from_file(model, tmp_path / "folder.csv")
 
 

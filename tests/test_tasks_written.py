@@ -417,7 +417,7 @@ def test_a_model_without_a_tokenizer_is_refused(task: str) -> None:
         (lambda m: agreement(m, attractor="oposite"), UnknownName, "no kind of attractor .* did you mean 'opposite'"),
         (lambda m: docstring(m, corrupt="swap"), UnknownName, "did you mean 'swap_next'"),
         (lambda m: facts(m, relation="capitals"), UnknownName, "did you mean 'capital'"),
-        (lambda m: facts(m, n=99, relation="opposite"), PromptError, r"leaves \d\d different prompts .* not 99"),
+        (lambda m: facts(m, n=99, relation="opposite"), PromptError, r"only \d\d different prompts .* not 99"),
         (lambda m: agreement(m, n=0), PromptError, "n must be at least 1, not 0"),
         (lambda m: induction(m, n=0), PromptError, "n must be at least 1, not 0"),
         (lambda m: induction(m, corrupt="none"), UnknownName, "choose from 'broken_repeat', 'other_token'"),
@@ -426,8 +426,8 @@ def test_a_model_without_a_tokenizer_is_refused(task: str) -> None:
         (lambda m: digit_addition(m, digits=0), PromptError, "digits must be at least 1"),
         (lambda m: digit_addition(m, shots=60), PromptError, "more tokens than the model's context of 256"),
         (lambda m: modular_addition(m, p=1), PromptError, "p must be at least 2, not 1"),
-        (lambda m: modular_addition(m, n=26, p=5), PromptError, r"leaves 2\d different prompts"),
-        (lambda m: modular_addition(m, equals=3), PromptError, "equals is for models without a tokenizer"),
+        (lambda m: modular_addition(m, n=26, p=5), PromptError, r"only 2\d different prompts"),
+        (lambda m: modular_addition(m, equals=3), PromptError, "equals needs a model without a tokenizer"),
         (lambda m: modular_addition(m, text="{a} and {c}"), PromptError, r"expected \{a\} and \{b\} once each"),
         (lambda m: get_task("greater_thn"), UnknownName, "did you mean 'greater_than'"),
     ],
@@ -444,8 +444,8 @@ def test_what_cannot_be_written_is_refused(
     [
         ({"p": 65}, "p=65 needs the numbers 0 to 64 as tokens and as answers; this model has 64 tokens"),
         ({"p": 3, "n": 10}, "there are 3 x 3 = 9 different prompts, not 10"),
-        ({"p": 3, "n": 4, "equals": 64}, "equals=64 is no token of this model"),
-        ({"text": "{a}{b}"}, "text and prepend_bos are for models with a tokenizer"),
+        ({"p": 3, "n": 4, "equals": 64}, "equals=64 is not a token of this model"),
+        ({"text": "{a}{b}"}, "text and prepend_bos need a model with a tokenizer"),
     ],
 )
 def test_modular_sums_that_a_model_of_ids_has_no_numbers_for_are_refused(options: dict[str, Any], says: str) -> None:

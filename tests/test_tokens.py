@@ -285,7 +285,7 @@ def test_only_ids_are_decoded(gpt2: Tokenizer, ids: object) -> None:
     if ids == 7:
         assert gpt2.decode(torch.tensor(7)) == gpt2.decode([7])  # type: ignore[arg-type]
         return
-    with pytest.raises(PromptError, match="whole numbers"):
+    with pytest.raises(PromptError, match="integers"):
         gpt2.decode(ids)  # type: ignore[arg-type]
 
 
@@ -382,9 +382,7 @@ def changed(change: dict[str, object]) -> str:
 
 PANICS = {
     # Rust panics on both, which is no Exception in Python: one while the file is read, one while a text is encoded.
-    "tokenizer.json is no tokenizer that can be read": {
-        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "/"}
-    },
+    "tokenizer.json is not a readable tokenizer": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/"}},
     "the tokenizer does not work: .* cannot encode 'a'": {
         "post_processor": {
             "type": "TemplateProcessing",

@@ -135,7 +135,7 @@ def test_scale_rotary_and_activation_fields_mean_what_they_mean_to_transformer_l
         ({"positional_embedding_type": "shortformer"}, "shortformer"),
         ({"attn_only": False, "act_fn": "solu_ln"}, "solu_ln.*did you mean 'solu'"),
         ({"gated_mpl": True}, "gated_mpl=True.*did you mean 'gated_mlp'"),
-        ({"d_vocab": None}, "has no d_vocab"),
+        ({"d_vocab": None}, "lacks d_vocab"),
     ],
 )
 def test_fields_that_change_the_numbers_are_refused_by_name(change: dict[str, Any], named: str) -> None:
@@ -199,7 +199,8 @@ def test_values_that_overflow_the_dtype_are_refused_and_large_finite_ones_are_no
     state["embed.W_E"] = torch.full((29, 16), 3e38)
     assert load_transformer_lens(model.cfg, state).W_E[0, 0] == 3e38
     with pytest.raises(
-        WeightsError, match=r"'embed.W_E' holds values up to 3e\+38, beyond the 65504 that float16.*dtype='float32' or"
+        WeightsError,
+        match=r"'embed.W_E' holds values up to 3e\+38, but float16 holds at most 65504.*dtype='float32' or",
     ):
         load_transformer_lens(model.cfg, state, dtype=torch.float16)
 

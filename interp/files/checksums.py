@@ -1,10 +1,10 @@
-"""Checksums that saved files carry, so that a bit that flipped since is noticed and never becomes a number.
+"""Checksums inside saved files, so that a damaged file is noticed before its numbers are used.
 
-1. JSON has the SHA-256 of its other entries among them (`of_values`). How it is laid out does not count.
-2. Other files have the SHA-256 of their bytes inside themselves: where it stands, `BLANK` stood when it was taken
+1. A JSON file holds the SHA-256 of its other entries (`of_values`). Its layout does not count.
+2. Other files hold the SHA-256 of their own bytes. It is computed with `BLANK` in the place where it is then written
    (`sealed`, `is_sound`).
 
-Files of earlier versions have none, and are read as they are.
+Files of earlier versions have no checksum and are read without this check.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def plain_json(name: str, content: Any) -> Any:
 
 
 def of_values(content: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of plain JSON values: the same before they are written and after they were read.
+    """SHA-256 (hex) of plain JSON values: the same before writing and after reading.
 
     >>> of_values({"b": (1, 2), "a": {10: "x", 9: "y"}}) == of_values({"a": {"9": "y", "10": "x"}, "b": [1, 2]})
     True
@@ -44,10 +44,10 @@ def of_values(content: Mapping[str, Any]) -> str:
 
 
 def sealed(content: bytes, *, salt: bytes = b"") -> bytes:
-    """The same bytes with their checksum in place of the last `BLANK` among them.
+    """The same bytes with their checksum in place of the last `BLANK`.
 
     Args:
-        content: a file that has `BLANK` in it.
+        content: the bytes of a file that contains `BLANK`.
         salt: what else the file belongs to, such as its name.
 
     >>> is_sound(sealed(b"one " + BLANK + b" two"))
@@ -58,11 +58,11 @@ def sealed(content: bytes, *, salt: bytes = b"") -> bytes:
 
 
 def is_sound(content: bytes, *, salt: bytes = b"") -> bool | None:
-    """Whether a file is as `sealed` made it; None where it has no checksum."""
+    """Whether a file is unchanged since `sealed`; None if it has no checksum."""
     at = content.rfind(MARK)
     if at < 0:
         return None
-    while at >= 0:  # what a user wrote may look like one
+    while at >= 0:  # the user's own text may look like a checksum: try each
         end = at + len(BLANK)
         if content[at + len(MARK) : end] == _digest(content[:at] + BLANK + content[end:], salt):
             return True

@@ -1,14 +1,13 @@
-"""Small files, and folders of files: written whole or not at all, whatever happens on the way, and read only where they
-are files.
+"""Small files, and folders of files: written whole or not at all, and read only if they are regular files.
 
-1. The content goes to a file of another name in the same folder. 2. That file takes the name that was asked for, in
-place of what had it, in one step. 3. What goes wrong is an `OutputError`, and no part of a file is left. The other file
-is locked while its process lives: what a killed one left is removed by the next that writes the same.
-4. What only has the name of a file (a pipe, a socket, a device) is refused at once: to open it could wait for ever.
+1. The content is written to a temporary file in the same folder. 2. That file is renamed to the final name and replaces
+an existing file in one step. 3. Any failure becomes an `OutputError`, and no partial file is left. The temporary file
+is locked while its process lives; if a process is killed, the next one that writes the same file removes what it left.
+4. A pipe, a socket or a device is refused at once, because opening it could wait for ever.
 
-Files of a folder are all written before the first takes its place.
+The files of a folder are all written before the first one is renamed.
 
-Results that several processes write are the business of `interp.resume.journal`.
+Results that several processes write are handled by `interp.resume.journal`.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 
 
 def write_whole(path: Path, content: bytes, *, what: str, make_folder: bool = False) -> None:
-    """Write a file, whole or not at all; what stood there stays where it cannot be written.
+    """Write a file, whole or not at all; if it cannot be written, an existing file stays as it was.
 
     Args:
         path: the file.
-        content: all of it.
+        content: all its bytes.
         what: what it holds, for the message, such as "a circuit".
-        make_folder: make the folder too, where it is missing; the folder is then what a message names.
+        make_folder: also make a missing folder; messages then name the folder.
 
     Raises:
         OutputError: it cannot be written.
@@ -58,16 +57,16 @@ def write_whole(path: Path, content: bytes, *, what: str, make_folder: bool = Fa
 
 @contextlib.contextmanager
 def whole_folder(folder: Path, *, what: str, first: str) -> Iterator[Path]:
-    """A place to write the files of a folder, which take their places when all of them are there.
+    """A temporary folder to write files in; when the block ends, they move to `folder`.
 
     Args:
-        folder: where they shall be; it is made where it is missing, and other files in it stay.
-        what: what they hold, for the message, such as "a model".
-        first: the file that takes its place before all others: the one by which a reader knows whether the rest are
-            those that belong to it, as they are moved one by one.
+        folder: where the files go; it is made if it is missing, and its other files stay.
+        what: what the files hold, for the message, such as "a model".
+        first: the file that is moved first. Files are moved one by one; this one lets a reader check that the others
+            belong to it.
 
     Raises:
-        OutputError: they cannot be written; nothing in the folder has changed.
+        OutputError: the files cannot be written; nothing in the folder has changed.
     """
     with _told(folder, what):
         existed = folder.is_dir()
@@ -118,10 +117,10 @@ def _told(place: str | Path, what: str) -> Iterator[None]:
 
 
 def read_regular(path: Path) -> bytes:
-    """All that a file holds.
+    """The bytes of a file.
 
     Raises:
-        OSError: it is missing, cannot be read, or is no file but a folder, a pipe, a socket or a device.
+        OSError: it is missing, cannot be read, or is not a file but a folder, a pipe, a socket or a device.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
@@ -134,7 +133,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file in UTF-8 holds.
+    """The content of a JSON file in UTF-8.
 
     Raises:
         OSError: as `read_regular`.
@@ -148,7 +147,7 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
-    """A new temporary file beside `target`, locked; gone afterwards under this name."""
+    """A new, locked temporary file beside `target`; after the block no file has the temporary name."""
     while True:
         partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
         handle = -1
@@ -156,19 +155,19 @@ def partial_file(target: Path) -> Iterator[tuple[Path, int]]:
             try:
                 handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
                 _lock(handle, wait=True)
-                if os.fstat(handle).st_nlink:  # else another process took it for a leftover before it was locked
+                if os.fstat(handle).st_nlink:  # 0: another process removed it as a leftover before it was locked
                     yield partial, handle
                     return
             finally:
                 partial.unlink(missing_ok=True)
-        finally:  # again: an interrupt may have come in place of the first
+        finally:  # once more, in case an interrupt kept the inner block from doing it
             partial.unlink(missing_ok=True)
             if handle >= 0:
                 os.close(handle)
 
 
 def remove_leftovers(folder: Path, of: str = "") -> None:
-    """Remove the temporary files of processes that are no more; those of one target, if it is named."""
+    """Remove the temporary files of processes that have ended; with `of`, only those of this target."""
     for name in os.listdir(folder):
         if PARTIAL.fullmatch(name) and name.startswith(f".{of}"):
             with contextlib.suppress(OSError):
@@ -181,7 +180,7 @@ def remove_leftovers(folder: Path, of: str = "") -> None:
 
 
 def _lock(handle: int, *, wait: bool) -> bool:
-    """Lock a file until it is closed or its process ends; False where another has it, or the disk knows no locks."""
+    """Lock a file until it is closed or its process ends; False if another process has it or the disk has no locks."""
     import fcntl
 
     try:
@@ -192,16 +191,16 @@ def _lock(handle: int, *, wait: bool) -> bool:
 
 
 def read_saved(path: Path, form: str, *, what: str, refuse: type[InterpError]) -> dict[str, Any]:
-    """The JSON object that one of our own files holds, told by its entry "format".
+    """The JSON object of a file that `interp` wrote, recognised by its entry "format".
 
     Args:
         path: the file.
-        form: its format, such as "interp.Circuit 1".
-        what: what it should hold, for messages.
+        form: the expected format, such as "interp.Circuit 1".
+        what: what the file should hold, for messages.
         refuse: the error to raise.
 
     Raises:
-        InterpError: as `refuse`: a file that is missing, or is something else.
+        InterpError: of the class `refuse`: a file that is missing or has another format.
     """
     try:
         content = read_json(path)

@@ -1,10 +1,10 @@
-"""A transformer_lens `TransformerBridge` seen as one of our models: the long tail of architectures.
+"""From a transformer_lens `TransformerBridge` to one of our models, for architectures without a family here.
 
-1. Where the transformers model underneath is one that our families cover, its weights are read into a `GPT` of our own.
-2. Any other becomes a `BridgedModel`: the bridge computes, and its hook points stand under our names where they mean
-   the same (see `bridge_sites`).
+1. If the transformers model in the bridge belongs to one of our families, its weights are read into a `GPT`.
+2. Any other becomes a `BridgedModel`: the bridge computes, and its hook points get our names where they mean the same
+   (see `bridge_trial`).
 
-Weights that the bridge has folded and centred are refused: every number here is to equal transformers'.
+Weights that the bridge has folded or centred are refused, because all numbers here must equal transformers'.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOLERANCE, HALF_PRECISION_TOLERANCE = 1e-4, 5e-2  # of the largest logit
 
 
 def is_bridge(source: object) -> bool:
-    """Whether an object is a `TransformerBridge`, found out without importing transformer_lens."""
+    """Whether an object is a `TransformerBridge`, without importing transformer_lens."""
     return any(
         kind.__name__ == "TransformerBridge" and kind.__module__.split(".")[0] == "transformer_lens"
         for kind in type(source).__mro__
@@ -40,49 +40,49 @@ def from_bridge(
 ) -> HookedModel:
     """A bridge as one of our models, with the bridge's tokenizer.
 
-    TransformerLens makes the tokenizers that it loads put a BOS in front of every text; `to_tokens` does the same then.
+    TransformerLens makes the tokenizers that it loads put a BOS in front of every text; `to_tokens` then does the same.
 
     Args:
         bridge: a `TransformerBridge` around a transformers model, in evaluation mode.
-        device: where the weights go; None leaves them where the bridge has them. A `BridgedModel` runs the bridge
-            itself, which stays where it is.
-        dtype: what the weights become; the same holds.
+        device: where the weights go; None leaves them on the bridge's device. A `BridgedModel` runs the bridge itself,
+            which cannot be moved here.
+        dtype: the number type of the weights; None keeps the bridge's, and the same restriction holds.
 
     Raises:
-        ConfigError: no bridge, one around something else than a decoder of transformers, or one in training mode.
-        WeightsError: weights that were folded or centred, or that are not what the bridge computes with.
+        ConfigError: not a bridge, not around a decoder of transformers, or in training mode.
+        WeightsError: weights that were folded or centred, or that differ from those that the bridge computes with.
     """
     if not is_bridge(bridge):
         raise ConfigError(f"from_bridge takes a TransformerBridge of transformer_lens, not {type(bridge).__name__}")
     config: Any = getattr(getattr(bridge, "original_model", None), "config", None)
     if not hasattr(config, "to_dict"):
-        raise ConfigError("this bridge holds no transformers model: only those booted from transformers can be read")
+        raise ConfigError("this bridge holds no transformers model: make it with TransformerBridge.boot_transformers")
     if bridge._weights_processed:
         raise WeightsError(
             "this bridge's weights are folded or centred (enable_compatibility_mode, process_weights), no longer the "
-            "published ones: boot it again without, or with enable_compatibility_mode(no_processing=True)"
+            "published ones: boot it again without these calls, or with enable_compatibility_mode(no_processing=True)"
         )
     if bridge.original_model.training:
         raise ConfigError("this bridge is in training mode, where dropout changes every run: call bridge.eval() first")
     tokenizer = None if bridge.tokenizer is None else Tokenizer.from_transformers(bridge.tokenizer)
     here = next(bridge.original_model.parameters())
-    given = dict(_published(bridge.original_model))
+    state = dict(_published(bridge.original_model))
     try:
-        checkpoint = huggingface.from_transformers(SimpleNamespace(config=config, state_dict=lambda: given), tokenizer)
-    except ConfigError:  # a family, or an option of one, that our own models do not have
+        checkpoint = huggingface.from_transformers(SimpleNamespace(config=config, state_dict=lambda: state), tokenizer)
+    except ConfigError:  # a family or an option that our own models do not have
         pass
     else:
         return _native(checkpoint, bridge, here.device if device is None else device, dtype or here.dtype)
     if (device is not None and torch.empty(0, device=device).device != here.device) or dtype not in (None, here.dtype):
         raise ConfigError(
             f"a {config.model_type} model runs in the bridge itself, on {here.device} in {here.dtype}: "
-            "move it with bridge.to(...) and leave device and dtype out"
+            "move it with bridge.to(...), and leave out device and dtype"
         )
     return BridgedModel(bridge, tokenizer)
 
 
 def _native(checkpoint: Checkpoint, bridge: Any, device: str | torch.device, dtype: torch.dtype) -> HookedModel:
-    """Our own model of the weights under the bridge, which must give the bridge's logits."""
+    """Our own model with the bridge's weights; its logits must equal the bridge's."""
     model = build(checkpoint, device=device, dtype=dtype)
     tokens = torch.randint(
         0, model.cfg.d_vocab, (2, min(8, model.cfg.n_ctx)), generator=torch.Generator().manual_seed(0)
@@ -93,14 +93,14 @@ def _native(checkpoint: Checkpoint, bridge: Any, device: str | torch.device, dty
     half = min(dtype.itemsize, bridge.original_model.dtype.itemsize) < 4
     if not difference <= (HALF_PRECISION_TOLERANCE if half else TOLERANCE):
         raise WeightsError(
-            f"the bridge's logits differ from those of the weights under it by {difference:.2g} of the largest: hooks "
-            "are attached to it, or weights were changed after it was built (it holds copies of some)"
+            f"the bridge's logits differ from those of its weights by {difference:.2g} of the largest: hooks are "
+            "attached to it, or weights were changed after it was built (it holds copies of some)"
         )
     return model
 
 
 def _published(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Parameters under the names they had before the bridge put its wrappers between."""
+    """Parameters under the names that they had before the bridge wrapped their modules."""
     inner = module._modules.get("_original_component")
     if inner is not None:
         yield from _published(inner, prefix)

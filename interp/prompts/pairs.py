@@ -1,10 +1,11 @@
-"""`PromptPairs`: clean and corrupt prompts that differ in one respect, their answers, and where their roles stand.
+"""`PromptPairs`: clean and corrupt prompts that differ in one respect, their answers, and the positions of their roles.
 
-1. A pair is two prompts of equal length, position by position comparable, and two answers: the clean prompt's `right`
-one and the `wrong` one it is weighed against, or several of each (`interp.prompts.answers`). 2. Pairs of different
-lengths are padded on the right, and `mask` says what is real, so that position p means the p-th token of the prompt in
+1. A pair is two prompts of equal length that can be compared position by position, and two answers: the `right` answer
+of the clean prompt and the `wrong` one that it is compared with, or several of each (`interp.prompts.answers`).
+2. Pairs of different lengths are padded on the right, and `mask` is True at real tokens, so that position p is the p-th
+token of the prompt in every pair.
+3. A role is a name for a position by what the token does there (the subject, the end). It may be at another position in
 every pair.
-3. A role names a position by what the token does there (the subject, the end), which differs from pair to pair.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ class PromptPairs(SavedPairs):
 
     Attributes:
         clean: token ids [n, pos] int64, padded on the right.
-        corrupt: the same for the corrupt prompts; each has the length of its clean prompt.
+        corrupt: the same for the corrupt prompts; each is as long as its clean prompt.
         mask: [n, pos] bool, True at real tokens of both.
         answers: ids [n, 2] of the clean prompt's right answer and of the wrong one.
         roles: for each pair, role -> position from the start of the real prompt.
         clean_texts, corrupt_texts: the prompts as text.
         str_tokens, corrupt_str_tokens: the tokens of each prompt as text, without padding.
-        name: the task, or `custom`.
+        name: the task's name, or `custom`.
         notes: how the pairs were made (seed, templates, what was left out), in plain JSON values.
-        answer_sets: for each pair the ids of all its right and of all its wrong answers, those of `answers` among them;
-            () where every pair has one of each. Metrics measure all of them: see `interp.metrics`.
+        answer_sets: for each pair the ids of all its right and of all its wrong answers, including those of `answers`;
+            () if every pair has one of each. Metrics measure all of them: see `interp.metrics`.
 
     Raises:
         PromptError: shapes, lengths, answers or role positions that contradict each other; the message names the pair.
@@ -82,7 +83,7 @@ class PromptPairs(SavedPairs):
         n = shape[0]
         for what in ("clean", "corrupt", "answers"):
             if getattr(self, what).is_floating_point() or getattr(self, what).dtype == torch.bool:
-                raise PromptError(f"{what} must be whole numbers, not {getattr(self, what).dtype}")
+                raise PromptError(f"{what} must be integers, not {getattr(self, what).dtype}")
         for what in TENSORS:
             if list(getattr(self, what).shape) != shape:
                 raise PromptError(f"{what} is {list(getattr(self, what).shape)}, expected the shape of clean, {shape}")
@@ -124,24 +125,25 @@ class PromptPairs(SavedPairs):
         name: str = "custom",
         notes: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Pairs of prompts from text, as `model`'s tokenizer cuts it.
+        """Pairs of prompts from text, tokenized by `model`'s tokenizer.
 
         Args:
-            model: its tokenizer, context length and vocabulary decide what is possible.
+            model: its tokenizer reads the prompts, its context length and vocabulary limit them.
             clean: one prompt, or several.
-            corrupt: as many; None takes the clean prompts again, for studies without a contrast.
+            corrupt: as many; None uses the clean prompts again, for studies without a contrast.
             answers: `(right, wrong)` for each pair, each an id or the text of the token that follows the clean prompt
                 (mind the leading space), or a list of several: `([" Paris", " Lyon"], " Berlin")`; for one pair it may
-                stand alone.
-            roles: role -> position for each pair, or one mapping for all. A position is a number (negative from the
+                stand alone, outside a list.
+            roles: role -> position for each pair, or one mapping for all. A position is a number (negative: from the
                 end) or the text of a token that occurs once in the clean prompt: `{"IO": " Mary", "END": -1}`.
             prepend_bos: as in `model.to_tokens`.
             name: a name for tables and files.
-            notes: what to remember of how the pairs were made.
+            notes: how the pairs were made, to be kept with them.
 
         Raises:
             PromptError: counts that differ, an empty or too long prompt, a pair of unequal lengths, an answer that is
-                not one token, equal answers, a role that is not there; the message names the pair, counted from 0.
+                not one token, equal answers, a role that is not in its prompt; the message names the pair, counted
+                from 0.
         """
         clean_texts = [clean] if isinstance(clean, str) else list(clean)
         corrupt_texts = clean_texts if corrupt is None else [corrupt] if isinstance(corrupt, str) else list(corrupt)
@@ -182,21 +184,21 @@ class PromptPairs(SavedPairs):
         name: str = "custom",
         notes: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Pairs of prompts from token ids, for models without a tokenizer; a token's label is its id.
+        """Pairs of prompts from token ids, for models without a tokenizer; tokens are labelled by their ids.
 
         Args:
-            clean: ids of each prompt, which may differ in length; a tensor [n, pos] that is padded needs its `mask`.
+            clean: ids of each prompt, of any length; a padded tensor [n, pos] needs its `mask`.
             corrupt: as in `from_text`, as ids.
             answers: ids `(right, wrong)` for each pair, each one or a list of several.
             roles: as in `from_text`, positions only, from the start of the real prompt.
-            pad_id: what stands behind the end of the shorter prompts.
-            mask: of clean and corrupt tensors that are padded on either side, [n, pos], True or 1 at real tokens, as
-                `model.to_batch(texts)` gives it.
+            pad_id: the id that pads the shorter prompts.
+            mask: for tensors that are padded on either side, [n, pos], True or 1 at real tokens, as
+                `model.to_batch(texts)` returns it.
             name: as in `from_text`.
             notes: as in `from_text`.
 
         Raises:
-            PromptError: as in `from_text`; a padded tensor without its mask.
+            PromptError: as in `from_text`, and for a padded tensor without its mask.
 
         >>> pairs = PromptPairs.from_tokens([[5, 6, 7], [5, 8]], [[5, 9, 7], [5, 6]], answers=[(1, 2), (3, 4)])
         >>> pairs.lengths.tolist(), pairs.labels(1)
@@ -227,12 +229,12 @@ class PromptPairs(SavedPairs):
 
     @cached_property
     def answer_table(self) -> Tensor:
-        """All answers of each pair [n, 2, most], padded with -1; [n, 2, 1] where every pair has one of each."""
+        """All answers of each pair [n, 2, most], padded with -1; [n, 2, 1] if every pair has one of each."""
         return answers_of.answer_table(self.answer_sets, self.answers)
 
     @property
     def attention_mask(self) -> Tensor | None:
-        """`mask` as a forward takes it: None where no pair is padded."""
+        """`mask` as a forward takes it: None if no pair is padded."""
         return None if bool(self.mask.all()) else self.mask
 
     @property
@@ -247,45 +249,44 @@ class PromptPairs(SavedPairs):
 
     @checked
     def role_positions(self, role: str) -> Tensor:
-        """Where a role stands in each pair [n].
+        """The position of a role in each pair [n].
 
         Raises:
             UnknownName: a role that no pair has.
-            PromptError: a role that some pair lacks.
+            PromptError: a role that some pair does not have.
         """
         known = dict.fromkeys(name for of_pair in self.roles for name in of_pair)
         if role not in known:
             raise unknown("role", role, known)
         for at, of_pair in enumerate(self.roles):
             if role not in of_pair:
-                raise PromptError(
-                    f"pair {at} has no role {role!r}, only {', '.join(map(repr, of_pair)) or 'none at all'}"
-                )
+                others = f", only {', '.join(map(repr, of_pair))}" if of_pair else ", and no other"
+                raise PromptError(f"pair {at} has no role {role!r}{others}")
         return torch.tensor([of_pair[role] for of_pair in self.roles], device=self.clean.device)
 
     def positions(self, index: int | str | slice | Sequence[int] | Tensor | np.ndarray[Any, Any] | None) -> Tensor:
-        """The positions of every prompt that an index stands for [n, how many].
+        """The positions that an index selects in every prompt [n, how many].
 
         Args:
             index: positions from the start of the real prompt, or -1, -2, ... from its end; a slice, or None for all,
-                where it is as many in every prompt; or a role.
+                if it selects equally many in every prompt; or a role.
 
         Raises:
-            PromptError: a position outside some prompt, a role that some pair lacks.
+            PromptError: a position outside some prompt, a role that some pair does not have.
         """
         if isinstance(index, str):
             return self.role_positions(index)[:, None]
-        given = as_index("pos", index, also=", or a role of the prompts")
-        if given is None or isinstance(given, slice):
-            each = [range(length)[given or slice(None)] for length in self.lengths.tolist()]
+        places = as_index("pos", index, also=", or a role of the prompts")
+        if places is None or isinstance(places, slice):
+            each = [range(length)[places or slice(None)] for length in self.lengths.tolist()]
             if len({len(one) for one in each}) > 1 or not each[0]:
                 counts = ", ".join(map(str, sorted({len(one) for one in each})))
-                raise PromptError(f"{index} stands for {counts} positions, depending on the prompt: name the positions")
+                raise PromptError(f"{index} selects {counts} positions, depending on the prompt: list the positions")
             return torch.tensor([list(one) for one in each], device=self.mask.device)
-        given = [given] if isinstance(given, int) else given
-        most = self.mask.shape[1]  # ids that no tensor holds are outside like others
-        given = [max(min(one, most), -most - 1) for one in given]
-        chosen = torch.tensor(given, dtype=torch.int64, device=self.mask.device).expand(len(self), -1)
+        places = [places] if isinstance(places, int) else places
+        most = self.mask.shape[1]  # clipped, because int64 does not hold every number; it stays outside the prompt
+        places = [max(min(one, most), -most - 1) for one in places]
+        chosen = torch.tensor(places, dtype=torch.int64, device=self.mask.device).expand(len(self), -1)
         lengths = self.lengths[:, None]
         chosen = torch.where(chosen < 0, chosen + lengths, chosen)
         outside = (chosen < 0) | (chosen >= lengths)
@@ -306,13 +307,13 @@ class PromptPairs(SavedPairs):
         return (self[at] for at in range(len(self)))
 
     def __getitem__(self, index: int | slice | Sequence[int] | Sequence[bool] | Tensor) -> PromptPairs:
-        """Some of the pairs: by number, slice, numbers, or a bool for each; padding that none of them needs goes."""
+        """Some of the pairs: by number, slice, numbers, or a bool for each; padding that none of them needs is cut."""
         chosen = self._chosen(index)
         width = int(self.lengths[chosen].max())
-        taken: dict[str, Any] = {what: getattr(self, what)[chosen, :width] for what in TENSORS}
-        taken |= {what: tuple(getattr(self, what)[at] for at in chosen) for what in TUPLES}
+        parts: dict[str, Any] = {what: getattr(self, what)[chosen, :width] for what in TENSORS}
+        parts |= {what: tuple(getattr(self, what)[at] for at in chosen) for what in TUPLES}
         sets = tuple(self.answer_sets[at] for at in chosen) if self.answer_sets else ()
-        return dataclasses.replace(self, **taken, answers=self.answers[chosen], answer_sets=sets)
+        return dataclasses.replace(self, **parts, answers=self.answers[chosen], answer_sets=sets)
 
     def _chosen(self, index: Any) -> list[int]:
         n = len(self)
@@ -323,11 +324,11 @@ class PromptPairs(SavedPairs):
             chosen = list(chosen) if isinstance(chosen, Iterable) and not isinstance(chosen, NO_LISTS) else [chosen]
             if chosen and all(isinstance(plain(at), bool) for at in chosen) and not isinstance(plain(index), bool):
                 if len(chosen) != n:
-                    raise PromptError(f"{len(chosen)} bools cannot select among {n} pairs: give one for each")
-                chosen = [at for at, taken in enumerate(chosen) if taken]
+                    raise PromptError(f"{len(chosen)} bools cannot select among {n} pairs: give one for each pair")
+                chosen = [at for at, selected in enumerate(chosen) if selected]
         for at in chosen:
             if not is_whole(at) or not -n <= plain(at) < n:
-                raise PromptError(f"there is no pair {shown(at)}: these are {n}, numbered 0 to {n - 1}")
+                raise PromptError(f"there is no pair {shown(at)}: there are {n} pairs, 0 to {n - 1}")
         if not chosen:
             raise PromptError(f"{index} selects none of the {n} pairs")
         return [int(plain(at)) % n for at in chosen]

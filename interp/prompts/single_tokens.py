@@ -1,8 +1,9 @@
-"""Words for prompts: which of a list are one token for a tokenizer, and which token would come next after a text.
+"""Words for prompts: which words of a list are one token for a tokenizer, and which token comes next after a text.
 
-1. A word is kept when, with what stands before it in a prompt, it is one token that spells it; what is dropped is told.
-2. `next_token` reads a continuation in its place: the token that it begins with, if the prompt's own tokens stay as
-   they are. That decides, for any tokenizer, what a prompt that ends inside a number asks for.
+1. A word is kept if, with the text before it in a prompt, it is one token that spells the word; the dropped words are
+   listed as well.
+2. `next_token` gives the first token of a continuation, provided that the prompt's own tokens stay the same. So it
+   finds, for any tokenizer, which token a prompt that ends inside a number asks for.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Words:
-    """A list of words as a tokenizer leaves it: those that are one token, and the others."""
+    """A list of words, divided into those that are one token for a tokenizer and the others."""
 
     kept: tuple[str, ...]
     dropped: tuple[str, ...]
@@ -34,13 +35,13 @@ def tokenizer_of(model: HookedModel) -> Tokenizer:
         PromptError: it has none.
     """
     if model.tokenizer is None:
-        raise PromptError("this task writes text, and this model has no tokenizer; set model.tokenizer")
+        raise PromptError("this task writes text, but this model has no tokenizer; set model.tokenizer")
     return model.tokenizer
 
 
 @checked
 def single_tokens(model: HookedModel, words: Iterable[str], *, before: str = " ") -> Words:
-    """The words that, with `before` in front, are one token of their own.
+    """The words that are one token with `before` in front, and the others.
 
     Raises:
         PromptError: a model without a tokenizer.
@@ -55,36 +56,36 @@ def single_tokens(model: HookedModel, words: Iterable[str], *, before: str = " "
 
 
 def spells(tokenizer: Tokenizer, token: int, word: str) -> bool:
-    """Whether a token alone is this word, spaces and case aside; one that stands for all unknown words is not."""
+    """Whether a token alone spells this word, apart from spaces and case; a token for unknown words does not."""
     return tokenizer.decode([token]).strip().casefold() == word.strip().casefold()
 
 
 def enough(words: Words, what: str, least: int) -> tuple[str, ...]:
-    """The words that were kept, if they are at least `least`.
+    """The words that were kept, if there are at least `least` of them.
 
     Raises:
-        PromptError: they are fewer.
+        PromptError: there are fewer.
     """
     kept = words.kept
     if len(kept) < least:
         raise PromptError(
             f"only {len(kept)} of {len(kept) + len(words.dropped)} {what} are one token for this tokenizer "
-            f"({', '.join(kept) or 'none'}), and this task needs {least}: it cannot be written for this model"
+            f"({', '.join(kept) or 'none'}), but this task needs {least}: it cannot be written for this model"
         )
     return kept
 
 
 def next_token(tokenizer: Tokenizer, text: str, rest: str, *, whole: bool = True) -> int | None:
-    """The token that comes next when `text` goes on with `rest`.
+    """The token that comes next when `rest` follows `text`.
 
     Args:
-        tokenizer: cuts both.
+        tokenizer: gives the ids of both.
         text: the prompt.
         rest: how it goes on, with the space before a word.
-        whole: `rest` has to be one token that spells it; otherwise its first token is enough.
+        whole: whether `rest` must be one token that spells it; if not, its first token is enough.
 
     Returns:
-        None where the prompt has other tokens inside the longer text, or `rest` is not one token.
+        The id; None if the prompt has other tokens inside the longer text, or `rest` is not one token.
     """
     ids = tokenizer.following(text, rest)
     if not ids:

@@ -1,9 +1,9 @@
-"""How a task's prompts become pairs: templates are filled, roles found in the text, what does not fit is left out.
+"""How a task's prompts become pairs: templates are filled, roles are located, and draws that do not fit are left out.
 
-1. A template is filled with words; where each stands in the text is kept (`Written`). 2. A task draws clean and corrupt
-texts and what follows them (`Draw`), without end. 3. `write` takes the draws that this tokenizer leaves in order: both
-texts of one length, every role at one position in both, answers that are one token. The others are counted by reason.
-4. Prompts that are to be aligned keep the commonest layout: one length, every role at one position.
+1. A template is filled with words; the place of each word in the text is kept (`Written`). 2. A task draws clean and
+corrupt texts and their answers (`Draw`), without end. 3. `write` keeps the draws that fit this tokenizer: both texts
+have the same length, every role has the same position in both, answers are one token. The others are counted by reason.
+4. Aligned prompts are those of the commonest layout: one length, every role at one position.
 
 A draw never depends on how many prompts are wanted, so a smaller number gives the first prompts of a larger one.
 """
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
     from interp.text.tokenizer import Tokenizer
 
-MOST_IN_VAIN = 1500  # draws in a row that give nothing new: then there is nothing new
-LOOKED_AT = 64  # how many prompts decide which layout is the commonest
+MAX_VAIN_DRAWS = 1500  # after so many draws in a row without a new prompt, there are no more
+SAMPLE = 64  # the number of prompts that decide which layout is the commonest
 
 Form = TypeVar("Form")
 
@@ -38,10 +38,10 @@ class About:
     """What a task is, for its readers.
 
     Attributes:
-        name: its name in `interp.tasks.TASKS`.
-        title: what reports call it.
-        question: what it asks of a model; {clean} is the first prompt, {right} its answer.
-        source: who described it.
+        name: the key in `interp.tasks.TASKS`.
+        title: the name in reports.
+        question: the question that the task puts to a model; {clean} is the first prompt, {right} its answer.
+        source: the paper that describes it.
     """
 
     name: str
@@ -52,7 +52,7 @@ class About:
 
 @dataclass(frozen=True)
 class Written:
-    """A text, and where its named parts stand in it, from the first character to behind the last."""
+    """A text, and the span of each named part: the first character, and the character after the last."""
 
     text: str
     spans: dict[str, tuple[int, int]]
@@ -66,10 +66,10 @@ class Draw:
         clean: the clean text; its spans are the roles.
         corrupt: the corrupt text, with the same spans.
         right: what follows the clean text, with the space before it.
-        wrong: what it is weighed against.
-        whole: whether both have to be one token; otherwise their first tokens are the answers.
-        kind: what a reader may count the prompts by, such as the template.
-        also: all tokens that are right and all that are wrong, where there are more than the first of each.
+        wrong: the wrong answer, in the same form.
+        whole: whether both must be one token; if not, their first tokens are the answers.
+        kind: a label by which the prompts are counted in the notes, such as the template.
+        also: all right and all wrong tokens, if there are more than the first of each.
     """
 
     clean: Written
@@ -91,17 +91,17 @@ class _Row:
 
 @dataclass
 class _Refused:
-    """How many draws did not fit, by reason."""
+    """The number of draws that did not fit, by reason."""
 
     counts: Counter[str] = field(default_factory=Counter)
 
     def why(self) -> str:
-        told = (f"{count} had {reason}" for reason, count in self.counts.most_common())
-        return "; of those drawn, " + ", ".join(told) if self.counts else ""
+        reasons = (f"{count} had {reason}" for reason, count in self.counts.most_common())
+        return "; of those drawn, " + ", ".join(reasons) if self.counts else ""
 
 
 def fill(template: str, words: Mapping[str, str]) -> Written:
-    """A template with its fields filled; every field is a part with its name.
+    """A template with its fields filled; every field becomes a named part.
 
     >>> fill("The {S} of {A}", {"S": "key", "A": "two"})
     Written(text='The key of two', spans={'S': (4, 7), 'A': (11, 14)})
@@ -116,7 +116,7 @@ def fill(template: str, words: Mapping[str, str]) -> Written:
 
 
 def turns(rng: random.Random, forms: Sequence[Form], *, aligned: bool) -> tuple[Form, ...]:
-    """The order in which templates take turns; prompts that are to be aligned have one for all."""
+    """The order in which templates take turns; aligned prompts all have the same template."""
     return (rng.choice(forms),) if aligned else tuple(rng.sample(forms, len(forms)))
 
 
@@ -132,40 +132,41 @@ def write(
     roles: Sequence[str] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> PromptPairs:
-    """The first n draws that this model's tokenizer leaves in order, as pairs of prompts.
+    """The first n draws that fit this model's tokenizer, as pairs of prompts.
 
     Args:
-        model: its tokenizer cuts the texts.
-        about: what the task is.
-        draws: as many as are asked for, without end or to an end.
+        model: its tokenizer reads the texts.
+        about: the description of the task.
+        draws: any number of them, also without end.
         n: how many pairs, all different.
         aligned: only prompts of the commonest layout.
         prepend_bos: as in `model.to_tokens`.
-        roles: the parts of the texts that are roles, and `END`; None takes every part. Of two at one token the first
-            stays.
-        notes: what else to remember of how they were made.
+        roles: the parts of the texts that become roles, in addition to `END`; None takes every part. If two are at the
+            same token, the first is kept.
+        notes: further notes on how the pairs were made.
 
     Raises:
         PromptError: a model without a tokenizer, fewer than n different prompts.
     """
     n = whole_number("n", n, least=1, most=MOST, refuse=PromptError)
     tokenizer = tokenizer_of(model)
+    # 3. The draws that fit; 4. those of the commonest layout.
     refused = _Refused()
     rows = _fitting(model, tokenizer, draws, prepend_bos, roles, refused)
-    taken = list(itertools.islice(_alike(rows) if aligned else rows, n))
-    if len(taken) < n:
+    kept = list(itertools.islice(_alike(rows) if aligned else rows, n))
+    if len(kept) < n:
         raise PromptError(
-            f"this tokenizer leaves {len(taken)} different prompts of the task {about.name!r}"
-            f"{' that are aligned' if aligned else ''}, not {n}{refused.why()}"
+            f"only {len(kept)} different{' aligned' if aligned else ''} prompts of the task {about.name!r} fit this "
+            f"tokenizer, not {n}{refused.why()}"
         )
-    first = taken[0].draw
-    kinds = Counter(row.draw.kind for row in taken if row.draw.kind)
+    first = kept[0].draw
+    kinds = Counter(row.draw.kind for row in kept if row.draw.kind)
     return PromptPairs.from_text(
         model,
-        clean=[row.draw.clean.text for row in taken],
-        corrupt=[row.draw.corrupt.text for row in taken],
-        answers=[row.answers for row in taken],
-        roles=[row.roles for row in taken],
+        clean=[row.draw.clean.text for row in kept],
+        corrupt=[row.draw.corrupt.text for row in kept],
+        answers=[row.answers for row in kept],
+        roles=[row.roles for row in kept],
         prepend_bos=prepend_bos,
         name=about.name,
         notes={
@@ -190,12 +191,12 @@ def _fitting(
     roles: Sequence[str] | None,
     refused: _Refused,
 ) -> Iterator[_Row]:
-    """The draws that fit, each text once."""
+    """The draws that fit, each clean text once."""
     seen: set[str] = set()
     in_vain = 0
     for draw in draws:
         in_vain += 1
-        if in_vain > MOST_IN_VAIN:
+        if in_vain > MAX_VAIN_DRAWS:
             return
         if draw.clean.text in seen:
             continue
@@ -211,14 +212,14 @@ def _fitting(
 def _row(
     model: HookedModel, tokenizer: Tokenizer, draw: Draw, prepend_bos: bool | None, roles: Sequence[str] | None
 ) -> _Row | str:
-    """A draw as this tokenizer cuts it, or why it does not fit."""
+    """A draw as this tokenizer reads it, or the reason why it does not fit."""
     clean, corrupt = (tokenizer.encode(side.text, prepend_bos=prepend_bos) for side in (draw.clean, draw.corrupt))
     if len(clean) != len(corrupt):
         return "prompts of unequal lengths"
     if len(clean) > model.cfg.n_ctx:
         return f"more tokens than the model's context of {model.cfg.n_ctx}"
-    found, other = (positions(tokenizer, side, prepend_bos) for side in (draw.clean, draw.corrupt))
-    if found is None or found != other:
+    places, other = (positions(tokenizer, side, prepend_bos) for side in (draw.clean, draw.corrupt))
+    if places is None or places != other:
         return "roles at other positions in the corrupt prompt"
     right, wrong = (next_token(tokenizer, draw.clean.text, rest, whole=draw.whole) for rest in (draw.right, draw.wrong))
     if right is None or wrong is None:
@@ -230,37 +231,37 @@ def _row(
         return "answers that are right and wrong"
     if max(*rights, *wrongs) >= model.cfg.d_vocab_out:
         return "an answer that the model cannot give"
-    standing: dict[int, str] = {}  # position -> role; the end is wanted under its own name
-    for role in found if roles is None else roles:
-        if found.get(role, len(clean) - 1) != len(clean) - 1:
-            standing.setdefault(found[role], role)
-    named = {role: at for at, role in standing.items()} | {"END": len(clean) - 1}
-    return _Row(draw, (rights, wrongs), named, len(clean))
+    by_position: dict[int, str] = {}  # without the last position, whose role is END
+    for role in places if roles is None else roles:
+        if places.get(role, len(clean) - 1) != len(clean) - 1:
+            by_position.setdefault(places[role], role)
+    of_roles = {role: at for at, role in by_position.items()} | {"END": len(clean) - 1}
+    return _Row(draw, (rights, wrongs), of_roles, len(clean))
 
 
 def positions(tokenizer: Tokenizer, written: Written, prepend_bos: bool | None = None) -> dict[str, int] | None:
-    """The position of the token that holds the last character of every part, or None where a part has none.
+    """For every part, the position of the token with its last character; None if some part has no such token.
 
-    An empty part has no position.
+    Empty parts are left out.
     """
     bare = tokenizer.backend.encode(written.text, add_special_tokens=False)
     front = tokenizer.n_before(tokenizer.encode(written.text, prepend_bos=prepend_bos), written.text)
     if front is None:
         return None
-    found = {}
+    places = {}
     for name, (begin, end) in written.spans.items():
         if begin == end:
             continue
         holds = [at for at, (start, stop) in enumerate(bare.offsets) if start < end <= stop]
         if not holds:
             return None
-        found[name] = front + holds[-1]
-    return found
+        places[name] = front + holds[-1]
+    return places
 
 
 def _alike(rows: Iterator[_Row]) -> Iterator[_Row]:
-    """The rows of the layout that is commonest among the first of them."""
-    first = list(itertools.islice(rows, LOOKED_AT))
+    """The rows of the layout that is commonest among the first `SAMPLE` rows."""
+    first = list(itertools.islice(rows, SAMPLE))
     if not first:
         return
     layouts = Counter((row.length, tuple(row.roles.items())) for row in first)
@@ -271,5 +272,5 @@ def _alike(rows: Iterator[_Row]) -> Iterator[_Row]:
         if (row.length, tuple(row.roles.items())) == usual:
             in_vain = 0
             yield row
-        elif in_vain > MOST_IN_VAIN:
+        elif in_vain > MAX_VAIN_DRAWS:
             return

@@ -1,1 +1,1 @@
-"""Sweeps that resume: what was asked for, and what is already done."""
+"""Sweeps that resume: a fingerprint of what is computed, and a journal of what is finished."""

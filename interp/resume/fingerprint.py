@@ -1,12 +1,13 @@
-"""`fingerprint`: is what a sweep was asked for the same as last time, in another process?
+"""`fingerprint`: does a sweep compute the same thing as last time, in another process?
 
-1. Every value becomes bytes that begin with its kind and say where they end, so that no two values run together.
-2. Numbers count by type and bits, tensors and arrays by dtype, shape and bits (not by device), containers by their
-   parts. A cache that an edit copies from counts by the one tensor that the edit reads.
-3. A function counts by its name, code, defaults, closure and attributes, and by the globals that its code names; a
-   class by its methods. What the standard library and installed packages define is not followed further: their
-   versions belong beside a fingerprint.
-4. Anything else counts by what `pickle` would store of it.
+1. Every value becomes bytes that begin with its type and contain their own length, so that different values cannot give
+   the same bytes.
+2. Numbers are represented by type and bits, tensors and arrays by dtype, shape and bits (not by device), containers by
+   their parts. A cache that an edit copies from is represented by the one tensor that the edit reads.
+3. A function is represented by its name, code, defaults, closure and attributes, and by the globals that its code
+   names; a class by its methods. What the standard library and installed packages define is not followed further: keep
+   their versions beside a fingerprint.
+4. Anything else is represented by what `pickle` would store.
 5. The fingerprint is the SHA-256 of these bytes.
 """
 
@@ -35,7 +36,7 @@ from interp.errors import ConfigError
 from interp.hooked.cache import ActivationCache
 from interp.sites import get_act_name
 
-LONGEST = 4096  # bytes of one container; a longer one stands as its digest, so that shared parts cannot add up
+MAX_BYTES = 4096  # of one container; a longer one is replaced by its digest: a part used many times would add up
 CODE = (
     *("co_name", "co_argcount", "co_posonlyargcount", "co_kwonlyargcount", "co_flags", "co_code", "co_exceptiontable"),
     *("co_names", "co_varnames", "co_freevars", "co_cellvars", "co_consts"),
@@ -43,7 +44,7 @@ CODE = (
 
 
 def fingerprint(value: object) -> str:
-    """SHA-256 (hex) of what a value is made of: the same for equal values in every process, another for others.
+    """SHA-256 (hex) of a value's content: the same for equal values in every process, different for different values.
 
     `1`, `1.0`, `True` and `"1"` differ, and so do lists from tuples; the order of an edit's `where` and of a variant's
     `labels` does not matter.
@@ -58,8 +59,8 @@ def fingerprint(value: object) -> str:
         return hashlib.sha256(_Printer()(value)).hexdigest()
     except RecursionError:
         raise ConfigError(
-            f"a {type(value).__qualname__} is nested too deeply to be recognised in a later run; give edits tensors, "
-            "or sweep without out"
+            f"a {type(value).__qualname__} is nested too deeply to be recognised in a later run; give the edits "
+            "tensors, or sweep without out"
         ) from None
 
 
@@ -72,7 +73,7 @@ def _text(value: str) -> bytes:
 def _items(kind: bytes, parts: Iterable[bytes]) -> bytes:
     parts = parts if type(parts) is list else list(parts)
     whole = b"%b%d:%b" % (kind, len(parts), b"".join(parts))
-    return whole if len(whole) <= LONGEST else b"#" + hashlib.sha256(whole).digest()
+    return whole if len(whole) <= MAX_BYTES else b"#" + hashlib.sha256(whole).digest()
 
 
 SCALARS: dict[type, Callable[[Any], bytes]] = {
@@ -87,14 +88,14 @@ SCALARS: dict[type, Callable[[Any], bytes]] = {
 
 
 class _Printer:
-    """The bytes of values; each object is looked at once, and one that leads back to itself says so."""
+    """The bytes of values; each object is visited once, and a reference back to an object becomes its number."""
 
     def __init__(self) -> None:
-        self.met: dict[int, bytes] = {}
-        self.kept: list[Any] = []  # so that no other object takes the id of one that was met
-        self.named: dict[int, list[str]] = {}  # globals that a code object reads
+        self.met: dict[int, bytes] = {}  # id of an object -> its bytes
+        self.kept: list[Any] = []  # keeps the objects alive, so that no other object gets the same id
+        self.named: dict[int, list[str]] = {}  # id of a code object -> the globals that it reads
         self.orders: dict[tuple[Any, ...], list[tuple[bytes, Any]]] = {}  # the keys of a mapping, sorted
-        self.inside: list[str] = []  # the functions and classes that lead to where we are
+        self.inside: list[str] = []  # the functions and classes around the current value, for messages
         self.kinds: list[tuple[type | tuple[type, ...], Callable[[Any], bytes]]] = [
             (Tensor, self.tensor),
             (ActivationCache, self.cache),
@@ -124,21 +125,23 @@ class _Printer:
         known = self.met.get(id(value))
         if known is not None:
             return known
-        self.met[id(value)] = b"^%d;" % len(self.kept)  # its name inside itself
+        self.met[id(value)] = b"^%d;" % len(self.kept)  # how it appears inside itself
         self.kept.append(value)
-        known = self.met[id(value)] = self.way(value)(value)
+        known = self.met[id(value)] = self.method(value)(value)
         return known
 
-    def way(self, value: Any) -> Callable[[Any], bytes]:
+    def method(self, value: Any) -> Callable[[Any], bytes]:
+        """The function that writes values of this type."""
         exact = self.exact.get(type(value))
-        if exact is None:
-            exact = next((way for kind, way in self.kinds if isinstance(value, kind)), None)
-            if exact is None:
-                exact = self.record if dataclasses.is_dataclass(value) else self.pickled
-        return exact
+        if exact is not None:
+            return exact
+        for kind, method in self.kinds:
+            if isinstance(value, kind):
+                return method
+        return self.record if dataclasses.is_dataclass(value) else self.pickled
 
     def part(self, value: Edit | Variant) -> bytes:
-        """An edit or a variant: mappings without order, any sequence as a tuple. There are many of them."""
+        """An edit or a variant, of which there are many: mappings without order, any sequence as a tuple."""
         whole: Any = type(value)
         parts = [self(whole)]
         for name in _fields(whole):
@@ -159,7 +162,7 @@ class _Printer:
         order = self.orders.get(names)
         if order is None:
             order = sorted(((self(key), key) for key in names), key=itemgetter(0))
-            if all(type(key) is str for key in names):  # 1 and True would find each other's
+            if all(type(key) is str for key in names):  # 1 and True are equal keys and would share an order
                 self.orders[names] = order
         parts = []
         for printed, key in order:
@@ -185,7 +188,7 @@ class _Printer:
         return _items(b"K", [self(value.has_batch_dim), *(self(part) for n in sorted(value) for part in (n, value[n]))])
 
     def record(self, value: Any) -> bytes:
-        """A dataclass: its fields alone, because what it computes for itself comes and goes."""
+        """A dataclass: only its fields, because cached properties may or may not be there."""
         whole: Any = type(value)
         names = _fields(whole)
         return _items(b"D", [self(whole), *(self(part) for n in names for part in (n, getattr(value, n)))])
@@ -210,7 +213,7 @@ class _Printer:
         return self(content)
 
     def module(self, value: types.ModuleType) -> bytes:
-        """An installed module by name; one's own by its source as well."""
+        """An installed module by name; the user's own also by its source."""
         source = b""
         if not _installed(value.__name__):
             with contextlib.suppress(OSError):
@@ -218,7 +221,7 @@ class _Printer:
         return _items(b"M", [_text(value.__name__), hashlib.sha256(source).digest()])
 
     def class_(self, value: type) -> bytes:
-        """An installed class by name; one's own by its bases, methods and attributes as well."""
+        """An installed class by name; the user's own also by its bases, methods and attributes."""
         name = [_text(value.__module__ or ""), _text(value.__qualname__)]
         if _installed(value.__module__ or ""):
             return _items(b"X", name)
@@ -230,16 +233,16 @@ class _Printer:
     def pickled(self, value: Any) -> bytes:
         try:
             reduce = copyreg.dispatch_table.get(type(value))
-            made: Any = reduce(value) if reduce else value.__reduce_ex__(4)
+            recipe: Any = reduce(value) if reduce else value.__reduce_ex__(4)
         except RecursionError:
             raise
         except Exception as error:
             raise self.refusal(value) from error
-        if isinstance(made, str):  # a name of its module; what it wraps may be anybody's
-            made = (type(value), getattr(value, "__module__", None), made, getattr(value, "__wrapped__", None))
+        if isinstance(recipe, str):  # a global name in its module; a function that it wraps may be the user's own
+            recipe = (type(value), getattr(value, "__module__", None), recipe, getattr(value, "__wrapped__", None))
         else:
-            made = (*made[:3], *(list(more) if isinstance(more, Iterator) else more for more in made[3:]))
-        return _items(b"P", map(self, made))
+            recipe = (*recipe[:3], *(list(more) if isinstance(more, Iterator) else more for more in recipe[3:]))
+        return _items(b"P", map(self, recipe))
 
     def refusal(self, value: Any, shown: str = "") -> ConfigError:
         shown = shown or f"{value!r:.80} ({type(value).__qualname__})"
@@ -254,7 +257,7 @@ def _flat(items: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
 
 
 def _alone(value: Any) -> bytes:
-    """Members of a set come in any order, so that none may be described by what came before it."""
+    """The bytes of a set's member on its own: sets have no order, so it must not refer to objects met before."""
     return bytes.fromhex(fingerprint(value))
 
 
@@ -269,14 +272,14 @@ def _fields(kind: Any) -> tuple[str, ...]:
 
 
 def _named(code: types.CodeType) -> list[str]:
-    """The globals that code names, with the functions and classes inside it."""
+    """The globals that code names, including the functions and classes inside it."""
     names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     inner = [name for part in code.co_consts if isinstance(part, types.CodeType) for name in _named(part)]
     return sorted(names.union(inner))
 
 
 def _members(kind: type) -> Iterator[tuple[str, Any]]:
-    """What the body of a class defines, without what Python adds."""
+    """The members that the body of a class defines, without those that Python adds."""
     for name, member in vars(kind).items():
         if isinstance(member, staticmethod | classmethod):
             yield name, (type(member), member.__func__)
@@ -290,7 +293,7 @@ def _members(kind: type) -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def _installed(module: str) -> bool:
-    """Whether a module belongs to Python, to this package or to an installed one."""
+    """Whether a module belongs to Python, to this package or to an installed package."""
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
         return True

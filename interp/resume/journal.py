@@ -1,13 +1,14 @@
-"""`Journal`: the finished parts of a sweep in one folder, so that a killed sweep goes on where it stopped.
+"""`Journal`: the finished parts of a sweep in one folder, so that a killed sweep continues where it stopped.
 
-1. Whoever opens a folder first writes its `manifest.json`: the key (all that the numbers depend on) and the plan (how
-   the sweep is cut). Whoever opens it later gets the stored plan, or is refused when the key is another.
+1. The first process that opens a folder writes its `manifest.json`: the key (everything that the numbers depend on) and
+   the plan (how the sweep is divided). Later processes get the stored plan, or are refused if their key differs.
 2. A part (a chunk of values, a block of runs) is one Parquet file. It is written under a temporary name, synced and
-   renamed, so that a file under its own name is whole.
-3. The file's footer has a checksum of the manifest, the part's name and the file's bytes: one that was damaged since,
-   or belongs to another sweep, counts as not there. The same columns give the same bytes, so that it does not matter
-   which of two processes was last.
-4. A temporary file is locked while its process lives. One whose lock is free is removed at the next opening.
+   renamed, so that a file with its final name is complete.
+3. The file's footer has a checksum of the manifest, the part's name and the file's bytes: a file that is damaged, or
+   belongs to another sweep, is ignored. The same columns give the same bytes, so that it does not matter which of two
+   processes wrote last.
+4. A temporary file is locked while its process lives. Temporary files without a lock are removed when the journal is
+   opened again.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 @dataclass(frozen=True)
 class Journal:
-    """The parts of one sweep that are finished; make it with `Journal.open`.
+    """The finished parts of one sweep; make it with `Journal.open`.
 
     A part is named by its kind and number, such as `chunk-00012` or `runs-00000`.
 
     Attributes:
-        folder: where it is.
+        folder: its folder.
         key: what the numbers depend on.
-        plan: how the sweep is cut, as the first process stored it, in plain JSON values. Where it has a number
+        plan: how the sweep is divided, as the first process stored it, in plain JSON values. If it has a number
             `chunks`, messages say how many of them are finished.
         digest: SHA-256 of the manifest.
     """
@@ -66,15 +67,15 @@ class Journal:
 
     @classmethod
     def open(cls, folder: str | Path, key: Mapping[str, str], plan: Mapping[str, Any]) -> Journal:
-        """Start a journal in a new or empty folder, or go on with the one that is there.
+        """Start a journal in a new or empty folder, or continue the one that is there.
 
         Args:
-            folder: made with its parents where it is missing.
-            key: all that the numbers depend on, each part under its name: digests, versions, names.
-            plan: how to cut the sweep, if this journal is new; else the stored one counts.
+            folder: made with its parents if it is missing.
+            key: everything that the numbers depend on, by name: digests, versions, names.
+            plan: how to divide the sweep if the journal is new; otherwise the stored plan is used.
 
         Raises:
-            OutputError: the folder cannot be written, holds something else or the sweep of another key (the message
+            OutputError: the folder cannot be written, holds something else or a sweep with another key (the message
                 says which parts differ), or its manifest is damaged.
         """
         folder = Path(os.path.expanduser(folder)).absolute()
@@ -92,47 +93,47 @@ class Journal:
         except ValueError as error:  # a path with a NUL
             raise OutputError(f"{str(folder)!r} cannot hold a sweep: {error}; give another --out") from None
         except OSError as error:
-            what, then = FULL.get(error.errno or 0, (error.strerror or str(error), "give another --out"))
-            raise OutputError(f"{folder} cannot hold a sweep: {what}; {then}") from error
+            fault, remedy = FULL.get(error.errno or 0, (error.strerror or str(error), "give another --out"))
+            raise OutputError(f"{folder} cannot hold a sweep: {fault}; {remedy}") from error
         manifest = _read_manifest(content, folder)
         _refuse_other_key(manifest["key"], key, folder)
         return cls(folder, manifest["key"], manifest["plan"], manifest["sha256"])
 
     def finished(self) -> set[str]:
-        """The parts that are on disk and whole; reads and checks every file.
+        """The parts that are on disk and undamaged; reads and checks every file.
 
         Raises:
-            OutputError: a folder has a part's name.
+            OutputError: a folder has the name of a part.
         """
         names = {name.removesuffix(SUFFIX) for name in os.listdir(self.folder) if name.endswith(SUFFIX)}
         parts = {name for name in names if PART.fullmatch(name)}
         for part in sorted(parts):
-            if (place := self.folder / f"{part}{SUFFIX}").is_dir():  # nothing could take its place
+            if (place := self.folder / f"{part}{SUFFIX}").is_dir():  # a file could not replace it
                 raise OutputError(
                     f"{place} is a folder where a file of a sweep belongs: remove it, or give another --out"
                 )
         return {part for part in parts if self._content(part) is not None}
 
     def write(self, part: str, columns: Mapping[str, np.ndarray]) -> None:
-        """Put a part on disk, whole or not at all; one that is there is replaced.
+        """Write a part, whole or not at all; an existing part is replaced.
 
         Args:
             part: its name, such as `chunk-00012`.
-            columns: name -> numbers or bools [rows], all of one length.
+            columns: name -> numbers or bools [rows], all of the same length.
 
         Raises:
-            OutputError: the disk is full or fails; the message says how much is safe.
+            OutputError: the disk is full or fails; the message says how many chunks are kept.
             ConfigError: a part or a column that cannot be stored.
         """
         if not PART.fullmatch(part):
-            raise ConfigError(f"{part!r} is no name of a part; expected a kind and a number, such as 'chunk-00012'")
+            raise ConfigError(f"{part!r} is not a part's name; expected a kind and a number, such as 'chunk-00012'")
         content = _parquet(columns)
         try:
             _write(self.folder / f"{part}{SUFFIX}", sealed(content, salt=self._salt(part)), publish=os.replace)
         except OSError as error:
-            what, then = FULL.get(error.errno or 0, (error.strerror or str(error), "mend this"))
+            fault, remedy = FULL.get(error.errno or 0, (error.strerror or str(error), "fix this"))
             raise OutputError(
-                f"{what} while writing {part} to {self.folder}: {self._safe()}; {then} and run the same again"
+                f"{fault} while writing {part} to {self.folder}: {self._safe()}; {remedy} and run the same again"
             ) from error
 
     def read(self, part: str) -> dict[str, np.ndarray]:
@@ -151,7 +152,7 @@ class Journal:
         return {name: table[name].to_numpy() for name in table.column_names}
 
     def _content(self, part: str) -> bytes | None:
-        """The bytes of a part's file if they are those that were written."""
+        """The bytes of a part's file; None if it is missing or damaged."""
         try:
             content = read_regular(self.folder / f"{part}{SUFFIX}")
         except OSError:
@@ -159,7 +160,7 @@ class Journal:
         return content if is_sound(content, salt=self._salt(part)) else None
 
     def _salt(self, part: str) -> bytes:
-        """What a part's checksum has besides its bytes: the sweep and the part that they belong to."""
+        """What a part's checksum covers besides its bytes: the sweep and the name of the part."""
         return f"{self.digest} {part}\n".encode()
 
     def _safe(self) -> str:
@@ -173,7 +174,7 @@ class Journal:
 
 
 def _parquet(columns: Mapping[str, np.ndarray]) -> bytes:
-    """A Parquet file of columns, its checksum blank; the same columns give the same bytes with one pyarrow."""
+    """A Parquet file of columns with a blank checksum; with one version of pyarrow equal columns give equal bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -186,7 +187,7 @@ def _parquet(columns: Mapping[str, np.ndarray]) -> bytes:
             )
     sink = pa.BufferOutputStream()
     table = pa.table(dict(columns))
-    # A dictionary of values would make one NaN of all.
+    # Without a dictionary of values, because that would turn different NaNs into one.
     with pq.ParquetWriter(sink, table.schema, compression="zstd", use_dictionary=False, store_schema=False) as file:
         file.write_table(table)
         file.add_key_value_metadata({"checksum": BLANK.decode()})
@@ -200,7 +201,7 @@ def _manifest(key: Mapping[str, str], plan: Mapping[str, Any]) -> bytes:
 
     versions = {"interp": __version__, "torch": torch.__version__, "pyarrow": pa.__version__}
     content = {"format": FORMAT, "key": dict(key), "plan": dict(plan), "versions": versions}
-    content = json.loads(json.dumps(content))  # as the reader will have it
+    content = json.loads(json.dumps(content))  # as a reader will get it
     return (json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n").encode()
 
 
@@ -215,7 +216,7 @@ def _read_manifest(content: bytes, folder: Path) -> dict[str, Any]:
     except ValueError:
         manifest = {"format": FORMAT}
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise OutputError(f"{folder} holds no sweep: its {MANIFEST} is of something else; give another --out")
+        raise OutputError(f"{folder} holds no sweep: its {MANIFEST} belongs to something else; give another --out")
     if manifest.get("sha256") != _digest(manifest):
         raise OutputError(f"{folder / MANIFEST} is damaged: give another --out, or remove the folder")
     return manifest
@@ -232,26 +233,26 @@ def _refuse_other_key(stored: Mapping[str, str], key: Mapping[str, str], folder:
 
 
 def _refuse_strangers(folder: Path) -> None:
-    """A folder without a manifest may hold what a killed process left before it could write one, and nothing else."""
+    """Refuse a folder without a manifest, unless it holds only temporary files of a killed process."""
     others = sorted(n for n in os.listdir(folder) if not PARTIAL.fullmatch(n) and n not in LEFT_BY_DESKTOPS)
-    if others and not (folder / MANIFEST).exists():  # another process may have written it since
-        what = others[0] if len(others) == 1 else f"{others[0]} and {len(others) - 1} more"
-        raise OutputError(f"{folder} holds {what} and no manifest of a sweep; give an empty or a new folder as --out")
+    if others and not (folder / MANIFEST).exists():  # asked again: another process may have just written it
+        names = others[0] if len(others) == 1 else f"{others[0]} and {len(others) - 1} more"
+        raise OutputError(f"{folder} holds {names} and no manifest of a sweep; give an empty or a new folder as --out")
 
 
 def _first(partial: Path, target: Path) -> None:
-    """Give a file its name unless another process was first."""
+    """Give a file its final name, unless another process was first."""
     try:
         os.link(partial, target)
     except OSError as error:
         if error.errno in NO_LINKS:
-            os.replace(partial, target)  # a file system without links: the last one wins
+            os.replace(partial, target)  # a file system without links: the last process wins
         elif error.errno != errno.EEXIST:
             raise
 
 
 def _write(target: Path, content: bytes, *, publish: Callable[[Path, Path], None]) -> None:
-    """Write a file under a temporary name, sync it and let `publish` give it its own."""
+    """Write a file under a temporary name, sync it and let `publish` give it its final name."""
     with partial_file(target) as (partial, handle):
         rest = memoryview(content)
         while rest:
@@ -259,6 +260,6 @@ def _write(target: Path, content: bytes, *, publish: Callable[[Path, Path], None
         os.fsync(handle)
         publish(partial, target)
     handle = os.open(target.parent, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # some file systems sync no folders; a lost name is a part to compute again
+    with contextlib.suppress(OSError):  # some file systems cannot sync folders; a lost part is computed again
         os.fsync(handle)
     os.close(handle)

@@ -1,7 +1,7 @@
-"""Tasks: functions that write `PromptPairs` for whatever tokenizer a model has, and `from_file` for one's own.
+"""Tasks: functions that write `PromptPairs` for any model's tokenizer, and `from_file` for prompts of your own.
 
-A task is named like its function (`interp.tasks.ioi`), and its module by other words: a module `ioi` would be the same
-attribute of this package as the function `ioi`.
+A task has the name of its function (`interp.tasks.ioi`), and its module has another name: a module `ioi` and the
+function `ioi` would be the same attribute of this package.
 """
 
 from __future__ import annotations
@@ -60,23 +60,23 @@ TASKS: dict[str, Callable[..., PromptPairs]] = {
 
 @checked
 def get_task(name: str | Path) -> Callable[..., PromptPairs]:
-    """The task of this name, or of this data file: `task(model, n=..., seed=..., aligned=...) -> PromptPairs`.
+    """The task with this name, or from this data file: `task(model, n=..., seed=..., aligned=...) -> PromptPairs`.
 
-    With `aligned=True` a task's prompts have one length, and a position means the same in each of them.
+    With `aligned=True` a task's prompts have the same length, and a position means the same in each of them.
 
     Args:
-        name: a name of `TASKS`, with underscores or hyphens, or the path of a .csv, .jsonl or .json file, which is read
-            by `from_file`: its first n pairs, whatever the seed.
+        name: a name in `TASKS`, with underscores or hyphens, or the path of a .csv, .jsonl or .json file, whose first n
+            pairs `from_file` reads, whatever the seed.
 
     Raises:
-        UnknownName: there is none; the message offers the nearest.
+        UnknownName: there is no such task; the message offers the nearest.
         PromptError: a file that does not exist.
 
     >>> get_task("greater-than").__name__
     'greater_than'
     """
     if str(name).endswith(SUFFIXES):
-        if not os.path.isfile(name):  # False, too, for a name that no file can have
+        if not os.path.isfile(name):  # also False for a name that no file can have
             raise PromptError(f"there is no data file {str(name)!r}")
         return functools.partial(_of_file, path=Path(name))
     plain = str(name).replace("-", "_")

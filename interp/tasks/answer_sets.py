@@ -1,7 +1,7 @@
 """The difference in probability between all right answers of a pair and all wrong ones.
 
-Some tasks have many right answers (any later year, any word for a kind of animal). `pairs.answer_sets` has all of each
-pair, and every metric measures them all; this one is the usual one of such tasks.
+Some tasks have many right answers (any later year, any word for a kind of animal). `pairs.answer_sets` has all answers
+of each pair, and every metric measures all of them; this metric is the usual one for such tasks.
 
 Source: Hanna et al. 2023, "How does GPT-2 compute greater-than?" (arXiv 2305.00586), section 2.2, "probability
 difference".
@@ -35,6 +35,6 @@ def prob_diff(pairs: PromptPairs | None = None) -> Metric:
     """The probability of a pair's right answers minus that of its wrong ones, from -1 to 1; for `interp.sweep`.
 
     Args:
-        pairs: not needed: every pair has its own answers, `pairs.answer_sets`, or one of each.
+        pairs: ignored, because every pair has its own answers.
     """
     return PROB_DIFF

@@ -1,9 +1,9 @@
 """Addition in digits: what does a model say after "23+45="?
 
-1. A prompt shows some sums that are worked out, the same in both prompts of a pair, and one that is not. No sum has
-   more digits than the numbers: otherwise its first token is most often a 1, whatever they are.
-2. Its corrupt partner has another second number, so that the sum begins with another token: the answer turns round.
-3. The answer is the sum's first token: one digit or all of it, as the tokenizer has it.
+1. A prompt has some solved sums, the same in both prompts of a pair, and one unsolved sum. No sum has more digits than
+   its numbers: otherwise its first token would usually be a 1, whatever the numbers are.
+2. The corrupt prompt has another second number, so that its sum begins with another token: this flips the answer.
+3. The answer is the sum's first token: one digit or the whole sum, depending on the tokenizer.
 
 Source: Nikankin et al. 2024, "Arithmetic Without Algorithms: Language Models Solve Math With a Bag of Heuristics"
 (arXiv 2410.21272), section 2, for the form of the prompts.
@@ -45,18 +45,18 @@ def digit_addition(
     aligned: bool = False,
     prepend_bos: bool | None = None,
 ) -> PromptPairs:
-    """Prompts that go on with the sum of two numbers.
+    """Prompts that continue with the sum of two numbers.
 
     The right answer is the first token of the sum, the wrong one that of the corrupt prompt's sum. Roles: `A1` and `B1`
-    (the first digits of the two numbers), `A2` and `B2` (their last tokens, where those are others), `END` (the "=").
+    (the first digits of the two numbers), `A2` and `B2` (their last tokens, if those differ), `END` (the "=").
 
     Args:
-        model: its tokenizer decides which part of the sum is the answer.
+        model: its tokenizer determines which part of the sum is the answer.
         n: how many pairs, all different.
         seed: of the draws; no global generator is touched.
-        digits: how many the two numbers have.
-        shots: how many sums are shown before.
-        aligned: a position means the same in every prompt.
+        digits: the number of digits of the two numbers.
+        shots: the number of solved sums at the beginning.
+        aligned: make a position mean the same in every prompt.
         prepend_bos: as in `model.to_tokens`.
 
     Raises:

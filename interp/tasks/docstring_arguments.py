@@ -1,12 +1,12 @@
-"""Docstring arguments: does the next line of a Python docstring describe the next argument of the function?
+"""Docstring arguments: does the model describe the next argument of a function in a Python docstring?
 
 Heimersheim and Janiak 2023, "A Circuit for Python Docstrings in a 4-Layer Attention-Only Transformer": the function has
 the arguments A, B, C among others, the docstring describes A and B, and after the next `:param` comes C.
 
-1. Words are kept that are one token each. 2. A prompt is a definition with two arguments before A, then A, B, C and one
-more, and the lines of its docstring for A and B. 3. The corrupt prompt differs in the definition alone: `swap_next`
-exchanges C and the argument after it, so that the answer turns round; `random_def` has other names for A, B and C, so
-that nothing tells the answer.
+1. Only words that are one token are used. 2. A prompt is a definition with two arguments before A, then A, B, C and one
+more, and the lines of its docstring for A and B. 3. The corrupt prompt differs only in the definition: `swap_next`
+exchanges C and the argument after it, which flips the answer; `random_def` has other names for A, B and C, so that
+nothing points to the answer.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ WORDS = (
     *("water", "white", "wide", "winter", "wooden", "yellow", "young"),
 )
 CORRUPTIONS = {
-    "swap_next": "in the definition C and the argument after it are exchanged: the answer turns round",
-    "random_def": "in the definition A, B and C are other names: nothing tells the answer",
+    "swap_next": "in the definition C and the argument after it are exchanged: this flips the answer",
+    "random_def": "in the definition A, B and C have other names: nothing points to the answer",
 }
 ABOUT = About(
     "docstring",
@@ -88,7 +88,7 @@ def docstring(
     aligned: bool = False,
     prepend_bos: bool | None = None,
 ) -> PromptPairs:
-    """Prompts that go on with the argument of a function that its docstring has to describe next.
+    """Prompts that continue with the argument of a function that its docstring describes next.
 
     The right answer is C, the wrong one D, the argument after it. Roles: `NAME` of the function; `A_def`, `B_def`,
     `C_def`, `D_def` in the definition; `A_doc` and `B_doc` in the docstring; `END`.
@@ -97,8 +97,8 @@ def docstring(
         model: its tokenizer decides which names can be used.
         n: how many pairs, all different.
         seed: of the draws; no global generator is touched.
-        corrupt: a name of `CORRUPTIONS`.
-        aligned: a position means the same in every prompt; as all names are one token, it does so anyway.
+        corrupt: a name in `CORRUPTIONS`.
+        aligned: no effect: all names are one token, so that a position means the same in every prompt anyway.
         prepend_bos: as in `model.to_tokens`.
 
     Raises:

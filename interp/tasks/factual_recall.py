@@ -1,11 +1,11 @@
-"""Factual recall: does the model know what is true of a subject that is named in the prompt?
+"""Factual recall: does the model know a fact about the subject that the prompt names?
 
 Meng et al. 2022, "Locating and Editing Factual Associations in GPT" (arXiv 2202.05262) and Geva et al. 2023,
 "Dissecting Recall of Factual Associations in Auto-Regressive Language Models" (arXiv 2304.14767): a fact is a subject,
 a relation and an object, and a prompt of the first two asks for the third.
 
-1. Facts are kept whose object is one token. 2. A prompt is one of a relation's templates with a subject. 3. Its corrupt
-partner has another subject of as many tokens and another object: the answer turns round.
+1. Only facts whose object is one token are used. 2. A prompt is one of a relation's templates with a subject. 3. The
+corrupt prompt has another subject of equally many tokens and with another object, which flips the answer.
 """
 
 from __future__ import annotations
@@ -97,16 +97,16 @@ def facts(
 ) -> PromptPairs:
     """Prompts that ask for a fact: capitals, languages, continents, countries of cities, opposites.
 
-    The right answer is the object of the clean prompt's subject, the wrong one that of the corrupt prompt's. Roles: `S`
-    (the last token of the subject) and `END`.
+    The right answer is the object of the clean prompt's subject, the wrong one that of the corrupt prompt's subject.
+    Roles: `S` (the last token of the subject) and `END`.
 
     Args:
         model: its tokenizer decides which facts can be used.
         n: how many pairs, all different in their clean prompt.
         seed: of the draws; no global generator is touched.
-        relation: one of `RELATIONS`; None takes all in turn.
-        aligned: one template and subjects of as many tokens, so that a position means the same in every prompt; where
-            no relation is given, the seed chooses one.
+        relation: one of `RELATIONS`; None uses all in turn.
+        aligned: one template and subjects of equally many tokens, so that a position means the same in every prompt;
+            if no relation is given, the seed chooses one.
         prepend_bos: as in `model.to_tokens`.
 
     Raises:
@@ -117,27 +117,27 @@ def facts(
     """
     if relation is not None and relation not in RELATIONS:
         raise unknown("relation", relation, RELATIONS)
-    known = {name: given for name, (_, given) in RELATIONS.items() if relation in (None, name)}
-    objects = single_tokens(model, (thing for given in known.values() for thing in given.values()))
-    left = {name: {s: o for s, o in given.items() if o in objects.kept} for name, given in known.items()}
-    left = {name: given for name, given in left.items() if len(set(given.values())) > 1}
-    if not left:
+    known = {name: of_relation for name, (_, of_relation) in RELATIONS.items() if relation in (None, name)}
+    objects = single_tokens(model, (thing for of_relation in known.values() for thing in of_relation.values()))
+    usable = {name: {s: o for s, o in pairs.items() if o in objects.kept} for name, pairs in known.items()}
+    usable = {name: pairs for name, pairs in usable.items() if len(set(pairs.values())) > 1}
+    if not usable:
         enough(Words((), (*objects.kept, *objects.dropped)), "objects of facts", 2)
     seed = check_seed(seed)
     rng = random.Random(seed)
-    forms = turns(rng, [(name, template) for name in left for template in RELATIONS[name][0]], aligned=aligned)
+    forms = turns(rng, [(name, template) for name in usable for template in RELATIONS[name][0]], aligned=aligned)
     return write(
         model,
         ABOUT,
-        _draws(rng, forms, left),
+        _draws(rng, forms, usable),
         n,
         aligned=aligned,
         prepend_bos=prepend_bos,
         notes={
             "seed": seed,
             "relation": relation,
-            "words_kept": {name: len(given) for name, given in left.items()},
-            "words_dropped": {name: len(given) - len(left.get(name, ())) for name, given in known.items()},
+            "words_kept": {name: len(pairs) for name, pairs in usable.items()},
+            "words_dropped": {name: len(pairs) - len(usable.get(name, ())) for name, pairs in known.items()},
         },
     )
 

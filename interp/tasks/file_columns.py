@@ -1,14 +1,14 @@
-"""Which columns of a data file are the prompts, the answers and the roles.
+"""Which columns of a data file hold the prompts, the answers and the roles.
 
-1. A file is read as records, each with the line it stands on, and only as far as they are asked for: CSV, JSON lines,
-   or JSON, which is read whole, and is a list or has one under `prompts`.
+1. A file is read as records with their line numbers, only as far as they are needed: CSV, JSON lines, or JSON, which is
+   read whole and must be a list or have one under `prompts`.
 2. The prompts and answers are found by the names of their columns: `clean, corrupt, answer, wrong_answer`, or those
-   that published files use (`CLEAN`, `CORRUPT`, `ANSWERS`). Answers under a name that ends in `_idx` are token ids, and
-   so are numbers beside a prompt of ids; under another name a number is text, in JSON as in CSV. A list of answers is a
-   set of them. Where a file has ids and texts, both are read, so that they can be held against each other.
-3. Two published forms say less: years with a `label` (the last two digits of the beginning; any later year is right)
-   and sentences with `plural` (1: a plural verb is right). One says it in parts: `choices`, `answerKey`, and a
-   counterfactual with its own.
+   that published files use (`CLEAN`, `CORRUPT`, `ANSWERS`). Answers are token ids if their column's name ends in `_idx`
+   or if the prompts are ids; otherwise a number is text, in JSON as in CSV. A list of answers is a set of answers. If a
+   file has ids and texts, both are read, so that they can be compared.
+3. Three published forms have no column for a wrong answer: years with a `label` (the last two digits of the beginning;
+   any later year is right); sentences with `plural` (1: a plural verb is right); and multiple choice, with `choices`,
+   `answerKey` and a counterfactual that has its own.
 
 Published files: EAP-IG and its study of faithfulness (`corrupted`, `correct_idx`, ...; Hanna et al. 2024, arXiv
 2403.17806), auto-circuit (`prompts` of `answers`, `wrong_answers`, `word_idxs`; Miller et al. 2024, arXiv 2407.08734),
@@ -56,26 +56,26 @@ PLURAL = "plural"
 VERBS = (" is", " are")
 ROLE = "role:"
 IDS = "_idx"  # the end of the name of a column of token ids
-LOOKED_AT = 100  # records whose fields are the columns of a file of JSON lines
+SAMPLE = 100  # the number of records in a file of JSON lines whose fields are taken as the columns
 SUFFIXES = (".csv", ".jsonl", ".json")
 Prompt = str | list[int]
 
 
 @dataclass(frozen=True)
 class Record:
-    """One pair as a file has it, before a tokenizer has seen it.
+    """One pair as it is in a file, before a tokenizer has seen it.
 
     Attributes:
-        line: where it stands, counted from 1; of JSON, which record it is.
+        line: the line number, counted from 1; in JSON, the number of the record.
         clean, corrupt: the prompts, as text or as token ids.
-        right, wrong: the answers; text, or ids. Empty where `year` says them.
-        year: in the form of years, what the file says of the beginning.
+        right, wrong: the answers, as texts or ids. Empty if they follow from `year`.
+        year: in the form of years, the column for the year of the beginning.
         roles: role -> position, or the text of a token that occurs once in the clean prompt.
         shared: roles of the whole file -> position, not counting a BOS.
-        columns: what each part was found under.
+        columns: part of the record -> the column in which it was found.
         more: the other columns.
-        beside: "right" and "wrong" -> a column that says the same in texts where the answers are ids, or the other way
-            round, and what it has.
+        beside: "right" and "wrong" -> a second column, and its content, with the answers as texts if `right` and
+            `wrong` are ids, or as ids if they are texts.
     """
 
     line: int
@@ -92,18 +92,18 @@ class Record:
 
 
 class FormError(PromptError):
-    """A record that cannot be read: it names its line and column."""
+    """A record that cannot be read; the message names its line and column."""
 
 
 def records(path: Path, *, counterfactual: str | None = None) -> Iterator[Record]:
-    """The pairs of a file, in its order; nothing behind the last one that is asked for is read, except of plain JSON.
+    """The pairs of a file, in its order. No more is read than is used, except of plain JSON.
 
     Args:
-        path: its name says its form.
-        counterfactual: of a file with several corrupt prompts for each clean one, the column of the one to take.
+        path: a .csv, .jsonl or .json file.
+        counterfactual: if a file has several corrupt prompts for each clean one, the column of the one to use.
 
     Raises:
-        PromptError: a file that cannot be read, a form that is none of these, no record, a column that is missing.
+        PromptError: a file that cannot be read, an unknown form, no record, or a missing column.
         FormError: a record that cannot be read.
     """
     try:
@@ -114,9 +114,9 @@ def records(path: Path, *, counterfactual: str | None = None) -> Iterator[Record
 
 def _records(path: Path, counterfactual: str | None) -> Iterator[Record]:
     rows, shared = (_table(path), {}) if path.suffix == ".csv" else _json_rows(path)
-    first = list(itertools.islice(rows, 1 if path.suffix == ".csv" else LOOKED_AT))
+    first = list(itertools.islice(rows, 1 if path.suffix == ".csv" else SAMPLE))
     if not first:
-        raise PromptError(f"{str(path)!r} holds no record")
+        raise PromptError(f"{str(path)!r} holds no records")
     names = list(dict.fromkeys(name for _, row in first for name in row))
     rows = itertools.chain(first, rows)
     if "choices" in names and "answerKey" in names:
@@ -137,7 +137,7 @@ def _table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise FormError(f"{str(path)!r}, line {reader.line_num}: more fields than the header has columns")
                 yield reader.line_num, row
         except csv.Error as error:
-            raise FormError(f"{str(path)!r}, line {reader.line_num} is no CSV: {error}") from None
+            raise FormError(f"{str(path)!r}, line {reader.line_num} is not CSV: {error}") from None
 
 
 def _json_rows(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[str, int]]:
@@ -149,14 +149,14 @@ def _json_rows(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[s
     except (ValueError, RecursionError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise
-        raise FormError(f"{str(path)!r} is no JSON: {error}") from None
-    given = whole.get("prompts") if isinstance(whole, dict) else whole
-    if not isinstance(given, list) or not all(isinstance(row, dict) for row in given):
+        raise FormError(f"{str(path)!r} is not JSON: {error}") from None
+    listed = whole.get("prompts") if isinstance(whole, dict) else whole
+    if not isinstance(listed, list) or not all(isinstance(row, dict) for row in listed):
         raise FormError(f"{str(path)!r} must hold a list of records, or such a list under 'prompts'")
     shared = (whole.get("word_idxs") or {}) if isinstance(whole, dict) else {}
     if not isinstance(shared, dict) or not all(is_whole(at) for at in shared.values()):
         raise FormError(f"{str(path)!r}: 'word_idxs' must name a position for each role, not {shown(shared)}")
-    return iter(list(enumerate(given, 1))), {str(role): int(at) for role, at in shared.items()}
+    return iter(list(enumerate(listed, 1))), {str(role): int(at) for role, at in shared.items()}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -166,7 +166,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _is_lines(lines: Sequence[tuple[int, str]]) -> bool:
-    """Whether JSON is one record a line: its first line is an object that is a record by itself."""
+    """Whether JSON has one record on each line: its first line is an object that is a record by itself."""
     try:
         first = json.loads(lines[0][1])
     except (IndexError, ValueError, RecursionError):
@@ -178,22 +178,22 @@ def _json(path: Path, line: int, text: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FormError(f"{str(path)!r}, line {line} is no JSON: {error}") from None
+        raise FormError(f"{str(path)!r}, line {line} is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise FormError(f"{str(path)!r}, line {line} must be an object with named fields, not {text.strip()[:40]!r}")
     return row
 
 
 def _columns(path: Path, names: Sequence[str], counterfactual: str | None) -> dict[str, str]:
-    """Part -> the column that has it."""
+    """Part of a record -> its column."""
     clean = next((name for name in CLEAN if name in names), None)
     corrupt = counterfactual or next((name for name in CORRUPT if name in names), None)
     for part, name, choices in (("clean", clean, CLEAN), ("corrupt", corrupt, CORRUPT)):
         if name not in names:
             close = nearest(str(name or part), names, most=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            wanted = f"column {name!r}" if name else f"column for the {part} prompt ({' or '.join(choices)})"
-            raise PromptError(f"{str(path)!r} has no {wanted}, only {', '.join(map(repr, names))}{hint}")
+            missing = f"column {name!r}" if name else f"column for the {part} prompt ({' or '.join(choices)})"
+            raise PromptError(f"{str(path)!r} has no {missing}, only {', '.join(map(repr, names))}{hint}")
     assert clean is not None and corrupt is not None
     for right, wrong in ANSWERS:
         if right in names and wrong in names:
@@ -210,7 +210,7 @@ def _columns(path: Path, names: Sequence[str], counterfactual: str | None) -> di
 
 
 def _beside(names: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
-    """Part -> the column that has its answer in texts where `columns` has ids, or the other way round."""
+    """Part -> the second column of its answers: texts if `columns` has ids, ids if it has texts."""
     if "right" not in columns:
         return {}
     own = tuple(columns[part] for part in ("right", "wrong"))
@@ -230,20 +230,20 @@ def _record(
     shared: Mapping[str, int],
 ) -> Record:
     def value(part: str) -> Any:
-        given = row.get(columns[part])
-        if given is None or given == "":
+        content = row.get(columns[part])
+        if content is None or content == "":
             raise FormError(f"{str(path)!r}, line {line}, column {columns[part]!r}: it is empty")
-        return given
+        return content
 
     roles: dict[str, int | str] = {}
-    for name, given in row.items():
-        if name.startswith(ROLE) and given not in (None, ""):
-            if not isinstance(given, str) and not is_whole(given):
+    for name, place in row.items():
+        if name.startswith(ROLE) and place not in (None, ""):
+            if not isinstance(place, str) and not is_whole(place):
                 raise FormError(
-                    f"{str(path)!r}, line {line}, column {name!r}: a role is a position or a token, not {given!r}"
+                    f"{str(path)!r}, line {line}, column {name!r}: a role is a position or a token, not {place!r}"
                 )
-            number = not isinstance(given, str) or re.fullmatch(r"-?[0-9]+", given)
-            roles[name.removeprefix(ROLE)] = int(given) if number else given
+            number = not isinstance(place, str) or re.fullmatch(r"-?[0-9]+", place)
+            roles[name.removeprefix(ROLE)] = int(place) if number else place
     used = {*columns.values(), *(name for name in row if name.startswith(ROLE))}
     right: tuple[str | int, ...] = ()
     wrong: tuple[str | int, ...] = ()
@@ -256,10 +256,10 @@ def _record(
             if row.get(name) not in (None, "", []):
                 others[part] = (name, _answers(path, line, name, row[name], False))
     elif "plural" in columns:
-        given = str(value("plural")).strip().lower()
-        if given not in ("0", "1", "true", "false"):
-            raise FormError(f"{str(path)!r}, line {line}, column {PLURAL!r}: it must be 0 or 1, not {given!r}")
-        plural = given in ("1", "true")
+        flag = str(value("plural")).strip().lower()
+        if flag not in ("0", "1", "true", "false"):
+            raise FormError(f"{str(path)!r}, line {line}, column {PLURAL!r}: it must be 0 or 1, not {flag!r}")
+        plural = flag in ("1", "true")
         right, wrong = (VERBS[plural],), (VERBS[not plural],)
     return Record(
         line,
@@ -271,7 +271,7 @@ def _record(
         year=str(value("year")) if "year" in columns else None,
         roles=roles,
         shared=shared,
-        more={name: given for name, given in row.items() if name and name not in used},
+        more={name: content for name, content in row.items() if name and name not in used},
         beside=others,
     )
 
@@ -282,7 +282,7 @@ def _chosen(path: Path, line: int, row: Mapping[str, Any], counterfactual: str |
     name = counterfactual or (others[0] if len(others) == 1 else None)
     if name is None:
         raise PromptError(
-            f"{str(path)!r} has {len(others)} counterfactuals ({', '.join(map(repr, others)) or 'none'}): say which "
+            f"{str(path)!r} has {len(others)} counterfactuals ({', '.join(map(repr, others)) or 'none'}): choose one "
             "with counterfactual=..."
         )
     other = row.get(name)
@@ -296,11 +296,11 @@ def _chosen(path: Path, line: int, row: Mapping[str, Any], counterfactual: str |
         labels = choices.get("label") if isinstance(choices, Mapping) else choices
         key = of.get("answerKey")
         if not isinstance(labels, list) or not isinstance(key, int) or not 0 <= key < len(labels):
-            raise FormError(f"{str(path)!r}, line {line}, column {where!r}: answerKey={key!r} is none of its choices")
-        return f" {str(labels[key]).strip()}"  # a choice is written without the space that it follows
+            raise FormError(f"{str(path)!r}, line {line}, column {where!r}: answerKey={key!r} is not among the choices")
+        return f" {str(labels[key]).strip()}"  # choices are written without the space before them
 
     right, wrong = answer(row, "answerKey"), answer(other, name)
-    if right == wrong:  # the counterfactual has the same answer: another choice of the clean prompt is wrong
+    if right == wrong:  # the counterfactual has the same answer: use another choice of the clean prompt as wrong
         choices = row["choices"]
         labels = choices["label"] if isinstance(choices, Mapping) else choices
         wrong = next((f" {str(label).strip()}" for label in labels if f" {str(label).strip()}" != right), wrong)
@@ -308,27 +308,27 @@ def _chosen(path: Path, line: int, row: Mapping[str, Any], counterfactual: str |
     return Record(line, row["prompt"], other["prompt"], (right,), (wrong,), columns)
 
 
-def _prompt(path: Path, line: int, column: str, given: Any) -> Prompt:
-    if isinstance(given, str):
-        return given
-    if isinstance(given, list) and given and all(is_whole(token) for token in given):
-        return given
-    raise FormError(f"{str(path)!r}, line {line}, column {column!r}: a prompt is text or a list of ids, not {given!r}")
+def _prompt(path: Path, line: int, column: str, value: Any) -> Prompt:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(is_whole(token) for token in value):
+        return value
+    raise FormError(f"{str(path)!r}, line {line}, column {column!r}: a prompt is text or a list of ids, not {value!r}")
 
 
-def _answers(path: Path, line: int, column: str, given: Any, in_ids: bool) -> tuple[str | int, ...]:
-    """One answer or a list of them: ids under a name that says so or beside a prompt `in_ids`, else texts."""
-    if isinstance(given, str) and given.strip().startswith("["):
+def _answers(path: Path, line: int, column: str, value: Any, in_ids: bool) -> tuple[str | int, ...]:
+    """One answer or a list of answers: ids if the column's name or the prompt (`in_ids`) says so, else texts."""
+    if isinstance(value, str) and value.strip().startswith("["):
         try:
-            given = ast.literal_eval(given.strip())
+            value = ast.literal_eval(value.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            given = [given]
-    found = list(given) if isinstance(given, list | tuple) else [given]
-    if not found or not all(isinstance(answer, str) or is_whole(answer) for answer in found):
-        raise FormError(f"{str(path)!r}, line {line}, column {column!r}: an answer is text or an id, not {given!r}")
+            value = [value]
+    answers = list(value) if isinstance(value, list | tuple) else [value]
+    if not answers or not all(isinstance(answer, str) or is_whole(answer) for answer in answers):
+        raise FormError(f"{str(path)!r}, line {line}, column {column!r}: an answer is text or an id, not {value!r}")
     if not column.endswith(IDS):
-        return tuple(answer if in_ids else str(answer) for answer in found)
+        return tuple(answer if in_ids else str(answer) for answer in answers)
     try:
-        return tuple(int(answer) for answer in found)
+        return tuple(int(answer) for answer in answers)
     except ValueError:
-        raise FormError(f"{str(path)!r}, line {line}, column {column!r}: {given!r} is no token id") from None
+        raise FormError(f"{str(path)!r}, line {line}, column {column!r}: {value!r} is not a token id") from None

@@ -1,9 +1,9 @@
-"""Tasks from data files: your own pairs, and published ones as they are.
+"""Tasks from data files: your own pairs, and published files without changes.
 
-1. `data_columns` reads the records and finds their parts. 2. A pair is kept when both prompts have as many tokens, its
-answers are one token each and its roles are in the prompt, for this model's tokenizer. 3. What does not fit is left out
-and counted, with its line and column, or refused at once (`strict`); token ids that contradict the text beside them are
-another tokenizer's, and the file is refused. The order is that of the file, of which no more is read than is needed.
+1. `file_columns` reads the records and finds their parts. 2. A pair is kept if, for this model's tokenizer, both
+prompts have equally many tokens, its answers are one token each and its roles are in the prompt. 3. Other pairs are
+left out and counted, with line and column, or refused at once (`strict`). If token ids contradict the text beside them,
+they belong to another tokenizer, and the file is refused. Pairs keep the file's order, and no more is read than needed.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
     from interp.text.tokenizer import Tokenizer
 
-ALIKE = 64  # pairs whose commonest length is that of aligned ones
+SAMPLE = 64  # the number of pairs whose commonest length is used for aligned pairs
 SPAN = re.compile(r"(\d\d)(\d\d)\D+\1$")
-MOST_TOLD = 20  # reasons that are kept in the notes
+MAX_REASONS = 20  # the number of reasons that are kept in the notes
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _Fit:
 
 
 class _MisfitError(PromptError):
-    """A record that this model cannot take; the message begins with its column."""
+    """A record that does not fit this model; the message begins with its column."""
 
 
 @checked
@@ -62,40 +62,40 @@ def from_file(
 ) -> PromptPairs:
     """The pairs of a CSV, JSON lines or JSON file with columns `clean, corrupt, answer, wrong_answer`.
 
-    Answers are written as they follow the prompt: mind the space before a word. A column `role:NAME` has the position
-    of a role, or the text of a token that occurs once in the clean prompt; other columns go to the notes. Other names
-    of the columns, as published files have them, are in `interp.tasks.file_columns`; answers in columns `..._idx` are
-    token ids of the tokenizer that the file was made for; under other names numbers are text. Answers may be lists.
+    Answers are written exactly as they follow the prompt: mind the space before a word. A column `role:NAME` has the
+    position of a role, or the text of a token that occurs once in the clean prompt; other columns go to the notes.
+    `interp.tasks.file_columns` lists other names of columns, as published files have them. Answers in columns `..._idx`
+    are token ids of the tokenizer that the file was made for; in other columns numbers are text. Answers may be lists.
 
     Args:
-        model: its tokenizer cuts the texts. Without one, prompts and answers have to be ids.
+        model: its tokenizer reads the texts. Without a tokenizer, prompts and answers must be ids.
         path: a .csv, .jsonl or .json file.
-        n: how many pairs at most, the first of the file that fit; None takes all. What is behind them is not read.
+        n: use the first n pairs that fit, and read no further; None uses all.
         strict: refuse the first pair that does not fit, instead of leaving it out.
-        counterfactual: of a file with several corrupt prompts, the column of the one to take.
-        aligned: keep the pairs of one length, the commonest (with n, among the first 64 or n); whether positions mean
-            the same in them, the file must see to.
+        counterfactual: if a file has several corrupt prompts, the column of the one to use.
+        aligned: keep only pairs of the commonest length (with n, the commonest among the first 64 or n). It is up to
+            the file whether positions then mean the same.
         prepend_bos: as in `model.to_tokens`.
-        name: the task's name; by default that of the file.
+        name: the task's name; by default the file's name.
 
     Raises:
-        PromptError: a file that is missing or has no such columns, ids that contradict their text, with `strict` a pair
-            that does not fit, and
-            otherwise when none does; the message names line and column.
+        PromptError: a file that is missing or lacks columns, ids that contradict their text, no pair that fits, or,
+            with `strict`, any pair that does not; the message names line and column.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise PromptError(f"{str(path)!r} is no data file: expected a name that ends in {', '.join(SUFFIXES)}")
+        raise PromptError(f"{str(path)!r} is not a data file: expected a name that ends in {', '.join(SUFFIXES)}")
     n = None if n is None else whole_number("n", n, least=1, refuse=PromptError)
     if path.exists() and not path.is_file():
-        raise PromptError(f"{str(path)!r} cannot be read: it is no file")
+        raise PromptError(f"{str(path)!r} cannot be read: it is not a file")
     fits: list[_Fit] = []
     left: list[str] = []
-    count, n_left, usual, looked = 0, 0, None, max(n or 0, ALIKE)
+    count, n_left, usual, sample = 0, 0, None, max(n or 0, SAMPLE)
     for record in records(path, counterfactual=counterfactual):
         count += 1
         if contradiction := _contradiction(record, model):
             raise PromptError(f"{str(path)!r}, line {record.line}, {contradiction}")
+        # 2. Does the pair fit this tokenizer? 3. If not, leave it out and count it.
         try:
             fit = _fit(model, record, prepend_bos)
         except _MisfitError as error:
@@ -103,11 +103,12 @@ def from_file(
             if strict:
                 raise PromptError(f"{str(path)!r}, {reason}") from None
             n_left += 1
-            left += [reason] if n_left <= MOST_TOLD else []
+            left += [reason] if n_left <= MAX_REASONS else []
             continue
+        # Aligned pairs have the commonest length, which is known only after the first `sample` of them.
         if usual is None or len(fit.clean) == usual:
             fits.append(fit)
-        if aligned and n is not None and usual is None and len(fits) == looked:
+        if aligned and n is not None and usual is None and len(fits) == sample:
             usual = _commonest(fits)
             fits = [one for one in fits if len(one.clean) == usual]
         if n is not None and len(fits) >= n and (not aligned or usual is not None):
@@ -125,29 +126,29 @@ def _commonest(fits: Sequence[_Fit]) -> int:
 
 
 def _contradiction(record: Record, model: HookedModel) -> str | None:
-    """What is wrong with token ids that none of the texts beside them begins with, in words."""
+    """How token ids contradict the answers as text beside them, in words; None if they do not."""
     tokenizer = model.tokenizer
     if tokenizer is None:
         return None
-    for part, given in (("right", record.right), ("wrong", record.wrong)):
-        column, other = record.columns.get(part, ""), record.beside.get(part)
+    for part, answers in (("right", record.right), ("wrong", record.wrong)):
+        own, other = (record.columns.get(part, ""), answers), record.beside.get(part)
         if other is None:
             continue
-        (at, ids), (beside, texts) = ((column, given), other) if isinstance(given[0], int) else (other, (column, given))
+        (at, ids), (beside, texts) = (own, other) if isinstance(answers[0], int) else (other, own)
         known = [str(text) for text in texts]
         known += [f" {text}" for text in known if not text.startswith(" ")]
         first = {ids_of[0] for text in known if (ids_of := _read(text, record, tokenizer))}
         if not first & set(ids):
             spelled = tokenizer.str_tokens([int(ids[0])]) if 0 <= int(ids[0]) < model.cfg.d_vocab else ["none"]
             return (
-                f"column {at!r}: token {ids[0]} is {spelled[0]!r} for this tokenizer, and column {beside!r} says "
-                f"{texts[0]!r}: the ids are another tokenizer's; leave their columns out"
+                f"column {at!r}: token {ids[0]} is {spelled[0]!r} for this tokenizer, but column {beside!r} says "
+                f"{texts[0]!r}: the ids belong to another tokenizer; remove their columns"
             )
     return None
 
 
 def _read(text: str, record: Record, tokenizer: Tokenizer) -> list[int] | None:
-    """The ids of an answer behind its prompt."""
+    """The ids of an answer after its prompt."""
     return tokenizer.following(record.clean, text) if isinstance(record.clean, str) else tokenizer.within(text)
 
 
@@ -190,21 +191,21 @@ def _fit(model: HookedModel, record: Record, prepend_bos: bool | None) -> _Fit:
 
 
 def _answers(record: Record, model: HookedModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids of both answers' sets; of a list that has several, those that are one token.
+    """The ids of the right and of the wrong answers; of a list, those that are one token.
 
     Raises:
-        _MisfitError: none is.
+        _MisfitError: none of them is one token.
     """
-    found = []
-    for part, given in (("right", record.right), ("wrong", record.wrong)):
+    sets = []
+    for part, answers in (("right", record.right), ("wrong", record.wrong)):
         column = record.columns.get(part, record.columns.get("plural"))
-        ids = [token for answer in given if (token := _answer(answer, record, model)) is not None]
+        ids = [token for answer in answers if (token := _answer(answer, record, model)) is not None]
         if not ids:
-            told = repr(given[0]) if len(given) == 1 else f"none of {list(given)[:5]}"
-            not_one = f"{'not ' if len(given) == 1 else ''}one token here{_hint(given, model)}"
-            raise _MisfitError(f"column {column!r}: {told} is {not_one}")
-        found.append(tuple(dict.fromkeys(ids)))
-    return found[0], found[1]
+            subject = repr(answers[0]) if len(answers) == 1 else f"none of {list(answers)[:5]}"
+            not_one = f"{'not ' if len(answers) == 1 else ''}one token here{_hint(answers, model)}"
+            raise _MisfitError(f"column {column!r}: {subject} is {not_one}")
+        sets.append(tuple(dict.fromkeys(ids)))
+    return sets[0], sets[1]
 
 
 def _answer(answer: str | int, record: Record, model: HookedModel) -> int | None:
@@ -217,27 +218,27 @@ def _answer(answer: str | int, record: Record, model: HookedModel) -> int | None
     return model.tokenizer.single_id(answer)
 
 
-def _hint(given: Sequence[str | int], model: HookedModel) -> str:
-    first, tokenizer = given[0], model.tokenizer
+def _hint(answers: Sequence[str | int], model: HookedModel) -> str:
+    first, tokenizer = answers[0], model.tokenizer
     if isinstance(first, int):
         return f": the model's answers are 0 to {model.cfg.d_vocab_out - 1}"
     if tokenizer is None:
-        return ": this model has no tokenizer, so answers have to be ids"
+        return ": this model has no tokenizer, so answers must be ids"
     spaced = not first.startswith(" ") and tokenizer.single_id(f" {first}") is not None
     return f", but {f' {first}'!r} is" if spaced else ""
 
 
 def _year(record: Record, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The next tokens for later years, and for earlier ones or the same."""
+    """The next tokens of later years, and those of earlier years or the same."""
     column = record.columns["year"]
     span = SPAN.search(record.clean) if isinstance(record.clean, str) else None
     if span is None or not str(record.year).isdigit() or int(span[2]) != int(str(record.year)):
         raise _MisfitError(
-            f"column {column!r}: {record.year!r} is not the end of a year in a prompt that goes on to another, and "
-            "there is no column for a wrong answer"
+            f"column {column!r}: {record.year!r} is not the end of a year in a prompt that continues to a later one, "
+            "and there is no column for a wrong answer"
         )
     if tokenizer is None:
-        raise _MisfitError(f"column {column!r}: this model has no tokenizer, so prompts have to be ids")
+        raise _MisfitError(f"column {column!r}: this model has no tokenizer, so prompts must be ids")
     right, wrong = split_years(tokenizer, str(record.clean), span[1] + span[2], 2)
     if not right or not wrong:
         raise _MisfitError(f"column {column!r}: no next token tells years after {span[1] + span[2]} from those before")
@@ -247,7 +248,7 @@ def _year(record: Record, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...],
 
 
 def _front(record: Record, clean: Sequence[int], tokenizer: Tokenizer | None) -> int:
-    """How many special tokens stand before a prompt that was given as text."""
+    """The number of special tokens before a prompt that was given as text."""
     if tokenizer is None or not isinstance(record.clean, str):
         return 0
     return tokenizer.n_before(clean, record.clean) or 0

@@ -1,13 +1,13 @@
-"""Gendered pronouns: does the model refer to a person by the pronoun that goes with the name?
+"""Gendered pronouns: does the model use the pronoun that usually goes with a name?
 
 Mathwin et al. 2023, "Identifying a Preliminary Circuit for Predicting Gendered Pronouns in GPT-2 Small": after "So
 Alice is such a good friend, isn't" the next word is `she`.
 
-1. Names are kept that are one token, so that an exchange of names keeps all positions. 2. A prompt is a template filled
-with one of them and a word for what the person is; every second name is a woman's. 3. The corrupt prompt has a name of
-the other gender: the answer turns round.
+1. Only names that are one token are used, so that exchanging names keeps all positions. 2. A prompt is a template with
+a name and a word for what the person is; every second name is a woman's. 3. The corrupt prompt has a name of the other
+gender, which flips the answer.
 
-The names are those that English text most often joins with one of the two pronouns; what is measured is that habit.
+The names are those that English text most often uses with one of the two pronouns; what is measured is that habit.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def pronouns(
     aligned: bool = False,
     prepend_bos: bool | None = None,
 ) -> PromptPairs:
-    """Prompts that go on with `she` or `he`, half of them each.
+    """Prompts that continue with `she` or `he`, half of them each.
 
     The right answer is the pronoun of the clean prompt's name, the wrong one the other. Roles: `NAME`, `WORD` (what the
     person is), `END`.
@@ -110,7 +110,7 @@ def pronouns(
 
     Source: Mathwin et al. 2023.
     """
-    women, men, words = (single_tokens(model, given) for given in (WOMEN, MEN, WORDS))
+    women, men, words = (single_tokens(model, listed) for listed in (WOMEN, MEN, WORDS))
     enough(women, "names of women", 1)
     enough(men, "names of men", 1)
     enough(words, "words for a person", 1)
@@ -136,7 +136,7 @@ def pronouns(
 def _draws(
     rng: random.Random, templates: Sequence[str], women: Sequence[str], men: Sequence[str], words: Sequence[str]
 ) -> Iterator[Draw]:
-    """Templates in turn, a woman's and a man's name of each before the next."""
+    """Templates in turn, each with a woman's and with a man's name before the next."""
     while True:
         for template in templates:
             for clean, corrupt, right, wrong in ((women, men, " she", " he"), (men, women, " he", " she")):

@@ -1,13 +1,12 @@
-"""Indirect object identification: who is given something, after both names were said and the giver's again.
+"""Indirect object identification: who is given something, after both names and then the giver's name again?
 
 Wang et al. 2022, "Interpretability in the Wild" (arXiv 2211.00593), section 2: in "When John and Mary went to the
 store, John gave a bottle of milk to" the next word is the indirect object IO (Mary), not the subject S (John).
 
-1. Names are kept that are one token for this tokenizer, so that every exchange of names keeps all positions. 2. A
-prompt is a template filled with two names, a place and an object; every second one names the subject first. 3. Its
-corrupt partner differs in names alone: `swap_subject` repeats the indirect object instead of the subject, so that the
-answer turns round; `random_names` has three names that occur nowhere else, so that nothing tells the answer (the
-paper's p_ABC, section 3).
+1. Only names that are one token for this tokenizer are used, so that exchanging names keeps all positions. 2. A prompt
+is a template filled with two names, a place and an object; every second prompt names the subject first. 3. The corrupt
+prompt differs only in names: `swap_subject` repeats the indirect object instead of the subject, which flips the answer;
+`random_names` has three different other names, so that nothing points to the answer (the paper's p_ABC, section 3).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from interp.prompts.single_tokens import enough, single_tokens, tokenizer_of
 if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
 
-# {A} and {B} are the two people in the order in which they are named, {S} is the one who acts.
+# {A} and {B} are the two people in the order in which they are named, {S} is the one who gives.
 TEMPLATES = (
     "As soon as {A} and {B} reached the {place}, {S} handed the {object} to",
     "While {A} and {B} were waiting at the {place}, {S} passed the {object} to",
@@ -67,15 +66,15 @@ OBJECTS = (
     *("map", "necklace", "painting", "pencil", "phone", "ring", "umbrella", "watch"),
 )
 CORRUPTIONS = {
-    "swap_subject": "the second mention of the subject is replaced by the indirect object: the answer turns round",
-    "random_names": "three other names take the places of IO, S1 and S2: nothing tells the answer",
+    "swap_subject": "the second mention of the subject is replaced by the indirect object: this flips the answer",
+    "random_names": "three other names replace IO, S1 and S2: nothing points to the answer",
 }
 ORDERS = {"ABBA": "IO first, then S", "BABA": "S first, then IO"}
 
 
 @dataclass(frozen=True)
 class _Draw:
-    """What fills one template; `others` are three names that are neither of the two."""
+    """The words that fill one template; `others` are three names different from the two."""
 
     template: str
     order: str
@@ -111,18 +110,19 @@ def ioi(
     """Prompts of indirect object identification, half of them in each order of the names.
 
     The right answer is the indirect object's name, the wrong one the subject's. Roles: `IO`, `S1`, `S1+1` (the token
-    after it), `S2`, `END`; they stand at the same positions in the corrupt prompt. A smaller `n` gives the first
-    prompts of a larger one.
+    after it), `S2`, `END`; they have the same positions in the corrupt prompt. A smaller `n` gives the first prompts of
+    a larger one.
 
     Args:
         model: its tokenizer decides which names can be used.
         n: how many pairs, all different.
         seed: of the draws; no global generator is touched.
         corrupt: "swap_subject" or "random_names", see `CORRUPTIONS`.
-        template: the number of one of `TEMPLATES`, or a text with {A}, {B}, {S} and perhaps {place}, {object}; None
-            takes all in turn.
-        aligned: a position means the same in every prompt, for maps by position: one template (where none is given,
-            one that the seed chooses), with places and objects of as many tokens. IO and S1 still take turns.
+        template: the number of one of `TEMPLATES`, or a text with {A}, {B}, {S} and optionally {place}, {object}; None
+            uses all in turn.
+        aligned: make a position mean the same in every prompt, for maps by position: one template (if none is given,
+            the seed chooses one), and places and objects of equally many tokens. The order of IO and S1 still
+            alternates.
         prepend_bos: as in `model.to_tokens`.
 
     Raises:
@@ -179,13 +179,13 @@ def _templates(template: int | str | None) -> tuple[str, ...]:
             raise unknown("template", template, map(str, range(len(TEMPLATES))))
         return (TEMPLATES[int(template)],)
     if not isinstance(template, str):
-        raise PromptError(f"template must be the number of one, or a text, not {shown(template)}")
+        raise PromptError(f"template must be a template's number or a text, not {shown(template)}")
     fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     people = [name for name in fields if name in ("A", "B", "S")]
     if people != ["A", "B", "S"] or set(fields) - {"A", "B", "S", "place", "object"}:
         raise PromptError(
             f"the template {template!r} has the fields {fields}: expected {{A}}, {{B}} and {{S}} once each and in this "
-            "order, and perhaps {place} and {object}"
+            "order, and optionally {place} and {object}"
         )
     return (template,)
 
@@ -217,7 +217,7 @@ def _draws(
     places: tuple[str, ...],
     objects: tuple[str, ...],
 ) -> Iterator[_Draw]:
-    """Different draws without end: templates in turn, both orders of each before the next."""
+    """Different draws without end: templates in turn, each in both orders before the next."""
     turn = rng.sample(templates, len(templates))
     seen: set[tuple[str, str, str, str]] = set()
     while True:
@@ -233,7 +233,7 @@ def _draws(
 
 
 def _roles(model: HookedModel, draw: _Draw, prepend_bos: bool | None) -> dict[str, int]:
-    """Where the names stand in the clean prompt, found by their tokens."""
+    """The positions of the names in the clean prompt, found by their tokens."""
     tokenizer = tokenizer_of(model)
     ids = tokenizer.encode(draw.clean, prepend_bos=prepend_bos)
     io = [at for at, token in enumerate(ids) if token == tokenizer.single_id(f" {draw.io}")]

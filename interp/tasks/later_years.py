@@ -1,15 +1,15 @@
-"""Greater-than: is the end of a span of years later than its beginning?
+"""Greater-than: does the model know that the end of a span of years is later than its beginning?
 
 Hanna et al. 2023, "How does GPT-2 compute greater-than?: Interpreting mathematical abilities in a pre-trained language
 model" (arXiv 2305.00586): after "The war lasted from the year 1732 to the year 17" comes a number above 32.
 
-1. Where the prompt ends is decided by the tokenizer: behind the century where a year's last two digits (or its third
-   alone) are the next token, else where the next token tells the years of a century apart in another way.
-2. The next token stands for the years that begin with it: it is right if all of them are later than the beginning,
+1. The tokenizer determines where the prompt ends: after the century, if a year's last two digits (or its third digit
+   alone) are the next token; otherwise at another place where the next token distinguishes the years of a century.
+2. The next token represents the years that begin with it: it is right if all of them are later than the beginning,
    wrong if all are earlier or the same, and neither otherwise.
-3. All right and all wrong tokens are answers of their pair; of each kind one comes first, as far above the beginning as
-   the other is below.
-4. The corrupt prompt begins in the year 01 of the same century, after which any year is later.
+3. All right and all wrong tokens are answers of their pair; the first right one is as far above the beginning as the
+   first wrong one is below.
+4. The corrupt prompt begins in the year 01 of the same century, so that almost any year is later.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
     from interp.text.tokenizer import Tokenizer
 
-# Y stands for the third digit of the beginning, Z for the fourth, E for as much of the end as the prompt says.
+# XX is the century of the beginning, Y its third digit, Z its fourth; E is the part of the end that the prompt gives.
 TEMPLATES = (
     "The {NOUN} lasted from the year {XX}{Y}{Z} to the year {E}",
     "Historians agree that the {NOUN} went on from the year {XX}{Y}{Z} to the year {E}",
@@ -55,7 +55,7 @@ NOUNS = (
     *("dispute", "revolt", "truce", "experiment", "tour", "search", "feud", "boom", "regime"),
 )
 CENTURIES = ("11", "12", "13", "14", "15", "16", "17", "18")
-CUTS = (2, 0, 1)  # how many digits of the end the prompt says, best first
+CUTS = (2, 0, 1)  # how many digits of the end the prompt gives, best first
 ABOUT = About(
     "greater_than",
     "greater-than",
@@ -74,21 +74,21 @@ def greater_than(
     aligned: bool = False,
     prepend_bos: bool | None = None,
 ) -> PromptPairs:
-    """Prompts that go on with a year later than one that they name.
+    """Prompts that continue with a year later than one that they name.
 
-    Every pair has many right and wrong next tokens: `answer_sets` has all, `answers` the first of each, and
+    Every pair has many right and wrong next tokens: `answer_sets` has all of them, `answers` the first of each, and
     `interp.tasks.prob_diff()` is the metric of Hanna et al. over them. Roles: `NOUN`; of the beginning `XX` (the
-    century), `Y` and `Z` (its third and fourth digit), each where it is a token of its own; `END`.
+    century), `Y` and `Z` (its third and fourth digit), each if it is a token of its own; `END`.
 
     Args:
-        model: its tokenizer decides where the prompts end and what the answers are.
+        model: its tokenizer determines where the prompts end and what the answers are.
         n: how many pairs, all different.
         seed: of the draws; no global generator is touched.
         aligned: one template, which the seed chooses, so that a position means the same in every prompt.
         prepend_bos: as in `model.to_tokens`.
 
     Raises:
-        PromptError: a model without a tokenizer, or one that cuts years so that no next token tells them apart.
+        PromptError: a model without a tokenizer, or one whose next tokens do not distinguish years.
 
     Source: Hanna et al. 2023 (arXiv 2305.00586), section 2.
     """
@@ -122,16 +122,16 @@ def greater_than(
 
 @checked
 def split_years(tokenizer: Tokenizer, text: str, beginning: str, said: int) -> tuple[list[int], list[int]]:
-    """The next tokens after a text that stand for later years, and those that stand for earlier ones or the same.
+    """The next tokens after a text that continue to later years, and those that continue to earlier years or the same.
 
     Args:
-        tokenizer: cuts the years.
-        text: the prompt, which has said the first `said` digits of the end.
+        tokenizer: reads the text and the years.
+        text: the prompt, which ends with the first `said` digits of the end.
         beginning: the year of the beginning, four digits; the end is in its century.
-        said: how many digits of the end the text ends with.
+        said: how many digits of the end the text already has.
 
     Returns:
-        right and wrong tokens, each from the year of the beginning away; both may be empty.
+        Right and wrong tokens, those nearest to the year of the beginning first; both may be empty.
     """
     return _split(_pieces(tokenizer, text, beginning[:2], said), int(beginning[2:]))
 
@@ -153,21 +153,22 @@ def _pieces(tokenizer: Tokenizer, text: str, century: str, said: int) -> Pieces:
 
 
 def _cut(tokenizer: Tokenizer) -> tuple[int, dict[str, Pieces]]:
-    """How many digits the prompt says of the end, and for each century that this suits: next token -> its years.
+    """How many digits of the end the prompt gives, and for each suitable century: next token -> its years.
 
     Raises:
-        PromptError: no next token tells years apart.
+        PromptError: no next token distinguishes years.
     """
     for cut in CUTS:
         pieces = {century: _pieces(tokenizer, f" to the year {century[:cut]}", century, cut) for century in CENTURIES}
+        # More than two tokens, and nearly all years: a few years may be words of their own.
         suited = {
-            century: found for century, found in pieces.items() if len(found) > 2 and sum(map(len, found.values())) > 80
-        }  # some years may be words of their own
+            century: years for century, years in pieces.items() if len(years) > 2 and sum(map(len, years.values())) > 80
+        }
         if suited:
             return cut, suited
     raise PromptError(
-        "this tokenizer cuts years so that no next token tells the years of a century apart: the task 'greater_than' "
-        "cannot be written for this model"
+        "the task 'greater_than' cannot be written for this model: its tokenizer splits years so that no next token "
+        "tells the years of a century apart"
     )
 
 

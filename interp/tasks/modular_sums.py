@@ -1,10 +1,10 @@
-"""Modular addition: a + b modulo p, the task of small models that are trained on nothing else.
+"""Modular addition: a + b modulo p, a task for small models that are trained on nothing else.
 
 Nanda et al. 2023, "Progress Measures for Grokking via Mechanistic Interpretability" (arXiv 2301.05217), section 3: a
 model is given the tokens `a`, `b`, `=` and answers with the number (a + b) mod p, numbers being the tokens 0 to p - 1.
 
 1. For a model without a tokenizer a prompt is these ids; for one with a tokenizer it is a line of text. 2. The corrupt
-prompt has another b: its sum is the wrong answer, so the answer turns round.
+prompt has another b, and its sum is the wrong answer: this flips the answer.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import string
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from interp.arguments import checked, is_whole, whole_number
+from interp.arguments import checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
-from interp.arguments import shown as told
 from interp.errors import PromptError
 from interp.prompts.pairs import PromptPairs
 from interp.prompts.templates import About, Draw, fill, write
@@ -45,25 +44,24 @@ def modular_addition(
     aligned: bool = False,
     prepend_bos: bool | None = None,
 ) -> PromptPairs:
-    """Prompts `a b =` that go on with (a + b) mod p.
+    """Prompts `a b =` that continue with (a + b) mod p.
 
     The right answer is the clean prompt's sum, the wrong one the corrupt prompt's. Roles: `a`, `b`, `END` (the `=`).
 
     Args:
-        model: with a tokenizer it is asked in text, without one in ids.
+        model: with a tokenizer the prompts are text, without one they are ids.
         n: how many pairs, all different.
         seed: of the draws; no global generator is touched.
-        p: the modulus. In ids, None takes what the model's vocabularies say: its outputs, or, where those are as many
-            as its inputs, all of them but the "="; in text, None is 10.
-        equals: in ids, the token of "="; None takes the first behind the numbers, and prompts `a b` where there is
-            none.
-        text: in text, the form of a prompt with {a}, {b} and perhaps {p}; by default `TEXT`.
-        aligned: in text, a position means the same in every prompt; in ids it does so anyway.
-        prepend_bos: as in `model.to_tokens`; for text.
+        p: the modulus. With text, None is 10. With ids, None is the number of the model's outputs, or, if it has as
+            many inputs, one less, for the "=".
+        equals: with ids, the token of "="; None takes the token after the numbers; if there is none, prompts are `a b`.
+        text: with text, the form of a prompt with {a}, {b} and optionally {p}; by default `TEXT`.
+        aligned: with text, make a position mean the same in every prompt; with ids it always does.
+        prepend_bos: as in `model.to_tokens`; with text only.
 
     Raises:
         PromptError: a modulus below 2 or above the model's vocabulary, a text without {a} and {b}, more prompts than
-            p x p, an option of text for a model without a tokenizer or the other way round.
+            p x p, an option for text with a model without a tokenizer, or the reverse.
 
     Source: Nanda et al. 2023 (arXiv 2301.05217), section 3.
     """
@@ -73,15 +71,15 @@ def modular_addition(
     rng = random.Random(seed)
     if model.tokenizer is None:
         if text is not None or prepend_bos is not None:
-            raise PromptError("text and prepend_bos are for models with a tokenizer; this one is asked in ids")
+            raise PromptError("text and prepend_bos need a model with a tokenizer; this model has none")
         return _in_ids(model, n, rng, p, equals, seed, aligned)
     if equals is not None:
-        raise PromptError("equals is for models without a tokenizer; this one is asked in text")
+        raise PromptError("equals needs a model without a tokenizer; this model has one and gets text")
     form, modulus = TEXT if text is None else text, 10 if p is None else p
     fields = [name for _, name, _, _ in string.Formatter().parse(form) if name is not None]
     if sorted(set(fields) - {"p"}) != ["a", "b"] or len(fields) != len(set(fields)):
         raise PromptError(
-            f"the text {form!r} has the fields {fields}: expected {{a}} and {{b}} once each, perhaps {{p}}"
+            f"the text {form!r} has the fields {fields}: expected {{a}} and {{b}} once each, and optionally {{p}}"
         )
     return write(
         model,
@@ -115,7 +113,7 @@ def _in_ids(
             f"{cfg.d_vocab_out} answers"
         )
     if equals is not None and not (is_whole(equals) and 0 <= equals < cfg.d_vocab):
-        raise PromptError(f"equals={told(equals)} is no token of this model, whose tokens are 0 to {cfg.d_vocab - 1}")
+        raise PromptError(f"equals={shown(equals)} is not a token of this model: they are 0 to {cfg.d_vocab - 1}")
     if not 1 <= n <= p * p:
         raise PromptError(f"there are {p} x {p} = {p * p} different prompts, not {n}")
     end = equals if equals is not None else p if p < cfg.d_vocab else None
@@ -126,7 +124,7 @@ def _in_ids(
             sums.setdefault((a, b), other)
     tail = [] if end is None else [end]
     first, second = next(iter(sums))
-    shown = " ".join(map(str, (first, second, *tail)))
+    example = " ".join(map(str, (first, second, *tail)))
     return PromptPairs.from_tokens(
         [[a, b, *tail] for a, b in sums],
         [[a, other, *tail] for (a, _), other in sums.items()],
@@ -135,7 +133,7 @@ def _in_ids(
         name=ABOUT.name,
         notes={
             "title": ABOUT.title,
-            "question": ABOUT.question.format(clean=shown, right=(first + second) % p),
+            "question": ABOUT.question.format(clean=example, right=(first + second) % p),
             "source": ABOUT.source,
             "metric": "logit_diff",
             "n": n,

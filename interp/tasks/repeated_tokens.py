@@ -1,13 +1,12 @@
-"""Induction: when a token comes again, does the model say what followed it before?
+"""Induction: when a token occurs again, does the model predict what followed it before?
 
 Olsson et al. 2022, "In-context Learning and Induction Heads" (section "Induction heads"): in random tokens
-`... A B ... A` the next is B, and nothing but the repetition tells so.
+`... A B ... A` the next token is B, as only the repetition shows.
 
-1. A run of different random tokens is followed by its own beginning, at least its half, up to A; the answer is B, the
-   wrong answer a token of the run that has not come again. A model without a tokenizer is given ids, one with a
-   tokenizer words.
-2. The corrupt prompt is the control: `broken_repeat` has another run in the first place, so that nothing is repeated;
-   `other_token` ends with the token before the wrong answer instead of A, so that the answer turns round.
+1. A run of different random tokens is followed by its own beginning, at least half of it, up to A; the answer is B, the
+   wrong answer a token of the run that is not repeated yet. Models without a tokenizer get ids, others words.
+2. The corrupt prompt is the control: `broken_repeat` has another first run, so that nothing is repeated; `other_token`
+   ends with the token before the wrong answer instead of A, which flips the answer.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ if TYPE_CHECKING:
     from interp.text.tokenizer import Tokenizer
 
 CORRUPTIONS = {
-    "broken_repeat": "the first run is other tokens, so that nothing comes again",
-    "other_token": "the last token is the one before the wrong answer: the answer turns round",
+    "broken_repeat": "the first run has other tokens, so that nothing is repeated",
+    "other_token": "the last token is the one before the wrong answer: this flips the answer",
 }
 ABOUT = About(
     "induction",
     "induction",
-    "A run of random tokens comes again: after “{clean}” comes “{right}”, as before. How does the model look it up?",
+    "A run of random tokens is repeated: after “{clean}” comes “{right}”, as before. How does the model look it up?",
     "Olsson et al. 2022, In-context Learning and Induction Heads",
 )
 
@@ -49,19 +48,19 @@ def induction(
     aligned: bool = False,
     prepend_bos: bool | None = None,
 ) -> PromptPairs:
-    """Prompts of random tokens that come again, so that what followed the last of them is known.
+    """Prompts of repeated random tokens, so that the next token is the one that came after the last token before.
 
-    The right answer is what followed A, the last token, the first time; the wrong one is a token of the run behind it.
-    Roles: `A1` and `B1` (A and B, the first time), `END` (A, the second time).
+    The right answer is the token after the first A, where A is the last token; the wrong one is a later token of the
+    run. Roles: `A1` and `B1` (A and B, the first time), `END` (A, the second time).
 
     Args:
-        model: with a tokenizer, the tokens are words with a space in front, as many of its vocabulary as there are;
-            where those are few, and without a tokenizer, any ids but a BOS, an EOS and a padding token.
+        model: with a tokenizer, tokens are drawn from the words of its vocabulary that begin with a space; if these are
+            few, or without a tokenizer, from all ids except BOS, EOS and padding.
         n: how many pairs, all different.
         seed: of the draws; no global generator is touched.
-        length: how many tokens the run has.
-        corrupt: a name of `CORRUPTIONS`.
-        aligned: every second run has the same length, so that a position means the same in every prompt.
+        length: the number of tokens of the run.
+        corrupt: a name in `CORRUPTIONS`.
+        aligned: repeat equally many tokens in every prompt, so that a position means the same in each.
         prepend_bos: as in `model.to_tokens`; without a tokenizer, True puts token 0 in front.
 
     Raises:
@@ -120,7 +119,7 @@ def induction(
 
 
 def _vocabulary(model: HookedModel, prepend_bos: bool | None) -> tuple[list[int], list[int], Tokenizer | None]:
-    """The tokens in front of every prompt, those that can be drawn, and what decodes them."""
+    """The tokens in front of every prompt, the tokens that can be drawn, and the tokenizer, if any."""
     limit = min(model.cfg.d_vocab, model.cfg.d_vocab_out)
     tokenizer = model.tokenizer
     if tokenizer is None:
@@ -146,13 +145,13 @@ def _check(model: HookedModel, length: int, front: int, pool: int) -> None:
         )
     if 2 * length > pool:
         raise PromptError(
-            f"two runs of {length} different tokens need {2 * length}, and this model has {pool} to draw from: "
+            f"two runs of {length} different tokens need {2 * length}, but this model has {pool} to draw from: "
             f"the longest run is {pool // 2}"
         )
 
 
 def _as_text(pairs: PromptPairs, tokenizer: Tokenizer) -> PromptPairs:
-    """The same pairs with their tokens spelled."""
+    """The same pairs with their tokens as text."""
     lengths = pairs.lengths.tolist()
     clean, corrupt = (
         [row[:length].tolist() for row, length in zip(side, lengths, strict=True)]

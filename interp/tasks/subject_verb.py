@@ -1,12 +1,12 @@
-"""Agreement: does the verb take the number of its subject, also when a noun of the other number stands in between?
+"""Agreement: does the verb take the number of its subject, even with a noun of the other number in between?
 
 Linzen et al. 2016, "Assessing the Ability of LSTMs to Learn Syntax-Sensitive Dependencies" (arXiv 1611.01368): after
 "The keys to the cabinet" the verb is `are`, although `cabinet` is nearer.
 
-1. Nouns are kept whose singular and plural are one token each, so that a change of number keeps all positions. 2. A
-prompt is a subject, a preposition and a second noun, the attractor; by turns the subject is singular or plural, and the
-attractor of the other or of the same number. 3. The corrupt prompt has the subject in its other number: the answer
-turns round.
+1. Only nouns whose singular and plural are one token each are used, so that a change of number keeps all positions.
+2. A prompt is a subject, a preposition and a second noun, the attractor; subjects alternate between singular and
+plural, and attractors between the other and the same number. 3. The corrupt prompt has the subject in its other number,
+which flips the answer.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ NOUNS = {
 }
 VERBS = {"is": "are", "was": "were", "has": "have"}
 ATTRACTORS = {
-    "both": "by turns of the subject's other number and of its own",
+    "both": "alternately of the number that the subject does not have and of the subject's number",
     "opposite": "always of the number that the subject does not have",
     "same": "always of the subject's number",
 }
@@ -88,7 +88,7 @@ def agreement(
         model: its tokenizer decides which nouns and verbs can be used.
         n: how many pairs, all different.
         seed: of the draws; no global generator is touched.
-        attractor: a name of `ATTRACTORS`.
+        attractor: a name in `ATTRACTORS`.
         aligned: one template, which the seed chooses, so that a position means the same in every prompt.
         prepend_bos: as in `model.to_tokens`.
 
@@ -127,7 +127,7 @@ def agreement(
 
 
 def _both_numbers(model: HookedModel, plurals: dict[str, str]) -> Words:
-    """The singulars that are one token, and so are their plurals."""
+    """The singulars that are one token and whose plurals are, too."""
     single, plural = (set(single_tokens(model, words).kept) for words in (plurals, plurals.values()))
     kept = tuple(word for word in plurals if word in single and plurals[word] in plural)
     return Words(kept, tuple(word for word in plurals if word not in kept))
@@ -136,7 +136,7 @@ def _both_numbers(model: HookedModel, plurals: dict[str, str]) -> Words:
 def _draws(
     rng: random.Random, templates: Sequence[str], nouns: Sequence[str], verbs: Sequence[str], attractor: str
 ) -> Iterator[Draw]:
-    """Templates in turn; of each, both numbers of the subject with both of the attractor before the next."""
+    """Templates in turn, each with both numbers of the subject and of the attractor before the next."""
     opposites = {"both": (True, False), "opposite": (True,), "same": (False,)}[attractor]
     verb = itertools.cycle(verbs)
     while True:

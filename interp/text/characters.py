@@ -1,8 +1,8 @@
-r"""Text as it may be shown: what cannot be seen is named, and what runs from right to left stays where it stands.
+r"""Text that is safe to show: invisible characters are named, and right-to-left text does not reorder its neighbours.
 
-A prompt may hold anything: control characters that a terminal obeys, marks that turn the direction of all that follows,
+A prompt may hold anything: control characters that a terminal obeys, marks that reverse the direction of what follows,
 characters without a shape or a width. Tables, pages, figures and messages show them as `<U+202E>`, a line break as `⏎`,
-and keep text that runs from right to left (Hebrew, Arabic) apart from its neighbours. Data files keep the text itself.
+and isolate right-to-left text (Hebrew, Arabic) from the text around it. Data files keep the text itself.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Iterator
 LINE = "⏎"
 NAMED = {"\n": LINE, "\t": "⇥", "\r": "␍"}
 JOINERS = "\u200c\u200d"
-# Letters and marks by category that have no shape: a joiner that joins nothing, fillers of Korean and Khmer.
+# Letters and marks (by category) without a shape: a joiner that joins nothing, fillers of Korean and Khmer.
 SHAPELESS = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"
-LATIN = 0x2FF  # up to here no letter needs a joiner
+LATIN = 0x2FF  # no letter up to here needs a joiner
 STRONG = {"R", "AL"}
 DIVIDING = ",.;:!?'\"-–—\u060c\u061b\u061f"
-FIRST_STRONG, END = "\u2068", "\u2069"  # the marks that isolate what stands between them (Unicode's annex 9)
+FIRST_STRONG, END = "\u2068", "\u2069"  # the marks that isolate the text between them (Unicode's annex 9)
 
 
 def visible(text: str) -> str:
-    r"""Text in one line: line breaks, control and direction characters and those without a width as their names.
+    r"""Text in one line: line breaks, control and direction characters and characters without a width by name.
 
     >>> print(visible("one\ntwo\x1b[2J \u202eabc\u200b"))
     one⏎two<U+001B>[2J <U+202E>abc<U+200B>
@@ -32,7 +32,7 @@ def visible(text: str) -> str:
 
 
 def visible_lines(text: str) -> str:
-    r"""`visible`, where line breaks also break the line.
+    r"""`visible`, with line breaks kept as well as shown.
 
     >>> print(visible_lines("one\ntwo"))
     one⏎
@@ -42,7 +42,7 @@ def visible_lines(text: str) -> str:
 
 
 def visible_token(token: str) -> str:
-    r"""One token: without the space before its word, other spaces as `·`, nothing as `∅`, a lone accent on a circle.
+    r"""One token: without the space before a word, other spaces as `·`, empty text as `∅`, a lone accent on a circle.
 
     >>> print(*map(visible_token, [" Mary", "\n", "  ", "", "\u0301"]))
     Mary ⏎ ·· ∅ ◌́
@@ -59,17 +59,17 @@ def right_to_left(text: str) -> bool:
 
 
 def isolated(text: str) -> str:
-    """Text for a place where others stand beside it: with marks around it where it runs from right to left."""
+    """Text to be placed beside other text: with isolating marks around it if anything runs from right to left."""
     return f"{FIRST_STRONG}{text}{END}" if right_to_left(text) else text
 
 
 def runs(text: str, *, sentences: bool = False) -> Iterator[tuple[str, bool]]:
-    """Text in pieces: what runs from right to left, and what stands between.
+    """Text in pieces, each with whether it runs from right to left.
 
     Args:
         text: in one line.
-        sentences: keep words with punctuation between together, as a sentence; else they are items of a list, which
-            stay in their order.
+        sentences: treat right-to-left words with punctuation between them as one sentence and keep them in one piece;
+            if not, they are items of a list and each is a piece.
 
     >>> text = "to \u05d0\u05d1 \u05d2, \u05d3 (0.5)"
     >>> [(len(piece), turned) for piece, turned in runs(text)]
@@ -79,17 +79,17 @@ def runs(text: str, *, sentences: bool = False) -> Iterator[tuple[str, bool]]:
     """
     end = 0
     joined = " ," if sentences else " "
-    for found in re.finditer(rf"R(?:[Rm{joined}]*[Rm])?", "".join(map(_direction, text))):
-        if found.start() > end:
-            yield text[end : found.start()], False
-        yield text[found.start() : found.end()], True
-        end = found.end()
+    for turned in re.finditer(rf"R(?:[Rm{joined}]*[Rm])?", "".join(map(_direction, text))):
+        if turned.start() > end:
+            yield text[end : turned.start()], False
+        yield text[turned.start() : turned.end()], True
+        end = turned.end()
     if end < len(text):
         yield text[end:], False
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal a text takes.
+    """The number of columns that a text takes in a terminal.
 
     >>> columns("Mary"), columns("中文")
     (4, 4)
@@ -101,11 +101,11 @@ def columns(text: str) -> int:
 
 
 def _direction(character: str) -> str:
-    """R for letters that run to the left, m for a mark on one, a space, a comma for what divides sentences, else L."""
-    way = unicodedata.bidirectional(character)
-    if way in STRONG:
+    """R for right-to-left letters, m for a mark on a letter, " " for a space, "," for punctuation, else L."""
+    direction = unicodedata.bidirectional(character)
+    if direction in STRONG:
         return "R"
-    return "m" if way == "NSM" else " " if character == " " else "," if character in DIVIDING else "L"
+    return "m" if direction == "NSM" else " " if character == " " else "," if character in DIVIDING else "L"
 
 
 def _each(text: str) -> Iterator[str]:

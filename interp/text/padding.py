@@ -1,4 +1,4 @@
-"""Rectangles of prompts of different lengths, and the masks that say what in them is real."""
+"""Prompts of different lengths padded to one rectangle, and the masks that mark the real tokens."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from interp.arguments import is_whole, plain, shown, whole_number
 from interp.errors import PromptError
 
 MOST_ID = 2**31 - 1
-MASK_OF = "attention_mask"  # the attribute under which a padded batch of `model.to_tokens` carries its mask
+MASK_OF = "attention_mask"  # the attribute in which a padded batch of `model.to_tokens` carries its mask
 
 
 def pad(
     sequences: Sequence[Sequence[int]], pad_id: int, side: Literal["right", "left"] = "right"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sequences of different lengths as one rectangle, and which of it is real.
+    """Sequences of different lengths padded to one rectangle, and a mask of the real tokens.
 
     Returns:
         tokens [batch, pos] int64 and attention_mask [batch, pos] bool, True at real positions.
 
     Raises:
-        PromptError: no sequence, an empty one, a `pad_id` that is none, or a side that is neither right nor left.
+        PromptError: no sequence, an empty one, a `pad_id` that is not an id, or a side that is neither right nor left.
 
     >>> tokens, mask = pad([[5, 6, 7], [8]], pad_id=0, side="left")
     >>> tokens.tolist(), mask.tolist()
@@ -48,42 +48,42 @@ def pad(
 
 
 def padding_of(tokens: torch.Tensor) -> torch.Tensor | None:
-    """The mask of a padded batch that came from `model.to_tokens`; None where nothing says that it is padded."""
+    """The mask of a padded batch from `model.to_tokens`; None if the tensor carries no mask."""
     mask: torch.Tensor | None = getattr(tokens, MASK_OF, None)
     return mask if mask is not None and mask.shape == tokens.shape else None
 
 
 def as_mask(mask: Any, what: str = "attention_mask") -> torch.Tensor:
-    """A mask as booleans, True at real tokens; of a tensor, an array or lists.
+    """A tensor, an array or lists as a mask of booleans, True at real tokens.
 
     Raises:
-        PromptError: numbers other than 0 and 1. A mask that is added to scores has 0 where another has True.
+        PromptError: numbers other than 0 and 1, such as a mask to be added to scores, which has 0 at real tokens.
 
     >>> as_mask([[0, 1, 1]]).tolist()
     [[False, True, True]]
     """
     try:
-        given = mask if isinstance(mask, torch.Tensor) else torch.as_tensor(mask)
+        values = mask if isinstance(mask, torch.Tensor) else torch.as_tensor(mask)
     except (TypeError, ValueError, RuntimeError) as error:
         raise PromptError(f"{what} must be True or 1 at real tokens, [batch, pos], not {mask!r:.80}: {error}") from None
-    if given.dtype == torch.bool:
-        return given
-    if given.is_complex():
+    if values.dtype == torch.bool:
+        return values
+    if values.is_complex():
         raise PromptError(f"{what} must be True or 1 at real tokens and False or 0 at padding, not {shown(mask)}")
-    other = (given != 0) & (given != 1)
+    other = (values != 0) & (values != 1)
     if bool(other.any()):
-        found = given[other][0].item()
-        added = "; this looks like one that is added to scores, where 0 means real: give mask == 0" * (found < 0)
-        raise PromptError(f"{what} must be True or 1 at real tokens and False or 0 at padding, not {found}{added}")
-    return given == 1
+        wrong = values[other][0].item()
+        hint = "; this looks like one that is added to scores, where 0 means real: give mask == 0" * (wrong < 0)
+        raise PromptError(f"{what} must be True or 1 at real tokens and False or 0 at padding, not {wrong}{hint}")
+    return values == 1
 
 
 def check_attention_mask(mask: Tensor | Sequence[Any], shape: tuple[int, int], *, gaps: bool = True) -> Tensor:
     """The mask as booleans; `gaps` says whether real tokens may have padding between them.
 
     Raises:
-        PromptError: it has other numbers than 0 and 1, does not fit tokens of `shape`, leaves a prompt empty, or has a
-            gap where none may be.
+        PromptError: it has numbers other than 0 and 1, does not fit tokens of `shape`, leaves a prompt empty, or has a
+            gap although `gaps` is False.
     """
     mask = as_mask(mask)
     if tuple(mask.shape) != shape:
@@ -93,17 +93,17 @@ def check_attention_mask(mask: Tensor | Sequence[Any], shape: tuple[int, int], *
         raise PromptError(f"prompt {row} is empty: its attention_mask has no real token")
     if not gaps and bool((((~mask[:, 1:] & mask[:, :-1]).cumsum(1) > 0) & mask[:, 1:]).any()):
         raise PromptError(
-            "attention_mask has padding between real tokens; a state-space layer needs them side by side, padded on "
-            "the left or on the right"
+            "attention_mask has padding between real tokens; a state-space layer needs them next to each other, padded "
+            "on the left or on the right"
         )
     return mask
 
 
 def whole_ids(ids: Iterable[int]) -> list[int]:
-    """Token ids as Python's whole numbers.
+    """Token ids as Python's integers.
 
     Raises:
-        PromptError: something that is none, or a nested list.
+        PromptError: something that is not an integer, or a nested list.
     """
     values = ids.tolist() if isinstance(ids, torch.Tensor) else ids
     if isinstance(values, str | bytes | set | frozenset | Mapping):
@@ -111,6 +111,6 @@ def whole_ids(ids: Iterable[int]) -> list[int]:
     checked = []
     for value in values if isinstance(values, Iterable) else [values]:
         if not is_whole(value) or not 0 <= plain(value) <= MOST_ID:
-            raise PromptError(f"token ids must be whole numbers from 0 on in one flat sequence, not {value!r}")
+            raise PromptError(f"token ids must be integers >= 0 in one flat sequence, not {value!r}")
         checked.append(int(plain(value)))
     return checked

@@ -1,12 +1,13 @@
 """Text to token ids and back, and token labels for the axes of figures.
 
 1. A `Tokenizer` wraps the Rust tokenizer that a checkpoint ships (tokenizer.json, the metadata of a GGUF file, or a
-   transformers tokenizer in memory); the ids are its ids, never rebuilt here.
-2. `encode` adds what that tokenizer adds by itself (a BOS for Llama, nothing for GPT-2), unless told otherwise.
-3. A word has one token at the beginning of a text and another within it, where a tokenizer puts a space before every
-   text (SentencePiece: Llama 2, Mistral, Phi-3). `within` reads a text as it stands within running text, and
-   `following` as it stands behind another: an answer is the token that follows its prompt.
-4. `pad` makes a rectangle of several prompts, and `labels` names positions such as `9: John`.
+   transformers tokenizer in memory); all ids come from it.
+2. `encode` adds what that tokenizer adds by itself (a BOS for Llama, nothing for GPT-2), unless `prepend_bos` says
+   otherwise.
+3. Some tokenizers put a space before every text (SentencePiece: Llama 2, Mistral, Phi-3). A word then has one token at
+   the beginning of a text and another within it. `within` gives the tokens of a text within running text, `following`
+   those after another text: an answer is the token that follows its prompt.
+4. `labels` names positions, such as `9: John`.
 """
 
 from __future__ import annotations
@@ -28,24 +29,24 @@ if TYPE_CHECKING:
     import tokenizers
 
 META_SPACE = "\u2581"
-BEFORE = ("\n", ",", ".", "x", "q", "1")  # what a text may stand behind, so as to be read within running text
+BEFORE = ("\n", ",", ".", "x", "q", "1")  # candidates to put before a text, so that it is read as running text
 
 
 @final
 class Tokenizer:
     """A model's own tokenizer: text to ids, ids to text.
 
-    Build one with `from_directory` or `from_transformers`; `interp.load` does so with the model. It pickles and copies.
+    Build one with `from_directory` or `from_transformers`; `interp.load` does so. It can be pickled and copied.
 
     Args:
         backend: the Rust `tokenizers.Tokenizer` that does the work.
-        bos_token_id: the id that opens a text, or None where the model has none; the same for `eos` and `pad`.
+        bos_token_id: the id that begins a text, or None where the model has none; the same for `eos` and `pad`.
         name: where it came from, for provenance.
-        split_special_tokens: cut special tokens that are written in the text into pieces (transformers' option).
+        split_special_tokens: split special tokens that are written in the text into pieces (transformers' option).
         further_eos_token_ids: more ids that end a text, where a model has several.
     """
 
-    further_eos_token_ids: tuple[int, ...] = ()  # also of pickles that are older
+    further_eos_token_ids: tuple[int, ...] = ()  # a default, because pickles of earlier versions lack it
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class Tokenizer:
     def from_directory(cls, path: str | Path) -> Tokenizer | None:
         """The tokenizer of a Hugging Face model directory, or None when it holds no tokenizer file.
 
-        tokenizer.json is read as it stands; a directory with another kind of tokenizer goes through transformers.
+        tokenizer.json is read directly; tokenizer files of other kinds are read by transformers.
 
         Raises:
             WeightsError: a tokenizer file that cannot be read.
@@ -88,7 +89,7 @@ class Tokenizer:
 
     @classmethod
     def from_transformers(cls, tokenizer: Any) -> Tokenizer:
-        """A transformers tokenizer in memory, with exactly its ids; later changes to it do not reach this one.
+        """A copy of a transformers tokenizer in memory, with exactly its ids.
 
         Raises:
             ConfigError: something else.
@@ -110,11 +111,11 @@ class Tokenizer:
 
         Args:
             text: any text; special tokens written in it, such as `<|endoftext|>`, become their ids.
-            prepend_bos: None adds what the model's own tokenizer adds; True puts exactly one BOS in front, also where
-                the text begins with one; False adds none.
+            prepend_bos: None adds what the model's own tokenizer adds; True puts exactly one BOS in front, even if
+                the text already begins with one; False adds none.
 
         Raises:
-            PromptError: `text` is no text, or a BOS is asked for and the tokenizer has none.
+            PromptError: `text` is not a str, or a BOS is asked for and the tokenizer has none.
         """
         text = _checked(text)
         if prepend_bos is None:
@@ -124,23 +125,23 @@ class Tokenizer:
         if not prepend_bos:
             return ids
         if self.bos_token_id is None:
-            raise PromptError(f"tokenizer {self.name!r} has no BOS token to prepend; leave prepend_bos out")
+            raise PromptError(f"tokenizer {self.name!r} has no BOS token; leave out prepend_bos=True")
         return ids if ids[:1] == [self.bos_token_id] else [self.bos_token_id, *ids]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
-        """The text of `ids`, with spaces left as they are.
+        """The text of `ids`, without any cleaning up of spaces.
 
         Raises:
-            PromptError: an id that is negative or no number.
+            PromptError: an id that is negative or not an integer.
         """
-        given = whole_ids(ids)
-        with tokenizer_files.refused(f"tokenizer {self.name!r} cannot decode {given!r:.80}", PromptError):
-            return self.backend.decode(given, skip_special_tokens=skip_special_tokens)
+        ids = whole_ids(ids)
+        with tokenizer_files.refused(f"tokenizer {self.name!r} cannot decode {ids!r:.80}", PromptError):
+            return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def str_tokens(self, ids: Iterable[int]) -> list[str]:
-        """Each id as it reads within running text, with the space that belongs to it: " the" is not "the".
+        """The text of each id within running text, with the space that belongs to it: " the" is not "the".
 
-        Part of a character gives the replacement character (see `token_bytes`).
+        An id that is only part of a character gives the replacement character (see `token_bytes`).
         """
         return [self._spelled(id_) for id_ in whole_ids(ids)]
 
@@ -152,7 +153,7 @@ class Tokenizer:
         return twice[len(text) :] if twice.startswith(text) else text
 
     def token_bytes(self, ids: Iterable[int]) -> list[bytes]:
-        """The UTF-8 bytes that each id stands for, also where they are only part of a character."""
+        """The UTF-8 bytes of each id, also where they are only part of a character."""
         ids = whole_ids(ids)
         return [_bytes_of(self.id_to_token(id_), text) for id_, text in zip(ids, self.str_tokens(ids), strict=True)]
 
@@ -161,11 +162,11 @@ class Tokenizer:
         return labels(self.token_bytes(ids))
 
     def at_start(self, text: str) -> list[int]:
-        """The ids of `text` as it stands at the beginning of a text, without special tokens added."""
+        """The ids of `text` at the beginning of a text, without added special tokens."""
         return self._encode(_checked(text))
 
     def following(self, text: str, rest: str) -> list[int] | None:
-        """The ids of `rest` where `text` goes on with it; None where `text` itself has other ids in the longer text.
+        """The ids of `rest` right after `text`; None if `text` itself has other ids in the longer text.
 
         Special tokens are not added.
         """
@@ -173,18 +174,18 @@ class Tokenizer:
         return longer[len(ids) :] if longer[: len(ids)] == ids else None
 
     def within(self, text: str) -> list[int]:
-        """The ids of `text` as it stands within running text, without special tokens added."""
+        """The ids of `text` within running text, without added special tokens."""
         text = _checked(text)
-        found = self.following(self._before, text) if self._before else None
-        return self.at_start(text) if found is None else found
+        ids = self.following(self._before, text) if self._before else None
+        return self.at_start(text) if ids is None else ids
 
     def single_id(self, text: str) -> int | None:
-        """The id of `text` when, within running text, it is exactly one token; else None."""
+        """The id of `text` if it is exactly one token within running text; else None."""
         ids = self.within(text)
         return ids[0] if len(ids) == 1 else None
 
     def is_unknown(self, id_: int, text: str) -> bool:
-        """Whether an id that was found for `text` is the one that stands for all unknown words.
+        """Whether the id of `text` is the tokenizer's token for unknown words.
 
         Raises:
             PromptError: no id, or no text.
@@ -194,7 +195,7 @@ class Tokenizer:
         return found == unknown != text.strip()
 
     def n_before(self, ids: Sequence[int], text: str) -> int | None:
-        """How many ids stand before those of `text`, such as a BOS; None where its own are not among `ids`.
+        """How many ids come before those of `text`, such as a BOS; None if its own ids are not among `ids`.
 
         Raises:
             PromptError: no ids, or no text.
@@ -203,7 +204,7 @@ class Tokenizer:
         return next((at for at in range(len(given) - len(bare) + 1) if given[at : at + len(bare)] == bare), None)
 
     def id_to_token(self, id_: int) -> str | None:
-        """The entry of the vocabulary with this id, in the vocabulary's own spelling; None when there is none.
+        """The entry of the vocabulary with this id, in the vocabulary's own spelling; None if there is none.
 
         Raises:
             PromptError: no whole number from 0 on.
@@ -211,7 +212,7 @@ class Tokenizer:
         return self.backend.id_to_token(whole_number("a token id", id_, least=0, most=MOST_ID, refuse=PromptError))
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of an entry in the vocabulary's own spelling; None when there is none.
+        """The id of an entry in the vocabulary's own spelling; None if there is none.
 
         Raises:
             PromptError: no text.
@@ -223,7 +224,7 @@ class Tokenizer:
         return self.backend.get_vocab(with_added_tokens=True)
 
     def digest(self) -> str:
-        """SHA-256, in hex, of everything that decides the ids; equal for tokenizers that behave alike."""
+        """SHA-256, in hex, of everything that determines the ids; equal for tokenizers that behave alike."""
         content = json.loads(self.backend.to_str())
         content["interp"] = [self.bos_token_id, self.eos_token_id, self.pad_token_id, self.split_special_tokens]
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -251,7 +252,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of entries without added tokens, as transformers counts; `len` counts all."""
+        """The number of entries without added tokens, as in transformers; `len` counts all."""
         return self.backend.get_vocab_size(with_added_tokens=False)
 
     def __len__(self) -> int:
@@ -268,18 +269,18 @@ class Tokenizer:
         self._settle()
 
     def _settle(self) -> None:
-        """Set what a tokenizer.json and a pickle leave open: no padding, no cutting, special tokens as asked."""
+        """Set what neither a tokenizer.json nor a pickle fixes: no padding, no truncation, special tokens as chosen."""
         self.backend.no_padding()
         self.backend.no_truncation()
         self.backend.encode_special_tokens = self.split_special_tokens
         try:
             bare, whole = self._encode("a"), self._encode("a", add_special_tokens=True)
             before = self.n_before(whole, "a")
-            # A few models add an EOS behind every text; `prepend_bos` decides about the front alone.
+            # A few tokenizers add an EOS after every text; `prepend_bos` decides about the front only.
             self._suffix = [] if before is None else whole[before + len(bare) :]
-            # Where "a" is the same within a text as at its beginning, nothing has to stand before it.
-            kept = [one for one in BEFORE if self.decode(self._encode(one)).endswith(one)]
-            self._before = next((one for one in kept if self.following(one, "a") not in (None, bare)), "")
+            # If "a" has the same id within a text as at its beginning, nothing needs to be put before it.
+            usable = [one for one in BEFORE if self.decode(self._encode(one)).endswith(one)]
+            self._before = next((one for one in usable if self.following(one, "a") not in (None, bare)), "")
         except PromptError as error:
             raise WeightsError(f"the tokenizer does not work: {error}") from error
 
@@ -289,10 +290,10 @@ class Tokenizer:
 
 
 def labels(tokens: Sequence[str | bytes]) -> list[str]:
-    r"""Axis labels for the positions of a prompt: `position: token`, with what cannot be seen made visible.
+    r"""Axis labels for the positions of a prompt: `position: token`, with invisible characters made visible.
 
-    One space before a word is left out, other spaces are `·`; a newline is `⏎`, a tab `⇥`; bytes that are no whole
-    character are hex, as `<F0>`, if the tokens are given as bytes; characters without a shape are `<U+200B>`.
+    One space before a word is left out, other spaces are `·`; a newline is `⏎`, a tab `⇥`; if the tokens are given as
+    bytes, bytes of an incomplete character are hex, as `<F0>`; characters without a shape are `<U+200B>`.
 
     >>> labels(["When", " John", "  ", "\n", b"\xf0\x9f", ""])
     ['0: When', '1: John', '2: ··', '3: ⏎', '4: <F0><9F>', '5: ∅']
@@ -312,7 +313,7 @@ def _checked(text: object, what: str = "a prompt") -> str:
             return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
         except UnicodeDecodeError:
             lone = f"U+{ord(text[error.start]):04X} at position {error.start}"
-            raise PromptError(f"{what} cannot hold half a surrogate pair, which is no character: {lone}") from None
+            raise PromptError(f"{what} cannot hold half a surrogate pair, which is not a character: {lone}") from None
     return text
 
 

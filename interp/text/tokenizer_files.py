@@ -1,9 +1,9 @@
 """The tokenizer files of a Hugging Face model directory, and transformers tokenizers, as backends of `Tokenizer`.
 
-1. tokenizer.json is the tokenizer as it was trained; it is read as it stands.
-2. Tokens that tokenizer_config.json (or, in older checkpoints, special_tokens_map.json) declares besides are added,
+1. tokenizer.json is the tokenizer as it was trained; it is read unchanged.
+2. Tokens that tokenizer_config.json (or, in older checkpoints, special_tokens_map.json) declares in addition are added,
    as transformers adds them.
-3. BOS, EOS and padding are what those files say; the model's configuration is asked where they are silent.
+3. BOS, EOS and padding tokens are those of these files, or else those of the model's configuration.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from interp.arguments import shown
 from interp.errors import InterpError, WeightsError
-from interp.files.foreign_files import entry, read_json, refuse_pointer, shown
+from interp.files.foreign_files import entry, read_json, refuse_pointer
 
 if TYPE_CHECKING:
     import tokenizers
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-MOST_UNUSED = 2**20  # ids that no token has; published vocabularies leave a few thousand
+MAX_UNUSED_IDS = 2**20  # ids below the largest that no token has; published vocabularies leave a few thousand
 OWN_FILE = "interp_tokenizer.json"  # what `interp.save` keeps of a tokenizer beside its tokenizer.json
 OWN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 OTHER_FILES = ("vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "tiktoken.model", "tekken.json")
@@ -32,10 +33,10 @@ ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized"
 
 @contextmanager
 def refused(what: str, kind: type[InterpError]) -> Iterator[None]:
-    """Let what a tokenizer raises be an error of ours that says what it was asked for.
+    """Turn what a tokenizer raises into an error of the class `kind` that begins with `what`.
 
-    The Rust library raises bare exceptions, and where it panics a `PanicException`, which is no `Exception` and has no
-    module to import it from.
+    The Rust library raises bare exceptions, and where it panics a `PanicException`, which is not an `Exception` and
+    cannot be imported from any module.
     """
     try:
         yield
@@ -58,7 +59,7 @@ def has_other_tokenizer(folder: Path) -> bool:
 
 
 def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The Rust tokenizer of a directory, and the keyword arguments of `Tokenizer` that its other files decide.
+    """The Rust tokenizer of a directory, and the keyword arguments of `Tokenizer` that its other files give.
 
     Raises:
         WeightsError: a file that is damaged.
@@ -67,7 +68,7 @@ def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
     file = folder / "tokenizer.json"
     refuse_pointer(file)
-    with refused(f"{file} is no tokenizer that can be read", WeightsError):
+    with refused(f"{file} is not a readable tokenizer", WeightsError):
         backend = tokenizers.Tokenizer.from_file(str(file))
     _refuse_far_ids(backend, file)
     if (folder / OWN_FILE).is_file():
@@ -86,16 +87,16 @@ def read(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
 
 
 def shown_error(error: BaseException) -> str:
-    """The first line of what a library says, or the kind of its error."""
+    """The first line of a library's message, or the name of its error."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line if len(line) <= 300 else line[:297] + "..."
 
 
 def auto_tokenizer(folder: Path) -> Any:
-    """The tokenizer that transformers makes of a directory, without a network.
+    """The tokenizer that transformers reads from a directory, without a network.
 
     Raises:
-        WeightsError: transformers cannot.
+        WeightsError: transformers cannot read it.
     """
     from transformers import AutoTokenizer
 
@@ -107,7 +108,7 @@ def auto_tokenizer(folder: Path) -> Any:
 
 
 def backend_of(tokenizer: Any) -> Any:
-    """A copy of the Rust tokenizer inside a transformers tokenizer; one without is called through its own methods."""
+    """A copy of the Rust tokenizer inside a transformers tokenizer; without one, a `CalledBackend` around it."""
     import tokenizers
 
     rust: Any = getattr(tokenizer, "backend_tokenizer", None)
@@ -150,21 +151,21 @@ class CalledBackend:
         return len(self.tokenizer) if with_added_tokens else self.tokenizer.vocab_size
 
     def to_str(self) -> str:
-        """What can be known from outside of what decides the ids."""
+        """What determines the ids, as far as it can be seen from outside."""
         return json.dumps({"class": type(self.tokenizer).__name__, "vocab": self.tokenizer.get_vocab()})
 
     def no_padding(self) -> None:
-        """Nothing: each call says so itself."""
+        """Nothing to do: every call encodes without it."""
 
     def no_truncation(self) -> None:
-        """Nothing: each call says so itself."""
+        """Nothing to do: every call encodes without it."""
 
 
 def _refuse_far_ids(backend: tokenizers.Tokenizer, file: Path) -> None:
-    """Refuse ids far beyond the number of tokens: the library counts up to the largest, for minutes."""
+    """Refuse ids far beyond the number of tokens: the library would count up to the largest, for minutes."""
     vocab = backend.get_vocab(with_added_tokens=True)
     last = max(vocab, key=lambda token: vocab[token], default=None)
-    if last is not None and vocab[last] > len(vocab) + MOST_UNUSED:
+    if last is not None and vocab[last] > len(vocab) + MAX_UNUSED_IDS:
         raise WeightsError(f"{file} gives {shown(last)} the id {vocab[last]}, in a vocabulary of {len(vocab)} tokens")
 
 
@@ -211,7 +212,7 @@ def _number_of(id_: str, file: Path) -> int:
 
 
 def _add_declared_tokens(backend: tokenizers.Tokenizer, settings: dict[str, Any], file: Path) -> None:
-    """Add the tokens that the settings declare and tokenizer.json lacks, or describes otherwise."""
+    """Add the tokens of the settings that are missing in tokenizer.json or described differently there."""
     import tokenizers
 
     present = backend.get_added_tokens_decoder().values()
@@ -238,20 +239,20 @@ def _special_id(backend: tokenizers.Tokenizer, settings: dict[str, Any], folder:
         content = _content(settings[name], folder / "tokenizer_config.json")
         return None if content is None else backend.token_to_id(content)
     for file in ("config.json", "generation_config.json"):
-        found = _special_among(backend, _ids_in(folder / file, f"{name}_id")[:1])
-        if found:
-            return found[0]
+        ids = _special_among(backend, _ids_in(folder / file, f"{name}_id")[:1])
+        if ids:
+            return ids[0]
     return None
 
 
 def _further_ends(backend: tokenizers.Tokenizer, folder: Path, eos: int | None) -> tuple[int, ...]:
-    """What ends a text besides the end-of-sequence token: `eos_token_id` may be a list (Llama 3 and its kin)."""
+    """Ids that end a text besides the end-of-sequence token: `eos_token_id` may be a list (as for Llama 3)."""
     ids = [id_ for file in ("config.json", "generation_config.json") for id_ in _ids_in(folder / file, "eos_token_id")]
     return tuple(id_ for id_ in dict.fromkeys(_special_among(backend, ids)) if id_ != eos)
 
 
 def _ids_in(file: Path, name: str) -> list[int]:
-    """The token ids that an entry of a configuration gives, one or several."""
+    """The token ids in an entry of a configuration, which may be one id or a list."""
     value = entry(_optional(file), name, int, list, file=file)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(id_) is int for id_ in ids):
@@ -260,6 +261,6 @@ def _ids_in(file: Path, name: str) -> list[int]:
 
 
 def _special_among(backend: tokenizers.Tokenizer, ids: list[int]) -> list[int]:
-    # Configurations carry default ids of other models: believe only an id that this tokenizer calls special.
+    # Configurations carry default ids of other models: trust only an id that this tokenizer marks as special.
     added = backend.get_added_tokens_decoder()
     return [id_ for id_ in ids if id_ in added and added[id_].special]

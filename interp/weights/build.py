@@ -1,9 +1,10 @@
 """From a `Checkpoint` to a model: every loader ends here.
 
-1. The model is made without memory; its weights' names and shapes are compared with the checkpoint's, and what is no
-   floating-point number is refused.
-2. Memory is reserved, and each tensor is read, checked, copied once into its place and dropped, the largest first, so
-   that the peak stays near the size of the model.
+1. The model is made without memory ("meta" tensors); the names and shapes of its weights are compared with the
+   checkpoint's, and tensors that do not hold floating-point numbers are refused.
+2. Memory is reserved. Each tensor is read, copied into its place and dropped, the largest first, so that the peak stays
+   near the size of the model.
+3. Weights that are not finite are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from interp.models.layers import PosEmbed
 from interp.state_space.mixer import MambaMixer
 from interp.weights.checkpoint import FLOATS, Checkpoint, Stored
 
-MOST_NAMED = 6
+MAX_LISTED = 6  # problems in one message
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -29,15 +30,16 @@ def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: 
     """The model that a checkpoint describes, with its weights, its tokenizer and its source.
 
     Args:
-        checkpoint: what a reader gave.
+        checkpoint: what a reader returned.
         device: where the weights go.
-        dtype: what the weights become.
+        dtype: the number type of the model's weights.
 
     Raises:
         ConfigError: sizes that no tensor can have.
-        WeightsError: tensors are missing, not expected, of another shape, no floating-point numbers, hold NaN or
-            infinite values, hold values beyond what `dtype` can, or do not fit into memory.
+        WeightsError: tensors are missing, not expected, of the wrong shape, not floating-point numbers, hold NaN or
+            infinite values, hold values beyond the range of `dtype`, or do not fit into memory.
     """
+    # 1. A model without memory, and what its tensors must be.
     model = empty(checkpoint.cfg)
     where = checkpoint.source.location
     problems = name_problems(weights(model), checkpoint.tensors)
@@ -48,11 +50,13 @@ def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: 
     if problems:
         raise WeightsError(f"the weights of {where} do not fit the model: {_some(problems, len(problems))}")
     model.tokenizer = checkpoint.tokenizer
+    # 2. Memory, and the tensors in it.
     _reserve(model, device, dtype, where)
     places = weights(model)
     with _one_thread():
         for name in sorted(places, key=lambda name: places[name].numel(), reverse=True):
             problems += _fill(places[name], name, checkpoint)
+        # 3. Weights that are not finite.
         problems = problems or _not_finite(model, checkpoint)
     if problems:
         raise WeightsError(f"the weights of {where} do not fit the model: {_some(problems, len(problems))}")
@@ -67,16 +71,16 @@ def empty(cfg: ModelConfig) -> GPT:
             return Mamba(cfg) if cfg.has_mamba else GPT(cfg)
     except InterpError:
         raise
-    except (RuntimeError, TypeError, OverflowError) as error:  # torch's own, of a size beyond its numbers
+    except (RuntimeError, TypeError, OverflowError) as error:  # from torch, for a size that is too large for it
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"no tensor can have the sizes that this configuration asks for ({reason}): {cfg}") from error
+        raise ConfigError(f"no tensor can have the sizes in this configuration ({reason}): {cfg}") from error
 
 
 def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
-    """A number type that models compute in, by torch's name for it or as torch has it.
+    """A number type that models compute in, from its name or from torch's dtype.
 
     Raises:
-        UnknownName: it is none of these.
+        UnknownName: models do not compute in it.
     """
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
@@ -87,15 +91,15 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def weights(model: GPT) -> dict[str, Tensor]:
-    """Every weight of a model under TransformerLens's name and in its shape, as a view into the model, detached.
+    """Every weight of a model under TransformerLens's name and in its shape, as a detached view into the model.
 
-    Those of a state-space layer, which TransformerLens does not have, are as the mixer holds them.
-    Writing to the tensors changes the model. A tied unembedding is not listed, as it is `embed.W_E`.
+    The weights of a state-space layer, which TransformerLens does not have, are named and shaped as in the mixer.
+    Writing to the tensors changes the model. A tied unembedding is not listed, because it is `embed.W_E`.
     """
     cfg = model.cfg
-    found: dict[str, Tensor | None] = {"embed.W_E": model.embed.W_E}
+    named: dict[str, Tensor | None] = {"embed.W_E": model.embed.W_E}
     if isinstance(model.pos_embed, PosEmbed):
-        found["pos_embed.W_pos"] = model.pos_embed.W_pos
+        named["pos_embed.W_pos"] = model.pos_embed.W_pos
     parts = {
         "ln1": ("w", "b"),
         "attn": ("W_Q", "W_K", "W_V", "W_O")
@@ -107,24 +111,24 @@ def weights(model: GPT) -> dict[str, Tensor]:
     for layer, block in enumerate(model.blocks):
         for part, names in parts.items():
             owner = getattr(block, part)
-            found |= {f"blocks.{layer}.{part}.{name}": getattr(owner, name, None) for name in names}
+            named |= {f"blocks.{layer}.{part}.{name}": getattr(owner, name, None) for name in names}
         if isinstance(block.mixer, MambaMixer):
-            found |= {f"blocks.{layer}.mixer.{name}": weight for name, weight in block.mixer.named_parameters()}
-    found |= {f"ln_final.{name}": getattr(model.ln_final, name, None) for name in ("w", "b")}
+            named |= {f"blocks.{layer}.mixer.{name}": weight for name, weight in block.mixer.named_parameters()}
+    named |= {f"ln_final.{name}": getattr(model.ln_final, name, None) for name in ("w", "b")}
     if not cfg.tie_word_embeddings:
-        found["unembed.W_U"] = model.unembed.W_U
-    found["unembed.b_U"] = model.unembed.b_U
-    return {name: tensor.detach() for name, tensor in found.items() if tensor is not None}
+        named["unembed.W_U"] = model.unembed.W_U
+    named["unembed.b_U"] = model.unembed.b_U
+    return {name: tensor.detach() for name, tensor in named.items() if tensor is not None}
 
 
 def name_problems(expected: Collection[str], given: Collection[str]) -> list[str]:
-    """What is missing and what is not expected, with the nearest name on the other side; [] when all is well."""
+    """Missing and unexpected names, each with the nearest name on the other side; [] if there are none."""
     missing = sorted(set(expected) - set(given))
     extra = sorted(set(given) - set(expected))
     problems = []
     for kind, names, others in (("missing", missing, extra), ("not expected", extra, missing or expected)):
         if names:
-            shown = [_with_nearest(name, others) for name in names[:MOST_NAMED]]
+            shown = [_with_nearest(name, others) for name in names[:MAX_LISTED]]
             problems.append(f"{kind}: {_some(shown, len(names))}")
     return problems
 
@@ -135,12 +139,12 @@ def _with_nearest(name: str, others: Iterable[str]) -> str:
 
 
 def _some(texts: list[str], count: int) -> str:
-    more = f", and {count - MOST_NAMED} more" if count > MOST_NAMED else ""
-    return ", ".join(texts[:MOST_NAMED]) + more
+    more = f", and {count - MAX_LISTED} more" if count > MAX_LISTED else ""
+    return ", ".join(texts[:MAX_LISTED]) + more
 
 
 def _reserve(model: GPT, device: str | torch.device, dtype: torch.dtype, where: str) -> None:
-    """Memory for every weight, with nothing in it yet. (`to_empty` does the same and imports sympy for it: 0.7 s.)"""
+    """Reserve memory for every weight. (`to_empty` does the same, but imports sympy, which takes 0.7 s.)"""
     needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     try:
         for module in model.modules():
@@ -153,7 +157,7 @@ def _reserve(model: GPT, device: str | torch.device, dtype: torch.dtype, where: 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Copying waits for memory: a second thread costs more than it brings (SmolLM2 on 2 cores: 4.7 s against 2.2 s)."""
+    """One thread: copying is bound by memory, and a second thread slows it down (SmolLM2: 4.7 s against 2.2 s)."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -163,21 +167,21 @@ def _one_thread() -> Iterator[None]:
 
 
 def _misfits(place: Tensor, name: str, checkpoint: Checkpoint) -> list[str]:
-    """What is wrong with a tensor, as far as its header says, if anything."""
+    """What is wrong with a tensor according to its header, if anything."""
     stored = checkpoint.tensors[name]
     if stored.shape != tuple(place.shape):
         return [f"{_label(name, checkpoint)} has shape {list(stored.shape)}, expected {list(place.shape)}"]
     if stored.dtype not in FLOATS:
         kind = str(stored.dtype).removeprefix("torch.")
         return [
-            f"{_label(name, checkpoint)} is of type {kind}, expected one of {', '.join(DTYPES)}: quantised weights are "
-            "read from a .gguf alone, and whole numbers need .float()"
+            f"{_label(name, checkpoint)} is of type {kind}, expected one of {', '.join(DTYPES)}: quantised weights can "
+            "only be read from a .gguf, and integers need .float()"
         ]
     return []
 
 
 def _fill(place: Tensor, name: str, checkpoint: Checkpoint) -> list[str]:
-    """Copy one tensor into its place; what is wrong with it, if anything."""
+    """Copy one tensor into its place; returns what is wrong with it, if anything."""
     tensor = checkpoint.tensors[name]()
     if tensor.is_meta:
         return [f"{_label(name, checkpoint)} has no values (it is on the 'meta' device)"]
@@ -186,7 +190,7 @@ def _fill(place: Tensor, name: str, checkpoint: Checkpoint) -> list[str]:
 
 
 def _not_finite(model: GPT, checkpoint: Checkpoint) -> list[str]:
-    # A sum loses no NaN and no infinity and needs no memory, and whole parameters are summed faster than views.
+    # A sum is not finite if any term is not, needs no memory, and is faster over parameters than over our views.
     if all(bool(parameter.detach().sum().isfinite()) for parameter in model.parameters()):
         return []
     bad = [(name, place.dtype) for name, place in weights(model).items() if not bool(place.isfinite().all())]
@@ -194,15 +198,15 @@ def _not_finite(model: GPT, checkpoint: Checkpoint) -> list[str]:
 
 
 def _not_finite_because(stored: Stored, dtype: torch.dtype) -> str:
-    """Whose fault it is: that of the file, or of the number type that was asked for."""
+    """The reason: values in the file, or the range of the chosen number type."""
     tensor = stored()
     if not bool(tensor.isfinite().all()):
         return "holds NaN or infinite values"
     name, most = str(dtype).removeprefix("torch."), float(tensor.abs().max())
     wider = [other for other, kind in DTYPES.items() if torch.finfo(kind).max >= most]
     return (
-        f"holds values up to {most:.6g}, beyond the {torch.finfo(dtype).max:.6g} that {name} can hold; the file is "
-        f"sound: load it with dtype={' or '.join(map(repr, wider))}"
+        f"holds values up to {most:.6g}, but {name} holds at most {torch.finfo(dtype).max:.6g}; the file is sound: "
+        f"load it with dtype={' or '.join(map(repr, wider))}"
     )
 
 

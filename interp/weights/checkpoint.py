@@ -1,6 +1,6 @@
-"""What every checkpoint reader gives: a configuration, tensors under TransformerLens's names, a tokenizer, a source.
+"""What every checkpoint reader returns: a configuration, tensors under TransformerLens's names, a tokenizer, a source.
 
-Shapes and number types are known from the header of a file, before a tensor is read or memory reserved for any.
+Shapes and number types are known from a file's header, before any tensor is read or memory is reserved.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Row:
-    """Where one of our weights lies: their tensor, the pattern to our shape, and which part of a fused tensor.
+    """Where one of our weights is stored: their tensor's name, the einops pattern to our shape, and the part.
 
-    `interleaved` rows have the two members of a rotary pair next to each other.
+    `part` is the number of the part in a tensor that fuses several weights. In an `interleaved` tensor the two members
+    of a rotary pair are next to each other.
     """
 
     theirs: str
@@ -35,10 +36,10 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A tensor that is read when it is called for.
+    """A tensor that is read when it is called.
 
-    `dtype` is torch's, or the file's own name of a type that torch does not compute with; `origin` is the name that the
-    file has for it.
+    `dtype` is torch's, or the file's own name of a type that torch does not compute with; `origin` is the tensor's name
+    in the file.
     """
 
     read: Callable[[], Tensor] = field(repr=False)
@@ -52,7 +53,7 @@ class Stored:
 
 
 def in_memory(tensor: Tensor, origin: str | None = None) -> Stored:
-    """A tensor that is there already."""
+    """A tensor that is already in memory."""
     return Stored(lambda: tensor, tuple(tensor.shape), tensor.dtype, origin)
 
 
@@ -65,19 +66,19 @@ def equal(one: Stored, other: Stored) -> bool:
 
 
 def refuse_deeper(n_layers: object, names: Iterable[str], where: object) -> None:
-    """Refuse a configuration of more layers than the weights have, before anything is made for each of them.
+    """Refuse a configuration with more layers than the weights have, before anything is built for each layer.
 
     Args:
-        n_layers: what the configuration says.
-        names: the tensors' names, in which the numbers are those of layers.
+        n_layers: the number of layers in the configuration.
+        names: the tensors' names, in which every number is that of a layer.
         where: the weights, for the message.
 
     Raises:
-        WeightsError: it does.
+        WeightsError: the configuration has more layers.
     """
     stored = len({part for name in names for part in name.split(".") if part.isdigit()})
     if isinstance(n_layers, int) and n_layers > stored:
-        raise WeightsError(f"the weights of {where} have {stored} layers, and their configuration asks for {n_layers}")
+        raise WeightsError(f"the weights of {where} have {stored} layers, but their configuration has {n_layers}")
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,9 @@ class Source:
     files: tuple[Path, ...] = ()
 
     def sha256(self) -> str | None:
-        """SHA-256 of the weight files, in hex, read now; None for weights that were never in a file.
+        """SHA-256 of the weight files, in hex, computed now; None for weights that were never in a file.
 
-        One file gives its own digest, as `sha256sum` prints it; several give the digest of their lines `digest  name`.
+        For one file it is what `sha256sum` prints; for several, the SHA-256 of the lines that `sha256sum` prints.
 
         Raises:
             WeightsError: a file that can no longer be read.
@@ -111,10 +112,10 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A model on disk, read as far as its names and shapes.
+    """A model on disk, of which only names and shapes have been read.
 
-    `tensors` are under TransformerLens's names and in its shapes; one that is read may be a view that shares memory
-    with the file or with another tensor.
+    `tensors` have TransformerLens's names and shapes; a tensor that is read may share memory with the file or with
+    another tensor.
     """
 
     cfg: ModelConfig

@@ -1,6 +1,6 @@
 """Weight files in a directory: safetensors, in one file or in shards, and torch's own format where it is safe to read.
 
-Nothing is read but headers until a tensor is asked for. Every reading opens the file anew: a mapped file counts as used
+Only headers are read until a tensor is needed. Every read opens the file anew, because a mapped file counts as used
 memory for as long as it is open, and a large model would count twice.
 """
 
@@ -15,13 +15,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from interp.arguments import shown
 from interp.errors import WeightsError
-from interp.files.foreign_files import read_json, refuse_pointer, shown
+from interp.files.foreign_files import read_json, refuse_pointer
 from interp.weights.checkpoint import Stored, in_memory
 
 Tensors = dict[str, Stored]
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-# How safetensors calls what is computed with here; others keep its name for them.
+# safetensors' names of the number types that models compute in; other types keep safetensors' name.
 DTYPES = {"F32": torch.float32, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -42,40 +43,40 @@ def open_weights(folder: Path) -> tuple[Tensors, tuple[Path, ...]]:
 def open_safetensors(file: Path) -> Tensors:
     """The tensors of one safetensors file by name."""
     refuse_pointer(file)
-    found: Tensors = {}
+    tensors: Tensors = {}
     try:
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118, no mapping
+            for name in opened.keys():  # noqa: SIM118, not a mapping
                 header = opened.get_slice(name)
                 dtype = DTYPES.get(header.get_dtype(), header.get_dtype())
                 read = partial(_from_safetensors, file, name)
-                found[name] = Stored(read, tuple(header.get_shape()), dtype, name)
-        return found
+                tensors[name] = Stored(read, tuple(header.get_shape()), dtype, name)
+        return tensors
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{file} is no safetensors file that can be read: {error}") from error
+        raise WeightsError(f"{file} is not a readable safetensors file: {error}") from error
 
 
 def open_torch(file: Path) -> Tensors:
-    """The tensors of a file that `torch.save` wrote, if torch reads it without running code from it."""
+    """The tensors of a file that `torch.save` wrote, if torch can read it without running code from it."""
     refuse_pointer(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # torch raises many kinds
+    except Exception as error:  # torch raises many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise WeightsError(
-            f"{file} is a pickled checkpoint, refused as torch.load(weights_only=True) does not read it ({reason}); "
+            f"{file} is a pickled checkpoint that torch.load(weights_only=True) refuses to read ({reason}); "
             "save it as safetensors"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"{file} must hold a state dict of tensors, not {type(state).__name__}")
     strange = [name for name in state if not isinstance(name, str)]
     if strange:
-        raise WeightsError(f"{file} must hold tensors by name, not by {shown(strange[0])}")
+        raise WeightsError(f"{file} must hold tensors under names, not under {shown(strange[0])}")
     return {name: in_memory(tensor, name) for name, tensor in state.items()}
 
 
 def contents(folder: Path) -> str:
-    """What a directory holds, in a few words."""
+    """The first names in a directory, for messages."""
     names = sorted(entry.name for entry in folder.iterdir())
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
 
@@ -93,23 +94,23 @@ def _open_shards(index: Path, open_file: Callable[[Path], Tensors]) -> tuple[Ten
     files = {shard: index.parent / shard for shard in sorted(set(where.values()))}
     absent = [shard for shard, file in files.items() if not _is_file(file)]
     if absent:
-        raise WeightsError(f"{index} names shards that are not there: {', '.join(map(shown, absent))}")
+        raise WeightsError(f"{index} names shards that do not exist: {', '.join(map(shown, absent))}")
     shards = {shard: open_file(file) for shard, file in files.items()}
-    lost = [name for name, shard in where.items() if name not in shards[shard]]
-    if lost:
-        raise WeightsError(f"{index} says that {lost[0]!r} is in {where[lost[0]]}, but it is not")
+    missing = [name for name, shard in where.items() if name not in shards[shard]]
+    if missing:
+        raise WeightsError(f"{index} says that {missing[0]!r} is in {where[missing[0]]}, but it is not")
     return {name: shards[shard][name] for name, shard in where.items()}, tuple(files.values())
 
 
 def _is_file(file: Path) -> bool:
     try:
         return file.is_file()
-    except OSError:  # a name that is longer than any
+    except OSError:  # a name that is too long for a file system
         return False
 
 
 def shards_of(index: Path) -> set[str]:
-    """The shards that an index names, none where there is no index."""
+    """The shards that an index names; none if there is no index."""
     return set(_weight_map(index).values()) if index.is_file() else set()
 
 
@@ -120,13 +121,13 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, shard in where.items():
         if not isinstance(shard, str) or not stays_inside(shard):
             raise WeightsError(
-                f"{index} says that {name!r} is in {shown(shard)}, expected the name of a file in its folder or below"
+                f"{index} says that {name!r} is in {shown(shard)}; expected a file in or below its folder"
             )
     return where
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a name stays below its folder, on any system; a link there may lead where it likes (the hub's do)."""
+    """Whether a name stays below its folder, on any system. Links may lead anywhere: the hub's cache has such links."""
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     rooted = PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or PureWindowsPath(name).root
     return bool(parts) and not rooted and ".." not in parts and "\0" not in name

@@ -1,8 +1,8 @@
 """Weights under TransformerLens's names: from a state dict, to a state dict, and from the folder of `interp.save`.
 
 1. The configuration may be a `ModelConfig` or TransformerLens's own. A field of theirs with no effect on the numbers is
-   ignored; one that changes them and is not supported is refused by name when it is active.
-2. Buffers are skipped, the `_W_K` of grouped-query models is `W_K` here.
+   ignored; an active field that changes them and is not supported is refused by name.
+2. Buffers are skipped; the `_W_K` of grouped-query models becomes `W_K`.
 3. The tensors are checked and copied by `interp.weights.build`.
 """
 
@@ -41,7 +41,7 @@ from interp.weights.options import flag, number, whole
 BUFFERS = re.compile(r"blocks\.\d+\.attn\.(mask|IGNORE|rotary_sin|rotary_cos)")
 GROUPED = re.compile(r"(blocks\.\d+\.attn\.)_([Wb]_[KV])")
 
-# Fields of HookedTransformerConfig and its descendants that say nothing about the numbers, or only beside one of the
+# Fields of HookedTransformerConfig and its descendants that do not affect the numbers, or only together with one of the
 # fields that are refused below.
 IGNORED = {
     "architecture", "attn_implementation", "attn_types", "bos_token_id", "checkpoint_index",
@@ -55,7 +55,7 @@ IGNORED = {
     "vision_hidden_size", "vision_num_heads", "vision_num_layers", "window_size", "yarn_attention_factor",
     "yarn_beta_fast", "yarn_beta_slow", "yarn_factor", "yarn_original_max_position_embeddings",
 }  # fmt: skip
-# Fields that are read here rather than copied.
+# Fields that are translated rather than copied.
 TRANSLATED = {
     "attn_scale", "dtype", "NTK_by_parts_factor", "NTK_by_parts_high_freq_factor", "NTK_by_parts_low_freq_factor",
     "NTK_original_ctx_len", "use_NTK_by_parts_rope",
@@ -78,15 +78,15 @@ def load_transformer_lens(
 
     Args:
         cfg: a `ModelConfig` or what its `to_dict` gives; or TransformerLens's fields, as a mapping or an object with
-            `to_dict()`. Those say nothing of biases: a kind of bias that is in no layer of `state_dict` is absent.
+            `to_dict()`. TransformerLens's fields do not mention biases: the model has those that `state_dict` has.
         state_dict: torch tensors or numpy arrays.
-        tokenizer: text to ids, if there is text.
+        tokenizer: the model's tokenizer, for prompts as text.
         device: where the weights go.
-        dtype: what the weights become; None takes `cfg.dtype` of TransformerLens's fields, else float32.
+        dtype: the number type of the model's weights; None takes TransformerLens's `cfg.dtype`, else float32.
 
     Raises:
         ConfigError: a field that is not supported, by name.
-        WeightsError: tensors that are missing, not expected, of another shape or not finite.
+        WeightsError: tensors that are missing, not expected, of the wrong shape or not finite.
 
     Example:
         >>> model = GPT(ModelConfig(n_layers=1, d_model=4, n_ctx=8, d_head=2, d_vocab=5, attn_only=True))
@@ -105,7 +105,7 @@ def load_transformer_lens(
 def to_transformer_lens(model: GPT) -> dict[str, Tensor]:
     """A model's weights under TransformerLens's names and in its shapes; they share the model's memory.
 
-    As `interp.weights.build.weights`, with a tied unembedding as `unembed.W_U` too.
+    As `interp.weights.build.weights`, but a tied unembedding is included as `unembed.W_U`.
     """
     tensors = weights(model)
     if model.cfg.tie_word_embeddings:
@@ -122,7 +122,7 @@ def read(directory: str | Path, *, tokenizer: Tokenizer | None = None) -> Checkp
 
     Raises:
         ConfigError: a configuration that is not supported.
-        WeightsError: files that are missing, damaged or do not fit each other.
+        WeightsError: files that are missing, damaged or inconsistent.
     """
     folder = Path(directory)
     tensors = open_safetensors(folder / WEIGHTS_FILE)
@@ -142,16 +142,16 @@ def _checkpoint(
     tensors: dict[str, Stored] = {}
     for name, value in state_dict.items():
         if not isinstance(name, str):
-            raise WeightsError(f"a state dict holds tensors by name, not by {shown(name)}")
+            raise WeightsError(f"a state dict must hold tensors under names, not under {shown(name)}")
         if not BUFFERS.fullmatch(name):
-            tensors[GROUPED.sub(r"\1\2", name)] = value if isinstance(value, Stored) else _given(name, value)
+            tensors[GROUPED.sub(r"\1\2", name)] = value if isinstance(value, Stored) else _stored(name, value)
     if isinstance(cfg, ModelConfig):
         settled, dtype = cfg, torch.float32
     else:
-        given = _fields(cfg)
-        written_by_us = "attn_in_bias" in given  # a field that TransformerLens does not have
-        settled = ModelConfig.from_dict(given) if written_by_us else config_of(given, tensors)
-        dtype = _dtype(given.get("dtype"))
+        own_fields = _fields(cfg)
+        written_by_us = "attn_in_bias" in own_fields  # a field that TransformerLens does not have
+        settled = ModelConfig.from_dict(own_fields) if written_by_us else config_of(own_fields, tensors)
+        dtype = _dtype(own_fields.get("dtype"))
     refuse_deeper(settled.n_layers, tensors, source.location)
     settled = _settle_tied(settled, tensors)
     _settle_gated(settled, tensors)
@@ -159,24 +159,24 @@ def _checkpoint(
 
 
 def _fields(cfg: Any) -> dict[str, Any]:
-    """The fields of a configuration that is no `ModelConfig`, by their names."""
-    found = cfg
+    """The fields of a configuration that is not a `ModelConfig`, by their names."""
+    fields = cfg
     if not isinstance(cfg, Mapping | type) and callable(getattr(cfg, "to_dict", None)):
-        found = cfg.to_dict()
-    if not isinstance(found, Mapping):
+        fields = cfg.to_dict()
+    if not isinstance(fields, Mapping):
         raise ConfigError(
             "cfg must be a ModelConfig, a mapping of TransformerLens's fields or an object with to_dict() that gives "
             f"them, not {shown(cfg)}"
         )
-    for name, value in found.items():
+    for name, value in fields.items():
         if not isinstance(name, str):
             raise ConfigError(f"cfg has its fields by name, not by {shown(name)}")
         if getattr(value, "ndim", 0):
             raise ConfigError(f"{name} of cfg must be one value, not {shown(value)}")
-    return dict(found)
+    return dict(fields)
 
 
-def _given(name: str, value: Any) -> Stored:
+def _stored(name: str, value: Any) -> Stored:
     if isinstance(value, Tensor):
         return in_memory(value.detach())
     try:
@@ -190,14 +190,14 @@ def _given(name: str, value: Any) -> Stored:
 
 
 def config_of(given: Mapping[str, Any], names: Mapping[str, Any]) -> ModelConfig:
-    """TransformerLens's configuration fields as a `ModelConfig`; the biases are those among `names`.
+    """TransformerLens's configuration fields as a `ModelConfig`, with the biases that are among `names`.
 
     Raises:
-        ConfigError: a field that is not supported and active, or unknown and active.
+        ConfigError: an active field that is not supported or unknown.
     """
     missing = [name for name in ("n_layers", "d_model", "n_ctx", "d_head", "d_vocab") if given.get(name) is None]
     if missing:
-        raise ConfigError(f"the configuration has no {', '.join(missing)}")
+        raise ConfigError(f"the configuration lacks {', '.join(missing)}")
     kept = {name: value for name, value in given.items() if name in OUR_FIELDS - TRANSLATED}
     for name, value in given.items():
         if name not in OUR_FIELDS | TRANSLATED | IGNORED and _active(name, value, given):
@@ -217,27 +217,27 @@ def config_of(given: Mapping[str, Any], names: Mapping[str, Any]) -> ModelConfig
     if kept.get("positional_embedding_type") != "rotary":
         kept.pop("rotary_dim", None)
     if _unset(given, "initializer_range"):
-        kept["initializer_range"] = 0.8 / whole(given, "d_model") ** 0.5  # what TransformerLens means by -1
+        kept["initializer_range"] = 0.8 / whole(given, "d_model") ** 0.5  # TransformerLens's meaning of -1
     if flag(given, "use_NTK_by_parts_rope", False):
         kept["rope_scaling"] = RopeScaling(
             "llama3",
             factor=float(number(given, "NTK_by_parts_factor", 8.0)),
             low_freq_factor=float(number(given, "NTK_by_parts_low_freq_factor", 1.0)),
             high_freq_factor=float(number(given, "NTK_by_parts_high_freq_factor", 4.0)),
-            # Releases before this field existed took the model's own context.
+            # Releases without this field used the model's own context.
             original_n_ctx=whole(given, "NTK_original_ctx_len", whole(given, "n_ctx")),
         )
     return ModelConfig.from_dict(kept)
 
 
 def _unset(given: Mapping[str, Any], name: str) -> bool:
-    """Whether a field is left open: absent, None, or TransformerLens's -1."""
+    """Whether a field is not set: absent, None, or TransformerLens's -1."""
     value = given.get(name)
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value <= 0)
 
 
 def _active(name: str, value: Any, given: Mapping[str, Any]) -> bool:
-    """Whether a field that is not known here can change the computation; -1 is TransformerLens's "not set"."""
+    """Whether an unknown field can change the computation; -1 is TransformerLens's "not set"."""
     if name == "final_rms":
         return bool(value) and given.get("normalization_type", "LN") in ("LN", "LNPre")
     if name == "use_local_attn":
@@ -248,24 +248,24 @@ def _active(name: str, value: Any, given: Mapping[str, Any]) -> bool:
 
 
 def _dtype(value: Any) -> torch.dtype:
-    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
-    return found if isinstance(found, torch.dtype) else torch.float32
+    dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def _settle_tied(cfg: ModelConfig, tensors: dict[str, Stored]) -> ModelConfig:
-    """TransformerLens keeps W_U beside W_E; they are one tensor only while they are equal."""
+    """Drop a W_U that equals a tied W_E: TransformerLens stores both. If they differ, they are not tied."""
     if not cfg.tie_word_embeddings or not {"unembed.W_U", "embed.W_E"} <= tensors.keys():
         return cfg
     unembedding = tensors["unembed.W_U"]
-    turned = Stored(lambda: unembedding().T, unembedding.shape[::-1], unembedding.dtype)
-    if not equal(turned, tensors["embed.W_E"]):
+    transposed = Stored(lambda: unembedding().T, unembedding.shape[::-1], unembedding.dtype)
+    if not equal(transposed, tensors["embed.W_E"]):
         return cfg.replace(tie_word_embeddings=False)
     del tensors["unembed.W_U"]
     return cfg
 
 
 def _settle_gated(cfg: ModelConfig, tensors: dict[str, Stored]) -> None:
-    """TransformerLens adds a gated MLP's b_in behind the product, and has no b_gate: only b_in = 0 means the same."""
+    """TransformerLens adds a gated MLP's b_in after the product, and has no b_gate: only b_in = 0 means the same."""
     if not (cfg.gated_mlp and cfg.mlp_bias):
         return
     for layer in range(cfg.n_layers):
@@ -275,7 +275,7 @@ def _settle_gated(cfg: ModelConfig, tensors: dict[str, Stored]) -> None:
         b_in = tensors[here + "b_in"]()
         if bool(b_in.any()):
             raise WeightsError(
-                f"{here + 'b_in'!r} of a gated MLP is not zero: without 'b_gate' it is TransformerLens's, added behind "
-                "the product, which is not supported; fold b_in @ W_out into b_out"
+                f"{here + 'b_in'!r} of a gated MLP is not zero, and there is no 'b_gate': TransformerLens adds such a "
+                "b_in after the product, which is not supported; fold b_in @ W_out into b_out"
             )
         tensors[here + "b_gate"] = tensors[here + "b_in"]

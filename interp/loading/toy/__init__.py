@@ -1,1 +1,1 @@
-"""The weights of `interp.load("toy")`, and the script that made them."""
+"""The weights of `interp.load("toy")`, and the script that trained them."""

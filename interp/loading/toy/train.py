@@ -1,10 +1,10 @@
-"""Train the model that `interp.load("toy")` gives: two layers of attention that learn to copy by induction.
+"""Train the model of `interp.load("toy")`: two layers of attention that learn to copy by induction.
 
-1. Every sequence is a beginning token and a run of random tokens, repeated: the second half can be predicted from the
-   first, and from nothing else.
+1. Every sequence is a beginning token and a run of random tokens, given twice: the second half can be predicted only
+   from the first.
 2. A 2-layer attention-only model with grouped-query attention learns it, by a previous-token head and an induction head
    (Olsson et al. 2022, "In-context Learning and Induction Heads", section "Mechanistic view").
-3. Weights go to this folder. `python -m interp.weights.toy.train` makes them again, seeded, in some minutes.
+3. The weights go to this folder. `python -m interp.loading.toy.train` trains them again, seeded, in a few minutes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STEPS, BATCH, HALF = 2000, 64, 20
 
 
 def repeated(batch: int, half: int, generator: torch.Generator) -> Tensor:
-    """[batch, 1 + 2 half] tokens: the beginning token, random tokens, the same again."""
+    """Tokens [batch, 1 + 2 half]: the beginning token, random tokens, and the same tokens again."""
     run = torch.randint(1, CFG.d_vocab, (batch, half), generator=generator)
     return torch.cat([torch.full((batch, 1), BOS), run, run], dim=1)
 
@@ -55,7 +55,7 @@ def copying_loss(model: GPT, tokens: Tensor) -> Tensor:
 
 
 def train(steps: int = STEPS) -> GPT:
-    """A trained model; the loss is shown as it falls."""
+    """A trained model; a progress bar shows the loss."""
     generator = torch.Generator().manual_seed(0)
     model = GPT(CFG)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01, betas=(0.9, 0.98))

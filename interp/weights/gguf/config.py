@@ -1,10 +1,10 @@
 """The configuration that a GGUF file's `{architecture}.*` metadata describes.
 
 1. Sizes, norms and rotary frequencies are read under llama.cpp's names (gguf-py/gguf/constants.py).
-2. What the metadata leaves to the architecture (activation, norm, biases) is what transformers has for it; biases exist
-   when the file stores them.
-3. An entry that is neither known here nor of a value that means `not used` may change the computation, and is refused
-   by its name; so is a sliding window shorter than the context, and a rotary scaling other than linear and Llama 3's.
+2. What the metadata leaves to the architecture (activation, norm) is set as in transformers; biases exist if the file
+   stores them.
+3. An unknown entry may change the computation and is refused by name, unless its value means "not used"; so are a
+   sliding window shorter than the context, and a rotary scaling other than linear and Llama 3's.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from interp.arguments import shown
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, WeightsError
-from interp.files.foreign_files import shown
 from interp.weights.gguf.container import GGUFFile
 
 KNOWN = {
@@ -39,7 +39,7 @@ class Metadata:
     architecture: str
 
     def get(self, key: str, default: Value) -> Value:
-        """An entry of the type of `default`, or `default`; one value listed for every layer counts as that value."""
+        """An entry of the type of `default`, or `default`; a list with the same value for every layer is that value."""
         full = f"{self.architecture}.{key}"
         value = self.file.metadata.get(full, default)
         if isinstance(value, list):
@@ -48,14 +48,14 @@ class Metadata:
                     f"{self.file.path}: {full}={shown(value)} must be one value, or the same one for every layer"
                 )
             value = value[0]
-        if type(value) is not type(default):  # a whole number in place of a float, too, as in llama.cpp
+        if type(value) is not type(default):  # an int is not taken for a float either, as in llama.cpp
             raise WeightsError(f"{self.file.path}: {full}={shown(value)} must be of type {type(default).__name__}")
         if isinstance(value, (int, float)) and not abs(value) < math.inf:
             raise WeightsError(f"{self.file.path}: {full}={value} must be a finite number")
         return type(default)(value)
 
     def need(self, key: str, kind: type[Value]) -> Value:
-        """An entry that must be there."""
+        """An entry that must exist."""
         if f"{self.architecture}.{key}" not in self.file.metadata:
             raise WeightsError(f"{self.file.path}: metadata '{self.architecture}.{key}' is missing")
         return self.get(key, kind())
@@ -66,7 +66,7 @@ class Metadata:
 
 
 def gpt2(metadata: Metadata) -> ModelConfig:
-    """GPT-2 and models of its code."""
+    """GPT-2 and models with its code."""
     _refuse_unknown(metadata)
     return ModelConfig(
         **_sizes(metadata),
@@ -109,7 +109,7 @@ def llama_like(metadata: Metadata) -> ModelConfig:
     if cfg.rotary_dim != cfg.d_head:
         raise ConfigError(
             f"{metadata.file.path}: {metadata.architecture}.rope.dimension_count={cfg.rotary_dim} is not supported; "
-            f"only the whole head of {cfg.d_head} is"
+            f"it must be the whole head of {cfg.d_head}"
         )
     return cfg
 
@@ -124,7 +124,7 @@ def _refuse_unknown(metadata: Metadata) -> None:
     window, n_ctx = metadata.get("attention.sliding_window", 0), metadata.need("context_length", int)
     if 0 < window < n_ctx:
         raise ConfigError(
-            f"{path}: {architecture}.attention.sliding_window={window} is not supported, as it is shorter than the "
+            f"{path}: {architecture}.attention.sliding_window={window} is not supported: it is shorter than the "
             f"context of {n_ctx} tokens"
         )
 
@@ -133,7 +133,7 @@ def _sizes(metadata: Metadata) -> dict[str, Any]:
     d_model, n_heads = metadata.need("embedding_length", int), metadata.need("attention.head_count", int)
     d_head = metadata.get("attention.key_length", d_model // max(n_heads, 1))
     if metadata.get("attention.value_length", d_head) != d_head:
-        raise ConfigError(f"{metadata.file.path}: keys and values of different lengths are not supported")
+        raise ConfigError(f"{metadata.file.path}: keys and values of different sizes are not supported")
     tied = not metadata.has("output.weight")
     unembedding = metadata.file.tensor("token_embd.weight" if tied else "output.weight")
     return {
@@ -163,7 +163,7 @@ def _rotary(metadata: Metadata) -> dict[str, Any]:
 
 
 def _rope_scaling(metadata: Metadata, rotary_dim: int, base: float) -> RopeScaling | None:
-    """The scaling that the metadata names, or the one of Llama 3, which is stored as its frequency factors."""
+    """The scaling that the metadata names, or that of Llama 3, which is stored as a tensor of frequency factors."""
     linear = metadata.get("rope.scale_linear", 1.0)
     kind = metadata.get("rope.scaling.type", "none" if linear == 1.0 else "linear")
     if kind not in ("none", "linear"):

@@ -1,11 +1,11 @@
-"""The GGUF container: metadata, and tensors that are dequantised when asked for.
+"""The GGUF container: metadata, and tensors that are dequantised when they are read.
 
 1. Header: magic, version, the number of tensors and of metadata entries; then the entries; then the tensor table
    (name, shape, type, offset); then, aligned, the data. (ggml-org/ggml, docs/gguf.md, versions 2 and 3.)
-2. The header is walked here and not by `gguf.GGUFReader`, which makes several array objects for every string of the
+2. The header is parsed here and not by `gguf.GGUFReader`, which makes several array objects for every string of the
    vocabulary: 5 s against 0.15 s for SmolLM2's 98,000 strings. Every read is checked against the file's size.
-3. The numbers are `gguf.quants`'s own. It would go through a tensor 16 rows at a time; slabs of 4096 blocks instead
-   give the same bits three times as fast, and no second copy of the tensor.
+3. The numbers are those of `gguf.quants`. Its own loop takes 16 rows at a time; slabs of 4096 blocks give the same bits
+   three times as fast, without a second copy of the tensor.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from interp.arguments import shown
 from interp.errors import WeightsError, nearest
-from interp.files.foreign_files import refuse_pointer, shown
+from interp.files.foreign_files import refuse_pointer
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -39,7 +40,7 @@ class StoredTensor:
     raw: np.ndarray = field(repr=False)  # uint8 [rows, bytes of a row]
 
     def load(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Rows `start` to `stop` (elements, of a vector) as float32."""
+        """Rows `start` to `stop` (for a vector: elements) as float32."""
         if len(self.shape) < 2:
             return _dequantise(self.raw, self.kind)[start:stop]
         return _dequantise(self.raw[start:stop], self.kind).view(-1, *self.shape[1:])
@@ -54,14 +55,14 @@ class GGUFFile:
     tensors: dict[str, StoredTensor] = field(repr=False)
 
     def tensor(self, name: str) -> StoredTensor:
-        """A tensor that must be there.
+        """A tensor that must exist.
 
         Raises:
-            WeightsError: it is not.
+            WeightsError: it does not.
         """
         if name not in self.tensors:
             close = nearest(name, self.tensors, most=1)
-            hint = f"; the nearest that it has is {close[0]!r}" if close else ""
+            hint = f"; the nearest name in the file is {close[0]!r}" if close else ""
             raise WeightsError(f"{self.path}: tensor {name!r} is missing{hint}")
         return self.tensors[name]
 
@@ -70,7 +71,7 @@ def open_gguf(path: str | Path) -> GGUFFile:
     """Map a GGUF file and read its header; no tensor is read yet.
 
     Raises:
-        WeightsError: no GGUF file, a damaged or truncated one, one part of several, or a tensor type that `gguf` cannot
+        WeightsError: not a GGUF file, damaged or truncated, one part of several, or a tensor type that `gguf` cannot
             dequantise.
     """
     path = Path(path)
@@ -82,49 +83,58 @@ def open_gguf(path: str | Path) -> GGUFFile:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     if bytes(data[:4]) != b"GGUF":
-        raise WeightsError(f"{path} is no GGUF file: it begins with {bytes(data[:4])!r}, not with b'GGUF'")
+        raise WeightsError(f"{path} is not a GGUF file: it begins with {bytes(data[:4])!r}, not with b'GGUF'")
     cursor = _Cursor(path, data, position=4)
     version = cursor.number("I", "the version")
     if version not in (2, 3):
         swapped = " (its bytes are in big-endian order)" if version & 0xFFFF == 0 else ""
         raise WeightsError(f"{path} is a GGUF file of version {version}{swapped}; versions 2 and 3 can be read")
     n_tensors = cursor.number("Q", "the number of tensors")
-    n_entries = cursor.number("Q", "the number of metadata entries")
+    metadata = _metadata(cursor, cursor.number("Q", "the number of metadata entries"))
+    _refuse_part(path, metadata)
+    table = [_table_entry(cursor) for _ in range(n_tensors)]
+    return GGUFFile(path, metadata, _tensors(cursor, data, table, metadata))
+
+
+def _metadata(cursor: _Cursor, n_entries: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
     for _ in range(n_entries):
         key = cursor.string("a metadata key")
         if key in metadata:
-            raise WeightsError(f"{path} is damaged: metadata {key!r} appears twice")
+            raise WeightsError(f"{cursor.path} is damaged: metadata {key!r} appears twice")
         metadata[key] = cursor.value(cursor.number("I", f"the type of {key!r}"), key)
-    _refuse_part(path, metadata)
-    table = [_table_entry(cursor) for _ in range(n_tensors)]
-    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    return metadata
+
+
+def _tensors(
+    cursor: _Cursor, data: np.ndarray, table: list[tuple[str, tuple[int, ...], int, int]], metadata: dict[str, Any]
+) -> dict[str, StoredTensor]:
+    """The tensors of the table, whose data begin at the first multiple of the alignment after the header."""
+    path, alignment = cursor.path, metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-        raise WeightsError(f"{path} is damaged: general.alignment={shown(alignment)} is no power of two")
+        raise WeightsError(f"{path} is damaged: general.alignment={shown(alignment)} is not a power of two")
     base = -(-cursor.position // alignment) * alignment
     tensors: dict[str, StoredTensor] = {}
-    following = 0
+    end = 0  # of the tensors so far, in bytes of the data
     for name, shape, code, offset in table:
         if name in tensors:
             raise WeightsError(f"{path} is damaged: tensor {name!r} appears twice")
-        # As llama.cpp: tensors lie one behind the other in the table's order, so that none can lie over another.
-        if offset != following:
+        # As in llama.cpp, tensors follow one another in the table's order, so that none can overlap another.
+        if offset != end:
             raise WeightsError(
-                f"{path} is damaged: tensor {name!r} is at byte {offset} of the data, expected {following}, where the "
+                f"{path} is damaged: tensor {name!r} is at byte {offset} of the data, expected {end}, where the "
                 f"one before it ends (in multiples of {alignment}): tensors must neither overlap nor leave gaps"
             )
         tensors[name] = _stored(path, data, name, shape, code, base + offset)
-        following += -(-tensors[name].raw.size // alignment) * alignment
-    return GGUFFile(path, metadata, tensors)
+        end += -(-tensors[name].raw.size // alignment) * alignment
+    return tensors
 
 
 def _refuse_part(path: Path, metadata: dict[str, Any]) -> None:
     """Refuse one part of a model that llama.cpp has split."""
     count, number = metadata.get("split.count", 0), metadata.get("split.no", 0)
     if type(count) is not int or type(number) is not int:
-        raise WeightsError(
-            f"{path}: split.count and split.no must be whole numbers, not {shown(count)}, {shown(number)}"
-        )
+        raise WeightsError(f"{path}: split.count and split.no must be integers, not {shown(count)}, {shown(number)}")
     if count > 1:
         raise WeightsError(
             f"{path} is part {number + 1} of {count} of one model: merge the parts with llama.cpp's "
@@ -133,19 +143,19 @@ def _refuse_part(path: Path, metadata: dict[str, Any]) -> None:
 
 
 class _Cursor:
-    """Reads one value after the other and says what was being read when the file ends too early."""
+    """Reads one value after the other; if the file ends too early, its error says what was being read."""
 
     def __init__(self, path: Path, data: np.ndarray, position: int) -> None:
         self.path, self.size, self.position = path, data.size, position
         self.bytes = memoryview(data.data)
 
     def take(self, n_bytes: int, what: str) -> int:
-        """The position of the next `n_bytes`, which are then behind the cursor."""
+        """The position of the next `n_bytes`; the cursor moves past them."""
         start = self.position
         if n_bytes > self.size - start:
             raise WeightsError(
                 f"{self.path} is truncated or damaged: {what} needs {n_bytes} bytes from byte {start} on, "
-                f"and the file has {self.size} bytes"
+                f"but the file has {self.size} bytes"
             )
         self.position += n_bytes
         return start
@@ -159,30 +169,30 @@ class _Cursor:
         try:
             return str(self.bytes[start : start + length], "utf-8")
         except UnicodeDecodeError as error:
-            raise WeightsError(f"{self.path} is damaged: {what} at byte {start} is no UTF-8 text") from error
+            raise WeightsError(f"{self.path} is damaged: {what} at byte {start} is not UTF-8 text") from error
 
     def strings(self, count: int, what: str) -> list[str]:
-        """`count` strings; the inner loop of reading a vocabulary, and so without a call for each."""
-        data, position, unpack, found = self.bytes, self.position, struct.Struct("<Q").unpack_from, []
+        """`count` strings; without a function call for each, because vocabularies are long."""
+        data, position, unpack, texts = self.bytes, self.position, struct.Struct("<Q").unpack_from, []
         try:
             for _ in range(count):
                 (length,) = unpack(data, position)
                 end = position + 8 + length
                 if end > self.size:
                     break
-                found.append(str(data[position + 8 : end], "utf-8"))
+                texts.append(str(data[position + 8 : end], "utf-8"))
                 position = end
         except (struct.error, UnicodeDecodeError):
             pass
-        if len(found) < count:
-            raise WeightsError(f"{self.path} is truncated or damaged: string {len(found)} of {what} is not whole")
+        if len(texts) < count:
+            raise WeightsError(f"{self.path} is truncated or damaged: string {len(texts)} of {what} is incomplete")
         self.position = position
-        return found
+        return texts
 
     def value(self, kind: int, key: str) -> Any:
         if kind in NUMBERS:
             value = self.number(NUMBERS[kind], repr(key))
-            # A float32 is the shortest decimal that rounds to it: 1e-05, not 9.999999747378752e-06.
+            # As the shortest decimal that rounds to the float32: 1e-05, not 9.999999747378752e-06.
             return float(str(np.float32(value))) if NUMBERS[kind] == "f" else value
         if kind == STRING:
             return self.string(repr(key))
@@ -202,7 +212,7 @@ def _table_entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
     name = cursor.string("the name of a tensor")
     n_axes = cursor.number("I", f"the shape of tensor {name!r}")
     if not 1 <= n_axes <= 4:
-        raise WeightsError(f"{cursor.path} is damaged: tensor {name!r} has {n_axes} axes, and ggml has 1 to 4")
+        raise WeightsError(f"{cursor.path} is damaged: tensor {name!r} has {n_axes} axes, but ggml has 1 to 4")
     shape = tuple(cursor.number("Q", f"the shape of tensor {name!r}") for _ in range(n_axes))[::-1]
     return name, shape, cursor.number("I", f"the type of tensor {name!r}"), cursor.number("Q", f"tensor {name!r}")
 
@@ -214,7 +224,7 @@ def _stored(path: Path, data: np.ndarray, name: str, shape: tuple[int, ...], cod
         kind = gguf.GGMLQuantizationType(code)
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError):
-        raise WeightsError(f"{path}: tensor {name!r} has the ggml type {code}, which is not known") from None
+        raise WeightsError(f"{path}: tensor {name!r} has the unknown ggml type {code}") from None
     if not _can_dequantise(kind.name):
         raise WeightsError(f"{path}: tensor {name!r} is of type {kind.name}, which the gguf package cannot dequantise")
     columns = shape[-1]
@@ -224,7 +234,7 @@ def _stored(path: Path, data: np.ndarray, name: str, shape: tuple[int, ...], cod
     stop = start + rows * row_bytes
     if stop > data.size:
         raise WeightsError(
-            f"{path} is truncated: tensor {name!r} ends at byte {stop}, and the file has {data.size} bytes"
+            f"{path} is truncated: tensor {name!r} ends at byte {stop}, but the file has {data.size} bytes"
         )
     return StoredTensor(name, shape, kind.name, data[start:stop].reshape(rows, row_bytes))
 
@@ -252,7 +262,7 @@ def _dequantise(raw: np.ndarray, kind: str) -> torch.Tensor:
     block, block_bytes = gguf.GGML_QUANT_SIZES[quantisation]
     raw = raw.reshape(-1, block_bytes)
     values = np.empty((len(raw), block), dtype=np.float32)
-    with np.errstate(all="ignore"):  # whoever loads the tensors looks for infinities and NaN
+    with np.errstate(all="ignore"):  # infinities and NaN are refused later, when a model is built
         for start in range(0, len(raw), SLAB):
             slab = raw[start : start + SLAB].reshape(1, -1)
             values[start : start + SLAB] = gguf.quants.dequantize(slab, quantisation).reshape(-1, block)

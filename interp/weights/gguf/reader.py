@@ -1,10 +1,10 @@
 """GGUF files as checkpoints: where each weight of an architecture lies.
 
-1. The metadata becomes a `ModelConfig` (gguf_config.py) and a `Tokenizer` (gguf_tokenizer.py).
+1. The metadata becomes a `ModelConfig` (config.py) and a `Tokenizer` (tokenizer.py).
 2. A table has a row for each of our weights: the stored tensor's name, and the einops pattern to TransformerLens's
    shape. A stored tensor that no row uses is refused.
-3. llama.cpp's converter reorders the rows of q and k in the `llama` architecture, so that rotary pairs lie next to each
-   other; the pattern `DEINTERLEAVED` undoes it, and half-split rotary applies as in transformers.
+3. llama.cpp's converter reorders the rows of q and k in the `llama` architecture, so that rotary pairs are next to each
+   other; the pattern `DEINTERLEAVED` undoes this, and half-split rotary applies as in transformers.
 
 Source: llama.cpp's `conversion/` (llama.py, gpt2.py, gpt_neox.py, qwen.py).
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from einops import rearrange
 
+from interp.arguments import shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError, WeightsError, nearest
-from interp.files.foreign_files import shown
 from interp.text.tokenizer import Tokenizer
 from interp.weights.checkpoint import Checkpoint, Row, Source, Stored, refuse_deeper
 from interp.weights.gguf.config import Metadata, gpt2, gpt_neox, llama_like
@@ -39,17 +39,17 @@ class Architecture:
 
 
 def read(path: str | Path, *, tokenizer: Tokenizer | None = None, pre_tokenizer: str | None = None) -> Checkpoint:
-    """A GGUF file as a checkpoint: tensors are dequantised to float32 one by one, when they are called for.
+    """A GGUF file as a checkpoint: tensors are dequantised to float32 one by one, when they are needed.
 
     Args:
         path: the file.
         tokenizer: used instead of the one in the file, which is then not read.
-        pre_tokenizer: how text is cut before byte-level BPE, where the file does not say (one of
+        pre_tokenizer: how text is split before byte-level BPE, where the file does not say (one of
             `interp.weights.gguf.tokenizer.PRE_TOKENIZERS`).
 
     Raises:
-        WeightsError: the file is no GGUF, truncated or damaged, or a tensor is missing, extra or of the wrong shape.
-        ConfigError: an architecture, or metadata of one, that is not supported.
+        WeightsError: the file is not GGUF, truncated or damaged, or a tensor is missing, extra or of the wrong shape.
+        ConfigError: an architecture or metadata that is not supported.
     """
     file = open_gguf(path)
     name = str(file.metadata.get("general.architecture"))
@@ -127,7 +127,7 @@ ARCHITECTURES = {
 def _tensors(file: GGUFFile, cfg: ModelConfig, rows: dict[str, Row]) -> dict[str, Stored]:
     biases = {"b_Q": cfg.attn_in_bias, "b_K": cfg.attn_in_bias, "b_V": cfg.attn_in_bias, "b_O": cfg.attn_out_bias}
     biases |= dict.fromkeys(("b_in", "b_gate", "b_out"), cfg.mlp_bias)
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     used = {"rope_freqs.weight"}
     for ours, row in rows.items():
         weight = ours.rpartition(".")[2]
@@ -138,11 +138,11 @@ def _tensors(file: GGUFFile, cfg: ModelConfig, rows: dict[str, Row]) -> dict[str
             used.add(stored.name)
             shape = _checked_shape(file, cfg, stored, row, weight)
             read = partial(_load, cfg, stored, row, weight)
-            found[ours.format(l=layer)] = Stored(read, shape, torch.float32, stored.name)
+            tensors[ours.format(l=layer)] = Stored(read, shape, torch.float32, stored.name)
     extra = sorted(name for name in file.tensors if name not in used and not name.endswith(".attn_rot_embd.weight"))
     if extra:
         raise WeightsError(f"{file.path}: this architecture has no place for {extra[0]!r} ({len(extra)} such tensors)")
-    return found
+    return tensors
 
 
 def _load(cfg: ModelConfig, stored: StoredTensor, row: Row, weight: str) -> torch.Tensor:
@@ -174,11 +174,11 @@ def _checked_shape(file: GGUFFile, cfg: ModelConfig, stored: StoredTensor, row: 
     rows = (stored.shape[0] // 3, *stored.shape[1:]) if row.part is not None else stored.shape
     try:
         arranged = tuple(_arranged(cfg, torch.empty(rows, device="meta"), row, weight).shape)
-    except (RuntimeError, TypeError, OverflowError):  # of einops, and of torch for an axis beyond its numbers
+    except (RuntimeError, TypeError, OverflowError):  # from einops, or from torch if an axis is too long for it
         arranged = ()
     if arranged != expected:
         raise WeightsError(
-            f"{file.path}: tensor {stored.name!r} has shape {list(stored.shape)}, which gives no {weight} of shape "
-            f"{list(expected)} as the metadata asks"
+            f"{file.path}: tensor {stored.name!r} has shape {list(stored.shape)}, which cannot be rearranged to the "
+            f"{weight} of shape {list(expected)} that the metadata implies"
         )
     return arranged

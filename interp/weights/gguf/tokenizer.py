@@ -1,12 +1,12 @@
 """The tokenizer that a GGUF file describes in its metadata, built as the model's own tokenizer.json has it.
 
-1. `tokenizer.ggml.model` says which kind: `gpt2` is byte-level BPE with its merges, `llama` is SentencePiece BPE, whose
-   merges follow from the scores (a piece of higher score is made first; Kudo and Richardson 2018).
-2. `tokenizer.ggml.pre` names how byte-level text is cut before merging; a file that does not say (older converters left
-   it out, or wrote `default`) is refused, unless whoever loads it does. SentencePiece needs none. The names are
-   llama.cpp's (src/llama-vocab.cpp); each is given here the pre-tokenizer of the models it stands for. SmolLM cuts
-   every digit off, which changes the ids of a run of spaces or newlines before a digit; transformers 5 does not do so
-   from a GGUF file.
+1. `tokenizer.ggml.model` gives the kind: `gpt2` is byte-level BPE with its merges, `llama` is SentencePiece BPE, whose
+   merges follow from the scores (a piece with a higher score is merged first; Kudo and Richardson 2018).
+2. `tokenizer.ggml.pre` names how byte-level text is split before merging. A file without this entry (older converters
+   left it out, or wrote `default`) is refused unless the caller of `interp.load` names it. SentencePiece needs none.
+   The names are llama.cpp's (src/llama-vocab.cpp); each has here the pre-tokenizer of the models that it is used for.
+   SmolLM splits off every digit, which changes the ids of a run of spaces or newlines before a digit; transformers 5
+   does not do so when it reads a GGUF file.
 3. Control tokens become special tokens, user-defined ones added tokens; BOS and EOS are added as the file says.
 """
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp.arguments import shown
 from interp.errors import WeightsError, nearest
-from interp.files.foreign_files import shown
 from interp.text.tokenizer import Tokenizer
 from interp.text.tokenizer_files import refused
 
@@ -42,7 +42,7 @@ TEKKEN = (
 
 @dataclass(frozen=True)
 class Pre:
-    """How byte-level text is prepared: `split` is a regular expression, None the one of GPT-2."""
+    """How byte-level text is prepared: `split` is a regular expression, None means that of GPT-2."""
 
     split: str | None = None
     digits: bool = False
@@ -72,12 +72,12 @@ PRE_TOKENIZERS = {
 
 
 def build_tokenizer(metadata: dict[str, Any], *, name: str, pre_tokenizer: str | None = None) -> Tokenizer | None:
-    """The tokenizer of a GGUF file's metadata, or None when the file carries none.
+    """The tokenizer of a GGUF file's metadata, or None if the file has none.
 
     Args:
         metadata: the file's entries.
         name: the file, for messages and provenance.
-        pre_tokenizer: one of `PRE_TOKENIZERS`, for a byte-level tokenizer of which the file does not say how it cuts.
+        pre_tokenizer: one of `PRE_TOKENIZERS`, if the file does not say how its byte-level tokenizer splits text.
 
     Raises:
         WeightsError: a kind of tokenizer or pre-tokenizer that is not supported, or metadata that contradicts itself.
@@ -87,8 +87,8 @@ def build_tokenizer(metadata: dict[str, Any], *, name: str, pre_tokenizer: str |
         return None
     if kind not in ("gpt2", "llama"):
         raise WeightsError(
-            f"{name}: tokenizer.ggml.model={shown(kind)} is not supported; choose from 'gpt2', 'llama', or give "
-            "interp.load(..., tokenizer=) the model's own tokenizer"
+            f"{name}: tokenizer.ggml.model={shown(kind)} is not supported; choose from 'gpt2', 'llama', or give the "
+            "model's own tokenizer with interp.load(..., tokenizer=)"
         )
     metadata = _with_pre(metadata, kind, name, pre_tokenizer)
     tokens = _list(metadata, "tokens", str, name)
@@ -115,25 +115,25 @@ def build_tokenizer(metadata: dict[str, Any], *, name: str, pre_tokenizer: str |
         return Tokenizer(backend, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, name=short)
 
 
-def _with_pre(metadata: dict[str, Any], kind: str, name: str, given: str | None) -> dict[str, Any]:
-    """The metadata, with how text is cut before merging where it was left open."""
+def _with_pre(metadata: dict[str, Any], kind: str, name: str, chosen: str | None) -> dict[str, Any]:
+    """The metadata, with the caller's choice of how text is split, if the file has none."""
     stored = metadata.get("tokenizer.ggml.pre")
-    silent = stored in (None, "", "default")
-    if given is not None and (kind != "gpt2" or not silent):
-        what = (
+    missing = stored in (None, "", "default")
+    if chosen is not None and (kind != "gpt2" or not missing):
+        reason = (
             "has a SentencePiece tokenizer, which needs none"
             if kind != "gpt2"
-            else f"says tokenizer.ggml.pre={shown(stored)} itself"
+            else f"already has tokenizer.ggml.pre={shown(stored)}"
         )
-        raise WeightsError(f"{name} {what}; leave pre_tokenizer={given!r} out")
-    if kind == "gpt2" and silent and given is None:
+        raise WeightsError(f"{name} {reason}; leave out pre_tokenizer={chosen!r}")
+    if kind == "gpt2" and missing and chosen is None:
         raise WeightsError(
-            f"{name} does not say how its tokenizer cuts text (tokenizer.ggml.pre is "
-            f"{'missing' if stored is None else repr(stored)}), and a wrong guess gives other ids: name it with "
+            f"{name} does not say how its tokenizer splits text (tokenizer.ggml.pre is "
+            f"{'missing' if stored is None else repr(stored)}), and a wrong guess would give wrong ids: name it with "
             f"interp.load(..., pre_tokenizer=), one of {', '.join(PRE_TOKENIZERS)}, or give the model's own tokenizer "
             "with tokenizer="
         )
-    return metadata if given is None else {**metadata, "tokenizer.ggml.pre": given}
+    return metadata if chosen is None else {**metadata, "tokenizer.ggml.pre": chosen}
 
 
 def _byte_level(
@@ -146,8 +146,8 @@ def _byte_level(
         close = nearest(shown(pre_name), PRE_TOKENIZERS)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise WeightsError(
-            f"{name}: tokenizer.ggml.pre={shown(pre_name)} is not supported, and another one would give other ids; "
-            f"{hint}known are {', '.join(PRE_TOKENIZERS)}"
+            f"{name}: tokenizer.ggml.pre={shown(pre_name)} is not supported, and any other would give wrong ids; "
+            f"{hint}supported are {', '.join(PRE_TOKENIZERS)}"
         )
     pre = PRE_TOKENIZERS[pre_name]
     merges = [tuple(merge.split(" ")) for merge in _list(metadata, "merges", str, name)]
@@ -170,12 +170,12 @@ def _sentencepiece(
 
     for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
         if metadata.get(f"tokenizer.ggml.{key}"):
-            raise WeightsError(f"{name}: tokenizer.ggml.{key} changes the text before it is cut and is not supported")
+            raise WeightsError(f"{name}: tokenizer.ggml.{key} changes the text before it is split and is not supported")
     scores = _list(metadata, "scores", float, name)
     if len(scores) != len(vocab):
         raise WeightsError(f"{name}: {len(vocab)} tokens have {len(scores)} scores")
     normal = {token for (token, id_) in vocab.items() if types[id_] == NORMAL}
-    lengths = sorted({len(piece) for piece in normal})  # so that one endless piece is not cut at every place
+    lengths = sorted({len(piece) for piece in normal})  # cut only where a piece can end: one may be very long
     merges = [
         (scores[vocab[piece]], (piece[:cut], piece[cut:]))
         for piece in normal
@@ -204,7 +204,7 @@ def _sentencepiece(
 def _list(metadata: dict[str, Any], key: str, kind: type, name: str) -> list[Any]:
     values = metadata.get(f"tokenizer.ggml.{key}")
     if not isinstance(values, list) or not all(type(value) is kind for value in values):
-        raise WeightsError(f"{name}: tokenizer.ggml.{key} is missing or no list of {kind.__name__}")
+        raise WeightsError(f"{name}: tokenizer.ggml.{key} is missing or not a list of {kind.__name__}")
     return values
 
 

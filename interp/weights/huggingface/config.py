@@ -1,7 +1,7 @@
-"""What a Hugging Face config.json says, as a `ModelConfig`: one function a family.
+"""From a Hugging Face config.json to a `ModelConfig`: one function for each family.
 
-config.json of either transformers' generation (4 or 5) is read. An option that changes the computation and is not
-supported is refused by its name.
+A config.json of transformers 4 or 5 can be read. An option that changes the computation and is not supported is refused
+by name.
 
 Sources: the configuration and modelling files of `transformers` 5 for each `model_type`.
 """
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from interp.arguments import shown
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, nearest
-from interp.files.foreign_files import shown
 from interp.weights.checkpoint import ACTIVATION_NAMES
 from interp.weights.huggingface.options import refuse_unless
 from interp.weights.options import Options, flag, number, whole
@@ -61,7 +61,7 @@ def gpt_neox(options: Options) -> ModelConfig:
 
 
 def llama(options: Options) -> ModelConfig:
-    """Llama and what is built like it, SmolLM2 among others (Touvron et al. 2023)."""
+    """Llama and models built like it, such as SmolLM2 (Touvron et al. 2023)."""
     bias = flag(options, "attention_bias", False)
     return _llama_like(options, attn_in_bias=bias, attn_out_bias=bias, mlp_bias=flag(options, "mlp_bias", False))
 
@@ -102,7 +102,7 @@ def _llama_like(options: Options, *, attn_in_bias: bool, attn_out_bias: bool, ml
 
 
 def sizes(options: Options) -> dict[str, Any]:
-    """The sizes of a model with attention, in the names that most families have for them."""
+    """The sizes of a model with attention, from the options that most families have."""
     d_model, n_heads = whole(options, "hidden_size"), whole(options, "num_attention_heads")
     return {
         "n_layers": whole(options, "num_hidden_layers", least=0),
@@ -116,13 +116,13 @@ def sizes(options: Options) -> dict[str, Any]:
 
 
 def kv_heads(options: Options, default: int | None) -> int | None:
-    """How many heads own keys and values; None, absent or said, is as many as there are query heads."""
-    given = options.get("num_key_value_heads", default)
-    return None if given is None else whole({"num_key_value_heads": given}, "num_key_value_heads")
+    """The number of key and value heads; None, given or by default, means one for each query head."""
+    n_heads = options.get("num_key_value_heads", default)
+    return None if n_heads is None else whole({"num_key_value_heads": n_heads}, "num_key_value_heads")
 
 
 def general(options: Options) -> dict[str, Any]:
-    """What every family's configuration has: the spread of untrained weights, and the model's name."""
+    """What every family's configuration has: the standard deviation of untrained weights, and the model's name."""
     name = options.get("_name_or_path") or options["model_type"]
     return {"initializer_range": options.get("initializer_range", 0.02), "model_name": str(name)}
 
@@ -131,12 +131,12 @@ def _head_size(options: Options, d_model: int, n_heads: int) -> int:
     if options.get("head_dim") is not None:
         return whole(options, "head_dim")
     if d_model % n_heads:
-        raise ConfigError(f"{n_heads} heads do not divide a width of {d_model}, and head_dim is not given")
+        raise ConfigError(f"a width of {d_model} is not a multiple of {n_heads} heads: give head_dim")
     return d_model // n_heads
 
 
 def activation(options: Options, option: str, default: str) -> str:
-    """Our name of the nonlinearity that an option names."""
+    """Our name for an option's activation function."""
     name = options.get(option, default)
     if not isinstance(name, str) or name not in ACTIVATION_NAMES:
         close = nearest(shown(name), ACTIVATION_NAMES)
@@ -152,20 +152,20 @@ def rotary(options: Options, *, base: float, fraction: float) -> dict[str, Any]:
             raise ConfigError(f"{name} must be an object, not {shown(options[name])}")
     rope: Options = options.get("rope_scaling") or options.get("rope_parameters") or {}
     if any(isinstance(value, Mapping) for value in rope.values()):
-        raise ConfigError(f"rope_parameters for {', '.join(rope)} are not supported; only one set for all layers is")
+        raise ConfigError(f"rope_parameters for {', '.join(rope)} are not supported; give one set for all layers")
     fraction = number(rope, "partial_rotary_factor", number(options, "partial_rotary_factor", fraction))
     if fraction > 1:
-        raise ConfigError(f"the part of a head that is turned must be at most 1, not {fraction}")
+        raise ConfigError(f"the rotated share of a head must be at most 1, not {fraction}")
     if options["model_type"] not in ("gpt_neox", "bamba") and fraction != 1.0:
         raise ConfigError(
             f"partial_rotary_factor={fraction} is not supported in a {options['model_type']} model, only 1.0"
         )
-    found = sizes(options)
+    own_sizes = sizes(options)
     return {
         "positional_embedding_type": "rotary",
-        "rotary_dim": int(found["d_head"] * fraction),
+        "rotary_dim": int(own_sizes["d_head"] * fraction),
         "rotary_base": float(number(rope, "rope_theta", number(options, "rope_theta", base))),
-        "rope_scaling": _rope_scaling(rope, found["n_ctx"]),
+        "rope_scaling": _rope_scaling(rope, own_sizes["n_ctx"]),
     }
 
 
@@ -191,6 +191,6 @@ def _refuse_window(options: Options) -> None:
     window = None if options.get("sliding_window", 0) is None else whole(options, "sliding_window", 4096)
     if window is not None and window < n_ctx:
         raise ConfigError(
-            f"sliding_window={window} is not supported, as it is shorter than the context (max_position_embeddings="
-            f"{n_ctx}); only null or at least the context is"
+            f"sliding_window={window} is not supported: it is shorter than the context (max_position_embeddings="
+            f"{n_ctx}); it must be null or at least the context"
         )

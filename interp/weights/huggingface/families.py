@@ -1,7 +1,7 @@
-"""Hugging Face families: where each of our weights lies in their tensors, one table a family.
+"""Hugging Face families: where each of our weights is found in their tensors, one table for each family.
 
-A table has a row for each of our weights: the name of their tensor, the einops pattern that turns it into
-TransformerLens's shape, and, where several of our weights lie in one tensor, which of them this is.
+A table has a row for each of our weights: the name of their tensor, the einops pattern that rearranges it to
+TransformerLens's shape, and, if one tensor fuses several of our weights, the number of this part.
 
 Source: the modelling files of `transformers` 5 for each `model_type`.
 """
@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from interp.arguments import shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
-from interp.files.foreign_files import shown
 from interp.weights.checkpoint import Row
 from interp.weights.huggingface import config as hf_config
 from interp.weights.huggingface import hybrids as hf_hybrids
@@ -23,7 +23,7 @@ from interp.weights.huggingface.options import refuse_unless
 from interp.weights.options import Options
 
 BRIDGE = (
-    "TransformerLens has more architectures, and what runs in its bridge runs here: "
+    "TransformerLens has more architectures, and every model of its bridge can be loaded: "
     "interp.load(TransformerBridge.boot_transformers(NAME))"
 )
 
@@ -32,18 +32,19 @@ BRIDGE = (
 class Family:
     """One architecture of transformers.
 
-    One of `prefixes` opens the names of a model with a head and is missing in those of a bare one; `{l}` in a name is
-    the layer; `buffers` match tensors that are computed, not learned; `older` says how older files call a module.
+    One of `prefixes` begins the names in a model with a head, and is missing in a model without one; `{l}` in a name is
+    the layer; `buffers` matches tensors that are computed, not learned; `older` maps the names of modules in older
+    files to today's.
     """
 
     configure: Callable[[Options], ModelConfig]
     rows: Mapping[str, Row]
     prefixes: tuple[str, ...]
-    buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches nothing
+    buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches no name
     older: Mapping[str, str] = field(default_factory=dict)
 
     def row(self, name: str) -> Row:
-        """The table's row for one of our weights, with the layer filled in.
+        """The table's row for one of our weights, with the layer's number filled in.
 
         Raises:
             KeyError: this architecture has no such weight.
@@ -55,7 +56,7 @@ class Family:
         return Row(row.theirs.format(l=layer), row.pattern, row.part)
 
     def bare(self, name: str) -> str:
-        """One of their names as the table has it: without the prefix, and not as older files call it."""
+        """One of their names as in the table: without the prefix, and with today's name of its module."""
         for prefix in self.prefixes:
             name = name.removeprefix(prefix)
         module, dot, rest = name.partition(".")
@@ -76,9 +77,7 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
             f"model_type {shown(model_type)} is not supported; choose from {', '.join(FAMILIES)}{hint}. {BRIDGE}"
         )
     if options.get("quantization_config") is not None:
-        raise ConfigError(
-            "quantization_config is not supported: these weights are quantised; give the unquantised model or a .gguf"
-        )
+        raise ConfigError("quantization_config is not supported: load the unquantised model or a .gguf file")
     refuse_unless(options, is_causal=True)
     family = FAMILIES[model_type]
     try:
@@ -87,7 +86,7 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
         raise ConfigError(f"the configuration of this {model_type} model has no entry {error}") from error
 
 
-# A query's rows lie head by head; Linear layers keep [out, in], GPT-2's Conv1D keeps [in, out].
+# The rows of a query are ordered by head; Linear layers store [out, in], GPT-2's Conv1D stores [in, out].
 HEADS_IN = "(head d_head) d_model -> head d_model d_head"
 HEADS_OUT = "d_model (head d_head) -> head d_head d_model"
 HEADS_BIAS = "(head d_head) -> head d_head"
@@ -164,7 +163,7 @@ LLAMA = {
     "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
 }
 
-# A state-space layer of either generation, behind the name of its module.
+# The weights of a state-space layer, Mamba-1 or Mamba-2, without the name of its module.
 MIXER = {
     "W_in": Row("in_proj.weight"),
     "b_in": Row("in_proj.bias"),
@@ -210,7 +209,7 @@ HYBRID |= {
 }
 BAMBA = HYBRID | _mixer(MIXER2, "mamba")
 JAMBA = HYBRID | _mixer(MIXER1_NORMED, "mamba")
-# Each layer is one thing, with one norm before it; `mixer` is whatever it is.
+# Each layer is one Mamba-2, attention or MLP with a norm before it; all of them are called `mixer`.
 NEMOTRON_H = {
     **{name: Row(re.sub("self_attn|mlp", "mixer", row.theirs), row.pattern) for name, row in LLAMA.items()},
     **MAMBA2,

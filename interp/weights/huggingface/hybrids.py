@@ -1,10 +1,10 @@
-"""What the config.json of a hybrid of attention and Mamba says, as a `ModelConfig`: one function a family.
+"""From the config.json of a hybrid of attention and Mamba to a `ModelConfig`: one function for each family.
 
 | family | state-space layers | attention | MLP |
 |---|---|---|---|
-| `bamba` | Mamba-2 | rotary, in layers that are named | gated, in every layer |
-| `jamba` | Mamba-1, normalised inside | no positions, every so many layers | gated, in every layer |
-| `nemotron_h` | Mamba-2 | no positions, a layer of its own | squared ReLU, a layer of its own |
+| `bamba` | Mamba-2 | rotary, in the layers that are listed | gated, in every layer |
+| `jamba` | Mamba-1, normalised inside | no positions, at regular intervals | gated, in every layer |
+| `nemotron_h` | Mamba-2 | no positions, as a layer of its own | squared ReLU, as a layer of its own |
 
 Layers with experts are refused.
 
@@ -17,9 +17,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from interp.arguments import shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError, unknown
-from interp.files.foreign_files import shown
 from interp.weights.huggingface.config import activation, general, kv_heads, rotary, sizes
 from interp.weights.huggingface.options import agree, expanded, head_size, limit, refuse_others, silu_only
 from interp.weights.options import Options, flag, number, whole
@@ -46,7 +46,7 @@ READ = {
         "ssm_state_size", "conv_kernel", "expand", "use_bias", "use_conv_bias", "time_step_min",
     },
 }  # fmt: skip
-# Dropout and losses of training, what is kept of logits, which kernels run, experts where no layer has any.
+# Options without effect on the numbers: dropout and losses in training, kernels, experts where no layer has any.
 SILENT_ALL = {"attention_dropout", "num_logits_to_keep", "use_mamba_kernels"}
 ROUTING = {"output_router_logits", "num_experts_per_tok"}
 SILENT = {
@@ -54,7 +54,7 @@ SILENT = {
     "jamba": SILENT_ALL | ROUTING | {
         "router_aux_loss_coef", "use_mambapy", "use_associative_scan", "calc_logits_for_entire_prompt",
     },
-    # transformers fixes the largest step size and gives the projections of Mamba-2 the bias that `use_bias` says.
+    # transformers fixes the largest step size, and `use_bias` decides about the biases of Mamba-2's projections.
     "nemotron_h": SILENT_ALL | ROUTING | {
         "hidden_dropout", "chunk_size", "mamba_proj_bias", "mamba_ssm_cache_dtype", "n_routed_experts",
         "n_shared_experts", "moe_intermediate_size", "moe_shared_expert_intermediate_size", "moe_latent_size",
@@ -72,10 +72,10 @@ EXPERTS = ("E", "moe")
 
 
 def bamba(options: Options) -> ModelConfig:
-    """Bamba: Mamba-2 in most layers and attention in some, an MLP behind each (IBM, Princeton, CMU and UIUC 2024)."""
+    """Bamba: Mamba-2 in most layers and attention in some, an MLP after each (IBM, Princeton, CMU and UIUC 2024)."""
     refuse_others(options, "bamba", READ["bamba"], SILENT["bamba"])
     silu_only(options, "hidden_act", "bamba")
-    agree(options, "partial_rotary_factor", 0.5, "what transformers fixes it at, but for rope_parameters")
+    agree(options, "partial_rotary_factor", 0.5, "the value that transformers fixes outside rope_parameters")
     n_layers, d_model = whole(options, "num_hidden_layers"), whole(options, "hidden_size")
     attends = options.get("attn_layer_indices") or []
     if not isinstance(attends, (list, tuple)):
@@ -112,7 +112,7 @@ def bamba(options: Options) -> ModelConfig:
 
 
 def jamba(options: Options) -> ModelConfig:
-    """Jamba: Mamba in most layers, attention in one of `attn_layer_period`, an MLP behind each (Lieber et al. 2024)."""
+    """Jamba: Mamba in most layers, attention in one of `attn_layer_period`, an MLP after each (Lieber et al. 2024)."""
     refuse_others(options, "jamba", READ["jamba"], SILENT["jamba"], mamba_inner_layernorms=True)
     silu_only(options, "hidden_act", "jamba")
     n_layers = whole(options, "num_hidden_layers")
@@ -179,7 +179,7 @@ def nemotron_h(options: Options) -> ModelConfig:
 
 
 def _stack(options: Options, *, eps: tuple[str, float]) -> dict[str, Any]:
-    """The fields that every hybrid reads alike."""
+    """The fields that all hybrids read from the same options."""
     return {
         **sizes(options),
         "n_key_value_heads": kv_heads(options, 8),
@@ -192,16 +192,16 @@ def _stack(options: Options, *, eps: tuple[str, float]) -> dict[str, Any]:
 
 
 def _every(options: Options, part: str, period: int, offset: int, n_layers: int) -> list[int]:
-    """The layers that have a part which comes back after some layers."""
+    """The layers with a part that recurs every `period` layers, from layer `offset` on."""
     period = whole(options, f"{part}_layer_period", period)
     offset = whole(options, f"{part}_layer_offset", offset, least=0)
     if offset >= period:
-        raise ConfigError(f"{part}_layer_offset={offset} must be a layer below {part}_layer_period={period}")
+        raise ConfigError(f"{part}_layer_offset={offset} must be below {part}_layer_period={period}")
     return list(range(offset, n_layers, period))
 
 
 def _nemotron_layers(options: Options) -> tuple[str, ...]:
-    """What each layer is, from the list of transformers 5 or the letters of the published files."""
+    """The kind of each layer, from the list of transformers 5 or the letters of the published files."""
     named = options.get("layers_block_type") or options.get("layer_types") or options.get("hybrid_override_pattern")
     if not named:
         raise KeyError("layers_block_type")

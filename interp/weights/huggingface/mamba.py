@@ -1,8 +1,8 @@
-"""What the config.json of a Mamba, Mamba-2 or Falcon Mamba checkpoint says, as a `ModelConfig`.
+"""From the config.json of a Mamba, Mamba-2 or Falcon Mamba checkpoint to a `ModelConfig`.
 
-Their files know no limit of length: `N_CTX` stands for it. In half precision transformers keeps Mamba's residual stream
-in float32 (`residual_in_fp32`); here it has the type of the weights, as in every family, so that logits differ from
-theirs by the rounding of that type. In float32 there is no difference.
+These files give no maximum length, so `N_CTX` is used. In half precision transformers keeps Mamba's residual stream in
+float32 (`residual_in_fp32`); here it has the type of the weights, as in every family, so that logits differ from theirs
+by the rounding of that type. In float32 there is no difference.
 
 Sources: the configuration and modelling files of `transformers` 4 and 5 for each `model_type`; Gu and Dao 2023
 ("Mamba"); Dao and Gu 2024 ("Transformers are SSMs"); Zuo et al. 2024 ("Falcon Mamba").
@@ -29,8 +29,8 @@ READ = {
     "falcon_mamba": READ_ALL | {"time_step_rank", "mixer_rms_eps"},
     "mamba2": READ_ALL | {"num_heads", "head_dim", "n_groups", "time_step_limit"},
 }
-# How fresh weights are drawn, which kernels run, how far the vocabulary was padded. Published files of Mamba-2 say
-# `norm_before_gate: true`; transformers reads it nowhere and normalises behind the gate.
+# Options without effect on the numbers: how untrained weights are drawn, which kernels run, how far the vocabulary was
+# padded. Published files of Mamba-2 say `norm_before_gate: true`; transformers ignores it and applies the gate first.
 SILENT_ALL = {
     "time_step_scale", "time_step_min", "time_step_max", "time_step_floor", "time_step_init_scheme",
     "rescale_prenorm_residual", "residual_in_fp32", "fused_add_norm", "pad_vocab_size_multiple",
@@ -79,7 +79,7 @@ def _first_generation(options: Options, kind: str) -> dict[str, Any]:
 
 
 def _both(options: Options, kind: str) -> dict[str, Any]:
-    """The fields that both generations have, with `d_inner` from `expand`."""
+    """The fields that Mamba-1 and Mamba-2 share, with `d_inner` from `expand`."""
     refuse_others(options, kind, READ[kind], SILENT[kind])
     silu_only(options, "hidden_act", kind)
     n_layers, d_model = whole(options, "num_hidden_layers"), whole(options, "hidden_size")

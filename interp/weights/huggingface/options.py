@@ -1,8 +1,8 @@
 """Reading the options of a config.json one by one.
 
-1. A value of another kind than expected is refused; sizes that are written twice must agree.
-2. In families whose every option is known, an option is read, or it must have the one value that is supported, or it
-   says nothing about the numbers. Any other is refused by its name, unless it is empty.
+1. A value of the wrong type is refused; sizes that are given twice must agree.
+2. For some families every option is known: it is read, or it must have the one supported value, or it does not affect
+   the numbers. Any other option is refused by name, unless it is empty.
 
 Source: the configuration files of `transformers` 4 and 5.
 """
@@ -13,12 +13,12 @@ import math
 from collections.abc import Collection
 from typing import Any
 
+from interp.arguments import shown
 from interp.errors import ConfigError, nearest
-from interp.files.foreign_files import shown
 from interp.weights.options import Options, is_number, number, whole
 
 FIXED = {"rms_norm": True, "is_causal": True, "add_cross_attention": False, "is_encoder_decoder": False}
-# What every configuration of transformers has: labels, tokens, what calls return, how text is drawn.
+# Options of every transformers configuration that do not affect logits: labels, tokens, outputs, sampling.
 GENERAL = {
     "architectures", "auto_map", "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "chunk_size_feed_forward",
     "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty", "do_sample", "dtype",
@@ -34,10 +34,10 @@ GENERAL = {
 
 
 def refuse_unless(options: Options, **supported: bool) -> None:
-    """Refuse options that have another value than the supported one; one that is absent has it by default."""
+    """Refuse options whose value is not the supported one; an absent option has the supported value."""
     for name, value in supported.items():
         if options.get(name, value) != value:
-            raise ConfigError(f"{name}={shown(options[name])} is not supported; only {value!r} is")
+            raise ConfigError(f"{name}={shown(options[name])} is not supported; it must be {value!r}")
 
 
 def refuse_others(options: Options, kind: str, read: Collection[str], silent: Collection[str], **fixed: Any) -> None:
@@ -46,9 +46,9 @@ def refuse_others(options: Options, kind: str, read: Collection[str], silent: Co
     Args:
         options: the config.json.
         kind: the family, for messages.
-        read: the options that the family's function looks at.
-        silent: those that say nothing about the numbers.
-        fixed: those of which one value is supported.
+        read: the options that the family's function reads.
+        silent: options that do not affect the numbers.
+        fixed: options with one supported value each.
     """
     fixed = FIXED | fixed
     known = {*read, *fixed}
@@ -59,19 +59,19 @@ def refuse_others(options: Options, kind: str, read: Collection[str], silent: Co
         close = nearest(name, known, most=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(
-            f"{name}={shown(value)} is no known option of a {kind} model, and may change its numbers{hint}"
+            f"{name}={shown(value)} is not a known option of a {kind} model and may change its numbers{hint}"
         )
     refuse_unless(options, **fixed)
 
 
 def silu_only(options: Options, name: str, kind: str) -> None:
-    """Refuse another nonlinearity than SiLU."""
+    """Refuse any activation function but SiLU."""
     if options.get(name, "silu") not in ("silu", "swish"):
-        raise ConfigError(f"{name}={shown(options[name])} is not supported in a {kind} model, only 'silu' is")
+        raise ConfigError(f"{name}={shown(options[name])} is not supported in a {kind} model; it must be 'silu'")
 
 
 def head_size(options: Options, names: tuple[str, str], heads: int, size: int, d_inner: int) -> int:
-    """Channels of a head, where that times the number of heads is all of them."""
+    """The channels of a head; heads times channels must be `d_inner`."""
     n_heads, d_head = whole(options, names[0], heads), whole(options, names[1], size)
     if n_heads * d_head != d_inner:
         raise ConfigError(
@@ -80,30 +80,30 @@ def head_size(options: Options, names: tuple[str, str], heads: int, size: int, d
     return d_head
 
 
-def limit(name: str, given: Any) -> tuple[float, float] | None:
-    """The least and the largest step size that an option gives, None where neither is bounded."""
-    if given is None:
+def limit(name: str, value: Any) -> tuple[float, float] | None:
+    """The smallest and the largest step size of an option; None if neither is bounded."""
+    if value is None:
         return None
     # JSON has no infinity: transformers 5 writes an object in its place.
     ends = (
-        [math.inf if end == {"__float__": "Infinity"} else end for end in given]
-        if isinstance(given, (list, tuple))
+        [math.inf if end == {"__float__": "Infinity"} else end for end in value]
+        if isinstance(value, (list, tuple))
         else []
     )
     if len(ends) != 2 or not all(is_number(end) for end in ends):
-        raise ConfigError(f"{name} must be the least and the largest step size, not {shown(given)}")
+        raise ConfigError(f"{name} must be the smallest and the largest step size, not {shown(value)}")
     return None if ends[0] <= 0 and ends[1] == math.inf else (float(ends[0]), float(ends[1]))
 
 
 def agree(options: Options, name: str, expected: float, other: str) -> None:
-    """Refuse a value that contradicts what `other` says."""
+    """Refuse a value that differs from `expected`, which comes from `other`."""
     if options.get(name, expected) != expected:
         raise ConfigError(f"{name}={shown(options[name])} contradicts {other}, {expected}")
 
 
 def expanded(options: Options, name: str, d_model: int) -> int:
-    """Channels inside a state-space layer: so many times the width, 2 by default."""
+    """The channels of a state-space layer: the width times an option, which is 2 by default."""
     channels = number(options, name, 2) * d_model
     if not channels < 2**63:
-        raise ConfigError(f"{name}={shown(options[name])} times a width of {d_model} is more than any layer can have")
+        raise ConfigError(f"{name}={shown(options[name])} times a width of {d_model} is too large for any layer")
     return int(channels)

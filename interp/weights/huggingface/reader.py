@@ -1,8 +1,8 @@
 """Hugging Face checkpoints: a directory, a repository of the hub, or a transformers model in memory.
 
-1. config.json says the family and the `ModelConfig` (see `families`).
-2. The family's table says which of their tensors, turned how, is which of ours; what is missing or not expected is an
-   error that names it, computed buffers aside.
+1. config.json gives the family and the `ModelConfig` (see `families`).
+2. The family's table says how each of our tensors is rearranged from theirs; a missing or unexpected tensor is refused
+   by name, except for computed buffers.
 3. Tensors are read one at a time, when `interp.weights.build` copies them.
 """
 
@@ -39,8 +39,8 @@ def read(source: str | Path, revision: str | None = None, tokenizer: Tokenizer |
     """A model directory (config.json and safetensors), or a repository of the hub such as "EleutherAI/pythia-70m".
 
     Args:
-        source: a directory, or a repository's name when there is no such directory. Repositories are looked up in the
-            local cache and fetched once; `HF_HUB_OFFLINE` is honoured.
+        source: a directory, or a repository's name if there is no such directory. Repositories are looked up in the
+            local cache, and downloaded if they are not there; `HF_HUB_OFFLINE` is respected.
         revision: a branch, tag or commit of a repository.
         tokenizer: used instead of the one in the directory, whose files are then not read.
 
@@ -50,7 +50,7 @@ def read(source: str | Path, revision: str | None = None, tokenizer: Tokenizer |
     """
     folder = Path(source) if Path(source).is_dir() else download(str(source), revision)
     if not (folder / "config.json").is_file():
-        raise WeightsError(f"{folder} is no model directory: it holds no config.json, but {contents(folder)}")
+        raise WeightsError(f"{folder} is not a model directory: it holds no config.json, but {contents(folder)}")
     options = read_json(folder / "config.json")
     tensors, files = open_weights(folder)
     name, commit = str(folder), None
@@ -70,7 +70,7 @@ def from_transformers(hf_model: Any, tokenizer: Any = None) -> Checkpoint:
     """A transformers model in memory, whose weights are copied when the model is built.
 
     Args:
-        hf_model: a model with a language modelling head, or a bare one with tied embeddings.
+        hf_model: a model with a language modelling head, or one without it and with tied embeddings.
         tokenizer: a `Tokenizer`, a transformers tokenizer, or None.
     """
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
@@ -83,7 +83,7 @@ def from_transformers(hf_model: Any, tokenizer: Any = None) -> Checkpoint:
 
 
 def download(repository: str, revision: str | None = None) -> Path:
-    """The local copy of a repository of the hub: configuration, tokenizer and weights, pickled ones only if need be."""
+    """The local copy of a repository of the hub; pickled weights are fetched only if there are no others."""
     from huggingface_hub import snapshot_download
 
     def fetch(patterns: list[str]) -> Path:
@@ -97,7 +97,7 @@ def download(repository: str, revision: str | None = None) -> Path:
         return fetch(sorted(shards)) if shards else folder
     except WeightsError:
         raise
-    except Exception as error:  # of huggingface_hub, of its HTTP library, of the file system
+    except Exception as error:  # from huggingface_hub, its HTTP library or the file system
         at = f" at revision {revision!r}" if revision else ""
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise WeightsError(
@@ -107,30 +107,29 @@ def download(repository: str, revision: str | None = None) -> Path:
 
 
 def _piece(stored: Stored, row: Row, cfg: ModelConfig) -> Stored:
-    """One of our tensors, read from one of theirs."""
-    given = _empty(stored)
-    turn = partial(_turned, row=row, cfg=cfg, origin=stored.origin)
-    return Stored(lambda: turn(stored()), tuple(turn(given).shape), stored.dtype, stored.origin)
+    """One of our tensors, to be read from one of theirs."""
+    arrange = partial(_arranged, row=row, cfg=cfg, origin=stored.origin)
+    return Stored(lambda: arrange(stored()), tuple(arrange(_empty(stored)).shape), stored.dtype, stored.origin)
 
 
 def _empty(stored: Stored) -> Tensor:
     try:
         return torch.empty(stored.shape, device="meta")
-    except (RuntimeError, TypeError, OverflowError) as error:  # an axis beyond torch's numbers, beside one of length 0
+    except (RuntimeError, TypeError, OverflowError) as error:  # an axis that is too long for torch
         raise WeightsError(f"{stored.origin!r} has shape {list(stored.shape)}, which no tensor can have") from error
 
 
-def _turned(tensor: Tensor, *, row: Row, cfg: ModelConfig, origin: str | None) -> Tensor:
-    """A tensor of theirs, or of its shape, in our shape."""
+def _arranged(tensor: Tensor, *, row: Row, cfg: ModelConfig, origin: str | None) -> Tensor:
+    """A tensor of theirs, or an empty one of its shape, in our shape."""
     if row.pattern is None:
         return tensor
     sizes = {"d_head": cfg.d_head, "qkv": 3}
     try:
-        turned = rearrange(tensor, row.pattern, **{k: n for k, n in sizes.items() if k in row.pattern})
-    except RuntimeError as error:  # einops' own
+        ours = rearrange(tensor, row.pattern, **{k: n for k, n in sizes.items() if k in row.pattern})
+    except RuntimeError as error:  # from einops
         shape = list(tensor.shape)
-        raise WeightsError(f"{origin!r} has shape {shape}, which does not divide as {row.pattern!r}") from error
-    return turned if row.part is None else turned[row.part]
+        raise WeightsError(f"{origin!r} has shape {shape}, which cannot be split as {row.pattern!r}") from error
+    return ours if row.part is None else ours[row.part]
 
 
 def _checkpoint(
@@ -138,20 +137,23 @@ def _checkpoint(
 ) -> Checkpoint:
     for name in ("num_hidden_layers", "n_layer"):
         refuse_deeper(options.get(name), tensors, source.location)
+    # 1. The family and the configuration.
     family, cfg = configure(options)
     refuse_deeper(cfg.n_layers, tensors, source.location)
-    given = {family.bare(name): name for name in tensors if not family.buffers.search(family.bare(name))}
-    tied = cfg.tie_word_embeddings and "lm_head.weight" in given
+    # The name in the family's table -> the name in the file.
+    names = {family.bare(name): name for name in tensors if not family.buffers.search(family.bare(name))}
+    tied = cfg.tie_word_embeddings and "lm_head.weight" in names
     embedding = family.rows["embed.W_E"].theirs
-    if tied and embedding in given and not equal(tensors[given[embedding]], tensors[given["lm_head.weight"]]):
-        # As transformers does: two different tensors are no tied ones, whatever the configuration says.
+    if tied and embedding in names and not equal(tensors[names[embedding]], tensors[names["lm_head.weight"]]):
+        # As in transformers: two different tensors are not tied, whatever the configuration says.
         cfg = cfg.replace(tie_word_embeddings=False)
     elif tied:
-        given.setdefault(embedding, given["lm_head.weight"])
-        del given["lm_head.weight"]
+        names.setdefault(embedding, names["lm_head.weight"])
+        del names["lm_head.weight"]
+    # 2. Their tensors as ours; 3. none is read before it is called.
     rows = {name: family.row(name) for name in weights(empty(cfg))}
-    problems = name_problems({row.theirs for row in rows.values()}, given)
+    problems = name_problems({row.theirs for row in rows.values()}, names)
     if problems:
         raise WeightsError(f"the weights of {source.location} do not fit its config.json: {'; '.join(problems)}")
-    pieces = {name: _piece(tensors[given[row.theirs]], row, cfg) for name, row in rows.items()}
+    pieces = {name: _piece(tensors[names[row.theirs]], row, cfg) for name, row in rows.items()}
     return Checkpoint(cfg, pieces, tokenizer, source)

@@ -1,11 +1,11 @@
-"""A model as a Hugging Face family has it: the options of its config.json and tensors under their names.
+"""From a model to a Hugging Face family: the options of its config.json, and tensors under the family's names.
 
-1. Each family in turn is asked to describe the configuration; the description is read back with the reader of
-   `families`. Only one that gives the same computation is taken, so that no option can be lost on the way.
-2. The family's table is read from right to left: the pattern of each row is turned round, and weights that lie in one
-   tensor of theirs are put together.
+1. The configuration is written as each family in turn would write it, and read back with the reader of `families`. A
+   family is used only if the same configuration comes back, so that no option is lost.
+2. The family's table is applied in reverse: each row's pattern is reversed, and weights that the family keeps in one
+   tensor are joined.
 
-Mistral is not among them: it is Llama with other defaults.
+Mistral is left out: it is Llama with other defaults.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from interp.weights.checkpoint import Row
 from interp.weights.huggingface.families import Family, configure
 
 IGNORED = {"model_name", "initializer_range", "seed", "use_attn_scale", "attn_only", "layer_types"}
-# Fields that say something only in models with a part.
+# Fields that matter only in models with the part that they describe.
 OF_ATTENTION = {
     "d_head", "n_heads", "n_key_value_heads", "attn_scale", "attn_in_bias", "attn_out_bias", "attention_dir",
 }  # fmt: skip
@@ -40,7 +40,7 @@ def describe(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """The family that computes what a configuration says, and the options of its config.json.
 
     Raises:
-        ConfigError: no family does; the message says what is in the way of the nearest.
+        ConfigError: no family does; the message says how the nearest one differs.
     """
     wanted = computed(cfg)
     tried: dict[str, dict[str, str]] = {}
@@ -52,29 +52,29 @@ def describe(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
         except (ConfigError, UnknownName) as error:
             tried[name] = {"": str(error)}
             continue
-        found = computed(read_back)
-        if found == wanted:
+        described = computed(read_back)
+        if described == wanted:
             if not all(isinstance(options.get(expand, 1), int) for expand in ("expand", "mamba_expand")):
                 raise ConfigError(
-                    f"d_inner={cfg.d_inner} is no multiple of d_model={cfg.d_model}, and transformers takes no other "
-                    "width of a mixer. Save it in interp's own format: interp.save(model, folder)"
+                    f"d_inner={cfg.d_inner} is not a multiple of d_model={cfg.d_model}, as transformers requires. Save "
+                    "the model in interp's own format: interp.save(model, folder)"
                 )
             return family, options
-        # A field that only one of them has follows from another, which differs too.
+        # A field that only one of the two has depends on another field, which differs as well and is listed.
         tried[name] = {
-            field: f"{field}={found[field]!r} where this model has {value!r}"
+            field: f"{field}={described[field]!r} where this model has {value!r}"
             for field, value in wanted.items()
-            if field in found and found[field] != value
+            if field in described and described[field] != value
         }
     name = min(tried, key=lambda name: len(tried[name]) + 100 * ("" in tried[name]))
     raise ConfigError(
         f"no Hugging Face family computes what this model does; the nearest, {name}, differs: "
-        f"{'; '.join(tried[name].values())}. Save it in interp's own format: interp.save(model, folder)"
+        f"{'; '.join(tried[name].values())}. Save the model in interp's own format: interp.save(model, folder)"
     )
 
 
 def computed(cfg: ModelConfig) -> dict[str, Any]:
-    """The fields of a configuration that bear on what it computes, and what each of its layers is made of."""
+    """The fields of a configuration that affect what the model computes, and the kind of each layer."""
     silent = set(IGNORED)
     rotary = cfg.positional_embedding_type == "rotary"
     for there, fields in (
@@ -86,32 +86,32 @@ def computed(cfg: ModelConfig) -> dict[str, Any]:
         ("mamba" in cfg.mixers, OF_MAMBA1),
         ("mamba2" in cfg.mixers, OF_MAMBA2),
         (cfg.ssm_normalization_type is not None, {"ssm_eps"}),
-        # Mamba's files name no longest prompt, and without positions none bears on the numbers.
+        # Mamba's files give no maximum length, and without position embeddings it does not affect the numbers.
         (cfg.positional_embedding_type != "none", {"n_ctx"}),
         (cfg.normalization_type is not None, {"final_norm"}),
         (cfg.normalization_type is not None or "mamba2" in cfg.mixers, {"eps"}),
     ):
         silent |= set() if there else fields
-    found = {name: value for name, value in cfg.to_dict().items() if name not in silent}
-    return found | {"layers": tuple(cfg.layer_type(layer) for layer in range(cfg.n_layers))}
+    relevant = {name: value for name, value in cfg.to_dict().items() if name not in silent}
+    return relevant | {"layers": tuple(cfg.layer_type(layer) for layer in range(cfg.n_layers))}
 
 
 def tensors(model: GPT, family: Family) -> dict[str, Tensor]:
     """A model's weights under a family's names and in its shapes, on the CPU."""
-    parts: dict[str, dict[int, Tensor]] = {}
+    parts: dict[str, dict[int, Tensor]] = {}  # their name -> number of the part -> our weight
     rows: dict[str, Row] = {}
     for name, weight in weights(model).items():
         row = family.row(name)
         rows[row.theirs] = row
         parts.setdefault(row.theirs, {})[row.part or 0] = weight.cpu()
-    # The head stands beside the stack that the prefix names.
+    # The head is not inside the module that the prefix names.
     return {
-        (name if name.startswith("lm_head.") else family.prefixes[0] + name): _theirs(rows[name], found, model.cfg)
-        for name, found in parts.items()
+        (name if name.startswith("lm_head.") else family.prefixes[0] + name): _theirs(rows[name], of_tensor)
+        for name, of_tensor in parts.items()
     }
 
 
-def _theirs(row: Row, parts: dict[int, Tensor], cfg: ModelConfig) -> Tensor:
+def _theirs(row: Row, parts: dict[int, Tensor]) -> Tensor:
     tensor = parts[0] if row.part is None else torch.stack([parts[at] for at in sorted(parts)])
     if row.pattern is not None:
         theirs, _, ours = row.pattern.partition(" -> ")
@@ -134,7 +134,7 @@ def _grouped(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _rope(cfg: ModelConfig) -> dict[str, Any]:
-    """Rotary options in the form of transformers 5, with what both generations call the base."""
+    """Rotary options in the form of transformers 5, and the base under the name that transformers 4 reads as well."""
     scaling = cfg.rope_scaling
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": cfg.rotary_base}
     if scaling is not None:
@@ -203,7 +203,7 @@ def _mamba2(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def _expansion(cfg: ModelConfig) -> float:
-    """How many times as wide as the residual stream a mixer is; transformers takes whole numbers only."""
+    """The mixer's width divided by that of the residual stream; transformers takes integers only."""
     times, rest = divmod(cfg.d_inner or 0, cfg.d_model)
     return times + rest / cfg.d_model if rest else times
 
@@ -287,7 +287,7 @@ OPTIONS: dict[str, Callable[[ModelConfig], dict[str, Any]]] = {
     "jamba": _jamba,
     "nemotron_h": _nemotron_h,
 }
-# What transformers calls the class with a language modelling head.
+# transformers' classes with a language modelling head.
 ARCHITECTURES = {
     "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
