@@ -42,6 +42,7 @@ from interp.prompts.pairs import PromptPairs
 from interp.sites import site_names
 from interp.state_space import scan
 from interp.state_space import scan_kernel as recurrence
+from interp.sweeps import machine
 from interp.sweeps import plan as plans
 from interp.sweeps.sweep import sweep
 from interp.variants.ablations import replacements
@@ -290,7 +291,7 @@ def test_memory_that_torch_holds_for_later_counts_as_free() -> None:
         mock.patch.object(torch.cuda, "memory_reserved", lambda device: 3000),
         mock.patch.object(torch.cuda, "memory_allocated", lambda device: 500),
     ):
-        assert plans.free_memory(torch.device("cuda")) == int(plans.SHARE["cuda"] * (1000 + 2500))
+        assert machine.free_memory(torch.device("cuda")) == int(machine.SHARE["cuda"] * (1000 + 2500))
 
 
 def test_a_chunk_waits_for_the_device_a_few_times_only() -> None:

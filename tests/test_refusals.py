@@ -168,7 +168,7 @@ def test_what_is_of_another_kind_is_refused(what: str) -> None:
     [
         (lambda: load_transformer_lens(_model().cfg, 1.5), WeightsError, "mapping from names to tensors, not 1.5"),
         (lambda: _pairs(name=b"x"), PromptError, "name must be text, not b'x'"),
-        (lambda: _pairs(pad_id=1.5), PromptError, "pad_id must be a whole number from 0 to .*, not 1.5"),
+        (lambda: _pairs(pad_id=1.5), PromptError, "pad_id must be an integer .*, not 1.5"),
         (lambda: ModelConfig.from_dict({"n_layer": 1}), ConfigError, "no field 'n_layer'; did you mean 'n_layers'"),
         (lambda: _model().cfg.mixer(5), UnknownName, r"layer 5 is not one of this model's 2 layers \(0 to 1\)"),
         (lambda: GPT({}), ConfigError, "cfg must be a ModelConfig, not {}"),

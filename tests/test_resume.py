@@ -15,10 +15,10 @@ import torch
 from conftest import RECURRENT, make
 from test_passes import make_pairs
 
-from interp import progress
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, OutputError, SweepInterrupted, UnknownName
 from interp.sweeps import plan as plans
+from interp.sweeps import progress
 from interp.sweeps.run_chunk import Job
 from interp.sweeps.sweep import plan_sweep, sweep
 

@@ -279,7 +279,7 @@ def test_only_shares_have_the_interval_of_a_share() -> None:
         *[(lambda frame, f=f: stats.why_nothing(f), "frame must be a DataFrame") for f in (None, [], {}, "x")],
         *[(lambda frame, f=f: stats.why_missing(f), "frame must be a DataFrame") for f in (None, [], {}, "x")],
         *[(lambda frame, r=r: stats.tested(frame, "layer", rounding=r), "rounding must be") for r in ([1.0], "x")],
-        (lambda frame: stats.tested(frame, "layer", null=float("nan")), "null must be a number"),
+        (lambda frame: stats.tested(frame, "layer", null=float("nan")), "null must be a finite number"),
         (lambda frame: summarise(pd.concat([frame, frame[["value"]]], axis=1), "layer"), "2 columns of the frame"),
         (lambda frame: summarise(frame.assign(layer=[[1]] * len(frame)), "layer"), "column 'layer' must hold"),
         (lambda frame: summarise(frame.assign(value="1"), "layer"), "expected numbers"),
