@@ -32,6 +32,7 @@ from interp.errors import InterpError
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
+from interp.names import PART_KINDS, WHOLES
 from interp.prompts.pair_checks import SIDES
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_rows, quotient, within
@@ -66,8 +67,6 @@ COLUMNS = [
     *("prompt", "metric", "value", "base_value", "rounding", "effect"),
 ]
 RECURRENT = {"ssm_head", "channel"}  # columns of models that have such layers
-WHOLES = {"attn_out": "attention", "out": "mixer", "mlp_out": "MLP"}
-HEADS = {"head": "head", "ssm_head": "state-space head"}
 MOST_BARS = 20
 # Of a report: operations for the map of the heads, prompts that it has at least, heads and prompts of the second look.
 MOST_OPERATIONS, FEWEST, MOST_AGAIN, MOST_OTHERS = 1.8e12, 4, 6, 8
@@ -251,7 +250,7 @@ def plot_single(frame: pd.DataFrame) -> Figure:
         title = f"The {len(kept)} {part}s with the largest effects, of {len(largest)}"
         x = Axis("component", title=part)
         return figures.bars(kept, x=x, hue=several, horizontal=True, diverging=True, label=label, title=title)
-    table = table.assign(part=table["site"].map(WHOLES))
+    table = table.assign(part=table["site"].map({site: PART_KINDS[kind].word for site, kind in WHOLES.items()}))
     return figures.lines(table.dropna(subset="part"), x="layer", hue="part", facet=several, label=label)
 
 
@@ -307,7 +306,7 @@ def report(
     tables = [first_rows(f"The {what} with the largest effect", single, 10)]
     tables += [] if again is None else [(f"The strongest {what} on other prompts, by kind of ablation", again)]
     caption = f"Mean over {few} of {len(pairs)} prompts." if fewer else f"Mean over {few} prompts."
-    of_layers = " and ".join(word for site, word in WHOLES.items() if site in wholes and site != "mlp_out")
+    of_layers = " and ".join(PART_KINDS[WHOLES[site]].word for site in wholes if site != "mlp_out")
     items = [
         FigureItem(
             "ablation_layers",
@@ -321,7 +320,7 @@ def report(
     items += [
         FigureItem(
             f"ablation_{name}s",
-            f"What is lost without each {HEADS[name]}",
+            f"What is lost without each {PART_KINDS[name].word}",
             f"{caption} Blue heads help, red heads work against the answer.",
             plot_single(maps[maps[name].notna()]),
             single[single[name].notna()].drop(columns=[other for other in heads if other != name]),

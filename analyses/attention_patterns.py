@@ -26,8 +26,8 @@ from interp.circuits.graph import parse_head
 from interp.heads.hidden_attention import mixer_of, patterns, shares, sources, together
 from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
+from interp.names import Part
 from interp.prompts.pairs import PromptPairs
-from interp.sites import part_name
 from interp.study.command import study_command
 from interp.ui.page import FigureItem, Section, first_rows
 from interp.variants.components import Component, components
@@ -160,7 +160,11 @@ def _own(frame: pd.DataFrame) -> list[str]:
 def _names(frame: pd.DataFrame) -> pd.Series[str]:
     if "component" in frame:
         return frame["component"]
-    return "L" + frame["layer"].astype(str) + "H" + frame["head"].astype(str)
+    import pandas as pd
+
+    heads = list(zip(frame["layer"], frame["head"], strict=True))
+    names = {head: Part("head", *head).name for head in set(heads)}
+    return pd.Series([names[head] for head in heads], index=frame.index, dtype=object)
 
 
 @checked
@@ -239,11 +243,11 @@ def _strongest(model: HookedModel, results: Mapping[str, pd.DataFrame]) -> list[
         if column in cells:
             means = cells.dropna(subset=[column]).groupby(["layer", column])["effect"].mean().abs()
             best = means.sort_values(ascending=False).index[:MOST_HEADS]
-            names += [part_name(int(layer), column, int(at)) for layer, at in best]
+            names += [Part(column, int(layer), int(at)).name for layer, at in best]
     plain = model.cfg.layers_with("mamba")
     whole = cells[(cells["site"] == "out") & cells["role"].isna() & cells["layer"].isin(plain)]
     means = whole.groupby("layer")["effect"].mean().abs().sort_values(ascending=False)
-    names += [f"mixer {layer}" for layer in means.index[: MOST_HEADS - MOST_CHANNELS]]
+    names += [Part("mixer", int(layer)).name for layer in means.index[: MOST_HEADS - MOST_CHANNELS]]
     if plain and "head_attribution" in results:
         frame = results["head_attribution"]
         written = frame[frame["kind"] == "channel"].groupby("component")["value"].mean().abs()
