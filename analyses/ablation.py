@@ -32,7 +32,7 @@ from interp.errors import InterpError
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
-from interp.names import PART_KINDS, WHOLES
+from interp.names import PART_KINDS, WHOLES, Part
 from interp.prompts.pair_checks import SIDES
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_rows, quotient, within
@@ -43,7 +43,6 @@ from interp.ui.page import FigureItem, Section, first_rows
 from interp.variants.ablations import ABLATIONS, replacements
 from interp.variants.components import (
     STAGES,
-    Component,
     check_apart,
     components,
     in_words,
@@ -283,7 +282,7 @@ def report(
     has = {name.rpartition("hook_")[2] for name in model.hook_dict}
     wholes = [site for site in WHOLES if site in has]
     layers = run(model, pairs, kind=sorted({"zero", kind}), site=wholes, measured=few, progress=progress)
-    most = len(parts).bit_length() - 2 * any(part.axis for part in parts)  # of many heads, the first quarter
+    most = len(parts).bit_length() - 2 * any(part.row.axis for part in parts)  # of many heads, the first quarter
     sizes = [*(2**at for at in range(most)), len(parts)]
     maps = run(model, pairs, kind=kind, cumulative=sizes, draws=2, measured=few, progress=progress)
     single, by_layer = summary(maps[maps["stage"] == "single"]), summary(layers)
@@ -343,10 +342,10 @@ def report(
     return pd.concat([maps, layers], ignore_index=True), section, [found, curve]
 
 
-def _affordable(model: HookedModel, pairs: PromptPairs, parts: Sequence[Component]) -> int:
+def _affordable(model: HookedModel, pairs: PromptPairs, parts: Sequence[Part]) -> int:
     """How many prompts the map of a report takes: all of them where the model is small."""
     zeros = [
-        Variant([Edit(part.full_site, {} if part.axis is None else {part.axis: part.index or 0}, "zero")])
+        Variant([Edit(part.full_site, {} if part.row.axis is None else {part.row.axis: part.index or 0}, "zero")])
         for part in parts
     ]
     operations = plan_sweep(model, pairs, zeros, base="clean", source="clean").operations

@@ -34,7 +34,7 @@ class PartKind:
     Attributes:
         name: how tables and figures write such a part.
         word: what sentences call it.
-        site: the short name of the site that holds what it writes; None where that is not one site.
+        site: the short name of the site that holds what it writes; empty where that is not one site.
         axis: the axis of the site that tells the parts of a layer apart; None for a whole layer's, or the model's.
         node: how files of circuits write it; None where they do not have it.
         inputs: whether it reads by query, key and value inputs of its own.
@@ -42,7 +42,7 @@ class PartKind:
 
     name: str
     word: str
-    site: str | None = None
+    site: str = ""
     axis: str | None = None
     node: str | None = None
     inputs: bool = False
@@ -58,9 +58,9 @@ PART_KINDS: dict[str, PartKind] = {
     "embed": PartKind("embed", "embedding", "embed", node="input"),
     "pos_embed": PartKind("pos_embed", "position embedding", "pos_embed"),
     "head": PartKind("L{layer}H{index}", "head", "z", "head", "a{layer}.h{index}", inputs=True),
-    "kv_head": PartKind("L{layer}KV{index}", "key-value head", None, "kv_head", "a{layer}.kv{index}", inputs=True),
+    "kv_head": PartKind("L{layer}KV{index}", "key-value head", "", "kv_head", "a{layer}.kv{index}", inputs=True),
     "ssm_head": PartKind("L{layer}S{index}", "state-space head", "gated", "ssm_head", "s{layer}.h{index}"),
-    "ssm_group": PartKind("L{layer}G{index}", "state-space group", None, "ssm_group"),
+    "ssm_group": PartKind("L{layer}G{index}", "state-space group", "", "ssm_group"),
     "channel": PartKind("L{layer}C{index}", "channel", "gated", "channel"),
     "attention": PartKind("attention {layer}", "attention", "attn_out"),
     "mixer": PartKind("mixer {layer}", "mixer", "out", node="s{layer}"),
@@ -167,7 +167,7 @@ class Part:
         Raises:
             UnknownName: a part whose output is not one site, such as a key-value head.
         """
-        if self.row.site is None:
+        if not self.row.site:
             raise UnknownName(f"{self.name} has no single site that holds its output")
         return get_act_name(self.row.site, self.layer)
 
