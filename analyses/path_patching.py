@@ -29,13 +29,13 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked, is_whole, shown
-from interp.circuits.graph import READS, Graph, Node, n_heads
+from interp.circuits.graph import Graph, Node, n_heads
 from interp.circuits.paths import THROUGH, arriving, parse_receivers, parse_senders, point, routes
 from interp.edits import Variant
 from interp.errors import InterpError, PromptError, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
-from interp.names import MIXER_PARTS, PART_KINDS, Part, part_of
+from interp.names import MIXER_PARTS, PART_KINDS, READS, Part, part_of
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_effect

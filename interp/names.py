@@ -23,8 +23,8 @@ from interp.errors import UnknownName, check_choice, nearest, unknown
 from interp.sites import get_act_name
 
 ARROW = "->"
-READS = ("q", "k", "v")
-"""What a head reads by: its query, key and value inputs."""
+READS = {"q": "head", "k": "kv_head", "v": "kv_head"}
+"""What a head reads by (query, key and value), and the axis that tells these inputs of a layer apart."""
 
 
 @dataclass(frozen=True)

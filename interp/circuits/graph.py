@@ -28,12 +28,9 @@ from interp.config import MAMBAS, ModelConfig
 from interp.errors import InterpError, UnknownName, unknown
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
-from interp.names import MIXER_PARTS, Part, edge_ends, edge_name, spelled
+from interp.names import MIXER_PARTS, READS, Part, edge_ends, edge_name, spelled
 from interp.sites import axis_sizes
 from interp.state_space.mixer import MambaMixer
-
-READS = {"q": "head", "k": "kv_head", "v": "kv_head"}
-"""What a head reads by, and the axis that tells its readers apart."""
 
 KINDS = {
     "embed": "input",

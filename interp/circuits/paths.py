@@ -27,13 +27,13 @@ import torch
 from torch import Tensor
 
 from interp.arguments import checked
-from interp.circuits.graph import READS, Graph, Node
+from interp.circuits.graph import Graph, Node
 from interp.edits import Edit, Index
 from interp.errors import UnknownName, check_choice, unknown
 from interp.hooked.cache import ActivationCache
 from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
-from interp.names import Part, spelled
+from interp.names import READS, Part, spelled
 from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
 
