@@ -347,9 +347,8 @@ def _patched_names(patched: pd.DataFrame) -> list[str | None]:
     columns = [name for name in ("site", "layer", *HEADS) if name in patched]
     found: list[str | None] = []
     for *row, elsewhere in zip(*(patched[name] for name in columns), somewhere, strict=True):
-        part = part_of(dict(zip(columns, row, strict=True)))
-        known = part is not None and not elsewhere and row[0] == part.row.site in MIXED
-        found.append(part.name if part is not None and known else None)
+        part = None if elsewhere else part_of(dict(zip(columns, row, strict=True)))
+        found.append(None if part is None or row[0] != part.row.site or row[0] not in MIXED else part.name)
     return found
 
 
