@@ -32,6 +32,7 @@ from interp.errors import InterpError
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
+from interp.names import PART_KINDS, WHOLES, Part
 from interp.prompts.pair_checks import SIDES
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_rows, quotient, within
@@ -42,7 +43,6 @@ from interp.ui.page import FigureItem, Section, first_rows
 from interp.variants.ablations import ABLATIONS, replacements
 from interp.variants.components import (
     STAGES,
-    Component,
     check_apart,
     components,
     in_words,
@@ -66,8 +66,6 @@ COLUMNS = [
     *("prompt", "metric", "value", "base_value", "rounding", "effect"),
 ]
 RECURRENT = {"ssm_head", "channel"}  # columns of models that have such layers
-WHOLES = {"attn_out": "attention", "out": "mixer", "mlp_out": "MLP"}
-HEADS = {"head": "head", "ssm_head": "state-space head"}
 MOST_BARS = 20
 # Of a report: operations for the map of the heads, prompts that it has at least, heads and prompts of the second look.
 MOST_OPERATIONS, FEWEST, MOST_AGAIN, MOST_OTHERS = 1.8e12, 4, 6, 8
@@ -251,7 +249,7 @@ def plot_single(frame: pd.DataFrame) -> Figure:
         title = f"The {len(kept)} {part}s with the largest effects, of {len(largest)}"
         x = Axis("component", title=part)
         return figures.bars(kept, x=x, hue=several, horizontal=True, diverging=True, label=label, title=title)
-    table = table.assign(part=table["site"].map(WHOLES))
+    table = table.assign(part=table["site"].map({site: PART_KINDS[kind].word for site, kind in WHOLES.items()}))
     return figures.lines(table.dropna(subset="part"), x="layer", hue="part", facet=several, label=label)
 
 
@@ -284,7 +282,7 @@ def report(
     has = {name.rpartition("hook_")[2] for name in model.hook_dict}
     wholes = [site for site in WHOLES if site in has]
     layers = run(model, pairs, kind=sorted({"zero", kind}), site=wholes, measured=few, progress=progress)
-    most = len(parts).bit_length() - 2 * any(part.axis for part in parts)  # of many heads, the first quarter
+    most = len(parts).bit_length() - 2 * any(part.row.axis for part in parts)  # of many heads, the first quarter
     sizes = [*(2**at for at in range(most)), len(parts)]
     maps = run(model, pairs, kind=kind, cumulative=sizes, draws=2, measured=few, progress=progress)
     single, by_layer = summary(maps[maps["stage"] == "single"]), summary(layers)
@@ -307,7 +305,7 @@ def report(
     tables = [first_rows(f"The {what} with the largest effect", single, 10)]
     tables += [] if again is None else [(f"The strongest {what} on other prompts, by kind of ablation", again)]
     caption = f"Mean over {few} of {len(pairs)} prompts." if fewer else f"Mean over {few} prompts."
-    of_layers = " and ".join(word for site, word in WHOLES.items() if site in wholes and site != "mlp_out")
+    of_layers = " and ".join(PART_KINDS[WHOLES[site]].word for site in wholes if site != "mlp_out")
     items = [
         FigureItem(
             "ablation_layers",
@@ -321,7 +319,7 @@ def report(
     items += [
         FigureItem(
             f"ablation_{name}s",
-            f"What is lost without each {HEADS[name]}",
+            f"What is lost without each {PART_KINDS[name].word}",
             f"{caption} Blue heads help, red heads work against the answer.",
             plot_single(maps[maps[name].notna()]),
             single[single[name].notna()].drop(columns=[other for other in heads if other != name]),
@@ -344,10 +342,10 @@ def report(
     return pd.concat([maps, layers], ignore_index=True), section, [found, curve]
 
 
-def _affordable(model: HookedModel, pairs: PromptPairs, parts: Sequence[Component]) -> int:
+def _affordable(model: HookedModel, pairs: PromptPairs, parts: Sequence[Part]) -> int:
     """How many prompts the map of a report takes: all of them where the model is small."""
     zeros = [
-        Variant([Edit(part.full_site, {} if part.axis is None else {part.axis: part.index or 0}, "zero")])
+        Variant([Edit(part.full_site, {} if part.row.axis is None else {part.row.axis: part.index or 0}, "zero")])
         for part in parts
     ]
     operations = plan_sweep(model, pairs, zeros, base="clean", source="clean").operations

@@ -32,10 +32,10 @@ from interp.figures.axes import Axis
 from interp.figures.glyphs import visible
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
+from interp.names import MIXER_PARTS, PART_KINDS, WHOLES, Part, part_of
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import no_effect, of_effect
-from interp.sites import part_name
 from interp.study.command import study_command
 from interp.sweeps.plan import Plan
 from interp.sweeps.sweep import Executor, plan_sweep, sweep
@@ -60,21 +60,10 @@ if TYPE_CHECKING:
     from interp.figures.style import Figure
 
 ORDER = 40
-HEADS = {
-    "head": "head",
-    "kv_head": "key-value head",
-    "ssm_head": "state-space head",
-    "ssm_group": "state-space group",
-    "channel": "channel",
-}
-PARTS: dict[str, tuple[str, str | None, str]] = {
-    "attn": ("z", "head", "head"),
-    "mamba2": ("gated", "ssm_head", "state-space head"),
-    "mamba": ("out", None, "mixer"),
-}
-"""By what mixes positions in a layer, what a report patches there: site, axis and word; Mamba-1 has no heads."""
+PARTS = {mixer: PART_KINDS[own.usual] for mixer, own in MIXER_PARTS.items()}
+"""By what mixes positions in a layer, what a report patches there."""
 
-BY_ROLE = {"resid_pre": "", "attn_out": "attention", "out": "mixer", "state": "", "mlp_out": "MLP"}
+BY_ROLE = ("resid_pre", "attn_out", "out", "state", "mlp_out")
 STATES = "The state is set behind one position; later ones follow from it."
 VARIES = "…"
 MOST_ROWS, MOST_PANELS = 24, 9
@@ -205,11 +194,11 @@ def plot(frame: pd.DataFrame) -> Figure:
         look |= {"y": axes[0], "x": axes[1], "facet": [*several, "unit"]}
     elif places and heads:
         table, look["title"] = _strongest(table, heads, MOST_ROWS)
-        look |= {"y": Axis("unit", title=HEADS[heads[0]]), "x": axes[0], "facet": several}
+        look |= {"y": Axis("unit", title=PART_KINDS[heads[0]].word), "x": axes[0], "facet": several}
     elif places:
         look |= {"y": "layer", "x": axes[0], "facet": several}
     elif heads:
-        across = Axis(heads[0], title=HEADS[heads[0]])
+        across = Axis(heads[0], title=PART_KINDS[heads[0]].word)
         look |= {"y": "layer", "x": across, "facet": several, "annotate": 0 if several else 6}
     else:
         look |= {"y": "layer", "x": "site", "facet": [name for name in several if name != "site"]}
@@ -237,7 +226,7 @@ def _by_head(table: pd.DataFrame) -> pd.DataFrame:
     for name in units:
         own = table[name].notna()
         pairs = zip(table.loc[own, "layer"], table.loc[own, name], strict=True)
-        table.loc[own, "unit"] = [part_name(layer, name, int(at)) for layer, at in pairs]
+        table.loc[own, "unit"] = [Part(name, layer, int(at)).name for layer, at in pairs]
     if {"head", "ssm_head"} <= set(table):
         table = table.assign(head=table["head"].fillna(table["ssm_head"])).drop(columns="ssm_head")
     whole = [name for name in units if name in table and table[name].notna().all()]
@@ -248,7 +237,7 @@ def _strongest(table: pd.DataFrame, heads: list[str], most: int) -> tuple[pd.Dat
     """The layers or heads with the largest magnitude anywhere, in order; how many were left out."""
     largest = table["value"].abs().groupby(table["unit"]).max()
     kept = table[table["unit"].isin(largest.nlargest(most).index)].sort_values(["layer", *heads], kind="stable")
-    what = f"{HEADS[heads[0]]}s" if heads else "layers"
+    what = PART_KINDS[heads[0]].plural if heads else "layers"
     return kept, f"The {most} of {len(largest)} {what} with the largest effects" if len(largest) > most else None
 
 
@@ -273,7 +262,7 @@ def report(
     sites = [site for site in BY_ROLE if site in has]
     by_role = run(model, pairs, site=sites, by="role", progress=progress)
     parts = [kind for kind in PARTS if kind in model.cfg.mixers]
-    by_part = {kind: run(model, pairs, site=PARTS[kind][0], by=PARTS[kind][1], progress=progress) for kind in parts}
+    by_part = {kind: run(model, pairs, site=PARTS[kind].site, by=PARTS[kind].axis, progress=progress) for kind in parts}
     every = pd.concat(list(by_part.values()), ignore_index=True)
     ranked = summary(every)
     resid = summary(by_role[by_role["site"] == "resid_pre"])
@@ -295,7 +284,7 @@ def report(
         "Each cell runs the corrupt prompt with one activation set to its value in the clean run. The effect is 0 "
         "where nothing changes and 1 where the clean logit difference is back."
     )
-    what = PARTS[parts[0]][2] if len(parts) == 1 else "head or mixer" if "mamba" in parts else "head"
+    what = PARTS[parts[0]].word if len(parts) == 1 else "head or mixer" if "mamba" in parts else "head"
     told = no_effect(ranked) or (
         f"The {what} whose output restores most is {_unit(best)} ({best['value']:+.2f}, 95% interval "
         f"{best['ci_low']:.2f} to {best['ci_high']:.2f}); the one that works most against it is "
@@ -320,13 +309,13 @@ def report(
 
 def _figure(kind: str, frame: pd.DataFrame, n: int) -> FigureItem:
     """The map of one kind of heads, or the curve of whole mixers over layers."""
-    site, by, what = PARTS[kind]
-    table = summary(frame)
-    curve = figures.lines(table.sort_values("layer"), x="layer", label=effect_label(frame)) if by is None else None
+    part, table = PARTS[kind], summary(frame)
+    whole = part.axis is None
+    curve = figures.lines(table.sort_values("layer"), x="layer", label=effect_label(frame)) if whole else None
     return FigureItem(
         {"attn": "patching_heads", "mamba2": "patching_ssm_heads", "mamba": "patching_mixers"}[kind],
-        f"Effect of patching the output of every {what}",
-        f"Denoising of {site} at all positions, mean over {n} prompts.",
+        f"Effect of patching the output of every {part.word}",
+        f"Denoising of {part.site} at all positions, mean over {n} prompts.",
         plot(frame) if curve is None else curve,
         table,
     )
@@ -334,13 +323,13 @@ def _figure(kind: str, frame: pd.DataFrame, n: int) -> FigureItem:
 
 def _unit(row: pd.Series[Any]) -> str:
     """The name of the head, or of the whole layer, that a row is about."""
-    own = [name for name in HEAD_AXES if name in row and row[name] == row[name]]
-    return part_name(row["layer"], own[0], int(row[own[0]])) if own else f"that of layer {row['layer']}"
+    part = part_of(row.drop("site"))
+    return f"that of layer {row['layer']}" if part is None else part.name
 
 
 def _in_words(sites: Sequence[str]) -> str:
     """What is patched by role: the residual stream, attention and MLP outputs, perhaps states."""
-    words = [word for site, word in BY_ROLE.items() if site in sites and word]
+    words = [PART_KINDS[WHOLES[site]].word for site in BY_ROLE if site in sites and site in WHOLES]
     outputs = " and ".join(filter(None, (", ".join(words[:-1]), "".join(words[-1:])))) + " outputs"
     if len(words) == 1 and "state" not in sites:
         return f"the residual stream and {outputs}"

@@ -26,11 +26,11 @@ from interp.circuits.graph import parse_head
 from interp.heads.hidden_attention import mixer_of, patterns, shares, sources, together
 from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
+from interp.names import Part
 from interp.prompts.pairs import PromptPairs
-from interp.sites import part_name
 from interp.study.command import study_command
 from interp.ui.page import FigureItem, Section, first_rows
-from interp.variants.components import Component, components
+from interp.variants.components import components
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
 
     pairs = pairs.to(model.device)
     chosen = _chosen(model, heads)
-    layers = sorted({part.layer for part in chosen})
+    layers = sorted({part.layer for part in chosen if part.layer is not None})
     mask = pairs.attention_mask
     plain = {layer: model.cfg.mixer(layer) == "attn" for layer in layers}
     names = [
@@ -93,15 +93,15 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
     hidden = {layer: _hidden(model, cache, layer, chosen, mask) for layer in layers if not plain[layer]}
     frames = []
     for part in chosen:
-        if plain[part.layer]:
+        if part.kind == "head":
             value, weight = cache["pattern", part.layer][:, part.index], None
         else:
-            value, weight = hidden[part.layer][part]
+            value, weight = hidden[part.layer or 0][part]
         frame = links.assign(value=value[looks].float().cpu().numpy())
         if model.cfg.has_mamba:
             frame["weight"] = float("nan") if weight is None else weight[looks].float().cpu().numpy()
-            for axis in ("channel", "ssm_head", "head"):
-                frame.insert(0, axis, pd.array([part.index if part.axis == axis else None] * len(frame), "Int64"))
+            for kind in ("channel", "ssm_head", "head"):
+                frame.insert(0, kind, pd.array([part.index if part.kind == kind else None] * len(frame), "Int64"))
             frame.insert(0, "layer", part.layer)
             frame.insert(0, "component", part.name)
         else:
@@ -111,24 +111,24 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
     return pd.concat(frames, ignore_index=True)
 
 
-def _chosen(model: HookedModel, heads: Sequence[str] | None) -> list[Component]:
+def _chosen(model: HookedModel, heads: Sequence[str] | None) -> list[Part]:
     """The heads, channels and mixers of these names, in their order."""
     heads = [] if heads is None else list(heads)
     if not heads:
         return components(model)
     if not model.cfg.has_mamba:
-        return [Component("z", *parse_head(name, model), "head") for name in heads]
+        return [Part("head", *parse_head(name, model)) for name in heads]
     has = {name.rpartition("hook_")[2] for name in model.hook_dict}
     sites = [site for site in ("z", "gated", "out") if site in has]
     return [part for name in heads for part in components(model, sites, [name])]
 
 
 def _hidden(
-    model: HookedModel, cache: ActivationCache, layer: int, chosen: Sequence[Component], mask: Tensor | None
-) -> dict[Component, tuple[Tensor, Tensor | None]]:
+    model: HookedModel, cache: ActivationCache, layer: int, chosen: Sequence[Part], mask: Tensor | None
+) -> dict[Part, tuple[Tensor, Tensor | None]]:
     """Shares and entries [batch, query, key] of the parts of a state-space layer that were chosen."""
     own = [part for part in chosen if part.layer == layer]
-    found: dict[Component, tuple[list[Tensor], list[Tensor]]] = {part: ([], []) for part in own}
+    found: dict[Part, tuple[list[Tensor], list[Tensor]]] = {part: ([], []) for part in own}
     D = mixer_of(model, layer).D
     for _, pattern in patterns(model, cache, layer, mask):
         for part, (values, entries) in found.items():
@@ -161,7 +161,11 @@ def _own(frame: pd.DataFrame) -> list[str]:
 def _names(frame: pd.DataFrame) -> pd.Series[str]:
     if "component" in frame:
         return frame["component"]
-    return "L" + frame["layer"].astype(str) + "H" + frame["head"].astype(str)
+    import pandas as pd
+
+    heads = list(zip(frame["layer"], frame["head"], strict=True))
+    names = {head: Part("head", *head).name for head in set(heads)}
+    return pd.Series([names[head] for head in heads], index=frame.index, dtype=object)
 
 
 @checked
@@ -240,11 +244,11 @@ def _strongest(model: HookedModel, results: Mapping[str, pd.DataFrame]) -> list[
         if column in cells:
             means = cells.dropna(subset=[column]).groupby(["layer", column])["effect"].mean().abs()
             best = means.sort_values(ascending=False).index[:MOST_HEADS]
-            names += [part_name(int(layer), column, int(at)) for layer, at in best]
+            names += [Part(column, int(layer), int(at)).name for layer, at in best]
     plain = model.cfg.layers_with("mamba")
     whole = cells[(cells["site"] == "out") & cells["role"].isna() & cells["layer"].isin(plain)]
     means = whole.groupby("layer")["effect"].mean().abs().sort_values(ascending=False)
-    names += [f"mixer {layer}" for layer in means.index[: MOST_HEADS - MOST_CHANNELS]]
+    names += [Part("mixer", int(layer)).name for layer in means.index[: MOST_HEADS - MOST_CHANNELS]]
     if plain and "head_attribution" in results:
         frame = results["head_attribution"]
         written = frame[frame["kind"] == "channel"].groupby("component")["value"].mean().abs()

@@ -36,10 +36,11 @@ from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import get_metric
 from interp.models.gpt import GPT
+from interp.names import MIXER_PARTS, PART_KINDS, Part, part_of
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import no_effect
-from interp.sites import get_act_name, part_name
+from interp.sites import get_act_name
 from interp.study.command import study_command, whole
 from interp.sweeps.sweep import Executor, sweep
 from interp.ui.page import FigureItem, Section, first_rows
@@ -72,9 +73,6 @@ METHODS: dict[str, dict[str, bool]] = {
 SMALL = (*HEAD_AXES, "neuron")
 WORDS = {"query": " from {}", "key": " to {}"}
 MANY = ("channel", "neuron")
-PARTS = {"attn": ("z", "head"), "mamba2": ("gated", "ssm_head")}
-"""By what mixes positions in a layer, the site that holds what its heads give, and their axis; Mamba-1 has none."""
-
 RECURRENCE = ("conv", "delta", "B", "C", "state", "gate")
 SHOWN = 20
 
@@ -262,7 +260,7 @@ def _names(table: pd.DataFrame) -> pd.Series:
     def name(row: pd.Series) -> str:
         there = {column: row[column] for column in cut_by(table) if not pd.isna(row[column])}
         unit = next((column for column in SMALL if column in there), None)
-        text = part_name(row["layer"], unit, there[unit]) if unit else f"layer {row['layer']}"
+        text = Part(unit, row["layer"], there[unit]).name if unit else f"layer {row['layer']}"
         text += "".join(WORDS.get(column, " at {}").format(there[column]) for column in PLACES if column in there)
         return f"{row['site']} {text}" if several or unit is None else text
 
@@ -340,7 +338,8 @@ def report(
 def _parts(model: HookedModel) -> dict[str, dict[str, Any]]:
     """What a report estimates one by one, heads, or the mixers of layers without any, and the options of `run`."""
     found: dict[str, dict[str, Any]] = {}
-    sites = [site for kind, (site, _) in PARTS.items() if kind in model.cfg.mixers]
+    heads = [own.usual for mixer, own in MIXER_PARTS.items() if own.heads and mixer in model.cfg.mixers]
+    sites = [PART_KINDS[kind].site for kind in heads]
     if sites:
         found["head"] = {"site": sites, "by": "head"}
     if "mamba" in model.cfg.mixers:
@@ -357,12 +356,7 @@ def _many(model: HookedModel) -> dict[str, dict[str, Any]]:
 
 def _named(row: Any) -> str:
     """A head or mixer as a sentence calls it."""
-    import pandas as pd
-
-    for column in ("head", "ssm_head"):
-        if column in row and not pd.isna(row[column]):
-            return part_name(row["layer"], column, row[column])
-    return f"mixer {row['layer']}"
+    return (part_of(row) or Part("mixer", row["layer"])).name
 
 
 def _items(word: str, frame: pd.DataFrame, table: pd.DataFrame, n: int) -> list[FigureItem]:

@@ -15,7 +15,6 @@ Source: Syed et al. 2023 ("Attribution Patching Outperforms Automated Circuit Di
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
 ORDER = 60
 METHODS = {"eap": None, "eap-ig-inputs": "inputs", "eap-ig-activations": "activations"}
 EDGE = ["edge", "sender", "receiver", "sender_layer", "receiver_layer"]
-NODE = re.compile(r"([ams])(\d+)(?:\.(h|kv)(\d+)(?:<(\w)>)?)?")
 SHOWN = 20
 
 
@@ -85,11 +83,11 @@ def run(
         max_memory, out, progress, executor: as `interp.sweep` takes them.
 
     Returns:
-        A row for each of these edges and every prompt: `method, ablation, edge, sender, receiver, sender_layer,
-        receiver_layer` (-1 is the embedding), `sample` ("top", "random" or ""), `cells` (how many edges were
-        estimated), `prompt, metric, value` (the estimated change of the metric), `exact` (the measured one, where it
-        was measured), `base_value, source_value`, `effect` and `exact_effect` (the changes as parts of the difference
-        between the clean run, 0, and the corrupt run, 1).
+        A row for each of these edges and every prompt: `method, ablation, edge` (as files of circuits name it),
+        `sender, receiver` (as other tables write them), `sender_layer, receiver_layer` (-1 is the embedding), `sample`
+        ("top", "random" or ""), `cells` (how many edges were estimated), `prompt, metric, value` (the estimated change
+        of the metric), `exact` (the measured one, where it was measured), `base_value, source_value`, `effect` and
+        `exact_effect` (the changes as parts of the difference between the clean run, 0, and the corrupt run, 1).
 
     Raises:
         UnknownName: a method, an ablation, a metric that does not exist or has no gradient.
@@ -141,7 +139,7 @@ def run(
 
 def _edge(graph: Graph, sender: int, receiver: int) -> dict[str, Any]:
     writer, reader = graph.senders[sender], graph.receivers[receiver]
-    ends = (graph.edge_name(sender, receiver), writer.name, reader.name, writer.layer, reader.layer)
+    ends = (graph.edge_name(sender, receiver), writer.label, reader.label, writer.layer, reader.layer)
     return dict(zip(EDGE, ends, strict=True))
 
 
@@ -192,17 +190,7 @@ def plot_agreement(frame: pd.DataFrame) -> Figure:
 def _labels(frame: pd.DataFrame) -> dict[str, str]:
     """Edges as figures write them: `L23H3 → L24H4 q`."""
     ends = frame.drop_duplicates("edge")[["edge", "sender", "receiver"]].itertuples(index=False)
-    return {edge: f"{_written(sender)} → {_written(receiver)}" for edge, sender, receiver in ends}
-
-
-def _written(node: str) -> str:
-    found = NODE.fullmatch(node)
-    if found is None:
-        return {"input": "embed"}.get(node, node)
-    letter, layer, kind, head, reads = found.groups()
-    if kind is None:
-        return f"{'mixer' if letter == 's' else 'MLP'} {layer}"
-    return f"L{layer}{'S' if letter == 's' else kind.upper()}{head}" + (f" {reads}" if reads else "")
+    return {edge: f"{sender} → {receiver}" for edge, sender, receiver in ends}
 
 
 def _words(cfg: ModelConfig) -> str:

@@ -27,6 +27,7 @@ from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
 from interp.metrics import logit_weights
 from interp.models.gpt import GPT
+from interp.names import MIXER_PARTS, PART_KINDS, Part
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command, whole
 from interp.ui.page import FigureItem, Section, first_rows
@@ -38,10 +39,8 @@ if TYPE_CHECKING:
 
 ORDER = 30
 METRICS = ("logit_diff", "logit")
-PARTS = {"head": "head", "ssm_head": "state-space head", "channel": "channel"}
-WORDS = {kind: f"{word}s" for kind, word in PARTS.items()}
-SUMS = {"head": "heads", "mixer": "mixers", "mlp": "MLPs"}
-LAYERS = {"head": "heads", "mixer": "mixer", "mlp": "MLP"}
+PARTS = [own.unit for own in MIXER_PARTS.values()]  # kinds of parts of mixers that have rows of their own
+SUMS = ("head", "mixer", "mlp")
 MIXERS = ("ssm_head", "channel", "mixer")  # kinds that a state-space layer's rows have
 CHANNELS = 12
 
@@ -62,10 +61,11 @@ def run(
 
     Returns:
         Columns `component, kind, layer, head, prompt, metric, value`, in logits. Kinds: `embed`, `head` (`L9H6`), `mlp`
-        (`mlp_9`, with its bias), `bias` (the b_O or b_out of a layer; the final norm's and the unembedding's bias),
+        (`MLP 9`, with its bias), `bias` (the b_O or b_out of a layer; the final norm's and the unembedding's bias),
         `total` (the metric itself) and `residue` (the metric less the sum of all parts). With state-space layers there
         are the columns `ssm_head, channel`, and the kinds `ssm_head` (`L9S6`, of Mamba-2), `channel` (`L9C123`, of
-        Mamba-1) and `mixer` (`mixer_9`, a Mamba-1 layer; `rest_9` where channels of it have rows of their own).
+        Mamba-1) and `mixer` (`mixer 9`, a Mamba-1 layer; `rest of mixer 9` where channels of it have rows of their
+        own).
 
     Raises:
         UnknownName: another metric.
@@ -86,19 +86,19 @@ def run(
     # 1. What each part wrote: labels, and vectors [component, prompt, d_model].
     labels: list[tuple[str, str, int | None, int | None]] = []
     written: list[Tensor] = []
-    for name in ("embed", "pos_embed"):
+    for name in (Part("embed").name, Part("pos_embed").name):
         if f"hook_{name}" in cache:
             labels.append((name, "embed", None, None))
             written.append(cache[name][at])
     for layer in range(cfg.n_layers):
         if cfg.mixer(layer) == "attn":
-            labels += [(f"L{layer}H{head}", "head", layer, head) for head in range(cfg.n_heads)]
+            labels += [(Part("head", layer, head).name, "head", layer, head) for head in range(cfg.n_heads)]
             written += model.head_results(layer, cache["z", layer][at]).unbind(1)
         for name, bias in _biases(model, layer):
             labels.append((name, "bias", layer, None))
             written.append(bias.expand(len(pairs), -1))
         if cfg.mlp_in(layer):
-            labels.append((f"mlp_{layer}", "mlp", layer, None))
+            labels.append((Part("mlp", layer).name, "mlp", layer, None))
             written.append(cache["mlp_out", layer][at])
 
     # 2. What that is worth in logits, with the scale of the final norm as it was.
@@ -128,7 +128,7 @@ def run(
     frame = pd.DataFrame(labels, columns=["component", "kind", "layer", "head"]).astype(
         {"layer": "Int64", "head": "Int64"}
     )
-    own = ["head", "ssm_head", "channel"] if cfg.has_mamba else ["head"]
+    own = PARTS if cfg.has_mamba else ["head"]
     for name in reversed(own):  # the number of a part stands in the column of its kind
         frame[name] = frame["head"].where(frame["kind"] == name)
     frame["metric"] = metric
@@ -183,13 +183,14 @@ def _of_mixers(
     for layer, own in each.items():
         if layer not in plain:
             heads = own.unflatten(1, (-1, model.cfg.d_ssm_head)).sum(-1)  # [prompt, ssm_head]
-            labels += [(f"L{layer}S{head}", "ssm_head", layer, head) for head in range(model.cfg.n_ssm_heads)]
+            labels += [(Part("ssm_head", layer, at).name, "ssm_head", layer, at) for at in range(model.cfg.n_ssm_heads)]
             values += heads.unbind(1)
             continue
         apart = [channel for of, channel in chosen if of == layer]
-        labels += [(f"L{layer}C{channel}", "channel", layer, channel) for channel in apart]
+        labels += [(Part("channel", layer, channel).name, "channel", layer, channel) for channel in apart]
         values += [own[:, channel] for channel in apart]
-        labels.append((f"{'rest' if apart else 'mixer'}_{layer}", "mixer", layer, None))
+        whole = Part("mixer", layer).name
+        labels.append((f"rest of {whole}" if apart else whole, "mixer", layer, None))
         values.append(own.sum(1) - own[:, apart].sum(1))
     return labels, values
 
@@ -197,7 +198,7 @@ def _of_mixers(
 @checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over prompts with intervals and corrected p, the largest magnitudes first."""
-    own = [name for name in ("head", "ssm_head", "channel") if name in frame]
+    own = [name for name in PARTS if name in frame]
     table = stats.tested(frame, by=["component", "kind", "layer", *own, "metric"], value="value")
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
@@ -206,7 +207,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 def plot(frame: pd.DataFrame) -> Figure:
     """Heads as a grid, layer by head; without any those of state-space layers, channels with rows, or whole layers."""
     kinds = set(frame["kind"])
-    kind = next((kind for kind in ("head", "ssm_head", "channel") if kind in kinds), None)
+    kind = next((kind for kind in PARTS if kind in kinds), None)
     return plot_layers(frame) if kind is None else plot_parts(frame, kind)
 
 
@@ -233,7 +234,7 @@ def plot_layers(frame: pd.DataFrame) -> Figure:
 def _by_layer(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of layers; all parts of a state-space layer are of the kind `mixer`."""
     kinds = frame["kind"].replace(dict.fromkeys(MIXERS, "mixer"))
-    return frame.assign(kind=kinds)[kinds.isin(["head", "mixer", "mlp"])]
+    return frame.assign(kind=kinds)[kinds.isin(SUMS)]
 
 
 def _label(frame: pd.DataFrame) -> str:
@@ -247,14 +248,14 @@ def report(
     """The section of a task's report: its measurements, and how they are told."""
     frame = run(model, pairs)
     table = summary(frame)
-    parts = table[table["kind"].isin(WORDS)]
-    what = " and ".join(word for kind, word in WORDS.items() if kind in set(parts["kind"]))
+    parts = table[table["kind"].isin(PARTS)]
+    what = " and ".join(PART_KINDS[kind].plural for kind in PARTS if kind in set(parts["kind"]))
     total = table[table["kind"] == "total"].iloc[0]
     embed = frame[frame["kind"] == "embed"].groupby("prompt")["value"].sum().mean()
     residue = frame.loc[frame["kind"] == "residue", "value"].abs().max()
     kinds = frame["kind"].replace(dict.fromkeys(MIXERS, "mixer"))
     sums = frame["value"].groupby([kinds, frame["prompt"]]).sum().groupby(level=0).mean()
-    added = [(word, sums[kind]) for kind, word in SUMS.items() if kind in sums]
+    added = [(PART_KINDS[kind].plural, sums[kind]) for kind in SUMS if kind in sums]
     (first, most), *others = added
     strongest, weakest = parts.iloc[0], parts.sort_values("value").iloc[0]
     finding = (
@@ -268,12 +269,13 @@ def report(
         f"The logit difference at the last position, {total['value']:.2f} on average, is the sum of what each part "
         f"writes there: {''.join(f'{word} {value:+.2f}, ' for word, value in added)}embeddings {embed:+.2f}, "
         f"biases {sums['bias']:+.2f} (largest residue of any prompt: {residue:.1e}).",
-        f"The {PARTS[strongest['kind']]} with the largest direct contribution is {strongest['component']} "
+        f"The {PART_KINDS[strongest['kind']].word} with the largest direct contribution is {strongest['component']} "
         f"({strongest['value']:+.2f}, 95% interval {strongest['ci_low']:.2f} to {strongest['ci_high']:.2f}); the "
         f"strongest against the answer is {weakest['component']} ({weakest['value']:+.2f}).",
     ]
     by_layer = _by_layer(frame)
-    of_layers = [word for kind, word in LAYERS.items() if kind in set(by_layer["kind"])]
+    there = [kind for kind in SUMS if kind in set(by_layer["kind"])]
+    of_layers = [PART_KINDS[kind].plural if kind in PARTS else PART_KINDS[kind].word for kind in there]
     items = [
         FigureItem(
             "attribution_layers",
@@ -283,13 +285,13 @@ def report(
             by_layer,
         )
     ]
-    for kind in WORDS:
+    for kind in PARTS:
         own = parts[parts["kind"] == kind]
         if len(own):
             items.append(_figure(frame, kind, own))
-    shown = table[table["kind"].isin([*WORDS, "mixer", "mlp", "embed"])]
+    shown = table[table["kind"].isin([*PARTS, "mixer", "mlp", "embed"])]
     if model.cfg.has_mamba:  # names say where parts stand
-        shown = shown.drop(columns=list(WORDS))
+        shown = shown.drop(columns=PARTS)
     section = Section(
         title="Direct logit attribution",
         anchor="attribution",
@@ -302,13 +304,14 @@ def report(
 
 def _figure(frame: pd.DataFrame, kind: str, own: pd.DataFrame) -> FigureItem:
     """Every head, or the channels with rows."""
-    which = "the channels with the largest ones" if kind == "channel" else f"every {PARTS[kind]}"
+    row = PART_KINDS[kind]
+    which = "the channels with the largest ones" if kind == "channel" else f"every {row.word}"
     return FigureItem(
         f"attribution_{kind}s",
         f"Direct contribution of {which}",
-        f"Blue {WORDS[kind]} write towards the right answer, red {WORDS[kind]} towards the wrong one.",
+        f"Blue {row.plural} write towards the right answer, red {row.plural} towards the wrong one.",
         plot_parts(frame, kind),
-        own.drop(columns=[name for name in WORDS if name in own and name != kind]),
+        own.drop(columns=[name for name in PARTS if name in own and name != kind]),
     )
 
 

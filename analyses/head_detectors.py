@@ -30,6 +30,7 @@ from interp.heads.detectors import DETECTORS, SOURCES, Material, measured
 from interp.heads.qk_ov import chance_composition, composition, singular_tokens
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
+from interp.names import Part
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command, whole
 from interp.ui.page import FigureItem, Section
@@ -127,7 +128,8 @@ def _axis(frame: pd.DataFrame) -> str:
 
 
 def _name(row: Any) -> str:
-    return f"L{row.layer}H{row.head}" if hasattr(row, "head") else f"L{row.layer}S{row.ssm_head}"
+    kind = "head" if hasattr(row, "head") else "ssm_head"
+    return Part(kind, row.layer, getattr(row, kind)).name
 
 
 @checked
@@ -351,7 +353,12 @@ def _of_weights(model: GPT, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataF
     ratio = composition(model, "k")
     all_pairs = ratio[~ratio.isnan()]
     rows = [
-        (f"L{a}H{i}", f"L{b}H{j}", float(ratio[a, i, b, j]), float((all_pairs < ratio[a, i, b, j]).double().mean()))
+        (
+            Part("head", a, i).name,
+            Part("head", b, j).name,
+            float(ratio[a, i, b, j]),
+            float((all_pairs < ratio[a, i, b, j]).double().mean()),
+        )
         for a, i in first.get("previous_token", [])
         for b, j in first.get("induction", [])
         if b > a
@@ -368,7 +375,8 @@ def _of_weights(model: GPT, table: pd.DataFrame) -> Iterator[tuple[str, pd.DataF
         tokens = singular_tokens(model, layer, head)
         joined = tokens.groupby(["direction", "singular_value", "share", "side"], sort=False)["token"]
         yield (
-            f"The directions that the OV circuit of L{layer}H{head}, the first copying head, carries most, by tokens",
+            f"The directions that the OV circuit of {Part('head', layer, head).name}, the first copying head, carries "
+            "most, by tokens",
             joined.agg(lambda texts: " · ".join(map(visible, texts))).unstack("side").reset_index(),
         )
 

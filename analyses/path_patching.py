@@ -20,7 +20,6 @@ Source: Wang et al. 2022 ("Interpretability in the Wild", section 3.1 and append
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +29,13 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked, is_whole, shown
-from interp.circuits.graph import READS, Graph, Node, n_heads
+from interp.circuits.graph import Graph, Node, n_heads
 from interp.circuits.paths import THROUGH, arriving, parse_receivers, parse_senders, point, routes
 from interp.edits import Variant
 from interp.errors import InterpError, PromptError, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
+from interp.names import MIXER_PARTS, PART_KINDS, READS, Part, part_of
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_effect
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from interp.figures.style import Figure
 
 ORDER = 55
-HEADS = ["head", "ssm_head"]
+HEADS = [own.usual for own in MIXER_PARTS.values() if own.heads]
 CELL = ["direction", "through", "receiver", "sender", "site", "layer", *HEADS, "pos", "role", "metric"]
-MIXED = ["z", "gated", "out"]
+MIXED = [PART_KINDS[own.usual].site for own in MIXER_PARTS.values()]
 MEASURED = ["prompt", "metric", "value", "base_value", "source_value", "rounding", "effect"]
 MOST_BYTES = 2**28  # of what reaches the receivers, held at a time
 MOST_ROWS, LONGEST = 20, 40
@@ -288,25 +288,28 @@ def _kinds(writers: Sequence[str]) -> dict[str, list[str]]:
     """What writes, by what it is called: heads, heads of Mamba-2, and whole mixers."""
     found: dict[str, list[str]] = {}
     for name in writers:
-        kind = "mixer" if name.startswith("mixer") else "state-space head" if "S" in name else "head"
-        found.setdefault(kind, []).append(name)
+        found.setdefault(Part.parse(name).row.word, []).append(name)
     return found
 
 
 def _layer(name: str) -> int:
     """The layer of a head or mixer."""
-    return int(re.findall(r"\d+", name)[0])
+    return Part.parse(name).layer or 0
 
 
 def _inputs(names: Sequence[str], reads: Sequence[str]) -> list[str]:
     """The receivers that heads and mixers read by; a state-space layer has one."""
-    found = [f"{name}:{read}" if "H" in name else f"mixer {_layer(name)}" for name in names for read in reads]
+    found = [
+        f"{name}:{read}" if part.row.inputs else Part("mixer", part.layer).name
+        for name, part in ((name, Part.parse(name)) for name in names)
+        for read in reads
+    ]
     return list(dict.fromkeys(found))
 
 
 def _told_of(table: pd.DataFrame) -> str:
     """What a report calls the senders of a table: head, mixer, or both."""
-    words = {"mixer" if name.startswith("mixer") else "head" for name in table["sender"]}
+    words = {"mixer" if Part.parse(name).kind == "mixer" else "head" for name in table["sender"]}
     return " and ".join(sorted(words))
 
 
@@ -339,18 +342,13 @@ def _earlier(results: Mapping[str, pd.DataFrame], into: pd.DataFrame, writers: S
 
 def _patched_names(patched: pd.DataFrame) -> list[str | None]:
     """What the rows of activation patching patch at all positions, as senders are called; None for anything else."""
-    import pandas as pd
-
-    columns = [patched[name] if name in patched else [None] * len(patched) for name in HEADS]
     places = {"pos", "role", "query", "key", "channel"} & set(patched)
     somewhere = patched[list(places)].notna().any(axis=1) if places else [False] * len(patched)
+    columns = [name for name in ("site", "layer", *HEADS) if name in patched]
     found: list[str | None] = []
-    for site, layer, head, ssm_head, part in zip(patched["site"], patched["layer"], *columns, somewhere, strict=True):
-        named = {"z": ("H", head), "gated": ("S", ssm_head), "out": ("", layer)}.get(site, ("", None))
-        if part or pd.isna(named[1]):
-            found.append(None)
-        else:
-            found.append(f"L{layer}{named[0]}{int(named[1])}" if named[0] else f"mixer {layer}")
+    for *row, elsewhere in zip(*(patched[name] for name in columns), somewhere, strict=True):
+        part = None if elsewhere else part_of(dict(zip(columns, row, strict=True)))
+        found.append(None if part is None or row[0] != part.row.site or row[0] not in MIXED else part.name)
     return found
 
 

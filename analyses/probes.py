@@ -28,8 +28,8 @@ from interp.arguments import checked
 from interp.directions.classes import CONTRASTS, contrast
 from interp.directions.probes import METRICS, Probe, held_out, per_prompt, rows_of, sign_test
 from interp.directions.steering import states
-from interp.figures.axes import place
 from interp.hooked.model import HookedModel
+from interp.names import MIXER_PARTS, PART_KINDS, part_of
 from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import above_zero, study_command, whole
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 ORDER = 80
 CONTROL = "shuffled labels"
 MOST_LINES = 7
-HEADS = (("attn", "z", "head", "head"), ("mamba2", "gated", "ssm_head", "state-space head"))
-"""By what mixes positions in a layer: the site of its heads' outputs, their axis, and what they are called."""
-
 SHUFFLES = 1  # in a report
 
 
@@ -193,24 +190,27 @@ def report(
         first_rows("The cells of the residual stream whose probes are furthest beyond shuffled labels", _top(table), 10)
     ]
     has = {name.rpartition("hook_")[2] for name in model.hook_dict}
-    for mixer, site, axis, word in HEADS:
-        if mixer not in model.cfg.mixers or site not in has:
+    for mixer, own in MIXER_PARTS.items():
+        part = PART_KINDS[own.usual]
+        if not own.heads or mixer not in model.cfg.mixers or part.site not in has:
             continue
-        heads = run(model, pairs, site=site, by=axis, shuffles=SHUFFLES, progress=progress)
+        heads = run(model, pairs, site=part.site, by=part.axis, shuffles=SHUFFLES, progress=progress)
         frames.append(heads)
         by_head = summary(heads)
-        told.append(_found(by_head, what, f"the output of a single {word} at the last position")[0])
+        told.append(_found(by_head, what, f"the output of a single {part.word} at the last position")[0])
         items.append(
             FigureItem(
-                f"probes_{axis}s",
-                f"What probes on the output of every {word} tell at the last position",
+                f"probes_{part.axis}s",
+                f"What probes on the output of every {part.word} tell at the last position",
                 f"Held-out accuracy less that with {CONTROL}, or less chance where that is more; mean over "
                 f"{len(pairs)} pairs.",
                 plot(heads),
                 by_head,
             )
         )
-        tables.append(first_rows(f"The {word}s whose probes are furthest beyond shuffled labels", _top(by_head), 10))
+        tables.append(
+            first_rows(f"The {part.plural} whose probes are furthest beyond shuffled labels", _top(by_head), 10)
+        )
     method = (
         "A logistic regression (scikit-learn, L2 penalty with C = "
         f"{Probe.regularisation:g} on activations scaled to variance 1) is fitted to the activations of most prompts "
@@ -248,9 +248,9 @@ def _found(table: pd.DataFrame, what: str, where: str) -> list[str]:
 
 
 def _place(row: pd.Series[Any]) -> str:
-    part = next((name for name in ("head", "ssm_head") if name in row), None)
+    part = part_of(row.drop("site", errors="ignore"))
     if part is not None:
-        return place({"layer": row["layer"], part: row[part]})
+        return part.name
     return f"layer {row['layer']}" + (f", {row['role']}" if "role" in row else ", last position")
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from interp.arguments import is_several, misfit, own_signature, shown, whole_number
 from interp.config import ModelConfig, check_config
-from interp.errors import UnknownName, check_choice, unknown
+from interp.errors import UnknownName, unknown
 
 NameFilter = str | Callable[[str], bool] | Sequence[str] | None
 
@@ -157,9 +157,6 @@ BY_TEMPLATE = {site.template: site for site in SITES}
 PARTS = {"attn": "attention", "mixer": "state-space mixer", "mlp": "MLP"}
 ARTICLES = {"attn": "", "mixer": "a ", "mlp": "an "}
 
-LETTERS = {"head": "H", "kv_head": "KV", "ssm_head": "S", "ssm_group": "G", "channel": "C", "neuron": "N"}
-"""Column of a table -> the letters in the name of a part, such as the H of `L9H6`."""
-
 # TransformerLens's other words for the same sites.
 ALIASES = {
     "attn": "pattern",
@@ -170,16 +167,6 @@ ALIASES = {
     "key": "k",
     "value": "v",
 }
-
-
-def part_name(layer: int, part: str, index: int) -> str:
-    """What tables and figures call a part of a layer.
-
-    >>> part_name(9, "head", 6), part_name(9, "ssm_head", 6), part_name(9, "channel", 127)
-    ('L9H6', 'L9S6', 'L9C127')
-    """
-    check_choice("part of a layer", part, LETTERS)
-    return f"L{layer}{LETTERS[part]}{index}"
 
 
 def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:

@@ -128,7 +128,7 @@ def test_channels_with_rows_are_those_that_write_most() -> None:
     few = head_attribution.run(model, pairs, channels=5)
     assert set(few[few["kind"] == "channel"]["component"]) == set(sizes.index[:5]) and len(sizes) == 48
     whole = head_attribution.run(model, pairs, channels=0)
-    assert set(whole["component"]) >= {"mixer_0", "mixer_1"} and "channel" not in set(whole["kind"])
+    assert set(whole["component"]) >= {"mixer 0", "mixer 1"} and "channel" not in set(whole["kind"])
     assert whole.groupby(["layer", "prompt"])["value"].sum().tolist() == pytest.approx(
         few.groupby(["layer", "prompt"])["value"].sum().tolist(), abs=1e-5
     )

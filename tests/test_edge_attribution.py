@@ -67,9 +67,10 @@ def test_a_report_says_what_was_found(kind: str, changes: dict[str, int], length
     assert section.figures[0].name == "edges_top" and len(section.tables[0][1]) == 6
     for figure in (plot(frame), plot_agreement(frame)):
         figure.canvas.draw()
-    nodes = Graph.of(model)
-    labels = {node.name: node.label for node in (*nodes.receivers, *nodes.senders)}
-    assert all(edge_attribution._written(name) == label for name, label in labels.items())
+    graph = Graph.of(model)
+    for edge, sender, receiver in frame[["edge", "sender", "receiver"]].drop_duplicates().itertuples(index=False):
+        ends = graph.edge(edge)
+        assert (graph.senders[ends[0]].label, graph.receivers[ends[1]].label) == (sender, receiver)
 
 
 def test_prompts_without_a_contrast_have_no_effects_and_still_a_report() -> None:

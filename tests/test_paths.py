@@ -12,12 +12,13 @@ from test_sweep import pairs_of
 from torch import Tensor
 
 import interp
-from interp.circuits.graph import READS, Graph, Node
+from interp.circuits.graph import Graph, Node
 from interp.circuits.paths import THROUGH, arriving, parse_receivers, parse_senders, point, routes
 from interp.edits import Edit, Variant
 from interp.errors import UnknownName
 from interp.metrics import measure
 from interp.models.gpt import GPT
+from interp.names import READS
 from interp.prompts.pairs import PromptPairs
 from interp.sweeps.sweep import sweep
 

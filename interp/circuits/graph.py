@@ -5,19 +5,18 @@
    state-space layer reads once; it writes as a whole, or in Mamba-2 head by head.
 2. An edge is one term of one such sum. So a reader's input can be changed as if a single writer had written something
    else, and a circuit is a set of edges.
-3. Writers are called senders, readers receivers, as in path patching. Names are those of circuit files: `input`,
-   `a3.h1` and `m3` send; `a3.h1<q>`, `a3.kv0<k>` (`h` where every head has keys of its own), `m3` and `logits` receive;
-   an edge is `a1.h2->a3.h1<q>`. A state-space layer receives as `s3` and sends as `s3`, in Mamba-2 as `s3.h1`.
+3. Writers are called senders, readers receivers, as in path patching. Names are those of circuit files
+   (`interp.names`): `input`, `a3.h1` and `m3` send; `a3.h1<q>`, `a3.kv0<k>` (`h` where every head has keys of its own),
+   `m3` and `logits` receive; an edge is `a1.h2->a3.h1<q>`. A state-space layer receives as `s3` and sends as `s3`, in
+   Mamba-2 as `s3.h1`.
 
-Source: Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits", on the residual stream as a channel);
-names as Hanna et al. 2024 ("Have Faith in Faithfulness") and Mueller et al. 2025 ("MIB") write them.
+Source: Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits", on the residual stream as a channel).
 """
 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,15 +28,18 @@ from interp.config import MAMBAS, ModelConfig
 from interp.errors import InterpError, UnknownName, unknown
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
+from interp.names import MIXER_PARTS, READS, Part, edge_ends, edge_name, spelled
+from interp.sites import axis_sizes
 from interp.state_space.mixer import MambaMixer
 
-READS = {"q": "head", "k": "kv_head", "v": "kv_head"}
-"""What a head reads by, and the axis that tells its readers apart."""
-
-KINDS = {"i": "input", "a": "attn", "s": "ssm", "m": "mlp", "l": "logits"}
-"""What a node belongs to, by the first letter of its name."""
-
-HEAD = re.compile(r"l(\d+)[hs](\d+)|[as](\d+)\.h(\d+)", re.IGNORECASE)
+KINDS = {
+    "embed": "input",
+    **dict.fromkeys(("head", "kv_head"), "attn"),
+    **dict.fromkeys(("ssm_head", "mixer"), "ssm"),
+    "mlp": "mlp",
+    "logits": "logits",
+}
+"""What a node belongs to, by the kind of part that it is."""
 
 
 @dataclass(frozen=True)
@@ -45,42 +47,49 @@ class Node:
     """A place that writes to the residual stream or reads from it.
 
     Attributes:
-        name: as in circuit files.
+        part: which part of the model it is, or which input of a head.
         site: the full name of the site that holds its value: what a head mixed (`hook_z`, of Mamba-2 `hook_gated`),
             what an MLP or a Mamba-1 layer adds, the input that a receiver reads.
         layer: its layer; -1 for the embedding, the number of layers for the unembedding.
         stage: a receiver reads the senders of earlier stages.
-        head: its index on the site's head axis; None where there is none.
-        reads: "q", "k" or "v" for the inputs of heads.
     """
 
-    name: str
+    part: Part
     site: str
     layer: int
     stage: int
-    head: int | None = None
-    reads: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As in circuit files: `a3.h1`, `a3.kv0<k>`, `s3.h1` of Mamba-2, `s3`, `m3`, `input`, `logits`."""
+        return self.part.node
+
+    @property
+    def label(self) -> str:
+        """As figures write it: `L3H1`, `L3KV0 k`, `L3S1` of Mamba-2, `mixer 3`, `MLP 3`, `embed`, `logits`."""
+        return self.part.name
+
+    @property
+    def head(self) -> int | None:
+        """Its index on the site's head axis; None where there is none."""
+        return self.part.index
+
+    @property
+    def reads(self) -> str | None:
+        """For the inputs of heads "q", "k" or "v"."""
+        return self.part.reads
 
     @property
     def kind(self) -> str:
         """What it belongs to: "input", "attn", "ssm" (a state-space layer), "mlp" or "logits"."""
-        return KINDS[self.name[0]]
+        return KINDS[self.part.kind]
 
     @property
     def axis(self) -> str | None:
         """The site's axis that tells heads apart; None where there is none."""
         if self.head is None:
             return None
-        return ("ssm_head" if self.kind == "ssm" else "head") if self.reads is None else READS[self.reads]
-
-    @property
-    def label(self) -> str:
-        """The name as figures write it: `L3H1`, `L3KV0 k`, `L3S1` of Mamba-2, `mixer 3`, `MLP 3`, `embed`, `logits`."""
-        if self.head is None:
-            whole = {"input": "embed", "ssm": f"mixer {self.layer}", "mlp": f"MLP {self.layer}"}
-            return whole.get(self.kind, self.kind)
-        head = f"L{self.layer}{'S' if self.kind == 'ssm' else 'KV' if 'kv' in self.name else 'H'}{self.head}"
-        return head if self.reads is None else f"{head} {self.reads}"
+        return self.part.row.axis if self.reads is None else READS[self.reads]
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,14 @@ class Graph:
         """The sites that receivers read, in the order of computation."""
         return tuple(dict.fromkeys(node.site for node in self.receivers))
 
+    @functools.cached_property
+    def _sender_places(self) -> dict[Part, int]:
+        return {node.part: at for at, node in enumerate(self.senders)}
+
+    @functools.cached_property
+    def _receiver_places(self) -> dict[Part, int]:
+        return {node.part: at for at, node in enumerate(self.receivers)}
+
     @checked
     def edge_name(self, sender: int, receiver: int) -> str:
         """An edge's name, as `a1.h2->a3.h1<q>`."""
@@ -141,7 +158,7 @@ class Graph:
             entries(what, [at], len(among), refuse=UnknownName)
             for what, at, among in (("sender", sender, self.senders), ("receiver", receiver, self.receivers))
         )
-        return f"{self.senders[source].name}->{self.receivers[target].name}"
+        return edge_name(self.senders[source].part, self.receivers[target].part)
 
     @checked
     def edge(self, name: str) -> tuple[int, int]:
@@ -150,10 +167,8 @@ class Graph:
         Raises:
             UnknownName: no such sender or receiver, or one that comes before what it would read.
         """
-        source, arrow, target = name.partition("->")
-        if not arrow:
-            raise UnknownName(f"no edge matches {name!r}; edges are written 'a0.h1->a2.h0<q>' or 'm3->logits'")
-        sender, receiver = self.sender(source.strip()), self.receiver(target.strip())
+        source, target = edge_ends(name)
+        sender, receiver = self.sender(source), self.receiver(target)
         if not self.allowed[sender, receiver]:
             raise UnknownName(f"no edge matches {name!r}: {target} comes before {source}, or beside it")
         return sender, receiver
@@ -161,12 +176,12 @@ class Graph:
     @checked
     def sender(self, name: str) -> int:
         """Where the sender of this name stands in `senders`; `L3H1` and `MLP 3` are understood, too."""
-        return _find("sender", name, self.senders)
+        return _find("sender", name, self._sender_places)
 
     @checked
     def receiver(self, name: str) -> int:
         """Where the receiver of this name stands in `receivers`; `L3H1<q>` is understood, too."""
-        return _find("receiver", name, self.receivers)
+        return _find("receiver", name, self._receiver_places)
 
     def sent(self, model: HookedModel, values: Mapping[str, Tensor], senders: Iterable[int] | None = None) -> Tensor:
         """What senders add to the residual stream.
@@ -204,33 +219,33 @@ class Graph:
 
 @functools.lru_cache(maxsize=8)
 def _graph(cfg: ModelConfig) -> Graph:
-    senders = [Node("input", "blocks.0.hook_resid_pre", -1, -1)]
+    senders = [Node(Part("embed"), "blocks.0.hook_resid_pre", -1, -1)]
     receivers: list[Node] = []
     sizes = {"head": cfg.n_heads, "kv_head": cfg.n_kv_heads}
-    own = "h" if cfg.n_kv_heads == cfg.n_heads else "kv"
+    own = "head" if cfg.n_kv_heads == cfg.n_heads else "kv_head"
     for layer in range(cfg.n_layers):
         block, first, mixer = f"blocks.{layer}", 2 * layer, cfg.mixer(layer)
         if mixer == "attn":
             for reads, axis in READS.items():
-                letter = "h" if axis == "head" else own
+                kind = "head" if axis == "head" else own
                 receivers += [
-                    Node(f"a{layer}.{letter}{head}<{reads}>", f"{block}.hook_{reads}_input", layer, first, head, reads)
+                    Node(Part(kind, layer, head, reads), f"{block}.hook_{reads}_input", layer, first)
                     for head in range(sizes[axis])
                 ]
-            senders += [
-                Node(f"a{layer}.h{head}", f"{block}.attn.hook_z", layer, first, head) for head in range(cfg.n_heads)
-            ]
+            heads = [Part("head", layer, head) for head in range(cfg.n_heads)]
+            senders += [Node(head, head.full_site, layer, first) for head in heads]
         elif mixer in MAMBAS:
-            receivers.append(Node(f"s{layer}", f"{block}.hook_mixer_in", layer, first))
-            site, heads = f"{block}.mixer.hook_gated", range(n_heads(cfg, layer))
-            senders += [Node(f"s{layer}.h{head}", site, layer, first, head) for head in heads]
-            senders += [] if heads else [Node(f"s{layer}", f"{block}.mixer.hook_out", layer, first)]
+            whole = Part("mixer", layer)
+            receivers.append(Node(whole, f"{block}.hook_mixer_in", layer, first))
+            parts = [Part("ssm_head", layer, head) for head in range(n_heads(cfg, layer))] or [whole]
+            senders += [Node(part, part.full_site, layer, first) for part in parts]
         if cfg.mlp_in(layer):
             stage = first if cfg.parallel_attn_mlp and mixer is not None else first + 1
-            receivers.append(Node(f"m{layer}", f"{block}.hook_mlp_in", layer, stage))
-            senders.append(Node(f"m{layer}", f"{block}.hook_mlp_out", layer, stage))
+            mlp = Part("mlp", layer)
+            receivers.append(Node(mlp, f"{block}.hook_mlp_in", layer, stage))
+            senders.append(Node(mlp, mlp.full_site, layer, stage))
     end = cfg.n_layers
-    receivers.append(Node("logits", f"blocks.{end - 1}.hook_resid_post", end, 2 * end))
+    receivers.append(Node(Part("logits"), f"blocks.{end - 1}.hook_resid_post", end, 2 * end))
     return Graph(tuple(senders), tuple(receivers))
 
 
@@ -268,19 +283,23 @@ def _mixer(model: HookedModel, layer: int) -> MambaMixer:
     return mixer
 
 
-def _find(kind: str, name: str, nodes: Sequence[Node]) -> int:
-    plain = name.strip().lower().replace(" ", "")
-    names = [node.name for node in nodes]
-    spelled = re.sub(r"^mlp(\d+)$", r"m\1", re.sub(r"^mixer(\d+)$", r"s\1", plain))
-    spelled = re.sub(r"^l(\d+)(h|kv)(\d+)", r"a\1.\2\3", re.sub(r"^l(\d+)s(\d+)$", r"s\1.h\2", spelled))
-    if spelled not in names:
-        raise unknown(kind, name, names)
-    return names.index(spelled)
+def _find(kind: str, name: str, places: Mapping[Part, int]) -> int:
+    part = spelled(name)
+    if part is None or part not in places:
+        raise unknown(kind, name, [one.node for one in places])
+    return places[part]
 
 
 def n_heads(cfg: ModelConfig, layer: int) -> int:
     """How many heads a layer has, of attention or of Mamba-2; 0 in others."""
-    return {"attn": cfg.n_heads, "mamba2": cfg.n_ssm_heads}.get(cfg.mixer(layer) or "", 0)
+    kind = _head_kind(cfg, layer)
+    return 0 if kind is None else axis_sizes(cfg)[kind]
+
+
+def _head_kind(cfg: ModelConfig, layer: int) -> str | None:
+    """The kind of part that the heads of a layer are; None in a layer without any."""
+    own = MIXER_PARTS.get(cfg.mixer(layer) or "")
+    return own.usual if own is not None and own.heads else None
 
 
 def parse_head(name: str, model: HookedModel) -> tuple[int, int]:
@@ -289,21 +308,21 @@ def parse_head(name: str, model: HookedModel) -> tuple[int, int]:
     Raises:
         UnknownName: another form, or a head that the model does not have.
     """
-    found, n_layers = HEAD.fullmatch(name.strip()), model.cfg.n_layers
-    there = [layer for layer in range(n_layers) if n_heads(model.cfg, layer)]
+    part, cfg = spelled(name), model.cfg
+    there = [layer for layer in range(cfg.n_layers) if n_heads(cfg, layer)]
     if not there:
         raise UnknownName(f"no head matches {name!r}; no layer of this model has heads")
-    first, last = (_head_name(model.cfg, layer, number) for layer, number in ((there[0], 0), (there[-1], None)))
-    if found is None:
+    first, last = (_head(cfg, layer, number).name for layer, number in ((there[0], 0), (there[-1], None)))
+    if part is None or part.kind not in ("head", "ssm_head") or part.reads is not None:
         raise UnknownName(f"no head matches {name!r}; heads are written {first} to {last}")
-    layer, head = (int(part) for part in found.groups() if part is not None)
-    if layer not in there or head >= n_heads(model.cfg, layer):
-        near = _head_name(model.cfg, min(there, key=lambda one: abs(one - layer)), head)
-        raise UnknownName(f"no head matches {name!r}; this model's are {first} to {last}, the nearest is {near}")
+    layer, head = part.layer or 0, part.index or 0
+    near = _head(cfg, min(there, key=lambda one: abs(one - layer)), head)
+    if near != part:
+        raise UnknownName(f"no head matches {name!r}; this model's are {first} to {last}, the nearest is {near.name}")
     return layer, head
 
 
-def _head_name(cfg: ModelConfig, layer: int, head: int | None) -> str:
-    """The name of a layer's head, or of its last one."""
+def _head(cfg: ModelConfig, layer: int, head: int | None) -> Part:
+    """A head of a layer that has some, the last one at most."""
     last = n_heads(cfg, layer) - 1
-    return f"L{layer}{'H' if cfg.mixer(layer) == 'attn' else 'S'}{last if head is None else min(head, last)}"
+    return Part(_head_kind(cfg, layer) or "", layer, last if head is None else min(head, last))

@@ -19,7 +19,6 @@ Goldowsky-Dill et al. 2023 ("Localizing Model Behavior with Path Patching", sect
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,12 +27,13 @@ import torch
 from torch import Tensor
 
 from interp.arguments import checked
-from interp.circuits.graph import READS, Graph, Node
+from interp.circuits.graph import Graph, Node
 from interp.edits import Edit, Index
 from interp.errors import UnknownName, check_choice, unknown
 from interp.hooked.cache import ActivationCache
 from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
+from interp.names import READS, Part, spelled
 from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
 
@@ -46,7 +46,6 @@ THROUGH = {
 
 SENDERS = ("mixers", "heads", "mlps", "input", "all")
 MIXERS = ("attn", "ssm")
-SPELLED = re.compile(r"(?:l|a|s)(\d+)\.?(h|kv|s)(\d+)(?:[:<](q|k|v)>?)?", re.IGNORECASE)
 ROWS = 2048  # positions that run together in step 2
 
 
@@ -90,19 +89,19 @@ def parse_receivers(text: str | Sequence[str], graph: Graph, model: HookedModel)
 
 
 def _receivers(name: str, graph: Graph, model: HookedModel) -> Iterator[int]:
-    found = SPELLED.fullmatch(name)
-    if found is not None and f"s{found[1]}" in [node.name for node in graph.receivers]:
-        raise UnknownName(f"no receiver matches {name!r}: all of layer {found[1]} reads the same, 's{found[1]}'")
-    if found is None or found[2].lower() == "s":
+    part, there = spelled(name), [node.part for node in graph.receivers]
+    whole = None if part is None or part.index is None else Part("mixer", part.layer)
+    if whole in there:
+        raise UnknownName(f"no receiver matches {name!r}: all of layer {whole.layer} reads the same, {whole.node!r}")
+    if part is None or part.index is None or not part.row.inputs:
         yield graph.receiver(name)
         return
-    layer, kind, number, reads = found.groups()
     group = model.cfg.n_heads // max(model.cfg.n_kv_heads, 1)
-    every = READS if kind.lower() == "h" else ("k", "v")
-    for read in every if reads is None else [reads.lower()]:
+    every = READS if part.kind == "head" else ("k", "v")
+    for read in every if part.reads is None else [part.reads]:
         shared = READS[read] == "kv_head" and group > 1
-        head = int(number) // group if shared and kind.lower() == "h" else int(number)
-        yield graph.receiver(f"a{layer}.{'kv' if shared else kind.lower()}{head}<{read}>")
+        head = part.index // group if shared and part.kind == "head" else part.index
+        yield graph.receiver(Part("kv_head" if shared else part.kind, part.layer, head, read).node)
 
 
 @checked

@@ -16,7 +16,7 @@ import pandas as pd
 from interp.arguments import column_of, shown
 from interp.errors import InterpError
 from interp.figures.glyphs import drawable, visible, written
-from interp.sites import part_name
+from interp.names import PART_KINDS, UNITS, part_of
 
 Grid = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,11 +25,8 @@ TITLES = {
     "query": "destination (query)",
     "key": "source (key)",
     "value": "",
-    "ssm_head": "state-space head",
+    "ssm_head": PART_KINDS["ssm_head"].word,
 }
-PARTS = ("head", "ssm_head", "channel")
-"""Parts of a layer that are written by name: `L9H6`, `L9S6` of a Mamba-2 layer, `L9C6` of a Mamba-1 layer."""
-
 MOST_GAPS = 512
 
 
@@ -215,15 +212,15 @@ def place(where: Mapping[str, Any]) -> str:
     'L9S6'
     """
     where = {name: int(at) if isinstance(at, float) and at.is_integer() else at for name, at in where.items()}
-    if is_part(where):
-        (part,) = set(where) - {"layer"}
-        return part_name(where["layer"], part, where[part])
+    part = part_of(where) if is_part(where) else None
+    if part is not None:
+        return part.name
     return ", ".join(f"{k} {v}" if k in ("layer", "head", "pos", "prompt") else str(v) for k, v in where.items())
 
 
 def is_part(names: Collection[str]) -> bool:
     """Whether some axes tell of a part of a layer that has a name of its own."""
-    return len(names) == 2 and "layer" in names and not set(PARTS).isdisjoint(names)
+    return len(names) == 2 and "layer" in names and not set(UNITS).isdisjoint(names)
 
 
 def _tokens(frame: pd.DataFrame) -> dict[Any, str] | None:

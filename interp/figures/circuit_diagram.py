@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from interp.errors import InterpError
 from interp.figures.axes import column, numbers, spread
 from interp.figures.glyphs import width, written
 from interp.figures.style import INK, MUTED, RULE, SMALL, TEXT_WIDTH, Figure, blank, styled
+from interp.names import spelled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -192,10 +192,8 @@ def _apart(row: Sequence[str], wanted: dict[str, float]) -> dict[str, float]:
 
 
 def _row_name(row: Sequence[str], labels: dict[str, str]) -> str:
-    first = labels[row[0]]
-    if first in ("embed", "logits"):
-        return ""
-    return "layer " + re.sub(r"\D*(\d+).*", r"\1", first)
+    part = spelled(labels[row[0]])
+    return "" if part is None or part.layer is None else f"layer {part.layer}"
 
 
 def _node(axes: Axes, place: _Place, *, faint: bool) -> None:

@@ -40,6 +40,7 @@ from interp.ground_truth.algorithm import (
     with_positions,
 )
 from interp.models.gpt import GPT
+from interp.names import Part
 
 NORMS = (None, "LN", "RMS")
 POSITIONS = ("standard", "rotary")
@@ -150,11 +151,11 @@ def compile_steps(
         for step, kv_head in zip(heads, own, strict=True):
             head = kv_head * group + int(torch.randint(group, (1,), generator=generator))
             _write_head(model, step, layer, head, kv_head, subspaces)
-            nodes[step.name] = f"a{layer}.h{head}"
+            nodes[step.name] = Part("head", layer, head).node
         first = 0
         for gate in [step for step, stage in stages if isinstance(step, Gate) and stage == 2 * layer + 1]:
             first = _write_gate(model, gate, layer, first, subspaces)
-            nodes[gate.name] = f"m{layer}"
+            nodes[gate.name] = Part("mlp", layer).node
     _set_norms(model, typical)
     return Compiled(model.requires_grad_(True), {step.name: nodes[step.name] for step in steps}, subspaces)
 

@@ -258,7 +258,7 @@ def _changed(tokens: Sequence[int], changed: Mapping[int, int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Part:
+class Removable:
     """An activation that can be taken away by itself.
 
     Attributes:
@@ -273,13 +273,13 @@ class Part:
     head: int | None = None
 
 
-def parts(graph: Graph) -> tuple[Part, ...]:
+def parts(graph: Graph) -> tuple[Removable, ...]:
     """The nodes of a model: what every component writes, and every head's queries, keys and values."""
-    made = [Part(node.name, node.site, node.axis, node.head) for node in graph.senders]
+    made = [Removable(node.name, node.site, node.axis, node.head) for node in graph.senders]
     for node in graph.receivers:
         if node.reads is not None:
             site = f"blocks.{node.layer}.attn.hook_{node.reads}"
-            made.append(Part(node.name, site, node.axis, node.head))
+            made.append(Removable(node.name, site, node.axis, node.head))
     return tuple(made)
 
 

@@ -8,7 +8,6 @@ thirty edits. Taken away one after another, components make a curve; so they do 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,59 +18,26 @@ from interp.arguments import seed as check_seed
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, check_choice, unknown
 from interp.hooked.model import HookedModel
-from interp.sites import NameFilter, axis_sizes, get_act_name, match, part_name
+from interp.names import MIXER_PARTS, PART_KINDS, WHOLES, Part, spelled
+from interp.sites import NameFilter, axis_sizes, get_act_name, match
 
 CUTS: dict[str, tuple[str, ...]] = {
     "z": ("head",),
     "gated": ("ssm_head", "channel"),
-    "attn_out": (),
-    "out": (),
-    "mlp_out": (),
-    "post": ("d_mlp",),
+    **{site: (kind,) for site, kind in WHOLES.items()},
+    "post": ("neuron",),
 }
-"""The sites of components, and the axes that a layer's components may stand on, if it has several."""
+"""The sites of components, and the kinds of part that a layer's components may be there."""
 
-USUAL = {"attn": "z", "mamba2": "gated", "mamba": "out"}
-"""By what mixes positions in a layer, the site of its components where none is asked for: Mamba-1 has no heads."""
-
-COLUMNS = {"head": "head", "ssm_head": "ssm_head", "channel": "channel", "d_mlp": "neuron"}
-WHOLES = {"attn_out": "attention {}", "out": "mixer {}", "mlp_out": "MLP {}"}
 STAGES = {"ablate": "ablated", "restore": "restored"}
 """The curves: components go, or come back when all have gone."""
 
-NESTED = (("z", "attn_out"), ("gated", "out"), ("post", "mlp_out"))
-
-
-@dataclass(frozen=True)
-class Component:
-    """A part of a model: a head, channel or neuron of a layer (`index` on `axis`), or all that a site gives there."""
-
-    site: str
-    layer: int
-    index: int | None = None
-    axis: str | None = None
-
-    @property
-    def name(self) -> str:
-        """As tables write it: `L9H6`, `L9S6`, `L9C123`, `L9N123`, `attention 9`, `mixer 9`, `MLP 9`."""
-        if self.axis is None or self.index is None:
-            return WHOLES[self.site].format(self.layer)
-        return part_name(self.layer, COLUMNS[self.axis], self.index)
-
-    @property
-    def full_site(self) -> str:
-        """The full name of its site."""
-        return get_act_name(self.site, self.layer)
-
-    @property
-    def labels(self) -> dict[str, Any]:
-        """What a row says of it: `component, site, layer`, and `head`, `ssm_head`, `channel` or `neuron`."""
-        own = {} if self.axis is None else {COLUMNS[self.axis]: self.index}
-        return {"component": self.name, "site": self.site, "layer": self.layer, **own}
+NESTED = (*((own.unit, own.whole) for own in MIXER_PARTS.values()), ("neuron", "mlp"))
+"""Kinds of part, and the kind that contains them."""
 
 
 @checked
-def components(model: HookedModel, sites: Iterable[str] | None = None, only: NameFilter = None) -> list[Component]:
+def components(model: HookedModel, sites: Iterable[str] | None = None, only: NameFilter = None) -> list[Part]:
     """The components of a model.
 
     Args:
@@ -79,7 +45,8 @@ def components(model: HookedModel, sites: Iterable[str] | None = None, only: Nam
         sites: names of `CUTS`: "z" (heads), "gated" (heads of Mamba-2 layers, channels of Mamba-1 layers), "attn_out"
             (the attention of a layer, with its bias), "out" (the state-space mixer of a layer), "mlp_out" (MLPs),
             "post" (neurons). None takes heads, and the mixers of layers without any.
-        only: keep those of these names: exact, glob ("L9H*"), a predicate or a list of these; "L9H6,L9H9" is two.
+        only: keep those of these names: as `Part.parse` reads them, a glob ("L9H*"), a predicate or a list of these;
+            "L9H6,L9H9" is two.
 
     Raises:
         UnknownName: a site or name that does not exist, or that this model does not have.
@@ -88,7 +55,7 @@ def components(model: HookedModel, sites: Iterable[str] | None = None, only: Nam
     layers = range(cfg.n_layers)
     if sites is None:
         mixers = [(layer, cfg.mixer(layer)) for layer in layers]
-        places = [(USUAL[mixer], layer) for layer, mixer in mixers if mixer is not None]
+        places = [(PART_KINDS[MIXER_PARTS[mixer].usual].site, layer) for layer, mixer in mixers if mixer is not None]
     else:
         places = [(site, layer) for site in _checked(model, sites) for layer in layers]
     made = [part for site, layer in places for part in _of_layer(model, site, layer)]
@@ -96,11 +63,19 @@ def components(model: HookedModel, sites: Iterable[str] | None = None, only: Nam
         return made
     names = [part.name for part in made]
     wanted = [name.strip() for name in only.split(",")] if isinstance(only, str) else only
-    for name in wanted if isinstance(wanted, list) else ():
-        if not isinstance(name, str) or (name not in names and not set(str(name)) & set("*?[")):
-            raise unknown("component", name, names)
+    if isinstance(wanted, list):
+        wanted = [_as_written(name) for name in wanted]
+        for name in wanted:
+            if not isinstance(name, str) or (name not in names and not set(str(name)) & set("*?[")):
+                raise unknown("component", name, names)
     chosen = set(match(wanted, names))
     return [part for part in made if part.name in chosen]
+
+
+def _as_written(name: Any) -> Any:
+    """A part's name as tables write it, of any spelling; globs, and what is no name, as they are."""
+    part = spelled(name) if isinstance(name, str) else None
+    return name if part is None else part.name
 
 
 def _checked(model: HookedModel, sites: Iterable[str]) -> list[str]:
@@ -115,46 +90,48 @@ def _checked(model: HookedModel, sites: Iterable[str]) -> list[str]:
     return sites
 
 
-def _of_layer(model: HookedModel, site: str, layer: int) -> list[Component]:
+def _of_layer(model: HookedModel, site: str, layer: int) -> list[Part]:
     """The components that a site gives in a layer; none where the layer does not have it."""
     name = get_act_name(site, layer)
     if name not in model.hook_dict:
         return []
-    axis = next((axis for axis in CUTS[site] if axis in model.hook_dict[name].site.axes), None)
+    axes = {kind: PART_KINDS[kind].axis for kind in CUTS[site]}
+    kind, axis = next((k, axis) for k, axis in axes.items() if axis in (None, *model.hook_dict[name].site.axes))
     if axis is None:
-        return [Component(site, layer)]
-    return [Component(site, layer, at, axis) for at in range(axis_sizes(model.cfg)[axis])]
+        return [Part(kind, layer)]
+    return [Part(kind, layer, at) for at in range(axis_sizes(model.cfg)[axis])]
 
 
-def check_apart(parts: Iterable[Component]) -> None:
+def check_apart(parts: Iterable[Part]) -> None:
     """Refuse components that contain one another, which cannot be counted together.
 
     Raises:
         InterpError: heads beside the whole attention of their layer, channels beside its mixer, or neurons beside its
             MLP.
     """
-    there = {(part.site, part.layer) for part in parts}
+    there = {(part.kind, part.layer) for part in parts}
     for part, whole in NESTED:
-        if any((part, layer) in there for site, layer in there if site == whole):
-            raise InterpError(f"components are counted, and {whole!r} contains {part!r}: give one of the two")
+        if any((part, layer) in there for kind, layer in there if kind == whole):
+            sites = [PART_KINDS[kind].site for kind in (whole, part)]
+            raise InterpError("components are counted, and {!r} contains {!r}: give one of the two".format(*sites))
 
 
 @checked
-def replaced(parts: Iterable[Component], stands: Mapping[str, Tensor]) -> list[Edit]:
+def replaced(parts: Iterable[Part], stands: Mapping[str, Tensor]) -> list[Edit]:
     """The edits that put other values in the place of some components, one for each site and layer.
 
     Args:
         parts: what is replaced.
         stands: the values by full site name, as `interp.variants.ablations.replacements` gives them.
     """
-    together: dict[str, list[Component]] = {}
+    together: dict[str, list[Part]] = {}
     for part in parts:
         together.setdefault(part.full_site, []).append(part)
     return [Edit(name, _where(of_site), "set", stands[name]) for name, of_site in together.items()]
 
 
-def _where(parts: Sequence[Component]) -> dict[str, list[int]]:
-    axis = parts[0].axis
+def _where(parts: Sequence[Part]) -> dict[str, list[int]]:
+    axis = parts[0].row.axis
     return {} if axis is None else {axis: sorted(part.index for part in parts if part.index is not None)}
 
 
@@ -173,7 +150,7 @@ def steps(cumulative: int | Sequence[int], total: int) -> list[int]:
 
 
 def one_after_another(
-    kind: str, ranked: Sequence[Component], numbers: Sequence[int], draws: int, seed: int, stands: Mapping[str, Tensor]
+    kind: str, ranked: Sequence[Part], numbers: Sequence[int], draws: int, seed: int, stands: Mapping[str, Tensor]
 ) -> list[Variant]:
     """Both curves of an ablation, in the order given and in random ones.
 
@@ -198,8 +175,10 @@ def one_after_another(
     return made
 
 
-def in_words(parts: Sequence[Component]) -> str:
+def in_words(parts: Sequence[Part]) -> str:
     """What heads and mixers are called together: heads, state-space heads, mixers, or heads and mixers."""
-    there = {part.axis for part in parts}
-    words = {"head": "heads", "ssm_head": "heads" if "head" in there else "state-space heads", None: "mixers"}
-    return " and ".join(dict.fromkeys(word for axis, word in words.items() if axis in there))
+    there = {part.kind for part in parts}
+    kinds = dict.fromkeys(own.usual for own in MIXER_PARTS.values() if own.usual in there)
+    if {"head", "ssm_head"} <= there:
+        del kinds["ssm_head"]
+    return " and ".join(PART_KINDS[kind].plural for kind in kinds)

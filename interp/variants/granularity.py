@@ -22,6 +22,7 @@ from interp.config import ModelConfig
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, PromptError, check_choice, unknown
 from interp.hooked.model import HookedModel
+from interp.names import MIXER_PARTS, PART_KINDS
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
 from interp.sites import Site, axis_sizes, find_act_name, site_names
@@ -72,10 +73,10 @@ MIXER_GRANULARITIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """The same for state-space layers, which TransformerLens does not have."""
 
-MIXED = ("attn_out", "out")
+MIXED = tuple(dict.fromkeys(PART_KINDS[own.whole].site for own in MIXER_PARTS.values()))
 """What mixers add to the residual stream, in layers of attention and in state-space layers."""
 
-READ = ("z", "gated")
+READ = tuple(dict.fromkeys(PART_KINDS[own.unit].site for own in MIXER_PARTS.values()))
 """What W_O and W_out read: values that have the heads, or channels, of a mixer."""
 
 PLACES = ("pos", "role", "query", "key")

@@ -57,7 +57,7 @@ LEFT_OUT = {
     *("metrics.score", "metrics.where_read", "metrics.which_read", "metrics.Metric", "figures.Figure"),
     *("PastKeyValues.become", "PastKeyValues.claim", "PastKeyValues.extend", "PastKeyValues.recur"),
     "PastKeyValues.recurrent",
-    *("sites.Site", "sites.axis_sizes", "sites.exists", "sites.find_act_name", "sites.part_name", "sites.site_names"),
+    *("sites.Site", "sites.axis_sizes", "sites.exists", "sites.find_act_name", "sites.site_names"),
     *("sites.unknown_site", "stats.Interval", "ModelConfig.layers_with", "tasks.Task", "figures.circuit"),
     *("ActivationCache.remove_batch_dim", "figures.estimates", "figures.save"),  # no arguments, or those of others
     *("calibration.run", "copying.run"),  # they build models of their own, for minutes
