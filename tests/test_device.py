@@ -13,10 +13,9 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import KINDS, RECURRENT, make
 from far_device import FAR, counts, far_device
-from test_passes import compare, make_pairs
-from test_scan import DUAL, SELECTIVE, Family
+from makers import KINDS, RECURRENT, compare, make, make_pairs
+from recurrences import DUAL, SELECTIVE, Family
 from torch import Tensor
 
 from analyses import (
