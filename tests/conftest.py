@@ -1,4 +1,4 @@
-"""Tiny seeded models: one for each way of building a transformer, and of state-space layers among or without heads."""
+"""Fixtures of all tests: tiny models of every kind (makers.py), tokens, one thread, a known seed; slow tests first."""
 
 from __future__ import annotations
 

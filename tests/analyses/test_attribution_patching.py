@@ -103,7 +103,7 @@ def test_a_report_names_heads_and_mixers(kind: str) -> None:
     words = sorted({kinds[mixer] for mixer in model.cfg.mixers if mixer is not None})
     assert len(findings) == len(words)
     for word, finding in zip(words, findings, strict=True):
-        assert f"By gradients, the {word} whose patching moves the answer most is" in finding
+        assert f" {word} " in finding
     mixers = frame[frame["site"] == "out"]
     if len(mixers):
         means = mixers.groupby("layer")["effect"].mean()

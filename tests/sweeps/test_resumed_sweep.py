@@ -28,6 +28,12 @@ HEADS = [
     for head in range(4)
 ]
 
+# Heads beside key-value heads: no row has a label in every column.
+TWO_KINDS = [
+    *(Variant([Edit("z", {"layer": 1, "head": head})], {"head": head}) for head in range(4)),
+    *(Variant([Edit("k", {"layer": 0, "kv_head": head})], {"kv_head": head}) for head in range(2)),
+]
+
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,20 +54,21 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_an_interrupted_sweep_goes_on_with_the_same_bytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variants", [HEADS, TWO_KINDS], ids=["heads", "heads and key-value heads"])
+def test_an_interrupted_sweep_goes_on_with_the_same_bytes(variants: list[Variant], tmp_path: Path) -> None:
     model, pairs = make("llama_gqa"), make_pairs((6, 4, 7, 5), shared=1)
-    whole = sweep(model, pairs, HEADS, out=tmp_path / "whole", progress=False)
-    assert whole.equals(sweep(model, pairs, HEADS, progress=False))
-    n_chunks = len(plan_sweep(model, pairs, HEADS).chunks)
-    assert n_chunks > 6
-    for count in (0, 1, n_chunks // 2, n_chunks - 1):
+    whole = sweep(model, pairs, variants, out=tmp_path / "whole", progress=False)
+    assert whole.equals(sweep(model, pairs, variants, progress=False))
+    chunks = plan_sweep(model, pairs, variants).chunks
+    assert len(chunks) > 6
+    for count in (0, 1, len(chunks) // 2, len(chunks) - 1):
         out = tmp_path / str(count)
         with pytest.raises(SweepInterrupted, match="the same sweep with the same folder goes on from there") as stopped:
-            sweep(model, pairs, HEADS, out=out, progress=False, executor=stopping_after(count, KeyboardInterrupt))
+            sweep(model, pairs, variants, out=out, progress=False, executor=stopping_after(count, KeyboardInterrupt))
         kept = stopped.value.frame
-        assert kept.equals(whole.loc[kept.index]) and len(kept) < len(whole)
+        assert kept.equals(whole.loc[kept.index]) and len(kept) == sum(chunk.cells for chunk in chunks[:count])
         assert len(list(out.glob("chunk-*.parquet"))) == count
-        assert sweep(model, pairs, HEADS, out=out, progress=False).equals(whole)
+        assert sweep(model, pairs, variants, out=out, progress=False).equals(whole)
         assert content(out) == content(tmp_path / "whole")
 
 
