@@ -41,7 +41,7 @@ from interp.prompts.pairs import PromptPairs
 from interp.sites import site_names
 from interp.state_space import scan
 from interp.state_space import scan_kernel as recurrence
-from interp.sweeps import plan as plans
+from interp.sweeps import machine
 from interp.sweeps.sweep import sweep
 from interp.variants.ablations import replacements
 
@@ -156,7 +156,7 @@ def test_earlier_positions(kind: str, device: torch.device) -> None:
 def test_sweeps(kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     model, there = both(kind, device)
     for where in ("cpu", device.type):
-        monkeypatch.setitem(plans.ROWS, where, 200)  # some chunks
+        monkeypatch.setitem(machine.ROWS, where, 200)  # some chunks
     pairs = make_pairs((6, 4, 6), shared=2)
     variants = [Variant([Edit(name)], {"name": name}) for name in site_names(model.cfg)]
     variants += [
@@ -289,7 +289,7 @@ def test_memory_that_torch_holds_for_later_counts_as_free() -> None:
         mock.patch.object(torch.cuda, "memory_reserved", lambda device: 3000),
         mock.patch.object(torch.cuda, "memory_allocated", lambda device: 500),
     ):
-        assert plans.free_memory(torch.device("cuda")) == int(plans.SHARE["cuda"] * (1000 + 2500))
+        assert machine.free_memory(torch.device("cuda")) == int(machine.SHARE["cuda"] * (1000 + 2500))
 
 
 def test_a_chunk_waits_for_the_device_a_few_times_only() -> None:

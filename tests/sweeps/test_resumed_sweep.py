@@ -14,10 +14,10 @@ import pytest
 import torch
 from makers import RECURRENT, make, make_pairs
 
-from interp import progress
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, OutputError, SweepInterrupted, UnknownName
 from interp.sweeps import plan as plans
+from interp.sweeps import progress
 from interp.sweeps.run_chunk import Job
 from interp.sweeps.sweep import plan_sweep, sweep
 
