@@ -22,7 +22,7 @@ IMPORTS = {
     "import interp after torch": ("import torch", "import interp"),
     "import transformer_lens after torch": ("import torch", "import transformer_lens"),
 }
-FILE = "from interp.weights.load import find; f = find('smollm2-135m').source.files[0]"
+FILE = "from interp.loading.load import find; f = find('smollm2-135m').source.files[0]"
 LOADS = {
     "interp": ("import interp", "m = interp.load('smollm2-135m', device='cpu')"),
     "transformers": (

@@ -35,13 +35,19 @@ SETTINGS: dict[str, dict[str, str]] = {
     },
 }  # fmt: skip
 
-# The files whose tests compute with models; what reads files, draws figures or writes pages has no kernels in it.
+# The folders and files whose tests compute with models; what reads files, draws figures or writes pages has no kernels.
 NUMERICAL = (
-    "ablations", "activation_patching", "analyses", "attribution_patching", "cache", "circuit_runs", "circuit_study",
-    "circuits", "compiler", "contrasts", "copying", "device", "directions", "discovery", "edge_attribution",
-    "edge_scores", "faithfulness", "generation", "gpt", "gradients", "granularity", "head_circuits", "head_detectors",
-    "hidden_attention", "hooks", "in_place", "known", "mamba", "metrics", "node_scores", "passes", "path_patching",
-    "paths", "probes", "probing", "report", "rounding", "scan", "steering", "sweep", "tuned_lens",
+    "hooked", "models", "state_space", "lenses/test_tuned_lens.py", "variants", "attribution/test_gradients.py",
+    "attribution/test_node_scores.py", "circuits", "directions", "ground_truth", "heads",
+    *(f"sweeps/test_{name}.py" for name in ("edits_in_place", "run_chunk", "sweep")),
+    *(
+        f"analyses/test_{name}.py"
+        for name in (
+            "ablation", "activation_patching", "attribution_patching", "circuit_study", "edge_attribution",
+            "head_detectors", "path_patching", "probes_study", "report", "steering_study", "studies",
+        )
+    ),
+    "test_device.py", "test_metrics.py", "test_rounding.py",
 )  # fmt: skip
 
 KERNELS = (
@@ -62,7 +68,7 @@ def run(name: str, more: list[str]) -> tuple[int, float]:
         [sys.executable, "-c", KERNELS], env=environment, capture_output=True, text=True, check=True
     )
     print(f"== {name}: {told} ({kernels.stdout.strip()})", flush=True)
-    files = [str(TESTS / f"test_{file}.py") for file in NUMERICAL]
+    files = [str(TESTS / path) for path in NUMERICAL]
     # Threads that wait for each other spin: more of them than cores take several times as long.
     workers = min(4, max(1, (os.cpu_count() or 1) // int(setting["INTERP_TEST_THREADS"])))
     spread = ["-n", str(workers), "--dist", "worksteal"]

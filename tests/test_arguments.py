@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make
+from makers import make, make_pairs, pairs_of
 
 import interp
 from interp import arguments
@@ -29,13 +29,6 @@ KINDS_OF_NUMBER: dict[str, Callable[[int], Any]] = {
     "tensor": torch.tensor,
 }
 NO_NUMBERS = [1.0, 1.5, "1", True, float("nan"), None, [1], 2**70, {}, np.bool_(True), torch.tensor(1.0), b"1"]
-
-
-def pairs_of(lengths: tuple[int, ...] = (6, 4, 6)) -> PromptPairs:
-    generator = torch.Generator().manual_seed(1)
-    clean = [torch.randint(1, 29, (n,), generator=generator).tolist() for n in lengths]
-    corrupt = [[row[0], *((token + 7) % 29 for token in row[1:-1]), row[-1]] for row in clean]
-    return PromptPairs.from_tokens(clean, corrupt, answers=[(1, 2)] * len(lengths), roles={"A": 1})
 
 
 def values(model: GPT, pairs: PromptPairs, where: dict[str, Any], site: str = "z", **more: Any) -> np.ndarray[Any, Any]:
@@ -171,7 +164,7 @@ def test_a_table_has_the_columns_that_no_label_may_have() -> None:
 
 
 def test_a_function_is_held_to_the_shape_that_it_was_given() -> None:
-    model, pairs = make("gpt2"), pairs_of((5, 5))
+    model, pairs = make("gpt2"), pairs_of(5, 5)
     shape = r"expected \[batch, pos, head, d_head\] = \[2, 5, 4, 4\]"
     for made in (lambda v, hook: v[:1], lambda v, hook: v.mean(), lambda v, hook: v[..., :1], lambda v, hook: v * 1j):
         variant = Variant([Edit("z", {"layer": 0}, source=made)])
@@ -289,7 +282,7 @@ def test_a_metric_of_whole_numbers_or_nan_is_measured() -> None:
 
 def test_a_metric_that_raises_loses_no_finished_chunk(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     in_chunks(monkeypatch)
-    model, pairs = make("gpt2"), pairs_of()
+    model, pairs = make("gpt2"), make_pairs((6, 4, 6), shared=1)
     variants = [Variant([Edit("z", {"layer": at % 2, "head": at // 2})], {"at": at}) for at in range(6)]
     expected = sweep(model, pairs, variants, "logit", progress=False)
     log = tmp_path / "calls"
@@ -373,11 +366,11 @@ BAD_CALLS: dict[str, tuple[Callable[[GPT, PromptPairs], Any], str]] = {
 def test_a_bad_call_is_refused_by_name(what: str) -> None:
     call, says = BAD_CALLS[what]
     with pytest.raises(InterpError, match=says):
-        call(make("gpt2"), pairs_of((5, 5)))
+        call(make("gpt2"), pairs_of(5, 5))
 
 
 def test_each_of_several_tokens_ends_a_prompt() -> None:
-    model, pairs = make("gpt2"), pairs_of((5, 5, 5, 5))
+    model, pairs = make("gpt2"), pairs_of(5, 5, 5, 5)
     free = model.generate(pairs.clean, 6, do_sample=False)
     new = free[:, 5:].tolist()
     ends = {row[2] for row in new[:2]}

@@ -15,8 +15,8 @@ import torch
 from campaign import damage, gguf_layout, table
 from campaign.lines import counted
 from campaign.trial import KINDS, Case, Ended, Limits, Outcome, attempt, tell
-from conftest import make
-from test_gguf import LLAMA, llama_weights, write
+from gguf_files import GGUF_LLAMA, llama_weights, write
+from makers import make
 
 from interp.errors import InterpError
 
@@ -132,7 +132,7 @@ def test_a_moment_is_a_line() -> None:
 
 
 def test_every_byte_of_a_gguf_file_is_structure_or_a_value(tmp_path: Path) -> None:
-    content = write(tmp_path / "a.gguf", "llama", LLAMA, llama_weights()[0]).read_bytes()
+    content = write(tmp_path / "a.gguf", "llama", GGUF_LLAMA, llama_weights()[0]).read_bytes()
     here = gguf_layout.layout(content)
     covered = sorted(here.structure + here.values)
     assert all(stop == start for (_, stop), (start, _) in itertools.pairwise(covered[:-1]))

@@ -13,10 +13,9 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import KINDS, RECURRENT, make
 from far_device import FAR, counts, far_device
-from test_passes import compare, make_pairs
-from test_scan import DUAL, SELECTIVE, Family
+from makers import KINDS, RECURRENT, compare, make, make_pairs
+from recurrences import DUAL, SELECTIVE, Family
 from torch import Tensor
 
 from analyses import (
@@ -43,7 +42,6 @@ from interp.sites import site_names
 from interp.state_space import scan
 from interp.state_space import scan_kernel as recurrence
 from interp.sweeps import machine
-from interp.sweeps import plan as plans
 from interp.sweeps.sweep import sweep
 from interp.variants.ablations import replacements
 
@@ -158,7 +156,7 @@ def test_earlier_positions(kind: str, device: torch.device) -> None:
 def test_sweeps(kind: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     model, there = both(kind, device)
     for where in ("cpu", device.type):
-        monkeypatch.setitem(plans.ROWS, where, 200)  # some chunks
+        monkeypatch.setitem(machine.ROWS, where, 200)  # some chunks
     pairs = make_pairs((6, 4, 6), shared=2)
     variants = [Variant([Edit(name)], {"name": name}) for name in site_names(model.cfg)]
     variants += [

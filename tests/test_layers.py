@@ -1,4 +1,4 @@
-"""The folders: imports run one way, nothing is loaded on import that only some need, no folder holds two ideas."""
+"""The folders: imports run one way, importing loads little, no folder holds two ideas, tests lie as the code does."""
 
 from __future__ import annotations
 
@@ -80,6 +80,20 @@ def test_studies_do_not_import_each_other() -> None:
         if path.stem in ("cli", "report", "__init__"):
             continue
         assert not [module for module in imported(path) if module.startswith("analyses")], path.name
+
+
+TESTS = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests" / "campaign").glob("*.py")]
+
+
+def test_tests_lie_in_folders_of_the_code_and_none_imports_another() -> None:
+    for path in TESTS:
+        folder = path.parent.relative_to(ROOT / "tests")
+        assert (ROOT / "interp" / folder).is_dir() or folder.name in ("analyses", "docs", "campaign"), path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            others = [name for name in names if name.rpartition(".")[2].startswith("test_")]
+            assert not others, f"{path} imports {others}: what both need belongs to makers.py or a file beside it"
 
 
 def test_importing_loads_nothing_that_only_some_need() -> None:

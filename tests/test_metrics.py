@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from makers import make
 from scipy.special import log_softmax, rel_entr, softmax
 from torch import Tensor
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import KINDS, RECURRENT, make
-from test_analyses import pairs_of
+from makers import KINDS, RECURRENT, make, pairs_of
 
 from analyses import ablation, edge_attribution, head_attribution, path_patching
 from interp.circuits.graph import Graph
@@ -126,7 +125,7 @@ def test_a_part_that_the_model_lacks_is_refused_with_the_nearest() -> None:
     ("given", "says"),
     [
         (("heads", 1, 1), "no kind of part matches 'heads'; did you mean 'head'"),
-        (("head", 1), "index must be a whole number from 0 on, not None"),
+        (("head", 1), "index must be an integer >= 0, not None"),
         (("head", -1, 1), "layer must be at least 0, not -1"),
         (("mlp", 1, 1), "of the kind 'mlp' has no index: leave out 1"),
         (("embed", 0), "of the kind 'embed' has no layer"),
@@ -164,7 +163,7 @@ def test_the_part_of_a_row() -> None:
 
 @pytest.mark.parametrize("kind", ["hybrid", "one_part_a_layer", "gpt2"])
 def test_tables_of_two_studies_are_joined_by_their_components(kind: str) -> None:
-    model, pairs = make(kind), pairs_of()
+    model, pairs = make(kind), pairs_of(6, 4, 6)
     sites = [
         site
         for site in ("z", "gated", "out", "mlp_out")

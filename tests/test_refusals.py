@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make
-from test_tasks import names_tokenizer
+from makers import make
 from torch import Tensor
+from vocabularies import names_tokenizer
 
 import interp
 from interp.config import ModelConfig

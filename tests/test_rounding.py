@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make
+from makers import make
 
 import interp
 from analyses import activation_patching, circuit, edge_attribution
@@ -22,7 +22,8 @@ from interp.edits import Edit, Variant
 from interp.errors import PromptError
 from interp.ground_truth.identities import facts
 from interp.ground_truth.known_circuits import induction, truth
-from interp.metrics import METRICS, Metric, measure, read, rounding
+from interp.metric_rounding import rounding
+from interp.metrics import METRICS, Metric, measure, read
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import assumed, normalised_effect, of_effect, of_logits, quotient, reason
 
@@ -31,7 +32,7 @@ TYPES = [torch.float32, *HALVES]
 TWINS = 7, 8  # two tokens that mean nearly the same to `twins`
 
 
-def pairs_of(n: int = 4, length: int = 6) -> PromptPairs:
+def twin_pairs(n: int = 4, length: int = 6) -> PromptPairs:
     """Pairs that differ in one token, which is one of `TWINS` on either side."""
     rows = torch.randint(9, 29, (n, length), generator=torch.Generator().manual_seed(3))
     clean, corrupt = rows.clone(), rows.clone()
@@ -129,7 +130,7 @@ def test_rounding_covers_what_rounding_does(kind: str, dtype: torch.dtype) -> No
 @pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "alibi"])
 @torch.no_grad()
 def test_nearly_equal_pairs_have_no_effect(kind: str, dtype: torch.dtype) -> None:
-    model, pairs = twins(kind, dtype), pairs_of()
+    model, pairs = twins(kind, dtype), twin_pairs()
     frame = interp.sweep(model, pairs, heads(model), progress=False)
     assert frame["effect"].isna().all() and frame["value"].notna().all()
     table = activation_patching.summary(activation_patching.run(model, pairs, progress=False))
@@ -145,7 +146,7 @@ def test_nearly_equal_pairs_have_no_effect(kind: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("dtype", TYPES)
 @torch.no_grad()
 def test_nearly_equal_pairs_have_no_circuit(dtype: torch.dtype) -> None:
-    model, pairs = twins("llama_gqa", dtype), pairs_of()
+    model, pairs = twins("llama_gqa", dtype), twin_pairs()
     graph = Graph.of(model)
     ends = torch.stack([graph.allowed, torch.zeros_like(graph.allowed), graph.allowed.triu(1) & graph.allowed])
     whole, empty, some = run_circuits(model, pairs, ends, graph, progress=False)
@@ -165,7 +166,7 @@ def test_nearly_equal_pairs_have_no_circuit(dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def test_estimates_of_nothing_are_not_held_against_nothing() -> None:
-    model, pairs = twins("llama_gqa", torch.float32), pairs_of()
+    model, pairs = twins("llama_gqa", torch.float32), twin_pairs()
     frame = edge_attribution.run(model, pairs, sample=6, progress=False)
     assert frame["effect"].isna().all() and frame["exact_effect"].isna().all()
     table = agreement(frame, by="edge", n_cells=int(frame["cells"].iloc[0]))
@@ -189,7 +190,7 @@ def test_a_known_model_of_which_nothing_is_left_has_no_truth() -> None:
 
 
 def test_pairs_that_differ_keep_their_effects_beside_pairs_that_do_not() -> None:
-    model, pairs = twins("gpt2", torch.float32), pairs_of(4)
+    model, pairs = twins("gpt2", torch.float32), twin_pairs(4)
     clean = pairs.clean.clone()
     clean[0, 2] = 20  # this pair's two runs differ
     mixed = PromptPairs.from_tokens(clean, pairs.corrupt, answers=pairs.answers)
@@ -226,7 +227,7 @@ def test_a_reason_says_how_many() -> None:
 
 @torch.no_grad()
 def test_run_values_are_those_of_two_forwards() -> None:
-    model, pairs = make("llama_gqa"), pairs_of()
+    model, pairs = make("llama_gqa"), twin_pairs()
     values = run_values(model, pairs, "log_prob")
     for side, value in (("clean", values.base), ("corrupt", values.source)):
         torch.testing.assert_close(value, measure("log_prob", model(getattr(pairs, side)), pairs))

@@ -77,6 +77,11 @@ class PromptPairs(SavedPairs):
         if not isinstance(self.notes, Mapping):
             raise PromptError(f"notes must be a mapping, not {shown(self.notes)}")
         object.__setattr__(self, "notes", dict(self.notes))
+        self._check_shapes()
+        self._check_each_pair()
+        object.__setattr__(self, "answer_sets", answers_of.check_answer_sets(self.answer_sets, self.answers))
+
+    def _check_shapes(self) -> None:
         shape = list(self.clean.shape)
         if len(shape) != 2 or 0 in shape:
             raise PromptError(f"clean must be token ids [n, pos] of at least one pair, not {shape}")
@@ -100,6 +105,8 @@ class PromptPairs(SavedPairs):
         for what in TUPLES:
             if len(getattr(self, what)) != n:
                 raise PromptError(f"{what} has {len(getattr(self, what))} entries, expected one for each of {n} pairs")
+
+    def _check_each_pair(self) -> None:
         for at, (length, (right, wrong)) in enumerate(zip(self.lengths.tolist(), self.answers.tolist(), strict=True)):
             if right == wrong:
                 raise PromptError(f"pair {at}: the right and the wrong answer are the same token, id {right}")
@@ -109,7 +116,6 @@ class PromptPairs(SavedPairs):
             for role, position in self.roles[at].items():
                 if not is_whole(position) or not 0 <= position < length:
                     raise PromptError(f"pair {at}: role {role!r} is at {position}, but positions are 0 to {length - 1}")
-        object.__setattr__(self, "answer_sets", answers_of.check_answer_sets(self.answer_sets, self.answers))
 
     @classmethod
     @checked

@@ -25,9 +25,8 @@ import pandas as pd
 import scipy.stats  # noqa: F401, in this process, so that no child waits for it
 import sklearn.linear_model  # noqa: F401
 import torch
-from test_tasks import NAMES, names_tokenizer
-from test_tasks_written import by_bytes, vocabulary
 from transformers import PreTrainedTokenizerFast
+from vocabularies import by_bytes, names_tokenizer, vocabulary
 
 import analyses
 import interp
@@ -36,6 +35,7 @@ from interp.circuits.graph import Graph
 from interp.config import ModelConfig
 from interp.directions.steering import Direction
 from interp.hooked.generation import generate
+from interp.tasks.indirect_object import NAMES
 from interp.weights import transformer_lens
 
 from .trial import Case, Outcome, tell

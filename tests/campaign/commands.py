@@ -14,9 +14,9 @@ import click
 import scipy.stats  # noqa: F401, in this process, so that no child waits for it
 import sklearn.linear_model  # noqa: F401
 import transformers
+from checkpoints import SIZES, tiny
 from click.testing import CliRunner
-from test_families import SIZES, tiny
-from test_tasks import names_tokenizer
+from vocabularies import names_tokenizer
 
 from analyses import cli
 

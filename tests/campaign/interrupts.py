@@ -19,8 +19,7 @@ from random import Random
 from typing import Any
 
 import torch
-from conftest import make
-from test_passes import make_pairs
+from makers import make, make_pairs
 
 import interp
 from interp.circuits.circuit import Circuit, random_circuits

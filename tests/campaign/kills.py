@@ -19,8 +19,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from conftest import make
-from test_passes import make_pairs
+from makers import make, make_pairs
 
 import interp
 from interp.circuits.circuit import Circuit, random_circuits

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_families import GPT2_SIZES, SIZES, tiny
-from test_gguf import LLAMA as GGUF_LLAMA
-from test_gguf import byte_level, llama_weights, with_tokenizer, write
-from test_mamba_weights import OPTIONS as STATE_SPACE
-from test_tasks import names_tokenizer
+from checkpoints import GPT2_SIZES, SIZES, STATE_SPACE, tiny
+from gguf_files import GGUF_LLAMA, byte_level, llama_weights, with_tokenizer, write
 from torch import Tensor
+from vocabularies import names_tokenizer
 
 import interp
 from interp.models.gpt import GPT

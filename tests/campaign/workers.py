@@ -17,8 +17,7 @@ from pathlib import Path
 from random import Random
 
 import pandas as pd
-from conftest import make
-from test_passes import make_pairs
+from makers import make, make_pairs
 
 import interp
 from interp.edits import Edit, Variant

@@ -1,0 +1,171 @@
+"""Tiny random checkpoints as transformers makes them, one for each family, and the tokenizers that lie beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import tokenizers
+import torch
+import transformers
+from torch import Tensor
+
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 48,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+GPT2_SIZES = {
+    "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+MAMBA_SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 6, "eos_token_id": 0}
+MAMBA2_SIZES = {**MAMBA_SIZES, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16}
+BAMBA_SIZES = {
+    **SIZES, "num_hidden_layers": 4, "attn_layer_indices": [1, 2], "num_key_value_heads": 2, "mamba_n_heads": 8,
+    "mamba_n_groups": 2, "mamba_d_state": 6, "mamba_chunk_size": 16,
+}  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", GPT2_SIZES),
+    "gpt2-untied": ("gpt2", {**GPT2_SIZES, "tie_word_embeddings": False, "n_inner": 40, "activation_function": "relu"}),
+    "gpt2-unscaled": ("gpt2", {**GPT2_SIZES, "scale_attn_weights": False, "activation_function": "gelu_pytorch_tanh"}),
+    "gpt_neox": ("gpt_neox", SIZES),
+    "gpt_neox-sequential": ("gpt_neox", {**SIZES, "use_parallel_residual": False, "attention_bias": False}),
+    "gpt_neox-half-rotary": (
+        "gpt_neox",
+        {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}},
+    ),
+    "llama": ("llama", SIZES),
+    "llama-gqa-tied": ("llama", {**SIZES, "num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "llama-biases-wide-heads": (
+        "llama",
+        {**SIZES, "num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "head_dim": 10},
+    ),
+    "llama-llama3": ("llama", {**SIZES, "rope_parameters": LLAMA3}),
+    "llama-linear": (
+        "llama",
+        {**SIZES, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 900.0}},
+    ),
+    "mistral": ("mistral", {**SIZES, "num_key_value_heads": 2, "sliding_window": None, "hidden_act": "gelu"}),
+    "mistral-window-of-the-context": ("mistral", {**SIZES, "num_key_value_heads": 2, "sliding_window": 48}),
+    "qwen2": ("qwen2", {**SIZES, "num_key_value_heads": 2}),
+    "qwen2-tied": ("qwen2", {**SIZES, "num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "mamba": ("mamba", MAMBA_SIZES),
+    "mamba-biases": ("mamba", {**MAMBA_SIZES, "use_bias": True, "conv_kernel": 3, "tie_word_embeddings": False}),
+    "mamba2": ("mamba2", MAMBA2_SIZES),
+    "bamba": ("bamba", BAMBA_SIZES),
+    "bamba-biases": (
+        "bamba",
+        {**BAMBA_SIZES, "attention_bias": True, "mlp_bias": True, "mamba_proj_bias": True, "mamba_conv_bias": False},
+    ),
+    "bamba-limited-steps": ("bamba", {**BAMBA_SIZES, "attn_layer_indices": [0], "time_step_limit": (0.3, 0.9)}),
+    "mamba2-biases": ("mamba2", {**MAMBA2_SIZES, "use_bias": True, "n_groups": 1, "tie_word_embeddings": True}),
+}
+
+# Smaller ones of every family with state-space layers.
+SMALL: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 5, "bos_token_id": 0, "eos_token_id": 0,
+    "pad_token_id": 0,
+}  # fmt: skip
+MAMBA2_HEADS: dict[str, Any] = {"num_heads": 6, "head_dim": 8, "n_groups": 2, "chunk_size": 8}
+HYBRID: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 4, "attn_layer_indices": [1, 3], "intermediate_size": 20,
+    "num_attention_heads": 3, "num_key_value_heads": 1, "max_position_embeddings": 64, "mamba_n_heads": 6,
+    "mamba_d_state": 5, "mamba_chunk_size": 8, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+ENDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+JAMBA: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 4, "attn_layer_period": 3, "attn_layer_offset": 1,
+    "num_experts": 1, "intermediate_size": 20, "num_attention_heads": 3, "num_key_value_heads": 1,
+    "max_position_embeddings": 64, "mamba_d_state": 5, **ENDS,
+}  # fmt: skip
+NEMOTRON: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 24, "intermediate_size": 20, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention", "mlp"], "head_dim": 8,
+    "max_position_embeddings": 64, "mamba_num_heads": 6, "mamba_head_dim": 8, "ssm_state_size": 5, "n_groups": 2,
+    "time_step_min": 0.6, **ENDS,
+}  # fmt: skip
+STATE_SPACE = {
+    **{"mamba": SMALL, "falcon_mamba": SMALL, "mamba2": {**SMALL, **MAMBA2_HEADS}},
+    **{"bamba": HYBRID, "jamba": JAMBA, "nemotron_h": NEMOTRON},
+}
+
+# Those that transformer_lens has a bridge for, with keys of two heads.
+PADDED: dict[str, Any] = {**SIZES, "pad_token_id": 0}
+GQA: dict[str, Any] = {**PADDED, "num_key_value_heads": 2, "head_dim": 8}
+NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", GPT2_SIZES),
+    "gpt_neox": ("gpt_neox", PADDED),
+    "gpt_neox-sequential": ("gpt_neox", {**PADDED, "use_parallel_residual": False}),
+    "llama-gqa": ("llama", GQA),
+}
+
+
+def tiny(model_type: str, options: dict[str, Any], seed: int = 0) -> Any:
+    """A random transformers model in which every weight, biases and norms too, matters to the logits."""
+    config = transformers.AutoConfig.for_model(model_type, **options)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0 if parameter.ndim > 1 else 0.5, 0.3)
+    return model
+
+
+def transformers_model(model_type: str, options: dict[str, Any], dtype: torch.dtype = torch.float64) -> Any:
+    """A tiny random model, with weights large enough for every part of it to matter."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(model_type, **options)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(5)
+            else:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.to(dtype)
+
+
+def bridge_of(model: Any) -> Any:
+    """A bridge around a model in memory, which it changes: give it a copy of one that is still wanted."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    return build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+
+
+def gpt2(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2_SIZES)).eval()
+
+
+def word_tokenizer() -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{i}": i for i in range(61)}, unk_token="w0"))
+
+
+def change_weights(folder: Path, **changes: Tensor | None) -> None:
+    """Replace tensors of a directory (`__` stands for a dot), or drop those that are None."""
+    file = folder / "model.safetensors"
+    state: dict[str, Tensor | None] = dict(safetensors.torch.load_file(file))
+    state |= {name.replace("__", "."): tensor for name, tensor in changes.items()}
+    safetensors.torch.save_file({k: v for k, v in state.items() if v is not None}, file, metadata={"format": "pt"})
+
+
+def tokens_for(model: Any, shape: tuple[int, int] = (3, 48)) -> Tensor:
+    return torch.randint(0, model.config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())

@@ -1,0 +1,124 @@
+"""Tiny GGUF files, written by `gguf` itself as llama.cpp's converter lays them out, with and without a tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as RustTokenizer
+
+from interp.weights.gguf.tokenizer import PRE_TOKENIZERS
+
+CORPUS = [
+    "When John and Mary went to the store, John gave a bottle of milk to Mary.",
+    "def add(a, b):\n    return a + b  # 12345\n\n\nprint(add(1, 22))",
+    "Привет, мир! 日本語のテキスト नमस्ते दुनिया مرحبا 🙂 naïve café",
+    "   spaces    and\ttabs\r\n and don't we'll they're " * 3,
+]
+Metadata = dict[str, Any]
+GGUF_LLAMA = {
+    "llama.block_count": 2, "llama.context_length": 64, "llama.embedding_length": 64, "llama.feed_forward_length": 96,
+    "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2, "llama.rope.dimension_count": 16,
+    "llama.rope.freq_base": 50000.0, "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.vocab_size": 320,
+}  # fmt: skip
+
+
+def write(path: Path, architecture: str, metadata: Metadata, tensors: dict[str, torch.Tensor], **kinds: str) -> Path:
+    """A GGUF file of float32 tensors, quantised where `kinds` names a type for a tensor's last word but one."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in metadata.items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
+        else:
+            writer.add_array(key, value)
+    for name, tensor in tensors.items():
+        array = tensor.detach().float().contiguous().numpy()
+        kind = gguf.GGMLQuantizationType[kinds.get(name.split(".")[-2], "F32")]
+        writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def interleaved(weight: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """What llama.cpp's converter does to the rows of q and k (conversion/llama.py, `permute`)."""
+    return weight.reshape(n_heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def llama_weights(*, tied: bool = True, bias: bool = False, seed: int = 0) -> tuple[dict[str, torch.Tensor], Any]:
+    """The tensors of a GGUF file, and the transformers model they were converted from."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=320, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    theirs = model.state_dict()
+    tensors = {
+        "token_embd.weight": theirs["model.embed_tokens.weight"],
+        "output_norm.weight": theirs["model.norm.weight"],
+    }
+    if not tied:
+        tensors["output.weight"] = theirs["lm_head.weight"]
+    names = {
+        "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    }  # fmt: skip
+    for layer in range(2):
+        for stored, name in names.items():
+            for part in ("weight", "bias"):
+                tensor = theirs.get(f"model.layers.{layer}.{name}.{part}")
+                if tensor is not None:
+                    n_heads = {"attn_q": 4, "attn_k": 2}.get(stored)
+                    tensors[f"blk.{layer}.{stored}.{part}"] = interleaved(tensor, n_heads) if n_heads else tensor
+    return tensors, model
+
+
+def byte_level(pre: str, **extra: Any) -> tuple[RustTokenizer, Metadata]:
+    """A tiny byte-level BPE as the models named `pre` have it, and its metadata as llama.cpp's converter writes it."""
+    rules = PRE_TOKENIZERS[pre]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    rust = RustTokenizer(models.BPE(ignore_merges=rules.ignore_merges))
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if pre in ("smollm", "starcoder", "refact") else []
+    cut = [pre_tokenizers.Split(Regex(rules.split), "isolated")] if rules.split else []
+    end = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not cut)
+    rust.pre_tokenizer = pre_tokenizers.Sequence([*digits, *cut, end])
+    if rules.nfc:
+        rust.normalizer = normalizers.NFC()
+    rust.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=319, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    rust.train_from_iterator(CORPUS, trainer)
+    rust.add_tokens(["<think>"])
+    model = json.loads(rust.to_str())["model"]
+    tokens = [rust.id_to_token(id_) for id_ in range(rust.get_vocab_size())]
+    types = [3 if token in special else 4 if token == "<think>" else 1 for token in tokens]
+    return rust, {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": pre, "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types, "tokenizer.ggml.merges": [" ".join(pair) for pair in model["merges"]],
+        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_bos_token": False, **extra,
+    }  # fmt: skip
+
+
+def with_tokenizer(folder: Path, metadata: Metadata) -> Path:
+    return write(folder / "tiny.gguf", "llama", GGUF_LLAMA | metadata, llama_weights()[0])

@@ -1,0 +1,215 @@
+"""What many tests are made with: tiny seeded models, pairs of prompts, and plain forwards to compare a sweep with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from interp.circuits.graph import Graph
+from interp.config import ModelConfig, RopeScaling
+from interp.edits import Edit, Variant
+from interp.hooked.model import HookedModel
+from interp.models.gpt import GPT, Mamba
+from interp.prompts.pairs import PromptPairs
+from interp.sites import Site
+from interp.sweeps.sweep import sweep
+
+TINY: dict[str, Any] = {
+    "n_layers": 2, "d_model": 16, "n_ctx": 24, "d_head": 4, "d_vocab": 29, "n_heads": 4,
+    "seed": 3, "initializer_range": 0.4,
+}  # fmt: skip
+LLAMA: dict[str, Any] = {
+    "positional_embedding_type": "rotary", "normalization_type": "RMS", "gated_mlp": True, "act_fn": "silu",
+    "attn_in_bias": False, "attn_out_bias": False, "mlp_bias": False, "unembed_bias": False,
+}  # fmt: skip
+
+# One for each way of building a transformer.
+KINDS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "neox": {"positional_embedding_type": "rotary", "rotary_dim": 2, "parallel_attn_mlp": True, "act_fn": "gelu"},
+    "llama": {**LLAMA, "tie_word_embeddings": True},
+    "llama_gqa": {**LLAMA, "n_key_value_heads": 2, "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 16)},
+    "gptj_pairs": {"positional_embedding_type": "rotary", "rotary_adjacent_pairs": True, "n_key_value_heads": 1},
+    "attn_only": {"attn_only": True, "normalization_type": None, "d_vocab_out": 11},
+    "no_norm_relu": {"normalization_type": None, "act_fn": "relu", "d_mlp": 24},
+    "bidirectional": {"attention_dir": "bidirectional", "act_fn": "solu", "normalization_type": "LNPre"},
+    "alibi": {"positional_embedding_type": "alibi", "n_heads": 3, "normalization_type": "RMSPre"},
+    "sinusoidal": {"positional_embedding_type": "sinusoidal", "use_attn_scale": False},
+    "no_positions": {"positional_embedding_type": "none", "final_norm": False},
+}
+
+STATES: dict[str, Any] = {
+    "normalization_type": "RMS", "d_inner": 24, "d_state": 3, "dt_rank": 3, "d_ssm_head": 4, "n_ssm_groups": 2,
+    "unembed_bias": False,
+}  # fmt: skip
+# Models with state-space layers: they have no heads at all, or none in some layers.
+RECURRENT: dict[str, dict[str, Any]] = {
+    "mamba": {**STATES, "layer_types": ("mamba",) * 2, "tie_word_embeddings": True},
+    "mamba2": {**STATES, "layer_types": ("mamba2",) * 2, "dt_limit": (0.05, 0.8), "mamba_bias": True},
+    "hybrid": {
+        **STATES, "n_layers": 3, "layer_types": ("mamba2", "attn+mlp", "mamba+mlp"), "n_key_value_heads": 2,
+        "positional_embedding_type": "rotary", "conv_bias": False, "ssm_normalization_type": "RMS", "ssm_eps": 0.1,
+    },
+    "one_part_a_layer": {
+        **STATES, "n_layers": 4, "layer_types": ("mlp", "mamba2", "attn", "mamba"), "d_mlp": 20, "act_fn": "relu2",
+        "ssm_normalization_type": "RMSPre", "ssm_eps": 0.1,
+    },
+}  # fmt: skip
+# Parameters that start as ones, zeros or constants: norms, biases, and two of a mixer.
+CONSTANT = re.compile(r"[wb].*|D|A_log")
+# Longer steps and slower decay than at the start of training, so that states matter beside D x, and for long.
+FAR_FROM_START = {"b_dt": 3.0, "A_log": -1.5}
+
+
+def make(kind: str, **changes: Any) -> GPT:
+    """A tiny model of one kind, with weights large enough for every part to matter, biases and norms included."""
+    own = KINDS[kind] if kind in KINDS else RECURRENT[kind]
+    model = (GPT if kind in KINDS else Mamba)(ModelConfig(**{**TINY, **own, **changes}))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            last = name.rpartition(".")[2]
+            if CONSTANT.fullmatch(last):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(FAR_FROM_START.get(last, 0.0))
+    return model
+
+
+def pairs_of(*lengths: int) -> PromptPairs:
+    """Pairs of these lengths (or of 6, 4 and 6) that differ in the last token but one; single tokens have no pair."""
+    lengths = lengths or (6, 4, 6)
+    generator = torch.Generator().manual_seed(8)
+    clean = [torch.randint(0, 29, (n,), generator=generator).tolist() for n in lengths]
+    answers = [(i, i + 4) for i in range(len(lengths))]
+    if min(lengths) == 1:
+        return PromptPairs.from_tokens(clean, answers=answers, roles=[{"first": 0, "END": n - 1} for n in lengths])
+    corrupt = [[*row[:-2], (row[-2] + 1) % 29, row[-1]] for row in clean]
+    roles = [{"first": 0, "changed": n - 2, "END": n - 1} for n in lengths]
+    return PromptPairs.from_tokens(clean, corrupt, answers=answers, roles=roles)
+
+
+def started_pairs(*lengths: int) -> PromptPairs:
+    """Pairs that begin with the same token, as with one that marks the start, and differ in the second and the last."""
+    generator = torch.Generator().manual_seed(8)
+    clean = [torch.randint(0, 29, (n,), generator=generator).tolist() for n in lengths]
+    clean = [[7, *row[1:]] for row in clean]
+    corrupt = [[row[0], (row[1] + 2) % 29, *row[2:-1], (row[-1] + 1) % 29] for row in clean]
+    roles = [{"changed": 1, "END": n - 1} for n in lengths]
+    return PromptPairs.from_tokens(clean, corrupt, answers=[(i, i + 4) for i in range(len(lengths))], roles=roles)
+
+
+VOCABULARY, ANSWERS = 29, 11
+
+
+def make_pairs(lengths: Sequence[int], shared: int = 0, seed: int = 0) -> PromptPairs:
+    """Pairs that agree in their first `shared` tokens and in no other, with answers drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    clean = [torch.randint(0, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+    corrupt = [
+        row[:shared] + [(token + 1 + at % 3) % VOCABULARY for at, token in enumerate(row[shared:])] for row in clean
+    ]
+    right = torch.randint(0, ANSWERS - 1, (len(lengths),), generator=generator).tolist()
+    roles = [{"first": 0, "middle": n // 2, "end": n - 1} for n in lengths]
+    return PromptPairs.from_tokens(clean, corrupt, answers=[(r, r + 1) for r in right], roles=roles)
+
+
+def named_pairs(n: int = 6) -> PromptPairs:
+    """Prompts of two lengths that name both answers, in turning order; the corrupt one turns the order round."""
+    clean, corrupt, answers, roles = [], [], [], []
+    for i in range(n):
+        right, wrong = 2 + i, 12 + i
+        first, second = (right, wrong) if i % 3 else (wrong, right)
+        extra = [25] * (i % 2)
+        clean.append([1, *extra, first, second, 26, 27])
+        corrupt.append([1, *extra, second, first, 26, 27] if i % 3 else [1, *extra, right, wrong, 28, 27])
+        answers.append((right, wrong))
+        roles.append({"A": 1 + len(extra), "END": 4 + len(extra)})
+    return PromptPairs.from_tokens(clean, corrupt, answers=answers, roles=roles)
+
+
+def drawn_edges(graph: Graph, *shares: float, seed: int = 1) -> Tensor:
+    """Masks [mask, sender, receiver] that have about these shares of a graph's edges."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([(torch.rand(graph.allowed.shape, generator=generator) < p) & graph.allowed for p in shares])
+
+
+def close(value: Tensor, expected: Tensor, rtol: float = 1e-5) -> None:
+    """Equal up to a fraction of the largest entry; what is not finite, such as a masked score, is the same."""
+    value, expected = value.detach(), expected.detach()
+    assert value.shape == expected.shape
+    finite = expected.isfinite()
+    assert torch.equal(value[~finite], expected[~finite])
+    value, expected = value[finite], expected[finite]
+    assert float((value - expected).abs().max()) <= rtol * float(expected.abs().max())
+
+
+def index_of(where: dict[str, Any], site: Site, pairs: PromptPairs, prompt: int, value: Tensor) -> tuple[Any, ...]:
+    """Where an edit acts on one unpadded prompt [1, ...], as an index for `value[index]`."""
+    length = int(pairs.lengths[prompt])
+    index = []
+    for axis, size in zip(site.axes, value.shape, strict=True):
+        given = where.get(axis)
+        if given is None:
+            chosen = list(range(size))
+        elif isinstance(given, str):
+            chosen = [pairs.roles[prompt][given]]
+        else:
+            chosen = [at % length if axis in ("pos", "query", "key") else at for at in np.atleast_1d(given).tolist()]
+        index.append(torch.tensor(chosen))
+    return torch.meshgrid(*index, indexing="ij")
+
+
+def plain_forwards(
+    model: HookedModel, pairs: PromptPairs, variant: Variant, base: str, source: str, read: int | None = -1
+) -> list[Any]:
+    """Logits of each prompt at `read`, or all: a plain forward of it alone, unpadded, with a hook for each edit."""
+    found = []
+    for at, n in enumerate(pairs.lengths.tolist()):
+        tokens = {"base": getattr(pairs, base)[at : at + 1, :n], "source": getattr(pairs, source)[at : at + 1, :n]}
+        hooks = []
+        for edit in variant.edits:
+            name = edit.name(model.cfg)
+            kept = None
+            if edit.op not in ("zero", "scale") and not isinstance(edit.source, float):
+                kept = model.run_with_cache(tokens[edit.run or "base"], names_filter=[name])[1][name]
+
+            def hook(value: Tensor, hook: Any, edit: Edit = edit, kept: Tensor | None = kept, at: int = at) -> Tensor:
+                index = index_of(dict(edit.where), hook.site, pairs, at, value)
+                new = value.clone()
+                if edit.op == "zero":
+                    new[index] = 0
+                elif edit.op == "scale":
+                    new[index] *= edit.source
+                elif edit.op == "set":
+                    new[index] = edit.source if kept is None else kept[index]
+                elif edit.op == "add":
+                    new[index] += edit.source if kept is None else kept[index]
+                return new
+
+            hooks.append((name, hook))
+        logits = model.run_with_hooks(tokens["base"], fwd_hooks=hooks)[0]
+        found.append(logits if read is None else logits[read])
+    return found
+
+
+@torch.no_grad()
+def compare(
+    model: HookedModel, pairs: PromptPairs, variants: Sequence[Variant], base: str, source: str, **options: Any
+) -> None:
+    """Every cell of a sweep against the forward by hand, to 2e-5 of the largest logit."""
+    frame = sweep(model, pairs, variants, base=base, source=source, progress=False, **options)
+    values = frame["value"].to_numpy().reshape(len(variants), len(pairs))
+    for row, variant in zip(values, variants, strict=True):
+        for at, logits in enumerate(plain_forwards(model, pairs, variant, base, source)):
+            right, wrong = pairs.answers[at]
+            expected = float(logits[right] - logits[wrong])
+            assert np.isfinite(row[at]) == np.isfinite(expected), (variant, at)
+            if np.isfinite(expected):
+                within = 2e-5 * max(1.0, float(logits.abs().max()))
+                assert row[at] == pytest.approx(expected, abs=within), (variant, at)
