@@ -35,7 +35,7 @@ from interp.errors import InterpError, PromptError, check_choice, unknown
 from interp.hooked.model import HookedModel
 from interp.prompts.pair_checks import other_side
 from interp.prompts.pairs import PromptPairs
-from interp.sweeps.sweep import Executor, sweep
+from interp.sweeps.sweep import Executor, measure
 from interp.variants.ablations import replacements
 
 PATHS = ("inputs", "activations")
@@ -187,13 +187,12 @@ def exact(
         raise PromptError("exact edge patching needs at least one edge")
     cells = variants(model, pairs, chosen, graph, base=base, ablation=ablation, seed=seed)
     sides = {"base": base, "source": other_side(base)}
-    frame = sweep(
+    measured = measure(
         model, pairs, cells, metric, **sides, max_memory=max_memory, out=out, progress=progress, executor=executor
     )
-    change = (frame["value"] - frame["base_value"]).to_numpy().reshape(len(cells), len(pairs))
     scores = torch.full((len(pairs), len(graph.senders), len(graph.receivers)), torch.nan, dtype=torch.float64)
     senders, receivers = (torch.tensor(ends) for ends in zip(*chosen, strict=True))
-    scores[:, senders, receivers] = torch.tensor(change.T)
+    scores[:, senders, receivers] = torch.tensor(measured.changes.T)
     return scores.to(model.device)
 
 

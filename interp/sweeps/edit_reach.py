@@ -13,14 +13,14 @@ the unembedding is the last. Every prompt of a variant has its own rows:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from interp.arguments import entries
-from interp.edits import Edit, Index
+from interp.edits import Edit, Index, Variant
 from interp.errors import PromptError
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
@@ -162,6 +162,92 @@ class Placer:
             one = np.unique(entries(axis, index, axis_sizes(self.model.cfg)[axis]))
             found = np.broadcast_to(one, (n, len(one)))
         return found
+
+
+class Placement:
+    """Where the edits of many variants act, and where what they copy can differ from the base run.
+
+    It follows from the prompts and not from what a run computes, so that it is found once: the plan asks for all
+    prompts, a chunk for those of its block. A variant is placed when somebody first asks for it; a worker of a cluster,
+    which gets the variants without their placement, places those of its own chunks alone.
+
+    Args:
+        model, pairs, variants, base, source: as `interp.sweep` takes them.
+        read: as `Placer` takes it.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        pairs: PromptPairs,
+        variants: Sequence[Variant],
+        read: Mask,
+        *,
+        base: str,
+        source: str,
+    ) -> None:
+        self.model = model
+        self.pairs = pairs
+        self.variants = variants
+        self.differs = token_differences(pairs, base, source, model.cfg.causal)
+        self._placer = Placer(model, pairs, read)
+        self._edits: dict[int, tuple[Placed, ...]] = {}
+
+    @property
+    def real(self) -> Mask:
+        """[prompt, pos], False at padding."""
+        return self._placer.real
+
+    def edits(self, variant: int) -> tuple[Placed, ...]:
+        """The edits of a variant, which is given by its number.
+
+        Raises:
+            UnknownName, PromptError: as `Placer.place`.
+        """
+        if variant not in self._edits:
+            self._edits[variant] = tuple(self._placer.place(edit) for edit in self.variants[variant].edits)
+        return self._edits[variant]
+
+    def block(self, prompts: tuple[int, int]) -> BlockPlacement:
+        """What it says of some neighbouring prompts, first and after the last."""
+        return BlockPlacement(self, prompts)
+
+
+class BlockPlacement:
+    """A `Placement` for a block of prompts: as wide as the longest of them, counted from the first of them."""
+
+    def __init__(self, whole: Placement, prompts: tuple[int, int]) -> None:
+        self._whole = whole
+        self._prompts = slice(*prompts)
+        self._width = int(whole.real[self._prompts].sum(1).max())
+        self._inner: dict[int, Numbers] = {}
+        self.real = self._rows(whole.real)
+
+    def edits(self, variant: int) -> list[Placed]:
+        """The edits of a variant, which is given by its number."""
+        return [
+            replace(
+                edit,
+                rows=self._rows(edit.rows),
+                inner=tuple(None if index is None else self._indices(index) for index in edit.inner),
+            )
+            for edit in self._whole.edits(variant)
+        ]
+
+    def differs(self, placed: Placed) -> Mask:
+        """Where the source run can differ from the base run at the site of an edit, judged by tokens."""
+        return self._rows(self._whole.differs(placed))
+
+    def _rows(self, rows: Mask) -> Mask:
+        """[prompt, pos] of all prompts -> those of the block."""
+        return rows[self._prompts, : self._width]
+
+    def _indices(self, index: Numbers) -> Numbers:
+        """[prompt, how many] of all prompts -> those of the block, without columns that are padding in each of them."""
+        if id(index) not in self._inner:  # thousands of edits share few indices
+            own = index[self._prompts]
+            self._inner[id(index)] = own[:, : int((own >= 0).sum(1).max())]
+        return self._inner[id(index)]
 
 
 def _key(index: Index) -> object:

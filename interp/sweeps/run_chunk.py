@@ -37,11 +37,10 @@ from interp.sweeps.costs import LOGIT_ROWS
 from interp.sweeps.edit_reach import (
     Mask,
     Numbers,
-    Placer,
+    Placement,
     changed,
     events,
     led_back,
-    token_differences,
     value_differences,
 )
 from interp.sweeps.machine import watched
@@ -85,6 +84,7 @@ class Job:
     base: str
     source: str
     plan: Plan
+    _placement: Placement | None = field(default=None, repr=False)
     _base_runs: BaseRunCache | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,7 +94,15 @@ class Job:
                     edit.source[
                         edit.name(self.model.cfg)
                     ]  # what is derived needs a model, which a pickle leaves behind
-        return {**self.__dict__, "_base_runs": None}
+        return {**self.__dict__, "_base_runs": None, "_placement": None}
+
+    @property
+    def placement(self) -> Placement:
+        """Where the edits act."""
+        if self._placement is None:
+            read = is_read(self.metric, self.pairs)
+            self._placement = Placement(self.model, self.pairs, self.variants, read, base=self.base, source=self.source)
+        return self._placement
 
     @property
     def base_runs(self) -> BaseRunCache:
@@ -106,7 +114,7 @@ class Job:
 
     def to(self, device: str | torch.device) -> Self:
         """The same job with its model and prompts on a device."""
-        return replace(self, model=self.model.to(device), pairs=self.pairs.to(device), _base_runs=None)
+        return replace(self, model=self.model.to(device), pairs=self.pairs.to(device), _base_runs=None, _placement=None)
 
     @torch.no_grad()
     def run(self, index: int) -> Values:
@@ -128,17 +136,17 @@ class Job:
         return values
 
     def _cells(self, block: BaseRuns, chunk: Chunk) -> Cells:
-        cfg, pairs = self.model.cfg, block.pairs
-        placer = Placer(self.model, pairs, is_read(self.metric, pairs))
-        by_tokens = token_differences(pairs, self.base, self.source, cfg.causal)
-        differs = value_differences(block.stored["base"], block.stored["source"], by_tokens)
+        cfg, placement = self.model.cfg, self.placement.block(chunk.prompts)
+        differs = value_differences(block.stored["base"], block.stored["source"], placement.differs)
         every = watched(self.model)  # their hooks expect the prompts as they are
         changes = Changes(lambda placed: self.base_runs.values(placed, block), block.stored["base"])
         variants, prompts, whole, count = [], [], [], 0
         joins: dict[int, list[tuple[Numbers, Mask]]] = {}
         for at, number in enumerate(chunk.variants):
-            placed = [placer.place(edit) for edit in self.variants[number].edits]
-            found = events([(edit, changed(edit, differs)) for edit in placed], cfg.causal, placer.real, cfg.n_layers)
+            placed = placement.edits(number)
+            found = events(
+                [(edit, changed(edit, differs)) for edit in placed], cfg.causal, placement.real, cfg.n_layers
+            )
             if not found:
                 continue
             if cfg.has_mamba and self.plan.packed:
