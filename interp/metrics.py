@@ -23,6 +23,7 @@ from torch import Tensor
 
 from interp.arguments import as_index, checked, flag, shown
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
+from interp.precision import wide_type, widened
 from interp.rounding import normalised_effect as normalised_effect  # part of this public room
 from interp.rounding import of_logits
 
@@ -290,7 +291,7 @@ def rounding(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
         ]
         return torch.cat(found)
     step = of_logits(largest, seen.dtype).to(seen.device)
-    step, seen = step.reshape(-1, *[1] * (seen.ndim - 1)), _full(seen)
+    step, seen = step.reshape(-1, *[1] * (seen.ndim - 1)), widened(seen)
     value = evaluate(metric, seen, pairs, reference).double()
     worst = torch.zeros_like(value)
     for pattern in _patterns(seen):
@@ -317,14 +318,9 @@ def _patterns(seen: Tensor) -> Iterator[Tensor]:
         yield torch.from_numpy(1.0 - 2.0 * rng.integers(2, size=n_tokens)).to(seen)
 
 
-def _full(logits: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
-    return logits.float() if logits.dtype.itemsize < 4 else logits
-
-
 def _pick(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of ids [rows, most], and which of them there are: those that are not padded with -1."""
-    return _full(logits.gather(-1, ids.clamp(min=0))), ids >= 0
+    return widened(logits.gather(-1, ids.clamp(min=0))), ids >= 0
 
 
 @checked
@@ -367,7 +363,7 @@ def _logit(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> 
 @checked
 def joint_log_prob(logits: Tensor, ids: Tensor) -> Tensor:
     """The logarithm of the probability of all of a row's ids together, in nats; shapes as in `mean_logit`."""
-    return joint_logit(logits, ids) - _full(logits).logsumexp(-1)
+    return joint_logit(logits, ids) - widened(logits).logsumexp(-1)
 
 
 def _log_prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
@@ -394,7 +390,7 @@ def _kl(logits: Tensor, answers: Tensor, reference: Tensor | None) -> Tensor:
     if reference is None:
         raise PromptError("metric 'kl' compares with a reference run, and none was given")
     parts = zip(logits.split(ROWS), reference.split(ROWS), strict=True)
-    return torch.cat([_kl_of_rows(*part) for part in parts]).to(_full(logits[:0]).dtype)
+    return torch.cat([_kl_of_rows(*part) for part in parts]).to(wide_type(logits.dtype))
 
 
 def _kl_of_rows(logits: Tensor, reference: Tensor) -> Tensor:

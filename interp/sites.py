@@ -15,8 +15,9 @@ from __future__ import annotations
 import fnmatch
 import functools
 import re
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from interp.arguments import shown, whole_number
 from interp.config import ModelConfig
@@ -205,13 +206,14 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
     return has_mlp or "mlp" not in place
 
 
-def site_names(cfg: ModelConfig) -> dict[str, Site]:
-    """Every full site name of a model, in the order of computation."""
+@functools.lru_cache(maxsize=8)
+def site_names(cfg: ModelConfig) -> Mapping[str, Site]:
+    """Every full site name of a model, in the order of computation; made once, as it is asked for again and again."""
     names = {site.name(): site for site in SITES if not site.per_layer and exists(site, cfg)}
     last = {name: names.pop(name) for name in list(names) if "ln_final" in name}
     for layer in range(cfg.n_layers):
         names |= {site.name(layer): site for site in SITES if site.per_layer and exists(site, cfg, layer)}
-    return names | last
+    return MappingProxyType(names | last)
 
 
 def axis_sizes(cfg: ModelConfig) -> dict[str, int]:

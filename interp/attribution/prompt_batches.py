@@ -12,8 +12,10 @@ from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.sites import Site, axis_sizes
 
-MOST_MEMORY = 2**30  # bytes of one graph, unless told otherwise
-# Numbers that a graph keeps for every position of a layer, in units of its sizes.
+MOST_MEMORY = 2**30  # bytes of one graph by default
+# Numbers that a graph keeps for every position of a layer, in units of its sizes: the widths of the residual stream, of
+# the MLP, of all heads and of all channels of a state-space layer; and in the layers of a site that is formed on demand
+# also those of split inputs, of scores and patterns, and of states.
 KEPT = {"d_model": 14, "d_mlp": 7, "heads": 7, "channels": 24, "inputs": 5, "grids": 5, "states": 5}
 
 

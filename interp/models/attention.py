@@ -24,9 +24,10 @@ from interp.forward.forward_context import Context, causal_mask, pair_axis
 from interp.forward.packed_rows import Packed
 from interp.hooked.hooks import HookPoint
 from interp.hooked.past import PastKeyValues
+from interp.precision import wide_type
 
 # Queries of a sequence up to which small matrix products are faster than the fused kernel (docs/log.md).
-FEW = 8
+FEW_QUERIES = 8
 
 
 class Attention(nn.Module):
@@ -166,7 +167,7 @@ class Attention(nn.Module):
         if not self.explicit:
             for group, context in zip(packed.groups, groups, strict=True):
                 own = q[0, group.rows].unflatten(0, (-1, group.length))  # [sequence, query, head, d_head]
-                attend = self.attend_few if group.length <= FEW else self.attend_fused
+                attend = self.attend_few if group.length <= FEW_QUERIES else self.attend_fused
                 parts.append(attend(own, keys[group.sequences], values[group.sequences], context).flatten(0, 1))
             return torch.cat(parts)[None]
         for group, context in zip(packed.groups, groups, strict=True):
@@ -194,8 +195,7 @@ class Attention(nn.Module):
 
     def softmax(self, scores: Tensor) -> Tensor:
         """Softmax over the keys, in float32 at least."""
-        wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-        return scores.softmax(-1, dtype=wide).to(scores.dtype)
+        return scores.softmax(-1, dtype=wide_type(scores.dtype)).to(scores.dtype)
 
     def to_query_heads(self, x: Tensor) -> Tensor:
         """Keys or values [batch, pos, kv_head, d_head], repeated for the query heads that share them."""

@@ -52,7 +52,7 @@ class Block(nn.Module):
         self.hook_mlp_in, self.hook_mlp_out = points.get(f"{here}.hook_mlp_in"), points.get(f"{here}.hook_mlp_out")
 
     def forward(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> Tensor:
-        """The residual stream [batch, pos, d_model] behind this layer."""
+        """The residual stream [batch, pos, d_model] after this layer."""
         return self.write(*self.mix(resid, context, past))
 
     def mix(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> tuple[Tensor, Tensor]:

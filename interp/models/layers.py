@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from interp.config import ModelConfig
 from interp.hooked.hooks import HookPoint
+from interp.precision import widened
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class Norm(nn.Module):
         return normalized if self.w is None else normalized * self.w
 
     def _center(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        wide = widened(x)
         return wide - wide.mean(-1, keepdim=True) if self.centers else wide
 
     def _scale(self, wide: Tensor) -> Tensor:

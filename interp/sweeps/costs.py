@@ -150,7 +150,7 @@ class Costs:
         heads, kv_heads = cfg.n_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head
         row = 4 * cfg.d_model + max((layer.numbers for layer in self.layers), default=0)
         sequence = 2 * width * (kv_heads + (heads if kv_heads < heads else 0))
-        sequence += 3 * self.state  # of a run of rows: before it, behind it, in between
+        sequence += 3 * self.state  # of a run of rows: before it, after it, in between
         if on_demand:
             row += 3 * max(cfg.n_heads, 1) * (cfg.d_model + width)
         if "state" in on_demand:

@@ -3,7 +3,7 @@
 Depth is counted in steps, two for each layer: before positions look at one another (2 layer), and after (2 layer + 1);
 the unembedding is the last. Every prompt of a variant has its own rows:
 
-1. An edit changes a value at some positions. One that copies from a run changes it only where the runs differ: behind
+1. An edit changes a value at some positions. One that copies from a run changes it only where the runs differ: from
    the first token in which they do, if the model is causal.
 2. Within a step each position is by itself. When positions look at one another, a change at one reaches all that look
    at it: later ones in a causal model, all of them in a bidirectional one. A changed query reaches itself alone.
@@ -30,7 +30,8 @@ Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]  # [prompt, pos]
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Differs = Callable[["Placed"], Mask]
 
-# What changes one query alone, and what changes keys, values or all of a position's input; the rest stands behind.
+# What changes one query alone, and what changes keys, values or all of a position's input; the rest comes after
+# positions have looked at one another.
 QUERY_SITES = {"q", "rot_q", "q_input", "attn_scores", "pattern"} | {"C", "y", "gate", "mixer.pattern"}
 INPUT_SITES = {"embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normalized", "k", "v", "rot_k"} | {
     "k_input", "v_input", "mixer_in", "in", "conv", "delta", "B", "state",
@@ -59,7 +60,7 @@ class Placed:
         site: its row in the table of sites.
         step: where in the depth.
         rows: the positions (queries, of a pattern) that it names [prompt, pos], real ones only.
-        inner: for every other axis of the site the indices that it names [prompt, how many]; None for all of them.
+        indices: for every other axis of the site those that it names [prompt, how many]; None for all of them.
             Keys that are named for different numbers in different prompts are padded with -1.
     """
 
@@ -68,7 +69,7 @@ class Placed:
     site: Site
     step: int
     rows: Mask
-    inner: tuple[Numbers | None, ...]
+    indices: tuple[Numbers | None, ...]
 
 
 class Placer:
@@ -77,7 +78,7 @@ class Placer:
     Args:
         model: its configuration and sites.
         pairs: the prompts.
-        read: the positions that the metric reads [prompt, pos]; what is changed behind the last attention, or in its
+        read: the positions that the metric reads [prompt, pos]; what is changed after the last attention, or in its
             queries, matters there alone.
     """
 
@@ -88,7 +89,7 @@ class Placer:
         self.read = read
         self._rows: dict[object, Mask] = {}
         self._steps: dict[str, int] = {}
-        self._inner: dict[object, Numbers] = {}
+        self._indices: dict[object, Numbers] = {}
 
     def place(self, edit: Edit) -> Placed:
         """The place of one edit.
@@ -143,9 +144,9 @@ class Placer:
         if index is None and (axis != "key" or bool(self.real.all())):
             return None
         key = (axis, _key(index))
-        if key not in self._inner:
-            self._inner[key] = self._numbers(axis, index)
-        return self._inner[key]
+        if key not in self._indices:
+            self._indices[key] = self._numbers(axis, index)
+        return self._indices[key]
 
     def _numbers(self, axis: str, index: Index) -> Numbers:
         n, width = self.real.shape
@@ -220,7 +221,7 @@ class BlockPlacement:
         self._whole = whole
         self._prompts = slice(*prompts)
         self._width = int(whole.real[self._prompts].sum(1).max())
-        self._inner: dict[int, Numbers] = {}
+        self._cut: dict[int, Numbers] = {}
         self.real = self._rows(whole.real)
 
     def edits(self, variant: int) -> list[Placed]:
@@ -229,7 +230,7 @@ class BlockPlacement:
             replace(
                 edit,
                 rows=self._rows(edit.rows),
-                inner=tuple(None if index is None else self._indices(index) for index in edit.inner),
+                indices=tuple(None if index is None else self._own(index) for index in edit.indices),
             )
             for edit in self._whole.edits(variant)
         ]
@@ -242,12 +243,12 @@ class BlockPlacement:
         """[prompt, pos] of all prompts -> those of the block."""
         return rows[self._prompts, : self._width]
 
-    def _indices(self, index: Numbers) -> Numbers:
+    def _own(self, index: Numbers) -> Numbers:
         """[prompt, how many] of all prompts -> those of the block, without columns that are padding in each of them."""
-        if id(index) not in self._inner:  # thousands of edits share few indices
+        if id(index) not in self._cut:  # thousands of edits share few indices
             own = index[self._prompts]
-            self._inner[id(index)] = own[:, : int((own >= 0).sum(1).max())]
-        return self._inner[id(index)]
+            self._cut[id(index)] = own[:, : int((own >= 0).sum(1).max())]
+        return self._cut[id(index)]
 
 
 def _key(index: Index) -> object:
@@ -290,14 +291,14 @@ def value_differences(base: Mapping[str, Tensor], source: Mapping[str, Tensor], 
         may = tokens(placed)
         if not may.any() or placed.name not in base or placed.name not in source:
             return may
-        named = tuple(index is not None for index in placed.inner)
+        named = tuple(index is not None for index in placed.indices)
         if (placed.name, named) not in known:
             there = rows_first(base[placed.name] != source[placed.name], placed.site)
             for axis in reversed(range(len(named))):
                 there = there if named[axis] else there.any(2 + axis)
             known[placed.name, named] = there.cpu().numpy()
         there_too = known[placed.name, named]  # [prompt, pos, the named axes]
-        indices = [index for index in placed.inner if index is not None]
+        indices = [index for index in placed.indices if index is not None]
         at: list[Numbers] = []
         for axis, index in enumerate((np.arange(may.shape[0])[:, None], np.arange(may.shape[1])[None], *indices)):
             shape = [1] * (2 + len(indices))  # every index has an axis of its own; they differ from prompt to prompt
@@ -354,7 +355,7 @@ def events(placed: Sequence[tuple[Placed, Mask]], causal: bool, real: Mask, n_la
 
 def starts(found: Iterable[Events]) -> tuple[int, ...]:
     """The positions, but for the first of all, at which rows of any variant begin where positions look at one another,
-    or go on behind a gap.
+    or go on after a gap.
     """
     masks = {id(rows): rows for steps in found for step, rows in steps if step % 2 == 0}
     begun = [_begins(rows).any(0) for rows in masks.values()]
