@@ -96,7 +96,7 @@ def gradients(
     Raises:
         UnknownName: a site or side that does not exist, a metric without a slope ("rank", "correct").
         HookError: a site that the metric does not depend on in such a run.
-        ConfigError: `max_memory` is no positive number.
+        ConfigError: `max_memory` is not a positive number.
 
     >>> from interp.config import ModelConfig
     >>> from interp.models.gpt import GPT
@@ -322,7 +322,7 @@ def differentiable(metric: AnyMetric) -> Metric:
 
 
 def check_steps(steps: int) -> None:
-    """Refuse a number of steps that is none."""
+    """Refuse anything but a positive number of steps."""
     whole_number("steps", steps, least=1, most=MOST)
 
 

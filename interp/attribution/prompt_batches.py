@@ -29,7 +29,7 @@ def batches(
         max_memory: bytes, as in `gradients`; a single prompt is run whatever it takes.
 
     Raises:
-        ConfigError: `max_memory` is no positive number.
+        ConfigError: `max_memory` is not a positive number.
     """
     max_memory = byte_budget(max_memory)
     width = pairs.mask.shape[1]

@@ -1,6 +1,7 @@
 """Running circuits: what does the model do when every edge outside a circuit carries an ablated value?
 
-1. Run the base prompts once, and find what stands for every sender when it is ablated (`interp.variants.ablations`).
+1. Run the base prompts once, and take the values that replace every sender when it is ablated
+   (`interp.variants.ablations`).
 2. A receiver of a circuit's run reads what it would read if all senders before it were ablated, plus, for each edge
    that the circuit has, what the sender writes in this run less its ablated value. So the whole model is the base run,
    and the circuit without edges the run in which everything is ablated.
@@ -67,7 +68,7 @@ def run_circuits(
         graph: `Graph.of(model)`, if it is there already.
         metric: as `interp.sweep` takes it; one that compares does so with the whole model's run.
         base: the side that is run, "clean" or "corrupt".
-        ablation: what stands for a sender's value, a name of `interp.variants.ablations.ABLATIONS`; "corrupt" is the
+        ablation: what replaces a sender's value, a name of `interp.variants.ablations.ABLATIONS`; "corrupt" is the
             run of the other side, and means and draws are over that side's prompts, too.
         seed: of the draws of "resample".
         max_memory: bytes to allocate beyond the weights, about; None takes a part of what is free.
@@ -111,7 +112,7 @@ class _Prepared:
         first: the position from which circuits can differ from the base run.
         past: what every layer keeps of the base run before it: keys and values, or what a convolution has last read
             and the state; None in a layer without a mixer.
-        ablated: sender site -> what stands for its value from there on [prompt, pos, ...].
+        ablated: sender site -> what replaces its value from there on [prompt, pos, ...].
         all_ablated: receiver stage -> the residual stream if all senders before it were ablated [prompt, pos, d_model].
         reference: what the metric reads of the base run's logits, if it compares with them.
     """

@@ -103,5 +103,5 @@ class PastKeyValues:
 
 
 def _writable(room: Tensor) -> bool:
-    """Whether torch lets us write there, or put it in a graph: what inference mode has made is of use in it alone."""
+    """Whether torch lets us write there, or put it in a graph: one of inference mode is of use in that mode alone."""
     return torch.is_inference_mode_enabled() or not room.is_inference()

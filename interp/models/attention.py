@@ -160,7 +160,7 @@ class Attention(nn.Module):
     def attend_packed(self, q: Tensor, k: Tensor, v: Tensor, packed: Packed, groups: Sequence[Context]) -> Tensor:
         """z [1, row, head, d_head] of rows whose sequences go back to a base run.
 
-        Scores and patterns of all rows stand in one tensor [1, head, row, key] when they pass their hook points.
+        Scores and patterns of all rows are in one tensor [1, head, row, key] when they pass their hook points.
         """
         keys, values = packed.keys_values(self.layer, k[0], v[0])  # [sequence, pos, kv_head, d_head]
         parts = []

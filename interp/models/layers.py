@@ -63,7 +63,7 @@ class Norm(nn.Module):
         return self.hook_scale.edited or self.hook_normalized.edited
 
     def unhooked(self, x: Tensor) -> Tensor:
-        """The same without the hook points: for inputs that stand beside the residual stream."""
+        """The same without the hook points: for inputs beside the residual stream."""
         wide = self._center(x)
         return self._weigh((wide / self._scale(wide)).to(x.dtype))
 

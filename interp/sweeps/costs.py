@@ -1,8 +1,8 @@
 """What rows cost: floating-point operations and bytes, from a model's configuration.
 
 A row is one position of one edited run. It costs its matrix products (two operations for each weight), its attention
-(two products with every key) or its recurrence, and the memory of what stands beside it in the widest place of a layer.
-Layers are counted one by one: they may be made of different things.
+(two products with every key) or its recurrence, and the memory of what is held with it at the widest place of a layer.
+Layers are counted one by one: they may be of different kinds.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class RowCost(NamedTuple):
         mix: operations before and while positions look at one another.
         look: operations for each key that it looks at.
         write: operations of the layer's second half.
-        numbers: how many stand beside it at the widest place.
+        numbers: how many are held with it at the widest place.
         kept: how many a base run keeps, for rows to look back at; without states.
     """
 

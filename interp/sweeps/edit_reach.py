@@ -1,4 +1,4 @@
-"""What an edit can reach: where it stands in the depth of a model, at which positions, and which rows it needs.
+"""What an edit can reach: where in the depth of a model it acts, at which positions, and which rows it needs.
 
 Depth is counted in steps, two for each layer: before positions look at one another (2 layer), and after (2 layer + 1);
 the unembedding is the last. Every prompt of a variant has its own rows:
@@ -132,7 +132,7 @@ class Placer:
         return self._rows[key]
 
     def _sliced(self, index: slice) -> Mask:
-        """The positions of each prompt that a slice stands for, which may be more in one than in another."""
+        """The positions of each prompt that a slice names, which may be more in one than in another."""
         rows = np.zeros_like(self.real)
         for row, length in zip(rows, self.real.sum(1).tolist(), strict=True):
             row[: int(length)][index] = True
@@ -151,7 +151,7 @@ class Placer:
     def _numbers(self, axis: str, index: Index) -> Numbers:
         n, width = self.real.shape
         if axis == "key" and (index is None or isinstance(index, slice)):
-            # Padding is no key: given a score it would be looked at.
+            # Padding is left out: given a score it would be looked at.
             there = np.where(self.real if index is None else self._sliced(index), np.arange(width), width)
             kept = np.sort(there, axis=1)[:, : int((there < width).sum(1).max())]
             return np.where(kept < width, kept, -1)
@@ -257,7 +257,7 @@ def _key(index: Index) -> object:
 
 
 def step_of(site: Site, layer: int | None, n_layers: int) -> int:
-    """Where a site stands in the depth of a model."""
+    """Where in the depth of a model a site is."""
     if layer is None:
         return 2 * n_layers if "ln_final" in site.template else 0
     return 2 * layer + (site.short not in QUERY_SITES | INPUT_SITES)
