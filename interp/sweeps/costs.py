@@ -16,7 +16,7 @@ import numpy as np
 from interp.config import MAMBAS, ModelConfig
 from interp.metrics import Metric
 from interp.sites import Site, axis_sizes
-from interp.sweeps.edit_reach import Events
+from interp.sweeps.edit_reach import RowsByStep
 
 # Temporaries that kernels hold beside their inputs and outputs, as a factor.
 SLACK = 1.25
@@ -116,8 +116,8 @@ class Costs:
         tokens = metric.tokens
         self.tokens = cfg.d_vocab_out if tokens is None else n_answers if tokens == "answers" else len(tokens)
 
-    def variant(self, found: Events, first: int, last: int, *, on_demand: Collection[str] = ()) -> Load:
-        """One variant on the prompts `first` to before `last`, which needs the rows that `events` found.
+    def variant(self, found: RowsByStep, first: int, last: int, *, on_demand: Collection[str] = ()) -> Load:
+        """One variant on the prompts `first` to before `last`, which needs the rows that `rows_by_step` gives.
 
         `on_demand` are the short names of the sites that it makes the model form.
         """

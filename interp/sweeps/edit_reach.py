@@ -317,74 +317,78 @@ def changed(placed: Placed, differs: Differs) -> Mask:
     return placed.rows
 
 
-Events = tuple[tuple[int, Mask], ...]  # (step, rows that are run from this step on), in order
+RowsByStep = tuple[tuple[int, Mask], ...]  # (step, the rows that are run from this step on), in order of depth
 
 
-def events(placed: Sequence[tuple[Placed, Mask]], causal: bool, real: Mask, n_layers: int) -> Events:
-    """The rows that a variant needs: at which step their number changes, and which they are from there on.
+def rows_by_step(changes: Sequence[tuple[Placed, Mask]], causal: bool, real: Mask, n_layers: int) -> RowsByStep:
+    """The rows that a variant needs: at which steps they become more, and which they are from there on.
 
     Args:
-        placed: the edits and where each may change anything, from `changed`.
+        changes: the edits and where each may change anything, from `changed`.
         causal: whether positions look only at earlier ones.
         real: [prompt, pos], False at padding.
         n_layers: how deep the model is.
     """
     steps: dict[int, list[tuple[Placed, Mask]]] = {}
-    for edit, rows in placed:
+    for edit, rows in changes:
         if rows.any():
             steps.setdefault(edit.step, []).append((edit, rows))
     found: dict[int, Mask] = {}
     now = np.zeros_like(real)
-    last = n_layers
+    done = n_layers  # the layer of the step before; at first none
     for step in sorted(steps):
         layer = step // 2
-        if last < layer:
-            now = found[2 * (last + 1)] = _spread(now, causal, real)
-        here = steps[step]
-        queries = [rows for edit, rows in here if edit.site.short in QUERY_SITES]
-        others = [rows for edit, rows in here if edit.site.short not in QUERY_SITES]
+        if done < layer:
+            # What the layer of the step before has changed, later positions see in the next layer. Seen once, it is
+            # all that can be seen: it stays as it is on the way down to this step.
+            now = found[2 * (done + 1)] = _looking_at(now, causal, real)
+        queries = [rows for edit, rows in steps[step] if edit.site.short in QUERY_SITES]
+        others = [rows for edit, rows in steps[step] if edit.site.short not in QUERY_SITES]
         now = np.logical_or.reduce([now, *others])
         if step % 2 == 0 and layer < n_layers:
-            now = np.logical_or.reduce([_spread(now, causal, real), *queries])
+            # Positions look at one another within this step; a changed query reaches its own row alone.
+            now = np.logical_or.reduce([_looking_at(now, causal, real), *queries])
         found[step] = now
-        last = layer
-    if steps and last + 1 < n_layers:
-        found[2 * (last + 1)] = _spread(now, causal, real)
-    return tuple(sorted(found.items(), key=lambda event: event[0]))
+        done = layer
+    if steps and done + 1 < n_layers:
+        found[2 * (done + 1)] = _looking_at(now, causal, real)
+    return tuple(sorted(found.items(), key=lambda step_rows: step_rows[0]))
 
 
-def starts(found: Iterable[Events]) -> tuple[int, ...]:
-    """The positions, but for the first of all, at which rows of any variant begin where positions look at one another,
-    or go on after a gap.
+def start_positions(found: Iterable[RowsByStep]) -> tuple[int, ...]:
+    """The positions after the first at which rows of any variant begin, or go on after a gap, at a step where positions
+    look at one another: before them a recurrence needs the base run's state.
     """
     masks = {id(rows): rows for steps in found for step, rows in steps if step % 2 == 0}
-    begun = [_begins(rows).any(0) for rows in masks.values()]
+    begun = [_first_of_runs(rows).any(0) for rows in masks.values()]
     return tuple((np.logical_or.reduce(begun)[1:].nonzero()[0] + 1).tolist()) if begun else ()
 
 
-def led_back(found: Events, planned: Sequence[int]) -> Events:
+def from_planned_starts(found: RowsByStep, planned: Sequence[int]) -> RowsByStep:
     """The same rows, and those between each one that begins and the last of the `planned` starts before it.
 
-    Values may differ at fewer positions than tokens say, so that rows may begin later than was planned.
+    Values may differ at fewer positions than tokens say, so that rows may begin later than was planned, where no state
+    was kept to begin from. A row that is run without need has its value in the base run.
     """
     at = np.array([0, *planned])
     more: dict[int, Mask] = {}
     last: Mask | None = None
     for step, rows in found:
         rows = rows.copy() if last is None else rows | last
-        for prompt, begin in np.argwhere(_begins(rows)).tolist() if step % 2 == 0 else ():
+        for prompt, begin in np.argwhere(_first_of_runs(rows)).tolist() if step % 2 == 0 else ():
             rows[prompt, at[at <= begin][-1] : begin] = True
         last = more[step] = rows
     return tuple(more.items())
 
 
-def _begins(rows: Mask) -> Mask:
-    """Rows whose neighbour before them is none."""
+def _first_of_runs(rows: Mask) -> Mask:
+    """Rows without one at the position before [prompt, pos]."""
     found = rows.copy()
     found[:, 1:] &= ~rows[:, :-1]
     return found
 
 
-def _spread(rows: Mask, causal: bool, real: Mask) -> Mask:
+def _looking_at(rows: Mask, causal: bool, real: Mask) -> Mask:
+    """The positions that look at any of these, themselves included [prompt, pos]."""
     reached = np.logical_or.accumulate(rows, axis=1) if causal else rows.any(1, keepdims=True)
     return reached & real

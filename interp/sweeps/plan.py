@@ -23,7 +23,7 @@ from interp.hooked.model import HookedModel
 from interp.metrics import Metric, answers_of
 from interp.sites import Site
 from interp.sweeps.costs import Costs, Load
-from interp.sweeps.edit_reach import Events, Mask, Placed, Placement, changed, events, starts
+from interp.sweeps.edit_reach import Mask, Placed, Placement, RowsByStep, changed, rows_by_step, start_positions
 from interp.sweeps.machine import ROWS, free_memory, packs, watched
 from interp.sweeps.source_values import whole_source
 
@@ -154,8 +154,8 @@ def make_plan(placement: Placement, metric: Metric, *, max_memory: int | None = 
     packed = packs(model)
     # 1. The rows of each variant.
     _check_sources(placement)
-    rows = _rows_by_step(placement)
-    begins = starts(rows) if packed and model.cfg.has_mamba else ()
+    rows = _rows_of_variants(placement)
+    begins = start_positions(rows) if packed and model.cfg.has_mamba else ()
     company = [_company(placement.edits(variant), variant) for variant in range(n_variants)]
     budget = _budget(placement, metric, rows, company, max_memory=max_memory, n_starts=len(begins))
     # 2. Blocks of prompts.
@@ -180,14 +180,14 @@ def _check_sources(placement: Placement) -> None:
                 whole_source(placed.edit, placed.name, placed.site, placement.model.cfg, placement.pairs)
 
 
-def _rows_by_step(placement: Placement) -> list[Events]:
+def _rows_of_variants(placement: Placement) -> list[RowsByStep]:
     """The rows that each variant needs.
 
     Many variants need the same rows (every head of a layer, say): these share one object, which is made once.
     """
     cfg = placement.model.cfg
     masks: dict[object, Mask] = {}
-    known: dict[object, Events] = {}
+    known: dict[object, RowsByStep] = {}
     found = []
     for variant in range(len(placement.variants)):
         changes, key = [], []
@@ -200,7 +200,7 @@ def _rows_by_step(placement: Placement) -> list[Events]:
             changes.append((placed, masks[where]))
             key.append((placed.step, placed.site.short, where))
         if tuple(key) not in known:
-            known[tuple(key)] = events(changes, cfg.causal, placement.real, cfg.n_layers)
+            known[tuple(key)] = rows_by_step(changes, cfg.causal, placement.real, cfg.n_layers)
         found.append(known[tuple(key)])
     return found
 
@@ -276,7 +276,7 @@ class _Budget:
             variant = self.costs.whole(n_prompts, on_demand=self.formed).memory
         return self.store(n_prompts) + variant
 
-    def load(self, rows: Events, block: tuple[int, int], formed: Sequence[str]) -> Load:
+    def load(self, rows: RowsByStep, block: tuple[int, int], formed: Sequence[str]) -> Load:
         """One variant on a block."""
         load = self.costs.variant(rows, *block, on_demand=formed)
         if self.packed or not load.cells:
@@ -290,7 +290,7 @@ class _Budget:
 def _budget(
     placement: Placement,
     metric: Metric,
-    rows: Sequence[Events],
+    rows: Sequence[RowsByStep],
     company: Sequence[Company],
     *,
     max_memory: int,
@@ -332,7 +332,11 @@ def _block_size(placement: Placement, budget: _Budget) -> int:
 
 
 def _variant_chunks(
-    block: tuple[int, int], order: Sequence[int], rows: Sequence[Events], company: Sequence[Company], budget: _Budget
+    block: tuple[int, int],
+    order: Sequence[int],
+    rows: Sequence[RowsByStep],
+    company: Sequence[Company],
+    budget: _Budget,
 ) -> Iterator[Chunk]:
     """The variants in chunks of neighbours, each as large as rows and memory allow; hooks see one variant at a time."""
     store = budget.store(block[1] - block[0])

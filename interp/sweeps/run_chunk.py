@@ -39,8 +39,8 @@ from interp.sweeps.edit_reach import (
     Numbers,
     Placement,
     changed,
-    events,
-    led_back,
+    from_planned_starts,
+    rows_by_step,
     value_differences,
 )
 from interp.sweeps.machine import watched
@@ -144,13 +144,15 @@ class Job:
         variant, prompt, whole, n_cells = [none], [none], [none.astype(bool)], 0
         joins: dict[int, list[tuple[Numbers, Mask]]] = {}
         for at, number in enumerate(chunk.variants):
+            # The plan went by tokens; now it is known where the two runs have different values.
             edits = placement.edits(number)
             changes_of_edits = [(edit, changed(edit, differs)) for edit in edits]
-            needed = events(changes_of_edits, cfg.causal, placement.real, cfg.n_layers)
+            needed = rows_by_step(changes_of_edits, cfg.causal, placement.real, cfg.n_layers)
             if not needed:
                 continue
             if cfg.has_mamba and self.plan.packed:
-                needed = led_back(needed, self.plan.starts)
+                needed = from_planned_starts(needed, self.plan.starts)
+            # A cell for each prompt with any row.
             own = np.nonzero(np.logical_or.reduce([rows.any(1) for _, rows in needed]) | hooked)[0]
             cells = np.arange(n_cells, n_cells + len(own))
             for step, rows in needed:

@@ -48,7 +48,7 @@ LEFT_OUT = {
     *("ActivationCache.full_name", "Tokenizer", "PromptPairs", "TunedLens", "Edit.name", "TunedLens.translate"),
     *("metrics.at_last", "metrics.check_answers", "metrics.evaluate", "metrics.is_read", "metrics.read"),
     *("metrics.score", "metrics.where_read", "metrics.which_read", "metrics.Metric", "figures.Figure"),
-    *("PastKeyValues.claim", "PastKeyValues.extend", "PastKeyValues.recur", "PastKeyValues.recurrent"),
+    *("PastKeyValues.claim", "PastKeyValues.extend", "PastKeyValues.store_state", "PastKeyValues.stored_state"),
     *("sites.Site", "sites.axis_sizes", "sites.exists", "sites.find_act_name", "sites.part_name", "sites.site_names"),
     *("sites.unknown_site", "stats.Interval", "ModelConfig.layers_with", "tasks.Task", "figures.circuit"),
     *("ActivationCache.remove_batch_dim", "figures.estimates", "figures.save"),  # no arguments, or those of others
