@@ -339,8 +339,8 @@ def rows_by_step(changes: Sequence[tuple[Placed, Mask]], causal: bool, real: Mas
     for step in sorted(steps):
         layer = step // 2
         if done < layer:
-            # What the layer of the step before has changed, later positions see in the next layer. Seen once, it is
-            # all that can be seen: it stays as it is on the way down to this step.
+            # Positions look at what is changed so far in the layer after the last edit; from there on down to this step
+            # no more rows are reached: whoever looks at one of them is one of them.
             now = found[2 * (done + 1)] = _looking_at(now, causal, real)
         queries = [rows for edit, rows in steps[step] if edit.site.short in QUERY_SITES]
         others = [rows for edit, rows in steps[step] if edit.site.short not in QUERY_SITES]
