@@ -91,7 +91,7 @@ class HookPoint:
     """One site of one layer: a callable that the forward passes its value through.
 
     `name` is the full site name, `ctx` a dictionary for the user's own notes, which every thread shares; `kept` holds
-    the hooks of the model itself. Truth value: whether somebody needs this site to be computed.
+    the hooks of the model itself.
     """
 
     def __init__(self, name: str, site: Site) -> None:
@@ -139,7 +139,9 @@ class HookPoint:
         """Whether a backward hook is attached."""
         return any(hook.backward for hook in self.hooks)
 
-    def __bool__(self) -> bool:
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody needs this site to be computed, which may be one that is formed on demand."""
         return bool(_ATTACHED.get() or self.kept.added) and any(hook.demands for hook in self.hooks)
 
     def __call__(self, value: Tensor) -> Tensor:

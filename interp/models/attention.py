@@ -77,7 +77,7 @@ class Attention(nn.Module):
     def write(self, z: Tensor) -> Tensor:
         """What the layer adds to the residual stream, of what its heads mixed.  # [batch, pos, d_model]"""
         z = self.hook_z(z)
-        if self.hook_result:
+        if self.hook_result.wanted:
             results = self.hook_result(self.head_results(z))
             out = results.sum(2)  # [batch, pos, d_model]
             return (out if self.b_z is None else out + self.b_z).to(results.dtype)  # autocast leaves some sums wide
@@ -86,7 +86,7 @@ class Attention(nn.Module):
     @property
     def explicit(self) -> bool:
         """Whether somebody wants the scores or the pattern."""
-        return bool(self.hook_attn_scores or self.hook_pattern)
+        return self.hook_attn_scores.wanted or self.hook_pattern.wanted
 
     def project(self, x: Tensor, split: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, pos, head, d_head], keys and values [batch, pos, kv_head, d_head]."""

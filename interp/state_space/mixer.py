@@ -193,7 +193,7 @@ class MambaMixer(nn.Module, ABC):
         if past is not None:
             n_pos = inner.shape[1] - tail.shape[1]
             past.store_state(self.layer, inner[:, n_pos:], last, n_pos)
-        if not self.hook_pattern:
+        if not self.hook_pattern.wanted:
             return y
         if state is not None:
             raise HookError(f"{self.hook_pattern.name!r} is of whole prompts: run them without past_kv_cache")
@@ -211,7 +211,7 @@ class MambaMixer(nn.Module, ABC):
             pieces.append((run.rows, run.states(known, packed.mask)))
         s = self._selected(self.hook_conv(conv), dt, None)
         y, _ = self._read(s, pieces)
-        if not self.hook_pattern:
+        if not self.hook_pattern.wanted:
             return y
         delta, B = (packed.completed(known[name], own[0]) for name, own in (("delta", s.delta), ("B", s.B)))
         x = packed.completed(self.like_y(known["conv"][..., : self.cfg.d_inner]), s.x[0])  # [sequence, pos, ...]
@@ -229,7 +229,7 @@ class MambaMixer(nn.Module, ABC):
 
     def _read(self, s: Selected, pieces: Sequence[Piece]) -> tuple[Tensor, list[Tensor]]:
         """y with D, and the last states."""
-        if self.hook_state:
+        if self.hook_state.wanted:
             states = self._states(s, pieces)
             lasts = [at_rows(states, place)[:, -1] for place, _ in pieces]
             return self.with_skip(self.read(states, s.C).to(s.x.dtype), s.x), lasts
