@@ -42,7 +42,7 @@ from interp.prompts.pairs import PromptPairs
 from interp.rounding import no_effect
 from interp.sites import get_act_name
 from interp.study.command import study_command, whole
-from interp.sweeps.sweep import Executor, sweep
+from interp.sweeps.sweep import Executor, measure
 from interp.ui.page import FigureItem, Section, first_rows
 from interp.variants.granularity import (
     AXES,
@@ -144,7 +144,7 @@ def run(
         max_memory=max_memory,
     ).numpy()  # [cell, prompt]
     chosen = choose(estimates.mean(1), sample, seed=seed)
-    found = sweep(
+    measured = measure(
         model,
         pairs,
         [cells[at] for at in chosen],
@@ -159,7 +159,7 @@ def run(
     frame = tabulated(
         lambda at: {"direction": direction, "method": method, **cells[at].labels},
         estimates,
-        (found["value"] - found["base_value"]).to_numpy().reshape(len(chosen), -1),
+        measured.changes,
         chosen=chosen,
         most=most,
         runs=run_values(model, pairs, metric, base=base, source=source),

@@ -22,11 +22,9 @@ from torch import Tensor
 
 from interp import GPT, Edit, Mamba, ModelConfig, PromptPairs, Variant
 from interp.hooked.hooks import attached
-from interp.metrics import get_metric
 from interp.state_space import scan_kernel as recurrence
 from interp.state_space.scan import dual_scan, dual_states, selective_scan, selective_states
-from interp.sweeps.plan import make_plan
-from interp.sweeps.run_chunk import Job
+from interp.sweeps.sweep import measure
 
 Result = dict[str, Any]
 ROOT = Path(__file__).parent.parent
@@ -85,17 +83,7 @@ def random_pairs(n: int, length: int, d_vocab: int, first: int) -> PromptPairs:
 
 def swept(model: GPT, pairs: PromptPairs, variants: Sequence[Variant]) -> np.ndarray[Any, Any]:
     """The values of a sweep [variant, prompt], without the table that needs pandas."""
-    metric, pairs = get_metric("logit_diff"), pairs.to(model.device)
-    plan = make_plan(model, pairs, variants, metric, base="corrupt", source="clean")
-    job = Job(model, pairs, variants, metric, "corrupt", "clean", plan)
-    values = np.empty((len(variants), len(pairs)))
-    for index, chunk in enumerate(plan.chunks):
-        found, prompts = job.run(index), slice(*chunk.prompts)
-        if chunk.variants:
-            values[list(chunk.variants), prompts] = found
-        else:
-            values[:, prompts] = found[0]  # the base run, which a variant that is in no chunk equals
-    return values
+    return measure(model, pairs, variants, progress=False).values
 
 
 @torch.no_grad()

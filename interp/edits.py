@@ -9,7 +9,6 @@ The two runs of a pair have names: `base` is the run that is edited, `source` th
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,7 +99,7 @@ class Edit:
                 f"layer {layer!r} of an edit at {self.site!r} is not one of this model's layers, "
                 f"0 to {cfg.n_layers - 1}"
             )
-        names = _names(cfg)
+        names = site_names(cfg)
         name = find_act_name(self.site, layer if "blocks." not in self.site else None, names)
         if name not in names:
             raise unknown_site(name, names)
@@ -137,11 +136,6 @@ class Variant:
                     f"label {label!r} has the name of a column that every table has ({', '.join(RESERVED)}): "
                     f"rename it, for example to {'of_' + label!r}"
                 )
-
-
-@functools.lru_cache(maxsize=8)
-def _names(cfg: ModelConfig) -> dict[str, Site]:
-    return site_names(cfg)  # cached: hundreds of names, looked up for every edit
 
 
 def _settled_where(where: Any) -> Mapping[str, Any]:

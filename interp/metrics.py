@@ -23,6 +23,7 @@ from torch import Tensor
 
 from interp.arguments import as_index, checked, flag, shown
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
+from interp.precision import wide_type, widened
 from interp.rounding import normalised_effect as normalised_effect  # part of this public room
 
 if TYPE_CHECKING:
@@ -279,14 +280,9 @@ def largest_logit(logits: Tensor) -> Tensor:
     return logits.masked_fill(~logits.isfinite(), 0).flatten(1).abs().amax(1)
 
 
-def _full(logits: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 unchanged."""
-    return logits.float() if logits.dtype.itemsize < 4 else logits
-
-
 def _pick(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of ids [rows, most], and whether each is an id and not padding (-1)."""
-    return _full(logits.gather(-1, ids.clamp(min=0))), ids >= 0
+    return widened(logits.gather(-1, ids.clamp(min=0))), ids >= 0
 
 
 def _check_ids(logits: Tensor, ids: Tensor) -> None:
@@ -376,7 +372,7 @@ def joint_log_prob(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def _joint_log_prob(logits: Tensor, ids: Tensor) -> Tensor:
-    return _joint(logits, ids) - _full(logits).logsumexp(-1)
+    return _joint(logits, ids) - widened(logits).logsumexp(-1)
 
 
 def _log_prob(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
@@ -403,7 +399,7 @@ def _kl(logits: Tensor, answers: Tensor, reference: Tensor | None) -> Tensor:
     if reference is None:
         raise PromptError("metric 'kl' compares with a reference run, and none was given")
     parts = zip(logits.split(ROWS), reference.split(ROWS), strict=True)
-    return torch.cat([_kl_of_rows(*part) for part in parts]).to(_full(logits[:0]).dtype)
+    return torch.cat([_kl_of_rows(*part) for part in parts]).to(wide_type(logits.dtype))
 
 
 def _kl_of_rows(logits: Tensor, reference: Tensor) -> Tensor:

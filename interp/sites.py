@@ -17,6 +17,7 @@ import functools
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from interp.arguments import is_several, misfit, own_signature, shown, whole_number
 from interp.config import ModelConfig, check_config
@@ -192,14 +193,19 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
     return has_mlp or "mlp" not in place
 
 
-def site_names(cfg: ModelConfig) -> dict[str, Site]:
-    """Every full site name of a model, in the order of computation."""
+def site_names(cfg: ModelConfig) -> Mapping[str, Site]:
+    """Every full site name of a model, in the order of computation; made once, as it is asked for again and again."""
     check_config(cfg)
+    return _site_names(cfg)
+
+
+@functools.lru_cache(maxsize=8)
+def _site_names(cfg: ModelConfig) -> Mapping[str, Site]:
     names = {site.name(): site for site in SITES if not site.per_layer and exists(site, cfg)}
     last = {name: names.pop(name) for name in list(names) if "ln_final" in name}
     for layer in range(cfg.n_layers):
         names |= {site.name(layer): site for site in SITES if site.per_layer and exists(site, cfg, layer)}
-    return names | last
+    return MappingProxyType(names | last)
 
 
 def axis_sizes(cfg: ModelConfig) -> dict[str, int]:

@@ -177,7 +177,7 @@ def test_what_is_of_another_kind_is_refused(what: str) -> None:
         (lambda: match(lambda: True, ["z"]), UnknownName, "called with the name of a site, and <lambda>"),
         (lambda: _tokenizer().id_to_token(-1), PromptError, "a token id must be at least 0, not -1"),
         (lambda: RayExecutor(address=5), ConfigError, "address must be text, such as .*, or None, not 5"),
-        (lambda: _model().generate(torch.zeros(0)), PromptError, "whole numbers .* with pos > 0, not "),
+        (lambda: _model().generate(torch.zeros(0)), PromptError, "token ids, integers .*, not "),
     ],
 )  # fmt: skip
 def test_what_is_refused_is_said(call: Callable[[], Any], kind: type[InterpError], says: str) -> None:

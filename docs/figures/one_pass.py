@@ -43,7 +43,7 @@ from interp.hooked.model import HookedModel
 from interp.metrics import Metric, get_metric, is_read
 from interp.prompts.pairs import PromptPairs
 from interp.sweeps.costs import Costs
-from interp.sweeps.edit_reach import Placer, changed, events, token_differences
+from interp.sweeps.edit_reach import Placer, changed, rows_by_step, token_differences
 from interp.sweeps.plan import Plan
 from interp.sweeps.sweep import plan_sweep
 
@@ -112,7 +112,7 @@ def rows_run(model: HookedModel, pairs: PromptPairs, variants: Sequence[Variant]
     for variant in variants:
         placed = [placer.place(edit) for edit in variant.edits]
         changes = [(edit, changed(edit, differs)) for edit in placed]
-        found = dict(events(changes, cfg.causal, placer.real, cfg.n_layers))
+        found = dict(rows_by_step(changes, cfg.causal, placer.real, cfg.n_layers))
         for edit, where in changes:
             edited[min(edit.step // 2, cfg.n_layers - 1)] += where.sum(0)
         now = np.zeros_like(read)

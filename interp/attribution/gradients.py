@@ -35,6 +35,7 @@ from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
 from interp.metrics import METRICS, Metric, evaluate, get_metric, read
 from interp.models.gpt import GPT
+from interp.precision import widened
 from interp.prompts.pair_checks import other_side
 from interp.prompts.pairs import PromptPairs
 from interp.sites import match
@@ -84,7 +85,7 @@ def gradients(
         names: sites by full name or glob, on-demand ones among them.
         metric: as `interp.sweep` takes it, if it has a slope.
         base: the side that is run, "clean" or "corrupt".
-        source: the side whose run is the reference of a metric that compares; the other one, unless told otherwise.
+        source: the side whose run is the reference of a metric that compares; the other one by default.
         given: values [prompt, ...] that sites get instead of what is computed there.
         stop: sites whose value is passed on and whose gradient is not, as if they were constant.
         max_memory: bytes of a graph, about; None takes 1 GiB. Prompts that do not fit together go one after the other.
@@ -95,7 +96,7 @@ def gradients(
     Raises:
         UnknownName: a site or side that does not exist, a metric without a slope ("rank", "correct").
         HookError: a site that the metric does not depend on in such a run.
-        ConfigError: `max_memory` is no positive number.
+        ConfigError: `max_memory` is not a positive number.
 
     >>> from interp.config import ModelConfig
     >>> from interp.models.gpt import GPT
@@ -134,28 +135,13 @@ def differentiate(
     metric, given, sites = differentiable(metric), given or {}, list(dict.fromkeys(names))
     _check(model, base, sites)
     source = other_side(base) if source is None else other_side(other_side(source))
-    stopped, seen = set(stop), dict[str, Tensor]()
-    states = [name for name in sites if name.endswith(STATE)]
-    # A state is read where it was made: the graph begins before it, and its decay is needed.
-    beside = [name.replace(STATE, f"mixer.hook_{other}") for name in states for other in ("in", "delta")]
-
-    def note(value: Tensor, hook: HookPoint) -> Tensor:
-        if hook.name in given:
-            value = given[hook.name].to(value.dtype)
-        if hook.name in stopped:
-            value = value.detach().requires_grad_()  # a bridge takes no value that is equal and has no graph
-        if hook.name in sites or hook.name in beside:
-            value = value if value.requires_grad else value.detach().requires_grad_()
-            seen[hook.name] = value
-        return value
-
-    hooked = list(dict.fromkeys([*sites, *beside, *given, *stopped]))
-    mask = pairs.attention_mask
-    reference = None
+    mask, reference = pairs.attention_mask, None
     if metric.needs_reference:
         with torch.no_grad():
             reference = read(metric, model(getattr(pairs, source), attention_mask=mask), pairs)
-    with torch.enable_grad(), constant(model) as fixed, attached(model.hook_dict, [(hooked, note)]):
+    leaves = _Leaves(sites, given, set(stop))
+    with torch.enable_grad(), constant(model) as fixed, attached(model.hook_dict, [(leaves.hooked, leaves.hook)]):
+        # 1. One forward, whose graph begins at the sites.
         logits = fixed(getattr(pairs, base), attention_mask=mask)
         value = evaluate(metric, read(metric, logits, pairs), pairs, reference)  # [prompt]
         if not value.requires_grad:
@@ -163,22 +149,70 @@ def differentiate(
                 f"metric {metric.name!r} gives no gradient at {sites[0]!r}: it must be computed from the logits by "
                 "operations that torch can differentiate"
             )
-        slopes = torch.autograd.grad(value.sum(), [seen[name] for name in sites], allow_unused=True)
-    values = {name: seen[name].detach() for name in sites}
-    found = {}
+        # 2. One backward of the sum over prompts.
+        slopes = torch.autograd.grad(value.sum(), [leaves.seen[name] for name in sites], allow_unused=True)
+    values = {name: leaves.seen[name].detach() for name in sites}
+    by_site = {}
     for name, slope in zip(sites, slopes, strict=True):
-        if slope is None and not stopped:
+        if slope is None and not leaves.stopped:
             raise HookError(
                 f"the metric does not depend on {name!r} in this run: nothing reads it there, or it can only be read"
             )
-        found[name] = torch.zeros_like(values[name]) if slope is None else slope
-    for name in states:
-        found[name] = _handed_on(model, name, found[name], seen[name.replace(STATE, "mixer.hook_delta")].detach())
-    return Gradients(value.detach(), values, found)
+        by_site[name] = torch.zeros_like(values[name]) if slope is None else slope
+    # 3. States are handed on.
+    for name in leaves.states:
+        delta = leaves.seen[name.replace(STATE, "mixer.hook_delta")].detach()
+        by_site[name] = _through_later_states(model, name, by_site[name], delta)
+    return Gradients(value.detach(), values, by_site)
 
 
-def _handed_on(model: HookedModel, name: str, slope: Tensor, delta: Tensor) -> Tensor:
-    """The gradient by states, of what is read of each at its own position: later states are made of earlier ones."""
+class _Leaves:
+    """The values of sites in a forward, which its graph begins at.
+
+    Args:
+        sites: full names of those whose gradient is asked for.
+        given: what sites get instead of what is computed there.
+        stopped: those that pass on their value and not its gradient.
+
+    Attributes:
+        seen: the values, by full name.
+        states: the sites that are states of a recurrence.
+        hooked: all sites that `hook` belongs to.
+    """
+
+    def __init__(self, sites: list[str], given: Mapping[str, Tensor], stopped: set[str]) -> None:
+        self.given, self.stopped = given, stopped
+        self.seen: dict[str, Tensor] = {}
+        self.states = [name for name in sites if name.endswith(STATE)]
+        # A state is read where it was made: the graph begins before it, and its decay is needed.
+        beside = [name.replace(STATE, f"mixer.hook_{other}") for name in self.states for other in ("in", "delta")]
+        self.begin = {*sites, *beside}
+        self.hooked = list(dict.fromkeys([*sites, *beside, *given, *stopped]))
+
+    def hook(self, value: Tensor, hook: HookPoint) -> Tensor:
+        """The hook function of every site."""
+        if hook.name in self.given:
+            value = self.given[hook.name].to(value.dtype)
+        if hook.name in self.stopped:
+            value = value.detach().requires_grad_()  # a bridge takes no value that is equal and has no graph
+        if hook.name in self.begin:
+            value = value if value.requires_grad else value.detach().requires_grad_()
+            self.seen[hook.name] = value
+        return value
+
+
+def _through_later_states(model: HookedModel, name: str, slope: Tensor, delta: Tensor) -> Tensor:
+    """The gradient by the states of a layer [prompt, pos, ...].
+
+    Args:
+        model: with the layer's decay rates.
+        name: the site, a `hook_state`.
+        slope: the gradient by way of what is read of each state at its own position, in the same shape.
+        delta: the step sizes [prompt, pos, ...].
+
+    A change of one state makes the next one change by the decay between them, so that its whole gradient is its own and
+    that much of the next one's whole gradient: from the last position back.
+    """
     assert isinstance(model, GPT)
     mixer = model.block(model.hook_dict[name].layer()).mixer
     assert mixer is not None
@@ -216,12 +250,12 @@ def path_slopes(
     """
     total: dict[str, Tensor] = {}
     for step in range(1, steps + 1):
-        given = {name: full(far).lerp(full(own), step / steps) for name, (far, own) in path.items()}
+        given = {name: widened(far).lerp(widened(own), step / steps) for name, (far, own) in path.items()}
         here = differentiate(
             model, pairs, names, metric, base=base, source=source, given=given if step < steps else {}, stop=stop
         )
         for name, slope in here.slopes.items():
-            total[name] = total.get(name, 0) + full(slope) / steps
+            total[name] = total.get(name, 0) + widened(slope) / steps
     return total
 
 
@@ -253,13 +287,13 @@ def integrated_gradients(
     check_steps(steps)
     pairs = pairs.to(model.device)
     ends = [values_at(model, pairs, [INPUT], side)[INPUT] for side in (base, other_side(base))]
-    ends = [full(end) for end in ends]
+    ends = [widened(end) for end in ends]
     moved = ends[1] - ends[0]  # [prompt, pos, d_model]
     total = torch.zeros_like(moved)
     for step in range(steps):
         at = torch.lerp(ends[0], ends[1], (step + 0.5) / steps)
         found = gradients(model, pairs, INPUT, metric, base=base, given={INPUT: at}, max_memory=max_memory)
-        total += full(found.slopes[INPUT]) / steps
+        total += widened(found.slopes[INPUT]) / steps
     return (moved * total).sum(-1)
 
 
@@ -275,11 +309,6 @@ def values_at(model: HookedModel, pairs: PromptPairs, names: Iterable[str], side
     return {name: cache[name] for name in wanted}
 
 
-def full(value: Tensor) -> Tensor:
-    """Half precision as float32, in which small differences and long sums keep their digits; others as they are."""
-    return value.float() if value.dtype.itemsize < 4 else value
-
-
 def differentiable(metric: AnyMetric) -> Metric:
     """A metric that has a slope.
 
@@ -293,7 +322,7 @@ def differentiable(metric: AnyMetric) -> Metric:
 
 
 def check_steps(steps: int) -> None:
-    """Refuse a number of steps that is none."""
+    """Refuse anything but a positive number of steps."""
     whole_number("steps", steps, least=1, most=MOST)
 
 

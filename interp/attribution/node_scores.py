@@ -26,7 +26,7 @@ from einops import reduce
 from torch import Tensor
 
 from interp.arguments import checked
-from interp.attribution.gradients import INPUT, AnyMetric, check_steps, differentiable, full, path_slopes, values_at
+from interp.attribution.gradients import INPUT, AnyMetric, check_steps, differentiable, path_slopes, values_at
 from interp.attribution.prompt_batches import batches, cut
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, InterpError, check_choice, unknown
@@ -34,6 +34,7 @@ from interp.forward.forward_context import make_context
 from interp.hooked.model import HookedModel
 from interp.metrics import is_read
 from interp.models.gpt import GPT
+from interp.precision import widened
 from interp.prompts.pair_checks import check_side
 from interp.prompts.pairs import PromptPairs
 from interp.sites import get_act_name, site_names
@@ -176,14 +177,14 @@ class _EstimateGroup:
         runs: Mapping[str, Mapping[str, Tensor]],
     ) -> Iterator[tuple[int, Array]]:
         """Variants and their effects [prompt] on the prompts of one part."""
-        own = full(runs["base"][self.name])
+        own = widened(runs["base"][self.name])
         change = self._changed(model, pairs, part, at, runs) - own
         change = change.masked_fill(change.isnan(), 0)  # of scores that are -inf before and after
         placed, width = self.members[0][1], part.mask.shape[1]
         if len(self.sites) == 1:
             axis = placed.site.axes.index("query" if "query" in placed.site.axes else "pos")
             product = (change * slopes[self.name]).movedim(axis, -1)  # [prompt, other axes, pos]
-            whole = [1 + at for at, index in enumerate(placed.inner) if index is None]
+            whole = [1 + at for at, index in enumerate(placed.indices) if index is None]
             table = (product.sum(whole) if whole else product).double().cpu().numpy()
             for variant, member in self.members:
                 yield variant, (_picked(table, member, at) * member.rows[at, :width]).sum(-1)
@@ -195,7 +196,7 @@ class _EstimateGroup:
                 rows = torch.from_numpy(member.rows[at, :width]).to(model.device)
                 changed = own + change * rows[:, :, None, None]
                 effect = _through_softmax(model, part, self, changed, slopes, runs["base"])
-                effect = effect if placed.inner[0] is not None else effect.sum(1)  # heads that nobody tells apart
+                effect = effect if placed.indices[0] is not None else effect.sum(1)  # heads that nobody tells apart
                 tables[id(member.rows)] = effect[..., None].double().cpu().numpy()
             yield variant, _picked(tables[id(member.rows)], member, at)[:, 0]
 
@@ -208,13 +209,13 @@ class _EstimateGroup:
         runs: Mapping[str, Mapping[str, Tensor]],
     ) -> Tensor:
         """The whole site's value as the edits make it, wherever they act."""
-        edit, own, site = self.edit, full(runs["base"][self.name]), self.members[0][1].site
+        edit, own, site = self.edit, widened(runs["base"][self.name]), self.members[0][1].site
         if edit.op == "zero":
             return torch.zeros_like(own)
         if edit.run is not None:
-            given = full(runs[edit.run][self.name])
+            given = widened(runs[edit.run][self.name])
         else:
-            given = full(cut(whole_source(edit, self.name, site, model.cfg, pairs), at, part, site))
+            given = widened(cut(whole_source(edit, self.name, site, model.cfg, pairs), at, part, site))
         return {"set": lambda: given, "add": lambda: own + given, "scale": lambda: own * given}[edit.op]()
 
 
@@ -239,11 +240,11 @@ def _grouped(
                     "estimate 'state' at one position at a time, by pos or role"
                 )
             fixed = qk_fix and placed.site.short in QUERIES_KEYS
-            if fixed and placed.inner[1] is not None:
+            if fixed and placed.indices[1] is not None:
                 raise InterpError("qk_fix changes whole queries and keys: leave d_head out of where")
             source = edit.run if edit.run is not None or isinstance(edit.source, float | int) else id(edit.source)
             value = edit.source if isinstance(edit.source, float | int) else None
-            key = (placed.name, edit.op, source, value, tuple(index is None for index in placed.inner))
+            key = (placed.name, edit.op, source, value, tuple(index is None for index in placed.indices))
             if key not in groups:
                 groups[key] = _EstimateGroup(edit, _read_by_softmax(placed) if fixed else (placed.name,))
             groups[key].members.append((number, placed))
@@ -276,7 +277,7 @@ def _through_softmax(
     def mixed(values: Mapping[str, Tensor]) -> Tensor:
         q, k = (values[name].to(model.dtype) for name in (queries, keys))
         q, k = (attn.rotate(x, context) if turns else x for x in (q, k))
-        return full(attn.softmax(attn.scores(q, k, context)))
+        return widened(attn.softmax(attn.scores(q, k, context)))
 
     change = mixed({**own, group.name: changed}) - mixed(own)  # [prompt, head, query, key]
     effect = (change * slopes[pattern]).sum((2, 3))
@@ -285,7 +286,7 @@ def _through_softmax(
 
 def _picked(table: Array, placed: Placed, at: slice) -> Array:
     """The entries that an edit names, summed.  # [prompt, named axes, pos] -> [prompt, pos]"""
-    named = [index[at] for index in placed.inner if index is not None]
+    named = [index[at] for index in placed.indices if index is not None]
     shape = [len(table), *[1] * len(named)]
     where: list[Any] = [np.arange(len(table)).reshape(shape)]
     there: Any = 1.0

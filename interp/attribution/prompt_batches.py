@@ -12,8 +12,10 @@ from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.sites import Site, axis_sizes
 
-MOST_MEMORY = 2**30  # bytes of one graph, unless told otherwise
-# Numbers that a graph keeps for every position of a layer, in units of its sizes.
+MOST_MEMORY = 2**30  # bytes of one graph by default
+# Numbers that a graph keeps for every position of a layer, in units of its sizes: the widths of the residual stream, of
+# the MLP, of all heads and of all channels of a state-space layer; and in the layers of a site that is formed on demand
+# also those of split inputs, of scores and patterns, and of states.
 KEPT = {"d_model": 14, "d_mlp": 7, "heads": 7, "channels": 24, "inputs": 5, "grids": 5, "states": 5}
 
 
@@ -27,7 +29,7 @@ def batches(
         max_memory: bytes, as in `gradients`; a single prompt is run whatever it takes.
 
     Raises:
-        ConfigError: `max_memory` is no positive number.
+        ConfigError: `max_memory` is not a positive number.
     """
     max_memory = byte_budget(max_memory)
     width = pairs.mask.shape[1]

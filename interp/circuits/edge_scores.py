@@ -27,15 +27,16 @@ from einops import einsum
 from torch import Tensor
 
 from interp.arguments import checked, is_whole, shown
-from interp.attribution.gradients import AnyMetric, check_steps, full, path_slopes, values_at
+from interp.attribution.gradients import AnyMetric, check_steps, path_slopes, values_at
 from interp.attribution.prompt_batches import batches, cut
 from interp.circuits.graph import Graph
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, PromptError, check_choice, unknown
 from interp.hooked.model import HookedModel
+from interp.precision import widened
 from interp.prompts.pair_checks import other_side
 from interp.prompts.pairs import PromptPairs
-from interp.sweeps.sweep import Executor, sweep
+from interp.sweeps.sweep import Executor, measure
 from interp.variants.ablations import replacements
 
 PATHS = ("inputs", "activations")
@@ -132,7 +133,7 @@ def eap_ig(
     for at, part in batches(model, pairs, graph.receiver_sites, max_memory=max_memory):
         own = values_at(model, part, graph.sender_sites, base)
         ablated = {name: cut(value, at, part, model.hook_dict[name].site) for name, value in instead.items()}
-        change = full(graph.sent(model, ablated)) - full(graph.sent(model, own))  # [sender, prompt, pos, d_model]
+        change = widened(graph.sent(model, ablated)) - widened(graph.sent(model, own))  # [sender, prompt, pos, d_model]
         scores = change.new_full((len(part), len(graph.senders), len(graph.receivers)), torch.nan)
         for moving, senders, receivers in _legs(graph, path, steps):
             slopes = path_slopes(
@@ -187,13 +188,12 @@ def exact(
         raise PromptError("exact edge patching needs at least one edge")
     cells = variants(model, pairs, chosen, graph, base=base, ablation=ablation, seed=seed)
     sides = {"base": base, "source": other_side(base)}
-    frame = sweep(
+    measured = measure(
         model, pairs, cells, metric, **sides, max_memory=max_memory, out=out, progress=progress, executor=executor
     )
-    change = (frame["value"] - frame["base_value"]).to_numpy().reshape(len(cells), len(pairs))
     scores = torch.full((len(pairs), len(graph.senders), len(graph.receivers)), torch.nan, dtype=torch.float64)
     senders, receivers = (torch.tensor(ends) for ends in zip(*chosen, strict=True))
-    scores[:, senders, receivers] = torch.tensor(change.T)
+    scores[:, senders, receivers] = torch.tensor(measured.changes.T)
     return scores.to(model.device)
 
 

@@ -1,6 +1,7 @@
 """Running circuits: what does the model do when every edge outside a circuit carries an ablated value?
 
-1. Run the base prompts once, and find what stands for every sender when it is ablated (`interp.variants.ablations`).
+1. Run the base prompts once, and take the values that replace every sender when it is ablated
+   (`interp.variants.ablations`).
 2. A receiver of a circuit's run reads what it would read if all senders before it were ablated, plus, for each edge
    that the circuit has, what the sender writes in this run less its ablated value. So the whole model is the base run,
    and the circuit without edges the run in which everything is ablated.
@@ -34,6 +35,7 @@ from interp.hooked.hooks import HookFunction, HookPoint, attached
 from interp.hooked.model import HookedModel
 from interp.hooked.past import PastKeyValues
 from interp.metrics import Metric, check_answers, evaluate, get_metric, where_read, which_read
+from interp.precision import wide_type
 from interp.progress import counting
 from interp.prompts.pair_checks import other_side
 from interp.prompts.pairs import PromptPairs
@@ -66,7 +68,7 @@ def run_circuits(
         graph: `Graph.of(model)`, if it is there already.
         metric: as `interp.sweep` takes it; one that compares does so with the whole model's run.
         base: the side that is run, "clean" or "corrupt".
-        ablation: what stands for a sender's value, a name of `interp.variants.ablations.ABLATIONS`; "corrupt" is the
+        ablation: what replaces a sender's value, a name of `interp.variants.ablations.ABLATIONS`; "corrupt" is the
             run of the other side, and means and draws are over that side's prompts, too.
         seed: of the draws of "resample".
         max_memory: bytes to allocate beyond the weights, about; None takes a part of what is free.
@@ -90,19 +92,19 @@ def run_circuits(
     budget = free_memory(model.device) if max_memory is None else max_memory
     instead = replacements(model, pairs, graph.sender_sites, ablation, run=ablated_side, seed=seed)
     values = torch.full((len(masks), len(pairs)), torch.nan, dtype=torch.float64)
-    order = masks.flatten(1).sum(1).argsort(stable=True)
+    by_size = masks.flatten(1).sum(1).argsort(stable=True)
     with counting(desc="circuits", total=values.numel(), unit=" runs", rate=False, progress=progress) as bar:
         for prompts in prompt_blocks(model, graph, pairs, measure, budget):
-            block = _prepare(model, graph, pairs, prompts, instead, measure, base, shares=ablation == "corrupt")
-            for chosen in circuit_chunks(model, masks, order, len(prompts), pairs.mask.shape[1], measure, budget):
-                found = _run(model, graph, block, masks[chosen], measure)
+            prepared = _prepare(model, graph, pairs, prompts, instead, measure, base, shares=ablation == "corrupt")
+            for chosen in circuit_chunks(model, masks, by_size, len(prompts), pairs.mask.shape[1], measure, budget):
+                found = _run(model, graph, prepared, masks[chosen], measure)
                 values[chosen[:, None], torch.tensor(prompts)] = found.double().cpu()
                 bar.update(found.numel())
     return values
 
 
 @dataclass(frozen=True, eq=False)
-class _Block:
+class _Prepared:
     """Some prompts, and what all circuits have in common on them.
 
     Attributes:
@@ -110,8 +112,8 @@ class _Block:
         first: the position from which circuits can differ from the base run.
         past: what every layer keeps of the base run before it: keys and values, or what a convolution has last read
             and the state; None in a layer without a mixer.
-        ablated: sender site -> what stands for its value from there on [prompt, pos, ...].
-        rest: receiver stage -> the residual stream if every sender before it were ablated [prompt, pos, d_model].
+        ablated: sender site -> what replaces its value from there on [prompt, pos, ...].
+        all_ablated: receiver stage -> the residual stream if all senders before it were ablated [prompt, pos, d_model].
         reference: what the metric reads of the base run's logits, if it compares with them.
     """
 
@@ -120,7 +122,7 @@ class _Block:
     first: int
     past: list[tuple[Tensor, Tensor] | None]
     ablated: dict[str, Tensor]
-    rest: dict[int, Tensor]
+    all_ablated: dict[int, Tensor]
     reference: Tensor | None
 
 
@@ -134,27 +136,33 @@ def _prepare(
     base: str,
     *,
     shares: bool,
-) -> _Block:
-    part, wide = pairs[list(prompts)], _wide(model)
-    tokens, mask = getattr(part, base), part.attention_mask
+) -> _Prepared:
+    """Step 1 for some prompts; `shares` says that positions may be the same in every circuit (interchange)."""
+    part = pairs[list(prompts)]
+    tokens = getattr(part, base)
     looks_back = model.cfg.causal and (model.cfg.has_attention or model.cfg.has_mamba)
     first = _shared(part, metric) if shares and packs(model) and looks_back else 0
     past = _prefix(model, tokens[:, :first]) if first else []
     ablated = {name: value[prompts.start : prompts.stop, first : part.mask.shape[1]] for name, value in instead.items()}
-    stages: dict[int, list[str]] = {}
-    for node in graph.senders:
-        if node.site not in stages.setdefault(node.stage, []):
-            stages[node.stage].append(node.site)
-    rest, stream = {}, torch.zeros((), device=model.device, dtype=wide)
-    for stage in sorted({*stages, *(node.stage for node in graph.receivers)}):
-        rest[stage] = stream
-        for site in stages.get(stage, []):
-            stream = stream + _written(model, site, ablated[site]).to(wide)
-    seen = None
+    reference = None
     if metric.needs_reference:
-        resid = model(tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers)
-        seen = _read_out(model, resid, part, metric, torch.arange(len(part)))
-    return _Block(part, tokens, first, past, ablated, rest, seen)
+        resid = model(tokens, attention_mask=part.attention_mask, stop_at_layer=model.cfg.n_layers)
+        reference = _read_out(model, resid, part, metric, torch.arange(len(part)))
+    return _Prepared(part, tokens, first, past, ablated, _all_ablated(model, graph, ablated), reference)
+
+
+def _all_ablated(model: HookedModel, graph: Graph, ablated: dict[str, Tensor]) -> dict[int, Tensor]:
+    """Receiver stage -> the residual stream if all senders before it were ablated [prompt, pos, d_model]."""
+    wide = wide_type(model.dtype)
+    sites: dict[int, dict[str, None]] = {}  # stage -> its senders' sites, each once
+    for node in graph.senders:
+        sites.setdefault(node.stage, {})[node.site] = None
+    streams, stream = {}, torch.zeros((), device=model.device, dtype=wide)
+    for stage in sorted({*sites, *(node.stage for node in graph.receivers)}):
+        streams[stage] = stream
+        for site in sites.get(stage, ()):
+            stream = stream + _written(model, site, ablated[site]).to(wide)
+    return streams
 
 
 def _shared(pairs: PromptPairs, metric: Metric) -> int:
@@ -175,7 +183,7 @@ def _prefix(model: HookedModel, tokens: Tensor) -> list[tuple[Tensor, Tensor] | 
     _, cache = model.run_with_cache(tokens, names_filter=names, return_type=None, past_kv_cache=keep)
     found: list[tuple[Tensor, Tensor] | None] = []
     for layer in range(cfg.n_layers):
-        tail, state = past.recurrent(layer) if cfg.mixer(layer) in MAMBAS else (None, None)
+        tail, state = past.stored_state(layer) if cfg.mixer(layer) in MAMBAS else (None, None)
         kept = None if tail is None or state is None else (tail, state)
         found.append((cache[key, layer], cache["v", layer]) if cfg.mixer(layer) == "attn" else kept)
     return found
@@ -189,116 +197,127 @@ def _written(model: HookedModel, site: str, value: Tensor) -> Tensor:
     return written if bias is None else written + bias
 
 
-def _run(model: HookedModel, graph: Graph, block: _Block, masks: Tensor, metric: Metric) -> Tensor:
+def _run(model: HookedModel, graph: Graph, prepared: _Prepared, masks: Tensor, metric: Metric) -> Tensor:
     """The metric [circuit, prompt] of some circuits on the prompts of a block."""
-    n_circuits, n_prompts = len(masks), len(block.pairs)
-    prompt = torch.arange(n_prompts).repeat(n_circuits)
-    circuit = torch.arange(n_circuits).repeat_interleave(n_prompts)
-    run = _Run(model, graph, block, masks, circuit, prompt)
-    mask = block.pairs.attention_mask
-    past = PastKeyValues(model.cfg.n_layers) if block.past else None
+    n_circuits, n_prompts = len(masks), len(prepared.pairs)
+    # 4. A row for each circuit and prompt.
+    prompt = torch.arange(n_prompts).repeat(n_circuits)  # [row]
+    circuit = torch.arange(n_circuits).repeat_interleave(n_prompts)  # [row]
+    run = _CircuitRun(model, graph, prepared, masks, circuit, prompt)
+    mask = prepared.pairs.attention_mask
+    past = PastKeyValues(model.cfg.n_layers) if prepared.past else None
     if past is not None:
-        _fill(past, block, prompt, model.cfg)
-        # Padding stands behind all that is read, and a state is not continued from it.
+        _fill_past(past, prepared, prompt, model.cfg)
+        # Padding comes after all that is read, and a state is not continued from it.
         mask = None if model.cfg.has_mamba else mask
     with attached(model.hook_dict, list(run.writes()), readers=list(run.reads())):
         resid = model(
-            block.tokens[prompt, block.first :],
+            prepared.tokens[prompt, prepared.first :],
             attention_mask=None if mask is None else mask[prompt],
             stop_at_layer=model.cfg.n_layers,
             past_kv_cache=past,
         )
-    final = run.inputs([len(graph.receivers) - 1])
+    final = run.inputs([len(graph.receivers) - 1])  # of the logits [row, 1, pos, d_model]
     resid = resid if final is None else final[:, 0].to(resid.dtype)
-    seen = _read_out(model, resid, block.pairs, metric, prompt, first=block.first)
+    seen = _read_out(model, resid, prepared.pairs, metric, prompt, first=prepared.first)
     seen = seen.unflatten(0, (n_circuits, n_prompts))
-    return torch.stack([evaluate(metric, one, block.pairs, block.reference) for one in seen])
+    return torch.stack([evaluate(metric, one, prepared.pairs, prepared.reference) for one in seen])
 
 
-def _fill(past: PastKeyValues, block: _Block, prompt: Tensor, cfg: ModelConfig) -> None:
-    """Let `past` hold what rows of these prompts have in common with the base run."""
-    for layer, kept in enumerate(block.past):
+def _fill_past(past: PastKeyValues, prepared: _Prepared, prompt: Tensor, cfg: ModelConfig) -> None:
+    """Let `past` hold what rows of these prompts [row] have in common with the base run."""
+    for layer, kept in enumerate(prepared.past):
         if kept is None:
             continue
         one, other = (value[prompt] for value in kept)
         if cfg.mixer(layer) == "attn":
             past.extend(layer, one, other)
         else:
-            past.recur(layer, one, other, block.first)
+            past.store_state(layer, one, other, prepared.first)
 
 
-class _Run:
-    """One forward of rows (circuit, prompt): what its senders wrote so far, and what its receivers read."""
+class _CircuitRun:
+    """One forward of rows (circuit, prompt): what its senders wrote so far, and what its receivers read.
+
+    Attributes:
+        prompt: the prompt of every row [row].
+        senders: the senders that some edge of some circuit reads, by their places in the graph.
+        sites: their sites, each with its senders.
+        edges: whether a row's circuit has an edge from one of them to a receiver, 1 or 0 [row, sender, receiver].
+        changes: what each writes in this run, less its ablated value [row, sender, pos, d_model].
+        complete: for every receiver whether all circuits have all edges into it, so that it reads the stream as it is.
+        latest: the receivers whose inputs were computed last, and those inputs.
+    """
 
     def __init__(
-        self, model: HookedModel, graph: Graph, block: _Block, masks: Tensor, circuit: Tensor, prompt: Tensor
+        self, model: HookedModel, graph: Graph, prepared: _Prepared, masks: Tensor, circuit: Tensor, prompt: Tensor
     ) -> None:
-        self.model, self.graph, self.block = model, graph, block
-        self.circuit, self.prompt = circuit, prompt.to(model.device)
-        self.active = masks.any(2).any(0).nonzero()[:, 0].tolist()
-        self.full = (masks | ~graph.allowed).all(1).all(0).tolist()
+        self.model, self.graph, self.prepared = model, graph, prepared
+        self.prompt = prompt.to(model.device)
+        self.senders: list[int] = masks.any(2).any(0).nonzero()[:, 0].tolist()
+        self.complete: list[bool] = (masks | ~graph.allowed).all(1).all(0).tolist()
         self.sites: dict[str, list[int]] = {}
-        for at in self.active:
+        for at in self.senders:
             self.sites.setdefault(graph.senders[at].site, []).append(at)
-        width = block.pairs.mask.shape[1] - block.first
-        self.written = torch.empty(
-            len(circuit), len(self.active), width, model.cfg.d_model, device=model.device, dtype=_wide(model)
-        )
-        self.weights = masks[:, self.active].to(self.written)[circuit.to(model.device)]  # [row, active, receiver]
-        self.ready: tuple[list[int], Tensor | None] = ([], None)
+        shape = (len(circuit), len(self.senders), prepared.pairs.mask.shape[1] - prepared.first, model.cfg.d_model)
+        self.changes = torch.empty(shape, device=model.device, dtype=wide_type(model.dtype))
+        self.edges = masks[:, self.senders].to(self.changes)[circuit.to(model.device)]
+        self.latest: tuple[list[int], Tensor | None] = ([], None)
 
     def reads(self) -> Iterator[tuple[str, HookFunction]]:
-        """What records the senders that some edge reads."""
+        """What records the senders that some edge reads (step 3)."""
         for site in self.sites:
             yield site, self._record
 
     def writes(self) -> Iterator[tuple[str, HookFunction]]:
-        """What sets the inputs of receivers that compute for a sender that some edge reads."""
-        working = {(self.graph.senders[at].layer, self.graph.senders[at].kind) for at in self.active}
+        """What sets the inputs of receivers that compute for a sender that some edge reads (step 2)."""
+        working = {(self.graph.senders[at].layer, self.graph.senders[at].kind) for at in self.senders}
         for site in self.graph.receiver_sites[:-1]:
             nodes = self._at(site)
             here = self.graph.receivers[nodes[0]]
-            if (here.layer, here.kind) in working and not all(self.full[at] for at in nodes):
+            if (here.layer, here.kind) in working and not all(self.complete[at] for at in nodes):
                 yield site, self._replace
 
     def inputs(self, receivers: list[int]) -> Tensor | None:
         """What receivers of one stage read [row, receiver, pos, d_model]; None where it is what they read anyway."""
-        if all(self.full[at] for at in receivers):
+        if all(self.complete[at] for at in receivers):
             return None
         stage = self.graph.receivers[receivers[0]].stage
-        before = sum(self.graph.senders[at].stage < stage for at in self.active)
-        rest = self.block.rest[stage][self.prompt][:, None]
-        weights = self.weights[:, :before, receivers]
-        used = weights.any(2).any(0).nonzero()[:, 0]
+        before = sum(self.graph.senders[at].stage < stage for at in self.senders)
+        ablated = self.prepared.all_ablated[stage][self.prompt][:, None]  # [row, 1, pos, d_model]
+        edges, changes = self.edges[:, :before, receivers], self.changes[:, :before]
+        used = edges.any(2).any(0).nonzero()[:, 0]  # senders that any row reads here
         if not len(used):
-            return rest.expand(-1, len(receivers), -1, -1)
-        written = self.written[:, :before]
-        if 2 * len(used) < before:
-            written, weights = written[:, used], weights[:, used]
-        return rest + (weights.transpose(1, 2) @ written.flatten(2)).unflatten(2, rest.shape[2:])
+            return ablated.expand(-1, len(receivers), -1, -1)
+        if 2 * len(used) < before:  # where most are not read, a copy of the others is cheaper than their products
+            edges, changes = edges[:, used], changes[:, used]
+        return ablated + (edges.transpose(1, 2) @ changes.flatten(2)).unflatten(2, ablated.shape[2:])
 
     def _at(self, site: str) -> list[int]:
+        """The receivers at a site."""
         return [at for at, node in enumerate(self.graph.receivers) if node.site == site]
 
     def _record(self, value: Tensor, hook: HookPoint) -> None:
+        """Keep what the senders at a site write, less their ablated values."""
         senders = self.sites[hook.name]
-        change = value.to(self.written.dtype) - self.block.ablated[hook.name][self.prompt].to(self.written.dtype)
+        change = value.to(self.changes.dtype) - self.prepared.ablated[hook.name][self.prompt].to(self.changes.dtype)
         if self.graph.senders[senders[0]].head is not None:
             heads = [self.graph.senders[at].head for at in senders]
             change = head_results(self.model, hook.name, change.to(self.model.dtype))[:, :, heads].transpose(1, 2)
         else:
             change = change[:, None]
-        first = self.active.index(senders[0])
-        self.written[:, first : first + len(senders)] = change
+        first = self.senders.index(senders[0])
+        self.changes[:, first : first + len(senders)] = change
 
     def _replace(self, value: Tensor, hook: HookPoint) -> Tensor:
+        """Let the receivers at a site read what their circuits give them."""
         receivers = self._at(hook.name)
-        if receivers[0] not in self.ready[0]:
+        if receivers[0] not in self.latest[0]:
             # Queries, keys and values read the same senders: one product for all of them.
             stage = self.graph.receivers[receivers[0]].stage
             together = [at for at, node in enumerate(self.graph.receivers) if node.stage == stage]
-            self.ready = together, self.inputs(together)
-        together, inputs = self.ready
+            self.latest = together, self.inputs(together)
+        together, inputs = self.latest
         assert inputs is not None
         first = together.index(receivers[0])
         own = inputs[:, first : first + len(receivers)].to(value.dtype)
@@ -336,8 +355,3 @@ def _masks(circuits: Sequence[Circuit] | Tensor, graph: Graph) -> Tensor:
     if bool((masks & ~graph.allowed).any()):
         raise InterpError("a circuit has edges that the model does not have: & it with graph.allowed")
     return masks
-
-
-def _wide(model: HookedModel) -> torch.dtype:
-    """Sums of many senders are made in float32 at least."""
-    return torch.float64 if model.dtype == torch.float64 else torch.float32

@@ -18,13 +18,13 @@ COPIES = 5  # of the residual stream for every reader: repeated, changed, normal
 CHANNELS = 12  # numbers that a state-space layer holds at a time, for each of its channels
 
 
-def _row_bytes(model: HookedModel, metric: Metric, width: int, active: int) -> int:
-    """What one circuit on one prompt takes, with so many senders that some edge reads."""
+def _row_bytes(model: HookedModel, metric: Metric, width: int, n_senders: int) -> int:
+    """Bytes of one circuit on one prompt, with so many senders that some edge reads."""
     cfg = model.cfg
     readers = COPIES * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_model + 4 * (cfg.d_mlp or 0) + 8 * cfg.d_model
     readers += CHANNELS * (cfg.d_inner or 0)
     logits = 4 * cfg.d_vocab_out * (width if metric.whole and metric.positions is None else 1)
-    return 4 * width * (readers + active * cfg.d_model) + 4 * logits * (metric.tokens is None)
+    return 4 * width * (readers + n_senders * cfg.d_model) + 4 * logits * (metric.tokens is None)
 
 
 def prompt_blocks(model: HookedModel, graph: Graph, pairs: PromptPairs, metric: Metric, budget: int) -> Iterator[range]:
@@ -46,16 +46,16 @@ def circuit_chunks(
     model: HookedModel, masks: Tensor, order: Tensor, n_prompts: int, width: int, metric: Metric, budget: int
 ) -> Iterator[Tensor]:
     """Circuits, small ones first, that are run together."""
-    taken: list[int] = []
+    members: list[int] = []
     union = torch.zeros(masks.shape[1], dtype=torch.bool)
     for circuit in order.tolist():
         grown = union | masks[circuit].any(1)
-        rows = (len(taken) + 1) * n_prompts
+        rows = (len(members) + 1) * n_prompts
         size = rows * _row_bytes(model, metric, width, int(grown.sum()))
-        if taken and (size > budget // 2 or rows * width > MOST_TOKENS):
-            yield torch.tensor(taken)
-            taken, grown = [], masks[circuit].any(1)
-        taken.append(circuit)
+        if members and (size > budget // 2 or rows * width > MOST_TOKENS):
+            yield torch.tensor(members)
+            members, grown = [], masks[circuit].any(1)
+        members.append(circuit)
         union = grown
-    if taken:
-        yield torch.tensor(taken)
+    if members:
+        yield torch.tensor(members)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interp.config import ModelConfig
 from interp.forward.packed_rows import Packed
+from interp.precision import wide_type
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _alibi(cfg: ModelConfig, positions: Tensor, key_positions: Tensor, dtype: to
 def _rotary_angles(cfg: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosine and sine of position times frequency, theta_i = base^(-2i/dim) (Su et al. 2021, section 3.2.2)."""
     assert cfg.rotary_dim is not None
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = wide_type(dtype)
     steps = torch.arange(0, cfg.rotary_dim, 2, device=positions.device).to(wide)
     frequency = 1.0 / cfg.rotary_base ** (steps / cfg.rotary_dim)
     scaling = cfg.rope_scaling

@@ -1,6 +1,6 @@
 """Rows of many edited runs in one batch: each sequence is some positions of a prompt whose others are known already.
 
-A sweep runs the same prompt under many edits, and an edit changes few positions. `Packed` says which rows stand in the
+A sweep runs the same prompt under many edits, and an edit changes few positions. `Packed` says which rows are in the
 batch: all rows of all sequences lie one after another, so that whatever works on each position by itself is one large
 matrix product without padding. Mixers alone look across rows. For attention, a sequence's keys and values are the base
 run's, with its own in the places of its own rows; a state-space layer starts from the base run's state.
@@ -74,7 +74,7 @@ class Packed:
     Attributes:
         prompt: the prompt of every sequence [sequence].
         sequence: the sequence of every row [row]; rows of one sequence are neighbours, in the order of their positions.
-        position: where every row stands in its prompt [row].
+        position: the position of every row in its prompt [row].
         groups: the sequences of equal length, which are neighbours.
         prefix: for every layer what its mixer looks back at in the base run [prompt, pos, ...]: rotated keys and
             values, or inputs of the convolution and states.

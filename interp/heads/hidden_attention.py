@@ -20,8 +20,8 @@ from interp.config import MAMBAS
 from interp.errors import UnknownName
 from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
-from interp.models.gpt import GPT, RECURRENT
-from interp.state_space.mixer import MambaMixer, on_diagonal
+from interp.models.gpt import GPT
+from interp.state_space.mixer import RECURRENT, MambaMixer, on_diagonal
 from interp.text.padding import as_mask
 
 MOST_NUMBERS = 2**25  # of a pattern at once: 128 MB in float32

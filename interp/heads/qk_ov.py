@@ -25,6 +25,7 @@ from interp.errors import InterpError, UnknownName, check_choice
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
 from interp.models.layers import Norm
+from interp.precision import widened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -222,7 +223,7 @@ def each_head(model: HookedModel, shared: Tensor) -> Tensor:
 
 def wide(x: Tensor) -> Tensor:
     """Numbers in half precision as float32, others as they are; without a graph."""
-    return (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).detach()
+    return widened(x).detach()
 
 
 def _behind(norm: Norm | None, weight: Tensor) -> Tensor:

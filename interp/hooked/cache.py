@@ -89,7 +89,7 @@ class ActivationCache(Decompositions, Mapping[str, Tensor]):
         return f"ActivationCache of {len(self)} tensors: {', '.join(list(self)[:4])}, ..."
 
     def full_name(self, key: Key) -> str:
-        """The full site name that a key stands for; negative layers count from the last."""
+        """The full site name that a key means; negative layers count from the last."""
         if isinstance(key, str):
             return key if key in self._tensors else get_act_name(key)
         if not isinstance(key, tuple) or len(key) not in (2, 3) or not isinstance(key[0], str):

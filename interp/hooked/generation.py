@@ -8,7 +8,7 @@ token goes through the model, reading earlier keys and values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -61,7 +61,7 @@ def sample(
     """Draw a token from each row of logits [batch, d_vocab] -> [batch].
 
     Raises:
-        PromptError: a number that is none, or out of range.
+        PromptError: an argument that is not a number, or out of range.
     """
     temperature, top_k, top_p = _checked(temperature, top_k, top_p)
     if logits.ndim != 2 or not logits.is_floating_point():
@@ -144,43 +144,79 @@ def generate(
         The prompt and its continuation: text for a text, a list for several, ids [batch, pos + new] for ids.
 
     Raises:
-        PromptError: a number that is none, or out of range; prompts that do not end where they are to be continued.
+        PromptError: an argument that is not a number, or out of range; prompts that do not end where they are to be
+            continued.
     """
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0, refuse=PromptError)
     temperature, top_k, top_p = _checked(temperature, top_k, top_p)
     ends = _ends(model, eos_token_id) if stop_at_eos else []
-    if isinstance(input, Tensor):
-        attention_mask = padding_of(input) if attention_mask is None else attention_mask
-        tokens = (input[None] if input.ndim == 1 else input).to(model.device)
-        if tokens.ndim != 2 or 0 in tokens.shape or tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise PromptError(
-                f"what is continued must be token ids, whole numbers [batch, pos] with pos > 0, not {shown(input)}"
-            )
-        mask = (
-            torch.ones_like(tokens, dtype=torch.bool)
-            if attention_mask is None
-            else check_attention_mask(attention_mask, (tokens.shape[0], tokens.shape[1])).to(model.device)
+    tokens, mask = _prompts(model, input, prepend_bos, attention_mask)
+    generator = None if seed is None else torch.Generator(model.device).manual_seed(check_seed(seed))
+
+    def draw(logits: Tensor) -> Tensor:
+        return sample(
+            logits, temperature=temperature if do_sample else 0, top_k=top_k, top_p=top_p, generator=generator
         )
-        if not bool(mask[:, -1].all()):
-            raise PromptError("prompts of different lengths must be padded on the left to be continued")
-    elif attention_mask is not None:
-        raise PromptError("attention_mask belongs to token ids; text brings its own")
-    else:
-        tokens, mask = model.to_batch(input, prepend_bos, "left")
+
+    past = PastKeyValues(model.cfg.n_layers) if use_past_kv_cache and model.cfg.causal else None
+    longer = _continued(model, tokens, mask, max_new_tokens, draw, ends, past)
+    if isinstance(input, Tensor):
+        return longer
+    n_prompt, lengths = tokens.shape[1], mask.sum(1).tolist()
+    texts = [_text(model, row[n_prompt - n :], n, ends) for row, n in zip(longer, lengths, strict=True)]
+    return texts[0] if isinstance(input, str) else texts
+
+
+def _prompts(
+    model: Generator,
+    input: str | Sequence[str] | Tensor,
+    prepend_bos: bool | None,
+    attention_mask: Tensor | Sequence[Any] | None,
+) -> tuple[Tensor, Tensor]:
+    """Token ids and mask, both [batch, pos], of prompts that all end at the last position."""
+    if not isinstance(input, Tensor):
+        if attention_mask is not None:
+            raise PromptError("attention_mask belongs to token ids; text brings its own")
+        return model.to_batch(input, prepend_bos, "left")
+    attention_mask = padding_of(input) if attention_mask is None else attention_mask
+    tokens = (input[None] if input.ndim == 1 else input).to(model.device)
+    if tokens.ndim != 2 or 0 in tokens.shape or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise PromptError(f"the prompts to continue must be token ids, integers [batch, pos], not {shown(input)}")
+    if attention_mask is None:
+        return tokens, torch.ones_like(tokens, dtype=torch.bool)
+    mask = check_attention_mask(attention_mask, (tokens.shape[0], tokens.shape[1])).to(model.device)
+    if not bool(mask[:, -1].all()):
+        raise PromptError("prompts of different lengths must be padded on the left to be continued")
+    return tokens, mask
+
+
+def _continued(
+    model: Generator,
+    tokens: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
+    draw: Callable[[Tensor], Tensor],
+    ends: Sequence[int],
+    past: PastKeyValues | None,
+) -> Tensor:
+    """The prompts and up to so many tokens more [batch, pos + new]; after the end of a prompt its row is padded.
+
+    Args:
+        model, tokens, mask, max_new_tokens: as in `generate`, tokens and mask [batch, pos].
+        draw: logits [batch, d_vocab] -> the next token of each prompt [batch].
+        ends: the ids that end a prompt.
+        past: where to keep keys and values; None runs all tokens again for each new one.
+    """
     pad = None if model.tokenizer is None else model.tokenizer.pad_token_id
     fill = ends[0] if pad is None and ends else pad
     ending = torch.tensor(ends, dtype=torch.int64, device=model.device)
-    generator = None if seed is None else torch.Generator(model.device).manual_seed(check_seed(seed))
-    if not do_sample:
-        temperature = 0
-
-    n_prompt = tokens.shape[1]
-    past = PastKeyValues(model.cfg.n_layers) if use_past_kv_cache and model.cfg.causal else None
     done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
     for step in range(max_new_tokens):
+        # 1. The prompt, once; 3. then the new token alone.
         seen = tokens[:, -1:] if past is not None and step else tokens
-        logits = model(seen, attention_mask=mask, past_kv_cache=past)[:, -1]
-        new = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        logits = model(seen, attention_mask=mask, past_kv_cache=past)[:, -1]  # [batch, d_vocab_out]
+        # 2. The next token.
+        new = draw(logits)  # [batch]
         if ends:
             assert fill is not None
             new = torch.where(done, fill, new)
@@ -189,11 +225,7 @@ def generate(
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         if bool(done.all()):
             break
-    if isinstance(input, Tensor):
-        return tokens
-    lengths = mask[:, :n_prompt].sum(1).tolist()
-    texts = [_text(model, row[n_prompt - n :], n, ends) for row, n in zip(tokens, lengths, strict=True)]
-    return texts[0] if isinstance(input, str) else texts
+    return tokens
 
 
 def _text(model: Generator, row: Tensor, n_prompt: int, ends: Sequence[int]) -> str:

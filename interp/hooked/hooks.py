@@ -1,6 +1,6 @@
 """Hook points: where a forward hands a tensor to whoever asked for it, and takes back what they return.
 
-A `HookPoint` stands in the forward at each site as `x = self.hook_z(x)`. With nothing attached it returns its argument.
+The forward calls a `HookPoint` at each site, as `x = self.hook_z(x)`. With nothing attached it returns its argument.
 
 Who sees which hook?
 1. `attached` puts all hooks of a `with` block into one value of the calling context (a thread, or a task of asyncio) in
@@ -97,10 +97,10 @@ class Kept:
 
 
 class HookPoint:
-    """One site of one layer: a callable that stands in the forward.
+    """One site of one layer: a callable that the forward passes its value through.
 
     `name` is the full site name, `ctx` a dictionary for the user's own notes, which every thread shares; `kept` holds
-    the hooks of the model itself. Truth value: whether somebody needs this site to be computed.
+    the hooks of the model itself.
     """
 
     def __init__(self, name: str, site: Site) -> None:
@@ -148,7 +148,9 @@ class HookPoint:
         """Whether a backward hook is attached."""
         return any(hook.backward for hook in self.hooks)
 
-    def __bool__(self) -> bool:
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody needs this site to be computed, which may be one that is formed on demand."""
         return bool(_ATTACHED.get() or self.kept.added) and any(hook.demands for hook in self.hooks)
 
     def __call__(self, value: Tensor) -> Tensor:
@@ -304,7 +306,7 @@ def attached(
     Args:
         points: the hook points that there are.
         fwd_hooks, bwd_hooks, readers: the entries.
-        must_run: False if a hook that never ran is no error.
+        must_run: False if a hook may never run.
         in_place: whether the functions may change what they are given, and so need copies; readers never do.
         gives: what the block is given.
 

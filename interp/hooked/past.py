@@ -42,7 +42,7 @@ class PastKeyValues:
         return twin
 
     def draft(self) -> PastKeyValues:
-        """Another one that holds the same, for a forward to extend: what it adds stands behind what this one holds."""
+        """Another one that holds the same, for a forward to extend: what it adds comes after what this one holds."""
         twin = PastKeyValues(0)
         twin.__dict__ = {**self.__dict__, "_room": list(self._room), "_lengths": list(self._lengths)}
         return twin
@@ -70,15 +70,15 @@ class PastKeyValues:
             raise PromptError(f"past_kv_cache holds {held} prompts, but {batch} are to be continued")
         self._owner = weakref.ref(owner)
 
-    def recurrent(self, layer: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """The last inputs of a layer's convolution [batch, d_conv - 1, conv_channel], and its state."""
+    def stored_state(self, layer: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """The last inputs of a layer's convolution [batch, d_conv - 1, conv_channel], and its state [batch, ...]."""
         room = self._room[layer]
         if room is None:
             return None, None
         return room if _writable(room[1]) else (room[0].clone(), room[1].clone())
 
-    def recur(self, layer: int, tail: Tensor, state: Tensor, n_pos: int) -> None:
-        """Keep these instead, behind `n_pos` more positions."""
+    def store_state(self, layer: int, tail: Tensor, state: Tensor, n_pos: int) -> None:
+        """Replace what a layer keeps of its convolution's inputs and its state, after `n_pos` more positions."""
         self._room[layer] = (tail, state)
         self._lengths[layer] += n_pos
 
@@ -103,5 +103,5 @@ class PastKeyValues:
 
 
 def _writable(room: Tensor) -> bool:
-    """Whether torch lets us write there, or put it in a graph: what inference mode has made is of use in it alone."""
+    """Whether torch lets us write there, or put it in a graph: one of inference mode is of use in that mode alone."""
     return torch.is_inference_mode_enabled() or not room.is_inference()

@@ -46,7 +46,7 @@ class Recorder:
             self._versions[name] = value._version
 
     def store_gradient(self, gradient: Tensor, hook: Any) -> None:
-        """A backward hook function that keeps a gradient under the name with `_grad` behind it."""
+        """A backward hook function that keeps a gradient under the name followed by `_grad`."""
         self.store(gradient, hook, f"{hook.name}_grad")
 
     def check(self) -> None:

@@ -178,7 +178,7 @@ class BridgedModel(HookedModel):
             if resid is not None:
                 tap(blocks[first].hook_in, lambda value: resid)
             for name, point in self.hook_dict.items():
-                if point and self._runs(point, resid is not None, first, last):
+                if point.wanted and self._runs(point, resid is not None, first, last):
                     tap(self._theirs[name], self._through(point, kept))
                     if point.site.short == "resid_mid":
                         layer = point.layer()

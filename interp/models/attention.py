@@ -24,9 +24,10 @@ from interp.forward.forward_context import Context, causal_mask, pair_axis
 from interp.forward.packed_rows import Packed
 from interp.hooked.hooks import HookPoint
 from interp.hooked.past import PastKeyValues
+from interp.precision import wide_type
 
 # Queries of a sequence up to which small matrix products are faster than the fused kernel (docs/log.md).
-FEW = 8
+FEW_QUERIES = 8
 
 
 class Attention(nn.Module):
@@ -76,7 +77,7 @@ class Attention(nn.Module):
     def write(self, z: Tensor) -> Tensor:
         """What the layer adds to the residual stream, of what its heads mixed.  # [batch, pos, d_model]"""
         z = self.hook_z(z)
-        if self.hook_result:
+        if self.hook_result.wanted:
             results = self.hook_result(self.head_results(z))
             out = results.sum(2)  # [batch, pos, d_model]
             return (out if self.b_z is None else out + self.b_z).to(results.dtype)  # autocast leaves some sums wide
@@ -85,7 +86,7 @@ class Attention(nn.Module):
     @property
     def explicit(self) -> bool:
         """Whether somebody wants the scores or the pattern."""
-        return bool(self.hook_attn_scores or self.hook_pattern)
+        return self.hook_attn_scores.wanted or self.hook_pattern.wanted
 
     def project(self, x: Tensor, split: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, pos, head, d_head], keys and values [batch, pos, kv_head, d_head]."""
@@ -159,14 +160,14 @@ class Attention(nn.Module):
     def attend_packed(self, q: Tensor, k: Tensor, v: Tensor, packed: Packed, groups: Sequence[Context]) -> Tensor:
         """z [1, row, head, d_head] of rows whose sequences go back to a base run.
 
-        Scores and patterns of all rows stand in one tensor [1, head, row, key] when they pass their hook points.
+        Scores and patterns of all rows are in one tensor [1, head, row, key] when they pass their hook points.
         """
         keys, values = packed.keys_values(self.layer, k[0], v[0])  # [sequence, pos, kv_head, d_head]
         parts = []
         if not self.explicit:
             for group, context in zip(packed.groups, groups, strict=True):
                 own = q[0, group.rows].unflatten(0, (-1, group.length))  # [sequence, query, head, d_head]
-                attend = self.attend_few if group.length <= FEW else self.attend_fused
+                attend = self.attend_few if group.length <= FEW_QUERIES else self.attend_fused
                 parts.append(attend(own, keys[group.sequences], values[group.sequences], context).flatten(0, 1))
             return torch.cat(parts)[None]
         for group, context in zip(packed.groups, groups, strict=True):
@@ -194,8 +195,7 @@ class Attention(nn.Module):
 
     def softmax(self, scores: Tensor) -> Tensor:
         """Softmax over the keys, in float32 at least."""
-        wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-        return scores.softmax(-1, dtype=wide).to(scores.dtype)
+        return scores.softmax(-1, dtype=wide_type(scores.dtype)).to(scores.dtype)
 
     def to_query_heads(self, x: Tensor) -> Tensor:
         """Keys or values [batch, pos, kv_head, d_head], repeated for the query heads that share them."""

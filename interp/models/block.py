@@ -52,7 +52,7 @@ class Block(nn.Module):
         self.hook_mlp_in, self.hook_mlp_out = points.get(f"{here}.hook_mlp_in"), points.get(f"{here}.hook_mlp_out")
 
     def forward(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> Tensor:
-        """The residual stream [batch, pos, d_model] behind this layer."""
+        """The residual stream [batch, pos, d_model] after this layer."""
         return self.write(*self.mix(resid, context, past))
 
     def mix(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ class Block(nn.Module):
         if self.mixer is None:
             return resid, resid[..., :0]
         assert self.hook_mixer_in is not None
-        own = self.hook_mixer_in(resid.clone()) if self.hook_mixer_in else resid
+        own = self.hook_mixer_in(resid.clone()) if self.hook_mixer_in.wanted else resid
         return resid, self.mixer.mix(own if self.ln1 is None else self.ln1(own), context, past=past)
 
     def write(self, resid: Tensor, mixed: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Block(nn.Module):
 
     def _mlp_out(self, resid: Tensor) -> Tensor:
         assert self.mlp is not None and self.hook_mlp_in is not None and self.hook_mlp_out is not None
-        if self.hook_mlp_in:
+        if self.hook_mlp_in.wanted:
             resid = self.hook_mlp_in(resid.clone())
         x = resid if self.ln2 is None else self.ln2(resid)
         return self.hook_mlp_out(self.mlp(x))
@@ -95,7 +95,7 @@ class Block(nn.Module):
         """A normalised residual stream of its own for every head, where somebody asked for it."""
         split = {}
         for name, point in self.hook_split.items():
-            if not point:
+            if not point.wanted:
                 continue
             if self.ln1 is not None and self.ln1.edited and not torch.equal(x, self.ln1.unhooked(resid)):
                 raise HookError(

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, repeat
+from einops import einsum
 from torch import Tensor, nn
 
 from interp.arguments import is_whole, plain, shown
@@ -35,6 +35,7 @@ from interp.hooked.model import HookedModel
 from interp.hooked.past import PastKeyValues
 from interp.models.attention import Attention
 from interp.models.block import Block
+from interp.models.derivations import AT_THE_END, IN_LAYER, LayerRun
 from interp.models.layers import Embed, Norm, PosEmbed, SinusoidalEmbed, Unembed
 from interp.sites import axis_sizes, site_names
 from interp.state_space.mixer import MambaMixer
@@ -42,7 +43,6 @@ from interp.text.padding import check_attention_mask
 from interp.text.tokenizer import Tokenizer
 
 SURELY_FITS = 2**26  # numbers of a model that are not worth counting
-RECURRENT = ("conv", "delta", "B", "C")  # what states and the hidden attention follow from
 
 
 def _stacked(part: str, name: str, shape: str) -> property:
@@ -154,20 +154,12 @@ class GPT(HookedModel):
             PromptError: an empty prompt, one longer than the context, ids out of range, a mask of another shape; what
                 another model left in `past_kv_cache`.
         """
-        if past_kv_cache is not None and not isinstance(past_kv_cache, PastKeyValues):
-            raise PromptError(f"past_kv_cache must be a PastKeyValues or None, not {shown(past_kv_cache)}")
+        _check_past(past_kv_cache)
         if not isinstance(return_type, str | None) or return_type not in ("logits", "loss", "both", None):
             raise PromptError(f"return_type must be 'logits', 'loss', 'both' or None, not {return_type!r}")
         tokens, mask = self._input(input, prepend_bos, attention_mask)
         first, last = self._layers(start_at_layer, stop_at_layer)
-        if past_kv_cache is not None and not self.cfg.causal:
-            raise PromptError(
-                "past_kv_cache needs causal attention: where earlier positions look at later ones, nothing of them can "
-                "be kept"
-            )
-        past = None if past_kv_cache is None else past_kv_cache.draft()
-        if past is not None:
-            past.claim(self, self.cfg.n_layers, tokens.shape[0])
+        past = None if past_kv_cache is None else self._draft(past_kv_cache, tokens.shape[0])
         n_past = 0 if past is None else len(past)
         if start_at_layer is None:
             self._check_tokens(tokens, n_past)
@@ -182,7 +174,8 @@ class GPT(HookedModel):
         context = make_context(
             self.cfg, tokens.shape[1], n_past=n_past, attention_mask=mask, device=self.device, dtype=self.dtype
         )
-        resid = tokens if start_at_layer is not None else self.embed_tokens(tokens, context)
+        # 1. The embedding; 2. and 3. the blocks; 4. the unembedding.
+        resid = tokens if start_at_layer is not None else self.embed_tokens(tokens, context)  # [batch, pos, d_model]
         for block in self.blocks[first:last]:
             resid = block(resid, context, past)
         out = resid
@@ -193,10 +186,21 @@ class GPT(HookedModel):
             past_kv_cache.become(past)  # last, so that a forward that fails leaves it as it was
         return out
 
+    def _draft(self, past: PastKeyValues, n_prompts: int) -> PastKeyValues:
+        """What a forward of so many prompts extends in place of `past`, which stays as it is if it fails."""
+        if not self.cfg.causal:
+            raise PromptError(
+                "past_kv_cache needs causal attention: where earlier positions look at later ones, nothing of them can "
+                "be kept"
+            )
+        draft = past.draft()
+        draft.claim(self, self.cfg.n_layers, n_prompts)
+        return draft
+
     def _read_out(
         self, resid: Tensor, return_type: str | None, tokens: Tensor | None, mask: Tensor | None, per_token: bool
     ) -> Any:
-        """What `return_type` says, from the residual stream behind the last layer; without tokens there is no loss."""
+        """What `return_type` says, from the residual stream after the last layer; without tokens there is no loss."""
         normalized = self.ln_final(resid)
         if return_type is None:
             return None
@@ -258,60 +262,18 @@ class GPT(HookedModel):
         return mask
 
     def derive(self, name: str, tensors: Mapping[str, Tensor], attention_mask: Tensor | None) -> Tensor | None:
-        """Patterns from queries and keys, results from z, norms and split inputs from the residual stream."""
-        path, _, site = name.rpartition(".hook_")
-        if not path.startswith("blocks."):
-            return self._derive_norm(
-                site, self.ln_final, tensors.get(f"blocks.{self.cfg.n_layers - 1}.hook_resid_post")
-            )
-        layer = int(path.split(".")[1])
-        here = f"blocks.{layer}"
-        block = self.block(layer)
-        pre = tensors.get(f"{here}.hook_resid_pre")
-        direct = block.parallel or self.cfg.mixer(layer) is None  # the MLP reads what enters the block
-        mid = tensors.get(f"{here}.hook_mlp_in", pre if direct else tensors.get(f"{here}.hook_resid_mid"))
-        if path.endswith(".ln1") or path.endswith(".ln2"):
-            return self._derive_norm(
-                site, block.ln1 if path.endswith(".ln1") else block.ln2, pre if path.endswith(".ln1") else mid
-            )
-        if site == "mlp_in":
-            return mid
-        if site == "mixer_in":
-            return pre
-        if path.endswith(".mixer"):
-            return self._derive_mixer(
-                block.mixer, site, {name: tensors.get(f"{path}.hook_{name}") for name in RECURRENT}, attention_mask
-            )
-        if block.attn is None:
-            return None
-        if site in ("q_input", "k_input", "v_input") and pre is not None:
-            return repeat(pre, "batch pos d_model -> batch pos head d_model", head=block.heads[site[0]])
-        if site == "result" and f"{here}.attn.hook_z" in tensors:
-            return self.head_results(layer, tensors[f"{here}.attn.hook_z"])
-        if site in ("attn_scores", "pattern"):
-            rotated = "rot_" if block.attn.hook_rot_q is not None else ""
-            q, k = (tensors.get(f"{here}.attn.hook_{rotated}{which}") for which in "qk")
-            scores = tensors.get(f"{here}.attn.hook_attn_scores")
-            if scores is None and q is not None and k is not None:
-                context = make_context(
-                    self.cfg, q.shape[1], attention_mask=attention_mask, device=q.device, dtype=q.dtype
-                )
-                scores = block.attn.scores(q, k, context)
-            return scores if scores is None or site == "attn_scores" else block.attn.softmax(scores)
-        return None
+        """Patterns from queries and keys, results from z, norms and split inputs from the residual stream.
 
-    def _derive_mixer(
-        self, mixer: MambaMixer | None, site: str, found: Mapping[str, Tensor | None], mask: Tensor | None
-    ) -> Tensor | None:
-        there = {name: value for name, value in found.items() if value is not None}
-        if mixer is None or len(there) < len(found):
+        `interp.models.derivations` has the table.
+        """
+        point = self.hook_dict[name]
+        short = point.site.short
+        if short in AT_THE_END:
+            return AT_THE_END[short](self.ln_final, tensors.get(f"blocks.{self.cfg.n_layers - 1}.hook_resid_post"))
+        if short not in IN_LAYER:
             return None
-        return mixer.derive(site, mask, **there)
-
-    def _derive_norm(self, site: str, norm: nn.Module | None, resid: Tensor | None) -> Tensor | None:
-        if resid is None or not isinstance(norm, Norm):
-            return None
-        return norm.scale(resid) if site == "scale" else norm.normalized(resid)
+        layer = point.layer()
+        return IN_LAYER[short](LayerRun(self.cfg, layer, self.block(layer), tensors, attention_mask))
 
     def head_results(self, layer: int, z: Tensor) -> Tensor:
         """What each head adds to the residual stream: z W_O.  # [..., head, d_head] -> [..., head, d_model]"""
@@ -432,6 +394,11 @@ def _memory(place: torch.device) -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def _check_past(past: object) -> None:
+    if past is not None and not isinstance(past, PastKeyValues):
+        raise PromptError(f"past_kv_cache must be a PastKeyValues or None, not {shown(past)}")
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, mask: Tensor | None, *, per_token: bool) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from interp.config import ModelConfig
 from interp.hooked.hooks import HookPoint
+from interp.precision import widened
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ class Norm(nn.Module):
         return self.hook_scale.edited or self.hook_normalized.edited
 
     def unhooked(self, x: Tensor) -> Tensor:
-        """The same without the hook points: for inputs that stand beside the residual stream."""
+        """The same without the hook points: for inputs beside the residual stream."""
         wide = self._center(x)
         return self._weigh((wide / self._scale(wide)).to(x.dtype))
 
@@ -81,7 +82,7 @@ class Norm(nn.Module):
         return normalized if self.w is None else normalized * self.w
 
     def _center(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        wide = widened(x)
         return wide - wide.mean(-1, keepdim=True) if self.centers else wide
 
     def _scale(self, wide: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class Mamba1(MambaMixer):
         delta = F.softplus(F.linear(low, self.W_dt).to(self.wide).add_(self.b_dt))
         return Selected(conv, delta, B, C)
 
-    def as_y(self, channels: Tensor) -> Tensor:
+    def like_y(self, channels: Tensor) -> Tensor:
         """As they are: y has channels."""
         return channels
 

@@ -51,9 +51,9 @@ class Mamba2(MambaMixer):
         if self.cfg.dt_limit is not None:
             delta = delta.clamp(*self.cfg.dt_limit)
         groups = (self.cfg.n_ssm_groups, -1)
-        return Selected(self.as_y(x), delta, B.unflatten(-1, groups), C.unflatten(-1, groups))
+        return Selected(self.like_y(x), delta, B.unflatten(-1, groups), C.unflatten(-1, groups))
 
-    def as_y(self, channels: Tensor) -> Tensor:
+    def like_y(self, channels: Tensor) -> Tensor:
         """In heads.  # [..., ssm_head, d_ssm_head]"""
         return channels.unflatten(-1, (-1, self.cfg.d_ssm_head))
 
@@ -62,7 +62,7 @@ class Mamba2(MambaMixer):
         gated = (y.to(self.wide) * F.silu(gate.to(self.wide))).flatten(2)
         groups = gated.unflatten(-1, (self.cfg.n_ssm_groups, -1))
         normed = normalized(groups, self.cfg.eps).flatten(-2)
-        return self.as_y(normed.to(y.dtype) * self.w_norm)
+        return self.like_y(normed.to(y.dtype) * self.w_norm)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None) -> None:

@@ -7,13 +7,13 @@ fixed size instead, writes each position into it and reads from it:
 
 | symbol | here | what it is | in the papers |
 |---|---|---|---|
-| x | `hook_conv` (Mamba-2: its first d_inner channels) | the input, behind the convolution | eq. 1a; x of algorithm 2 |
+| x | `hook_conv` (Mamba-2: its first d_inner channels) | the input, after the convolution | eq. 1a; x of algorithm 2 |
 | A | `mixer.A`, [channel, d_state], or [ssm_head] | how fast each number of the state decays, below 0 | eq. 1a, 3.6 |
 | delta | `hook_delta` | the step size: near 0 a position is passed over, large ones overwrite | eq. 4, section 3.5.2 |
 | B | `hook_B` | how a position is written into the state | eq. 1a; like a key |
 | C | `hook_C` | how the state is read at a position | eq. 1b; like a query |
 | D | `mixer.D` | what passes by the state | section 3.4, as in S4 |
-| h | `hook_state` | the state behind a position | eq. 2a |
+| h | `hook_state` | the state after a position | eq. 2a |
 | conv | `hook_in`, `hook_conv` | each channel's mean over the last `d_conv` positions, with weights | figure 3 |
 | gate | `hook_gate` | multiplies y by SiLU of itself | figure 3 |
 
@@ -22,9 +22,9 @@ fixed size instead, writes each position into it and reads from it:
 3. delta, B and C are read off (selection: they depend on the token; section 3.2). Mamba-1 reads them from x, Mamba-2
    makes them beside it, and has one delta and one A for a whole head of channels (2024, section 7).
 4. The recurrence, as a scan (`interp.state_space.scan`). Where somebody asked for the states, they are made one by one;
-   where they
-   asked for the pattern, it is formed: y = pattern x, pattern[t, s] = C_t exp(A sum of delta behind s) delta_s B_s, and
-   D on the diagonal (Ali et al. 2024, "The Hidden Attention of Mamba Models", section 3).
+   where they asked for the pattern, it is formed: y = pattern x, with
+   pattern[t, s] = C_t exp(A sum of delta after s) delta_s B_s, and D on the diagonal (Ali et al. 2024, "The Hidden
+   Attention of Mamba Models", section 3).
 5. y is gated, in Mamba-2 normalised in groups, and W_out writes to the residual stream.
 """
 
@@ -45,8 +45,11 @@ from interp.forward.forward_context import Context
 from interp.forward.packed_rows import Packed, Piece, at_rows, joined, where
 from interp.hooked.hooks import HookPoint
 from interp.hooked.past import PastKeyValues
+from interp.precision import wide_type
 from interp.state_space.states import as_hooks_leave_them, linked, states_one_by_one
 
+# The sites that states and the hidden attention follow from.
+RECURRENT = ("conv", "delta", "B", "C")
 # Step sizes at the start of training lie between these (Gu and Dao 2023, section 3.6).
 LEAST_STEP, MOST_STEP = 0.001, 0.1
 
@@ -63,7 +66,7 @@ class Selected(NamedTuple):
         """The same at some rows [run, length] of a packed batch; None takes all as it is."""
         return self if place is None else Selected(*(value[0, place] for value in self))
 
-    def behind(self, position: int) -> Selected:
+    def after(self, position: int) -> Selected:
         """The same at later positions."""
         return Selected(*(value[:, position + 1 :] for value in self))
 
@@ -106,7 +109,7 @@ class MambaMixer(nn.Module, ABC):
         """x, delta, B and C of what left the convolution (and, in Mamba-2, of what W_in gave for delta)."""
 
     @abstractmethod
-    def as_y(self, channels: Tensor) -> Tensor:
+    def like_y(self, channels: Tensor) -> Tensor:
         """Channels [..., d_inner] on the axes of `y`."""
 
     @abstractmethod
@@ -116,7 +119,7 @@ class MambaMixer(nn.Module, ABC):
     @property
     def wide(self) -> torch.dtype:
         """The number type of step sizes and states: float32 at least."""
-        return torch.float64 if self.W_in.dtype == torch.float64 else torch.float32
+        return wide_type(self.W_in.dtype)
 
     @property
     def A(self) -> Tensor:
@@ -134,7 +137,7 @@ class MambaMixer(nn.Module, ABC):
             y = self._packed(inner, dt, context.packed)
         else:
             y = self._whole(inner, dt, context.real, past)
-        return self.through_gate(self.hook_y(y), self.hook_gate(self.as_y(parts["gate"])))
+        return self.through_gate(self.hook_y(y), self.hook_gate(self.like_y(parts["gate"])))
 
     def write(self, gated: Tensor) -> Tensor:
         """What the mixer adds to the residual stream.  # [batch, pos, d_model]"""
@@ -153,7 +156,7 @@ class MambaMixer(nn.Module, ABC):
             out.addcmul_(inner[:, at : at + n_pos], self.W_conv[:, at])
         return F.silu(out, inplace=True)
 
-    def skipping(self, y: Tensor, x: Tensor) -> Tensor:
+    def with_skip(self, y: Tensor, x: Tensor) -> Tensor:
         """y with D x, which passes by the state."""
         return torch.addcmul(y, x, self.D.reshape(-1, *[1] * (x.ndim - 3)))
 
@@ -173,7 +176,7 @@ class MambaMixer(nn.Module, ABC):
             delta = where(mask, delta)
         if site == "pattern":
             return self.full_pattern(delta, B, C)
-        return self.states(self.as_y(conv[..., : self.cfg.d_inner]), delta, self.A, B) if site == "state" else None
+        return self.states(self.like_y(conv[..., : self.cfg.d_inner]), delta, self.A, B) if site == "state" else None
 
     def _whole(self, inner: Tensor, dt: Tensor | None, real: Tensor | None, past: PastKeyValues | None) -> Tensor:
         """y of prompts whose positions are all here, or follow on those that went before."""
@@ -181,7 +184,7 @@ class MambaMixer(nn.Module, ABC):
             if past is not None and not bool(real[:, -1].all()):
                 raise PromptError("prompts that are to be continued must be padded on the left")
             inner = where(real, inner)
-        tail, state = (None, None) if past is None else past.recurrent(self.layer)
+        tail, state = (None, None) if past is None else past.stored_state(self.layer)
         if tail is None:
             tail = inner.new_zeros(inner.shape[0], self.cfg.d_conv - 1, inner.shape[2])
         inner = torch.cat((tail, inner), dim=1)
@@ -189,8 +192,8 @@ class MambaMixer(nn.Module, ABC):
         y, (last,) = self._read(s, [(None, state)])
         if past is not None:
             n_pos = inner.shape[1] - tail.shape[1]
-            past.recur(self.layer, inner[:, n_pos:], last, n_pos)
-        if not self.hook_pattern:
+            past.store_state(self.layer, inner[:, n_pos:], last, n_pos)
+        if not self.hook_pattern.wanted:
             return y
         if state is not None:
             raise HookError(f"{self.hook_pattern.name!r} is of whole prompts: run them without past_kv_cache")
@@ -208,10 +211,10 @@ class MambaMixer(nn.Module, ABC):
             pieces.append((run.rows, run.states(known, packed.mask)))
         s = self._selected(self.hook_conv(conv), dt, None)
         y, _ = self._read(s, pieces)
-        if not self.hook_pattern:
+        if not self.hook_pattern.wanted:
             return y
         delta, B = (packed.completed(known[name], own[0]) for name, own in (("delta", s.delta), ("B", s.B)))
-        x = packed.completed(self.as_y(known["conv"][..., : self.cfg.d_inner]), s.x[0])  # [sequence, pos, ...]
+        x = packed.completed(self.like_y(known["conv"][..., : self.cfg.d_inner]), s.x[0])  # [sequence, pos, ...]
         of, query = packed.sequence, packed.position
         rows = self.rows(delta[of], self.A, B[of], s.C[0], query)  # [row, unit, key]
         rows = rows + F.one_hot(query, rows.shape[-1])[:, None] * self.D[:, None].to(rows)
@@ -226,28 +229,28 @@ class MambaMixer(nn.Module, ABC):
 
     def _read(self, s: Selected, pieces: Sequence[Piece]) -> tuple[Tensor, list[Tensor]]:
         """y with D, and the last states."""
-        if self.hook_state:
+        if self.hook_state.wanted:
             states = self._states(s, pieces)
             lasts = [at_rows(states, place)[:, -1] for place, _ in pieces]
-            return self.skipping(self.read(states, s.C).to(s.x.dtype), s.x), lasts
+            return self.with_skip(self.read(states, s.C).to(s.x.dtype), s.x), lasts
         own = [s.at(place) for place, _ in pieces]
         found = [self.scan(*self._arguments(o), o.C, state=state) for o, (_, state) in zip(own, pieces, strict=True)]
         y = joined([y for y, _ in found], pieces)
-        return self.skipping(y, s.x), [last for _, last in found]
+        return self.with_skip(y, s.x), [last for _, last in found]
 
     def _arguments(self, s: Selected) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return s.x, s.delta, self.A, s.B
 
     def _states(self, s: Selected, pieces: Sequence[Piece]) -> Tensor:
-        """The states as hooks leave them; those behind a change follow from it."""
+        """The states as hooks leave them; those after a change follow from it."""
         if len(pieces) == 1 and not self.hook_state.changes and torch.is_grad_enabled():
             own, decay = states_one_by_one(self.states, *self._arguments(s), pieces[0][1])
             self.hook_state.observe(own)
             return linked(own, decay)
 
-        def run(place: Tensor | None, behind: int | None, state: Tensor | None) -> Tensor:
+        def run(place: Tensor | None, position: int | None, state: Tensor | None) -> Tensor:
             own = s.at(place)
-            return self.states(*self._arguments(own if behind is None else own.behind(behind)), state=state)
+            return self.states(*self._arguments(own if position is None else own.after(position)), state=state)
 
         return as_hooks_leave_them(self.hook_state, run, pieces)
 

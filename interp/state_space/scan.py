@@ -28,6 +28,7 @@ from einops import einsum, rearrange, repeat
 from torch import Tensor
 
 from interp.errors import PromptError
+from interp.precision import wide_type
 from interp.state_space.scan_kernel import recurrence, recurrent_states
 
 LOG2_E = 1 / math.log(2)
@@ -37,7 +38,7 @@ CHUNK = 64  # positions of Mamba-2 at once (docs/log.md)
 def selective_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What the channels of Mamba-1 read out, without the D term, and the state behind the last position.
+    """What the channels of Mamba-1 read out, without the D term, and the state after the last position.
 
     Args:
         x: what enters the state [batch, pos, channel].
@@ -82,7 +83,7 @@ def selective_pattern(delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
     Arguments are those of `selective_scan`; a query reads no later key.
     """
-    delta, A, B, C = _widened(delta, A, B, C)
+    delta, A, B, C = (part.to(wide_type(delta.dtype)) for part in (delta, A, B, C))
     steps = delta.mT  # [batch, channel, pos]
     between = _between(steps)
     pattern = torch.zeros_like(between)
@@ -102,7 +103,7 @@ def selective_rows(delta: Tensor, A: Tensor, B: Tensor, C: Tensor, query: Tensor
         C: at the row's own position [row, d_state].
         query: that position [row].
     """
-    delta, A, B, C = _widened(delta, A, B, C)
+    delta, A, B, C = (part.to(wide_type(delta.dtype)) for part in (delta, A, B, C))
     steps, seen = _until(delta, query)
     between, alike = _suffixes(steps), B * C[:, None]
     pattern = torch.zeros_like(between)
@@ -114,7 +115,7 @@ def selective_rows(delta: Tensor, A: Tensor, B: Tensor, C: Tensor, query: Tensor
 def dual_scan(
     x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What the heads of Mamba-2 read out, without the D term, and the state behind the last position.
+    """What the heads of Mamba-2 read out, without the D term, and the state after the last position.
 
     Args:
         x: what enters the state [batch, pos, ssm_head, d_ssm_head].
@@ -172,7 +173,7 @@ def dual_pattern(delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
     Arguments are those of `dual_scan`; a query reads no later key.
     """
-    delta, A, B, C = _widened(delta, A, B, C)
+    delta, A, B, C = (part.to(wide_type(delta.dtype)) for part in (delta, A, B, C))
     return _weights(_between((delta * A).mT), B, C) * delta.mT[:, :, None]
 
 
@@ -186,7 +187,7 @@ def dual_rows(delta: Tensor, A: Tensor, B: Tensor, C: Tensor, query: Tensor) -> 
         C: at the row's own position [row, ssm_group, d_state].
         query: that position [row].
     """
-    delta, A, B, C = _widened(delta, A, B, C)
+    delta, A, B, C = (part.to(wide_type(delta.dtype)) for part in (delta, A, B, C))
     steps, seen = _until(delta, query)
     alike = einsum(B, C, "row key group d_state, row group d_state -> row key group") * seen[..., None]
     alike = repeat(alike, "row key group -> row key (group head)", head=A.shape[0] // B.shape[2])
@@ -200,13 +201,13 @@ def _until(steps: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _suffixes(steps: Tensor) -> Tensor:
-    """Sums of [row, key, ...] behind each key."""
-    behind = steps.flip(1).cumsum(1).flip(1)[:, 1:]
-    return torch.cat((behind, torch.zeros_like(steps[:, :1])), dim=1)
+    """Sums of [row, key, ...] after each key."""
+    later = steps.flip(1).cumsum(1).flip(1)[:, 1:]
+    return torch.cat((later, torch.zeros_like(steps[:, :1])), dim=1)
 
 
 def _chunk(u: Tensor, decay: Tensor, B: Tensor, C: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-    """y [batch, pos, head, d_head] of a chunk, and the state behind it [batch, group, d_state, (head d_head)].
+    """y [batch, pos, head, d_head] of a chunk, and the state after it [batch, group, d_state, (head d_head)].
 
     Args:
         u: delta x [batch, pos, head, d_head].
@@ -236,7 +237,7 @@ def _weights(between: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 def _between(steps: Tensor) -> Tensor:
-    """Sums of [..., pos] behind each key up to each query, 0 where the key is later.  # [..., query, key]
+    """Sums of [..., pos] after each key up to each query, 0 where the key is later.  # [..., query, key]
 
     Summed anew for every key: a difference of two long sums would lose the digits of a short one.
     """
@@ -253,21 +254,12 @@ def _dual_shape(x: Tensor, B: Tensor) -> tuple[int, ...]:
     return (x.shape[0], *x.shape[2:], B.shape[3])
 
 
-def _precision(x: Tensor) -> torch.dtype:
-    """In which states are computed."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _widened(*parts: Tensor) -> list[Tensor]:
-    return [part.to(_precision(parts[0])) for part in parts]
-
-
 def _first(state: Tensor | None, shape: tuple[int, ...], x: Tensor) -> Tensor:
     """The state before the first position, in the precision of states."""
     if state is None:
-        return x.new_zeros(shape, dtype=_precision(x))
+        return x.new_zeros(shape, dtype=wide_type(x.dtype))
     if tuple(state.shape) != shape:
         raise PromptError(
             f"a state of the shape {list(state.shape)} was given, but this layer and batch need {list(shape)}"
         )
-    return state.to(_precision(x))
+    return state.to(wide_type(x.dtype))

@@ -1,7 +1,7 @@
 """What are the states of a recurrence when hooks change some of them?
 
 1. The states are computed and shown to the hooks that change them.
-2. At the first position where one of them did, its value counts, and the states behind it are computed anew from it.
+2. At the first position where one of them did, its value counts, and the states after it are computed anew from it.
 3. The hooks are called again, with the states that now follow; positions up to that one are settled. So several edits
    mean what they would mean one after the other.
 """
@@ -27,7 +27,7 @@ def as_hooks_leave_them(
 
     Args:
         point: `hook_state` of a mixer.
-        run: the states of the rows at a place of a packed batch, behind a position (None: from the first on), from the
+        run: the states of the rows at a place of a packed batch, after a position (None: from the first on), from the
             state before them (None: zero).
         pieces: where the rows lie that follow one another, and the state before them.
 
@@ -61,7 +61,7 @@ def as_hooks_leave_them(
 
 
 def _first_change(differs: Tensor, done: int) -> int | None:
-    """The first position behind `done` at which any of [batch, pos] is True."""
+    """The first position after `done` at which any of [batch, pos] is True."""
     later = differs[:, done + 1 :].any(0).nonzero()
     return done + 1 + int(later[0]) if len(later) else None
 

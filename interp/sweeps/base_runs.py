@@ -35,7 +35,7 @@ class BaseRuns:
 
     Attributes:
         pairs: the prompts.
-        prompts: which they are, first and behind the last.
+        prompts: which they are, first and after the last.
         stored: "base" and "source" to what was stored of each run, by site name.
         states: the base run's states before `Plan.starts`, by site name [prompt, start, ...].
         seen: what the metric reads of the logits of each run.
@@ -76,41 +76,43 @@ class BaseRunCache:
         self.metric = metric
         self.sides = sides
         self.plan = plan
-        self._block: BaseRuns | None = None
+        self._latest: BaseRuns | None = None
         self._means: dict[tuple[str, str], Tensor] = {}
         self._names = self._stored_names()
 
-    def at(self, prompts: tuple[int, int]) -> BaseRuns:
-        """The base and source runs of some prompts; those of the last call are remembered."""
-        if self._block is None or self._block.prompts != prompts:
-            self._block = None  # lets go of the earlier one first
+    def of(self, prompts: tuple[int, int]) -> BaseRuns:
+        """The base and source runs of some prompts; those of the last call are kept."""
+        if self._latest is None or self._latest.prompts != prompts:
+            self._latest = None  # lets go of the earlier one first
             if self.model.device.type == "cpu":
                 # glibc hands memory back to the system at once until it has seen a large piece freed; a quarter of the
                 # time would go into asking for it again.
                 torch.empty(31 * 2**20, dtype=torch.uint8)
-            self._block = self._run_block(prompts)
-        return self._block
+            self._latest = self._make(prompts)
+        return self._latest
 
-    def _run_block(self, prompts: tuple[int, int]) -> BaseRuns:
+    def _make(self, prompts: tuple[int, int]) -> BaseRuns:
         pairs = self.pairs[prompts[0] : prompts[1]]
         stored: dict[str, dict[str, Tensor]] = {}
         states: dict[str, Tensor] = {}
         seen: dict[str, Tensor] = {}
         largest: dict[str, Tensor] = {}
-        before = torch.tensor(self._starts(pairs), device=pairs.mask.device) - 1
+        before = torch.tensor(self._starts_within(pairs), device=pairs.mask.device) - 1
 
         def keep(value: Tensor, hook: HookPoint) -> None:
             states[hook.name] = value.index_select(1, before)
 
+        # 1. and 2. What each run is asked for later is kept.
         for run in RUNS:
             readers = [(self._state_names(), keep)] if run == "base" and len(before) else []
             with attached(self.model.hook_dict, readers=readers):
-                stored[run], seen[run], largest[run] = self._run(pairs, self.sides[run], self._names[run])
+                stored[run], seen[run], largest[run] = self._run_side(pairs, self.sides[run], self._names[run])
+        # 3. The metric of both.
         value = {run: evaluate(self.metric, seen[run], pairs, seen["source"]) for run in RUNS}
         off = [rounding(self.metric, seen[run], pairs, seen["source"], largest[run]) for run in RUNS]
         return BaseRuns(pairs, prompts, stored, states, seen, value, torch.maximum(*off))
 
-    def _run(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def _run_side(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """What a run has at some sites, what the metric reads of its logits, and the largest of all of them there."""
         model, tokens, mask = self.model, getattr(pairs, side), pairs.attention_mask
         if not self.plan.packed:
@@ -118,6 +120,7 @@ class BaseRunCache:
             at = where_read(self.metric, pairs).to(logits.device)
             there = logits[torch.arange(len(pairs), device=logits.device)[:, None], at]  # [prompt, read, d_vocab_out]
             return dict(cache), read(self.metric, logits, pairs), largest_logit(there)
+        # Nothing but what the metric reads is normalised and unembedded.
         last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
         names = names | {last}
         _, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask, return_type=None)
@@ -141,7 +144,7 @@ class BaseRunCache:
         """The sites of each run that are stored: what edits copy; of the base run also what functions are given, what
         copies are compared with, and what rows are joined from.
         """
-        found: dict[str, set[str]] = {"base": self._entries(), "source": set()}
+        found: dict[str, set[str]] = {"base": self._joined_sites(), "source": set()}
         for variant in self.variants:
             for edit in variant.edits:
                 if edit.run is not None and edit.op != "mean":
@@ -151,7 +154,7 @@ class BaseRunCache:
         found["base"] |= found["source"]
         return {run: names & set(self.model.hook_dict) for run, names in found.items()}
 
-    def _entries(self) -> set[str]:
+    def _joined_sites(self) -> set[str]:
         """The sites of the base run that rows are joined from, and its keys and values."""
         if not self.plan.packed:
             return set()
@@ -161,7 +164,7 @@ class BaseRunCache:
             if step % 2 and (mixed := mixed_site(self.model.cfg, step // 2)) is not None:
                 names.add(mixed)
         for layer in range(min(self.plan.joins, default=0) // 2, self.model.cfg.n_layers):
-            names |= set(self._looked_back_at(layer).values())
+            names |= set(self._sites_looked_back_at(layer).values())
         return names
 
     @functools.cached_property
@@ -169,7 +172,7 @@ class BaseRunCache:
         """The sites that any variant edits."""
         return {edit.name(self.model.cfg) for variant in self.variants for edit in variant.edits}
 
-    def _looked_back_at(self, layer: int) -> dict[str, str]:
+    def _sites_looked_back_at(self, layer: int) -> dict[str, str]:
         """The sites of a layer whose values at earlier positions its mixer reads."""
         cfg, here = self.model.cfg, f"blocks.{layer}"
         mixer = cfg.mixer(layer)
@@ -182,7 +185,7 @@ class BaseRunCache:
         names = ("in", *(("conv", "delta", "B") if formed else ()))
         return {name: f"{here}.mixer.hook_{name}" for name in names}
 
-    def _starts(self, pairs: PromptPairs) -> list[int]:
+    def _starts_within(self, pairs: PromptPairs) -> list[int]:
         """Where rows may begin in these prompts, which are as wide as the longest of them."""
         return [start for start in self.plan.starts if start < pairs.mask.shape[1]]
 
@@ -192,30 +195,30 @@ class BaseRunCache:
         names = (f"blocks.{layer}.mixer.hook_state" for layer in range(first, self.model.cfg.n_layers))
         return [name for name in names if name in self.model.hook_dict]
 
-    def prefix(self, block: BaseRuns, first: int) -> dict[int, PrefixValues]:
+    def prefix(self, runs: BaseRuns, first: int) -> dict[int, PrefixValues]:
         """What mixers look back at in the base run, from a layer on."""
         found: dict[int, PrefixValues] = {}
-        starts = self._starts(block.pairs)
-        slots = torch.zeros(block.pairs.mask.shape[1], dtype=torch.long)
+        starts = self._starts_within(runs.pairs)
+        slots = torch.zeros(runs.pairs.mask.shape[1], dtype=torch.long)
         slots[starts] = torch.arange(len(starts))
         for layer in range(first, self.model.cfg.n_layers):
-            known = {short: block.stored["base"][name] for short, name in self._looked_back_at(layer).items()}
-            states = block.states.get(f"blocks.{layer}.mixer.hook_state")
+            known = {short: runs.stored["base"][name] for short, name in self._sites_looked_back_at(layer).items()}
+            states = runs.states.get(f"blocks.{layer}.mixer.hook_state")
             more = {} if states is None else {"state": states, "slot": slots.to(states.device)}
             found[layer] = known | more
         return found
 
-    def values(self, placed: Placed, block: BaseRuns) -> Tensor:
-        """What an edit copies from, in the site's axes, for the prompts of a block."""
+    def source_of(self, placed: Placed, runs: BaseRuns) -> Tensor:
+        """What an edit copies from, in the site's axes, for the prompts of some runs."""
         edit, site = placed.edit, placed.site
         if edit.run is not None and edit.op != "mean":
-            return block.stored[edit.run][placed.name]
+            return runs.stored[edit.run][placed.name]
         if edit.run is not None:
             whole = self._mean(edit.run, placed)
         else:
             whole = whole_source(edit, placed.name, site, self.model.cfg, self.pairs)
-        first, last = block.prompts
-        part = {"batch": slice(first, last), **dict.fromkeys(("pos", "query", "key"), slice(block.pairs.mask.shape[1]))}
+        first, last = runs.prompts
+        part = {"batch": slice(first, last), **dict.fromkeys(("pos", "query", "key"), slice(runs.pairs.mask.shape[1]))}
         return whole[tuple(part.get(axis, slice(None)) for axis in site.axes)]
 
     def _mean(self, run: str, placed: Placed) -> Tensor:
@@ -231,6 +234,7 @@ class BaseRunCache:
         return self._means[run, placed.name]
 
     def _all_means(self, run: str, names: set[str]) -> dict[tuple[str, str], Tensor]:
+        """The means of some sites, by run and name [prompt, ...]: one forward for each block of prompts."""
         sums: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         for first, last in dict.fromkeys(chunk.prompts for chunk in self.plan.chunks):

@@ -10,9 +10,10 @@ A cell is one variant on one prompt. Values are seen with rows first: [row, the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,32 +40,82 @@ class Layout:
     row_of: Numbers
 
 
-@dataclass(eq=False)
-class _AssignmentGroup:
-    """Edits that are made by one indexed assignment; the lists have an entry for each edit."""
+class _Operation(NamedTuple):
+    """What an edit does: `op`, and what tells its source from others; None for a number that each edit has."""
 
     op: str
-    source: Tensor | None  # rows first: [prompt, pos, ...]
+    source: object
+
+
+class _GroupKey(NamedTuple):
+    """What the edits of one group have in common: one indexed assignment makes them all.
+
+    Attributes:
+        turn: how many edits of the same variant at the same site come before.
+        operation: what they do.
+        counts: how many indices they name on each axis of the site; None where they name none.
+    """
+
+    turn: int
+    operation: _Operation
+    counts: tuple[int | None, ...]
+
+
+@dataclass(eq=False)
+class _AssignmentGroup:
+    """Edits that are made by one indexed assignment; the lists have an entry for each edit.
+
+    Attributes:
+        op: "set", "add", "scale" or "zero".
+        source: what they copy, rows first [prompt, pos, ...]; None if each has a number or a function makes it.
+        function: makes the source of each edit from the variant's value.
+        cells: the cells of the chunk [cell].
+        rows: the positions that change [cell, pos].
+        indices: for every other axis of the site the indices that change [cell, how many], or None for all.
+        factors: a number for each cell, where there is no source [cell].
+    """
+
+    op: str
+    source: Tensor | None
     function: HookFunction | None
     cells: list[Numbers] = field(default_factory=list)
     rows: list[Mask] = field(default_factory=list)
-    inner: list[list[Numbers | None]] = field(default_factory=list)
+    indices: list[list[Numbers | None]] = field(default_factory=list)
     factors: list[Numbers] = field(default_factory=list)
+
+    def joined(self) -> _Assignment:
+        """All of them in one."""
+        indices = [_joined(parts) for parts in zip(*self.indices, strict=True)]
+        factors = np.concatenate(self.factors) if self.factors else None
+        return _Assignment(
+            self.op, self.source, factors, np.concatenate(self.cells), np.concatenate(self.rows), indices
+        )
+
+
+class _Assignment(NamedTuple):
+    """One indexed assignment: the attributes of `_AssignmentGroup`, of all its edits together."""
+
+    op: str
+    source: Tensor | None
+    factors: Numbers | None
+    cells: Numbers
+    rows: Mask
+    indices: Sequence[Numbers | None]
 
 
 class Changes:
     """The edits of a chunk, made by `hook` at every site of `names`.
 
     Args:
-        values: what an edit copies from, or multiplies by, in the site's axes and for the prompts of the block.
+        source_of: what an edit copies from, or multiplies by, in the site's axes and for the prompts of the block.
         base: what the base run had at a site, for functions that are given whole values.
     """
 
-    def __init__(self, values: SourceOf, base: Mapping[str, Tensor]) -> None:
+    def __init__(self, source_of: SourceOf, base: Mapping[str, Tensor]) -> None:
         self.layout: Layout | None = None
-        self._values = values
+        self._source_of = source_of
         self._base = base
-        self._groups: dict[str, dict[Any, _AssignmentGroup]] = {}
+        self._groups: dict[str, dict[_GroupKey, _AssignmentGroup]] = {}
         self._sources: dict[object, Tensor] = {}
 
     @property
@@ -76,109 +127,88 @@ class Changes:
         """Add a variant, which is `cells` [cell] of the chunk, on `prompts` [cell] of the block."""
         turns: dict[str, int] = {}
         for edit in placed:
+            # 2. A later edit at the same site has a later turn.
             turn = turns[edit.name] = turns.get(edit.name, -1) + 1
-            what = self._what(edit)
-            for chosen, inner in _of_equal_number([None if i is None else i[prompts] for i in edit.inner]):
-                counts = tuple(None if index is None else index.shape[1] for index in inner)
-                groups = self._groups.setdefault(edit.name, {})
-                if (turn, what, counts) not in groups:
-                    groups[turn, what, counts] = self._group(edit, what)
-                group = groups[turn, what, counts]
+            operation = _operation(edit)
+            groups = self._groups.setdefault(edit.name, {})
+            for chosen, indices in _of_equal_number([None if i is None else i[prompts] for i in edit.indices]):
+                # 1. What has the same key is one group.
+                key = _GroupKey(turn, operation, tuple(None if index is None else index.shape[1] for index in indices))
+                if key not in groups:
+                    groups[key] = self._group(edit, operation)
+                group = groups[key]
                 group.cells.append(cells[chosen])
                 group.rows.append(edit.rows[prompts[chosen]])
-                group.inner.append(inner)
-                if what[1] is None and isinstance(edit.edit.source, int | float):
+                group.indices.append(indices)
+                if operation.source is None and isinstance(edit.edit.source, int | float):
                     group.factors.append(np.full(len(group.cells[-1]), float(edit.edit.source)))
 
-    def _what(self, edit: Placed) -> tuple[str, object]:
-        """The operation of an edit, and what tells its source from others."""
-        op, source = edit.edit.op, edit.edit.source
-        if op == "zero" or (op == "scale" and isinstance(source, int | float)):
-            return op, None
-        if isinstance(source, int | float):
-            return op, source
-        return op, edit.edit.run if edit.edit.run is not None else ("at", id(source))
-
-    def _group(self, edit: Placed, what: tuple[str, object]) -> _AssignmentGroup:
+    def _group(self, edit: Placed, operation: _Operation) -> _AssignmentGroup:
+        """An empty group for edits like this one."""
         op = "set" if edit.edit.op == "mean" else edit.edit.op
-        if what[1] is None:
+        if operation.source is None:
             return _AssignmentGroup(op, None, None)
         if edit.edit.computed:
             called = by_position(edit.edit.source, f"the edit at {edit.edit.site!r}")  # type: ignore[arg-type]
             return _AssignmentGroup(op, None, called)
-        key = (edit.name, what)
+        key = (edit.name, operation)
         if key not in self._sources:
-            self._sources[key] = rows_first(self._values(edit), edit.site)
+            self._sources[key] = rows_first(self._source_of(edit), edit.site)
         return _AssignmentGroup(op, self._sources[key], None)
 
     def hook(self, value: Tensor, hook: HookPoint) -> Tensor:
         """The hook function that makes every edit of a site, in a batch as `layout` says."""
-        seen = rows_first(value, hook.site)
+        # 3. The rows of the batch, and one assignment for each group; for each edit where a function makes the source.
+        seen = rows_first(value, hook.site)  # [batch, pos, ...]
         new = seen.flatten(0, 1).clone()  # [row, ...]
         groups = self._groups[hook.name]
-        for key in sorted(groups, key=lambda key: int(key[0])):
+        for key in sorted(groups, key=lambda key: key.turn):
             group = groups[key]
             if group.function is None:
-                inner = [_joined(parts) for parts in zip(*group.inner, strict=True)]
-                factors = np.concatenate(group.factors) if group.factors else None
-                cells, rows = np.concatenate(group.cells), np.concatenate(group.rows)
-                self._assign(new, group.op, group.source, factors, cells, rows, inner)
+                self._assign(new, group.joined())
                 continue
-            for cells, rows, own in zip(group.cells, group.rows, group.inner, strict=True):
+            for cells, rows, indices in zip(group.cells, group.rows, group.indices, strict=True):
                 source = self._computed(group.function, cells, new, hook)
-                self._assign(new, group.op, source, None, cells, rows, own)
+                self._assign(new, _Assignment(group.op, source, None, cells, rows, indices))
         return rows_first(new.view(seen.shape), hook.site)
 
-    def _assign(
-        self,
-        new: Tensor,
-        op: str,
-        source: Tensor | None,
-        factors: Numbers | None,
-        cells: Numbers,
-        rows: Mask,
-        inner: Sequence[Numbers | None],
-    ) -> None:
-        """Change `new` [row, ...] in place: the rows of `cells` at positions that are True in `rows` [cell, pos]."""
+    def _assign(self, new: Tensor, edits: _Assignment) -> None:
+        """Change `new` [row, ...] in place, at the rows that the edits' cells have at the positions that they change.
+
+        An entry is one such row. Every index has an axis of its own in what it picks, as `np.ix_` makes them: entries
+        on axis 0, then the named axes of the site in turn, so that each entry's own heads and channels combine freely.
+        With the rows' index in front torch keeps these axes first, and those that are taken whole (slices) follow.
+        """
         assert self.layout is not None
-        row_of = self.layout.row_of[cells]
-        which, position = np.nonzero(rows & (row_of >= 0))
-        if not len(which):
+        row_of = self.layout.row_of[edits.cells]  # [cell, pos]
+        cell, position = np.nonzero(edits.rows & (row_of >= 0))  # [entry], [entry]
+        if not len(cell):
             return
+        named = [None if index is None else index[cell] for index in edits.indices]  # [entry, how many]
+        n_axes = 1 + sum(index is not None for index in named)
 
-        # Every index has an axis of its own, so that rows, heads and channels combine freely. The rows' stands first,
-        # and with it all of them: slices follow.
-        n_axes = 1 + sum(index is not None for index in inner)
-        axis = 0
-
-        def index(numbers: Numbers) -> Tensor:
+        def index(numbers: Numbers, axis: int = 0) -> Tensor:
             shape = [1] * n_axes
-            shape[0] = len(which)
+            shape[0] = len(cell)
             if axis:
                 shape[axis] = numbers.shape[1]
             return torch.from_numpy(np.ascontiguousarray(numbers)).to(new.device).reshape(shape)
 
-        row = index(row_of[which, position])
-        from_row = (index(self.layout.prompt[cells[which]]), index(position))
-        others: list[Tensor | slice] = []
-        for numbers in inner:
-            if numbers is None:
-                others.append(slice(None))
-            else:
-                axis += 1
-                others.append(index(numbers[which]))
-        at = (row, *others)
-        if op == "zero":
+        axes = itertools.count(1)
+        others = [slice(None) if numbers is None else index(numbers, next(axes)) for numbers in named]
+        at = (index(row_of[cell, position]), *others)
+        if edits.op == "zero":
             new[at] = 0
             return
-        here = new[at] if op in ("add", "scale") else None
-        if source is not None:
-            given = source[(*from_row, *others)].to(new.dtype)
+        here = new[at] if edits.op in ("add", "scale") else None
+        if edits.source is not None:
+            prompt = self.layout.prompt[edits.cells[cell]]
+            given = edits.source[(index(prompt), index(position), *others)].to(new.dtype)
         else:
-            assert factors is not None and here is not None
-            given = torch.from_numpy(factors[which]).to(new).reshape(-1, *[1] * (here.ndim - 1))
+            assert edits.factors is not None and here is not None
+            given = torch.from_numpy(edits.factors[cell]).to(new).reshape(-1, *[1] * (here.ndim - 1))
         if here is not None:
-            given = here + given if op == "add" else here * given
+            given = here + given if edits.op == "add" else here * given
         new[at] = given
 
     def _computed(self, function: HookFunction, cells: Numbers, new: Tensor, hook: HookPoint) -> Tensor:
@@ -209,25 +239,29 @@ class Changes:
         return rows_first(made, hook.site)
 
 
-def _of_equal_number(inner: list[Numbers | None]) -> list[tuple[Any, list[Numbers | None]]]:
-    """Cells that name equally many indices: prompts of different lengths have different numbers of keys."""
-    padded = [index for index in inner if index is not None and (index < 0).any()]
-    if not padded:
-        return [(slice(None), inner)]
-    counts = (padded[0] >= 0).sum(1)
-    found: list[tuple[Any, list[Numbers | None]]] = []
+def _operation(edit: Placed) -> _Operation:
+    op, source = edit.edit.op, edit.edit.source
+    if op == "zero" or (op == "scale" and isinstance(source, int | float)):
+        return _Operation(op, None)
+    if isinstance(source, int | float):
+        return _Operation(op, source)
+    return _Operation(op, edit.edit.run if edit.edit.run is not None else ("at", id(source)))
+
+
+def _of_equal_number(indices: list[Numbers | None]) -> list[tuple[Any, list[Numbers | None]]]:
+    """Cells that name equally many indices, in parts: prompts of different lengths have different numbers of keys."""
+    keys = next((index for index in indices if index is not None and (index < 0).any()), None)
+    if keys is None:
+        return [(slice(None), indices)]
+    counts = (keys >= 0).sum(1)
+    parts: list[tuple[Any, list[Numbers | None]]] = []
     for count in np.unique(counts):
         chosen = np.nonzero(counts == count)[0]
-        found.append(
-            (
-                chosen,
-                [
-                    None if index is None else index[chosen, :count] if index is padded[0] else index[chosen]
-                    for index in inner
-                ],
-            )
-        )
-    return found
+        own = [
+            None if index is None else index[chosen, :count] if index is keys else index[chosen] for index in indices
+        ]
+        parts.append((chosen, own))
+    return parts
 
 
 def _joined(parts: Sequence[Numbers | None]) -> Numbers | None:

@@ -1,8 +1,8 @@
 """What rows cost: floating-point operations and bytes, from a model's configuration.
 
 A row is one position of one edited run. It costs its matrix products (two operations for each weight), its attention
-(two products with every key) or its recurrence, and the memory of what stands beside it in the widest place of a layer.
-Layers are counted one by one: they may be made of different things.
+(two products with every key) or its recurrence, and the memory of what is held with it at the widest place of a layer.
+Layers are counted one by one: they may be of different kinds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from interp.config import MAMBAS, ModelConfig
 from interp.metrics import Metric
 from interp.sites import Site, axis_sizes
-from interp.sweeps.edit_reach import Events
+from interp.sweeps.edit_reach import RowsByStep
 
 # Temporaries that kernels hold beside their inputs and outputs, as a factor.
 SLACK = 1.25
@@ -51,7 +51,7 @@ class RowCost(NamedTuple):
         mix: operations before and while positions look at one another.
         look: operations for each key that it looks at.
         write: operations of the layer's second half.
-        numbers: how many stand beside it at the widest place.
+        numbers: how many are held with it at the widest place.
         kept: how many a base run keeps, for rows to look back at; without states.
     """
 
@@ -116,8 +116,8 @@ class Costs:
         tokens = metric.tokens
         self.tokens = cfg.d_vocab_out if tokens is None else n_answers if tokens == "answers" else len(tokens)
 
-    def variant(self, found: Events, first: int, last: int, *, on_demand: Collection[str] = ()) -> Load:
-        """One variant on the prompts `first` to before `last`, which needs the rows that `events` found.
+    def variant(self, found: RowsByStep, first: int, last: int, *, on_demand: Collection[str] = ()) -> Load:
+        """One variant on the prompts `first` to before `last`, which needs the rows that `rows_by_step` gives.
 
         `on_demand` are the short names of the sites that it makes the model form.
         """
@@ -150,7 +150,7 @@ class Costs:
         heads, kv_heads = cfg.n_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head
         row = 4 * cfg.d_model + max((layer.numbers for layer in self.layers), default=0)
         sequence = 2 * width * (kv_heads + (heads if kv_heads < heads else 0))
-        sequence += 3 * self.state  # of a run of rows: before it, behind it, in between
+        sequence += 3 * self.state  # of a run of rows: before it, after it, in between
         if on_demand:
             row += 3 * max(cfg.n_heads, 1) * (cfg.d_model + width)
         if "state" in on_demand:

@@ -1,9 +1,9 @@
-"""What an edit can reach: where it stands in the depth of a model, at which positions, and which rows it needs.
+"""What an edit can reach: where in the depth of a model it acts, at which positions, and which rows it needs.
 
 Depth is counted in steps, two for each layer: before positions look at one another (2 layer), and after (2 layer + 1);
 the unembedding is the last. Every prompt of a variant has its own rows:
 
-1. An edit changes a value at some positions. One that copies from a run changes it only where the runs differ: behind
+1. An edit changes a value at some positions. One that copies from a run changes it only where the runs differ: from
    the first token in which they do, if the model is causal.
 2. Within a step each position is by itself. When positions look at one another, a change at one reaches all that look
    at it: later ones in a causal model, all of them in a bidirectional one. A changed query reaches itself alone.
@@ -13,14 +13,14 @@ the unembedding is the last. Every prompt of a variant has its own rows:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from interp.arguments import entries
-from interp.edits import Edit, Index
+from interp.edits import Edit, Index, Variant
 from interp.errors import PromptError
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
@@ -30,7 +30,8 @@ Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]  # [prompt, pos]
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 Differs = Callable[["Placed"], Mask]
 
-# What changes one query alone, and what changes keys, values or all of a position's input; the rest stands behind.
+# What changes one query alone, and what changes keys, values or all of a position's input; the rest comes after
+# positions have looked at one another.
 QUERY_SITES = {"q", "rot_q", "q_input", "attn_scores", "pattern"} | {"C", "y", "gate", "mixer.pattern"}
 INPUT_SITES = {"embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normalized", "k", "v", "rot_k"} | {
     "k_input", "v_input", "mixer_in", "in", "conv", "delta", "B", "state",
@@ -59,7 +60,7 @@ class Placed:
         site: its row in the table of sites.
         step: where in the depth.
         rows: the positions (queries, of a pattern) that it names [prompt, pos], real ones only.
-        inner: for every other axis of the site the indices that it names [prompt, how many]; None for all of them.
+        indices: for every other axis of the site those that it names [prompt, how many]; None for all of them.
             Keys that are named for different numbers in different prompts are padded with -1.
     """
 
@@ -68,7 +69,7 @@ class Placed:
     site: Site
     step: int
     rows: Mask
-    inner: tuple[Numbers | None, ...]
+    indices: tuple[Numbers | None, ...]
 
 
 class Placer:
@@ -77,7 +78,7 @@ class Placer:
     Args:
         model: its configuration and sites.
         pairs: the prompts.
-        read: the positions that the metric reads [prompt, pos]; what is changed behind the last attention, or in its
+        read: the positions that the metric reads [prompt, pos]; what is changed after the last attention, or in its
             queries, matters there alone.
     """
 
@@ -88,7 +89,7 @@ class Placer:
         self.read = read
         self._rows: dict[object, Mask] = {}
         self._steps: dict[str, int] = {}
-        self._inner: dict[object, Numbers] = {}
+        self._indices: dict[object, Numbers] = {}
 
     def place(self, edit: Edit) -> Placed:
         """The place of one edit.
@@ -131,7 +132,7 @@ class Placer:
         return self._rows[key]
 
     def _sliced(self, index: slice) -> Mask:
-        """The positions of each prompt that a slice stands for, which may be more in one than in another."""
+        """The positions of each prompt that a slice names, which may be more in one than in another."""
         rows = np.zeros_like(self.real)
         for row, length in zip(rows, self.real.sum(1).tolist(), strict=True):
             row[: int(length)][index] = True
@@ -143,14 +144,14 @@ class Placer:
         if index is None and (axis != "key" or bool(self.real.all())):
             return None
         key = (axis, _key(index))
-        if key not in self._inner:
-            self._inner[key] = self._numbers(axis, index)
-        return self._inner[key]
+        if key not in self._indices:
+            self._indices[key] = self._numbers(axis, index)
+        return self._indices[key]
 
     def _numbers(self, axis: str, index: Index) -> Numbers:
         n, width = self.real.shape
         if axis == "key" and (index is None or isinstance(index, slice)):
-            # Padding is no key: given a score it would be looked at.
+            # Padding is left out: given a score it would be looked at.
             there = np.where(self.real if index is None else self._sliced(index), np.arange(width), width)
             kept = np.sort(there, axis=1)[:, : int((there < width).sum(1).max())]
             return np.where(kept < width, kept, -1)
@@ -164,13 +165,99 @@ class Placer:
         return found
 
 
+class Placement:
+    """Where the edits of many variants act, and where what they copy can differ from the base run.
+
+    It follows from the prompts and not from what a run computes, so that it is found once: the plan asks for all
+    prompts, a chunk for those of its block. A variant is placed when somebody first asks for it; a worker of a cluster,
+    which gets the variants without their placement, places those of its own chunks alone.
+
+    Args:
+        model, pairs, variants, base, source: as `interp.sweep` takes them.
+        read: as `Placer` takes it.
+    """
+
+    def __init__(
+        self,
+        model: HookedModel,
+        pairs: PromptPairs,
+        variants: Sequence[Variant],
+        read: Mask,
+        *,
+        base: str,
+        source: str,
+    ) -> None:
+        self.model = model
+        self.pairs = pairs
+        self.variants = variants
+        self.differs = token_differences(pairs, base, source, model.cfg.causal)
+        self._placer = Placer(model, pairs, read)
+        self._edits: dict[int, tuple[Placed, ...]] = {}
+
+    @property
+    def real(self) -> Mask:
+        """[prompt, pos], False at padding."""
+        return self._placer.real
+
+    def edits(self, variant: int) -> tuple[Placed, ...]:
+        """The edits of a variant, which is given by its number.
+
+        Raises:
+            UnknownName, PromptError: as `Placer.place`.
+        """
+        if variant not in self._edits:
+            self._edits[variant] = tuple(self._placer.place(edit) for edit in self.variants[variant].edits)
+        return self._edits[variant]
+
+    def block(self, prompts: tuple[int, int]) -> BlockPlacement:
+        """What it says of some neighbouring prompts, first and after the last."""
+        return BlockPlacement(self, prompts)
+
+
+class BlockPlacement:
+    """A `Placement` for a block of prompts: as wide as the longest of them, counted from the first of them."""
+
+    def __init__(self, whole: Placement, prompts: tuple[int, int]) -> None:
+        self._whole = whole
+        self._prompts = slice(*prompts)
+        self._width = int(whole.real[self._prompts].sum(1).max())
+        self._cut: dict[int, Numbers] = {}
+        self.real = self._rows(whole.real)
+
+    def edits(self, variant: int) -> list[Placed]:
+        """The edits of a variant, which is given by its number."""
+        return [
+            replace(
+                edit,
+                rows=self._rows(edit.rows),
+                indices=tuple(None if index is None else self._own(index) for index in edit.indices),
+            )
+            for edit in self._whole.edits(variant)
+        ]
+
+    def differs(self, placed: Placed) -> Mask:
+        """Where the source run can differ from the base run at the site of an edit, judged by tokens."""
+        return self._rows(self._whole.differs(placed))
+
+    def _rows(self, rows: Mask) -> Mask:
+        """[prompt, pos] of all prompts -> those of the block."""
+        return rows[self._prompts, : self._width]
+
+    def _own(self, index: Numbers) -> Numbers:
+        """[prompt, how many] of all prompts -> those of the block, without columns that are padding in each of them."""
+        if id(index) not in self._cut:  # thousands of edits share few indices
+            own = index[self._prompts]
+            self._cut[id(index)] = own[:, : int((own >= 0).sum(1).max())]
+        return self._cut[id(index)]
+
+
 def _key(index: Index) -> object:
     """What tells the index of an edit from others: slices are no keys of a dictionary."""
     return ("slice", index.start, index.stop, index.step) if isinstance(index, slice) else index
 
 
 def step_of(site: Site, layer: int | None, n_layers: int) -> int:
-    """Where a site stands in the depth of a model."""
+    """Where in the depth of a model a site is."""
     if layer is None:
         return 2 * n_layers if "ln_final" in site.template else 0
     return 2 * layer + (site.short not in QUERY_SITES | INPUT_SITES)
@@ -204,14 +291,14 @@ def value_differences(base: Mapping[str, Tensor], source: Mapping[str, Tensor], 
         may = tokens(placed)
         if not may.any() or placed.name not in base or placed.name not in source:
             return may
-        named = tuple(index is not None for index in placed.inner)
+        named = tuple(index is not None for index in placed.indices)
         if (placed.name, named) not in known:
             there = rows_first(base[placed.name] != source[placed.name], placed.site)
             for axis in reversed(range(len(named))):
                 there = there if named[axis] else there.any(2 + axis)
             known[placed.name, named] = there.cpu().numpy()
         there_too = known[placed.name, named]  # [prompt, pos, the named axes]
-        indices = [index for index in placed.inner if index is not None]
+        indices = [index for index in placed.indices if index is not None]
         at: list[Numbers] = []
         for axis, index in enumerate((np.arange(may.shape[0])[:, None], np.arange(may.shape[1])[None], *indices)):
             shape = [1] * (2 + len(indices))  # every index has an axis of its own; they differ from prompt to prompt
@@ -230,74 +317,78 @@ def changed(placed: Placed, differs: Differs) -> Mask:
     return placed.rows
 
 
-Events = tuple[tuple[int, Mask], ...]  # (step, rows that are run from this step on), in order
+RowsByStep = tuple[tuple[int, Mask], ...]  # (step, the rows that are run from this step on), in order of depth
 
 
-def events(placed: Sequence[tuple[Placed, Mask]], causal: bool, real: Mask, n_layers: int) -> Events:
-    """The rows that a variant needs: at which step their number changes, and which they are from there on.
+def rows_by_step(changes: Sequence[tuple[Placed, Mask]], causal: bool, real: Mask, n_layers: int) -> RowsByStep:
+    """The rows that a variant needs: at which steps they become more, and which they are from there on.
 
     Args:
-        placed: the edits and where each may change anything, from `changed`.
+        changes: the edits and where each may change anything, from `changed`.
         causal: whether positions look only at earlier ones.
         real: [prompt, pos], False at padding.
         n_layers: how deep the model is.
     """
     steps: dict[int, list[tuple[Placed, Mask]]] = {}
-    for edit, rows in placed:
+    for edit, rows in changes:
         if rows.any():
             steps.setdefault(edit.step, []).append((edit, rows))
     found: dict[int, Mask] = {}
     now = np.zeros_like(real)
-    last = n_layers
+    done = n_layers  # the layer of the step before; at first none
     for step in sorted(steps):
         layer = step // 2
-        if last < layer:
-            now = found[2 * (last + 1)] = _spread(now, causal, real)
-        here = steps[step]
-        queries = [rows for edit, rows in here if edit.site.short in QUERY_SITES]
-        others = [rows for edit, rows in here if edit.site.short not in QUERY_SITES]
+        if done < layer:
+            # Positions look at what is changed so far in the layer after the last edit; from there on down to this step
+            # no more rows are reached: whoever looks at one of them is one of them.
+            now = found[2 * (done + 1)] = _looking_at(now, causal, real)
+        queries = [rows for edit, rows in steps[step] if edit.site.short in QUERY_SITES]
+        others = [rows for edit, rows in steps[step] if edit.site.short not in QUERY_SITES]
         now = np.logical_or.reduce([now, *others])
         if step % 2 == 0 and layer < n_layers:
-            now = np.logical_or.reduce([_spread(now, causal, real), *queries])
+            # Positions look at one another within this step; a changed query reaches its own row alone.
+            now = np.logical_or.reduce([_looking_at(now, causal, real), *queries])
         found[step] = now
-        last = layer
-    if steps and last + 1 < n_layers:
-        found[2 * (last + 1)] = _spread(now, causal, real)
-    return tuple(sorted(found.items(), key=lambda event: event[0]))
+        done = layer
+    if steps and done + 1 < n_layers:
+        found[2 * (done + 1)] = _looking_at(now, causal, real)
+    return tuple(sorted(found.items(), key=lambda step_rows: step_rows[0]))
 
 
-def starts(found: Iterable[Events]) -> tuple[int, ...]:
-    """The positions, but for the first of all, at which rows of any variant begin where positions look at one another,
-    or go on behind a gap.
+def start_positions(found: Iterable[RowsByStep]) -> tuple[int, ...]:
+    """The positions after the first at which rows of any variant begin, or go on after a gap, at a step where positions
+    look at one another: before them a recurrence needs the base run's state.
     """
     masks = {id(rows): rows for steps in found for step, rows in steps if step % 2 == 0}
-    begun = [_begins(rows).any(0) for rows in masks.values()]
+    begun = [_first_of_runs(rows).any(0) for rows in masks.values()]
     return tuple((np.logical_or.reduce(begun)[1:].nonzero()[0] + 1).tolist()) if begun else ()
 
 
-def led_back(found: Events, planned: Sequence[int]) -> Events:
+def from_planned_starts(found: RowsByStep, planned: Sequence[int]) -> RowsByStep:
     """The same rows, and those between each one that begins and the last of the `planned` starts before it.
 
-    Values may differ at fewer positions than tokens say, so that rows may begin later than was planned.
+    Values may differ at fewer positions than tokens say, so that rows may begin later than was planned, where no state
+    was kept to begin from. A row that is run without need has its value in the base run.
     """
     at = np.array([0, *planned])
     more: dict[int, Mask] = {}
     last: Mask | None = None
     for step, rows in found:
         rows = rows.copy() if last is None else rows | last
-        for prompt, begin in np.argwhere(_begins(rows)).tolist() if step % 2 == 0 else ():
+        for prompt, begin in np.argwhere(_first_of_runs(rows)).tolist() if step % 2 == 0 else ():
             rows[prompt, at[at <= begin][-1] : begin] = True
         last = more[step] = rows
     return tuple(more.items())
 
 
-def _begins(rows: Mask) -> Mask:
-    """Rows whose neighbour before them is none."""
+def _first_of_runs(rows: Mask) -> Mask:
+    """Rows without one at the position before [prompt, pos]."""
     found = rows.copy()
     found[:, 1:] &= ~rows[:, :-1]
     return found
 
 
-def _spread(rows: Mask, causal: bool, real: Mask) -> Mask:
+def _looking_at(rows: Mask, causal: bool, real: Mask) -> Mask:
+    """The positions that look at any of these, themselves included [prompt, pos]."""
     reached = np.logical_or.accumulate(rows, axis=1) if causal else rows.any(1, keepdims=True)
     return reached & real

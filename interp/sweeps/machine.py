@@ -11,7 +11,7 @@ from interp.models.gpt import GPT
 
 # Rows that a chunk should have at its widest: enough for a good matrix product, few enough to stay in a CPU's cache.
 ROWS = {"cpu": 1024, "cuda": 16384}
-# The part of free memory that is used unless told otherwise.
+# The part of free memory that is used by default.
 SHARE = {"cpu": 0.25, "cuda": 0.7}
 
 
@@ -26,7 +26,7 @@ def watched(model: HookedModel) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a sweep may allocate on a device unless told otherwise: a part of what is free now."""
+    """Bytes that a sweep may allocate on a device by default: a part of what is free now."""
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for later
         return int(SHARE["cuda"] * (torch.cuda.mem_get_info(device)[0] + held))

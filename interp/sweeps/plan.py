@@ -1,29 +1,29 @@
 """The plan of a sweep: which rows must be run, cut into chunks, and what they cost; made without running anything.
 
-1. Prompts are cut into blocks, whose base and source runs fit into memory at once.
-2. In each block, variants are ordered by where they begin in the depth of the model and cut into chunks of about as
+1. For each variant, the rows that it needs at each step of the depth, on every prompt (`interp.sweeps.edit_reach`).
+2. Prompts are cut into blocks, whose base and source runs fit into memory at once.
+3. In each block, variants are ordered by where they begin in the depth of the model and cut into chunks of about as
    many rows as the machine multiplies best. Variants that make the model form something on demand (a pattern, an input
    for every head) have chunks of their own, so that nobody else pays for it.
-3. The first chunk of each block is the block's base and source runs; the rest are variants, in any order.
+   The first chunk of each block is the block's base and source runs; the rest are variants, in any order.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from interp.edits import Variant
 from interp.errors import ConfigError
 from interp.hooked.model import HookedModel
-from interp.metrics import Metric, answers_of, is_read
-from interp.prompts.pairs import PromptPairs
+from interp.metrics import Metric, answers_of
+from interp.sites import Site
 from interp.sweeps.costs import Costs, Load
-from interp.sweeps.edit_reach import Events, Placed, Placer, changed, events, starts, token_differences
+from interp.sweeps.edit_reach import Mask, Placed, Placement, RowsByStep, changed, rows_by_step, start_positions
 from interp.sweeps.machine import ROWS, free_memory, packs, watched
 from interp.sweeps.source_values import whole_source
 
@@ -39,7 +39,7 @@ class Chunk:
     """Some variants on some prompts.
 
     Attributes:
-        prompts: the block of prompts, first and behind the last.
+        prompts: the block of prompts, first and after the last.
         variants: their numbers; none for the base and source runs of the block.
         cells: variants times prompts that are run; the others change nothing.
         rows: positions that are run at the widest step.
@@ -125,8 +125,7 @@ class Plan:
 
 def expected_seconds(plan: Plan, model: HookedModel) -> float:
     """How long a plan should take, from the time of a matrix product of this model's shape on this machine."""
-    rows = ROWS.get(model.device.type, ROWS["cpu"])
-    x = torch.ones(rows, model.cfg.d_model, device=model.device, dtype=model.dtype)
+    x = torch.ones(_most_rows(model), model.cfg.d_model, device=model.device, dtype=model.dtype)
     weight = torch.ones(model.cfg.d_mlp or model.cfg.d_model, model.cfg.d_model, device=x.device, dtype=x.dtype)
     times = []
     for _ in range(5):
@@ -138,140 +137,233 @@ def expected_seconds(plan: Plan, model: HookedModel) -> float:
     return plan.operations / (EFFICIENCY * rate)
 
 
-def make_plan(
-    model: HookedModel,
-    pairs: PromptPairs,
-    variants: Sequence[Variant],
-    metric: Metric,
-    *,
-    base: str,
-    source: str,
-    max_memory: int | None = None,
-) -> Plan:
-    """Plan a sweep; arguments as `interp.sweep` takes them.
+def make_plan(placement: Placement, metric: Metric, *, max_memory: int | None = None) -> Plan:
+    """Plan a sweep.
+
+    Args:
+        placement: of the variants on the prompts.
+        metric, max_memory: as `interp.sweep` takes them.
 
     Raises:
         UnknownName: a site, layer, head or role that does not exist.
         PromptError: a position outside some prompt.
         ConfigError: `max_memory` does not hold one variant on one prompt; the message says what does.
     """
-    budget = free_memory(model.device) if max_memory is None else max_memory
-    placer = Placer(model, pairs, is_read(metric, pairs))
-    placed = [[placer.place(edit) for edit in variant.edits] for variant in variants]
-    for row in placed:
-        for one in row:
-            if isinstance(one.edit.source, Tensor | Mapping):
-                whole_source(one.edit, one.name, one.site, model.cfg, pairs)  # refuses what does not fit
-    found = _events(placed, placer, pairs, base, source, model)
-    apart = [_apart(row, number) for number, row in enumerate(placed)]
-    costs = Costs(model.cfg, metric, pairs.mask.shape[1], model.dtype.itemsize, answers_of(metric, pairs)[0].numel())
-    packed, guests = packs(model), watched(model)
-    kept = {p.name: p.site for row in placed for p in row if p.edit.run is not None}
-    start = min((steps[0][0] for steps in found if steps), default=0) // 2
-    begins = starts(found) if packed and model.cfg.has_mamba else ()
-    formed = {name for names, *_ in apart for name in names}
-
-    def runs(n_prompts: int) -> tuple[float, int]:
-        return costs.runs(n_prompts, kept.values(), start, states=len(begins))
-
-    def store(n_prompts: int) -> int:
-        """Bytes of a block's runs and of what reads its chunks out."""
-        logits = 0 if packed else 2 * costs.whole(n_prompts).memory
-        return runs(n_prompts)[1] + costs.logits(n_prompts) + logits
-
-    def widest(n_prompts: int) -> int:
-        """Bytes of a variant that changes everything."""
-        rows = n_prompts * costs.width
-        return (
-            costs.memory(rows, n_prompts, on_demand=formed)
-            if packed
-            else costs.whole(n_prompts, on_demand=formed).memory
-        )
-
-    together = guests or any(edit.computed for variant in variants for edit in variant.edits)
-    target = ROWS.get(model.device.type, ROWS["cpu"])
-    size = len(pairs) if together else max(1, min(len(pairs), target // costs.width))
-    while not together and size > 1 and store(size) + widest(size) > budget:
-        size = (size + 1) // 2
-    if store(size) + widest(size) > budget:
-        why = "all prompts at once, as a function or somebody's hook sees them together," if together else "one prompt"
-        raise ConfigError(
-            f"max_memory={budget:,} bytes is too little: one variant on {why} needs about "
-            f"{store(size) + widest(size):,}"
-        )
-    order = sorted(range(len(variants)), key=lambda v: (apart[v], found[v][0][0] if found[v] else -1, v))
+    model, n_prompts, n_variants = placement.model, len(placement.pairs), len(placement.variants)
+    max_memory = free_memory(model.device) if max_memory is None else max_memory
+    packed = packs(model)
+    # 1. The rows of each variant.
+    _check_sources(placement)
+    rows = _rows_of_variants(placement)
+    begins = start_positions(rows) if packed and model.cfg.has_mamba else ()
+    company = [_company(placement.edits(variant), variant) for variant in range(n_variants)]
+    budget = _budget(placement, metric, rows, company, max_memory=max_memory, n_starts=len(begins))
+    # 2. Blocks of prompts.
+    size = _block_size(placement, budget)
+    # 3. Chunks of variants, in the order in which they begin.
+    order = sorted(range(n_variants), key=lambda v: (company[v], rows[v][0][0] if rows[v] else -1, v))
     chunks: list[Chunk] = []
-    for first in range(0, len(pairs), size):
-        last = min(first + size, len(pairs))
-        operations, base_memory = runs(last - first)[0], store(last - first)
-        chunks.append(Chunk((first, last), (), 0, (last - first) * costs.width, operations, base_memory))
-        loads: dict[object, Load] = {}
-        taken: list[int] = []
-        total = Load()
-        for v in order:
-            names = apart[v][0]
-            key = (id(found[v]), names)
-            if key not in loads:
-                load = costs.variant(found[v], first, last, on_demand=names)
-                if not packed and load.cells:
-                    load = costs.whole(last - first if guests else load.cells, on_demand=names)
-                loads[key] = load
-            load = loads[key]
-            full = total.rows + load.rows > target or base_memory + total.memory + load.memory > budget
-            if taken and load.cells and (full or guests or apart[v] != apart[taken[-1]]):
-                chunks.append(_chunk(first, last, taken, total, base_memory))
-                taken, total = [], Load()
-            if load.cells:
-                taken.append(v)
-                total = total + load
-        if taken:
-            chunks.append(_chunk(first, last, taken, total, base_memory))
-    idle = len(variants) * len(pairs) - sum(chunk.cells for chunk in chunks)
-    joins = sorted({step for steps in found for step, _ in steps})
-    return Plan(tuple(chunks), len(variants), len(pairs), idle, budget, packed, tuple(joins), begins)
+    for first in range(0, n_prompts, size):
+        block = (first, min(first + size, n_prompts))
+        chunks.append(budget.chunk_of_runs(block))
+        chunks.extend(_variant_chunks(block, order, rows, company, budget))
+    idle = n_variants * n_prompts - sum(chunk.cells for chunk in chunks)
+    joins = sorted({step for steps in rows for step, _ in steps})
+    return Plan(tuple(chunks), n_variants, n_prompts, idle, max_memory, packed, tuple(joins), begins)
 
 
-def _chunk(first: int, last: int, variants: Sequence[int], load: Load, store: int) -> Chunk:
-    return Chunk((first, last), tuple(variants), load.cells, load.rows, load.operations, store + load.memory)
+def _check_sources(placement: Placement) -> None:
+    """Refuse tensors and caches that do not fit the site that they are for, before anything is run."""
+    for variant in range(len(placement.variants)):
+        for placed in placement.edits(variant):
+            if isinstance(placed.edit.source, Tensor | Mapping):
+                whole_source(placed.edit, placed.name, placed.site, placement.model.cfg, placement.pairs)
 
 
-Apart = tuple[tuple[str, ...], int, tuple[int, ...]]
+def _rows_of_variants(placement: Placement) -> list[RowsByStep]:
+    """The rows that each variant needs.
+
+    Many variants need the same rows (every head of a layer, say): these share one object, which is made once.
+    """
+    cfg = placement.model.cfg
+    masks: dict[object, Mask] = {}
+    known: dict[object, RowsByStep] = {}
+    found = []
+    for variant in range(len(placement.variants)):
+        changes, key = [], []
+        for placed in placement.edits(variant):
+            # All that `changed` depends on: the positions, and for copies the run and the sites that are LOCAL_SITES.
+            copied = placed.edit.run if placed.edit.op == "set" else None
+            where = (id(placed.rows), copied, placed.site.short if placed.step == 0 else None)
+            if where not in masks:
+                masks[where] = changed(placed, placement.differs)
+            changes.append((placed, masks[where]))
+            key.append((placed.step, placed.site.short, where))
+        if tuple(key) not in known:
+            known[tuple(key)] = rows_by_step(changes, cfg.causal, placement.real, cfg.n_layers)
+        found.append(known[tuple(key)])
+    return found
 
 
-def _apart(placed: Sequence[Placed], number: int) -> Apart:
-    """What variants of one chunk have in common: the on-demand sites that they make the model form, and of states and
-    hidden attention, which cost far more than the rest of a layer, the layers too.
+class Company(NamedTuple):
+    """What the variants of one chunk have in common.
 
     A norm that is edited and inputs of their own for every head exclude each other within a layer, and so do states and
     hidden attention; a variant that has both, in whichever layers, shares a chunk with nobody.
+
+    Attributes:
+        formed: short names of the on-demand sites that they make the model form.
+        alone: the number of a variant that shares a chunk with nobody; -1 for all others.
+        costly_layers: the layers of states and hidden attention, which cost far more than the rest of a layer.
     """
-    names = tuple(sorted({edit.site.short for edit in placed if edit.site.on_demand}))
-    norm = any(edit.site.short.startswith("ln1.") for edit in placed)
-    both = set(COSTLY) <= set(names) or (norm and any(name.endswith("_input") for name in names))
-    layers = tuple(sorted({edit.step // 2 for edit in placed if edit.site.short in COSTLY}))
-    return names, number if both else -1, layers
+
+    formed: tuple[str, ...]
+    alone: int
+    costly_layers: tuple[int, ...]
 
 
-def _events(
-    placed: Sequence[Sequence[Placed]], placer: Placer, pairs: PromptPairs, base: str, source: str, model: HookedModel
-) -> list[Events]:
-    """The rows that each variant needs; variants with the same needs share one object."""
-    n_layers, causal = model.cfg.n_layers, model.cfg.causal
-    differs = token_differences(pairs, base, source, causal)
-    masks: dict[object, object] = {}
-    known: dict[object, Events] = {}
-    found = []
-    for row in placed:
-        changes = []
-        key = []
-        for edit in row:
-            copies = edit.edit.op == "set" and edit.edit.run is not None
-            what = (id(edit.rows), copies and (edit.edit.run, edit.site.short if edit.step == 0 else None))
-            if what not in masks:
-                masks[what] = changed(edit, differs)
-            changes.append((edit, masks[what]))
-            key.append((edit.step, edit.site.short, what))
-        if tuple(key) not in known:
-            known[tuple(key)] = events(changes, causal, placer.real, n_layers)  # type: ignore[arg-type]
-        found.append(known[tuple(key)])
-    return found
+def _company(edits: Sequence[Placed], variant: int) -> Company:
+    formed = tuple(sorted({edit.site.short for edit in edits if edit.site.on_demand}))
+    norm = any(edit.site.short.startswith("ln1.") for edit in edits)
+    exclusive = set(COSTLY) <= set(formed) or (norm and any(name.endswith("_input") for name in formed))
+    layers = tuple(sorted({edit.step // 2 for edit in edits if edit.site.short in COSTLY}))
+    return Company(formed, variant if exclusive else -1, layers)
+
+
+@dataclass(frozen=True, eq=False)
+class _Budget:
+    """What blocks of prompts cost, and variants on them, and how much they may.
+
+    Attributes:
+        costs: counts for the model and the metric.
+        max_memory: bytes that may be allocated.
+        most_rows: how many rows a chunk should have at most.
+        packed: whether rows of different variants share a batch; else forwards of whole prompts are run.
+        hooked: whether somebody's hooks are attached, which see one variant at a time, on all prompts.
+        copied: the sites that edits copy from, once for every layer.
+        first_layer: the first layer at which any row joins.
+        n_starts: before how many positions of each prompt states are kept.
+        formed: short names of all on-demand sites that any variant makes the model form.
+    """
+
+    costs: Costs
+    max_memory: int
+    most_rows: int
+    packed: bool
+    hooked: bool
+    copied: Sequence[Site]
+    first_layer: int
+    n_starts: int
+    formed: frozenset[str]
+
+    def chunk_of_runs(self, block: tuple[int, int]) -> Chunk:
+        """The base and source runs of a block."""
+        n_prompts = block[1] - block[0]
+        operations, _ = self._runs(n_prompts)
+        return Chunk(block, (), 0, n_prompts * self.costs.width, operations, self.store(n_prompts))
+
+    def store(self, n_prompts: int) -> int:
+        """Bytes of a block's runs and of what reads its chunks out."""
+        logits = 0 if self.packed else 2 * self.costs.whole(n_prompts).memory
+        return self._runs(n_prompts)[1] + self.costs.logits(n_prompts) + logits
+
+    def least(self, n_prompts: int) -> int:
+        """Bytes of a block and of one variant on it that changes everything."""
+        if self.packed:
+            rows = n_prompts * self.costs.width
+            variant = self.costs.memory(rows, n_prompts, on_demand=self.formed)
+        else:
+            variant = self.costs.whole(n_prompts, on_demand=self.formed).memory
+        return self.store(n_prompts) + variant
+
+    def load(self, rows: RowsByStep, block: tuple[int, int], formed: Sequence[str]) -> Load:
+        """One variant on a block."""
+        load = self.costs.variant(rows, *block, on_demand=formed)
+        if self.packed or not load.cells:
+            return load
+        return self.costs.whole(block[1] - block[0] if self.hooked else load.cells, on_demand=formed)
+
+    def _runs(self, n_prompts: int) -> tuple[float, int]:
+        return self.costs.runs(n_prompts, self.copied, self.first_layer, states=self.n_starts)
+
+
+def _budget(
+    placement: Placement,
+    metric: Metric,
+    rows: Sequence[RowsByStep],
+    company: Sequence[Company],
+    *,
+    max_memory: int,
+    n_starts: int,
+) -> _Budget:
+    model, pairs = placement.model, placement.pairs
+    edits = [edit for variant in range(len(placement.variants)) for edit in placement.edits(variant)]
+    return _Budget(
+        Costs(model.cfg, metric, pairs.mask.shape[1], model.dtype.itemsize, answers_of(metric, pairs)[0].numel()),
+        max_memory,
+        _most_rows(model),
+        packed=packs(model),
+        hooked=watched(model),
+        copied=list({edit.name: edit.site for edit in edits if edit.edit.run is not None}.values()),
+        first_layer=min((steps[0][0] for steps in rows if steps), default=0) // 2,
+        n_starts=n_starts,
+        formed=frozenset(name for own in company for name in own.formed),
+    )
+
+
+def _block_size(placement: Placement, budget: _Budget) -> int:
+    """How many prompts a block has: enough to fill a chunk, halved until the block and one variant fit into memory.
+
+    All of them where somebody's hooks, or a function that is an edit's source, see them together.
+    """
+    together = budget.hooked or any(edit.computed for variant in placement.variants for edit in variant.edits)
+    size = len(placement.pairs)
+    if not together:
+        size = max(1, min(size, budget.most_rows // budget.costs.width))
+        while size > 1 and budget.least(size) > budget.max_memory:
+            size = (size + 1) // 2
+    if budget.least(size) > budget.max_memory:
+        why = "all prompts at once, as a function or somebody's hook sees them together," if together else "one prompt"
+        raise ConfigError(
+            f"max_memory={budget.max_memory:,} bytes is too little: one variant on {why} needs about "
+            f"{budget.least(size):,}"
+        )
+    return size
+
+
+def _variant_chunks(
+    block: tuple[int, int],
+    order: Sequence[int],
+    rows: Sequence[RowsByStep],
+    company: Sequence[Company],
+    budget: _Budget,
+) -> Iterator[Chunk]:
+    """The variants in chunks of neighbours, each as large as rows and memory allow; hooks see one variant at a time."""
+    store = budget.store(block[1] - block[0])
+    loads: dict[object, Load] = {}
+    members: list[int] = []
+    total = Load()
+    for v in order:
+        formed = company[v].formed
+        key = (id(rows[v]), formed)
+        if key not in loads:
+            loads[key] = budget.load(rows[v], block, formed)
+        load = loads[key]
+        if not load.cells:
+            continue  # it changes nothing on these prompts
+        full = total.rows + load.rows > budget.most_rows or store + total.memory + load.memory > budget.max_memory
+        if members and (full or budget.hooked or company[v] != company[members[-1]]):
+            yield _chunk(block, members, total, store)
+            members, total = [], Load()
+        members.append(v)
+        total = total + load
+    if members:
+        yield _chunk(block, members, total, store)
+
+
+def _chunk(block: tuple[int, int], members: Sequence[int], load: Load, store: int) -> Chunk:
+    return Chunk(block, tuple(members), load.cells, load.rows, load.operations, store + load.memory)
+
+
+def _most_rows(model: HookedModel) -> int:
+    return ROWS.get(model.device.type, ROWS["cpu"])

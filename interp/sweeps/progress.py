@@ -53,11 +53,11 @@ def progress_bar(plan: Plan, waiting: Sequence[int], show: bool | None) -> Itera
 
         @property
         def format_dict(self) -> dict[str, Any]:
-            told: dict[str, Any] = super().format_dict
+            fields: dict[str, Any] = super().format_dict
             if self.spent and self.total > self.n:
                 seconds = (time.time() - self.start_t) * self.left / self.spent
-                told["rate"] = (self.total - self.n) / max(seconds, 1e-9)
-            return told
+                fields["rate"] = (self.total - self.n) / max(seconds, 1e-9)
+            return fields
 
     cells = sum(plan.chunks[index].cells for index in waiting)
     with Bar(

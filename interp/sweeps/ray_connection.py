@@ -107,7 +107,9 @@ def _check_address(address: str) -> None:
         )
     host, _, port = found.rpartition(":")
     if not host or not port.isdigit():
-        raise InterpError(f"{found!r} is no address of a Ray cluster, expected 'auto' or 'host:port' of its head node")
+        raise InterpError(
+            f"{found!r} is not the address of a Ray cluster, expected 'auto' or 'host:port' of its head node"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH).close()
     except (OSError, OverflowError) as error:

@@ -13,7 +13,7 @@ variants in one batch; everything else is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from interp.edits import RUNS, Variant
 from interp.forward.forward_context import Context, packed_context
-from interp.forward.packed_rows import Packed, PrefixValues, pack
+from interp.forward.packed_rows import Packed, pack
 from interp.hooked.cache import ActivationCache
 from interp.hooked.hooks import attached
 from interp.hooked.model import HookedModel
@@ -37,11 +37,10 @@ from interp.sweeps.costs import LOGIT_ROWS
 from interp.sweeps.edit_reach import (
     Mask,
     Numbers,
-    Placer,
+    Placement,
     changed,
-    events,
-    led_back,
-    token_differences,
+    from_planned_starts,
+    rows_by_step,
     value_differences,
 )
 from interp.sweeps.machine import watched
@@ -57,7 +56,7 @@ class Cells:
     Attributes:
         variant: the variant of every cell, counted in the chunk [cell].
         prompt: the prompt of every cell, counted in the block [cell].
-        whole: whether a function is given its value behind the last attention [cell], so that all positions go on.
+        whole: whether a function is given its value after the last attention [cell], so that all positions go on.
         joins: by step, cells and the rows that they need from there on [cell, pos].
         changes: their edits.
     """
@@ -85,16 +84,22 @@ class Job:
     base: str
     source: str
     plan: Plan
+    _placement: Placement | None = field(default=None, repr=False)
     _base_runs: BaseRunCache | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        for variant in self.variants:
-            for edit in variant.edits:
-                if isinstance(edit.source, ActivationCache):
-                    edit.source[
-                        edit.name(self.model.cfg)
-                    ]  # what is derived needs a model, which a pickle leaves behind
-        return {**self.__dict__, "_base_runs": None}
+        for edit in (edit for variant in self.variants for edit in variant.edits):
+            if isinstance(edit.source, ActivationCache):
+                edit.source[edit.name(self.model.cfg)]  # derived now: that needs a model, which a pickle leaves behind
+        return {**self.__dict__, "_base_runs": None, "_placement": None}
+
+    @property
+    def placement(self) -> Placement:
+        """Where the edits act; a pickle leaves it behind, and another process places the edits of its own chunks."""
+        if self._placement is None:
+            read = is_read(self.metric, self.pairs)
+            self._placement = Placement(self.model, self.pairs, self.variants, read, base=self.base, source=self.source)
+        return self._placement
 
     @property
     def base_runs(self) -> BaseRunCache:
@@ -106,7 +111,7 @@ class Job:
 
     def to(self, device: str | torch.device) -> Self:
         """The same job with its model and prompts on a device."""
-        return replace(self, model=self.model.to(device), pairs=self.pairs.to(device), _base_runs=None)
+        return replace(self, model=self.model.to(device), pairs=self.pairs.to(device), _base_runs=None, _placement=None)
 
     @torch.no_grad()
     def run(self, index: int) -> Values:
@@ -117,83 +122,164 @@ class Job:
             that of the base run and of the source run, and how far rounding alone can take either.
         """
         chunk = self.plan.chunks[index]
-        block = self.base_runs.at(chunk.prompts)
+        # 1. The base and source runs of its prompts.
+        runs = self.base_runs.of(chunk.prompts)
         if not chunk.variants:
-            return torch.stack([*(block.value[run].double() for run in RUNS), block.rounding]).cpu().numpy()
-        cells = self._cells(block, chunk)
-        values = np.tile(block.value["base"].double().cpu().numpy(), (len(chunk.variants), 1))
+            return torch.stack([*(runs.value[run].double() for run in RUNS), runs.rounding]).cpu().numpy()
+        cells = self._cells(runs, chunk)
+        values = np.tile(runs.value["base"].double().cpu().numpy(), (len(chunk.variants), 1))
+        # 2. and 3. The cells that differ from the base run.
         if len(cells.prompt):
-            found = _in_one_pass(self, block, cells) if self.plan.packed else _as_whole_prompts(self, block, cells)
-            values[cells.variant, cells.prompt] = found.double().cpu().numpy()
+            run = _in_one_pass if self.plan.packed else _as_whole_prompts
+            values[cells.variant, cells.prompt] = run(self, runs, cells).double().cpu().numpy()
         return values
 
-    def _cells(self, block: BaseRuns, chunk: Chunk) -> Cells:
-        cfg, pairs = self.model.cfg, block.pairs
-        placer = Placer(self.model, pairs, is_read(self.metric, pairs))
-        by_tokens = token_differences(pairs, self.base, self.source, cfg.causal)
-        differs = value_differences(block.stored["base"], block.stored["source"], by_tokens)
-        every = watched(self.model)  # their hooks expect the prompts as they are
-        changes = Changes(lambda placed: self.base_runs.values(placed, block), block.stored["base"])
-        variants, prompts, whole, count = [], [], [], 0
+    def _cells(self, runs: BaseRuns, chunk: Chunk) -> Cells:
+        """The cells of a chunk that must be run: where an edit names no position whose value differs, none."""
+        cfg, placement = self.model.cfg, self.placement.block(chunk.prompts)
+        differs = value_differences(runs.stored["base"], runs.stored["source"], placement.differs)
+        hooked = watched(self.model)  # somebody's hooks expect all prompts
+        changes = Changes(lambda placed: self.base_runs.source_of(placed, runs), runs.stored["base"])
+        none = np.zeros(0, dtype=np.int64)
+        variant, prompt, whole, n_cells = [none], [none], [none.astype(bool)], 0
         joins: dict[int, list[tuple[Numbers, Mask]]] = {}
         for at, number in enumerate(chunk.variants):
-            placed = [placer.place(edit) for edit in self.variants[number].edits]
-            found = events([(edit, changed(edit, differs)) for edit in placed], cfg.causal, placer.real, cfg.n_layers)
-            if not found:
+            # The plan went by tokens; now it is known where the two runs have different values.
+            edits = placement.edits(number)
+            changes_of_edits = [(edit, changed(edit, differs)) for edit in edits]
+            needed = rows_by_step(changes_of_edits, cfg.causal, placement.real, cfg.n_layers)
+            if not needed:
                 continue
             if cfg.has_mamba and self.plan.packed:
-                found = led_back(found, self.plan.starts)
-            live = np.logical_or.reduce([rows.any(1) for _, rows in found]) | every
-            own = np.nonzero(live)[0]
-            cells = np.arange(count, count + len(own))
-            for step, rows in found:
+                needed = from_planned_starts(needed, self.plan.starts)
+            # A cell for each prompt with any row.
+            own = np.nonzero(np.logical_or.reduce([rows.any(1) for _, rows in needed]) | hooked)[0]
+            cells = np.arange(n_cells, n_cells + len(own))
+            for step, rows in needed:
                 joins.setdefault(step, []).append((cells, rows[own]))
-            changes.add(placed, cells, own)
-            variants.append(np.full(len(own), at))
-            prompts.append(own)
-            late = any(edit.edit.computed and edit.step >= 2 * cfg.n_layers - 1 for edit in placed)
+            changes.add(edits, cells, own)
+            late = any(edit.edit.computed and edit.step >= 2 * cfg.n_layers - 1 for edit in edits)
+            variant.append(np.full(len(own), at))
+            prompt.append(own)
             whole.append(np.full(len(own), late))
-            count += len(own)
-        none = np.zeros(0, dtype=np.int64)
-        variant, prompt = np.concatenate([none, *variants]), np.concatenate([none, *prompts])
-        return Cells(variant, prompt, np.concatenate([none.astype(bool), *whole]), joins, changes)
+            n_cells += len(own)
+        return Cells(np.concatenate(variant), np.concatenate(prompt), np.concatenate(whole), joins, changes)
+
+
+def _in_one_pass(job: Job, runs: BaseRuns, cells: Cells) -> Tensor:
+    """The metric of every cell [cell]; its rows join the batch on the way down."""
+    model, hook = job.model, cells.changes.hook
+    batch = _Batch(job, runs, cells)
+    with attached(model.hook_dict, [(name, hook) for name in cells.changes.names], must_run=False):
+        for layer in range(batch.first_layer, model.cfg.n_layers):
+            batch.mix(layer)
+            batch.write(layer)
+        normalized = batch.normalize()  # [row, d_model]
+    read = where_read(job.metric, runs.pairs).cpu().numpy()[cells.prompt]  # [cell, read], positions
+    row = torch.from_numpy(np.take_along_axis(batch.row_of, read, axis=1)).to(model.device)  # [cell, read]
+
+    def logits(chosen: Numbers) -> Tensor:
+        return job.base_runs.unembedded(normalized[row[chosen]], cells.prompt[chosen], runs.pairs)
+
+    return _measured(job, runs, cells, logits)
 
 
 class _Batch:
-    """The rows that are in the batch now, and how tensors follow when they change."""
+    """The rows of a chunk on their way down the layers.
 
-    def __init__(self, cells: Cells, prefix: Mapping[int, PrefixValues], mask: Tensor) -> None:
+    Before each half of a layer the batch is laid out anew where other rows are needed from there on: those that join
+    come in with their values in the base run, in the last layer those go that the metric does not read.
+
+    Attributes:
+        needed: the rows that any edit of a cell has reached [cell, pos].
+        read: the rows whose final values are needed [cell, pos].
+        rows: those that are in the batch now [cell, pos].
+        row_of: which row of the batch each of them is [cell, pos], -1 where there is none.
+        packed: the batch as the layers see it; None while it has no rows.
+        resid: the residual stream [1, row, d_model].
+        mixed: what the mixer of a layer made, between its two halves [1, row, ...].
+    """
+
+    def __init__(self, job: Job, runs: BaseRuns, cells: Cells) -> None:
+        assert isinstance(job.model, GPT)
+        self.model = job.model
         self.cells = cells
-        self.prefix = prefix
-        self.mask = mask
-        self.rows: Mask = np.zeros((len(cells.prompt), mask.shape[1]), dtype=bool)
-        self.row_of: Numbers = np.full(self.rows.shape, -1)
+        self.first_layer = min(cells.joins) // 2
+        self.mask = runs.pairs.mask
+        self.base = runs.stored["base"]
+        self.tokens: Tensor = getattr(runs.pairs, job.base)
+        self.prefix = job.base_runs.prefix(runs, self.first_layer)
+        self.read: Mask = is_read(job.metric, runs.pairs)[cells.prompt]
+        self.read[cells.whole] = self.mask.cpu().numpy()[cells.prompt[cells.whole]]
+        self.needed = np.zeros_like(self.read)
+        self.rows = np.zeros_like(self.read)
+        self.row_of: Numbers = np.full(self.read.shape, -1)
         self.packed: Packed | None = None
-        self._before: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+        self.context: Context | None = None
+        self.resid = self.mixed = torch.empty(1, 0, device=self.model.device)
+        # Of the rows that the last layout left in the batch: where they are now, and where they were.
+        self._stayed: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
 
-    def lay_out(self, rows: Mask) -> bool:
+    def mix(self, layer: int) -> None:
+        """The first half of a layer, where positions look at one another."""
+        self._join(2 * layer)
+        joined = self._lay_out(self.needed)
+        if self.packed is None:
+            return
+        if self.context is None or self.context.packed is not self.packed:
+            self.context = packed_context(self.model.cfg, self.packed, self.model.dtype)
+        if joined and layer == 0:
+            tokens = self.tokens[self.packed.row_prompt, self.packed.position]  # [row]
+            self.resid = self.model.embed_tokens(tokens[None], self.context)
+        elif joined:
+            self.resid = self._moved(self.resid, self.base.get(f"blocks.{layer}.hook_resid_pre"))
+        self.resid, self.mixed = self.model.block(layer).mix(self.resid, self.context)
+
+    def write(self, layer: int) -> None:
+        """The second half of a layer, where each position is by itself; of the last one only for what is read."""
+        self._join(2 * layer + 1)
+        last = layer == self.model.cfg.n_layers - 1
+        if self._lay_out(self.needed & self.read if last else self.needed):
+            self.resid = self._moved(self.resid, self.base.get(f"blocks.{layer}.hook_resid_pre"))
+            self.mixed = self._moved(self.mixed, self.base.get(mixed_site(self.model.cfg, layer) or ""))
+        if self.packed is not None:
+            self.resid = self.model.block(layer).write(self.resid, self.mixed)
+
+    def normalize(self) -> Tensor:
+        """What the unembedding reads of every row whose final value is needed [row, d_model]."""
+        if self._lay_out(self.read):
+            self.resid = self._moved(self.resid, self.base[f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post"])
+        normalized: Tensor = self.model.ln_final(self.resid)
+        return normalized[0]
+
+    def _join(self, step: int) -> None:
+        """Take note of the rows that cells need from a step of the depth on; they only become more."""
+        for cells, rows in self.cells.joins.get(step, ()):
+            self.needed[cells] = rows
+
+    def _lay_out(self, rows: Mask) -> bool:
         """Let the batch hold these rows [cell, pos]; whether that is a change."""
         if np.array_equal(rows, self.rows):
             return False
         self.rows = rows.copy()
         prompt = torch.from_numpy(self.cells.prompt)
         packed, *places = pack(torch.from_numpy(self.rows), prompt, self.prefix, self.mask)
-        cell, position = (place.numpy() for place in places)
+        cell, position = (place.numpy() for place in places)  # [row], [row]
         old, self.row_of = self.row_of, np.full(rows.shape, -1)
         self.row_of[cell, position] = np.arange(len(cell))
-        was = old[cell, position]
+        was = old[cell, position]  # [row]
         stays = np.nonzero(was >= 0)[0]
         device = self.mask.device
-        self._before = (torch.from_numpy(stays).to(device), torch.from_numpy(was[stays]).to(device))
+        self._stayed = (torch.from_numpy(stays).to(device), torch.from_numpy(was[stays]).to(device))
         self.packed = packed if len(cell) else None
         self.cells.changes.layout = Layout(self.cells.prompt, self.row_of)
         return True
 
-    def moved(self, value: Tensor, base: Tensor | None) -> Tensor:
+    def _moved(self, value: Tensor, base: Tensor | None) -> Tensor:
         """`value` [1, row, ...] for the new rows; those that were not there have the base run's [prompt, pos, ...]."""
         if self.packed is None:
             return value[:, :0]
-        now, was = self._before
+        now, was = self._stayed
         if base is None:
             return value[:, was]
         new = base[self.packed.row_prompt, self.packed.position]
@@ -202,55 +288,9 @@ class _Batch:
         return new[None]
 
 
-def _in_one_pass(job: Job, block: BaseRuns, cells: Cells) -> Tensor:
-    """The metric of every cell [cell]; its rows join the batch on the way down."""
-    model = job.model
-    assert isinstance(model, GPT)
-    n_layers, pairs, base = model.cfg.n_layers, block.pairs, block.stored["base"]
-    first = min(cells.joins) // 2
-    at = where_read(job.metric, pairs).cpu().numpy()[cells.prompt]  # [cell, read]
-    end = is_read(job.metric, pairs)[cells.prompt]  # [cell, pos]
-    end[cells.whole] = pairs.mask.cpu().numpy()[cells.prompt[cells.whole]]
-    batch = _Batch(cells, job.base_runs.prefix(block, first), pairs.mask)
-    wanted = np.zeros_like(end)
-    resid = z = torch.empty(1, 0, device=model.device)
-    context: Context | None = None
-    with attached(model.hook_dict, [(name, cells.changes.hook) for name in cells.changes.names], must_run=False):
-        for layer in range(first, n_layers):
-            pre, mixed = base.get(f"blocks.{layer}.hook_resid_pre"), base.get(mixed_site(model.cfg, layer) or "")
-            _join(wanted, cells.joins.get(2 * layer))
-            joined = batch.lay_out(wanted)
-            if batch.packed is not None:
-                if context is None or context.packed is not batch.packed:
-                    context = packed_context(model.cfg, batch.packed, model.dtype)
-                if joined and layer == 0:
-                    tokens = getattr(pairs, job.base)[batch.packed.row_prompt, batch.packed.position]
-                    resid = model.embed_tokens(tokens[None], context)
-                elif joined:
-                    resid = batch.moved(resid, pre)
-                resid, z = model.block(layer).mix(resid, context)
-            _join(wanted, cells.joins.get(2 * layer + 1))
-            if batch.lay_out(wanted & end if layer == n_layers - 1 else wanted):
-                resid, z = batch.moved(resid, pre), batch.moved(z, mixed)
-            if batch.packed is not None:
-                resid = model.block(layer).write(resid, z)
-        if batch.lay_out(end):
-            resid = batch.moved(resid, base[f"blocks.{n_layers - 1}.hook_resid_post"])
-        normalized = model.ln_final(resid)[0]
-    row = torch.from_numpy(np.take_along_axis(batch.row_of, at, axis=1)).to(model.device)  # [cell, read]
-    return _measured(
-        job, block, cells, lambda chosen: job.base_runs.unembedded(normalized[row[chosen]], cells.prompt[chosen], pairs)
-    )
-
-
-def _join(wanted: Mask, joining: Sequence[tuple[Numbers, Mask]] | None) -> None:
-    for cells, rows in joining or ():
-        wanted[cells] = rows
-
-
-def _as_whole_prompts(job: Job, block: BaseRuns, cells: Cells) -> Tensor:
-    """The metric of every cell [cell], from a forward of whole prompts."""
-    model, pairs = job.model, block.pairs
+def _as_whole_prompts(job: Job, runs: BaseRuns, cells: Cells) -> Tensor:
+    """The metric of every cell [cell], from a forward of whole prompts: a row for each of their positions."""
+    model, pairs = job.model, runs.pairs
     prompt = torch.from_numpy(cells.prompt).to(model.device)
     n_cells, width = len(prompt), pairs.mask.shape[1]
     cells.changes.layout = Layout(cells.prompt, np.arange(n_cells * width).reshape(n_cells, width))
@@ -258,24 +298,24 @@ def _as_whole_prompts(job: Job, block: BaseRuns, cells: Cells) -> Tensor:
     with attached(model.hook_dict, [(name, cells.changes.hook) for name in cells.changes.names]):
         logits = model(getattr(pairs, job.base)[prompt], attention_mask=None if bool(mask.all()) else mask)
     seen = read(job.metric, logits, pairs, prompt)
-    return _measured(job, block, cells, lambda chosen: seen[chosen])
+    return _measured(job, runs, cells, lambda chosen: seen[chosen])
 
 
-def _measured(job: Job, block: BaseRuns, cells: Cells, seen: Callable[[Numbers], Tensor]) -> Tensor:
-    """The metric of every cell, of what `seen` gives of the logits of some cells; never all of a large vocabulary."""
+def _measured(job: Job, runs: BaseRuns, cells: Cells, seen: Callable[[Numbers], Tensor]) -> Tensor:
+    """The metric of every cell [cell], from what `seen` gives of the logits of some cells [cell, ...]."""
     metric, n_cells = job.metric, len(cells.prompt)
     parts = []
-    if metric.whole:
+    if metric.whole:  # a user's function is given all prompts of one variant
         for variant in np.unique(cells.variant):
             own = np.nonzero(cells.variant == variant)[0]
-            logits, prompts = block.seen["base"].clone(), torch.from_numpy(cells.prompt[own])
+            logits, prompts = runs.seen["base"].clone(), torch.from_numpy(cells.prompt[own])
             logits[prompts] = seen(own)
-            parts.append(evaluate(metric, logits, block.pairs, None)[prompts])
+            parts.append(evaluate(metric, logits, runs.pairs, None)[prompts])
         return torch.cat(parts)
-    size = LOGIT_ROWS if metric.tokens is None else n_cells
+    size = LOGIT_ROWS if metric.tokens is None else n_cells  # never all logits of a large vocabulary at once
     for start in range(0, n_cells, size):
         chosen = np.arange(start, min(start + size, n_cells))
-        prompts = torch.from_numpy(cells.prompt[chosen]).to(block.pairs.mask.device)
-        reference = block.seen["source"][prompts] if metric.needs_reference else None
-        parts.append(score(metric, seen(chosen), answers_of(metric, block.pairs)[prompts], reference))
+        prompts = torch.from_numpy(cells.prompt[chosen]).to(runs.pairs.mask.device)
+        reference = runs.seen["source"][prompts] if metric.needs_reference else None
+        parts.append(score(metric, seen(chosen), answers_of(metric, runs.pairs)[prompts], reference))
     return torch.cat(parts)

@@ -20,7 +20,7 @@ def whole_source(edit: Edit, name: str, site: Site, cfg: ModelConfig, pairs: Pro
 
     Raises:
         PromptError: it does not broadcast to the site's shape.
-        UnknownName: a cache that lacks the site.
+        UnknownName: a cache without the site.
     """
     given = edit.source
     if isinstance(given, Mapping):

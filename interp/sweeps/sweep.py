@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,10 @@ from interp.arguments import byte_budget, checked, is_whole, shown
 from interp.edits import Variant
 from interp.errors import ConfigError, PromptError, SweepInterrupted, unknown
 from interp.hooked.model import HookedModel
-from interp.metrics import Metric, check_answers, get_metric, normalised_effect
+from interp.metrics import Metric, check_answers, get_metric, is_read, normalised_effect
 from interp.prompts.pair_checks import check_side
 from interp.prompts.pairs import PromptPairs
+from interp.sweeps.edit_reach import Placement
 from interp.sweeps.machine import watched
 from interp.sweeps.plan import Plan, make_plan
 from interp.sweeps.progress import progress_bar
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from interp.resume.journal import Journal
 
 EXECUTORS = ("local", "ray")
-RUN_ROWS = (-3, -2, -1)  # what stands for a variant in a journal: the base run, the source run, their rounding
+# What a journal has in place of the number of a variant: the base run, the source run, their rounding.
+RUN_ROWS = (-3, -2, -1)
 Executor = Callable[[Job, Sequence[int]], Generator[tuple[int, Values], None, None]]
 
 
@@ -85,36 +88,46 @@ def sweep(
         SweepInterrupted: Ctrl-C; it has the table of what was finished.
     """
     job = _job(model, pairs, variants, metric, base, source, max_memory)
-    run = _executor(executor)
-    journal = None if out is None else _journal(out, job)
-    values = np.full((len(job.variants), len(pairs)), np.nan)
-    runs = np.full((len(RUN_ROWS), len(pairs)), np.nan)
-    known: set[int] = set()  # chunks whose values are there; those may be NaN
-    waiting = []
-    finished = set() if journal is None else journal.finished()
-    for index in range(len(job.plan.chunks)):
-        if _part(index) in finished:
-            assert journal is not None
-            _enter(job.plan, index, journal.read(_part(index))["value"], values, runs)
-            known.add(index)
-        else:
-            waiting.append(index)
-    results = _started(run, job, waiting)
-    with progress_bar(job.plan, waiting, progress) as bar, closing(results):  # closed, a cluster's workers end
-        try:
-            for given in results:
-                index, found = _checked_values(job.plan, given, waiting)
-                if journal is not None:
-                    journal.write(_part(index), _columns(job.plan, index, found))
-                _enter(job.plan, index, found, values, runs)
-                known.add(index)
-                bar.finish(index)
-        except KeyboardInterrupt:
-            frame = _table(job, values, runs)[_cells_known(job.plan, known).ravel()]
-            raise SweepInterrupted(_so_far(len(frame), job.plan, journal), frame) from None
-    if missing := len(job.plan.chunks) - len(known):
-        raise ConfigError(f"the executor ended without the values of {missing} of its {len(waiting)} chunks")
-    return _table(job, values, runs)
+    return _table(job, _measure(job, out, progress, executor))
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The metric of every variant on every prompt, and of the two runs.
+
+    Attributes:
+        values: of the variants [variant, prompt].
+        base, source: of the base run and of the source run [prompt].
+        rounding: how far rounding alone can take the metric of either run [prompt].
+    """
+
+    values: Values
+    base: Values
+    source: Values
+    rounding: Values
+
+    @property
+    def changes(self) -> Values:
+        """How far each variant is from the base run [variant, prompt]."""
+        return self.values - self.base
+
+
+@checked
+def measure(
+    model: HookedModel,
+    pairs: PromptPairs,
+    variants: Sequence[Variant],
+    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    *,
+    base: str = "corrupt",
+    source: str = "clean",
+    max_memory: int | None = None,
+    out: str | Path | None = None,
+    progress: bool | None = None,
+    executor: str | Executor = "local",
+) -> Measured:
+    """What `sweep` measures, as arrays and not as a table; arguments and errors are those of `sweep`."""
+    return _measure(_job(model, pairs, variants, metric, base, source, max_memory), out, progress, executor)
 
 
 @checked
@@ -160,8 +173,83 @@ def _job(
             f"{model.cfg.d_vocab_out - 1}"
         )
     pairs = pairs.to(model.device)
-    plan = make_plan(model, pairs, variants, measure, base=base, source=source, max_memory=max_memory)
-    return Job(model, pairs, variants, measure, base, source, plan)
+    placement = Placement(model, pairs, variants, is_read(measure, pairs), base=base, source=source)
+    plan = make_plan(placement, measure, max_memory=max_memory)
+    return Job(model, pairs, variants, measure, base, source, plan, placement)
+
+
+def _measure(job: Job, out: str | Path | None, progress: bool | None, executor: str | Executor) -> Measured:
+    run = _executor(executor)
+    journal = None if out is None else _journal(out, job)
+    results = _Results(job.plan)
+    # Chunks that an earlier call has finished are read, not run.
+    on_disk = set() if journal is None else journal.finished()
+    waiting = []
+    for index in range(len(job.plan.chunks)):
+        if journal is not None and _file_name(index) in on_disk:
+            results.add(index, journal.read(_file_name(index))["value"])
+        else:
+            waiting.append(index)
+    chunks = _started(run, job, waiting)
+    with progress_bar(job.plan, waiting, progress) as bar, closing(chunks):  # closed, a cluster's workers end
+        try:
+            for given in chunks:
+                index, values = _checked_values(job.plan, given, waiting)
+                if journal is not None:
+                    journal.write(_file_name(index), _columns(job.plan, index, values))
+                results.add(index, values)
+                bar.finish(index)
+        except KeyboardInterrupt:
+            frame = _table(job, results.measured())[results.known_cells().ravel()]
+            raise SweepInterrupted(_interrupted(len(frame), job.plan, journal), frame) from None
+    if missing := len(job.plan.chunks) - len(results.finished):
+        raise ConfigError(f"the executor ended without the values of {missing} of its {len(waiting)} chunks")
+    return results.measured()
+
+
+class _Results:
+    """The values of those chunks that are finished, each in its place.
+
+    Attributes:
+        plan: the chunks.
+        values: of the variants [variant, prompt].
+        runs: of the base run, of the source run, and their rounding [3, prompt].
+        finished: chunks whose values are there; those may be NaN.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.values: Values = np.full((plan.n_variants, plan.n_prompts), np.nan)
+        self.runs: Values = np.full((len(RUN_ROWS), plan.n_prompts), np.nan)
+        self.finished: set[int] = set()
+
+    def add(self, index: int, values: Values) -> None:
+        """Put the values of a chunk in their place; variants that are in no chunk of its block equal the base run."""
+        self.finished.add(index)
+        chunk = self.plan.chunks[index]
+        prompts = slice(*chunk.prompts)
+        if chunk.variants:
+            self.values[list(chunk.variants), prompts] = values.reshape(len(chunk.variants), -1)
+            return
+        self.runs[:, prompts] = values.reshape(len(RUN_ROWS), -1)
+        run = {v for other in self.plan.chunks if other.prompts == chunk.prompts for v in other.variants}
+        idle = [v for v in range(self.plan.n_variants) if v not in run]
+        self.values[idle, prompts] = self.runs[0, prompts]
+
+    def known_cells(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """The cells [variant, prompt] whose values are there, with those of the runs that they are compared with."""
+        known = np.zeros(self.values.shape, dtype=bool)
+        for index, chunk in enumerate(self.plan.chunks):
+            if not chunk.variants and index in self.finished:
+                known[:, slice(*chunk.prompts)] = True
+        for index, chunk in enumerate(self.plan.chunks):
+            if chunk.variants and index not in self.finished:
+                known[list(chunk.variants), slice(*chunk.prompts)] = False
+        return known
+
+    def measured(self) -> Measured:
+        """What is there."""
+        return Measured(self.values, *self.runs)
 
 
 def _executor(executor: str | Executor) -> Executor:
@@ -205,7 +293,8 @@ def _locally(job: Job, chunks: Sequence[int]) -> Generator[tuple[int, Values], N
         yield index, job.run(index)
 
 
-def _part(index: int) -> str:
+def _file_name(index: int) -> str:
+    """Of a chunk in a journal."""
     return f"chunk-{index:05d}"
 
 
@@ -231,60 +320,37 @@ def _journal(out: str | Path, job: Job) -> Journal:
     return journal
 
 
-def _columns(plan: Plan, index: int, found: Values) -> Mapping[str, np.ndarray[Any, Any]]:
-    """A chunk's values with their variants (or `RUN_ROWS`) and prompts, one row a cell."""
+def _columns(plan: Plan, index: int, values: Values) -> Mapping[str, np.ndarray[Any, Any]]:
+    """What a journal keeps of a chunk: values with their variants (or `RUN_ROWS`) and prompts, one row a cell."""
     chunk = plan.chunks[index]
     variants, prompts = np.array(chunk.variants or RUN_ROWS), np.arange(*chunk.prompts)
     return {
         "variant": np.repeat(variants, len(prompts)),
         "prompt": np.tile(prompts, len(variants)),
-        "value": found.ravel(),
+        "value": values.ravel(),
     }
 
 
-def _enter(plan: Plan, index: int, found: Values, values: Values, runs: Values) -> None:
-    """Put a chunk's values into the whole; a variant that is in no chunk changes nothing."""
-    chunk = plan.chunks[index]
-    prompts = slice(*chunk.prompts)
-    if chunk.variants:
-        values[list(chunk.variants), prompts] = found.reshape(len(chunk.variants), -1)
-        return
-    runs[:, prompts] = found.reshape(len(RUN_ROWS), -1)
-    run = {v for other in plan.chunks if other.prompts == chunk.prompts for v in other.variants}
-    idle = [v for v in range(plan.n_variants) if v not in run]
-    values[idle, prompts] = runs[0, prompts]
-
-
-def _cells_known(plan: Plan, known: Collection[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """The cells [variant, prompt] that these chunks have given, with the runs that they are held against."""
-    found = np.zeros((plan.n_variants, plan.n_prompts), dtype=bool)
-    for index, chunk in enumerate(plan.chunks):
-        if not chunk.variants and index in known:
-            found[:, slice(*chunk.prompts)] = True
-    for index, chunk in enumerate(plan.chunks):
-        if chunk.variants and index not in known:
-            found[list(chunk.variants), slice(*chunk.prompts)] = False
-    return found
-
-
-def _table(job: Job, values: Values, runs: Values) -> pd.DataFrame:
+def _table(job: Job, measured: Measured) -> pd.DataFrame:
+    """A row for every variant and prompt, in this order."""
     import pandas as pd
 
-    n_variants, n_prompts = values.shape
+    n_variants, n_prompts = measured.values.shape
     labels = pd.DataFrame([dict(variant.labels) for variant in job.variants], index=range(n_variants))
     frame = labels.loc[np.repeat(np.arange(n_variants), n_prompts)].reset_index(drop=True)
+    base, source, rounding = measured.base, measured.source, measured.rounding
     return frame.assign(
         prompt=np.tile(np.arange(n_prompts), n_variants),
         metric=job.metric.name,
-        value=values.ravel(),
-        base_value=np.tile(runs[0], n_variants),
-        source_value=np.tile(runs[1], n_variants),
-        rounding=np.tile(runs[2], n_variants),
-        effect=normalised_effect(values, runs[0], runs[1], rounding=runs[2]).ravel(),
+        value=measured.values.ravel(),
+        base_value=np.tile(base, n_variants),
+        source_value=np.tile(source, n_variants),
+        rounding=np.tile(rounding, n_variants),
+        effect=normalised_effect(measured.values, base, source, rounding=rounding).ravel(),
     )
 
 
-def _so_far(done: int, plan: Plan, journal: Journal | None) -> str:
+def _interrupted(done: int, plan: Plan, journal: Journal | None) -> str:
     if journal is None:
         return f"interrupted after {done:,} of {plan.cells:,} cells; with out=FOLDER a sweep goes on where it stopped"
     return (

@@ -55,8 +55,8 @@ LEFT_OUT = {
         "metrics.read",
     ),
     *("metrics.score", "metrics.where_read", "metrics.which_read", "metrics.Metric", "figures.Figure"),
-    *("PastKeyValues.become", "PastKeyValues.claim", "PastKeyValues.extend", "PastKeyValues.recur"),
-    "PastKeyValues.recurrent",
+    *("PastKeyValues.become", "PastKeyValues.claim", "PastKeyValues.extend", "PastKeyValues.store_state"),
+    "PastKeyValues.stored_state",
     *("sites.Site", "sites.axis_sizes", "sites.exists", "sites.find_act_name", "sites.site_names"),
     *("sites.unknown_site", "stats.Interval", "ModelConfig.layers_with", "tasks.Task", "figures.circuit"),
     *("ActivationCache.remove_batch_dim", "figures.estimates", "figures.save"),  # no arguments, or those of others

@@ -56,7 +56,7 @@ def test_a_share_says_where_what_is_read_comes_from() -> None:
     _, cache = model.run_with_cache(pairs.clean)
     layer, head = 1, 4
     frame = attention_patterns.run(model, pairs, heads=[f"L{layer}S{head}"])
-    x = mixer_of(model, layer).as_y(cache["conv", layer][..., : model.cfg.d_inner])[0, :, head]  # [key, d_ssm_head]
+    x = mixer_of(model, layer).like_y(cache["conv", layer][..., : model.cfg.d_inner])[0, :, head]  # [key, d_ssm_head]
     entries = torch.zeros(6, 6)
     entries[frame["query"].tolist(), frame["key"].tolist()] = torch.tensor(frame["weight"].tolist())
     torch.testing.assert_close(entries @ x.detach(), cache["y", layer][0, :, head].detach(), rtol=1e-4, atol=1e-5)

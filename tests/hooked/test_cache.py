@@ -44,6 +44,13 @@ def test_derived_sites_equal_computed_ones(any_model: GPT, tokens: Tensor) -> No
         close(streams[name], plain[name])
 
 
+@pytest.mark.parametrize("site", ["embed", "pos_embed"])
+def test_what_no_other_site_determines_is_not_derived(site: str, tokens: Tensor) -> None:
+    _, cache = make("gpt2").run_with_cache(tokens, names_filter="*resid*")
+    with pytest.raises(UnknownName, match=f"'hook_{site}' was not cached and cannot be derived"):
+        cache[site]
+
+
 def test_what_a_hook_made_of_a_pattern_is_what_the_cache_holds(tokens: Tensor) -> None:
     model = make("gpt2")
     with model.hooks([("blocks.0.attn.hook_pattern", lambda x, hook: x * 0)]):

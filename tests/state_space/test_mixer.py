@@ -91,7 +91,7 @@ def by_hand(mixer: MambaMixer, x: Tensor, change: Change = ("", lambda value: va
     for t in range(n_pos):
         h = torch.exp(steps[:, t, :, None] * A) * h + (steps * u)[:, t, :, None] * B_of[:, t]
         if change[0] == "state":
-            h = change[1](t, mixer.as_y(h.mT).mT if not two else h.unflatten(1, (-1, cfg.d_ssm_head)))
+            h = change[1](t, mixer.like_y(h.mT).mT if not two else h.unflatten(1, (-1, cfg.d_ssm_head)))
             h = h.flatten(1, -2)
         states.append(h)
     found["state"] = torch.stack(states, 1)
@@ -162,7 +162,7 @@ def test_the_pattern_makes_y_of_x(kind: str, layer: int, side: str, tokens: Tens
         _, cache = model.run_with_cache(tokens, attention_mask=mask, names_filter=wanted)
         pattern = cache["mixer.pattern", layer]
         assert not pattern.triu(1).any()
-        x = mixer.as_y(cache["conv", layer][..., : mixer.cfg.d_inner])
+        x = mixer.like_y(cache["conv", layer][..., : mixer.cfg.d_inner])
         y = torch.einsum("buqk,bku...->bqu...", pattern, x)
         close(y[mask], cache["y", layer][mask])
         for row in range(3):  # no query reads padding
@@ -253,7 +253,7 @@ def test_cutting_an_entry_of_the_pattern_takes_its_term_from_y(kind: str, layer:
     _, plain = model.run_with_cache(tokens)
     with model.hooks([(name, cut)]):
         logits, cache = model.run_with_cache(tokens)
-    x = mixer.as_y(plain["conv", layer][..., : mixer.cfg.d_inner])
+    x = mixer.like_y(plain["conv", layer][..., : mixer.cfg.d_inner])
     expected = plain["y", layer].clone()
     weight = plain["mixer.pattern", layer][:, unit, query, key]
     expected[:, query, unit] -= weight.reshape(3, *[1] * (x.ndim - 3)) * x[:, key, unit]

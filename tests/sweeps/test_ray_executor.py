@@ -360,8 +360,8 @@ def test_addresses_that_nobody_answers_at_are_refused_at_once(
         for address, says in (
             (free, f"no Ray cluster answers at '{free}'"),
             ("no.such.host.invalid:6379", "no Ray cluster answers at 'no.such.host.invalid:6379'"),
-            ("head", "'head' is no address of a Ray cluster, expected 'auto' or 'host:port'"),
-            ("head:port", "'head:port' is no address"),
+            ("head", "'head' is not the address of a Ray cluster, expected 'auto' or 'host:port'"),
+            ("head:port", "'head:port' is not the address"),
             ("head:99999999", "no Ray cluster answers at 'head:99999999'"),
             ("ray://head:10001", "Ray Client addresses such as 'ray://head:10001' are not supported"),
         ):

@@ -21,7 +21,8 @@ from interp.prompts.pairs import PromptPairs
 from interp.sites import axis_sizes, site_names
 from interp.sweeps import plan as plans
 from interp.sweeps import run_chunk as passes
-from interp.sweeps.sweep import plan_sweep, sweep
+from interp.sweeps.edit_reach import Placed, Placer
+from interp.sweeps.sweep import measure, plan_sweep, sweep
 
 
 @st.composite
@@ -442,6 +443,38 @@ def test_what_is_equal_in_both_runs_is_not_run(monkeypatch: pytest.MonkeyPatch) 
         assert table.loc[(prompt, n), "value"] == table.loc[(prompt, n), "base_value"]
     for prompt, n in differs.nonzero().tolist():
         assert table.loc[(prompt, n), "value"] != table.loc[(prompt, n), "base_value"]
+
+
+def test_edits_are_placed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[Edit] = []
+    original = Placer.place
+
+    def counted(placer: Placer, edit: Edit) -> Placed:
+        placed.append(edit)
+        return original(placer, edit)
+
+    monkeypatch.setattr(Placer, "place", counted)
+    monkeypatch.setitem(plans.ROWS, "cpu", 8)
+    model, pairs = make("gpt2"), make_pairs((5, 4, 3))
+    variants = [Variant([Edit("z", {"layer": 1, "head": head}) for head in range(2)]), Variant([Edit("embed")])]
+    assert len(plan_sweep(model, pairs, variants).chunks) > 2
+    placed.clear()
+    sweep(model, pairs, variants, progress=False)
+    assert placed == [edit for variant in variants for edit in variant.edits]
+
+
+def test_a_block_whose_prompts_are_too_short_for_a_slice_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = make("gpt2"), make_pairs((7, 3, 3, 6))
+    variants = [
+        Variant([Edit("resid_pre", {"layer": 1, "pos": slice(4, None)})]),
+        Variant([Edit("pattern", {"layer": 0, "key": slice(4, None)}, op="zero")]),
+    ]
+    whole = sweep(model, pairs, variants, progress=False)["value"]
+    monkeypatch.setitem(plans.ROWS, "cpu", 8)
+    measured = measure(model, pairs, variants, progress=False)
+    assert measured.values.ravel() == pytest.approx(whole.to_numpy(), rel=1e-5)
+    changes = np.abs(measured.changes)
+    assert (changes[:, 1:3] < 1e-5).all() and (changes[:, [0, 3]] > 1e-4).all()
 
 
 @pytest.mark.parametrize("kind", sorted(RECURRENT))

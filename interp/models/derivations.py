@@ -1,0 +1,137 @@
+"""The values of sites that a forward forms on demand, from what one run has at their neighbours.
+
+A cache gives them without having stored them (`interp.hooked.cache`), as the forward would have computed them:
+
+| site | from |
+|---|---|
+| `ln1.*`, `ln2.*` | the residual stream that the norm reads |
+| `q_input`, `k_input`, `v_input`, `mixer_in`, `mlp_in` | the residual stream that the part reads |
+| `attn_scores`, `pattern` | queries and keys, or the scores if these are stored |
+| `result` | `z` |
+| `state`, `mixer.pattern` | what the recurrence runs on (`RECURRENT`) |
+
+A derivation gives None where the run does not have what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from einops import repeat
+from torch import Tensor, nn
+
+from interp.config import ModelConfig
+from interp.forward.forward_context import make_context
+from interp.models.block import Block
+from interp.models.layers import Norm
+from interp.state_space.mixer import RECURRENT
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRun:
+    """What one run has stored of a layer.
+
+    Attributes:
+        cfg: the model's configuration.
+        layer: the layer's number.
+        block: its weights.
+        tensors: full site name -> value.
+        attention_mask: of the run [batch, pos]; None without padding.
+    """
+
+    cfg: ModelConfig
+    layer: int
+    block: Block
+    tensors: Mapping[str, Tensor]
+    attention_mask: Tensor | None
+
+    def stored(self, name: str) -> Tensor | None:
+        """The value of a site of this layer, such as `attn.hook_z`, if it is stored."""
+        return self.tensors.get(f"blocks.{self.layer}.{name}")
+
+    @property
+    def resid_pre(self) -> Tensor | None:
+        """The residual stream that enters the layer."""
+        return self.stored("hook_resid_pre")
+
+    @property
+    def mlp_in(self) -> Tensor | None:
+        """The residual stream that the MLP reads: with parallel parts, or without a mixer, what enters the layer."""
+        own = self.stored("hook_mlp_in")
+        if own is not None:
+            return own
+        direct = self.block.parallel or self.cfg.mixer(self.layer) is None
+        return self.resid_pre if direct else self.stored("hook_resid_mid")
+
+    def split_input(self, letter: str) -> Tensor | None:
+        """What every query, key or value head ("q", "k", "v") reads.  # [batch, pos, head, d_model]"""
+        pre, heads = self.resid_pre, self.block.heads[letter]
+        return None if pre is None else repeat(pre, "batch pos d_model -> batch pos head d_model", head=heads)
+
+    def head_results(self) -> Tensor | None:
+        """What each head adds to the residual stream.  # [batch, pos, head, d_model]"""
+        attn, z = self.block.attn, self.stored("attn.hook_z")
+        return None if attn is None or z is None else attn.head_results(z)
+
+    def scores(self) -> Tensor | None:
+        """Scaled scores.  # [batch, head, query, key]"""
+        attn, scores = self.block.attn, self.stored("attn.hook_attn_scores")
+        if attn is None or scores is not None:
+            return scores
+        rotated = "" if attn.hook_rot_q is None else "rot_"
+        q, k = self.stored(f"attn.hook_{rotated}q"), self.stored(f"attn.hook_{rotated}k")
+        if q is None or k is None:
+            return None
+        mask = self.attention_mask
+        return attn.scores(
+            q, k, make_context(self.cfg, q.shape[1], attention_mask=mask, device=q.device, dtype=q.dtype)
+        )
+
+    def pattern(self) -> Tensor | None:
+        """Attention probabilities.  # [batch, head, query, key]"""
+        attn, scores = self.block.attn, self.scores()
+        return None if attn is None or scores is None else attn.softmax(scores)
+
+    def recurrent(self, site: str) -> Tensor | None:
+        """The states ("state") or the hidden attention ("pattern") of a state-space layer."""
+        mixer = self.block.mixer
+        values = {name: value for name in RECURRENT if (value := self.stored(f"mixer.hook_{name}")) is not None}
+        if mixer is None or len(values) < len(RECURRENT):
+            return None
+        return mixer.derive(site, self.attention_mask, **values)
+
+
+def norm_scale(norm: nn.Module | None, resid: Tensor | None) -> Tensor | None:
+    """The divisor of a norm, from the residual stream that it reads.  # [..., 1]"""
+    return norm.scale(resid) if isinstance(norm, Norm) and resid is not None else None
+
+
+def normalized(norm: nn.Module | None, resid: Tensor | None) -> Tensor | None:
+    """The normalised residual stream, before the norm's weights.  # [..., d_model]"""
+    return norm.normalized(resid) if isinstance(norm, Norm) and resid is not None else None
+
+
+IN_LAYER: dict[str, Callable[[LayerRun], Tensor | None]] = {
+    "ln1.scale": lambda run: norm_scale(run.block.ln1, run.resid_pre),
+    "ln1.normalized": lambda run: normalized(run.block.ln1, run.resid_pre),
+    "ln2.scale": lambda run: norm_scale(run.block.ln2, run.mlp_in),
+    "ln2.normalized": lambda run: normalized(run.block.ln2, run.mlp_in),
+    "q_input": lambda run: run.split_input("q"),
+    "k_input": lambda run: run.split_input("k"),
+    "v_input": lambda run: run.split_input("v"),
+    "mixer_in": lambda run: run.resid_pre,
+    "mlp_in": lambda run: run.mlp_in,
+    "attn_scores": LayerRun.scores,
+    "pattern": LayerRun.pattern,
+    "result": LayerRun.head_results,
+    "state": lambda run: run.recurrent("state"),
+    "mixer.pattern": lambda run: run.recurrent("pattern"),
+}
+"""Short site name -> its value from those of other sites of the layer."""
+
+AT_THE_END: dict[str, Callable[[nn.Module, Tensor | None], Tensor | None]] = {
+    "ln_final.scale": norm_scale,
+    "ln_final.normalized": normalized,
+}
+"""The same after the last layer, from the final norm and the residual stream that it reads."""
