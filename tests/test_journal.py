@@ -120,7 +120,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"holds notes\.txt and no manifest"):
         start(tmp_path)
     (tmp_path / MANIFEST).write_text(json.dumps({"report": {"format": "interp report"}}))
-    with pytest.raises(OutputError, match=r"its manifest\.json is of something else"):
+    with pytest.raises(OutputError, match=r"its manifest\.json belongs to something else"):
         start(tmp_path)
     with pytest.raises(OutputError, match="is a file"):
         start(tmp_path / "notes.txt")
@@ -136,7 +136,7 @@ def test_every_damage_to_the_manifest_is_noticed(tmp_path: Path) -> None:
     for content in damaged:
         assert content != whole
         (tmp_path / MANIFEST).write_bytes(content)
-        with pytest.raises(OutputError, match=r"manifest\.json (is damaged|is of something else)"):
+        with pytest.raises(OutputError, match=r"manifest\.json (is damaged|belongs to something else)"):
             start(tmp_path)
     (tmp_path / MANIFEST).write_bytes(whole)
     start(tmp_path)
