@@ -398,7 +398,7 @@ def test_modular_sums_that_a_model_of_ids_has_no_numbers_for_are_refused(options
 
 def test_two_runs_need_tokens_enough() -> None:
     model = GPT(ModelConfig(n_layers=1, d_model=4, d_head=4, n_ctx=64, d_vocab=20, seed=0))
-    with pytest.raises(PromptError, match=r"need 24, and this model has 20 to draw from: the longest run is 10"):
+    with pytest.raises(PromptError, match=r"need 24, but this model has 20 to draw from: the longest run is 10"):
         induction(model, length=12)
     assert len(induction(model, n=3, length=10)) == 3
 

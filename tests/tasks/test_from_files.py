@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_left_out_and_told(model: GPT, tmp_path: Path) -> N
         ("a.json", '{"prompts": 3}', "has no column for the clean prompt"),
         ("a.json", '[{"clean": 3, "corrupt": "b", "answer": "c", "wrong_answer": "d"}]', "a prompt is text or a list"),
         ("a.json", '[{"clean": "a", "corrupt": "b", "answer": 1.5, "wrong_answer": "d"}]', "text or an id, not 1.5"),
-        ("a.json", '[{"prompt": "a", "choices": ["x"], "answerKey": 4, "b_counterfactual": {"prompt": ""}}]', "none"),
+        ("a.json", '[{"prompt": "a", "choices": ["x"], "answerKey": 4, "b_counterfactual": {"prompt": ""}}]', "among"),
         ("a.json", '[{"prompt": "a", "choices": ["x"], "answerKey": 0, "b_counterfactual": "c"}]', "must be a record"),
     ],
 )  # fmt: skip
