@@ -33,14 +33,14 @@ def batches(
     """
     max_memory = byte_budget(max_memory)
     width = pairs.mask.shape[1]
-    each = _numbers(model, names, width) * width * model.dtype.itemsize
+    each = _numbers_kept(model, names, width) * width * model.dtype.itemsize
     size = max(1, (MOST_MEMORY if max_memory is None else max_memory) // each)
     for first in range(0, len(pairs), size):
         at = slice(first, min(first + size, len(pairs)))
         yield at, pairs[at]
 
 
-def _numbers(model: HookedModel, names: Iterable[str], width: int) -> int:
+def _numbers_kept(model: HookedModel, names: Iterable[str], width: int) -> int:
     """How many numbers a graph keeps for every position of prompts of this length."""
     cfg, sizes = model.cfg, axis_sizes(model.cfg)
     numbers = 3 * cfg.d_vocab_out

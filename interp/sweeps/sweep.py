@@ -196,7 +196,7 @@ def _measure(job: Job, out: str | Path | None, progress: bool | None, executor: 
             for given in chunks:
                 index, values = _checked_values(job.plan, given, waiting)
                 if journal is not None:
-                    journal.write(_file_name(index), _columns(job.plan, index, values))
+                    journal.write(_file_name(index), _journal_columns(job.plan, index, values))
                 results.add(index, values)
                 bar.finish(index)
         except KeyboardInterrupt:
@@ -320,7 +320,7 @@ def _journal(out: str | Path, job: Job) -> Journal:
     return journal
 
 
-def _columns(plan: Plan, index: int, values: Values) -> Mapping[str, np.ndarray[Any, Any]]:
+def _journal_columns(plan: Plan, index: int, values: Values) -> Mapping[str, np.ndarray[Any, Any]]:
     """What a journal keeps of a chunk: values with their variants (or `RUN_ROWS`) and prompts, one row a cell."""
     chunk = plan.chunks[index]
     variants, prompts = np.array(chunk.variants or RUN_ROWS), np.arange(*chunk.prompts)
