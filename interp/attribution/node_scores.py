@@ -63,7 +63,7 @@ def estimate(
     drop: bool = False,
     max_memory: int | None = None,
 ) -> Tensor:
-    """What `interp.sweep` would measure for the same variants, minus the base run; to first order, without running them.
+    """Estimates of what `interp.sweep` would measure for the same variants, minus the base run, without running them.
 
     Args:
         model: the model.
