@@ -192,17 +192,8 @@ def agreement(
     for column in (*keys, "value", "exact", "sample", "prompt"):
         if column not in frame:
             raise unknown("column", column, map(str, frame.columns))
-    measured = frame[frame["sample"].isin([TOP, RANDOM])]
-    if not len(measured):
-        raise InterpError("no cell was measured exactly: a row's sample must be 'top' or 'random' for it to count")
-    cell = measured.groupby(keys, sort=False, dropna=False).ngroup()
-    estimates, exacts = (  # [cell, prompt]
-        measured.assign(cell=cell).pivot(index="cell", columns="prompt", values=name).to_numpy(dtype=np.float64)
-        for name in ("value", "exact")
-    )
-    drawn = measured.groupby(cell)["sample"].first().to_numpy() == RANDOM
+    estimates, exacts, drawn, rounding = _measured(frame, keys)
     estimate, exact = estimates.mean(1), exacts.mean(1)  # [cell]
-    rounding = measured.groupby("prompt")["rounding"].first().mean() if "rounding" in measured else 0.0
     largest = np.abs(exact).max()
     large = (np.abs(exact) >= least * largest) & (largest > rounding)
     all_equal = min(np.ptp(estimate), np.ptp(exact)) <= rounding  # without an order of cells no correlation exists
@@ -240,6 +231,21 @@ def agreement(
     return pd.DataFrame(rows, columns=["quantity", "value", "ci_low", "ci_high", "n"])[
         ["quantity", "value", "n", "ci_low", "ci_high"]
     ]
+
+
+def _measured(frame: pd.DataFrame, keys: Sequence[str]) -> tuple[Array, Array, Array, float]:
+    """Estimates and exact effects of the measured cells [cell, prompt], which of them are random, and the rounding."""
+    measured = frame[frame["sample"].isin([TOP, RANDOM])]
+    if not len(measured):
+        raise InterpError("no cell was measured exactly: a row's sample must be 'top' or 'random' for it to count")
+    cell = measured.groupby(list(keys), sort=False, dropna=False).ngroup()
+    estimates, exacts = (
+        measured.assign(cell=cell).pivot(index="cell", columns="prompt", values=name).to_numpy(dtype=np.float64)
+        for name in ("value", "exact")
+    )
+    drawn = measured.groupby(cell)["sample"].first().to_numpy() == RANDOM
+    rounding = measured.groupby("prompt")["rounding"].first().mean() if "rounding" in measured else 0.0
+    return estimates, exacts, drawn, float(rounding)
 
 
 @checked

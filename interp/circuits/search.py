@@ -212,8 +212,8 @@ def acdc(
     edges = on_paths(graph, edges)
     facts = {"method": "acdc", "tau": tau, "metric": measure.name, "base": base, "ablation": ablation}
     facts |= {"n_candidates": int(edges.sum()), "prompts": pairs.digest()}
-    found = origin(model, **facts)
-    journal = None if out is None else Journal.open(out, _key(found, edges, measure, seed, model), {})
+    facts = origin(model, **facts)
+    journal = None if out is None else Journal.open(out, _key(facts, edges, measure, seed, model), {})
     finished = set() if journal is None else journal.finished()
     scores, feed = torch.full(edges.shape, torch.nan, dtype=torch.float64), feeds(graph)
 
@@ -253,7 +253,7 @@ def acdc(
                     journal.write(part, {"kept": stays, "score": change})
             bar.update(len(tried))
             bar.set_postfix_str(f"{int(edges.sum()):,} left")
-    return Circuit(graph, on_paths(graph, edges), scores, found)
+    return Circuit(graph, on_paths(graph, edges), scores, facts)
 
 
 def _needed(
@@ -288,12 +288,11 @@ def _needed(
     return needed
 
 
-def _key(found: Mapping[str, Any], edges: Tensor, metric: Metric, seed: int, model: HookedModel) -> dict[str, str]:
+def _key(facts: Mapping[str, Any], edges: Tensor, metric: Metric, seed: int, model: HookedModel) -> dict[str, str]:
     """Everything that the decisions depend on, for the journal."""
     from interp.version import __version__
 
-    facts = {name: str(value) for name, value in found.items()}
-    return facts | {
+    return {name: str(value) for name, value in facts.items()} | {
         "candidates": fingerprint(edges),
         "definition": fingerprint(metric),
         "seed": str(seed),

@@ -128,7 +128,7 @@ def edge_table(circuit: Circuit) -> pd.DataFrame:
     inner = circuit.edges.any(1)
     for sender, receiver in circuit.edges.nonzero().tolist():
         source, target = graph.senders[sender], graph.receivers[receiver]
-        # Every head of a group reads its key or value: draw the edge to those heads from which the circuit goes on.
+        # Every head of a group reads its key or value: draw the edge to those that the circuit continues from.
         onward = feed[receiver].nonzero()[:, 0].tolist()
         ends: list[Node] = [graph.senders[at] for at in onward if inner[at]] or [graph.senders[at] for at in onward]
         for end in ends or [target]:

@@ -102,7 +102,7 @@ def read(
 
     Raises:
         UnknownName: another `pos`.
-        PromptError: `top` below 1, or `pos="all"` for a model whose output vocabulary lacks the prompts' tokens.
+        PromptError: `top` below 1, or `pos="all"` for a model whose output vocabulary is the smaller one.
         ParityError: the reading after the last layer is not the model's own output.
     """
     import pandas as pd

@@ -151,13 +151,8 @@ def train(
         else:
             bar.update(n_forwards + int(state.step))
 
-        # 3. Lower the divergence.
-        for step in range(int(state.step) + 1, steps + 1):
-            loss = _step(model, training, lens.layers, state, step, settings)
-            bar.set_postfix_str(f"KL {loss:.3g} nats")
-            bar.update()
-            if step % CHECKPOINT_STEPS == 0 and step < steps:
-                _keep(folder, key, state)
+        # 3. Lower the divergence, in place.
+        _take_steps(model, training, lens.layers, state, settings, folder, key, bar)
 
         # 4. Measure on the sequences that were held out.
         lens = replace(lens, A=state.A, b=state.b)
@@ -251,6 +246,25 @@ def _start(model: HookedModel, tokens: Tensor, layers: Sequence[int], bar: Any) 
     zeros = {f"{what}_{name}": torch.zeros_like(value) for what in ("mean", "square") for name, value in maps.items()}
     size = (squares / (n * d_model)).sqrt().clamp(min=1e-15).float()
     return State(**maps, **zeros, size=size, step=torch.tensor(0))
+
+
+def _take_steps(
+    model: HookedModel,
+    tokens: Tensor,
+    layers: Sequence[int],
+    state: State,
+    settings: Settings,
+    folder: Path | None,
+    key: Mapping[str, Any],
+    bar: Any,
+) -> None:
+    """3. The steps that are left, with a checkpoint after every few."""
+    for step in range(int(state.step) + 1, settings.steps + 1):
+        loss = _step(model, tokens, layers, state, step, settings)
+        bar.set_postfix_str(f"KL {loss:.3g} nats")
+        bar.update()
+        if step % CHECKPOINT_STEPS == 0 and step < settings.steps:
+            _keep(folder, key, state)
 
 
 def _step(
