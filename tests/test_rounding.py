@@ -173,7 +173,7 @@ def test_estimates_of_nothing_are_not_held_against_nothing() -> None:
     found = table.set_index("quantity")["value"]
     assert found[["correlation", "rank correlation", "correlation of shuffled cells", "relative error"]].isna().all()
     assert np.isnan(found["same sign"]) and "nan" not in told(table)
-    with pytest.raises(PromptError, match=r"nothing to account for: .* no more than rounding"):
+    with pytest.raises(PromptError, match=r"no difference to account for: .* no more than rounding"):
         facts(model, pairs, steps=2)
 
 

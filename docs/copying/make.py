@@ -1,8 +1,8 @@
 """Make docs/copying.md: run the code blocks of its template, save their figures, fill in the numbers.
 
-1. The blocks of page.md.jinja are run one after another. One that ends with a figure gives the picture behind it.
-2. Numbers in the text are looked up in what the blocks left behind.
-3. Other seeds are trained and cut in the same way.
+1. The blocks of page.md.jinja are run one after another. A block that ends with a figure gives the next picture.
+2. Numbers in the text are looked up in the variables that the blocks have set.
+3. Models of other seeds are trained and measured in the same way.
 
     python docs/copying/make.py
 """
@@ -34,19 +34,19 @@ def main() -> None:
     """Write the page and its figures."""
     start = time.process_time()
     template = TEMPLATE.read_text(encoding="utf-8")
-    found = run_blocks(template)
-    frames = {0: found["frame"]}
+    space = run_blocks(template)
+    frames = {0: space["frame"]}
     for seed in SEEDS[1:]:
-        frames[seed] = copying.run({kind: train(kind, seed=seed) for kind in found["models"]}, seed=seed)
-    values = {**found, **looked_up(found["frame"]), "seeds": over_seeds(frames), "table": conditions(found["frame"])}
-    values["four_said"] = "\n".join(f"- {sentence}" for sentence in copying.findings(found["four"]))
+        frames[seed] = copying.run({kind: train(kind, seed=seed) for kind in space["models"]}, seed=seed)
+    values = {**space, **looked_up(space["frame"]), "seeds": over_seeds(frames), "table": conditions(space["frame"])}
+    values["four_said"] = "\n".join(f"- {sentence}" for sentence in copying.findings(space["four"]))
     values["minutes"] = f"{(time.process_time() - start) / 60:.0f}"
     page = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True).from_string(template)
     (HERE.parent / "copying.md").write_text(filled(page.render(values)), encoding="utf-8")
 
 
 def filled(page: str) -> str:
-    """The page with its sentences in lines of equal length; code, tables and figures stay as they are."""
+    """The page with its paragraphs wrapped; code, tables and figures are left unchanged."""
     parts = re.split(r"(```python\n.*?```)", page, flags=re.DOTALL)
     return "".join(part if part.startswith("```") else _filled(part) for part in parts)
 
@@ -66,21 +66,21 @@ def _filled(text: str) -> str:
 def run_blocks(template: str) -> dict[str, Any]:
     """Run the code blocks in one namespace, save the figures that they end with, and return the namespace."""
     space: dict[str, Any] = {}
-    shown: Any = None
+    result: Any = None
     for part in PART.finditer(template):
         if part["picture"]:
-            assert isinstance(shown, Figure), f"no figure before {part['picture']}.png"
-            shown.savefig(HERE / f"{part['picture']}.png", dpi=DPI, metadata={"Software": None})
+            assert isinstance(result, Figure), f"no figure before {part['picture']}.png"
+            result.savefig(HERE / f"{part['picture']}.png", dpi=DPI, metadata={"Software": None})
             continue
         body = ast.parse(part["code"]).body
         last = body.pop() if isinstance(body[-1], ast.Expr) else None
         exec(compile(ast.Module(body, []), str(TEMPLATE), "exec"), space)
-        shown = eval(compile(ast.Expression(last.value), str(TEMPLATE), "eval"), space) if last else None
+        result = eval(compile(ast.Expression(last.value), str(TEMPLATE), "eval"), space) if last else None
     return space
 
 
 def looked_up(frame: pd.DataFrame) -> dict[str, Any]:
-    """What the text asks for, by name."""
+    """The functions and numbers that the template uses, by name."""
     slot = int(frame["slot"].iloc[0])
     at = {"key": 2 * slot, "value": 2 * slot + 1, "query": copying.QUERY}
     table = copying.summary(frame)
@@ -131,7 +131,7 @@ def looked_up(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def conditions(frame: pd.DataFrame) -> str:
-    """What was cut, and the accuracy with its interval, as a table."""
+    """A table of what was cut, with the accuracy and its interval."""
     table = copying.summary(frame)
     table = table[table["metric"] == "accuracy"].assign(count=table["count"].fillna(-1))
     lines = ["| model | cut | entries | right | 95% interval |", "|---|---|---:|---:|---|"]
@@ -146,17 +146,18 @@ def conditions(frame: pd.DataFrame) -> str:
 
 
 def over_seeds(frames: dict[int, pd.DataFrame]) -> str:
-    """For each seed and model which entries are needed, and the accuracy with them, without them, without others."""
+    """For each seed and model the entries that are needed, and the accuracy with them, without them, without others."""
     lines = [
         "| seed | model | strongest entries | right | without them | without random ones |",
         "|---:|---|---|---:|---:|---:|",
     ]
     for seed, frame in frames.items():
-        told = looked_up(frame)
+        numbers = looked_up(frame)
         for model in ("attention", "mamba"):
-            count = told["needed"][model]
-            shares = (told["right"](model, *cut) for cut in (("strongest", 0), ("strongest", count), ("random", count)))
-            lines.append(f"| {seed} | {model} | {told['places'](model)} | {' | '.join(shares)} |")
+            count = numbers["needed"][model]
+            cuts = (("strongest", 0), ("strongest", count), ("random", count))
+            shares = (numbers["right"](model, *cut) for cut in cuts)
+            lines.append(f"| {seed} | {model} | {numbers['places'](model)} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 

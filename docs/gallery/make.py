@@ -2,7 +2,7 @@
 
 1. Write a report, as `interp report TASK` does.
 2. Take its summary, its figures and each study's time from its manifest.
-3. Write them as a page; figures are scaled to the width of one.
+3. Write them as a page, with figures scaled to the page's width.
 
     python docs/gallery/make.py [TASK ...]
 """
@@ -29,33 +29,33 @@ PROMPTS = 32
 
 
 def main() -> None:
-    """Write the pages of the tasks that were named, or of all."""
+    """Write the pages of the tasks on the command line, or of all tasks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"one of the tasks; by default {', '.join(TASKS)}")
     parser.add_argument("--n", type=int, default=PROMPTS, help="how many prompts (default: %(default)s)")
     parser.add_argument("--reports", type=Path, help="keep the whole reports in this folder")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as passing:
+    with tempfile.TemporaryDirectory() as temporary:
         for task in chosen.tasks or TASKS:
-            page = write(task, out=(chosen.reports or Path(passing)) / task, n=chosen.n)
+            page = write(task, out=(chosen.reports or Path(temporary)) / task, n=chosen.n)
             print(gallery_page(task, page.parent), flush=True)
 
 
 def gallery_page(task: str, report: Path) -> Path:
     """Write the page of a task from its report, and return its path."""
     manifest = json.loads((report / "manifest.json").read_text(encoding="utf-8"))
-    told = manifest["report"]
+    record = manifest["report"]
     pictures = HERE / task
     shutil.rmtree(pictures, ignore_errors=True)
     pictures.mkdir()
-    numbers = {figure["name"]: figure["number"] for figure in told["figures"]}
+    numbers = {figure["name"]: figure["number"] for figure in record["figures"]}
 
     def prose(text: str) -> str:
-        return re.sub(r"\{figure:([a-z0-9_-]+)\}", lambda found: f"figure {numbers[found[1]]}", text)
+        return re.sub(r"\{figure:([a-z0-9_-]+)\}", lambda match: f"figure {numbers[match[1]]}", text)
 
-    lines = [f"# {told['title']}", "", told["question"], "", "## Summary", ""]
-    lines += [f"- {prose(sentence)}" for sentence in told["summary"]]
-    for figure in told["figures"]:
+    lines = [f"# {record['title']}", "", record["question"], "", "## Summary", ""]
+    lines += [f"- {prose(sentence)}" for sentence in record["summary"]]
+    for figure in record["figures"]:
         name = f"{figure['name']}.png"
         _scaled(report / "figures" / name, pictures / name)
         lines += ["", f"## {figure['title']}", "", f"![{figure['title']}]({task}/{name})", "", prose(figure["caption"])]
@@ -86,7 +86,7 @@ def _threads(manifest: Mapping[str, Any]) -> str:
 
 
 def _scaled(source: Path, target: Path) -> None:
-    """A picture no wider than a page needs, with a palette of its own."""
+    """Write a picture at most as wide as a page needs, with its own palette."""
     with Image.open(source) as picture:
         plain = picture.convert("RGB")
         plain.thumbnail((WIDTH, 10 * WIDTH))

@@ -1,9 +1,9 @@
-"""Draw the figures of docs/tour.md: what a small Mamba does with one prompt, and print the numbers that it quotes.
+"""Draw the figures of docs/tour.md, which show a small Mamba on one prompt, and print the numbers that the page quotes.
 
 1. Train the two-layer Mamba of docs/copying.md, which answers a key with the value that followed it.
-2. Find the layer whose state carries the answer just before the key is asked for, by patching it.
+2. Find the layer whose state carries the answer just before the query, by patching it.
 3. Run one prompt, read delta, B, C, the states and the hidden attention of that layer from the cache, and draw each;
-   of many channels those that matter are shown.
+   of many channels only the most important are shown.
 
     python docs/tour/make.py
 """
@@ -32,7 +32,7 @@ CHANNELS, DPI = 24, 150
 
 
 def main() -> None:
-    """Write the figures beside this file."""
+    """Write the figures into the folder of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of weights, training and the prompt (default: 0)")
     seed = parser.parse_args().seed
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def _layer_of_the_answer(model: GPT, pairs: PromptPairs) -> int:
-    """The layer in which patching the state before the query brings back most of the answer."""
+    """The layer in which patching the state before the query restores most of the answer."""
     query = pairs.roles[0]["query"]
     each = [
         Variant([Edit("state", {"layer": layer, "pos": query - 1})], {"layer": layer})
@@ -82,7 +82,7 @@ def _selection(cache: ActivationCache, layer: int) -> pd.DataFrame:
 
 
 def _state(cache: ActivationCache, layer: int, roles: dict[str, int]) -> pd.DataFrame:
-    """The states of the three channels that give the query most of what they hold of the pair."""
+    """The states of the three channels from which the query reads most about the pair."""
     read = cache["pattern", layer][0, :, roles["query"], roles["key"] : roles["value"] + 4].abs().amax(-1)  # [channel]
     parts = [
         _long(cache["state", layer][0, :, channel], "d_state").assign(channel=f"channel {channel}")
@@ -106,7 +106,7 @@ def _picture(stem: str, frame: pd.DataFrame, pairs: PromptPairs, down: str, labe
 
 
 def _hidden_attention(cache: ActivationCache, model: GPT, pairs: PromptPairs) -> None:
-    """What each position reads, as shares of the mean magnitude over channels, without D."""
+    """What each position reads: the mean magnitude over channels, without D, as shares of the row."""
     parts = []
     for layer in range(model.cfg.n_layers):
         share = together(cache["pattern", layer], mixer_of(model, layer).D)[0]

@@ -1,12 +1,12 @@
-"""How far is an estimate off, and what may it have missed? Some cells are measured exactly and compared.
+"""How far off are estimates, and what may they have missed? Some cells are measured exactly and compared.
 
-1. `choose` takes the cells with the largest estimates, and as many at random among the others. `tabulated` puts what
-   was estimated and measured into one table; `ranked` and `means` sum it up.
-2. `agreement` compares means over prompts: correlation (with that of shuffled cells as control), sign, error. Intervals
-   are of prompts drawn again; the cells that were chosen stay.
-3. A cell is missed if its effect is large and it was not measured. The random cells tell how common that is: if so few
-   of them are large, more than the bound in all would have been unlikely. Nothing is assumed of how effects are
-   distributed.
+1. `choose` takes the cells with the largest estimates, and as many at random among the others. `tabulated` puts the
+   estimates and the measurements into one table; `ranked` and `means` summarise it.
+2. `agreement` compares means over prompts: correlation (with shuffled cells as a control), sign, error. Intervals come
+   from resampling prompts; the chosen cells stay the same.
+3. A cell is missed if its effect is large and it was not measured. The random cells bound how many were missed: if more
+   than the bound were large, drawing so few large ones would have been unlikely. Nothing is assumed about how effects
+   are distributed.
 
 Source: Kramár et al. 2024 ("AtP*", section 3.3, on diagnostics), with the exact bound for draws without replacement in
 place of their normal one (Clopper and Pearson 1934, by the hypergeometric distribution).
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 TOP, RANDOM = "top", "random"
-LEAST = 0.1
+LARGE = 0.1  # a large effect is at least this part of the largest one that was measured
 
 
 @checked
@@ -40,8 +40,8 @@ def choose(estimates: Any, n: int, *, seed: int = 0) -> dict[int, str]:
     """Which cells to measure: half of them those with the largest estimates, half at random among the others.
 
     Args:
-        estimates: [cell]; NaN counts as nothing.
-        n: how many; no more than there are.
+        estimates: [cell]; NaN counts as 0.
+        n: how many cells to measure; all, if there are fewer.
         seed: of the draw.
 
     Returns:
@@ -73,22 +73,22 @@ def tabulated(
     runs: RunValues,
     metric: str,
 ) -> pd.DataFrame:
-    """Estimates and exact effects as a study's table: of the cells with the largest estimates, and the measured ones.
+    """Estimates and exact effects as a study's table, for the measured cells and those with the largest estimates.
 
     Args:
-        labels: number of a cell -> the columns that tell it apart.
+        labels: number of a cell -> the columns that identify it.
         estimates: estimated changes of the metric [cell, prompt].
         exact: measured changes [chosen cell, prompt].
         chosen: the cells that were measured, as `choose` gives them.
-        most: how many cells have rows, those with the largest estimates; measured ones always do.
+        most: how many cells get rows, those with the largest estimates; measured cells always get rows.
         runs: the metric in the base run and in the source run, and their rounding, each [prompt].
-        metric: its name.
+        metric: the name of the metric.
 
     Returns:
         A row for each of these cells and every prompt: the labels, `sample` ("top", "random" or ""), `cells` (how many
         were estimated), `prompt, metric, value` (the estimate), `exact` (NaN where nothing was measured), `base_value,
-        source_value`, `rounding` (how far rounding alone can take the metric: where the runs differ by no more, there
-        is no effect), `effect` and `exact_effect` (the changes as parts of the difference between the two runs).
+        source_value`, `rounding` (how much rounding alone can change the metric: where the runs differ by no more,
+        there is no effect), `effect` and `exact_effect` (the changes as parts of the difference between the two runs).
     """
     import pandas as pd
 
@@ -117,19 +117,20 @@ def tabulated(
 
 @checked
 def ranked(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
-    """Mean estimated effect of every cell over prompts with intervals, the exact one beside it, largest first.
+    """Mean estimated effect of every cell over prompts with intervals, and the mean exact effect; the largest first.
 
     Args:
         frame: as `tabulated` makes it.
-        by: the columns that tell cells apart.
+        by: the columns that identify a cell.
 
     Returns:
-        The columns of `interp.stats.tested`, and `exact` and `sample`. `p_adjusted` takes account of all cells that
-        were estimated, those without rows among them.
+        The columns of `interp.stats.tested`, and `exact` and `sample`. `p_adjusted` takes account of all estimated
+        cells, including those without rows.
     """
     table = stats.tested(frame, by=by, value="effect", rounding=of_effect(frame))
     table["metric"] = "effect on " + table["metric"]
-    # Among all cells each of these could only rank later, so that this errs on the safe side.
+    # The p of the other cells are not known. Among all cells each of these could only rank later and be adjusted less,
+    # so this is conservative.
     table["p_adjusted"] = (table["p_adjusted"] * frame["cells"].iloc[0] / len(table)).clip(upper=1.0)
     groups = frame.groupby(by, sort=False, dropna=False)
     table.insert(table.columns.get_loc("value") + 1, "exact", groups["exact_effect"].mean().to_numpy())
@@ -139,11 +140,11 @@ def ranked(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
 
 @checked
 def means(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
-    """Mean `effect` and `exact_effect` of every cell that was measured, and its `sample`: "top" first, then "random".
+    """Mean `effect` and `exact_effect` of every measured cell, and its `sample`: "top" first, then "random".
 
     Args:
         frame: as `tabulated` makes it.
-        by: the columns that tell cells apart.
+        by: the columns that identify a cell.
     """
     keys = [by] if isinstance(by, str) else list(by)
     part = frame[frame["sample"] != ""].sort_values("sample", ascending=False, kind="stable")  # top, then random
@@ -156,27 +157,27 @@ def agreement(
     by: str | Sequence[str],
     *,
     n_cells: int,
-    least: float = LEAST,
+    least: float = LARGE,
     confidence: float = 0.95,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How estimates and exact effects of the measured cells agree.
+    """How well estimates and exact effects of the measured cells agree.
 
     Args:
-        frame: one row a cell and prompt: `value` (the estimate), `exact`, `sample` ("top" or "random"; other rows are
-            left out), `prompt`, and `rounding` if there is one: cells whose means differ by no more do not differ.
-        by: the columns that tell cells apart.
+        frame: one row for each cell and prompt: `value` (the estimate), `exact`, `sample` ("top" or "random"; other
+            rows are ignored), `prompt`, and optionally `rounding`: cells whose means differ by no more count as equal.
+        by: the columns that identify a cell.
         n_cells: how many cells were estimated.
-        least: what counts as a large effect, as a part of the largest that was measured.
+        least: the smallest effect that counts as large, as a part of the largest measured one.
         confidence: of the intervals, and of the bound on what was missed.
-        n_resamples, seed: of prompts, and of shuffled cells.
+        n_resamples, seed: of the draws of prompts and of shuffled cells.
 
     Returns:
         A row for each of `correlation`, `rank correlation`, `correlation of shuffled cells` (its mean, and the
-        interval in which it falls), `same sign` (of large cells), `relative error` (mean difference by mean exact
-        magnitude) and `missed` (large cells among those not measured: the estimate, 0, and the upper bound), with
-        `value, n` (cells behind it), `ci_low, ci_high`; NaN where there is nothing to say.
+        interval in which it falls), `same sign` (of large cells), `relative error` (mean difference divided by mean
+        exact magnitude) and `missed` (large cells among those not measured: the estimate, 0, and the upper bound), with
+        `value, n` (how many cells it is based on), `ci_low, ci_high`; NaN where a quantity is not defined.
 
     Raises:
         UnknownName: a column that the frame does not have.
@@ -191,68 +192,68 @@ def agreement(
     for column in (*keys, "value", "exact", "sample", "prompt"):
         if column not in frame:
             raise unknown("column", column, map(str, frame.columns))
-    measured = frame[frame["sample"].isin([TOP, RANDOM])]
-    if not len(measured):
-        raise InterpError("nothing was measured exactly: no row's sample is 'top' or 'random'")
-    cell = measured.groupby(keys, sort=False, dropna=False).ngroup()
-    both = [
-        measured.assign(cell=cell).pivot(index="cell", columns="prompt", values=name).to_numpy(dtype=np.float64)
-        for name in ("value", "exact")
-    ]
-    drawn = measured.groupby(cell)["sample"].first().to_numpy() == RANDOM
-    estimate, exact = (one.mean(1) for one in both)  # [cell]
-    off = measured.groupby("prompt")["rounding"].first().mean() if "rounding" in measured else 0.0
+    estimates, exacts, drawn, rounding = _measured(frame, keys)
+    estimate, exact = estimates.mean(1), exacts.mean(1)  # [cell]
     largest = np.abs(exact).max()
-    large = (np.abs(exact) >= least * largest) & (largest > off)
-    alike = min(np.ptp(estimate), np.ptp(exact)) <= off  # there is no order among cells to agree on
+    large = (np.abs(exact) >= least * largest) & (largest > rounding)
+    all_equal = min(np.ptp(estimate), np.ptp(exact)) <= rounding  # without an order of cells no correlation exists
 
+    # Prompts are resampled for the intervals, cells are shuffled for the control.
     rng = np.random.default_rng(seed)
-    n_prompts = both[0].shape[1]
-    counts = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=n_resamples) / n_prompts
-    again = [one @ counts.T for one in both]  # [cell, resample]
+    n_prompts = estimates.shape[1]
+    shares = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=n_resamples) / n_prompts
+    resampled = estimates @ shares.T, exacts @ shares.T  # [cell, resample]
     tails = [(1 - confidence) / 2, (1 + confidence) / 2]
+    shuffled = np.stack([rng.permutation(exact) for _ in range(n_resamples)], axis=1)  # [cell, resample]
+    control = _correlation(estimate[:, None], shuffled) * (np.nan if all_equal else 1)
 
-    def interval(statistic: Any, unknown: bool) -> tuple[float, float, float]:
-        if unknown:
+    def interval(statistic: Any, undefined: bool) -> tuple[float, float, float]:
+        if undefined:
             return np.nan, np.nan, np.nan
-        low, high = np.quantile(statistic(*again), tails) if n_prompts > 1 else (np.nan, np.nan)
+        low, high = np.quantile(statistic(*resampled), tails) if n_prompts > 1 else (np.nan, np.nan)
         return float(statistic(estimate[:, None], exact[:, None])[0]), float(low), float(high)
 
-    def ranked(a: Array, b: Array) -> Array:
-        return _correlation(scipy_stats.rankdata(a, axis=0), scipy_stats.rankdata(b, axis=0))
-
-    shuffled = np.stack([rng.permutation(exact) for _ in range(n_resamples)], axis=1)
-    control = _correlation(estimate[:, None], shuffled) * (np.nan if alike else 1)
-    signs = int((np.sign(estimate) == np.sign(exact))[large].sum())
     n_large = int(large.sum())
+    signs = int((np.sign(estimate) == np.sign(exact))[large].sum())
     bounds = scipy_stats.binomtest(signs, n_large).proportion_ci(confidence) if n_large else (np.nan, np.nan)
-    n_drawn, found = int(drawn.sum()), int((large & drawn).sum())
+    n_drawn, large_drawn = int(drawn.sum()), int((large & drawn).sum())
     left = n_cells - len(estimate)
+    missed = left * large_drawn / n_drawn if n_drawn else np.nan if left else 0.0
+    bound = float(most_missed(large_drawn, n_drawn, left, confidence))
     rows = [
-        ("correlation", len(estimate), *interval(_correlation, alike)),
-        ("rank correlation", len(estimate), *interval(ranked, alike)),
-        ("correlation of shuffled cells", len(estimate), float(control.mean()), *np.quantile(control, tails)),
-        ("same sign", n_large, signs / n_large if n_large else np.nan, *bounds),
-        ("relative error", len(estimate), *interval(_relative_error, largest <= off)),
-        (
-            "missed",
-            n_drawn,
-            left * found / n_drawn if n_drawn else np.nan if left else 0.0,
-            0.0,
-            float(most_missed(found, n_drawn, left, confidence)),
-        ),
+        ("correlation", *interval(_correlation, all_equal), len(estimate)),
+        ("rank correlation", *interval(_rank_correlation, all_equal), len(estimate)),
+        ("correlation of shuffled cells", float(control.mean()), *np.quantile(control, tails), len(estimate)),
+        ("same sign", signs / n_large if n_large else np.nan, *bounds, n_large),
+        ("relative error", *interval(_relative_error, largest <= rounding), len(estimate)),
+        ("missed", missed, 0.0, bound, n_drawn),
     ]
-    return pd.DataFrame(rows, columns=["quantity", "n", "value", "ci_low", "ci_high"])[
+    return pd.DataFrame(rows, columns=["quantity", "value", "ci_low", "ci_high", "n"])[
         ["quantity", "value", "n", "ci_low", "ci_high"]
     ]
 
 
+def _measured(frame: pd.DataFrame, keys: Sequence[str]) -> tuple[Array, Array, Array, float]:
+    """Estimates and exact effects of the measured cells [cell, prompt], which of them are random, and the rounding."""
+    measured = frame[frame["sample"].isin([TOP, RANDOM])]
+    if not len(measured):
+        raise InterpError("no cell was measured exactly: a row's sample must be 'top' or 'random' for it to count")
+    cell = measured.groupby(list(keys), sort=False, dropna=False).ngroup()
+    estimates, exacts = (
+        measured.assign(cell=cell).pivot(index="cell", columns="prompt", values=name).to_numpy(dtype=np.float64)
+        for name in ("value", "exact")
+    )
+    drawn = measured.groupby(cell)["sample"].first().to_numpy() == RANDOM
+    rounding = measured.groupby("prompt")["rounding"].first().mean() if "rounding" in measured else 0.0
+    return estimates, exacts, drawn, float(rounding)
+
+
 @checked
 def told(table: pd.DataFrame, what: str = "cells") -> str:
-    """What `agreement` found, as a sentence or two; of what it could not find nothing is said.
+    """The result of `agreement` in a sentence or two; missing quantities are left out.
 
     Args:
-        table: from `agreement`, with its own `least`.
+        table: from `agreement`, with its default `least`.
         what: what the cells are, in the plural.
     """
     at = table.set_index("quantity")
@@ -286,9 +287,10 @@ def told(table: pd.DataFrame, what: str = "cells") -> str:
 
 
 def most_missed(found: int, drawn: int, left: int, confidence: float = 0.95) -> int:
-    """How many of the cells that are left can be large, at most, if `found` of `drawn` random ones were.
+    """An upper bound on how many of the `left` cells are large, given that `found` of `drawn` random ones were.
 
-    The largest number for which so few in the draw would still have had a probability above 1 - `confidence`.
+    It is the largest number for which drawing at most `found` large cells would have had a probability above
+    1 - `confidence`.
 
     >>> most_missed(0, 50, 1000), most_missed(0, 50, 0), most_missed(0, 0, 7)
     (59, 0, 7)
@@ -297,7 +299,7 @@ def most_missed(found: int, drawn: int, left: int, confidence: float = 0.95) -> 
 
     drawn, left = (whole_number(name, x, least=0, most=MOST) for name, x in (("drawn", drawn), ("left", left)))
     found, confidence = whole_number("found", found, least=0, most=drawn), share("confidence", confidence)
-    possible = np.arange(left + 1)  # large cells among those that are left
+    possible = np.arange(left + 1)  # how many of the cells left may be large
     likely = scipy_stats.hypergeom.cdf(found, left + drawn, possible + found, drawn) > 1 - confidence
     return int(possible[likely].max(initial=0))
 
@@ -309,6 +311,14 @@ def _correlation(a: Array, b: Array) -> Array:
     return np.divide((a * b).sum(0), scale, out=np.full(np.broadcast(a, b).shape[1], np.nan), where=scale > 0)
 
 
+def _rank_correlation(a: Array, b: Array) -> Array:
+    """Spearman's correlation, as `_correlation`."""
+    from scipy import stats as scipy_stats
+
+    return _correlation(scipy_stats.rankdata(a, axis=0), scipy_stats.rankdata(b, axis=0))
+
+
 def _relative_error(a: Array, b: Array) -> Array:
+    """Mean difference divided by the mean magnitude of `b`, NaN where that is 0.  # [cell, n] -> [n]"""
     size = np.abs(b).mean(0)
     return np.divide(np.abs(a - b).mean(0), size, out=np.full(len(size), np.nan), where=size > 0)

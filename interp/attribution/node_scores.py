@@ -1,13 +1,13 @@
 """Estimates of what a sweep would measure, from gradients: attribution patching.
 
-1. An edit changes a value; the change times the metric's gradient there is its effect to first order. One forward and
-   one backward serve all edits at all sites, where a sweep runs each.
+1. An edit changes a value; the change times the metric's gradient there is the edit's effect to first order. One
+   forward and one backward serve all edits at all sites, where a sweep runs the model for each.
 2. Queries and keys act through a softmax, which is flat where attention is saturated. With `qk_fix` the pattern is
-   computed anew for the changed query or key, and the gradient is taken at the pattern, behind the softmax.
-3. The direct effect of a value and what later layers make of it can cancel in the gradient and not in fact. With
-   `drop` gradients are taken again and again, each time with one layer's writing held constant; the estimate gets
-   the mean magnitude, with the sign of the plain one. It ranks cells; it does not add up to effects.
-4. With `steps` above 1 gradients are averaged while the input embedding goes from the source run's to the base run's
+   computed again for the changed query or key, and the gradient is taken at the pattern, after the softmax.
+3. A value's direct effect and its effect through later layers can cancel in the gradient although they do not cancel in
+   the model. With `drop` gradients are taken once for each layer, with that layer's outputs held constant; the estimate
+   is the mean magnitude, with the sign of the plain estimate. It ranks cells; it does not estimate their effects.
+4. With `steps` above 1 gradients are averaged while the input embedding moves from the source run's to the base run's
    (integrated gradients).
 
 Source: Nanda 2023 ("Attribution Patching"); Kramár et al. 2024 ("AtP*", sections 3.1 on queries and keys, 3.2 on
@@ -64,26 +64,26 @@ def estimate(
     drop: bool = False,
     max_memory: int | None = None,
 ) -> Tensor:
-    """What `interp.sweep` would measure of the same variants, less the base run: to first order, without running them.
+    """Estimates of what `interp.sweep` would measure for the same variants, minus the base run, without running them.
 
     Args:
         model: the model.
         pairs: the prompts.
-        variants: as in `interp.sweep`, of edits that set, add, scale or zero; edits of one variant add up.
+        variants: as in `interp.sweep`, with edits that set, add, scale or zero; those of one variant are summed.
         metric: as `interp.attribution.gradients.gradients` takes it.
         base, source: as in `interp.sweep`.
         steps: points at which the gradient is taken, on the way from the source run's input embedding to the base
             run's; 1 is the base run alone.
-        qk_fix: compute the pattern of changed queries and keys anew.
-        drop: average the magnitude over gradients that each leave out one layer, other than the edits' own.
+        qk_fix: compute the attention pattern again for changed queries and keys.
+        drop: average magnitudes over gradients that each leave out one layer, other than the edit's own.
         max_memory: as in `interp.attribution.gradients.gradients`.
 
     Returns:
         Estimates of metric(edited run) - metric(base run) [variant, prompt] in float64.
 
     Raises:
-        UnknownName: a site, layer, head, role or side that does not exist, a metric without a slope.
-        PromptError: a position outside some prompt, a source that does not fit.
+        UnknownName: a site, layer, head, role or side that does not exist, a metric without a gradient.
+        PromptError: a position outside some prompt, a source of the wrong shape.
         ConfigError: steps below 1; integrated gradients together with `qk_fix`, or of two sides that are the same.
         InterpError: an edit by a function or a mean; `qk_fix` of a bridged model, or of single channels of a query.
     """
@@ -91,21 +91,23 @@ def estimate(
     for side in (base, source):
         check_side(side)
     if steps > 1 and qk_fix:
-        raise ConfigError("qk_fix goes with the gradient of the base run: leave steps at 1")
+        raise ConfigError(f"qk_fix uses the gradient of the base run alone, and steps is {steps}: leave steps at 1")
     if steps > 1 and base == source:
-        raise ConfigError(f"integrated gradients go from one side to the other, and base and source are both {base!r}")
+        raise ConfigError(
+            f"integrated gradients need two different sides to go between, and base and source are both {base!r}"
+        )
     if qk_fix and not isinstance(model, GPT):
-        raise InterpError(f"qk_fix computes attention itself, not that of a {type(model).__name__}: leave it out")
+        raise InterpError(f"qk_fix cannot compute the attention of a {type(model).__name__}: leave it out")
     pairs, metric = pairs.to(model.device), differentiable(metric)
     groups = _grouped(model, pairs, variants, is_read(metric, pairs), qk_fix)
     sites = list(dict.fromkeys(name for group in groups for name in group.sites))
-    copied = [group.name for group in groups if group.edit.run == "source"]
+    from_source = [group.name for group in groups if group.edit.run == "source"]
     moving = [INPUT] if steps > 1 else []
     layers = range(model.cfg.n_layers) if drop else ()
-    found = np.zeros((1 + len(layers), len(variants), len(pairs)))  # with all layers, then with each left out
+    estimates = np.zeros((1 + len(layers), len(variants), len(pairs)))  # row 0: all layers; then without each layer
     for at, part in batches(model, pairs, sites, max_memory=max_memory):
         runs = {
-            "source": values_at(model, part, dict.fromkeys([*copied, *moving]), source),
+            "source": values_at(model, part, dict.fromkeys([*from_source, *moving]), source),
             "base": values_at(model, part, dict.fromkeys([*sites, *moving]), base),
         }
         for row, layer in enumerate((None, *layers)):
@@ -122,17 +124,17 @@ def estimate(
             )
             for group in groups:
                 for variant, value in group.effects(model, pairs, part, at, slopes, runs):
-                    found[row, variant, at] += value
-    return torch.from_numpy(_undropped(found, groups) if drop else found[0])
+                    estimates[row, variant, at] += value
+    return torch.from_numpy(_mean_magnitude(estimates, groups) if drop else estimates[0])
 
 
 @checked
 def neurons(model: HookedModel, site: str = "post") -> list[Variant]:
-    """A variant for every neuron, labelled with site, layer and neuron: its value becomes that of the source run.
+    """A variant for every neuron, labelled with site, layer and neuron: its value is set to that of the source run.
 
     Args:
         model: the model.
-        site: "post", the activations; "pre", before the activation function; "pre_linear", a gated MLP's other branch.
+        site: "post", after the activation function; "pre", before it; "pre_linear", a gated MLP's other branch.
 
     Raises:
         UnknownName: another site, or one that the model does not have.
@@ -150,12 +152,12 @@ def neurons(model: HookedModel, site: str = "post") -> list[Variant]:
 
 @dataclass(eq=False)
 class _EstimateGroup:
-    """Edits that do the same at one site, with the same axes named, so that one product serves them all.
+    """Edits that make the same change at one site and name the same axes, so that one product serves them all.
 
     Attributes:
         edit: one of them.
-        sites: where their gradients are taken.
-        members: for each the number of its variant, and where it acts.
+        sites: the sites at which gradients are taken: the edits' own or, with `qk_fix`, queries, keys and pattern.
+        members: for each edit the number of its variant, and where it acts.
     """
 
     edit: Edit
@@ -176,27 +178,31 @@ class _EstimateGroup:
         slopes: Mapping[str, Tensor],
         runs: Mapping[str, Mapping[str, Tensor]],
     ) -> Iterator[tuple[int, Array]]:
-        """Variants and their effects [prompt] on the prompts of one part."""
+        """Variants and their effects [prompt] on the prompts of one part, which are those of `at` among all."""
         own = widened(runs["base"][self.name])
         change = self._changed(model, pairs, part, at, runs) - own
-        change = change.masked_fill(change.isnan(), 0)  # of scores that are -inf before and after
+        change = change.masked_fill(change.isnan(), 0)  # attention scores can be -inf before and after
         placed, width = self.members[0][1], part.mask.shape[1]
+
+        # Change times gradient, summed over the axes that no edit names.
         if len(self.sites) == 1:
             axis = placed.site.axes.index("query" if "query" in placed.site.axes else "pos")
             product = (change * slopes[self.name]).movedim(axis, -1)  # [prompt, other axes, pos]
-            whole = [1 + at for at, index in enumerate(placed.indices) if index is None]
-            table = (product.sum(whole) if whole else product).double().cpu().numpy()
+            unnamed = [1 + at for at, index in enumerate(placed.indices) if index is None]
+            table = (product.sum(unnamed) if unnamed else product).double().cpu().numpy()
             for variant, member in self.members:
                 yield variant, (_picked(table, member, at) * member.rows[at, :width]).sum(-1)
             return
+
+        # With `qk_fix`: one softmax for each set of positions, which many heads' edits share.
         assert isinstance(model, GPT)
         tables: dict[int, Array] = {}
         for variant, member in self.members:
             if id(member.rows) not in tables:
                 rows = torch.from_numpy(member.rows[at, :width]).to(model.device)
                 changed = own + change * rows[:, :, None, None]
-                effect = _through_softmax(model, part, self, changed, slopes, runs["base"])
-                effect = effect if placed.indices[0] is not None else effect.sum(1)  # heads that nobody tells apart
+                effect = _through_softmax(model, part, self, changed, slopes, runs["base"])  # [prompt, head]
+                effect = effect if placed.indices[0] is not None else effect.sum(1)  # edits of all heads together
                 tables[id(member.rows)] = effect[..., None].double().cpu().numpy()
             yield variant, _picked(tables[id(member.rows)], member, at)[:, 0]
 
@@ -208,7 +214,7 @@ class _EstimateGroup:
         at: slice,
         runs: Mapping[str, Mapping[str, Tensor]],
     ) -> Tensor:
-        """The whole site's value as the edits make it, wherever they act."""
+        """The site's value if the edits acted everywhere."""
         edit, own, site = self.edit, widened(runs["base"][self.name]), self.members[0][1].site
         if edit.op == "zero":
             return torch.zeros_like(own)
@@ -229,19 +235,19 @@ def _grouped(
         for edit in variant.edits:
             if edit.computed or edit.op == "mean":
                 raise InterpError(
-                    f"an estimate needs values to compare with, and {edit.site!r} is edited by "
-                    f"{'a function' if edit.computed else 'a mean'}: give a tensor, "
-                    "as `interp.variants.ablations` makes them"
+                    f"an estimate needs the new values as a tensor, and {edit.site!r} is edited by "
+                    f"{'a function' if edit.computed else 'a mean'}: give a tensor, such as those of "
+                    "`interp.variants.ablations`"
                 )
             placed = placer.place(edit)
             if placed.site.short == "state" and (placed.rows.sum(1) > 1).any():
                 raise InterpError(
-                    "a state that is set stands in for what earlier ones would hand on, which gradients do not know: "
-                    "estimate 'state' at one position at a time, by pos or role"
+                    "site 'state' is edited at several positions of a prompt, where each later state replaces what the "
+                    "earlier ones passed on, which gradients cannot show: edit one position at a time, by pos or role"
                 )
             fixed = qk_fix and placed.site.short in QUERIES_KEYS
             if fixed and placed.indices[1] is not None:
-                raise InterpError("qk_fix changes whole queries and keys: leave d_head out of where")
+                raise InterpError("qk_fix works on whole queries and keys: leave d_head out of `where`")
             source = edit.run if edit.run is not None or isinstance(edit.source, float | int) else id(edit.source)
             value = edit.source if isinstance(edit.source, float | int) else None
             key = (placed.name, edit.op, source, value, tuple(index is None for index in placed.indices))
@@ -252,10 +258,10 @@ def _grouped(
 
 
 def _read_by_softmax(placed: Placed) -> tuple[str, ...]:
-    """The queries and keys of a layer, as the site has them, and the pattern that they make."""
+    """The sites of a layer's queries, keys (both before or both after rotation, as the edited site) and pattern."""
     path, short = placed.name.rsplit(".hook_", 1)
-    turned = "rot_" if short.startswith("rot_") else ""
-    return tuple(f"{path}.hook_{name}" for name in (f"{turned}q", f"{turned}k", "pattern"))
+    rotated = "rot_" if short.startswith("rot_") else ""
+    return tuple(f"{path}.hook_{name}" for name in (f"{rotated}q", f"{rotated}k", "pattern"))
 
 
 def _through_softmax(
@@ -266,38 +272,38 @@ def _through_softmax(
     slopes: Mapping[str, Tensor],
     own: Mapping[str, Tensor],
 ) -> Tensor:
-    """The effect of changed queries or keys by way of the pattern.  # [prompt, head or kv_head]"""
+    """The effect of changed queries or keys through the pattern.  # [prompt, head or kv_head]"""
     queries, keys, pattern = group.sites
     attn = model.attention(model.hook_dict[pattern].layer())
     context = make_context(
         model.cfg, part.mask.shape[1], attention_mask=part.attention_mask, device=model.device, dtype=model.dtype
     )
-    turns = context.cos is not None and not queries.endswith("rot_q")
+    to_rotate = context.cos is not None and not queries.endswith("rot_q")
 
-    def mixed(values: Mapping[str, Tensor]) -> Tensor:
+    def pattern_of(values: Mapping[str, Tensor]) -> Tensor:
         q, k = (values[name].to(model.dtype) for name in (queries, keys))
-        q, k = (attn.rotate(x, context) if turns else x for x in (q, k))
+        q, k = (attn.rotate(x, context) if to_rotate else x for x in (q, k))
         return widened(attn.softmax(attn.scores(q, k, context)))
 
-    change = mixed({**own, group.name: changed}) - mixed(own)  # [prompt, head, query, key]
+    change = pattern_of({**own, group.name: changed}) - pattern_of(own)  # [prompt, head, query, key]
     effect = (change * slopes[pattern]).sum((2, 3))
     return effect if group.name == queries else reduce(effect, "n (kv g) -> n kv", "sum", kv=model.cfg.n_kv_heads)
 
 
 def _picked(table: Array, placed: Placed, at: slice) -> Array:
     """The entries that an edit names, summed.  # [prompt, named axes, pos] -> [prompt, pos]"""
-    named = [index[at] for index in placed.indices if index is not None]
+    named = [index[at] for index in placed.indices if index is not None]  # each [prompt, entry]
     shape = [len(table), *[1] * len(named)]
     where: list[Any] = [np.arange(len(table)).reshape(shape)]
-    there: Any = 1.0
+    is_real: Any = 1.0
     for axis, index in enumerate(named, start=1):
-        own = [len(table), *[1] * len(named)]
-        own[axis] = index.shape[1]
-        where.append(index.reshape(own))
+        own_shape = [len(table), *[1] * len(named)]
+        own_shape[axis] = index.shape[1]
+        where.append(index.reshape(own_shape))
         if (index < 0).any():  # keys of shorter prompts are padded
-            there = there * (index.reshape(own) >= 0)[..., None]
-    taken = table[tuple(where)] * there  # [prompt, how many of each, pos]
-    return np.asarray(taken.sum(tuple(range(1, 1 + len(named)))))
+            is_real = is_real * (index.reshape(own_shape) >= 0)[..., None]
+    entries = table[tuple(where)] * is_real  # [prompt, the entries of each named axis, pos]
+    return np.asarray(entries.sum(tuple(range(1, 1 + len(named)))))
 
 
 def _writers(model: HookedModel, layer: int) -> list[str]:
@@ -305,14 +311,20 @@ def _writers(model: HookedModel, layer: int) -> list[str]:
     parts = ("hook_attn_out", "mixer.hook_out", "hook_mlp_out")
     names = [name for part in parts if (name := f"blocks.{layer}.{part}") in site_names(model.cfg)]
     if any(name not in model.hook_dict for name in names):
-        raise InterpError(f"dropping a layer needs {names}, which this {type(model).__name__} does not have")
+        raise InterpError(
+            f"drop holds a layer's outputs constant at the sites {', '.join(names)}, and this {type(model).__name__} "
+            "does not have all of them: leave it out"
+        )
     return names
 
 
-def _undropped(found: Array, groups: Sequence[_EstimateGroup]) -> Array:
-    """The mean magnitude over dropped layers, with the plain estimate's sign.  # [1 + layer, variant, prompt]"""
-    plain, dropped = found[0], np.abs(found[1:])
-    others = np.ones(dropped.shape[:2], dtype=bool)  # an edit's own layer would leave nothing of it
+def _mean_magnitude(estimates: Array, groups: Sequence[_EstimateGroup]) -> Array:
+    """The mean magnitude over dropped layers, with the plain sign.  # [1 + layer, variant, prompt] -> [variant, prompt]
+
+    A variant's own layers do not count: without its layer nothing of an edit's effect is left.
+    """
+    plain, dropped = estimates[0], np.abs(estimates[1:])
+    others = np.ones(dropped.shape[:2], dtype=bool)  # [layer, variant]
     for group in groups:
         for variant, placed in group.members:
             if placed.site.per_layer:

@@ -1,16 +1,16 @@
 """Scores of edges: how would the metric change if one reader read one writer's ablated value instead of its own?
 
 1. An edge ends in a reader's input, which is a sum over writers (`interp.circuits.graph`). Ablating the edge adds to
-   that input what the writer would write if it were ablated, less what it writes.
-2. `exact` makes that change and measures it, edge by edge, with `interp.sweep`.
-3. `eap` (edge attribution patching) estimates it for all edges at once, to first order: the change of what is written
-   times the metric's gradient at the reader's input.
-4. `eap_ig` takes the mean of that gradient at several points between the run and its ablated form. With
-   `path="inputs"` the input embedding moves; with `path="activations"` one layer's writers move at a time, and the
-   gradients found then serve their own edges alone. (In MIB's code every edge gets the mean over all of those runs.)
+   that input the writer's ablated output minus its own output.
+2. `exact` makes that change and measures the metric, edge by edge, with `interp.sweep`.
+3. `eap` (edge attribution patching) estimates it for all edges at once, to first order: the change of the writer's
+   output times the metric's gradient at the reader's input.
+4. `eap_ig` averages that gradient over several points between the ablated run and the base run. With `path="inputs"`
+   the input embedding moves; with `path="activations"` the writers of one layer move at a time, and the gradients of
+   that path score only the edges that leave those writers. (In MIB's code every edge gets the mean over all paths.)
 
 Every score has the same meaning, metric(ablated) - metric(base), and the same layout: [prompt, sender, receiver], NaN
-where there is no edge. Key and value readers are one for each key-value head.
+where there is no edge. There is one key reader and one value reader for each key-value head.
 
 Source: Syed et al. 2023 ("Attribution Patching Outperforms Automated Circuit Discovery", section 3); Hanna et al. 2024
 ("Have Faith in Faithfulness", section 3); Mueller et al. 2025 ("MIB", on EAP-IG with inputs and activations).
@@ -60,20 +60,21 @@ def eap(
     Args:
         model: the model.
         pairs: the prompts.
-        graph: `Graph.of(model)`, if it is there already.
+        graph: `Graph.of(model)`, if it exists already.
         metric: as `interp.attribution.gradients.gradients` takes it.
         base: the side that is run.
-        ablation: what stands for a writer's value, a name of `interp.variants.ablations.ABLATIONS`; "corrupt" is the
-            run of the other side, and means and draws are over that side's prompts, too.
+        ablation: what replaces a writer's value, a name of `interp.variants.ablations.ABLATIONS`; "corrupt" is the run
+            of the other side, and means and draws are over the prompts of that side, too.
         seed: of the draws.
         max_memory: as in `interp.attribution.gradients.gradients`.
 
     Returns:
-        Estimates of metric(ablated) - metric(base) [prompt, sender, receiver], NaN where no edge is; in
-        float32, of a float64 model in float64.
+        Estimates of metric(ablated) - metric(base) [prompt, sender, receiver], NaN where there is no edge; float32, or
+        float64 for a float64 model.
 
     Raises:
-        InterpError: a model without split inputs, a metric without a slope, an ablation that the prompts do not allow.
+        InterpError: a model without split inputs, a metric without a gradient, an ablation that the prompts do not
+            allow.
 
     Source: Syed et al. 2023, section 3.
     """
@@ -109,11 +110,10 @@ def eap_ig(
 
     Args:
         model, pairs, graph, metric, base, ablation, seed, max_memory: as in `eap`.
-        steps: points of the path, the first of them next to the ablated end and the last at the base run; with one,
-            this is `eap`.
-        path: what moves from its ablated to its own value: "inputs", the embedding; "activations", all that one layer's
-            heads, its state-space mixer or its MLP write, one layer after the other, which takes as many runs as there
-            are layers of both.
+        steps: points of the path, the first of them next to the ablated end and the last at the base run; with 1 this
+            is `eap`.
+        path: what moves from its ablated to its own value: "inputs" is the embedding; "activations" are the outputs of
+            one layer's heads (or state-space mixer), then of its MLP, layer after layer, each in runs of its own.
 
     Returns:
         As `eap`.
@@ -128,14 +128,14 @@ def eap_ig(
     check_choice("path", path, PATHS)
     check_steps(steps)
     pairs, graph = pairs.to(model.device), graph or Graph.of(model)
-    instead = replacements(model, pairs, graph.sender_sites, ablation, run=other_side(base), seed=seed)
+    replaced = replacements(model, pairs, graph.sender_sites, ablation, run=other_side(base), seed=seed)
     parts = []
     for at, part in batches(model, pairs, graph.receiver_sites, max_memory=max_memory):
         own = values_at(model, part, graph.sender_sites, base)
-        ablated = {name: cut(value, at, part, model.hook_dict[name].site) for name, value in instead.items()}
+        ablated = {name: cut(value, at, part, model.hook_dict[name].site) for name, value in replaced.items()}
         change = widened(graph.sent(model, ablated)) - widened(graph.sent(model, own))  # [sender, prompt, pos, d_model]
         scores = change.new_full((len(part), len(graph.senders), len(graph.receivers)), torch.nan)
-        for moving, senders, receivers in _legs(graph, path, steps):
+        for moving, senders, receivers in _moves(graph, path, steps):
             slopes = path_slopes(
                 model,
                 part,
@@ -171,8 +171,8 @@ def exact(
     """Exact edge patching: the effect of ablating each of some edges by itself, measured.
 
     Args:
-        model, pairs, graph, metric, base, ablation, seed: as in `eap`; the metric needs no slope.
-        edges: names, as `a1.h2->a3.h1<q>`, or (sender, receiver) by their places in the graph; None takes every edge.
+        model, pairs, graph, metric, base, ablation, seed: as in `eap`; the metric needs no gradient.
+        edges: names such as `a1.h2->a3.h1<q>`, or (sender, receiver) as indices of the graph; None takes every edge.
         max_memory, out, progress, executor: as `interp.sweep` takes them.
 
     Returns:
@@ -213,53 +213,59 @@ def variants(
 
     Args:
         model, pairs, graph, base, ablation, seed: as in `eap`.
-        edges: (sender, receiver) by their places in the graph.
+        edges: (sender, receiver) as indices of the graph.
     """
     edges = chosen_edges(graph, edges)
     if not edges:
-        raise InterpError("there is nothing to edit: give at least one edge")
+        raise InterpError("no edges were given: name at least one to ablate")
     senders = list(dict.fromkeys(sender for sender, _ in edges))
     sites = list(dict.fromkeys(graph.senders[sender].site for sender in senders))
-    instead = replacements(model, pairs, sites, ablation, run=other_side(base), seed=seed)
+    replaced = replacements(model, pairs, sites, ablation, run=other_side(base), seed=seed)
     own = values_at(model, pairs, sites, base)
-    change = graph.sent(model, instead, senders) - graph.sent(model, own, senders)  # [sender, prompt, pos, d_model]
-    # Edits that share a source are made together, so that every edge of a writer gets the same tensor.
-    written = {sender: (one, one[:, :, None]) for sender, one in zip(senders, change, strict=True)}
-    made = []
+    change = graph.sent(model, replaced, senders) - graph.sent(model, own, senders)  # [sender, prompt, pos, d_model]
+    # A sweep batches edits that share a source tensor. So every edge of a writer gets the same tensor: one for readers
+    # without heads [prompt, pos, d_model], one for readers with heads [prompt, pos, 1, d_model].
+    sources = {sender: (one, one[:, :, None]) for sender, one in zip(senders, change, strict=True)}
+    cells = []
     for sender, receiver in edges:
         node = graph.receivers[receiver]
         where = {} if node.head is None else {model.hook_dict[node.site].site.axes[2]: node.head}
-        edit = Edit(node.site, where, op="add", source=written[sender][node.head is not None])
-        made.append(Variant((edit,), {"sender": graph.senders[sender].name, "receiver": node.name}))
-    return made
+        edit = Edit(node.site, where, op="add", source=sources[sender][node.head is not None])
+        cells.append(Variant((edit,), {"sender": graph.senders[sender].name, "receiver": node.name}))
+    return cells
 
 
 def chosen_edges(graph: Graph, edges: Edges) -> tuple[tuple[int, int], ...]:
-    """Edges by their places in the graph, each once.
+    """Edges as (sender, receiver), indices of the graph, each once.
 
     Raises:
         UnknownName: an edge that the graph does not have.
+        InterpError: something that is not a list of edges.
     """
-    found = []
+    chosen = []
     if isinstance(edges, str | bytes) or not isinstance(edges, Iterable) or getattr(edges, "ndim", 1) == 0:
-        raise InterpError(f"edges must be several, each a name or (sender, receiver), not {shown(edges)}")
+        raise InterpError(f"edges must be a list of edges, each a name or (sender, receiver), not {shown(edges)}")
     for edge in edges:
         if isinstance(edge, str):
-            found.append(graph.edge(edge))
+            chosen.append(graph.edge(edge))
             continue
-        two: list[Any] = list(edge) if isinstance(edge, Iterable) and getattr(edge, "ndim", 1) != 0 else [edge]
-        if len(two) != 2 or not all(map(is_whole, two)):
-            raise InterpError(f"an edge is a name, such as 'a0.h1->logits', or (sender, receiver), not {shown(edge)}")
-        sender, receiver = two
-        there = 0 <= sender < len(graph.senders) and 0 <= receiver < len(graph.receivers)
-        if not (there and graph.allowed[sender, receiver]):
+        ends: list[Any] = list(edge) if isinstance(edge, Iterable) and getattr(edge, "ndim", 1) != 0 else [edge]
+        if len(ends) != 2 or not all(map(is_whole, ends)):
+            raise InterpError(
+                f"an edge must be a name, such as 'a0.h1->logits', or (sender, receiver), not {shown(edge)}"
+            )
+        sender, receiver = ends
+        exists = 0 <= sender < len(graph.senders) and 0 <= receiver < len(graph.receivers)
+        if not (exists and graph.allowed[sender, receiver]):
             raise unknown("edge", edge, [str(one) for one in graph.edges])
-        found.append((int(sender), int(receiver)))
-    return tuple(dict.fromkeys(found))
+        chosen.append((int(sender), int(receiver)))
+    return tuple(dict.fromkeys(chosen))
 
 
-def _legs(graph: Graph, path: str, steps: int) -> Iterator[tuple[str, list[int], list[int]]]:
-    """The site that moves along a path, the senders that are scored then, and the receivers behind them."""
+def _moves(graph: Graph, path: str, steps: int) -> Iterator[tuple[str, list[int], list[int]]]:
+    """Each site that moves from its ablated to its own value, with the senders that its gradients score and the
+    receivers after them.
+    """
     every = list(range(len(graph.receivers)))
     if path == "inputs" or steps == 1:
         yield graph.senders[0].site, list(range(len(graph.senders))), every

@@ -1,24 +1,23 @@
 """How good is a circuit? Faithfulness at every size, and whether it is complete and minimal.
 
-With m(C) the mean over prompts of the metric when everything outside the circuit C is ablated, M the whole model and ∅
-the circuit without edges:
+Let m(C) be the mean over prompts of the metric when everything outside the circuit C is ablated, M the whole model and
+∅ the circuit without edges.
 
-1. faithfulness f(C) = (m(C) - m(∅)) / (m(M) - m(∅)): 1 for the whole model, 0 for no edges; it can lie outside. It is a
-   ratio of means and not a mean of ratios, so that prompts on which the ablation changes little do not decide it. Its
-   interval is from prompts drawn again, percentiles. Where m(M) and m(∅) differ by no more than rounding it does not
-   exist (`interp.rounding`), and neither does what follows from it.
-2. Over circuits of growing size, with k the share of all edges that was taken (`FRACTIONS`, the sizes of MIB) and f(k)
-   their faithfulness: CPR = the area under f(k), CMD = the area between f(k) and 1, that is, under |1 - f(k)|; both by
+1. Faithfulness f(C) = (m(C) - m(∅)) / (m(M) - m(∅)): 1 for the whole model, 0 for no edges; it can lie outside. It is a
+   ratio of means and not a mean of ratios, so that prompts on which the ablation changes little do not dominate it. Its
+   interval is a percentile bootstrap over prompts. Where m(M) and m(∅) differ by no more than rounding, it does not
+   exist (`interp.rounding`), and neither do the measures below.
+2. For circuits of growing size let k be the share of all edges that they take (`FRACTIONS`, the sizes of MIB) and f(k)
+   their faithfulness. CPR is the area under f(k), CMD the area between f(k) and 1, that is, under |1 - f(k)|; both by
    trapezoids from the smallest to the largest k. CPR (integrated circuit performance ratio) is better the larger it is,
-   and can be above 1 where circuits do more than the model; CMD (integrated circuit-model distance) is best at 0.
-3. Completeness: with any part K of the circuit taken away, circuit and model should lose the same; the incompleteness
-   of K is |f(C - K) - f(M - K)|. K are random halves of its nodes (but the
-   embedding), and all of them.
-4. Minimality: for every node v of the circuit some K should make it matter; its score is the largest of
+   and can exceed 1 where circuits do more than the model; CMD (integrated circuit-model distance) is best at 0.
+3. Completeness: without any part K of the circuit, circuit and model should lose the same; the incompleteness of K is
+   |f(C - K) - f(M - K)|. K are random halves of the circuit's nodes (without the embedding), and all of them.
+4. Minimality: every node v of the circuit should matter without some K; its score is the largest of
    |f(C - K - v) - f(C - K)| over K = ∅ and random halves.
-5. `interp.circuits.circuit.random_circuits` of the same size say what faithfulness comes for free.
+5. `interp.circuits.circuit.random_circuits` of the same size show how much faithfulness comes from size alone.
 
-A node is taken away by ablating every edge that leaves it.
+A node is removed by ablating every edge that leaves it.
 
 Source: Wang et al. 2022 ("Interpretability in the Wild", section 4); Mueller et al. 2025 ("MIB: A Mechanistic
 Interpretability Benchmark", on CPR and CMD in the circuit localisation track).
@@ -56,21 +55,21 @@ FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @checked
 def edge_counts(sizes: str | Sequence[float | str] | None, graph: Graph) -> list[int]:
-    """Sizes of circuits as numbers of edges, without repetition, the smallest first and the whole graph last.
+    """Sizes of circuits as numbers of edges, each once, the smallest first and the whole graph last.
 
     Args:
-        sizes: shares of all edges, below 1, and whole numbers of edges, as a list or as "0.001,0.01,500"; None takes
+        sizes: shares of all edges, below 1, or whole numbers of edges, as a list or as "0.001,0.01,500"; None takes
             `FRACTIONS`.
         graph: all edges.
 
     Raises:
         ConfigError: a size that is neither.
     """
-    given = sizes.split(",") if isinstance(sizes, str) else FRACTIONS[:-1] if sizes is None else sizes
-    if not isinstance(given, Iterable):
-        raise ConfigError(f"sizes must be several sizes of circuits, such as [0.01, 100], not {shown(sizes)}")
+    listed = sizes.split(",") if isinstance(sizes, str) else FRACTIONS[:-1] if sizes is None else sizes
+    if not isinstance(listed, Iterable):
+        raise ConfigError(f"sizes must be a list of circuit sizes, such as [0.01, 100], not {shown(sizes)}")
     counts = [graph.n_edges]
-    for size in given:
+    for size in listed:
         try:
             number = -1.0 if isinstance(size, bool) else float(size)
         except (TypeError, ValueError):
@@ -78,7 +77,7 @@ def edge_counts(sizes: str | Sequence[float | str] | None, graph: Graph) -> list
         whole = 1 <= number <= graph.n_edges and number == int(number)
         if not (whole or 0 <= number < 1):
             raise ConfigError(
-                f"{size!r} is no size of a circuit: give a share of the edges, as 0.01, or a number of edges up to "
+                f"{size!r} is not a circuit size: give a share of the edges, such as 0.01, or a number of edges up to "
                 f"{graph.n_edges}"
             )
         counts.append(int(number) if whole else int(number * graph.n_edges))
@@ -102,29 +101,29 @@ def faithfulness(
         value: the metric of circuits [..., prompt].
         full: the metric of the whole model on the same prompts [prompt].
         empty: the metric with every edge ablated [prompt].
-        rounding: how far rounding alone can take the metric [prompt], as `interp.attribution.run_values.run_values` has
-            it; None takes what it would be if the metric were a float32 logit.
-        confidence: probability that an interval is to cover the truth with.
-        n_resamples: how often prompts are drawn again; the same draws for circuit, model and ablated model.
+        rounding: how much rounding alone can change the metric [prompt], as `interp.attribution.run_values.run_values`
+            gives it; None assumes that of a float32 logit.
+        confidence: the probability with which an interval covers the true value.
+        n_resamples: how often prompts are resampled; with the same draws for circuit, model and ablated model.
         seed: of the draws.
 
     Returns:
         `Interval` of arrays [...]; NaN where the means of the whole and of the ablated model differ by no more than
-        rounding (`interp.rounding`), no bounds where they do so in some of the draws or for a single prompt.
+        rounding (`interp.rounding`); no bounds where that happens in some of the draws, or for a single prompt.
 
     Raises:
-        InterpError: values of different prompts.
+        InterpError: values of different numbers of prompts.
 
     >>> faithfulness([[1.0, 3.0], [2.0, 4.0]], full=[2.0, 4.0], empty=[0.0, 0.0]).value
     array([0.66666667, 1.        ])
     """
     tails, n_resamples, seed = _tails(confidence), resamples(n_resamples), check_seed(seed)
-    circuits, whole, none, off, n = _checked(value, full, empty, rounding)
-    ratio = _ratio(circuits.mean(-1), whole.mean(), none.mean(), off.mean())
+    circuits, whole, none, errors, n = _checked(value, full, empty, rounding)
+    ratio = _ratio(circuits.mean(-1), whole.mean(), none.mean(), errors.mean())
     low = high = np.full(ratio.shape, np.nan)
     if n > 1:
-        counts = _resampled(n, n_resamples, seed)
-        ratios = _ratio(circuits @ counts.T, counts @ whole, counts @ none, counts @ off)  # [..., resample]
+        shares = _resampled(n, n_resamples, seed)
+        ratios = _ratio(circuits @ shares.T, shares @ whole, shares @ none, shares @ errors)  # [..., resample]
         low, high = np.quantile(ratios, tails, axis=-1)
     return Interval(ratio, np.full(ratio.shape, n), low, high)
 
@@ -155,38 +154,41 @@ def areas(
         InterpError: as `cpr` and `faithfulness`.
     """
     tails, n_resamples, seed = _tails(confidence), resamples(n_resamples), check_seed(seed)
-    circuits, whole, none, off, n = _checked(value, full, empty, rounding)
-    counts = _resampled(n, n_resamples, seed)
-    curves = _ratio(circuits @ counts.T, counts @ whole, counts @ none, counts @ off).T  # [resample, size]
-    curve = _ratio(circuits.mean(-1), whole.mean(), none.mean(), off.mean())
-    found = {}
+    circuits, whole, none, errors, n = _checked(value, full, empty, rounding)
+    shares = _resampled(n, n_resamples, seed)
+    curves = _ratio(circuits @ shares.T, shares @ whole, shares @ none, shares @ errors).T  # [resample, size]
+    curve = _ratio(circuits.mean(-1), whole.mean(), none.mean(), errors.mean())  # [size]
+    intervals = {}
     for name, area in (("cpr", cpr), ("cmd", cmd)):
         low, high = np.full(2, np.nan)
         if n > 1:
             low, high = np.quantile([area(fractions, row) for row in curves], tails)
-        found[name] = Interval(np.array(area(fractions, curve)), np.array(n), np.array(low), np.array(high))
-    return found
+        intervals[name] = Interval(np.array(area(fractions, curve)), np.array(n), np.array(low), np.array(high))
+    return intervals
 
 
 def _checked(value: Any, full: Any, empty: Any, rounding: Any) -> tuple[Array, Array, Array, Array, int]:
+    """The metric of circuits, whole and ablated model, and its rounding, as arrays; and the number of prompts."""
     given = {"value": value, "full": full, "empty": empty}
     circuits, whole, none = (as_numbers(name, x) for name, x in given.items())
     n = circuits.shape[-1] if circuits.ndim else 0
     if whole.shape != (n,) or none.shape != (n,):
         raise InterpError(
-            f"circuits have values of {n} prompts, the whole model of {whole.shape}, none of {none.shape}"
+            f"value has {n} prompts, so full and empty must have shape [{n}], not {list(whole.shape)} and "
+            f"{list(none.shape)}"
         )
-    off = np.broadcast_to(assumed(whole, none) if rounding is None else as_numbers("rounding", rounding), n)
-    return circuits, whole, none, off, n
+    errors = np.broadcast_to(assumed(whole, none) if rounding is None else as_numbers("rounding", rounding), n)
+    return circuits, whole, none, errors, n
 
 
 def _resampled(n: int, n_resamples: int, seed: int) -> Array:
-    """How much each prompt counts when prompts are drawn again [resample, prompt]."""
+    """The share of each prompt in each bootstrap sample.  # [resample, prompt]"""
     drawn = np.random.default_rng(seed).integers(n, size=(n_resamples, n))
     return np.stack([np.bincount(row, minlength=n) for row in drawn]) / n
 
 
 def _tails(confidence: float) -> list[float]:
+    """The two quantiles between which an interval lies."""
     confidence = share("confidence", confidence)
     return [(1 - confidence) / 2, (1 + confidence) / 2]
 
@@ -198,11 +200,11 @@ def _ratio(value: Array, full: Any, empty: Any, rounding: Any) -> Array:
 def cpr(fractions: Sequence[float] | Array, faithful: Sequence[float] | Array) -> float:
     """The area under the faithfulness of circuits over the share of edges that they take; larger is better.
 
-    From the smallest to the largest share, by trapezoids: over `FRACTIONS`, circuits that are all as good as the model
+    By trapezoids, from the smallest to the largest share: over `FRACTIONS`, circuits that are all as good as the model
     have 0.999.
 
     Raises:
-        InterpError: fewer than two shares, or as many numbers of the other kind.
+        InterpError: fewer than two shares, or not one faithfulness for each.
 
     Source: Mueller et al. 2025.
 
@@ -229,7 +231,8 @@ def _curve(fractions: Sequence[float] | Array, faithful: Sequence[float] | Array
     at, values = as_numbers("fractions", fractions), as_numbers("faithful", faithful)
     if at.shape != values.shape or at.ndim != 1 or len(at) < 2:
         raise InterpError(
-            f"an area needs two sizes or more, each with a faithfulness; got {at.shape} and {values.shape}"
+            "an area needs at least two fractions and one faithfulness for each, not fractions of shape "
+            f"{list(at.shape)} and faithfulness of shape {list(values.shape)}"
         )
     order = at.argsort(kind="stable")
     return at[order], values[order]
@@ -245,19 +248,19 @@ def completeness(
     seed: int = 0,
     **options: Any,
 ) -> pd.DataFrame:
-    """What circuit and model have left when the same nodes are taken away from both.
+    """What circuit and model have left when the same nodes are removed from both.
 
     Args:
         model: the model.
         pairs: the prompts.
         circuit: the circuit.
-        draws: random halves of its nodes.
+        draws: how many random halves of its nodes to remove.
         seed: of the draws.
         options: further arguments of `run_circuits`: metric, base, ablation, ...
 
     Returns:
-        A row for every part K: `part` (what was taken away; the last row is all of its nodes), `nodes` (how many),
-        `circuit` and `model` (faithfulness without them) and `incompleteness`, how far the two are apart.
+        A row for every part K: `part` (what was removed; in the last row all of the circuit's nodes), `nodes` (how
+        many), `circuit` and `model` (faithfulness without them) and `incompleteness` (their difference).
 
     Raises:
         InterpError: as `run_circuits`.
@@ -267,8 +270,8 @@ def completeness(
     import pandas as pd
 
     parts = [*halves(circuit, draws, seed=seed), _inner(circuit)]
-    edges = (circuit.edges, circuit.graph.allowed)
-    masks = torch.stack([without(of, part) for part in parts for of in edges])
+    whole = (circuit.edges, circuit.graph.allowed)
+    masks = torch.stack([without(edges, part) for part in parts for edges in whole])
     both = _faithful(model, pairs, circuit.graph, masks, {**options, "seed": seed}).reshape(len(parts), 2)
     return pd.DataFrame(
         {
@@ -296,12 +299,12 @@ def minimality(
 
     Args:
         model, pairs, circuit, seed, options: as in `completeness`.
-        nodes: places among the graph's senders; None takes all of the circuit but the embedding.
-        draws: random halves.
+        nodes: indices of the graph's senders; None takes all of the circuit but the embedding.
+        draws: how many random halves.
 
     Returns:
         A row for every node, the least important first: `node` (as figures write it) and `score`, the largest change of
-        faithfulness that taking it away makes; a minimal circuit has no score near 0.
+        faithfulness from removing it; a minimal circuit has no score near 0.
 
     Raises:
         InterpError: as `run_circuits`.
@@ -310,20 +313,20 @@ def minimality(
     """
     import pandas as pd
 
-    every = len(circuit.graph.senders)
-    chosen = _inner(circuit) if nodes is None else entries("nodes", nodes, every, refuse=UnknownName)
+    n_senders = len(circuit.graph.senders)
+    chosen = _inner(circuit) if nodes is None else entries("nodes", nodes, n_senders, refuse=UnknownName)
     parts = [[], *halves(circuit, draws, seed=seed)]
     kept = [without(circuit.edges, part) for part in parts]
     masks = torch.stack([edges for left in kept for edges in (left, *(without(left, [node]) for node in chosen))])
-    found = _faithful(model, pairs, circuit.graph, masks, {**options, "seed": seed})
-    table = found.reshape(len(parts), 1 + len(chosen))
+    faithful = _faithful(model, pairs, circuit.graph, masks, {**options, "seed": seed})
+    table = faithful.reshape(len(parts), 1 + len(chosen))  # [part, without no node and without each]
     score = np.abs(table[:, 1:] - table[:, :1]).max(0)
     labels = [circuit.graph.senders[at].label for at in chosen]
     return pd.DataFrame({"node": labels, "score": score}).sort_values("score", kind="stable", ignore_index=True)
 
 
 def without(edges: Tensor, senders: Sequence[int]) -> Tensor:
-    """Edges less those that leave some nodes.  # [sender, receiver] bool"""
+    """Edges without those that leave some nodes.  # [sender, receiver] bool"""
     left = edges.clone()
     if len(senders):
         left[entries("senders", senders, len(edges), refuse=UnknownName)] = False
@@ -332,9 +335,9 @@ def without(edges: Tensor, senders: Sequence[int]) -> Tensor:
 
 @checked
 def halves(circuit: Circuit, draws: int, *, seed: int = 0) -> list[list[int]]:
-    """Random halves of a circuit's nodes, as places among the graph's senders: each is in with probability 1/2.
+    """Random halves of a circuit's nodes, as indices of the graph's senders: each node is in with probability 1/2.
 
-    The embedding never is: without it nothing is left of any circuit.
+    The embedding is in none: without it nothing is left of any circuit.
     """
     nodes = np.array(_inner(circuit), dtype=np.int64)
     draws, rng = whole_number("draws", draws, least=0, most=MOST), np.random.default_rng(check_seed(seed))
@@ -342,14 +345,14 @@ def halves(circuit: Circuit, draws: int, *, seed: int = 0) -> list[list[int]]:
 
 
 def _inner(circuit: Circuit) -> list[int]:
-    """The nodes of a circuit but the embedding, as places among the graph's senders."""
+    """The nodes of a circuit without the embedding, as indices of the graph's senders."""
     return [at for at in circuit.edges.any(1).nonzero()[:, 0].tolist() if circuit.graph.senders[at].layer >= 0]
 
 
 def _faithful(model: HookedModel, pairs: PromptPairs, graph: Graph, masks: Tensor, options: dict[str, Any]) -> Array:
-    """Faithfulness of every mask [mask]."""
+    """Faithfulness of every mask.  # [mask, sender, receiver] -> [mask]"""
     ends = torch.stack([graph.allowed, torch.zeros_like(graph.allowed)])
     full, empty, *values = run_circuits(model, pairs, torch.cat([ends, masks]), graph, **options).numpy()
     sides = {name: options[name] for name in ("metric", "base") if name in options}
-    off = run_values(model, pairs, **sides).rounding
-    return np.asarray(faithfulness(np.stack(values), full, empty, rounding=off, n_resamples=1).value)
+    rounding = run_values(model, pairs, **sides).rounding
+    return np.asarray(faithfulness(np.stack(values), full, empty, rounding=rounding, n_resamples=1).value)

@@ -1,17 +1,17 @@
-"""What reaches a receiver when one sender is patched, by the paths that are left open.
+"""What reaches a receiver when one sender is patched, along the paths that are left open.
 
 A path leads from a sender (the embedding, a head, a state-space layer, an MLP) to the input of a receiver (the query,
-key or value input of a head, a state-space layer, an MLP, the unembedding). Path patching asks what the sender tells
-the receiver that way:
+key or value input of a head, a state-space layer, an MLP, the unembedding). Path patching asks what the sender passes
+to the receiver along it:
 
 1. Run the base and the source prompts.
-2. Run the base prompts with the sender as in the source run, and everything that may not carry its change as in the
-   base run. `direct`: nothing carries it but the residual stream itself. `mlps`: MLPs see it and pass it on; what mixes
-   positions, heads and state-space layers, writes what it did. `all`: everything later does.
-3. What the receiver now reads is put into its input, and there alone, in a last run of the base prompts, which goes on
-   as it will. `routes` makes the variants of this run for `interp.sweep`.
+2. Run the base prompts with the sender as in the source run. Whatever may not carry its change is kept as in the base
+   run. `direct`: only the residual stream itself carries the change. `mlps`: later MLPs carry it too; heads and
+   state-space layers, which mix positions, are kept. `all`: every later component carries it.
+3. What the receiver reads in that run replaces its input, and nothing else, in a last run of the base prompts, in which
+   all that follows is free to change. `routes` makes the edits of this run for `interp.sweep`.
 
-Several receivers together are one set, each with what it reads in step 2, whatever the others of the set do to it.
+Several receivers can form one set. Each gets what it reads in step 2, whatever the others of the set change.
 
 Source: Wang et al. 2022 ("Interpretability in the Wild", section 3.1 and appendix B), whose third choice is `mlps`;
 Goldowsky-Dill et al. 2023 ("Localizing Model Behavior with Path Patching", section 3).
@@ -42,11 +42,11 @@ THROUGH = {
     "mlps": "the residual stream and later MLPs, heads and state-space layers frozen",
     "all": "all later heads, state-space layers and MLPs",
 }
-"""What may carry a sender's change to a receiver."""
+"""The choices of what may carry a sender's change to a receiver."""
 
 SENDERS = ("mixers", "heads", "mlps", "input", "all")
 MIXERS = ("attn", "ssm")
-ROWS = 2048  # positions that run together in step 2
+BATCH_POSITIONS = 2048  # positions that run together in step 2
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Receivers:
 
     Attributes:
         name: as tables write it: `L9H6 q`, `L9H6 q + L9H9 q`, `logits`.
-        nodes: their places in the graph's `receivers`.
+        nodes: their indices in the graph's `receivers`.
     """
 
     name: str
@@ -73,7 +73,8 @@ def parse_receivers(text: str | Sequence[str], graph: Graph, model: HookedModel)
         graph, model: where they are looked up.
 
     Raises:
-        UnknownName: a receiver that the model does not have; a head of a state-space layer, whose heads read together.
+        UnknownName: a receiver that the model does not have; a head of a state-space layer, all of whose heads read the
+            same input.
 
     >>> from interp import GPT, ModelConfig
     >>> model = GPT(ModelConfig(n_layers=2, d_model=8, n_ctx=8, d_head=4, d_vocab=9))
@@ -81,18 +82,22 @@ def parse_receivers(text: str | Sequence[str], graph: Graph, model: HookedModel)
     ['L1H0 q + L1H1 q', 'logits']
     """
     parts = text.split(",") if isinstance(text, str) else list(text)
-    made = []
+    sets = []
     for part in parts:
         nodes = dict.fromkeys(at for one in part.split("+") for at in _receivers(one.strip(), graph, model))
-        made.append(Receivers(" + ".join(graph.receivers[at].label for at in nodes), tuple(nodes)))
-    return list(dict.fromkeys(made))
+        sets.append(Receivers(" + ".join(graph.receivers[at].label for at in nodes), tuple(nodes)))
+    return list(dict.fromkeys(sets))
 
 
 def _receivers(name: str, graph: Graph, model: HookedModel) -> Iterator[int]:
+    """The receivers that a name means, as indices of the graph."""
     part, there = spelled(name), [node.part for node in graph.receivers]
     whole = None if part is None or part.index is None else Part("mixer", part.layer)
     if whole in there:
-        raise UnknownName(f"no receiver matches {name!r}: all of layer {whole.layer} reads the same, {whole.node!r}")
+        raise UnknownName(
+            f"no receiver matches {name!r}: all heads of state-space layer {whole.layer} read the same input; use "
+            f"{whole.node!r}"
+        )
     if part is None or part.index is None or not part.row.inputs:
         yield graph.receiver(name)
         return
@@ -106,9 +111,9 @@ def _receivers(name: str, graph: Graph, model: HookedModel) -> Iterator[int]:
 
 @checked
 def parse_senders(text: str | Sequence[str], graph: Graph) -> list[int]:
-    """Senders by their names (`L3H1`, `mixer 3`, `MLP 3`, `input`), or groups of them; places in the graph.
+    """Indices in the graph's `senders` of names (`L3H1`, `mixer 3`, `MLP 3`, `input`) or groups.
 
-    Groups are "mixers" (heads, and state-space layers without heads: all that mixes positions), "heads", "mlps" and
+    Groups are "mixers" (whatever mixes positions: heads, and state-space layers without heads), "heads", "mlps" and
     "all".
 
     Raises:
@@ -127,7 +132,7 @@ def parse_senders(text: str | Sequence[str], graph: Graph) -> list[int]:
 
 
 def _groups(node: Node) -> tuple[str, ...]:
-    """The names of `SENDERS` that mean this node too."""
+    """The groups of `SENDERS` that include this node."""
     if node.kind in MIXERS:
         return ("mixers", "all") if node.head is None else ("mixers", "heads", "all")
     return ("mlps" if node.kind == "mlp" else "input", "all")
@@ -159,14 +164,14 @@ def arriving(
 
     Args:
         model, pairs, graph: the model, its prompts and its graph.
-        senders: which, by their place in the graph.
+        senders: indices of the graph's `senders`, each patched by itself.
         points: sites of the residual stream, as `point` gives them.
         through: a name of `THROUGH`.
         base, source: the sides of the pairs.
         progress: a bar on stderr where every sender needs a run of its own; None shows it on a terminal.
 
     Returns:
-        Point -> [sender, prompt, pos, d_model]. At points before a sender it is the base run.
+        Point -> [sender, prompt, pos, d_model]. At points before a sender it equals the base run.
 
     Raises:
         UnknownName: a `through` that does not exist.
@@ -189,13 +194,13 @@ def arriving(
     }
     if through == "direct":
         return _direct(model, graph, senders, points, runs)
-    found = {name: runs["base"][name].expand(len(senders), -1, -1, -1).clone() for name in points}
-    batches = list(_batches(graph, senders, max(1, ROWS // pairs.mask.numel())))
+    streams = {name: runs["base"][name].expand(len(senders), -1, -1, -1).clone() for name in points}
+    batches = list(_batches(graph, senders, max(1, BATCH_POSITIONS // pairs.mask.numel())))
     for batch in counting(batches, desc="paths", unit="batch", progress=progress):
         nodes = [graph.senders[senders[at]] for at in batch]
         for name, value in _run(model, pairs, nodes, points, runs, frozen).items():
-            found[name][batch] = value
-    return found
+            streams[name][batch] = value
+    return streams
 
 
 def _direct(
@@ -205,22 +210,23 @@ def _direct(
     points: Sequence[str],
     runs: Mapping[str, ActivationCache],
 ) -> dict[str, Tensor]:
-    """Every later point has what the sender changed, and nothing else."""
+    """The base run plus, at every point after a sender, the change of that sender's output."""
     change = graph.sent(model, runs["source"], senders) - graph.sent(model, runs["base"], senders)
     stages = torch.tensor([graph.senders[at].stage for at in senders], device=change.device)
-    found = {}
+    streams = {}
     for name in points:
         reached = (stages < _stage(name, graph, model))[:, None, None, None]
-        found[name] = runs["base"][name] + torch.where(reached, change, 0)
-    return found
+        streams[name] = runs["base"][name] + torch.where(reached, change, 0)  # [sender, prompt, pos, d_model]
+    return streams
 
 
 def _stage(name: str, graph: Graph, model: HookedModel) -> int:
+    """The stage of the graph at which a point is read."""
     return next(node.stage for node in graph.receivers if point(node, model) == name)
 
 
 def _batches(graph: Graph, senders: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Senders of one layer and site, at most so many at a time, by their place in `senders`."""
+    """Senders of one site at a time, at most `most` of them, as indices of `senders`."""
     groups: dict[str, list[int]] = {}
     for at, sender in enumerate(senders):
         groups.setdefault(graph.senders[sender].site, []).append(at)
@@ -237,19 +243,22 @@ def _run(
     runs: Mapping[str, ActivationCache],
     frozen: Collection[str],
 ) -> dict[str, Tensor]:
-    """The points behind some senders of one site, each patched in rows of its own, from their layer on."""
+    """The stream at the points after some senders of one site.  # point -> [sender, prompt, pos, d_model]
+
+    Each sender is patched in its own copy of the prompts; the run starts at the senders' layer.
+    """
     n, site, first = len(nodes), nodes[0].site, max(nodes[0].layer, 0)
     start = f"blocks.{first}.hook_resid_pre"
-    behind = [name for name in points if int(name.split(".")[1]) >= first and (name != start or name == site)]
-    if not behind:
+    later = [name for name in points if int(name.split(".")[1]) >= first and (name != start or name == site)]
+    if not later:
         return {}
 
-    def every(value: Tensor) -> Tensor:
+    def repeated(value: Tensor) -> Tensor:
         return value.expand(n, *value.shape).flatten(0, 1)  # [sender prompt, ...]
 
-    def patched(value: Tensor, hook: HookPoint) -> Tensor:
-        own = runs["base"][site] if hook.name in frozen else None
-        new = (value if own is None else every(own)).unflatten(0, (n, -1)).clone()  # [sender, prompt, ...]
+    def patch(value: Tensor, hook: HookPoint) -> Tensor:
+        kept = repeated(runs["base"][site]) if hook.name in frozen else value
+        new = kept.unflatten(0, (n, -1)).clone()  # [sender, prompt, ...]
         for at, node in enumerate(nodes):
             if node.head is None:
                 new[at] = runs["source"][site]
@@ -257,27 +266,27 @@ def _run(
                 new[at, :, :, node.head] = runs["source"][site][:, :, node.head]
         return new.flatten(0, 1)
 
-    def held(value: Tensor, hook: HookPoint) -> Tensor:
-        return every(runs["base"][hook.name])
+    def freeze(value: Tensor, hook: HookPoint) -> Tensor:
+        return repeated(runs["base"][hook.name])
 
-    last = max(int(name.split(".")[1]) for name in behind)
-    hooks: list[Any] = [(site, patched)]
-    here = [name for name in frozen if first <= int(name.split(".")[1]) <= last and name != site]
-    hooks += [(name, held) for name in sorted(here)]
+    last = max(int(name.split(".")[1]) for name in later)
+    hooks: list[Any] = [(site, patch)]
+    to_freeze = [name for name in frozen if first <= int(name.split(".")[1]) <= last and name != site]
+    hooks += [(name, freeze) for name in sorted(to_freeze)]
     mask = pairs.attention_mask
-    kept: dict[str, Tensor] = {}
+    streams: dict[str, Tensor] = {}
 
     def keep(value: Tensor, hook: HookPoint) -> None:
-        kept[hook.name] = value.unflatten(0, (n, -1))
+        streams[hook.name] = value.unflatten(0, (n, -1))
 
-    with attached(model.hook_dict, hooks, readers=[(behind, keep)]):
+    with attached(model.hook_dict, hooks, readers=[(later, keep)]):
         model(
-            every(runs["base"][start]),
-            attention_mask=None if mask is None else every(mask),
+            repeated(runs["base"][start]),
+            attention_mask=None if mask is None else repeated(mask),
             start_at_layer=first,
             stop_at_layer=last + 1,
         )
-    return kept
+    return streams
 
 
 @checked
@@ -294,20 +303,20 @@ def routes(
 
     Args:
         model, graph: the model and its graph.
-        sender: its place in the graph; receivers that do not come after it are left alone.
+        sender: its index in the graph; receivers that do not come after it are not edited.
         receivers: the set.
-        reads: point -> [prompt, pos, d_model], of this sender.
-        pos: where, as an `Edit` has it; None is everywhere.
+        reads: point -> [prompt, pos, d_model], as `arriving` gives it for this sender.
+        pos: the positions to edit, as in an `Edit`; None means all.
 
     Returns:
-        One edit for each site, [] where no receiver comes after the sender.
+        One edit for each site, [] if no receiver comes after the sender.
     """
-    together: dict[str, list[Node]] = {}
+    by_site: dict[str, list[Node]] = {}
     for at in receivers.nodes:
         if graph.allowed[sender, at]:
-            together.setdefault(graph.receivers[at].site, []).append(graph.receivers[at])
+            by_site.setdefault(graph.receivers[at].site, []).append(graph.receivers[at])
     edits = []
-    for site, nodes in together.items():
+    for site, nodes in by_site.items():
         where: dict[str, Index] = {} if pos is None else {"pos": pos}
         value = reads[point(nodes[0], model)]
         if nodes[0].reads is not None:

@@ -1,12 +1,12 @@
-"""Which edges are a circuit? Three ways from scores, or from the model itself, to a set of edges.
+"""Which edges form a circuit? Three ways from scores, or from the model itself, to a set of edges.
 
-1. `threshold` takes the edges with the best scores, wherever they lie, and prunes what is on no path from the embedding
+1. `threshold` takes the edges with the best scores, wherever they are, and prunes those on no path from the embedding
    to the logits.
-2. `greedy` begins at the logits and takes, again and again, the best edge into what is in the circuit already; its
-   sender's inputs then join the edges to choose from.
-3. `acdc` needs no scores: from the last reader to the first, and for each from the last writer to the first, it takes
-   an edge away for good if the metric then changes by less than `tau`. It tries edges in groups: several are taken away
-   one on top of the other in one batch, up to the first that is to stay. The decisions are those of one edge at a time.
+2. `greedy` starts at the logits and repeatedly takes the best edge into a node that is in the circuit already; the
+   inputs of that edge's sender then join the candidates.
+3. `acdc` needs no scores: from the last reader to the first, and for each from the last writer to the first, it removes
+   an edge for good if the metric then changes by less than `tau`. It tries edges in groups: one batch removes one edge,
+   then two, and so on, up to the first edge that has to stay. The decisions are those of trying one edge at a time.
 
 A score is the change of the metric when the edge is ablated (`interp.circuits.edge_scores`). What is best is a choice:
 the largest change of either sign ("magnitude"), the edges that hold the metric up ("fall": it falls without them), or
@@ -42,7 +42,7 @@ from interp.resume.journal import Journal
 
 RANKS = {"magnitude": "largest change of either sign", "fall": "the metric falls most", "rise": "the metric rises most"}
 SELECTIONS = ("greedy", "threshold")
-MOST_TOGETHER = 16  # edges that ACDC takes away in one batch
+MAX_GROUP = 16  # edges that ACDC tries in one batch
 
 
 @checked
@@ -55,9 +55,9 @@ def threshold(
         scores: [sender, receiver], or [prompt, sender, receiver], which is averaged; edges without a score (NaN) are
             never taken.
         n: how many edges to take before pruning.
-        graph: the edges there are.
+        graph: all edges.
         rank: what is best, a name of `RANKS`.
-        found: what the circuit is to say of how it was found.
+        found: facts about how the scores were made, to be kept with the circuit.
 
     Raises:
         InterpError: more edges than there are, scores of another shape.
@@ -70,8 +70,8 @@ def threshold(
 def greedy(
     scores: Tensor, n: int, graph: Graph, *, rank: str = "magnitude", found: Mapping[str, Any] | None = None
 ) -> Circuit:
-    """n edges chosen from the logits upwards, the best edge into the circuit first, less those without a way to the
-    embedding.
+    """n edges chosen from the logits towards the embedding, the best edge into the circuit first, less those that no
+    path connects to the embedding.
 
     Args and Raises: as `threshold`.
     """
@@ -88,7 +88,7 @@ def circuits(
     rank: str = "magnitude",
     found: Mapping[str, Any] | None = None,
 ) -> list[Circuit]:
-    """A circuit of each size, by one selection; a larger one contains every smaller one, but for what pruning leaves.
+    """A circuit of each size, by one selection. Before pruning, a larger circuit contains every smaller one.
 
     Args:
         scores, graph, rank, found: as in `threshold`.
@@ -105,60 +105,63 @@ def circuits(
     for size in sizes:
         if not is_whole(size) or not 0 <= size <= n_scored:
             raise InterpError(
-                f"a circuit of {shown(size)} edges cannot be chosen: there are {n_scored} edges with a score"
+                f"a circuit cannot have {shown(size)} edges: give a whole number from 0 to {n_scored}, the number of "
+                "edges with a score"
             )
     sizes = [int(size) for size in sizes]
-    most = max(sizes, default=0)
-    order = better.flatten().argsort(descending=True, stable=True) if selection == "threshold" else None
-    taken = order[:most] if order is not None else torch.tensor(_from_logits(better, graph, most), dtype=torch.int64)
-    made = []
+    largest = max(sizes, default=0)
+    if selection == "threshold":
+        order = better.flatten().argsort(descending=True, stable=True)[:largest]
+    else:
+        order = torch.tensor(_from_logits(better, graph, largest), dtype=torch.int64)
+    chosen = []
     for size in sizes:
         edges = torch.zeros(graph.allowed.numel(), dtype=torch.bool)
-        edges[taken[:size]] = True
-        chosen = on_paths(graph, edges.view(graph.allowed.shape))
+        edges[order[:size]] = True
         facts = {**(found or {}), "selection": selection, "rank": rank, "n_taken": size}
-        made.append(Circuit(graph, chosen, mean, facts))
-    return made
+        chosen.append(Circuit(graph, on_paths(graph, edges.view(graph.allowed.shape)), mean, facts))
+    return chosen
 
 
 def _mean(scores: Tensor, graph: Graph) -> Tensor:
+    """Mean scores over prompts, NaN where there is no edge.  # [sender, receiver]"""
     mean = scores.detach().cpu().double()
     mean = mean.nanmean(0) if mean.ndim == 3 else mean
     if mean.shape != graph.allowed.shape:
         raise InterpError(
-            f"scores are {list(scores.shape)}, expected [sender, receiver] = {list(graph.allowed.shape)}, or with the "
-            "prompts in front"
+            f"scores have shape {list(scores.shape)}, and must be [sender, receiver] = {list(graph.allowed.shape)}, or "
+            "[prompt, sender, receiver]"
         )
     return mean.masked_fill(~graph.allowed, torch.nan)
 
 
 def _better(mean: Tensor, rank: str) -> Tensor:
-    """Scores of which a larger one is better; minus infinity where there is none."""
+    """Scores turned so that larger is better; minus infinity where there is no score."""
     check_choice("rank", rank, RANKS)
     better = mean.abs() if rank == "magnitude" else -mean if rank == "fall" else mean
     return better.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
 
 
 def _from_logits(better: Tensor, graph: Graph, n: int) -> list[int]:
-    """The first n edges that greedy search takes, as places in the flattened table."""
+    """The first n edges that greedy search takes, as indices of the flattened table."""
     table, feed = better.numpy(), feeds(graph).numpy()
     n_receivers = table.shape[1]
-    open_edges: list[tuple[float, int]] = []
-    seen = np.zeros(n_receivers, dtype=bool)
+    candidates: list[tuple[float, int]] = []  # a heap, the best edge first
+    reached = np.zeros(n_receivers, dtype=bool)
 
-    def open_receivers(receivers: np.ndarray[Any, Any]) -> None:
-        for receiver in receivers[~seen[receivers]].tolist():
-            seen[receiver] = True
+    def reach(receivers: np.ndarray[Any, Any]) -> None:
+        for receiver in receivers[~reached[receivers]].tolist():
+            reached[receiver] = True
             for sender in np.isfinite(table[:, receiver]).nonzero()[0].tolist():
-                heapq.heappush(open_edges, (-table[sender, receiver], sender * n_receivers + receiver))
+                heapq.heappush(candidates, (-table[sender, receiver], sender * n_receivers + receiver))
 
-    open_receivers(np.array([n_receivers - 1]))
-    taken: list[int] = []
-    while open_edges and len(taken) < n:
-        _, edge = heapq.heappop(open_edges)
-        taken.append(edge)
-        open_receivers(feed[:, edge // n_receivers].nonzero()[0])
-    return taken
+    reach(np.array([n_receivers - 1]))  # the logits
+    edges: list[int] = []
+    while candidates and len(edges) < n:
+        _, edge = heapq.heappop(candidates)
+        edges.append(edge)
+        reach(feed[:, edge // n_receivers].nonzero()[0])
+    return edges
 
 
 @checked
@@ -176,25 +179,25 @@ def acdc(
     out: str | Path | None = None,
     progress: bool | None = None,
 ) -> Circuit:
-    """Automatic circuit discovery: take away every edge that the metric does not miss.
+    """Automatic circuit discovery: remove every edge that the metric does not need.
 
-    An edge is missed if without it the mean of the metric over the prompts changes by `tau` or more: rises, for a
+    An edge is needed if without it the mean of the metric over the prompts changes by `tau` or more: rises, for a
     metric that compares with the whole model ("kl"); changes either way, for others. Each edge is tried once, so this
-    takes a run of every prompt for every candidate, and some more; edges into a head that nothing
-    reads any more cost nothing.
+    takes a little more than one run of every prompt for every candidate; edges into a head whose output nothing reads
+    any more take none.
 
     Args:
         model: the model.
         pairs: the prompts.
-        tau: how much of a change is too much, in the metric's unit.
+        tau: the change from which on an edge is needed, in the metric's unit.
         metric, base, ablation, seed, max_memory: as in `interp.circuits.run.run_circuits`.
-        candidates: the circuit, or mask [sender, receiver], to begin with; edges outside it are ablated from the
-            start. None begins with the whole model, which is for small ones.
-        out: a folder for what was decided of each receiver. The same call with the same folder goes on with it.
+        candidates: the circuit, or mask [sender, receiver], to start from; edges outside it are ablated from the
+            start. None starts from the whole model, which only small models allow.
+        out: a folder for the decisions on each receiver. The same call with the same folder continues from there.
         progress: a bar on stderr; None shows it on a terminal.
 
     Returns:
-        The circuit, with the change that each of its edges made when it was tried as its score.
+        The circuit. The score of an edge is the change of the metric when it was tried.
 
     Raises:
         ConfigError: `tau` is negative.
@@ -209,8 +212,8 @@ def acdc(
     edges = on_paths(graph, edges)
     facts = {"method": "acdc", "tau": tau, "metric": measure.name, "base": base, "ablation": ablation}
     facts |= {"n_candidates": int(edges.sum()), "prompts": pairs.digest()}
-    found = origin(model, **facts)
-    journal = None if out is None else Journal.open(out, _key(found, edges, measure, seed, model), {})
+    facts = origin(model, **facts)
+    journal = None if out is None else Journal.open(out, _key(facts, edges, measure, seed, model), {})
     finished = set() if journal is None else journal.finished()
     scores, feed = torch.full(edges.shape, torch.nan, dtype=torch.float64), feeds(graph)
 
@@ -239,8 +242,9 @@ def acdc(
                 edges[tried, receiver] = torch.tensor(kept["kept"], dtype=torch.bool)
                 scores[tried, receiver] = torch.tensor(kept["score"], dtype=torch.float64)
             elif tried:
-                read = receiver == len(graph.receivers) - 1 or bool(edges[feed[receiver]].any())
-                changes = _missed(edges, receiver, tried, mean_of, measure, tau) if read else {}
+                # An input matters only if something still reads the node that it feeds; the logits always matter.
+                is_read = receiver == len(graph.receivers) - 1 or bool(edges[feed[receiver]].any())
+                changes = _needed(edges, receiver, tried, mean_of, measure, tau) if is_read else {}
                 edges[tried, receiver] = False
                 edges[list(changes), receiver] = True
                 scores[list(changes), receiver] = torch.tensor(list(changes.values()), dtype=torch.float64)
@@ -249,10 +253,10 @@ def acdc(
                     journal.write(part, {"kept": stays, "score": change})
             bar.update(len(tried))
             bar.set_postfix_str(f"{int(edges.sum()):,} left")
-    return Circuit(graph, on_paths(graph, edges), scores, found)
+    return Circuit(graph, on_paths(graph, edges), scores, facts)
 
 
-def _missed(
+def _needed(
     edges: Tensor,
     receiver: int,
     tried: list[int],
@@ -260,12 +264,13 @@ def _missed(
     metric: Metric,
     tau: float,
 ) -> dict[int, float]:
-    """The senders, among those tried, whose edge into a receiver is missed, and the change that it makes."""
-    now, kept = edges.clone(), dict[int, float]()
-    before, at, together = float(mean_of(now[None])[0]), 0, MOST_TOGETHER
+    """The senders, among those tried, whose edge into a receiver is needed, and the change when it is removed."""
+    left, needed = edges.clone(), dict[int, float]()
+    before, at, size = float(mean_of(left[None])[0]), 0, MAX_GROUP
     while at < len(tried):
-        group = tried[at : at + together]
-        masks = now.repeat(len(group), 1, 1)
+        # Mask 0 removes the first edge of the group, mask 1 the first two, and so on.
+        group = tried[at : at + size]
+        masks = left.repeat(len(group), 1, 1)  # [edge of the group, sender, receiver]
         for row, sender in enumerate(group):
             masks[row:, sender, receiver] = False
         values = [before, *mean_of(masks).tolist()]
@@ -273,21 +278,21 @@ def _missed(
             change = values[row + 1] - values[row]
             at += 1
             if (change if metric.needs_reference else abs(change)) >= tau:
-                kept[sender] = change
-                together = max(1, row)
+                # Later masks lack this edge, which stays: they are measured again in the next group.
+                needed[sender] = change
+                size = max(1, row)
                 break
-            now[sender, receiver], before = False, values[row + 1]
+            left[sender, receiver], before = False, values[row + 1]
         else:
-            together = min(2 * together, MOST_TOGETHER)
-    return kept
+            size = min(2 * size, MAX_GROUP)
+    return needed
 
 
-def _key(found: Mapping[str, Any], edges: Tensor, metric: Metric, seed: int, model: HookedModel) -> dict[str, str]:
-    """All that the decisions depend on."""
+def _key(facts: Mapping[str, Any], edges: Tensor, metric: Metric, seed: int, model: HookedModel) -> dict[str, str]:
+    """Everything that the decisions depend on, for the journal."""
     from interp.version import __version__
 
-    facts = {name: str(value) for name, value in found.items()}
-    return facts | {
+    return {name: str(value) for name, value in facts.items()} | {
         "candidates": fingerprint(edges),
         "definition": fingerprint(metric),
         "seed": str(seed),

@@ -1,13 +1,13 @@
-"""Linear probes: can a linear reader tell from activations which class a prompt is of, on prompts it was not fitted to?
+"""Linear probes: can a linear reader tell the class of a prompt from activations, for prompts it was not fitted to?
 
-1. Groups of pairs are dealt into folds; a clean prompt and its corrupt partner are in the same group, so that neither
-   helps with the other.
+1. Groups of pairs are dealt into folds; a clean prompt and its corrupt partner are in the same group, so that a probe
+   fitted to one is never tested on the other.
 2. For each fold, activations are scaled to mean 0 and variance 1 over the other folds, and a logistic regression with
    an L2 penalty is fitted to those. It is fitted in the span of its own rows, where the best weights lie, which changes
    no prediction.
 3. Each held-out prompt gets two scores: whether its class is the likeliest (`accuracy`), and the share of the fold's
    prompts of other classes that look less like its class than it does (`auroc`: the mean is the area under the curve).
-4. The control: the same with labels shuffled within groups. A probe that scores as well with those reads nothing.
+4. The control: the same with labels shuffled within groups. A probe that scores no better than this reads nothing.
 
 Source: Alain and Bengio 2016 ("Understanding intermediate layers using linear classifier probes", section 3); Hewitt
 and Liang 2019 ("Designing and Interpreting Probes with Control Tasks", section 2: selectivity is the score beyond the
@@ -34,7 +34,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Probe:
-    """How probes are fitted and held out.
+    """How probes are fitted and tested.
 
     Attributes:
         regularisation: scikit-learn's `C`, the inverse of the L2 penalty, for activations of variance 1.
@@ -52,13 +52,13 @@ class Probe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        settled = {
+        numbers = {
             "regularisation": real_number("regularisation", self.regularisation, above=0),
             "folds": whole_number("folds", self.folds, least=2),
             "shuffles": whole_number("shuffles", self.shuffles, least=1, most=MOST),  # the control needs one
             "seed": check_seed(self.seed),
         }
-        for name, value in settled.items():
+        for name, value in numbers.items():
             object.__setattr__(self, name, value)
 
 
@@ -68,10 +68,10 @@ class Rows:
 
     Attributes:
         classes: the class of each row [row].
-        prompt: its pair [row].
-        group: the group of its pair [row].
-        fold: the fold in which it is held out [row].
-        shuffled: its class in each shuffle [shuffle, row].
+        prompt: the pair of each row [row].
+        group: the group of that pair [row].
+        fold: the fold in which the row is held out [row].
+        shuffled: the row's class in each shuffle [shuffle, row].
     """
 
     classes: Array
@@ -82,24 +82,24 @@ class Rows:
 
     @property
     def chance(self) -> float:
-        """The share of the commonest class: what a reader gets right that always says this one."""
+        """The share of the commonest class: the accuracy of always answering with it."""
         return float(np.bincount(self.classes).max() / len(self.classes))
 
 
-def rows_of(told: Contrast, probe: Probe) -> Rows:
+def rows_of(contrast: Contrast, probe: Probe) -> Rows:
     """The rows of a contrast, dealt into folds, with their control labels.
 
     Raises:
         PromptError: some class has fewer than two groups of prompts, so that nothing can be held out.
     """
-    classes = np.concatenate(list(told.sides.values()))
-    prompt = np.tile(np.arange(len(told.clean)), len(told.sides))
-    group = told.group[prompt]
-    fewest = min(len(np.unique(group[classes == one])) for one in range(len(told.classes)))
+    classes = np.concatenate(list(contrast.sides.values()))
+    prompt = np.tile(np.arange(len(contrast.clean)), len(contrast.sides))
+    group = contrast.group[prompt]
+    fewest = min(len(np.unique(group[classes == one])) for one in range(len(contrast.classes)))
     if fewest < 2:
         raise PromptError(
-            f"what tells classes apart takes at least 2 pairs of every class of {told.name!r}, one to fit and one to "
-            f"hold out, and of {len(told.clean)} pairs some class has {fewest}: give more prompts"
+            f"every class of {contrast.name!r} needs at least 2 pairs, one to fit and one to hold out, and of "
+            f"{len(contrast.clean)} pairs some class has {fewest}: give more prompts"
         )
     generator = np.random.default_rng(probe.seed)
     fold = _dealt(group, classes, min(probe.folds, fewest), generator)
@@ -139,12 +139,12 @@ def held_out(read: Any, rows: Rows, probe: Probe) -> tuple[dict[str, Array], dic
         probe: how to fit.
 
     Returns:
-        For `accuracy` and `auroc` the scores, and the control's. NaN where nothing can be said: what is fitted has one
-        class, or what is held out no other one.
+        For `accuracy` and `auroc` the scores, and the control's. NaN where there is no score: the rows to fit have a
+        single class or, for `auroc`, the rows held out have no other class to compare with.
     """
     read = np.asarray(read, dtype=np.float64).reshape(len(rows.classes), -1)
-    targets = np.concatenate([rows.classes[None], rows.shuffled])  # [labelling, row]
-    found = {metric: np.full(targets.shape, np.nan) for metric in METRICS}
+    targets = np.concatenate([rows.classes[None], rows.shuffled])  # [labelling, row]: the true classes, then shuffled
+    scored = {metric: np.full(targets.shape, np.nan) for metric in METRICS}
     for fold in np.unique(rows.fold):
         out = rows.fold == fold
         fit, test = _in_their_span(read[~out], read[out])
@@ -152,23 +152,23 @@ def held_out(read: Any, rows: Rows, probe: Probe) -> tuple[dict[str, Array], dic
             if len(np.unique(target[~out])) < 2:
                 continue
             scores = _log_odds(fit, target[~out], test, probe, int(targets.max()) + 1)
-            found["accuracy"][at, out] = scores.argmax(1) == target[out]
-            found["auroc"][at, out] = _placement(scores, target[out])
+            scored["accuracy"][at, out] = scores.argmax(1) == target[out]
+            scored["auroc"][at, out] = _placement(scores, target[out])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a mean over nothing is NaN
-        control = {metric: np.nanmean(values[1:], axis=0) for metric, values in found.items()}
-    return {metric: values[0] for metric, values in found.items()}, control
+        control = {metric: np.nanmean(values[1:], axis=0) for metric, values in scored.items()}
+    return {metric: values[0] for metric, values in scored.items()}, control
 
 
 def _in_their_span(fit: Array, test: Array) -> tuple[Array, Array]:
-    """Both scaled as `fit` says, in the coordinates of the rows of `fit` where these are fewer than the channels."""
+    """Both scaled by the mean and variance of `fit`; in coordinates of the span of its rows, if channels are more."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(fit)
     fit, test = scaler.transform(fit), scaler.transform(test)
     if fit.shape[1] <= fit.shape[0]:
         return fit, test
-    axes, coordinates = np.linalg.qr(fit.T)  # orthonormal, so that the penalty means the same
+    axes, coordinates = np.linalg.qr(fit.T)  # orthonormal axes, so that the penalty is the same as on the channels
     return coordinates.T, test @ axes
 
 
@@ -184,7 +184,7 @@ def _log_odds(fit: Array, target: Array, test: Array, probe: Probe, n_classes: i
 
 
 def _placement(scores: Array, target: Array) -> Array:
-    """The share of rows of other classes that look less like a row's class than it does [row]; equal ones half."""
+    """The share of rows of other classes that look less like a row's class than it does [row]; ties count half."""
     own = scores[np.arange(len(target)), target]
     others = scores[:, target].T  # [row, other row]: how much the other looks like the row's class
     different = target[:, None] != target
@@ -194,7 +194,7 @@ def _placement(scores: Array, target: Array) -> Array:
 
 
 def per_prompt(values: Array, prompt: Sequence[int] | Array) -> Array:
-    """The mean of the rows of each pair [prompt], NaN where there is none."""
+    """The mean of the rows of each pair [prompt]; NaN for a pair without rows."""
     prompt = np.asarray(prompt)
     known = ~np.isnan(values)
     total = np.bincount(prompt, np.where(known, values, 0.0))
@@ -203,9 +203,9 @@ def per_prompt(values: Array, prompt: Sequence[int] | Array) -> Array:
 
 
 def sign_test(above: Any, below: Any) -> Array:
-    """The exact sign test's two-sided p of cells [cell] with so many pairs above their control and so many below.
+    """Two-sided p of the exact sign test [cell], from how many pairs lie above and how many below their control.
 
-    Scores of a pair take few values and are often the same in all of them, of which a t test knows no p.
+    A t test would not do: a pair's scores take few values and are often the same for all pairs, with no variance.
     """
     from scipy import stats
 

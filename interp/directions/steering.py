@@ -1,9 +1,9 @@
-"""Directions: what tells two kinds of prompts apart in a model's activations, and what adding it does.
+"""Directions: the difference between two kinds of prompts in a model's activations, and the effect of adding it.
 
 1. A contrast gives every prompt a class (`interp.directions.classes`).
 2. `states` are the activations of all prompts at one place. A direction is their mean over the prompts of one class
-   minus that over the other.
-3. `Direction.edit` adds a multiple of it in a sweep, and `steer` while a model runs or generates.
+   minus their mean over the other's.
+3. `Direction.edit` adds a multiple of it in a sweep; `steer` adds it while a model runs or generates.
 
 Source: Turner et al. 2023 ("Steering Language Models With Activation Engineering", section 3) and Rimsky et al. 2024
 ("Steering Llama 2 via Contrastive Activation Addition", section 3).
@@ -35,7 +35,7 @@ from interp.prompts.pairs import PromptPairs
 from interp.variants.granularity import HEAD_AXES
 
 FORMAT = "interp.Direction 1"
-AT_ONCE = 64  # prompts in one forward
+FORWARD_PROMPTS = 64  # prompts in one forward
 
 Where = Mapping[str, Index]
 
@@ -48,9 +48,9 @@ def states(
     """Activations of all prompts at some places, in float32 on the CPU: [place, prompt, the site's other axes].
 
     Args:
-        model, pairs, site: what to run, and the short name of a site to read.
-        places: each as an `Edit`'s `where`: the layer, one position (a number, a role; the last where it is left out),
-            a head. All name the same axes.
+        model, pairs, site: what to run, and the short name of the site to read.
+        places: each as an `Edit`'s `where`: the layer, one position (a number or a role; the last, if left out), a
+            head. All must name the same axes.
         side: "clean" or "corrupt".
 
     Raises:
@@ -61,38 +61,45 @@ def states(
     pairs = pairs.to(model.device)
     edits = [Edit(site, where) for where in places]
     if not edits:
-        raise PromptError("states are read at places, and none was given")
-    named = [edit.name(model.cfg) for edit in edits]
-    points = [_readable(model, name) for name in named]
-    rows = []
-    for first in range(0, len(pairs), AT_ONCE):
-        part = pairs[first : first + AT_ONCE]
-        mask, names = part.attention_mask, sorted(set(named))
-        _, cache = model.run_with_cache(getattr(part, side), names_filter=names, attention_mask=mask, return_type=None)
-        rows.append(
-            [_at(cache[name], point, part, edit.where) for name, point, edit in zip(named, points, edits, strict=True)]
+        raise PromptError("no places were given: name at least one to read states at")
+    names = [edit.name(model.cfg) for edit in edits]
+    points = [_readable(model, name) for name in names]
+    batches = []
+    for first in range(0, len(pairs), FORWARD_PROMPTS):
+        part = pairs[first : first + FORWARD_PROMPTS]
+        _, cache = model.run_with_cache(
+            getattr(part, side),
+            names_filter=sorted(set(names)),
+            attention_mask=part.attention_mask,
+            return_type=None,
         )
-    return torch.stack([torch.cat(parts) for parts in zip(*rows, strict=True)])
+        batches.append(
+            [_at(cache[name], point, part, edit.where) for name, point, edit in zip(names, points, edits, strict=True)]
+        )
+    return torch.stack([torch.cat(parts) for parts in zip(*batches, strict=True)])
 
 
 def _readable(model: HookedModel, name: str) -> HookPoint:
+    """The hook point of a site that has positions."""
     if name not in model.hook_dict:
         raise unknown("site", name, model.hook_dict)
     point = model.hook_dict[name]
     if "pos" not in point.site.axes:
-        raise PromptError(f"{name!r} has no state of a position: its axes are {', '.join(point.site.axes)}")
+        raise PromptError(
+            f"site {name!r} has no 'pos' axis to read a position of; its axes are {', '.join(point.site.axes)}"
+        )
     return point
 
 
 def _at(value: Tensor, point: HookPoint, pairs: PromptPairs, where: Where) -> Tensor:
-    """The state at a place [prompt, ...] of a site's whole value."""
+    """The state at a place [prompt, ...], out of a site's whole value [prompt, pos, ...]."""
     at = pairs.positions(where.get("pos", -1))
     if at.shape[1] != 1:
-        raise PromptError(f"a state is read at one position, not at {where['pos']}")
-    value = value[torch.arange(len(pairs), device=value.device), at[:, 0]]
+        raise PromptError(f"a state is read at a single position, not at {where['pos']}")
+    value = value[torch.arange(len(pairs), device=value.device), at[:, 0]]  # [prompt, the axes after pos]
     for axis in reversed(point.site.axes[2:]):
         at_axis = where.get(axis)
-        assert not isinstance(at_axis, str)  # an edit refuses it
+        assert not isinstance(at_axis, str)  # `Edit` refuses text for these axes
         value = take(value, at_axis, point.site.axes.index(axis) - 1, axis)
     return value.float().cpu()
 
@@ -102,10 +109,10 @@ class Direction:
     """A vector at one site of one layer.
 
     Attributes:
-        vector: float32, in the site's axes behind `pos`, without `head` where a head is named.
-        site: its short name.
+        vector: float32, in the site's axes after `pos`, without the axis of `head` where a head is named.
+        site: the short name of the site.
         layer: the layer.
-        head: the axis of heads, groups or channels ("head", "kv_head", "ssm_head", ...) and its index, for one's own.
+        head: for a single head, group or channel: its axis ("head", "kv_head", "ssm_head", ...) and its index.
         made: how it was made, in plain JSON values.
 
     Raises:
@@ -135,7 +142,7 @@ class Direction:
 
     @property
     def norm(self) -> float:
-        """Its length."""
+        """The vector's length."""
         return float(self.vector.norm())
 
     @property
@@ -145,13 +152,13 @@ class Direction:
 
     @checked
     def edit(self, strength: float = 1.0, *, pos: Index | None = None) -> Edit:
-        """The edit that adds a multiple of it at some positions, or at all."""
+        """The edit that adds a multiple of the vector at some positions; None means all."""
         where = self.where if pos is None else {**self.where, "pos": pos}
         return Edit(self.site, where, "add", real_number("strength", strength) * self.vector)
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write it as one safetensors file, whole or not at all; `load` reads it back.
+        """Write it as one safetensors file, completely or not at all; `load` reads it back.
 
         Raises:
             OutputError: it cannot be written.
@@ -170,26 +177,26 @@ class Direction:
         """Read what `save` wrote.
 
         Raises:
-            InterpError: a file that is not there, holds no direction, or was changed since.
+            InterpError: a file that does not exist, is not a direction, or was changed after it was saved.
         """
         from safetensors import SafetensorError, safe_open
 
         try:
             if Path(path).exists() and not Path(path).is_file():
-                raise OSError("it is a folder, a pipe or a device, not a file")
+                raise OSError("it is a folder, a pipe or a device, not a regular file")
             with safe_open(str(path), "pt") as file:
-                about = file.metadata() or {}
-                if about.get("format") != FORMAT:
-                    raise InterpError(f"{str(path)!r} holds no direction: its format is not {FORMAT!r}")
-                said, vector = json.loads(about["about"]), file.get_tensor("vector")
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise InterpError(f"{str(path)!r} is not a direction: its format is not {FORMAT!r}")
+                about, vector = json.loads(metadata["about"]), file.get_tensor("vector")
             if is_sound(Path(path).read_bytes()) is False:
-                raise InterpError(f"{str(path)!r} was changed after it was saved: it does not have its checksum")
-            head = None if said["head"] is None else (said["head"][0], said["head"][1])
-            return cls(vector, said["site"], said["layer"], head, said["made"])
+                raise InterpError(f"{str(path)!r} was changed after it was saved: its checksum does not match")
+            head = None if about["head"] is None else (about["head"][0], about["head"][1])
+            return cls(vector, about["site"], about["layer"], head, about["made"])
         except (OSError, SafetensorError) as error:
             raise InterpError(f"cannot read a direction from {str(path)!r}: {error}") from error
         except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise InterpError(f"the direction in {str(path)!r} lacks a part or is damaged: {error}") from error
+            raise InterpError(f"the direction in {str(path)!r} is incomplete or damaged: {error}") from error
 
 
 @checked
@@ -207,30 +214,35 @@ def difference_of_means(
     Args:
         model, pairs: what to run.
         site: the short name of a site with positions.
-        where: the layer, and where wanted a head and the position that is read (the last, where it is left out).
-        label, labels: as in `contrast`, of two classes; "auto" is clean minus corrupt only where the prompts allow no
-            other contrast.
+        where: the layer; optionally a head, and the position to read (the last, if left out).
+        label, labels: as in `contrast`, of two classes; "auto" falls back on clean minus corrupt where the prompts
+            allow no other contrast.
 
     Raises:
         PromptError: a contrast of more than two classes, and what `contrast` and `states` refuse.
     """
-    told = contrast(model, pairs, label, labels=labels, most=2)
-    read = [states(model, pairs, site, [where], side=side)[0] for side in told.sides]
-    vector = between(torch.cat(read), np.concatenate(list(told.sides.values())), told)
-    made = {"contrast": told.name, "classes": list(told.classes), "prompts": pairs.digest()}
+    classes = contrast(model, pairs, label, labels=labels, most=2)
+    read = [states(model, pairs, site, [where], side=side)[0] for side in classes.sides]
+    vector = between(torch.cat(read), np.concatenate(list(classes.sides.values())), classes)
+    made = {"contrast": classes.name, "classes": list(classes.classes), "prompts": pairs.digest()}
     return _direction(model, vector, site, where, made)
 
 
-def between(read: Tensor, classes: Array, told: Contrast) -> Tensor:
-    """The mean of states [row, ...] of the first of two classes minus that of the second; `classes` are theirs [row].
+def between(read: Tensor, classes: Array, contrast: Contrast) -> Tensor:
+    """The mean state of the first of a contrast's two classes minus that of the second.
+
+    Args:
+        read: states [row, ...].
+        classes: the class of each state [row].
+        contrast: names the classes.
 
     Raises:
         PromptError: a class without states.
     """
     chosen = [torch.from_numpy(classes == one) for one in (0, 1)]
-    for name, rows in zip(told.classes, chosen, strict=True):
+    for name, rows in zip(contrast.classes, chosen, strict=True):
         if not bool(rows.any()):
-            raise PromptError(f"a difference of means needs prompts of both classes, and none is {name!r}")
+            raise PromptError(f"a difference of means needs prompts of both classes, and none is of class {name!r}")
     return read[chosen[0]].mean(0) - read[chosen[1]].mean(0)
 
 
@@ -243,7 +255,7 @@ def difference_of_texts(
     *,
     where: Where,
 ) -> Direction:
-    """The mean state of some texts minus that of others, which need not pair up: [" Love"] and [" Hate"].
+    """The mean state of some texts minus that of others, such as [" Love"] and [" Hate"]; they need not form pairs.
 
     Args:
         model: a model with a tokenizer.
@@ -258,11 +270,11 @@ def difference_of_texts(
 
 
 def _direction(model: HookedModel, vector: Tensor, site: str, where: Where, made: Mapping[str, Any]) -> Direction:
-    settled = Edit(site, where).where
-    layer, units = settled.get("layer"), [(axis, settled[axis]) for axis in HEAD_AXES if settled.get(axis) is not None]
+    place = Edit(site, where).where
+    layer, units = place.get("layer"), [(axis, place[axis]) for axis in HEAD_AXES if place.get(axis) is not None]
     if not isinstance(layer, int) or not all(isinstance(unit, int) for _, unit in units):
-        raise ConfigError(f"a direction is of one layer, and of one head or of all, not at {dict(where)}")
-    about = {"model": model.cfg.model_name, "method": "difference of means", "pos": settled.get("pos", -1), **made}
+        raise ConfigError(f"a direction needs one layer, and one head or none, not {dict(where)}")
+    about = {"model": model.cfg.model_name, "method": "difference of means", "pos": place.get("pos", -1), **made}
     return Direction(vector, site, layer, units[0] if units else None, about)  # type: ignore[arg-type]
 
 
@@ -271,17 +283,19 @@ def _direction(model: HookedModel, vector: Tensor, site: str, where: Where, made
 def steer(
     model: HookedModel, direction: Direction, strength: float = 1.0, *, pos: str = "all"
 ) -> Iterator[HookedModel]:
-    """Add a multiple of a direction in every forward of a `with` block, those of `model.generate` among them.
+    """Add a multiple of a direction in every forward of a `with` block, including those of `model.generate`.
 
     Args:
-        model, direction, strength: add it so many times.
-        pos: "all" for every position, "last" for the last column of each forward: the end of a prompt and, with kept
-            keys and values, each token that was generated.
+        model: the model.
+        direction: what to add.
+        strength: how many times it is added.
+        pos: "all" for every position, "last" for the last column of each forward: the end of a prompt and then, while
+            generating with a cache of keys and values, each new token.
 
     Raises:
         UnknownName: a site or layer that the model does not have; another `pos`.
-        ConfigError: a direction of another width.
-        HookError: nothing was run in the block.
+        ConfigError: a direction whose shape does not fit the site.
+        HookError: the model was not run in the block.
 
     Example:
         with steer(model, direction, 4.0):
@@ -300,8 +314,8 @@ def steer(
             at[hook.site.axes.index(direction.head[0])] = direction.head[1]
         if value[tuple(at)].shape[2:] != direction.vector.shape:
             raise ConfigError(
-                f"the direction has shape {list(direction.vector.shape)}, and {name!r} of this model "
-                f"{list(value[tuple(at)].shape[2:])} at each position"
+                f"the direction has shape {list(direction.vector.shape)}, and site {name!r} of this model needs "
+                f"{list(value[tuple(at)].shape[2:])}"
             )
         new = value.clone()
         new[tuple(at)] += strength * direction.vector.to(new)

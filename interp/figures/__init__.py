@@ -1,8 +1,21 @@
 """Tidy DataFrame to matplotlib Figure: heat maps, attention patterns, logit lens tables, lines, bars, points, circuits.
 
-A figure computes nothing. A frame comes aggregated, one row a cell, point or bar, with columns for the axes, `value`,
-and where there are intervals `n`, `ci_low` and `ci_high`. Every function takes the names of columns, or an `Axis` where
-a column needs a title, labels or a full range; colours, fonts and sizes are those of a paper's page.
+A figure computes nothing. Its frame is aggregated already: one row for each cell, point or bar, with columns for the
+axes, `value`, and, where there are intervals, `n`, `ci_low` and `ci_high`. Every function takes names of columns, or an
+`Axis` where a column needs a title, labels or a full range. Colours, fonts and sizes suit a paper's page.
+
+Arguments that mean the same in every figure that takes them:
+    facet: column, or columns, whose values split the frame into panels; a panel's title is such as `L9H6`.
+    columns: panels in a row; None puts as many as stay legible.
+    label: what the colour bar, or the axis of the values, says; None takes the frame's metric.
+    baseline: what the values are relative to, added to the label.
+    limit: the value at which the colour scale ends (on both sides of 0, if it is diverging); None takes the largest
+        magnitude.
+    note: small print at the upper right; None prints `n`, if the frame has it.
+    title: printed above the figure.
+
+Every figure raises `UnknownName` for a column that the frame does not have, and `InterpError` for a frame without rows,
+for values that are not numbers, and for several rows in the place of one cell, bar or point.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """From the columns of a tidy frame to the axes and panels of a figure.
 
-An axis is a column; its values are ordered as numbers, as categories, or as they first appear, and whole numbers have
-no gaps, so that what was not measured shows. A panel is a value, or a combination of values, of the facet columns.
+An axis is a column. Its values are ordered as numbers, as categories, or as they first appear; whole numbers are filled
+up without gaps, so that it shows what was not measured. A panel is a value, or a combination of values, of the facet
+columns.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TITLES = {
     "value": "",
     "ssm_head": PART_KINDS["ssm_head"].word,
 }
-MOST_GAPS = 512
+MAX_RANGE = 512  # whole numbers that are further apart than this keep their gaps
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ class Axis:
 
     Attributes:
         column: the column's name.
-        title: what stands beside the axis; None takes the column's name, "" leaves it out.
-        labels: what stands at each value: a mapping, or a sequence that the values index. None writes the values, and
-            tokens for positions in a frame that has a `token` for each.
-        values: the whole axis in order, for values that the frame may lack; they show as not measured.
+        title: the title of the axis; None takes the column's name, "" leaves it out.
+        labels: the text at each value: a mapping, or a sequence that the values index. None prints the values, or the
+            tokens of positions if the frame has a `token` for each.
+        values: all values of the axis in order; those that the frame does not have are shown as not measured.
     """
 
     column: str
@@ -75,7 +76,7 @@ def _are_labels(given: Any) -> bool:
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis as one frame fills it: its values in order, the text at each, `numeric` where it may be thinned."""
+    """The axis of one frame: its values in order, the text at each, and `numeric` if some texts may be left out."""
 
     values: list[Any]
     labels: list[str]
@@ -91,8 +92,11 @@ def scale(frame: pd.DataFrame, axis: str | Axis) -> Scale:
     axis = Axis(axis) if isinstance(axis, str) else axis
     present = column(frame, axis.column)
     values = ordered(present) if axis.values is None else list(axis.values)
-    if absent := set(present.dropna()) - set(values):
-        raise InterpError(f"the frame has {axis.column}={min(absent, key=str)!r}, which is not among the axis's values")
+    if foreign := set(present.dropna()) - set(values):
+        raise InterpError(
+            f"the frame has {axis.column}={min(foreign, key=str)!r}, which is not among the axis's values: add it to "
+            "them, or leave its rows out"
+        )
     title = TITLES.get(axis.column, axis.column.replace("_", " ")) if axis.title is None else axis.title
     labels = axis.labels
     if labels is None and axis.column == "pos":
@@ -103,7 +107,7 @@ def scale(frame: pd.DataFrame, axis: str | Axis) -> Scale:
         texts = [drawable(labels[value]) for value in values]
     except (KeyError, IndexError, TypeError):
         reach = f"{axis.column} from {values[0]} to {values[-1]}"
-        raise InterpError(f"{len(labels)} labels do not name every {reach}") from None
+        raise InterpError(f"the axis needs a label for every {reach}; {len(labels)} labels do not cover them") from None
     return Scale(values, texts, written(title), numeric=False)
 
 
@@ -113,13 +117,13 @@ def name(axis: str | Axis) -> str:
 
 
 def metric_name(frame: pd.DataFrame, value: str) -> str:
-    """What the values are: the frame's metric, if it has just one, or the column's name."""
+    """The name of the values: the frame's metric, if it has just one, or the column's name."""
     metrics = set(frame["metric"]) if "metric" in frame.columns and value == "value" else set()
     return str(metrics.pop() if len(metrics) == 1 else value).replace("_", " ")
 
 
 def column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
-    """A column by its name; one that does not exist is refused with the nearest."""
+    """A column by its name, refused if it does not exist or has no rows."""
     values = column_of(frame, name)
     if frame.empty:
         raise InterpError("there is nothing to draw: the frame has no rows")
@@ -143,7 +147,7 @@ def bounds(frame: pd.DataFrame, argument: str, names: Sequence[str] | None) -> t
 
 
 def numbers(frame: pd.DataFrame, name: str) -> Grid:
-    """A column as floats, refused where it is text."""
+    """A column as floats, refused if it is not numeric."""
     values = column(frame, name)
     if values.dtype.kind not in "iufb":
         raise InterpError(f"column {name!r} must hold numbers to be drawn, not {values.dtype}")
@@ -157,7 +161,7 @@ def ordered(values: pd.Series[Any]) -> list[Any]:
         return [value for value in values.cat.categories if (values == value).any()]
     if values.dtype.kind in "iuf" and len(values) and (values % 1 == 0).all():
         least, most = int(values.min()), int(values.max())
-        if most - least < MOST_GAPS:
+        if most - least < MAX_RANGE:
             return list(range(least, most + 1))
     different = values.unique().tolist()
     return sorted(different) if values.dtype.kind in "iuf" else different
@@ -166,13 +170,13 @@ def ordered(values: pd.Series[Any]) -> list[Any]:
 def matrix(frame: pd.DataFrame, x: Scale, y: Scale, names: tuple[str, str], value: str) -> Grid:
     """Values as a grid, NaN where the frame has no row; dtype float, or object for text.  # [y, x]
 
-    A row without a value on one of the axes (an embedding has no layer) belongs to no cell.
+    A row that has no value on one of the axes (an embedding has no layer) is left out.
     """
     across, down = names
     frame = frame.dropna(subset=[across, down])
-    twice = frame[frame.duplicated([across, down], keep=False)]
-    if len(twice):
-        raise InterpError(f"a cell takes one row of the frame, but {once(twice, names)}")
+    repeated = frame[frame.duplicated([across, down], keep=False)]
+    if len(repeated):
+        raise InterpError(f"a cell takes one row of the frame, but {repeated_rows(repeated, names)}")
     text = column(frame, value).dtype.kind not in "iufb"
     grid = np.full((len(y), len(x)), np.nan, dtype=object if text else float)
     rows = frame[down].map({v: i for i, v in enumerate(y.values)}).to_numpy(dtype=int)
@@ -181,17 +185,17 @@ def matrix(frame: pd.DataFrame, x: Scale, y: Scale, names: tuple[str, str], valu
     return grid
 
 
-def once(twice: pd.DataFrame, names: Sequence[str]) -> str:
-    """What is wrong with rows that share one place, and what to do about it."""
-    first = " and ".join(f"{name}={twice[name].iloc[0]!s}" for name in names)
+def repeated_rows(rows: pd.DataFrame, names: Sequence[str]) -> str:
+    """The second half of an error: which rows share one place, and what to do about it."""
+    first = " and ".join(f"{name}={rows[name].iloc[0]!s}" for name in names)
     return (
-        f"{len(twice)} rows share theirs, such as {first}: aggregate them first (interp.stats.summarise), "
-        "or name the column that tells them apart as facet"
+        f"{len(rows)} rows share theirs, such as {first}: aggregate them first (interp.stats.summarise), or give the "
+        "column that distinguishes them as facet"
     )
 
 
 def panels(frame: pd.DataFrame, facet: str | Sequence[str] | None) -> list[tuple[str, pd.DataFrame]]:
-    """The frame cut by its facet columns, in the order in which they appear, each with a title such as `L9H6`."""
+    """The frame split by its facet columns, in the order of first appearance, each part with a title such as `L9H6`."""
     if facet is None:
         return [("", frame)]
     names = [facet] if isinstance(facet, str) else list(facet)
@@ -219,11 +223,17 @@ def place(where: Mapping[str, Any]) -> str:
 
 
 def is_part(names: Collection[str]) -> bool:
-    """Whether some axes tell of a part of a layer that has a name of its own."""
+    """Whether these axes identify a part of a layer that has a name of its own."""
     return len(names) == 2 and "layer" in names and not set(UNITS).isdisjoint(names)
 
 
+def legend_name(hue: str, value: object) -> str:
+    """A value of the hue's column as a legend prints it."""
+    return drawable(place({hue: value}).replace("_", " "))
+
+
 def _tokens(frame: pd.DataFrame) -> dict[Any, str] | None:
+    """Position -> its label with the token, if each position has one token."""
     if "token" not in frame.columns:
         return None
     pairs = frame[["pos", "token"]].drop_duplicates()
@@ -233,11 +243,12 @@ def _tokens(frame: pd.DataFrame) -> dict[Any, str] | None:
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:
-    """The nearest positions in the same order that are at least `gap` apart, for labels that must not overlap.
+    """Positions in the same order, moved as little as possible so that they are at least `gap` apart.
 
     >>> spread([0.0, 0.1, 5.0], 1.0)
     [-0.45, 0.55, 5.0]
     """
+    # Neighbours that are too close merge into a block, evenly spaced around the mean of their positions.
     blocks: list[list[int]] = []
     centres: list[float] = []
     for index in sorted(range(len(positions)), key=lambda i: positions[i]):
@@ -252,6 +263,7 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
 
 
 def _places(blocks: list[list[int]], centres: list[float], gap: float) -> Iterator[tuple[int, float]]:
+    """Every index and its new position."""
     for block, centre in zip(blocks, centres, strict=True):
         for at, index in enumerate(block):
             yield index, centre + gap * (at - (len(block) - 1) / 2)

@@ -1,9 +1,9 @@
-"""Panels of coloured cells on one sheet: their size, their colours, their labels, what is printed in them.
+"""Panels of coloured cells on one sheet: their sizes, colours and labels, and what is printed in them.
 
-1. Panels stand side by side as long as their labels stay legible, then in rows; the sheet grows with the cells up to a
-   page's width and height.
-2. All panels share one colour scale, whose bar names what is shown.
-3. Few cells are drawn one by one; many become one picture inside the vector file.
+1. Panels are placed side by side as long as their cells stay legible, then in more rows; the sheet grows with the cells
+   up to a page's width and height.
+2. All panels share one colour scale; its bar names the values.
+3. A few cells are drawn as vectors; many are drawn as one image inside the vector file.
 """
 
 from __future__ import annotations
@@ -24,33 +24,32 @@ from interp.arguments import real_number, whole_number
 from interp.errors import InterpError
 from interp.figures.axes import Grid, Scale
 from interp.figures.glyphs import broken, shorten, width, written
-from interp.figures.style import INK, RASTER_DPI, SMALL, TEXT_WIDTH, TINY, Figure, blank
+from interp.figures.style import INK, POINTS, RASTER_DPI, SMALL, TEXT_WIDTH, TINY, Figure, blank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POINTS = 72.0
-"""In an inch; fonts are measured in points, figures in inches."""
+# Sizes in inches.
+TEXT_HEIGHT = 8.6  # of a page
+GAP = 0.08  # between panels
+BAR = 0.6  # the room of the colour bar
+MAX_CELL_WIDTH = 0.34
+MAX_CELL_HEIGHT = 0.65
+MAX_SQUARE = 0.2  # the side of a square cell
+MIN_ROW = 0.125  # the height of a row in a tall panel
+MIN_LEGIBLE = 0.085  # the side of a cell whose label can be read
+MIN_PANEL = 1.3  # the side of a panel, which widens its cells if there are few
 
-TEXT_HEIGHT = 8.6
-MOST_COLUMNS = 4
-GAP = 0.08
-BAR = 0.6
-ROW = 0.125
-LARGEST = 0.34
-LARGEST_ROW = 0.65
-LARGEST_SQUARE = 0.2
-LEGIBLE = 0.085
-LEAST_PANEL = 1.3
-LONGEST_LABEL = 56.0
-MOST_VECTOR_CELLS = 600
+MAX_LABEL = 56.0  # points; longer labels are cut
+MAX_COLUMNS = 4  # panels in a row, unless the caller says otherwise
+MAX_VECTOR_CELLS = 600
 
 Colour = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Colours:
-    """One colour scale for all panels of a figure, symmetric around 0 or from low to high."""
+    """The colour scale of all panels of a figure, symmetric around 0 or from low to high."""
 
     map: Colormap
     norm: Normalize
@@ -63,7 +62,7 @@ class Colours:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A figure with its drawn panels; `cell_width` in inches."""
+    """A figure with its panels drawn; `cell_width` is in inches."""
 
     figure: Figure
     axes: list[Axes]
@@ -72,7 +71,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class SheetLayout:
-    """Sizes in inches: of a cell, and of the whole sheet; `slant` of the labels below in degrees."""
+    """Sizes of a cell and of the whole sheet in inches; `slant` is the angle of the labels below, in degrees."""
 
     rows: int
     columns: int
@@ -89,7 +88,7 @@ class SheetLayout:
 
 
 def colours_for(grids: Sequence[Grid], *, diverging: bool, limit: float | None) -> Colours:
-    """Red to blue, symmetric around 0, or white to blue, over all values of several panels."""
+    """The scale for all values of several panels: red to blue, symmetric around 0, or white to blue."""
     known = np.concatenate([grid[~np.isnan(grid)] for grid in grids])
     largest = float(np.abs(known).max(initial=0.0)) or 1.0
     most = largest if limit is None else real_number("limit", limit, above=0)
@@ -108,21 +107,20 @@ def sheet(
     title: str | None = None,
     square: bool = False,
     hatched: bool = True,
-    widest: float = LARGEST,
+    widest: float = MAX_CELL_WIDTH,
 ) -> Sheet:
     """Draw panels of cells, each a title and a grid, with shared axes and one colour bar.
 
     Args:
         parts: titles and grids [down, across], NaN where nothing was measured.
-        across: what the columns stand for.
-        down: what the rows stand for, the first on top.
+        across: the axis of the columns.
+        down: the axis of the rows, the first on top.
         colours: the scale of all panels.
         label: what the colour bar says.
-        columns: panels in a row; None puts as many as stay legible.
-        title: stands above all panels.
-        square: cells as high as wide.
+        columns, title: as `interp.figures` describes them.
+        square: make cells as high as wide.
         hatched: hatch the cells that are NaN, rather than leave them grey.
-        widest: no cell is wider, in inches, unless the panel would be tiny.
+        widest: the largest width of a cell in inches; a panel of few cells may exceed it.
     """
     across, down = _shortened(across), _shortened(down)
     headed = any(head for head, _ in parts)
@@ -133,7 +131,7 @@ def sheet(
     axes = list(grid.flat)[: len(parts)]
     for spare in list(grid.flat)[len(parts) :]:
         spare.remove()
-    vector = sum(values.size for _, values in parts) <= MOST_VECTOR_CELLS
+    vector = sum(values.size for _, values in parts) <= MAX_VECTOR_CELLS
     for at, (panel, (head, values)) in enumerate(zip(axes, parts, strict=True)):
         _cells(panel, values, colours, vector=vector, hatched=hatched)
         panel.set_title(shorten(head, 7.9, plan.cell_width * len(across) * POINTS))  # bold is wider
@@ -143,7 +141,7 @@ def sheet(
         panel.set_ylabel(down.title if first else "")
         panel.set_xlabel(across.title if lowest else "")
         if at // plan.columns < plan.rows - 1:
-            panel.xaxis.set_in_layout(False)  # labels hang into the empty place below
+            panel.xaxis.set_in_layout(False)  # the last row has fewer panels: labels may use the free space below
     if title:
         figure.suptitle(written(title), x=0.01, ha="left", weight="bold", size=7.0)
     _bar(figure, axes, colours, label, plan.rows * plan.cell_height * len(down))
@@ -168,25 +166,25 @@ def _plan(
         rows = -(-count // columns)
         columns = -(-count // rows)
         room = (TEXT_WIDTH - left - BAR) / columns - GAP
-        largest = LARGEST_SQUARE if square else widest
-        cell_width = min(max(largest, LEAST_PANEL / len(across)), room / len(across))
+        largest = MAX_SQUARE if square else widest
+        cell_width = min(max(largest, MIN_PANEL / len(across)), room / len(across))
         slant = _slant(across, cell_width)
         below = 0.3 + {0: 0.0, 45: 0.75 * _longest(across), 90: _longest(across)}[slant]
-        high = cell_width if square else min(max(LEAST_PANEL / len(down), ROW), LARGEST_ROW)
+        high = cell_width if square else min(max(MIN_PANEL / len(down), MIN_ROW), MAX_CELL_HEIGHT)
         cell_height = min(high, ((TEXT_HEIGHT - extra - below) / rows - head) / len(down))
         size_across = left + BAR + columns * (len(across) * cell_width + GAP)
         size_down = extra + below + rows * (len(down) * cell_height + head)
         return SheetLayout(rows, columns, cell_width, cell_height, slant, size_across, size_down)
 
-    tried = [min(columns, count)] if columns is not None else range(min(count, MOST_COLUMNS), 0, -1)
+    tried = [min(columns, count)] if columns is not None else range(min(count, MAX_COLUMNS), 0, -1)
     plans = [arrange(columns) for columns in tried]
-    legible = [plan for plan in plans if plan.smallest >= LEGIBLE]
-    found = legible[0] if legible else max(plans, key=lambda plan: plan.smallest)
-    if found.smallest <= 0:
+    legible = [plan for plan in plans if plan.smallest >= MIN_LEGIBLE]
+    chosen = legible[0] if legible else max(plans, key=lambda plan: plan.smallest)
+    if chosen.smallest <= 0:
         raise InterpError(
-            f"{count} panels in {found.columns} columns do not fit on a page: draw fewer, or other columns"
+            f"{count} panels in {chosen.columns} columns do not fit on a page: draw fewer, or other columns"
         )
-    return found
+    return chosen
 
 
 def _bar(figure: Figure, axes: list[Axes], colours: Colours, label: str, tall: float) -> None:
@@ -200,7 +198,7 @@ def _bar(figure: Figure, axes: list[Axes], colours: Colours, label: str, tall: f
 
 
 def _shortened(ticks: Scale) -> Scale:
-    return replace(ticks, labels=[shorten(text, SMALL, LONGEST_LABEL) for text in ticks.labels])
+    return replace(ticks, labels=[shorten(text, SMALL, MAX_LABEL) for text in ticks.labels])
 
 
 def _longest(ticks: Scale) -> float:
@@ -250,32 +248,32 @@ def _ticks(axes: Axes, across: Scale, down: Scale, plan: SheetLayout) -> None:
 
 
 def _step(room: float, least: float) -> int:
-    """Every how many cells a number fits."""
+    """The step between numbered cells at which the numbers do not touch."""
     return next((step for step in (1, 2, 5, 10, 20, 50, 100, 200) if step * room >= least), 500)
 
 
 def mark(axes: Axes, row: int, named: Sequence[tuple[Sequence[int], str]], cell_width: float) -> None:
-    """Frame cells of one row and print beside them, where there is room for it.
+    """Frame cells of one row and print text beside them, on the side with room for it.
 
     Args:
         axes: the panel.
         row: the row.
-        named: neighbouring columns, and what is printed beside them; from left to right.
-        cell_width: inches.
+        named: neighbouring columns, and the text beside them; from left to right.
+        cell_width: in inches.
     """
     left_edge, right_edge = axes.get_xlim()
-    taken = [(columns[0] - 0.5, columns[-1] + 0.5) for columns, _ in named]
+    occupied = [(columns[0] - 0.5, columns[-1] + 0.5) for columns, _ in named]
     for columns, text in named:
         first, last = columns[0] - 0.5, columns[-1] + 0.5
         for column in columns:
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="none", edgecolor=INK, linewidth=0.6))
         needs = (width(text, TINY) + 3) / (cell_width * POINTS)  # in cells
-        right = min([low for low, _ in taken if low >= last], default=right_edge + 1) - last
-        left = first - max([high for _, high in taken if high <= first], default=left_edge - 1)
+        right = min([low for low, _ in occupied if low >= last], default=right_edge + 1) - last
+        left = first - max([high for _, high in occupied if high <= first], default=left_edge - 1)
         side = 1 if last < right_edge / 2 else -1
         if min(left, right) < needs:
             side = 1 if right > left else -1
-        taken.append((last, last + needs) if side > 0 else (first - needs, first))
+        occupied.append((last, last + needs) if side > 0 else (first - needs, first))
         beside = axes.annotate(
             text, (last if side > 0 else first, row), xytext=(side * 1.5, 0), textcoords="offset points"
         )
@@ -284,7 +282,7 @@ def mark(axes: Axes, row: int, named: Sequence[tuple[Sequence[int], str]], cell_
 
 
 def write(axes: Axes, row: int, column: int, text: str, colour: Colour) -> None:
-    """Print in the middle of a cell, in black or white, whichever can be read on its colour."""
+    """Print text in the middle of a cell, in black or white, whichever is readable on the cell's colour."""
     axes.text(column, row, text, ha="center", va="center_baseline", size=TINY, color=_on(colour))
 
 

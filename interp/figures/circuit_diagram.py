@@ -1,11 +1,11 @@
-"""A circuit as a picture: nodes in layers, the embedding on top, an edge as wide and as coloured as its score is large.
+"""A circuit as a picture: nodes in layers, the embedding on top; an edge with a larger score is wider and darker.
 
-1. Nodes stand in rows, a layer's heads, or what else mixes positions, above its MLP; rows without a node of the circuit
+1. Nodes are in rows: the heads of a layer (or its state-space mixer), then its MLP. Rows without a node of the circuit
    are left out.
-2. Within a row nodes are put where their neighbours are, row by row, down and up again, so that few edges cross
-   (Sugiyama et al. 1981, barycentres).
-3. Edges are curves from sender to receiver; blue for a positive score, red for a negative one. Where a circuit has more
-   edges than can be told apart, those with the largest scores are drawn, and the figure says how many were left out.
+2. Within a row nodes move towards the mean position of their neighbours, row by row, down and up again, so that few
+   edges cross (Sugiyama et al. 1981, barycentres).
+3. Edges are curves from sender to receiver, blue for a positive score and red for a negative one. If a circuit has too
+   many edges to distinguish, those with the largest scores are drawn, and the figure says how many there are.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from interp.names import spelled
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POINTS = 72.0
-ROW, GAP, LEAST = 0.34, 5.0, 2.4
-MOST_EDGES = 60
+ROW, MIN_HEIGHT = 0.34, 2.4  # inches: of a row, and of the figure
+GAP = 5.0  # points on either side of a node
+MAX_EDGES = 60
 STRONG = colormaps["RdBu"](np.r_[np.linspace(0, 0.36, 128), np.linspace(0.64, 1, 128)])
-"""Red to blue without the whites, which a thin line on paper does not show."""
+"""Red to blue without the pale colours, in which a thin line would not be visible on white."""
 
 EDGE = [
     *("edge", "sender", "receiver", "reads", "receiver_node"),
@@ -50,7 +50,7 @@ READS = {"q": "#0072B2", "k": "#009E73", "v": "#CC79A7"}
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a node stands: its row, its label, and from left to right in points."""
+    """Where a node is drawn: its row, its label, and its distance from the left in points."""
 
     row: int
     label: str
@@ -62,7 +62,7 @@ class _Place:
 def circuit(
     frame: pd.DataFrame | Circuit,
     *,
-    most: int = MOST_EDGES,
+    most: int = MAX_EDGES,
     limit: float | None = None,
     label: str = "score",
     title: str | None = None,
@@ -70,11 +70,10 @@ def circuit(
     """A circuit as a layered graph, layer 0 at the top.
 
     Args:
-        frame: a `Circuit`, or one row an edge with the columns of `edge_table`.
-        most: how many edges are drawn at most, those with the largest magnitude first.
+        frame: a `Circuit`, or one row for each edge with the columns of `edge_table`.
+        most: draw at most this many edges, those with the largest magnitude.
         limit: the score of the widest edge and the darkest colour; None takes the largest magnitude.
-        label: what the colour bar says.
-        title: stands above the figure.
+        label, title: as `interp.figures` describes them.
 
     Raises:
         UnknownName: a column that the frame does not have.
@@ -94,7 +93,7 @@ def circuit(
     limit = limit or (float(np.nanmax(np.abs(numbers(drawn, "value")))) if scored else 0.0) or 1.0
     places, rows = _places(drawn)
     across = max(place.across + width(place.label, SMALL) / 2 for place in places.values()) + GAP
-    figure = blank(TEXT_WIDTH, max(LEAST, ROW * len(rows) + 0.6))
+    figure = blank(TEXT_WIDTH, max(MIN_HEIGHT, ROW * len(rows) + 0.6))
     axes = figure.subplots()
     axes.set(xlim=(-GAP, max(across, 120)), ylim=(len(rows) - 0.4, -0.6))
     axes.set_yticks(range(len(rows)), labels=rows)
@@ -120,16 +119,16 @@ def edge_table(circuit: Circuit) -> pd.DataFrame:
     """A circuit's edges for a figure or a file.
 
     Returns:
-        `edge` (its name), `sender, receiver` (names), `reads` (q, k, v or empty), `receiver_node` (the first node that
-        computes with what is read), `from_label, to_label` (as figures write them), `from_row, to_row` (place in the
-        depth) and `value` (its score; NaN without one).
+        `edge` (its name), `sender, receiver` (names), `reads` (q, k, v or empty), `receiver_node` (a node that uses
+        what the receiver reads), `from_label, to_label` (as figures write them), `from_row, to_row` (depth) and `value`
+        (its score; NaN without one).
     """
     graph, feed = circuit.graph, feeds(circuit.graph)
     rows = []
     inner = circuit.edges.any(1)
     for sender, receiver in circuit.edges.nonzero().tolist():
         source, target = graph.senders[sender], graph.receivers[receiver]
-        # A key or value is read by every head of its group: drawn to those that the circuit goes on from.
+        # Every head of a group reads its key or value: draw the edge to those that the circuit continues from.
         onward = feed[receiver].nonzero()[:, 0].tolist()
         ends: list[Node] = [graph.senders[at] for at in onward if inner[at]] or [graph.senders[at] for at in onward]
         for end in ends or [target]:
@@ -156,7 +155,7 @@ def _depth(node: Node) -> int:
 
 
 def _places(table: pd.DataFrame) -> tuple[dict[str, _Place], list[str]]:
-    """Where every node stands, and the names of the rows."""
+    """Where every node is drawn, and the names of the rows."""
     labels: dict[str, str] = {}
     depth: dict[str, int] = {}
     for edge in table.itertuples(index=False):
@@ -164,30 +163,29 @@ def _places(table: pd.DataFrame) -> tuple[dict[str, _Place], list[str]]:
         depth |= {edge.sender: edge.from_row, edge.receiver_node: edge.to_row}
     levels = sorted(set(depth.values()))
     rows = [sorted(name for name in labels if depth[name] == level) for level in levels]
-    beside: dict[str, list[str]] = {name: [] for name in labels}
+    neighbours: dict[str, list[str]] = {name: [] for name in labels}
     for edge in table.itertuples(index=False):
-        beside[edge.sender].append(edge.receiver_node)
-        beside[edge.receiver_node].append(edge.sender)
-    middle = {name: float(at - (len(row) - 1) / 2) for row in rows for at, name in enumerate(row)}
+        neighbours[edge.sender].append(edge.receiver_node)
+        neighbours[edge.receiver_node].append(edge.sender)
+    across = {name: float(at - (len(row) - 1) / 2) for row in rows for at, name in enumerate(row)}  # in nodes
     for sweep in range(6):
         for row in rows if sweep % 2 == 0 else reversed(rows):
-            wanted = {name: float(np.mean([middle[other] for other in beside[name]])) for name in row}
+            wanted = {name: float(np.mean([across[other] for other in neighbours[name]])) for name in row}
             row.sort(key=lambda name: (wanted[name], name))
-            middle |= _apart(row, wanted)
-    spans = {name: width(labels[name], SMALL) + 2 * GAP for name in labels}
-    step = max(spans.values(), default=1.0)
-    least = min(middle.values())
+            across |= _apart(row, wanted)
+    step = max((width(label, SMALL) + 2 * GAP for label in labels.values()), default=1.0)  # points
+    leftmost = min(across.values())
     places = {
-        name: _Place(at, labels[name], (middle[name] - least + 0.5) * step)
+        name: _Place(at, labels[name], (across[name] - leftmost + 0.5) * step)
         for at, row in enumerate(rows)
         for name in row
     }
-    named = [_row_name(row, labels) for row in rows]
-    return places, ["" if at and name == named[at - 1] else name for at, name in enumerate(named)]
+    names = [_row_name(row, labels) for row in rows]
+    return places, ["" if at and name == names[at - 1] else name for at, name in enumerate(names)]
 
 
 def _apart(row: Sequence[str], wanted: dict[str, float]) -> dict[str, float]:
-    """Positions in this order, one apart at least, as near to the wanted ones as that allows."""
+    """Positions in this order, at least 1 apart, and as close to the wanted ones as possible."""
     return dict(zip(row, spread([wanted[name] for name in row], 1.0), strict=True))
 
 
@@ -228,7 +226,7 @@ def _edge(
 def _explain(
     figure: Figure, axes: Axes, colours: ScalarMappable, label: str | None, drawn: pd.DataFrame, count: int
 ) -> None:
-    """The colour bar, what the dots at heads mean, and how much is not drawn."""
+    """The colour bar, a legend for the dots at heads, and how many edges are drawn if not all are."""
     if label is not None:
         bar = figure.colorbar(colours, ax=axes, shrink=0.6, aspect=22, pad=0.01, fraction=0.04)
         bar.set_label(written(label))
@@ -244,5 +242,5 @@ def _explain(
         axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     shown = drawn["edge"].nunique()
     if count > shown:
-        left = f"{shown} of {count} edges, those with the largest scores"
-        axes.set_title(left, loc="right", weight="normal", size=SMALL, color=MUTED)
+        note = f"{shown} of {count} edges, those with the largest scores"
+        axes.set_title(note, loc="right", weight="normal", size=SMALL, color=MUTED)

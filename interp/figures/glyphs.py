@@ -1,6 +1,6 @@
-"""What the figures' font can draw: token text made visible, measured and cut to fit.
+"""Text for figures: made drawable and visible, measured, and cut to fit.
 
-Figures use one font that ships with matplotlib, so that they look the same everywhere. It has no glyphs for Chinese,
+Figures use a font that ships with matplotlib, so that they look the same everywhere. It has no glyphs for Chinese,
 Japanese, Korean and some other scripts; such characters are written as their code, never as an empty box.
 """
 
@@ -18,7 +18,7 @@ from interp.text import tokenizer as text_of
 from interp.text.characters import right_to_left, visible_token
 
 FAMILY = "DejaVu Sans"
-FORWARD = "\u200e"  # a mark without a shape: a label that begins with it runs from left to right
+FORWARD = "\u200e"  # an invisible mark: a label that begins with it runs from left to right
 
 
 @lru_cache(maxsize=1)
@@ -27,31 +27,31 @@ def _glyphs() -> frozenset[int]:
 
 
 def drawable(text: str) -> str:
-    """`text` with the characters that the font lacks, and control characters, written as their codes in hex.
+    """`text` with control characters, and characters that the font does not have, written as their codes in hex.
 
-    Words that run from right to left stay where they stand in it: matplotlib would turn all of a label that has some.
+    Words that run from right to left keep their place: matplotlib would reverse the whole label.
 
     >>> print(drawable("naïve Жα 中文!"))
     naïve Жα <4E2D 6587>!
     """
-    turned = right_to_left(text)
-    text = text.removeprefix(FORWARD) if turned else text
+    has_rtl = right_to_left(text)
+    text = text.removeprefix(FORWARD) if has_rtl else text
 
     def pieces() -> Iterator[str]:
         for missing, run in groupby(text, key=lambda c: not c.isprintable() or ord(c) not in _glyphs()):
             characters = list(run)
             yield "<" + " ".join(f"{ord(c):04X}" for c in characters) + ">" if missing else "".join(characters)
 
-    return FORWARD * turned + "".join(pieces())
+    return FORWARD * has_rtl + "".join(pieces())
 
 
 def written(text: str) -> str:
-    """Text that a study wrote, drawable, with its own line breaks."""
+    """A study's text made drawable, with its line breaks kept."""
     return "\n".join(map(drawable, text.split("\n")))
 
 
 def visible(token: str) -> str:
-    r"""One token as it is printed in a figure: without its leading space, other invisible characters shown.
+    r"""One token as a figure prints it: without its leading space, and with other invisible characters shown.
 
     >>> print(visible(" Mary"), visible("\n"), visible("  "))
     Mary ⏎ ··
@@ -60,7 +60,7 @@ def visible(token: str) -> str:
 
 
 def position_labels(tokens: Sequence[str]) -> list[str]:
-    """Axis labels `9: John` of a prompt's tokens; labels that already read so are only made drawable.
+    """Axis labels `9: John` of a prompt's tokens; labels that have this form already are only made drawable.
 
     >>> position_labels(["When", " John"]) == position_labels(["0: When", "1: John"]) == ["0: When", "1: John"]
     True
@@ -70,7 +70,7 @@ def position_labels(tokens: Sequence[str]) -> list[str]:
 
 
 def broken(text: str, size: float, room: float) -> str:
-    r"""`text` in lines of at most `room` points, broken at spaces.
+    r"""`text` broken at spaces into lines of at most `room` points.
 
     >>> broken("share of the logit difference", 7, 60)
     'share of the logit\ndifference'
@@ -93,7 +93,7 @@ def width(text: str, size: float) -> float:
 
 
 def shorten(text: str, size: float, room: float) -> str:
-    """`text`, cut with an ellipsis where it is wider than `room` points.
+    """`text`, cut with an ellipsis if it is wider than `room` points.
 
     >>> shorten("internationalisation", 7, 40)
     'internati…'

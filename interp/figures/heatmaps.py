@@ -1,25 +1,26 @@
 """Figures made of cells: heat maps of anything by anything, attention patterns, the table of a logit lens.
 
-1. Each panel becomes a matrix; cells that the frame lacks stay empty.
-2. `cells.sheet` lays the panels out and draws them on one colour scale.
-3. What stands in the cells is printed: names of the strongest, or a token in each.
+1. Each panel becomes a matrix; cells without a row in the frame stay empty.
+2. `cell_panels.sheet` lays the panels out and draws them on one colour scale.
+3. Text is printed in the cells: names of the strongest cells, or a token in each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from interp.arguments import checked, whole_number
 from interp.figures.axes import Axis, Grid, is_part, matrix, metric_name, name, numbers, panels, place, scale
-from interp.figures.cell_panels import POINTS, colours_for, mark, sheet, write
+from interp.figures.cell_panels import Sheet, colours_for, mark, sheet, write
 from interp.figures.glyphs import position_labels, shorten, visible, width
-from interp.figures.style import TINY, Figure, explained, styled
+from interp.figures.style import POINTS, TINY, Figure, explained, styled
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 
 @checked
@@ -42,23 +43,17 @@ def heatmap(
     """A heat map: `y` downwards (layer 0 at the top), `x` across, one panel for each value of `facet`.
 
     Args:
-        frame: one row a cell; cells without a row, or NaN, are hatched.
+        frame: one row for each cell; cells without a row, or with NaN, are hatched.
         x: column, or `Axis`, across.
         y: column, or `Axis`, downwards.
         value: column that gives the colour.
-        facet: column, or columns, that cut the frame into panels.
-        columns: panels in a row; None puts as many as stay legible.
-        diverging: red, white, blue around 0 with positive blue; False is white to blue from 0, or from the least value
-            where that is negative.
-        limit: the colour scale ends here (on both sides, if diverging); None takes the largest magnitude.
-        label: what the colour bar says; None takes the frame's metric.
-        baseline: what the values are relative to, added to the label.
+        diverging: red, white, blue around 0 with positive blue; False is white to blue, from 0 or from the smallest
+            value if that is negative.
         annotate: mark this many cells of largest magnitude in each panel: heads by name (`L9H6`), others by value.
-        title: stands above the figure.
+        facet, columns, limit, label, baseline, title: as `interp.figures` describes them.
 
     Raises:
-        UnknownName: a column that the frame does not have.
-        InterpError: no rows, no numbers, or several rows for one cell.
+        UnknownName, InterpError: as every figure.
     """
     across, down, names = scale(frame, x), scale(frame, y), (name(x), name(y))
     annotate = whole_number("annotate", annotate, least=0)
@@ -69,26 +64,31 @@ def heatmap(
     colours = colours_for([grid for _, grid in parts], diverging=diverging, limit=limit)
     drawn = sheet(parts, across, down, colours, label, columns=columns, title=title)
     for axes, (_, grid) in zip(drawn.axes, parts, strict=True):
-        marked = strongest(grid, annotate)
-        by_name = is_part(names)
-        texts = {
-            (row, column): place({names[1]: down.values[row], names[0]: across.values[column]})
-            if by_name
-            else f"{grid[row, column]:.2f}".replace("-", "−")
-            for row, column in marked
-        }
+        cells = strongest(grid, annotate)
+        if is_part(names):
+            texts = {
+                (row, column): place({names[1]: down.values[row], names[0]: across.values[column]})
+                for row, column in cells
+            }
+        else:
+            texts = {(row, column): f"{grid[row, column]:.2f}".replace("-", "−") for row, column in cells}
         if all(width(text, TINY) <= drawn.cell_width * POINTS - 1 for text in texts.values()):
             for (row, column), text in texts.items():
                 write(axes, row, column, text, colours.of(grid[row, column]))
-            continue
-        for row in sorted({row for row, _ in marked}):
-            named = []
-            for beside in _neighbours(sorted(column for other, column in marked if other == row)):
-                first, *others = (texts[row, column] for column in beside)
-                short = [text.lstrip("L0123456789") if by_name and names[1] == "layer" else text for text in others]
-                named.append((beside, ", ".join([first, *short])))
-            mark(axes, row, named, drawn.cell_width)
+        else:
+            _mark_beside(axes, texts, drawn, same_layer=is_part(names) and names[1] == "layer")
     return explained(drawn.figure, frame)
+
+
+def _mark_beside(axes: Axes, texts: Mapping[tuple[int, int], str], drawn: Sheet, *, same_layer: bool) -> None:
+    """Frame cells and print their texts beside them; neighbours share one text, which names their layer once."""
+    for row in sorted({row for row, _ in texts}):
+        named = []
+        for neighbours in _neighbours(sorted(column for other, column in texts if other == row)):
+            first, *others = (texts[row, column] for column in neighbours)
+            short = [text.lstrip("L0123456789") if same_layer else text for text in others]
+            named.append((neighbours, ", ".join([first, *short])))
+        mark(axes, row, named, drawn.cell_width)
 
 
 @checked
@@ -109,21 +109,16 @@ def attention(
     """Attention patterns of one prompt: destination (query) rows, source (key) columns, tokens on both axes.
 
     Args:
-        frame: one row for each query, key and panel; positions count from 0. Where no panel looks ahead, the keys that
-            a causal mask hides are left grey.
+        frame: one row for each query, key and panel; positions count from 0. If no panel attends ahead, the keys that a
+            causal mask hides are left grey.
         tokens: the prompt's tokens, or its labels `9: John`.
         query: column of destination positions.
         key: column of source positions.
         value: column that gives the colour, from 0.
-        facet: column, or columns, that cut the frame into panels, titled `L9H6` for layer and head.
-        columns: panels in a row; None puts as many as stay legible.
-        limit: the value of the darkest colour.
-        label: what the colour bar says.
-        title: stands above the figure.
+        facet, columns, limit, label, title: as `interp.figures` describes them.
 
     Raises:
-        UnknownName: a column that the frame does not have.
-        InterpError: no rows, positions beyond the tokens, or several rows for one cell.
+        UnknownName, InterpError: as every figure; also for positions beyond the tokens.
     """
     labels, positions = position_labels(tokens), range(len(tokens))
     across, down = (scale(frame, Axis(at, labels=labels, values=positions)) for at in (key, query))
@@ -158,13 +153,11 @@ def lens_table(
         x: column, or `Axis`, across.
         y: column, or `Axis`, downwards.
         value: column of probabilities, from 0 to 1.
-        text: column of tokens; what cannot be seen in them is shown, and what is too long is cut.
-        label: what the colour bar says.
-        title: stands above the figure.
+        text: column of tokens; invisible characters are shown, and long tokens are cut.
+        label, title: as `interp.figures` describes them.
 
     Raises:
-        UnknownName: a column that the frame does not have.
-        InterpError: no rows, or several rows for one cell.
+        UnknownName, InterpError: as every figure.
     """
     if "metric" in frame.columns and "top_prob" in set(frame["metric"]):
         frame = frame[frame["metric"] == "top_prob"]
@@ -181,7 +174,7 @@ def lens_table(
 
 
 def _neighbours(columns: Sequence[int]) -> list[list[int]]:
-    """Sorted columns in runs without gaps."""
+    """Sorted columns grouped into runs without gaps."""
     runs: list[list[int]] = []
     for column in columns:
         if runs and runs[-1][-1] == column - 1:

@@ -1,8 +1,8 @@
 """Figures made of values along an axis: lines with bands, bars with error bars.
 
-1. Each panel is an axes with the same axis of places; a hue has one colour in all panels.
+1. All panels have the same axis of places; a hue has one colour in all panels.
 2. Bands and error bars are drawn from the frame's own columns, and `n` is printed.
-3. Lines carry their names at their right end; bars of several hues have a legend.
+3. Lines are named at their right end; bars of several hues have a legend.
 """
 
 from __future__ import annotations
@@ -27,28 +27,42 @@ from interp.figures.axes import (
     Scale,
     bounds,
     column,
+    legend_name,
     metric_name,
     name,
     numbers,
-    once,
     ordered,
     panels,
-    place,
+    repeated_rows,
     scale,
     spread,
 )
-from interp.figures.glyphs import drawable, width, written
-from interp.figures.style import INK, MUTED, OKABE_ITO, RULE, SMALL, TEXT_WIDTH, Figure, blank, explained, styled
+from interp.figures.glyphs import width, written
+from interp.figures.style import (
+    INK,
+    MUTED,
+    OKABE_ITO,
+    POINTS,
+    RULE,
+    SMALL,
+    TEXT_WIDTH,
+    Figure,
+    blank,
+    colours_by_name,
+    explained,
+    styled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-POINTS = 72.0
-NARROW = 4.6
+# Sizes in inches.
+NARROW = 4.6  # the width of a figure with one panel and few places
 PANEL_HEIGHT = 2.0
-MOST_COLUMNS = 12
-BAR = 0.16
+MAX_COLUMNS = 12
+BAR = 0.16  # the room of one horizontal bar
+
 POSITIVE, NEGATIVE = "#2f79b5", "#b3392f"
 Edges = tuple[str, str]
 
@@ -74,29 +88,23 @@ def lines(
     """Lines in Okabe and Ito's colours with bands, named at their right end.
 
     Args:
-        frame: one row a point, in any order.
+        frame: one row for each point, in any order.
         x: column, or `Axis`, across; text keeps the order in which it appears.
         y: column of heights.
-        hue: column that tells lines apart: up to eight names, or numbers, which run from dark to light.
-        band: columns of the band's lower and upper edge; not drawn where the frame lacks them.
-        facet: column, or columns, that cut the frame into panels.
-        columns: panels in a row.
+        hue: column with one value for each line: up to eight names, or numbers, which run from dark to light.
+        band: columns of the band's lower and upper edge; if the frame does not have them, no band is drawn.
         share: one scale of heights for all panels; False gives each its own.
         log: heights on a logarithmic scale.
-        label: what the heights are; None takes the frame's metric.
-        baseline: what the heights are relative to, added to the label.
-        note: small print at the upper right; None says `n`, where the frame has it.
-        title: stands above the figure.
+        facet, columns, label, baseline, note, title: as `interp.figures` describes them.
 
     Raises:
-        UnknownName: a column that the frame does not have.
-        InterpError: no rows, heights that are no numbers, several rows for one point, or more than eight names.
+        UnknownName, InterpError: as every figure; also for more than eight names.
     """
     across, colours, edges = scale(frame, x), _colours(frame, hue), bounds(frame, "band", band)
     numbers(frame, y)
     chart = _chart(panels(frame, facet), columns, across, share=share, title=title)
     for axes, (head, part) in zip(chart.axes, chart.parts, strict=True):
-        _once(part, name(x), hue)
+        _check_unique(part, name(x), hue)
         if log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -111,7 +119,7 @@ def lines(
                 axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
             axes.plot(at, points[y], color=colour, marker="o" if len(across) <= 40 else "", markersize=1.7)
             if hue is not None:
-                ends[_named(hue, value)] = (float(at[-1]), float(points[y].iloc[-1]), colour)
+                ends[legend_name(hue, value)] = (float(at[-1]), float(points[y].iloc[-1]), colour)
         _frame(axes, head, across, "y")
         _name_ends(axes, ends, chart.height)
     _describe(chart, across.title, _label(frame, y, label, baseline), _note(frame, note), share=share)
@@ -140,34 +148,28 @@ def bars(
     """Bars with error bars, for layers or components.
 
     Args:
-        frame: one row a bar.
-        x: column, or `Axis`, of what the bars stand for; text keeps the order in which it appears.
+        frame: one row for each bar.
+        x: column, or `Axis`, of the bars' places; text keeps the order in which it appears.
         y: column of lengths.
-        hue: column that gives the colour; bars of one place and several hues stand side by side.
-        error: columns of the error bar's two ends; not drawn where the frame lacks them.
-        horizontal: bars lie, with the first on top: for long names.
-        diverging: positive blue, negative red, where there is no hue.
-        facet: column, or columns, that cut the frame into panels.
-        columns: panels in a row.
+        hue: column that gives the colour; bars of one place and several hues are drawn side by side.
+        error: columns of the error bar's two ends; if the frame does not have them, no error bars are drawn.
+        horizontal: draw horizontal bars, the first on top, which leaves room for long names.
+        diverging: positive blue, negative red, if there is no hue.
         share: one scale of lengths for all panels; False gives each its own.
-        label: what the lengths are; None takes the frame's metric.
-        baseline: what the lengths are relative to, added to the label.
-        note: small print at the upper right; None says `n`, where the frame has it.
-        title: stands above the figure.
+        facet, columns, label, baseline, note, title: as `interp.figures` describes them.
 
     Raises:
-        UnknownName: a column that the frame does not have.
-        InterpError: no rows, lengths that are no numbers, several rows for one bar, or more than eight names.
+        UnknownName, InterpError: as every figure; also for more than eight names.
     """
     places, colours, ends = scale(frame, x), _colours(frame, hue), bounds(frame, "error", error)
     numbers(frame, y)
     parts = panels(frame, facet)
     beside = bool(frame.duplicated([name(x), *_names(facet)]).any())
     thick = 0.78 / (len(colours) if beside else 1)
-    lying = max(len(places) * max(thick * len(colours) if beside else 1, 1) * BAR, 0.5) if horizontal else None
-    chart = _chart(parts, columns, places, share=share, title=title, lying=lying)
+    height = max(len(places) * max(thick * len(colours) if beside else 1, 1) * BAR, 0.5) if horizontal else None
+    chart = _chart(parts, columns, places, share=share, title=title, horizontal=height)
     for axes, (head, part) in zip(chart.axes, chart.parts, strict=True):
-        _once(part, name(x), hue)
+        _check_unique(part, name(x), hue)
         for order, (value, colour) in enumerate(colours.items()):
             at, points = _along(part if hue is None else part[part[hue] == value], name(x), places)
             if not len(at):
@@ -181,7 +183,7 @@ def bars(
                 (axes.hlines if horizontal else axes.vlines)(at, low, high, color=INK, linewidth=0.6)
         _frame(axes, head, places, "x" if horizontal else "y")
     if hue is not None and len(colours) > 1:
-        handles = [Patch(color=colour, label=_named(hue, value)) for value, colour in colours.items()]
+        handles = [Patch(color=colour, label=legend_name(hue, value)) for value, colour in colours.items()]
         above: dict[str, Any] = {"handles": handles, "ncols": min(len(handles), 6), "handlelength": 0.8}
         if facet is None:
             chart.axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.4, **above)
@@ -194,7 +196,7 @@ def bars(
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure with its panels and what each shows; `height` of a panel's axes in inches, roughly."""
+    """A figure with its panels, and the title and rows of each; `height` of a panel's axes in inches, roughly."""
 
     figure: Figure
     axes: list[Axes]
@@ -210,29 +212,31 @@ def _chart(
     *,
     share: bool,
     title: str | None,
-    lying: float | None = None,
+    horizontal: float | None = None,
 ) -> Chart:
+    """An empty chart with its panels; `horizontal` is the height of a panel of horizontal bars, if they are."""
     if columns is None:
         columns = 2 if share and len(parts) == 4 else 3 if len(parts) > 4 else len(parts)
     columns = min(len(parts), whole_number("columns", columns, least=1))
-    if columns > MOST_COLUMNS:
-        raise InterpError(f"{columns} panels do not fit side by side: columns must be at most {MOST_COLUMNS}")
+    if columns > MAX_COLUMNS:
+        raise InterpError(f"{columns} panels do not fit side by side: columns must be at most {MAX_COLUMNS}")
     n_rows = -(-len(parts) // columns)
-    wide = columns > 1 or (len(places) > 12 and lying is None)
-    height = PANEL_HEIGHT if lying is None else lying
-    slanted = 0.0 if lying is not None or places.numeric else _longest(places) * 0.7
+    wide = columns > 1 or (len(places) > 12 and horizontal is None)
+    height = PANEL_HEIGHT if horizontal is None else horizontal
+    slanted = 0.0 if horizontal is not None or places.numeric else _longest(places) * 0.7
     figure = blank(TEXT_WIDTH if wide else NARROW, n_rows * (height + 0.25) + 0.3 + slanted + (0.15 if title else 0))
-    across, down = (share, True) if lying is not None else (True, share)
+    across, down = (share, True) if horizontal is not None else (True, share)
     grid = figure.subplots(n_rows, columns, squeeze=False, sharex=across, sharey=down)
     axes = list(grid.flat)
     for spare in axes[len(parts) :]:
         spare.remove()
     if title:
         figure.suptitle(written(title), x=0.01, ha="left", weight="bold", size=7.0)
-    if lying is not None:
+    if horizontal is not None:
         axes[0].set_ylim(len(places) - 0.4, -0.6)
+    room = (TEXT_WIDTH if wide else NARROW) / columns
     for panel in axes[: len(parts)]:
-        _mark_places(panel.xaxis if lying is None else panel.yaxis, places, (TEXT_WIDTH if wide else NARROW) / columns)
+        _mark_places(panel.xaxis if horizontal is None else panel.yaxis, places, room)
     return Chart(figure, axes[: len(parts)], parts, columns, height - 0.15)
 
 
@@ -249,17 +253,18 @@ def _mark_places(axis: Any, places: Scale, room: float) -> None:
 
 
 def _along(part: pd.DataFrame, where: str, places: Scale) -> tuple[Grid, pd.DataFrame]:
-    """Where the rows stand along the axis, from left to right, and the rows in this order."""
+    """The places of the rows along the axis, from left to right, and the rows in this order."""
     at = part[where] if places.numeric else part[where].map({value: i for i, value in enumerate(places.values)})
     order = at.argsort(kind="stable")
     return at.to_numpy(dtype=float)[order], part.iloc[order]
 
 
-def _once(part: pd.DataFrame, where: str, hue: str | None) -> None:
+def _check_unique(part: pd.DataFrame, where: str, hue: str | None) -> None:
+    """Refuse several rows for one point or bar."""
     keys = [where, *_names(hue)]
-    twice = part[part.duplicated(keys, keep=False)]
-    if len(twice):
-        raise InterpError(f"a point takes one row of the frame, but {once(twice, keys)} or hue")
+    repeated = part[part.duplicated(keys, keep=False)]
+    if len(repeated):
+        raise InterpError(f"a point takes one row of the frame, but {repeated_rows(repeated, keys)} or hue")
 
 
 def _names(facet: str | Sequence[str] | None) -> list[str]:
@@ -267,6 +272,7 @@ def _names(facet: str | Sequence[str] | None) -> list[str]:
 
 
 def _colours(frame: pd.DataFrame, hue: str | None) -> Mapping[Any, str]:
+    """Value of the hue -> its colour; more than three numbers get a ramp from dark to light."""
     if hue is None:
         return {None: OKABE_ITO[0]}
     values = ordered(column(frame, hue))
@@ -275,17 +281,11 @@ def _colours(frame: pd.DataFrame, hue: str | None) -> Mapping[Any, str]:
         if len(values) > 3:
             ramp = colormaps["viridis"]
             return {value: to_hex(ramp(0.9 * at / (len(values) - 1))) for at, value in enumerate(values)}
-    if len(values) > len(OKABE_ITO):
-        raise InterpError(f"{hue!r} has {len(values)} different names; {len(OKABE_ITO)} colours can be told apart")
-    return dict(zip(values, OKABE_ITO, strict=False))
-
-
-def _named(hue: str, value: object) -> str:
-    return drawable(place({hue: value}).replace("_", " "))
+    return colours_by_name(hue, values)
 
 
 def _frame(axes: Axes, head: str, places: Scale, lengths: Literal["x", "y"]) -> None:
-    """Title, light lines at the ticks of the values, a line at zero where values lie on both sides."""
+    """Title, light lines at the ticks of the values, and a line at zero if there are values on both sides of it."""
     axes.set_title(head)
     axes.grid(axis=lengths)
     low, high = axes.get_ylim() if lengths == "y" else axes.get_xlim()
@@ -296,11 +296,12 @@ def _frame(axes: Axes, head: str, places: Scale, lengths: Literal["x", "y"]) -> 
 
 
 def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]], height: float) -> None:
-    """Write each line's name to the right of its last point, moved apart where names would touch."""
+    """Write each line's name to the right of its last point; names that would touch are moved apart."""
     if not ends:
         return
     axes.autoscale_view()
     known = {name: end for name, end in ends.items() if np.isfinite(end[1])}
+    # Heights of the ends as fractions of the panel.
     fractions = [axes.transAxes.inverted().transform(axes.transData.transform(end[:2]))[1] for end in known.values()]
     apart = spread(fractions, (SMALL + 2.0) / (height * POINTS))
     aside = offset_copy(axes.transAxes, axes.get_figure(root=True), x=9, units="points")

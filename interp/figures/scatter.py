@@ -1,8 +1,8 @@
 """Figures made of points: one measurement against another, such as an estimate against the exact effect.
 
-1. Each panel is an axes with the same two scales; a hue has one colour in all panels.
+1. All panels have the same two scales; a hue has one colour in all panels.
 2. With a diagonal both axes have one range, and a line shows where the two numbers are equal.
-3. Points that have a name in the column `labels` carry it, where it covers no other name.
+3. Points with a name in the column `labels` are named, if the name covers no other name.
 """
 
 from __future__ import annotations
@@ -20,20 +20,31 @@ from matplotlib.ticker import MaxNLocator
 
 from interp.arguments import checked
 from interp.errors import InterpError
-from interp.figures.axes import Grid, column, numbers, ordered, panels, place
+from interp.figures.axes import Grid, column, legend_name, numbers, ordered, panels
 from interp.figures.glyphs import drawable, width, written
-from interp.figures.style import INK, MUTED, OKABE_ITO, RULE, TEXT_WIDTH, TINY, Figure, blank, styled
+from interp.figures.style import (
+    INK,
+    MUTED,
+    OKABE_ITO,
+    POINTS,
+    RULE,
+    TEXT_WIDTH,
+    TINY,
+    Figure,
+    blank,
+    colours_by_name,
+    styled,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-POINTS = 72.0
-SIDE, WIDEST = 2.3, 3.4
-MOST_VECTOR_POINTS = 2000
-MOST_LABELS = 40
-MOST_COLUMNS = 3
-MOST_NAMED = 6
+SIDE, MAX_SIDE = 2.3, 3.4  # the width of a panel in inches
+MAX_VECTOR_POINTS = 2000
+MAX_LABELS = 40  # names written in a panel
+MAX_COLUMNS = 3  # panels in a row
+MAX_NAMED = 6  # points that `estimates` names
 
 Colours = Mapping[Any, str] | ScalarMappable
 
@@ -56,33 +67,31 @@ def scatter(
     """Points, one for each row that has both numbers.
 
     Args:
-        frame: one row a point.
+        frame: one row for each point.
         x: column of numbers, across.
         y: column of numbers, upwards.
         hue: column that gives the colour: up to eight names, or numbers, which get a colour bar.
-        facet: column, or columns, that cut the frame into panels.
         diagonal: one range for both axes, and the line on which they are equal.
-        labels: column with the names of a few points; empty or missing where a point has none. Of more than 40 in a
-            panel only the first 40 are written.
-        xlabel: what stands below; None takes the column's name.
-        ylabel: what stands beside; None takes the column's name.
-        title: stands above the figure.
+        labels: column with the names of a few points; empty or missing for points without a name. Only the first 40
+            names of a panel are written.
+        xlabel: title of the axis across; None takes the column's name.
+        ylabel: title of the axis upwards; None takes the column's name.
+        facet, title: as `interp.figures` describes them.
 
     Raises:
-        UnknownName: a column that the frame does not have.
-        InterpError: no rows, columns that hold no numbers, or more than eight names of a hue.
+        UnknownName, InterpError: as every figure; also for more than eight names of a hue.
     """
     across, up = numbers(frame, x), numbers(frame, y)
-    there = np.isfinite(across) & np.isfinite(up)
-    if not there.any():
+    known = np.isfinite(across) & np.isfinite(up)
+    if not known.any():
         raise InterpError(f"there is nothing to draw: no row has both {x!r} and {y!r}")
     if labels is not None:
         column(frame, labels)
-    parts = panels(frame[there], facet)
-    colours = _colours(frame[there], hue)
+    parts = panels(frame[known], facet)
+    colours = _colours(frame[known], hue)
     figure, axes = _panels(len(parts), title, legend=isinstance(colours, Mapping) and len(colours) > 1)
     if diagonal:
-        both = np.concatenate([across[there], up[there]])
+        both = np.concatenate([across[known], up[known]])
         ends = _with_margin(both.min(), both.max())
     for axis, (head, part) in zip(axes, parts, strict=True):
         axis.set_title(head)
@@ -90,7 +99,8 @@ def scatter(
         if diagonal:
             axis.set(xlim=ends, ylim=ends)
             axis.plot(ends, ends, color=RULE, linewidth=0.6, zorder=1.5)
-        _points(axis, numbers(part, x), numbers(part, y), _each(part, hue, colours), vector=_few(frame))
+        row_colours = _row_colours(part, hue, colours)
+        _points(axis, numbers(part, x), numbers(part, y), row_colours, vector=len(frame) <= MAX_VECTOR_POINTS)
         for draw, (low, high) in ((axis.axvline, axis.get_xlim()), (axis.axhline, axis.get_ylim())):
             if low < 0 < high:
                 draw(0, color=RULE, linewidth=0.5, zorder=0.9)
@@ -106,10 +116,10 @@ def estimates(table: pd.DataFrame) -> Figure:
     """Estimated against exact effect of cells; on the diagonal they are equal.
 
     Args:
-        table: a row for each cell, as `interp.attribution.estimate_check.means` makes it, with a column `name`: those
-            with the largest exact effects carry it.
+        table: a row for each cell, as `interp.attribution.estimate_check.means` makes it, with a column `name`, which
+            is written for the cells with the largest exact effects.
     """
-    named = table["exact_effect"].abs().nlargest(MOST_NAMED).index
+    named = table["exact_effect"].abs().nlargest(MAX_NAMED).index
     return scatter(
         table.assign(name=table["name"].where(table.index.isin(named), "")),
         x="exact_effect",
@@ -123,7 +133,7 @@ def estimates(table: pd.DataFrame) -> Figure:
 
 
 def _few(frame: pd.DataFrame) -> bool:
-    return len(frame) <= MOST_VECTOR_POINTS
+    return len(frame) <= MAX_VECTOR_POINTS
 
 
 def _colours(frame: pd.DataFrame, hue: str | None) -> Colours:
@@ -135,13 +145,10 @@ def _colours(frame: pd.DataFrame, hue: str | None) -> Colours:
         known = numbers(frame, hue)
         known = known[np.isfinite(known)]
         return ScalarMappable(Normalize(known.min(initial=0.0), known.max(initial=1e-12)), colormaps["viridis"])
-    names = ordered(values)
-    if len(names) > len(OKABE_ITO):
-        raise InterpError(f"{hue!r} has {len(names)} different names; {len(OKABE_ITO)} colours can be told apart")
-    return dict(zip(names, OKABE_ITO, strict=False))
+    return colours_by_name(hue, ordered(values))
 
 
-def _each(part: pd.DataFrame, hue: str | None, colours: Colours) -> Any:
+def _row_colours(part: pd.DataFrame, hue: str | None, colours: Colours) -> Any:
     """The colour of every row."""
     if isinstance(colours, ScalarMappable):
         assert hue is not None
@@ -155,10 +162,11 @@ def _points(axes: Axes, across: Grid, up: Grid, colours: Any, *, vector: bool) -
 
 
 def _panels(count: int, title: str | None, *, legend: bool) -> tuple[Figure, list[Axes]]:
-    columns = min(count, MOST_COLUMNS)
+    """An empty figure and the axes of its panels."""
+    columns = min(count, MAX_COLUMNS)
     rows = -(-count // columns)
-    side = min(WIDEST, max(SIDE, (TEXT_WIDTH - 0.6) / columns)) if columns > 1 else WIDEST
-    tall = min(side, WIDEST) * 0.82
+    side = min(MAX_SIDE, max(SIDE, (TEXT_WIDTH - 0.6) / columns)) if columns > 1 else MAX_SIDE
+    tall = min(side, MAX_SIDE) * 0.82
     figure = blank(min(TEXT_WIDTH, columns * side + 0.6), rows * (tall + 0.25) + 0.3 + 0.15 * (bool(title) + legend))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     axes = list(grid.flat)
@@ -179,16 +187,16 @@ def _with_margin(low: float, high: float) -> tuple[float, float]:
 
 
 def _names(axes: Axes, across: Grid, up: Grid, texts: pd.Series[Any], figure: Figure) -> None:
-    """Write the names of points beside them, on whichever side covers no earlier name; none where no side is free."""
+    """Write names beside their points, on a side where they cover no earlier name; leave out those without room."""
     axes.autoscale_view()
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     places = axes.get_subplotspec()
     assert places is not None
     rows, columns = places.get_gridspec().get_geometry()
-    room = figure.get_size_inches() * POINTS / (columns, rows) - (30, 24)  # points, less what stands around the axes
+    room = figure.get_size_inches() * POINTS / (columns, rows) - (30, 24)  # in points, less ticks and titles
     shown = [(at, drawable(str(text))) for at, text in enumerate(texts) if isinstance(text, str) and text]
-    taken: list[tuple[float, float, float, float]] = []
-    for at, text in shown[:MOST_LABELS]:
+    occupied: list[tuple[float, float, float, float]] = []
+    for at, text in shown[:MAX_LABELS]:
         here = ((across[at] - left) / (right - left) * room[0], (up[at] - low) / (high - low) * room[1])
         size = width(text, TINY), TINY + 1
         for above, aside in product((0, 1, -1, 2, -2), (1, -1)):
@@ -197,11 +205,11 @@ def _names(axes: Axes, across: Grid, up: Grid, texts: pd.Series[Any], figure: Fi
                 here[1] + above * size[1] - size[1] / 2,
             )
             box = (corner[0], corner[1], corner[0] + size[0], corner[1] + size[1])
-            if box[0] > -3 and box[2] < room[0] + 20 and not any(_touch(box, other) for other in taken):
+            if box[0] > -3 and box[2] < room[0] + 20 and not any(_touch(box, other) for other in occupied):
                 break
         else:
             continue
-        taken.append(box)
+        occupied.append(box)
         named = axes.annotate(
             text, (across[at], up[at]), xytext=(3 * aside, above * size[1]), textcoords="offset points", zorder=3
         )
@@ -214,12 +222,12 @@ def _touch(one: tuple[float, float, float, float], other: tuple[float, float, fl
 
 
 def _describe(figure: Figure, axes: list[Axes], below: str, beside: str) -> None:
-    """Titles of both axes, once where there are several panels."""
+    """Titles of both axes; several panels share one at the left."""
     below, beside = (written(text.replace("_", " ")) for text in (below, beside))
     if len(axes) == 1:
         axes[0].set(xlabel=below, ylabel=beside)
         return
-    columns = min(len(axes), MOST_COLUMNS)
+    columns = min(len(axes), MAX_COLUMNS)
     for axis in axes[-columns:]:
         axis.tick_params(labelbottom=True)
         axis.set_xlabel(below)
@@ -227,7 +235,7 @@ def _describe(figure: Figure, axes: list[Axes], below: str, beside: str) -> None
 
 
 def _explain(figure: Figure, axes: list[Axes], hue: str | None, colours: Colours) -> None:
-    """What the colours mean: a legend of names, a bar of numbers."""
+    """Explain the colours: a legend for names, a colour bar for numbers."""
     if hue is None:
         return
     if isinstance(colours, ScalarMappable):
@@ -239,7 +247,7 @@ def _explain(figure: Figure, axes: list[Axes], hue: str | None, colours: Colours
     if len(colours) < 2:
         return
     handles = [
-        Line2D([], [], color=colour, marker="o", markersize=3, linestyle="", label=_named(hue, value))
+        Line2D([], [], color=colour, marker="o", markersize=3, linestyle="", label=legend_name(hue, value))
         for value, colour in colours.items()
     ]
     look: dict[str, Any] = {"handles": handles, "ncols": min(len(handles), 6), "handlelength": 0.6}
@@ -247,7 +255,3 @@ def _explain(figure: Figure, axes: list[Axes], hue: str | None, colours: Colours
         axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.4, **look)
     else:
         figure.legend(loc="outside upper right", **look)
-
-
-def _named(hue: str, value: object) -> str:
-    return drawable(place({hue: value}).replace("_", " "))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 TEXT_WIDTH = 6.5
 """Width of a page's text in inches; no figure is wider."""
 
+POINTS = 72.0
+"""Points in an inch: fonts are measured in points, figures in inches."""
+
 PNG_DPI = 200
 TALLEST = 300.0  # inches: a picture has at most 65,535 dots on a side
 RASTER_DPI = 300
-SMALL, TINY = 6.0, 5.0
+SMALL, TINY = 6.0, 5.0  # font sizes
 INK, MUTED, RULE = "#1a1a1a", "#595959", "#8c8c8c"
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Okabe and Ito 2008, "Color Universal Design", the colours that tell apart best on white first."""
+"""Okabe and Ito 2008, "Color Universal Design"; first those that differ most from each other on white."""
 
 STYLE: dict[str, Any] = {
     "font.family": ["sans-serif"],
@@ -86,16 +89,17 @@ DRAWN = (
 )
 """The groups of matplotlib's settings that decide how a figure looks."""
 
-LEFT_ALONE = ("figure.hooks", "figure.max_open_warning", "figure.raise_window", "savefig.directory")
+NOT_LOOKS = ("figure.hooks", "figure.max_open_warning", "figure.raise_window", "savefig.directory")
+"""The settings of these groups that have nothing to do with looks; the reader's are kept."""
 
 
 @contextmanager
 def styled(**changes: Any) -> Iterator[None]:
-    """Matplotlib's defaults with this project's style, for the length of a `with` block."""
+    """Use matplotlib's defaults with this project's style in a `with` block."""
     settings: dict[Any, Any] = {
         key: value
         for key, value in matplotlib.rcParamsDefault.items()
-        if key.partition(".")[0] in DRAWN and key not in LEFT_ALONE
+        if key.partition(".")[0] in DRAWN and key not in NOT_LOOKS
     }
     with matplotlib.rc_context(settings | STYLE | changes):
         yield
@@ -114,7 +118,7 @@ class Figure(mpl.Figure):
             super().__init__(*args, **kwargs)
 
     def draw(self, renderer: Any) -> None:
-        """Draw in the figure's own style: matplotlib makes ticks and chooses fonts only now."""
+        """Draw in the figure's own style, because matplotlib makes ticks and chooses fonts only when it draws."""
         with styled(**self.style):
             super().draw(renderer)
 
@@ -142,21 +146,35 @@ def blank(across: float, down: float) -> Figure:
     return Figure(figsize=(across, down), layout="constrained")
 
 
+def colours_by_name(hue: str, names: Sequence[Any]) -> dict[Any, str]:
+    """A colour for each of up to eight names of the hue's column.
+
+    Raises:
+        InterpError: more names than colours.
+    """
+    if len(names) > len(OKABE_ITO):
+        raise InterpError(
+            f"column {hue!r} has {len(names)} different names, and {len(OKABE_ITO)} colours can be told apart: leave "
+            "some out, or make the column a facet"
+        )
+    return dict(zip(names, OKABE_ITO, strict=False))
+
+
 def explained(figure: Figure, frame: pd.DataFrame) -> Figure:
-    """The figure, with a line below it that says why values are missing, where the frame's column `reason` does."""
+    """The figure with a line below it that says why values are missing, if the frame has a column `reason`."""
     if "reason" in frame:
         reasons = [str(text) for text in frame["reason"].value_counts().index if text]
         if reasons:
             more = f"; {len(reasons) - 1} more reasons in the table" if len(reasons) > 1 else ""
             text = f"Where a value is missing: {reasons[0]}{more}"
-            across = int(figure.get_figwidth() * 72 / (0.55 * TINY))  # letters
+            across = int(figure.get_figwidth() * POINTS / (0.55 * TINY))  # letters in a line
             figure.supxlabel(textwrap.fill(text, across), x=0.01, ha="left", size=TINY, color=MUTED)
     return figure
 
 
 @checked
 def nothing(why: str) -> Figure:
-    """A figure in the place of one that has nothing to show, which says why."""
+    """A figure that says why there is nothing to draw, in place of one without data."""
     figure = blank(TEXT_WIDTH, 0.5)
     figure.text(0.01, 0.5, f"Nothing to draw: {written(why)}", ha="left", va="center", size=7.0, color=MUTED)
     return figure
@@ -167,12 +185,12 @@ FORMATS: dict[str, dict[str, Any]] = {
     "svg": {"dpi": RASTER_DPI, "metadata": {"Date": None, "Creator": None}},
     "png": {"dpi": PNG_DPI, "metadata": {"Software": None}},
 }
-"""Nothing that depends on the day or the machine is written into a file. `dpi` is that of rasterised parts."""
+"""Options of each format, so that files do not depend on the day or the machine; `dpi` is of rasterised parts."""
 
 
 @contextmanager
 def settled(figure: mpl.Figure) -> Iterator[None]:
-    """Lay the figure out once for all that is drawn of it in a `with` block, instead of once for every file."""
+    """Compute the figure's layout once for a `with` block, rather than again for every file that is written."""
     engine = figure.get_layout_engine()
     if engine is None:
         yield
@@ -188,7 +206,7 @@ def settled(figure: mpl.Figure) -> Iterator[None]:
 
 @checked
 def save(figure: mpl.Figure, frame: pd.DataFrame, stem: str | Path) -> list[Path]:
-    """Write a figure and its numbers as `stem.pdf`, `stem.svg`, `stem.png` and `stem.csv`, in this order.
+    """Write a figure and its numbers; returns the paths of `stem.pdf`, `stem.svg`, `stem.png` and `stem.csv`.
 
     PDF and SVG keep text as text; PNG has 200 dots per inch; the CSV has every row of `frame` at full precision.
 
@@ -217,7 +235,7 @@ def save(figure: mpl.Figure, frame: pd.DataFrame, stem: str | Path) -> list[Path
 
 
 def outlined_svg(figure: Figure) -> bytes:
-    """The figure as SVG with letters drawn as shapes: it looks the same where the font is not installed."""
+    """The figure as SVG with letters drawn as shapes, which looks the same without the font."""
     buffer = io.BytesIO()
     before = figure.style
     figure.style = {**before, "svg.fonttype": "path"}

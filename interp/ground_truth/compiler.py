@@ -1,13 +1,13 @@
-"""A compiler from named steps to the weights of a `GPT`: models whose circuit is known because it was written down.
+"""A compiler from named steps to the weights of a `GPT`: models whose circuit is known by construction.
 
 1. Each step (`interp.ground_truth.algorithm`) goes into the first layer where everything that it reads has been
-   written, and into a head drawn at random.
-2. Whatever the residual stream carries (`token`, `position`, what a step writes) gets a subspace of its own, orthogonal
-   to all others and to the direction that layer norm removes, turned at random.
-3. A head's score is a sum of terms, each in channels of its own: what matches, or how far back the key stands.
-4. The heads and neurons that are left are idle: random weights of a size that matters, reading and writing the whole
-   stream, so that a step has to be told from them.
-5. Norms get the weight with which they divide by 1 on average on typical prompts.
+   written, and there into a head drawn at random.
+2. Everything that the residual stream carries (`token`, `position`, what a step writes) gets a subspace of its own, at
+   random, orthogonal to all others and to the direction that layer norm removes.
+3. A head's score is a sum of terms, each in channels of its own: a match of contents, or the distance to the key.
+4. The other heads and neurons are idle: their random weights read and write the whole stream, and are large enough
+   that methods have to distinguish them from the steps.
+5. Norms get the weight that makes them divide by 1 on average over typical prompts.
 
 Source: the residual stream as shared subspaces is Elhage et al. 2021 ("A Mathematical Framework for Transformer
 Circuits"); compiling named operations into weights is Lindner et al. 2023 ("Tracr", section 3).
@@ -45,8 +45,8 @@ from interp.names import Part
 NORMS = (None, "LN", "RMS")
 POSITIONS = ("standard", "rotary")
 IDLE = ("idle_heads", "idle_neurons")
-ROTARY_DIM, ROTARY_BASE = 16, 6.0  # angles fast enough to tell neighbours apart, and too many to come round together
-BALLAST = 2.0  # a constant in the stream of models with norms, so that their scale differs less between positions
+ROTARY_DIM, ROTARY_BASE = 16, 6.0  # angles that differ much between neighbours, and so many that they never realign
+BALLAST = 2.0  # a constant in the stream of models with norms, so that the scale differs less between positions
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class Build:
 
     Args:
         norm: None, "LN" or "RMS".
-        n_key_value_heads: fewer than heads is grouped-query attention; None gives each head its own.
+        n_key_value_heads: a number below that of heads makes grouped-query attention; None gives each head its own.
         positions: "standard" (learned) or "rotary".
-        idle_heads: heads without a step in the layer with the most steps; the others are filled up to as many.
-        idle_neurons: neurons without a step in every layer, if there are MLPs (a `Gate` or `idle_neurons` needs them).
-        idle_size: how much an idle head or MLP writes, against a token's embedding of 1.
-        confidence: logits for each unit of what is in the output's subspace.
-        seed: of the subspaces, the places and the idle weights.
+        idle_heads: idle heads in the layer with the most steps; the other layers get as many heads in all.
+        idle_neurons: idle neurons in every layer. There are MLPs if this is above 0 or some step is a `Gate`.
+        idle_size: the size of what an idle head or MLP writes, in units of a token's embedding.
+        confidence: logits for each unit in the output's subspace.
+        seed: of the subspaces, the heads for steps and the idle weights.
 
     Raises:
-        UnknownName: a norm or positions that do not exist.
-        ConfigError: a number that is none, or out of range.
+        UnknownName: a norm or kind of positions that does not exist.
+        ConfigError: an argument that is not a number, or is out of range.
     """
 
     norm: str | None = None
@@ -80,13 +80,13 @@ class Build:
     def __post_init__(self) -> None:
         check_choice("norm", self.norm, NORMS)
         check_choice("kind of positions", self.positions, POSITIONS)
-        settled: dict[str, float] = {name: whole_number(name, getattr(self, name), least=0) for name in IDLE}
-        settled["idle_size"] = real_number("idle_size", self.idle_size, least=0)
-        settled["confidence"] = real_number("confidence", self.confidence, above=0)
-        settled["seed"] = check_seed(self.seed)
+        numbers: dict[str, float] = {name: whole_number(name, getattr(self, name), least=0) for name in IDLE}
+        numbers["idle_size"] = real_number("idle_size", self.idle_size, least=0)
+        numbers["confidence"] = real_number("confidence", self.confidence, above=0)
+        numbers["seed"] = check_seed(self.seed)
         if self.n_key_value_heads is not None:
-            settled["n_key_value_heads"] = whole_number("n_key_value_heads", self.n_key_value_heads, least=1)
-        for name, value in settled.items():
+            numbers["n_key_value_heads"] = whole_number("n_key_value_heads", self.n_key_value_heads, least=1)
+        for name, value in numbers.items():
             object.__setattr__(self, name, value)
 
 
@@ -95,7 +95,7 @@ class Compiled:
     """A model and where its steps are.
 
     Attributes:
-        model: ready to run, in float32.
+        model: in float32.
         nodes: step -> its node, as `interp.circuits.graph` names it: `a1.h2` for a head, `m1` for an MLP.
         subspaces: name -> orthonormal rows [channel, d_model].
     """
@@ -110,31 +110,37 @@ class Compiled:
 def compile_steps(
     steps: Sequence[Step], *, d_vocab: int, typical: Tensor, output: str = "output", build: Build | None = None
 ) -> Compiled:
-    """A model that takes the steps, in the order in which they need one another.
+    """A model that performs the steps, in an order in which each comes after those that it reads from.
 
     Args:
-        steps: what it does.
+        steps: the algorithm.
         d_vocab: how many tokens there are, of input and output.
-        typical: token ids [batch, pos] as the model will see them; it takes prompts as long as these.
+        typical: token ids [batch, pos] such as the model will see; its context is as long as these.
         output: the subspace that is unembedded, of d_vocab channels.
         build: everything else.
 
     Raises:
-        UnknownName: a step reads, or `output` names, what nothing writes.
+        UnknownName: a step reads, or `output` names, a subspace that nothing writes.
         ConfigError: steps that contradict one another, or need more than the build has.
     """
     build = build or Build()
     n_ctx = typical.shape[1]
-    given = {"token": d_vocab} | ({"constant": 1} if build.norm else {})
+
+    # 1. Place the steps in layers.
+    sizes = {"token": d_vocab} | ({"constant": 1} if build.norm else {})
     if build.positions == "standard":
-        given["position"] = n_ctx
+        sizes["position"] = n_ctx
         steps = [with_positions(step, n_ctx) for step in steps]
     else:
         _check_offsets(steps)
-    stages, sizes = schedule(steps, given)
+    stages, sizes = schedule(steps, sizes)
     cfg = _config(stages, sizes, n_ctx, output, build)
+
+    # 2. Give every name a subspace.
     generator = torch.Generator().manual_seed(build.seed)
     subspaces = _subspaces(sizes, cfg.d_model, generator)
+
+    # 4. Make everything idle, and 3. write the steps over it.
     model = GPT(cfg)
     _fill_idle(model, build, generator)
     model.embed.W_E.copy_(subspaces["token"])
@@ -143,19 +149,9 @@ def compile_steps(
     if "position" in subspaces:
         model.W_pos.copy_(subspaces["position"])
     model.W_U.T.copy_(build.confidence * subspaces[output])
-    nodes = {}
-    for layer in range(cfg.n_layers):
-        heads = [step for step, stage in stages if isinstance(step, Head) and stage == 2 * layer]
-        own = torch.randperm(cfg.n_kv_heads, generator=generator)[: len(heads)].tolist()  # a kv_head for each
-        group = cfg.n_heads // cfg.n_kv_heads
-        for step, kv_head in zip(heads, own, strict=True):
-            head = kv_head * group + int(torch.randint(group, (1,), generator=generator))
-            _write_head(model, step, layer, head, kv_head, subspaces)
-            nodes[step.name] = Part("head", layer, head).node
-        first = 0
-        for gate in [step for step, stage in stages if isinstance(step, Gate) and stage == 2 * layer + 1]:
-            first = _write_gate(model, gate, layer, first, subspaces)
-            nodes[gate.name] = Part("mlp", layer).node
+    nodes = _write_steps(model, stages, subspaces, generator)
+
+    # 5. Set the norms.
     _set_norms(model, typical)
     return Compiled(model.requires_grad_(True), {step.name: nodes[step.name] for step in steps}, subspaces)
 
@@ -163,27 +159,33 @@ def compile_steps(
 def _config(
     stages: Sequence[tuple[Step, int]], sizes: Mapping[str, int], n_ctx: int, output: str, build: Build
 ) -> ModelConfig:
-    """The smallest configuration that holds the steps and what is idle beside them."""
+    """The smallest configuration that holds the steps and the idle heads and neurons."""
     if output not in sizes:
         raise unknown("subspace of the output", output, sizes)
     if sizes[output] != sizes["token"]:
-        raise ConfigError(f"{output!r} has {sizes[output]} channels, expected one for each of {sizes['token']} tokens")
-    taken = [stage for _, stage in stages]
-    most = max(taken.count(stage) if stage % 2 == 0 else 0 for stage in taken)
-    kv_heads = build.n_key_value_heads or most + build.idle_heads
-    if kv_heads < most:
-        raise ConfigError(f"n_key_value_heads={kv_heads} is too few: a layer has {most} steps, each with its own keys")
-    d_mlp = build.idle_neurons + max(sum(neurons(step, sizes) for step, at in stages if at == stage) for stage in taken)
+        raise ConfigError(
+            f"the output subspace {output!r} has {sizes[output]} channels, and needs one for each of the "
+            f"{sizes['token']} tokens"
+        )
+    used = [stage for _, stage in stages]
+    most_heads = max(used.count(stage) if stage % 2 == 0 else 0 for stage in used)  # steps in heads of one layer
+    kv_heads = build.n_key_value_heads or most_heads + build.idle_heads
+    if kv_heads < most_heads:
+        raise ConfigError(
+            f"n_key_value_heads={kv_heads} is too few: some layer has {most_heads} steps, each of which needs keys of "
+            "its own"
+        )
+    d_mlp = build.idle_neurons + max(sum(neurons(step, sizes) for step, at in stages if at == stage) for stage in used)
     rotary = build.positions == "rotary"
     scores = max(score_channels(step, sizes) for step, _ in stages) + rotary * ROTARY_DIM
     d_head = max([2, scores, *(width(step.value, sizes) for step, _ in stages if isinstance(step, Head))])
     return ModelConfig(
-        n_layers=max(taken) // 2 + 1,
-        d_model=sum(sizes.values()) + 1,  # and the direction that layer norm removes
+        n_layers=max(used) // 2 + 1,
+        d_model=sum(sizes.values()) + 1,  # one more for the direction that layer norm removes
         n_ctx=n_ctx,
         d_head=d_head + d_head % 2,
         d_vocab=sizes["token"],
-        n_heads=-(-(most + build.idle_heads) // kv_heads) * kv_heads,
+        n_heads=-(-(most_heads + build.idle_heads) // kv_heads) * kv_heads,  # rounded up to a multiple of kv_heads
         n_key_value_heads=kv_heads,
         attn_only=d_mlp == 0,
         d_mlp=d_mlp or None,
@@ -198,18 +200,18 @@ def _config(
 
 
 def _check_offsets(steps: Sequence[Step]) -> None:
-    """Refuse what turned queries and keys cannot say."""
+    """Refuse offsets that rotary positions cannot express."""
     for step in steps:
         offsets = [term for term in step.score if isinstance(term, Offset)] if isinstance(step, Head) else []
         if len(offsets) > 1 or any(offset.strength < 0 for offset in offsets):
             raise ConfigError(
-                f"step {step.name!r}: with positions='rotary' a head has one Offset, of positive strength; "
-                "positions='standard' takes any"
+                f"step {step.name!r}: with positions='rotary' a head can have one Offset, of positive strength; "
+                "positions='standard' allows any"
             )
 
 
 def _subspaces(sizes: Mapping[str, int], d_model: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Orthonormal rows [channel, d_model] of each name, all orthogonal to (1, ..., 1)."""
+    """Name -> orthonormal rows [channel, d_model], all orthogonal to each other and to (1, ..., 1)."""
     directions = torch.randn(d_model, d_model, generator=generator, dtype=torch.float64)
     directions[:, 0] = 1.0
     rows = torch.linalg.qr(directions).Q.T[1:].float()
@@ -217,9 +219,10 @@ def _subspaces(sizes: Mapping[str, int], d_model: int, generator: torch.Generato
 
 
 def _fill_idle(model: GPT, build: Build, generator: torch.Generator) -> None:
-    """Random weights everywhere: scores of about 1, writes of about `idle_size`."""
+    """Random weights everywhere, so that scores are about 1 and outputs about `idle_size`."""
     cfg = model.cfg
-    unit = 1 / math.sqrt(2 + BALLAST**2 if build.norm else 2)  # a token and its position, or what a step wrote
+    # The stream at a position holds a token and its position, or what a step wrote: a norm of sqrt(2), plus ballast.
+    unit = 1 / math.sqrt(2 + BALLAST**2 if build.norm else 2)
 
     def draw(weight: Tensor, std: float) -> None:
         weight.copy_(std * torch.randn(weight.shape, generator=generator))
@@ -235,15 +238,35 @@ def _fill_idle(model: GPT, build: Build, generator: torch.Generator) -> None:
             draw(block.mlp.W_out, build.idle_size * math.sqrt(2 / cfg.d_model / cfg.d_mlp))
 
 
+def _write_steps(
+    model: GPT, stages: Sequence[tuple[Step, int]], subspaces: Mapping[str, Tensor], generator: torch.Generator
+) -> dict[str, str]:
+    """Write every step over idle weights; step -> its node."""
+    cfg, nodes = model.cfg, {}
+    for layer in range(cfg.n_layers):
+        heads = [step for step, stage in stages if isinstance(step, Head) and stage == 2 * layer]
+        kv_heads = torch.randperm(cfg.n_kv_heads, generator=generator)[: len(heads)].tolist()  # one for each step
+        group = cfg.n_heads // cfg.n_kv_heads
+        for step, kv_head in zip(heads, kv_heads, strict=True):
+            head = kv_head * group + int(torch.randint(group, (1,), generator=generator))
+            _write_head(model, step, layer, head, kv_head, subspaces)
+            nodes[step.name] = Part("head", layer, head).node
+        first = 0
+        for gate in [step for step, stage in stages if isinstance(step, Gate) and stage == 2 * layer + 1]:
+            first = _write_gate(model, gate, layer, first, subspaces)
+            nodes[gate.name] = Part("mlp", layer).node
+    return nodes
+
+
 def _of_stream(read: Read, subspaces: Mapping[str, Tensor]) -> Tensor:
-    """What a read is of the stream [d_model, channel]."""
+    """The weights with which a step reads from the stream.  # [d_model, channel]"""
     assert read.name is not None
     rows = subspaces[read.name].T
     return rows if read.map is None else rows @ read.map
 
 
 def _write_head(model: GPT, step: Head, layer: int, head: int, kv_head: int, subspaces: Mapping[str, Tensor]) -> None:
-    """A step's weights in place of a head's idle ones."""
+    """Replace a head's idle weights with those of a step."""
     attn, cfg = model.attention(layer), model.cfg
     assert cfg.attn_scale is not None
     for weight, at in ((attn.W_Q, head), (attn.W_K, kv_head), (attn.W_V, kv_head), (attn.W_O, head)):
@@ -251,9 +274,9 @@ def _write_head(model: GPT, step: Head, layer: int, head: int, kv_head: int, sub
     first, sizes = cfg.rotary_dim or 0, {name: len(rows) for name, rows in subspaces.items()}
     for term in step.score:
         if isinstance(term, Offset):
-            attn.b_Q[head], attn.b_K[kv_head] = _turned(model, term)
+            attn.b_Q[head], attn.b_K[kv_head] = _offset_biases(model, term)
             continue
-        size = math.sqrt(abs(term.strength) * cfg.attn_scale)
+        size = math.sqrt(abs(term.strength) * cfg.attn_scale)  # its square is the term's strength
         sign = math.copysign(1.0, term.strength)
         stop = first + width(term.key, sizes)
         for weight, bias, at, read, factor in (
@@ -270,36 +293,38 @@ def _write_head(model: GPT, step: Head, layer: int, head: int, kv_head: int, sub
     attn.W_O[head, : value.shape[1]] = subspaces[step.writes]
 
 
-def _turned(model: GPT, offset: Offset) -> tuple[Tensor, Tensor]:
-    """Biases of a query and a key [d_head] whose product, once turned by their positions, peaks at an offset.
+def _offset_biases(model: GPT, offset: Offset) -> tuple[Tensor, Tensor]:
+    """Biases of a query and a key [d_head] whose product, once rotated by their positions, peaks at an offset.
 
-    Pairs of channels that turn by an angle a position give the product sum cos(angle (distance - back)): the query's
-    pairs start turned by `back` less than the key's.
+    With the query's bias rotated back by `back` positions, the product is the sum over pairs of channels, each with its
+    angle a position, of cos(angle (distance - back)).
     """
     cfg = model.cfg
     assert cfg.rotary_dim is not None and cfg.attn_scale is not None
     attn = model.attention(0)
     context = make_context(cfg, cfg.n_ctx, n_past=0, attention_mask=None, device=model.device, dtype=model.dtype)
-    one = torch.zeros(1, cfg.n_ctx, 1, cfg.d_head)
-    one[..., : cfg.rotary_dim // 2] = 1  # of every pair (a, b) the a
-    turned = attn.rotate(one, context)[0, :, 0]  # [pos, d_head]: the same vector at every position
-    profile = turned @ turned[0] / (cfg.rotary_dim // 2)  # of the distance from the peak
+    n_pairs = cfg.rotary_dim // 2
+    key = torch.zeros(1, cfg.n_ctx, 1, cfg.d_head)
+    key[..., :n_pairs] = 1  # each pair of channels (a, b) is (1, 0)
+    rotated = attn.rotate(key, context)[0, :, 0]  # [pos, d_head]: the same vector at every position
+    profile = rotated @ rotated[0] / n_pairs  # [distance from the peak]: the product, as a part of that at the peak
     others = [abs(distance - offset.back) for distance in range(cfg.n_ctx) if distance != offset.back]
-    size = math.sqrt(offset.strength * cfg.attn_scale / (cfg.rotary_dim // 2) / float(1 - profile[others].max()))
-    back = turned[offset.back].clone()
-    back[cfg.rotary_dim // 2 : cfg.rotary_dim].neg_()  # turned the other way
-    return size * back, size * one[0, 0, 0]
+    # The peak must be `strength` above the second largest product.
+    size = math.sqrt(offset.strength * cfg.attn_scale / n_pairs / float(1 - profile[others].max()))
+    query = rotated[offset.back].clone()
+    query[n_pairs : cfg.rotary_dim].neg_()  # rotated back rather than forward
+    return size * query, size * key[0, 0, 0]
 
 
 def _write_gate(model: GPT, step: Gate, layer: int, first: int, subspaces: Mapping[str, Tensor]) -> int:
-    """A step's weights in place of idle neurons, from `first` on; the first that is idle still."""
+    """Replace idle neurons, from `first` on, with those of a step; returns the first that is still idle."""
     mlp = model.block(layer).mlp
     assert mlp is not None
     for group in step.groups:
         reads = torch.stack([_of_stream(read, subspaces) for read in group]).sum(0)  # [d_model, channel]
         own = slice(first, first := first + reads.shape[1])
         mlp.W_in[:, own] = reads
-        mlp.b_in[own] = 0.5 - len(group)  # one thing less than all leaves half a thing to the threshold
+        mlp.b_in[own] = 0.5 - len(group)  # with all of the group the neuron is at 0.5, with one missing below 0
         mlp.W_out[own] = 2 * subspaces[step.writes]
     return first
 

@@ -1,11 +1,11 @@
-"""In-context copying: small models that learn it in a minute or two, and the prompts to look at them with.
+"""In-context copying: small models that learn it in a minute or two, and the prompts to study them with.
 
-1. A sequence has pairs of a key and a value, drawn anew, then the same pairs in another order. What follows a key the
-   second time is known from the first, and from nothing else.
-2. Two layers of attention, or of Mamba, learn it (`train`). Attention needs a first layer that says at each value which
-   key stands before it, and a second that looks there (Olsson et al. 2022); in Mamba the convolution before the
+1. A sequence has random pairs of a key and a value, then the same pairs in another order. The value after the second
+   occurrence of a key can be known from the first occurrence, and from nothing else.
+2. Two layers of attention, or of Mamba, learn it (`train`). Attention needs a first layer that writes at each value
+   which key comes before it, and a second that looks there (Olsson et al. 2022); in Mamba the convolution before the
    recurrence reaches back far enough for a single layer.
-3. `prompts` stops at the first key that comes again. The corrupt prompt has another value there.
+3. `prompts` end at the first key that occurs again. The corrupt prompt has another value after its first occurrence.
 
 Source: Gu and Dao 2023 ("Mamba: Linear-Time Sequence Modeling with Selective State Spaces", section 4.1, on selective
 copying and induction heads); Arora et al. 2023 ("Zoology: Measuring and Improving Recall in Efficient Language Models",
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from interp.arguments import MOST, checked, is_whole, real_number, whole_number
 from interp.arguments import seed as check_seed
-from interp.arguments import shown as told
+from interp.arguments import shown as in_words
 from interp.config import ModelConfig
 from interp.errors import InterpError, PromptError, check_choice
 from interp.models.gpt import GPT, Mamba
@@ -36,14 +36,14 @@ KINDS = ("attention", "mamba")
 KEYS = VALUES = 16
 PAIRS, SLOT = 6, 1
 QUERY = 2 * PAIRS
-"""The position at which a key comes again, of which the answer is read."""
+"""The position at which a key occurs again, where the answer is read."""
 
 WIDTH, BATCH, RATE, STEPS = 64, 64, 3e-3, 2500
 
 
 @checked
 def config(kind: str, *, seed: int = 0, n_heads: int = 1) -> ModelConfig:
-    """What is trained: two layers of one kind, of the same width, without MLPs.
+    """The configuration of a model to train: two layers of one kind, of the same width, without MLPs.
 
     Args:
         kind: one of `KINDS`.
@@ -72,9 +72,9 @@ def config(kind: str, *, seed: int = 0, n_heads: int = 1) -> ModelConfig:
 
 
 def draw(n: int, generator: torch.Generator, *, n_pairs: int = PAIRS) -> Tensor:
-    """Pairs, then the same pairs in another order: ids [n, 4 n_pairs], keys from 0 on, values from `KEYS` on.
+    """Pairs, then the same pairs in another order: ids [n, 4 n_pairs]; keys are ids below `KEYS`, values the others.
 
-    Within a sequence no two pairs have a key or a value in common.
+    Within a sequence no two pairs share a key or a value.
     """
     keys = torch.rand(n, KEYS, generator=generator).argsort(1)[:, :n_pairs]
     values = KEYS + torch.rand(n, VALUES, generator=generator).argsort(1)[:, :n_pairs]
@@ -85,7 +85,7 @@ def draw(n: int, generator: torch.Generator, *, n_pairs: int = PAIRS) -> Tensor:
 
 
 def copying_loss(model: GPT, tokens: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats, of the values that sequences of `draw` have a second time."""
+    """Mean cross-entropy, in nats, of the values in the second half of sequences of `draw`."""
     half = tokens.shape[1] // 2
     logits = model(tokens)[:, half:-1:2]  # at every key of the second half
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, half + 1 :: 2].flatten())
@@ -93,7 +93,7 @@ def copying_loss(model: GPT, tokens: Tensor) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: GPT, tokens: Tensor) -> float:
-    """The share of sequences of `draw` in which the first value that comes again is the likeliest token there."""
+    """The share of sequences of `draw` whose first repeated value is the model's likeliest token."""
     half = tokens.shape[1] // 2
     logits = model(tokens[:, : half + 1])[:, -1]
     return float((logits.argmax(-1) == tokens[:, half + 1]).float().mean())
@@ -111,14 +111,14 @@ def train(
 ) -> GPT:
     """A model that has learned to copy: some seconds of one core for attention, about two minutes for Mamba.
 
-    AdamW on `copying_loss`. Each batch has 2 to `PAIRS` pairs, of which few are learned first and lead to the many. The
-    training ends when `least` of new sequences of `PAIRS` pairs are right.
+    AdamW on `copying_loss`. Each batch has 2 to `PAIRS` pairs: sequences with few pairs are learned first and help with
+    the longer ones. Training ends when the share `least` of new sequences of `PAIRS` pairs is right.
 
     Args:
         kind: one of `KINDS`.
         seed: of weights and sequences; no global generator is touched.
-        steps: of `BATCH` sequences each, at most.
-        least: the accuracy that is to be reached; 0 takes all the steps.
+        steps: the largest number of steps, of `BATCH` sequences each.
+        least: the accuracy to reach; 0 takes all the steps.
         n_heads: heads of an attention layer.
         progress: a bar on stderr; None shows it on a terminal.
 
@@ -150,29 +150,29 @@ def train(
                     break
     if right < least:
         raise InterpError(
-            f"after {steps} steps the {kind} model answers {right:.1%} of new sequences, less than {least:.1%}: "
-            "more steps or another seed may help"
+            f"after {steps} steps the {kind} model answers {right:.1%} of new sequences correctly, less than "
+            f"{least:.1%}: try more steps or another seed"
         )
     return model.requires_grad_(False)
 
 
 @checked
 def prompts(n: int = 128, *, seed: int = 1000, slot: int = SLOT) -> PromptPairs:
-    """Prompts that ask for the value of the same pair; the corrupt ones have another value there.
+    """Prompts that ask for the value of one pair, at the same place in all; corrupt prompts have another value there.
 
-    It is a value of no pair of the clean prompt, and the wrong answer. Tokens are shown as letters: keys a, b, ...,
-    values A, B, ... Roles: `key`, `value`, `query`.
+    The other value occurs nowhere in the clean prompt, and is the wrong answer. Tokens are shown as letters: keys a, b,
+    ..., values A, B, ... Roles: `key`, `value`, `query`.
 
     Args:
-        n: how many.
+        n: how many pairs of prompts.
         seed: of the draws.
-        slot: which pair is asked for, counted from 0.
+        slot: the place of the pair that is asked for, counted from 0.
 
     Raises:
         PromptError: a pair that does not exist, or no prompts.
     """
     if not is_whole(slot) or not 0 <= slot < PAIRS:
-        raise PromptError(f"slot must be one of the pairs, 0 to {PAIRS - 1}, not {told(slot)}")
+        raise PromptError(f"slot must be the number of a pair, 0 to {PAIRS - 1}, not {in_words(slot)}")
     n, slot, seed = whole_number("n", n, least=1, most=MOST, refuse=PromptError), int(slot), check_seed(seed)
     rng, at = random.Random(seed), 2 * slot + 1
     clean = draw(n, torch.Generator().manual_seed(seed))[:, : QUERY + 1]

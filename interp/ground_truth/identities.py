@@ -1,6 +1,6 @@
-"""What has to hold in any model: parts that sum to a whole, methods that are each other's special case.
+"""Identities that hold in any model: parts that sum to a whole, methods that are special cases of others.
 
-1. The direct attributions of everything that was written to the residual stream sum to the metric.
+1. The direct attributions of everything written to the residual stream sum to the metric.
 2. Integrated gradients of the inputs sum to the difference between the two runs.
 3. EAP-IG with one step is EAP, which is computed here from its definition.
 4. The circuit of all edges has faithfulness 1, the circuit of none 0.
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @checked
 def facts(model: HookedModel, pairs: PromptPairs, *, steps: int = 50) -> pd.DataFrame:
-    """What has to hold in any model, and how far it is off.
+    """The identities that hold in any model, and how far off each is.
 
     Args:
         model: the model.
@@ -44,48 +44,51 @@ def facts(model: HookedModel, pairs: PromptPairs, *, steps: int = 50) -> pd.Data
         steps: of integrated gradients.
 
     Returns:
-        Columns `fact`, `value` (how far off), `limit`, `holds`. How far off is, in the order of the facts above: the
-        largest difference of a prompt, against its logit difference where that is above 1; the difference of the
-        means over prompts, against that between the runs; the largest difference of an edge's score, against the
-        largest score; the difference in faithfulness.
+        Columns `fact`, `value` (how far off), `limit`, `holds`. `value` is, in the order of the module's list: 1. the
+        largest difference over prompts, divided by the prompt's logit difference where that is above 1; 2. the
+        difference of the means over prompts, divided by the difference between the runs; 3. the largest difference over
+        edges' scores, divided by the largest score; 4. the difference in faithfulness.
 
     Raises:
-        PromptError: the two runs' metrics differ by no more than rounding (`interp.rounding`): there is no difference
-            to account for.
+        PromptError: the two runs' metrics differ by no more than rounding (`interp.rounding`), so that there is no
+            difference to account for.
     """
     import pandas as pd
 
     pairs = pairs.to(model.device)
-    clean, corrupt, each_off = (values.detach().double() for values in run_values(model, pairs))
-    gap, least = float((clean - corrupt).mean()), float(each_off.mean())
-    if abs(gap) <= least:
+    clean, corrupt, rounding = (values.detach().double() for values in run_values(model, pairs))  # each [prompt]
+    gap, mean_rounding = float((clean - corrupt).mean()), float(rounding.mean())
+    if abs(gap) <= mean_rounding:
         raise PromptError(
-            f"there is nothing to account for: the clean and the corrupt runs' logit differences are {abs(gap):.2g} "
-            f"apart, which is no more than rounding ({least:.2g})"
+            "there is no difference to account for: the logit differences of the clean and the corrupt runs are "
+            f"{abs(gap):.2g} apart, no more than rounding ({mean_rounding:.2g}); give prompts whose runs differ"
         )
-    exact = max(1e-4, least / abs(gap))  # of what is equal on paper
-    summed = _direct(model, pairs)
-    moved = integrated_gradients(model, pairs, steps=steps).double().sum(1)
+    exact = max(1e-4, mean_rounding / abs(gap))  # the limit for what is equal on paper
+
+    # 1. Direct attributions, and 2. integrated gradients.
+    direct = _direct(model, pairs)
+    integrated = integrated_gradients(model, pairs, steps=steps).double().sum(1)
+    direct_off = ((direct - clean).abs() / torch.maximum(clean.abs().clamp(min=1), rounding * 1e4)).max()
+    integrated_off = abs(float((integrated - (corrupt - clean)).mean()) / gap)
+
+    # 3. EAP.
     graph = Graph.of(model)
-    one, defined = eap_ig(model, pairs, graph, steps=1).double(), _eap_by_definition(model, pairs, graph)
-    allowed = graph.allowed.to(one.device)
+    one_step, defined = eap_ig(model, pairs, graph, steps=1).double(), _eap_by_definition(model, pairs, graph)
+    allowed = graph.allowed.to(one_step.device)
+    largest = defined[:, allowed].abs().max()
+    eap_off = (one_step - defined)[:, allowed].abs().max() / largest
+
+    # 4. Faithfulness of the full and of the empty circuit.
     masks = torch.stack([graph.allowed, torch.zeros_like(graph.allowed)])
     full, empty = run_circuits(model, pairs, masks, graph, progress=False).mean(1).tolist()
+    full_off, empty_off = (abs((value - float(corrupt.mean())) / gap - goal) for value, goal in ((full, 1), (empty, 0)))
+
     off = {
-        "direct attributions sum to the metric": (
-            ((summed - clean).abs() / torch.maximum(clean.abs().clamp(min=1), each_off * 1e4)).max(),
-            1e-4,
-        ),
-        f"integrated gradients sum to the difference ({steps} steps)": (
-            abs(float((moved - (corrupt - clean)).mean()) / gap),
-            0.02,
-        ),
-        "EAP-IG with one step is EAP": (
-            (one - defined)[:, allowed].abs().max() / defined[:, allowed].abs().max(),
-            max(1e-4, least / float(defined[:, allowed].abs().max())),
-        ),
-        "the full circuit has faithfulness 1": (abs((full - float(corrupt.mean())) / gap - 1), exact),
-        "the empty circuit has faithfulness 0": (abs((empty - float(corrupt.mean())) / gap), exact),
+        "direct attributions sum to the metric": (direct_off, 1e-4),
+        f"integrated gradients sum to the difference ({steps} steps)": (integrated_off, 0.02),
+        "EAP-IG with one step is EAP": (eap_off, max(1e-4, mean_rounding / float(largest))),
+        "the full circuit has faithfulness 1": (full_off, exact),
+        "the empty circuit has faithfulness 0": (empty_off, exact),
     }
     rows = [(fact, float(value), limit, float(value) <= limit) for fact, (value, limit) in off.items()]
     return pd.DataFrame(rows, columns=["fact", "value", "limit", "holds"])
@@ -93,7 +96,7 @@ def facts(model: HookedModel, pairs: PromptPairs, *, steps: int = 50) -> pd.Data
 
 @torch.no_grad()
 def _direct(model: HookedModel, pairs: PromptPairs) -> Tensor:
-    """What all parts of the residual stream add to the logit difference directly, and the constant.  # [prompt]"""
+    """What all parts of the residual stream add to the logit difference directly, plus the constant.  # [prompt]"""
     _, cache = model.run_with_cache(pairs.clean, attention_mask=pairs.attention_mask)
     at = torch.arange(len(pairs), device=model.device), pairs.last
     ids, weights = logit_weights(pairs)  # [prompt, answer]
@@ -108,13 +111,14 @@ def _direct(model: HookedModel, pairs: PromptPairs) -> Tensor:
 
 
 def _eap_by_definition(model: HookedModel, pairs: PromptPairs, graph: Graph) -> Tensor:
-    """What each sender changes from the clean to the corrupt run, times the gradient that a receiver has in the former.
+    """The change of each sender's output from the clean to the corrupt run, times the gradient at each receiver's input
+    in the clean run.
 
     Source: Syed et al. 2023, section 3.
     """
-    found = gradients(model, pairs, [*graph.sender_sites, *graph.receiver_sites])
-    other = replacements(model, pairs, graph.sender_sites)
-    change = graph.sent(model, other).detach() - graph.sent(model, found.values).detach()
-    read = graph.received(found.slopes)
+    clean = gradients(model, pairs, [*graph.sender_sites, *graph.receiver_sites])
+    corrupt = replacements(model, pairs, graph.sender_sites)
+    change = graph.sent(model, corrupt).detach() - graph.sent(model, clean.values).detach()
+    read = graph.received(clean.slopes)  # [receiver, prompt, pos, d_model]
     product = einsum(change, read, "sender n pos d_model, receiver n pos d_model -> n sender receiver")
     return product.double()

@@ -1,14 +1,14 @@
-"""Models whose circuit is known by construction, and the truth about each of their edges and nodes.
+"""Models whose circuit is known by construction, and the exact effect of each of their edges and nodes.
 
-1. A function writes down the steps of an algorithm and what is idle beside them; `interp.ground_truth.compiler` makes
-   the weights.
-2. It draws prompts on which every step is needed: the corrupt side exchanges now what the query asks for, now what
-   the keys or the values are, so that an interchange touches all of them.
-3. `truth` removes every edge and every node, one at a time, in a full forward of its own, and measures what that does.
-   It is slow and plain on purpose: it shares no code with the engines that it judges.
+1. A function writes down the steps of an algorithm; `interp.ground_truth.compiler` makes weights from them, and adds
+   idle heads and neurons.
+2. It draws prompts that need every step. The corrupt side changes in turn what the query asks for, what the keys are,
+   or what the values are, so that an interchange affects all steps.
+3. `truth` ablates every edge and every node, one at a time, each in a full forward, and measures the effect. It is slow
+   and simple on purpose: it shares no code with the engines that it judges.
 
-An edge from what is the same in both runs, such as a fixed position, is rightly silent under an interchange, so truth
-is defined for each kind of ablation.
+An edge from something that is the same in both runs, such as a fixed position, rightly has no effect under an
+interchange. So the truth depends on the kind of ablation.
 
 Source: Olsson et al. 2022 ("In-context Learning and Induction Heads") for `induction`; Wang et al. 2022
 ("Interpretability in the Wild", section 3) for `names`.
@@ -51,15 +51,16 @@ DrawnPair = tuple[list[int], list[int], tuple[int, int], dict[str, int]]
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model and what it does.
+    """A model whose algorithm is known.
 
     Attributes:
         name: a key of `KNOWN`.
         model: the model.
         steps: step -> its node, as `interp.circuits.graph` names it. All other heads are idle.
         description: the algorithm in a sentence or two.
-        build: what was chosen beside the steps.
-        draw: makes one pair of prompts, of a kind that is counted through.
+        build: how the model was built around the steps.
+        draw: makes one pair of prompts, from a generator and the number of the pair, which decides the kind of
+            corruption.
     """
 
     name: str
@@ -71,14 +72,14 @@ class KnownModel:
 
     @checked
     def prompts(self, n: int = 24, seed: int = 0) -> PromptPairs:
-        """n pairs, in which every kind of corruption comes in turn; a smaller n gives the first ones of a larger."""
+        """n pairs, with the kinds of corruption in turn; a smaller n gives the first pairs of a larger n."""
         return _pairs(self.name, self.draw, n, check_seed(seed))
 
 
 def _pairs(name: str, draw: Callable[[random.Random, int], DrawnPair], n: int, seed: int) -> PromptPairs:
     n = whole_number("n", n, least=1, most=MOST)
     rng = random.Random(f"{name} {seed}")
-    clean, corrupt, answers, roles = zip(*(draw(rng, kind) for kind in range(n)), strict=True)
+    clean, corrupt, answers, roles = zip(*(draw(rng, number) for number in range(n)), strict=True)
     return PromptPairs.from_tokens(clean, corrupt, answers=answers, roles=roles, name=name, notes={"seed": seed})
 
 
@@ -96,15 +97,15 @@ def _known(
             raise unknown("option of a build", option, fields)
     build = Build(**options)
     typical = _pairs(name, draw, 48, seed=-1).clean
-    made = compile_steps(steps, d_vocab=d_vocab, typical=typical, build=build)
-    return KnownModel(name, made.model, made.nodes, description, build, draw)
+    compiled = compile_steps(steps, d_vocab=d_vocab, typical=typical, build=build)
+    return KnownModel(name, compiled.model, compiled.nodes, description, build, draw)
 
 
 def _only(tokens: Sequence[int], d_vocab: int) -> Tensor:
-    """A map that lets some tokens through.  # [token, token]"""
-    let = torch.zeros(d_vocab, d_vocab)
-    let[tokens, tokens] = 1
-    return let
+    """A map that keeps some tokens and removes all others.  # [token, token]"""
+    kept = torch.zeros(d_vocab, d_vocab)
+    kept[tokens, tokens] = 1
+    return kept
 
 
 def _is(tokens: Sequence[int], d_vocab: int, channels: int = 1) -> Tensor:
@@ -119,7 +120,7 @@ def induction(*, sharpness: float = 10.0, **build: Any) -> KnownModel:
     """What followed this token before? A previous-token head feeds an induction head.
 
     Args:
-        sharpness: how far the right key's score is above the others', at least; in units of a softmax.
+        sharpness: how far the right key's score is above the others', at least; scores are logits of a softmax.
         build: fields of `interp.ground_truth.compiler.Build`, such as norm="LN" or positions="rotary".
     """
     d_vocab = 14
@@ -131,7 +132,7 @@ def induction(*, sharpness: float = 10.0, **build: Any) -> KnownModel:
     ]
     says = (
         "Prompts [A][B] ... [C][D] ... [A]. A previous-token head copies A to B's position; the induction head at the "
-        "end looks for the position that has A behind it and copies the token there, B."
+        "end looks for the position that comes after A and copies the token there, B."
     )
     return _known("induction", steps, functools.partial(_induction_row, d_vocab), says, d_vocab, build)
 
@@ -149,10 +150,10 @@ def _induction_row(d_vocab: int, rng: random.Random, kind: int) -> DrawnPair:
 
 @checked
 def names(*, sharpness: float = 6.0, **build: Any) -> KnownModel:
-    """Who was named once? A duplicate-token detector, inhibition and a name mover: a small IOI.
+    """Who was named once? A duplicate-token detector, an inhibition head and a name mover: a small IOI.
 
-    With rotary positions, which cannot keep a head from its own token, the detector finds a duplicate by way of a
-    previous-token head, as an induction head would.
+    Rotary positions cannot keep a head from attending to its own token. With these the detector finds a duplicate
+    through a previous-token head, as an induction head would.
 
     Args:
         sharpness, build: as in `induction`.
@@ -162,7 +163,7 @@ def names(*, sharpness: float = 6.0, **build: Any) -> KnownModel:
     people = range(6, d_vocab)
     name, is_name = Read("token", _only(people, d_vocab)), Read("token", _is(people, d_vocab))
     at_end = Read("token", _is([END], d_vocab))
-    rest = Match(CONSTANT, Read("token", _is([BOS], d_vocab)), sharpness)  # where a head looks that has nothing to do
+    rest = Match(CONSTANT, Read("token", _is([BOS], d_vocab)), sharpness)  # where a head looks if nothing else matches
     steps: list[Step] = []
     if build.get("positions") == "rotary":
         steps.append(Head("previous", [Offset(1, sharpness)], name, "previous"))
@@ -180,9 +181,9 @@ def names(*, sharpness: float = 6.0, **build: Any) -> KnownModel:
         ),
     ]
     says = (
-        "Prompts [A] ... [B] ... [A] ... [END] in which names stand among other tokens. The duplicate detector writes "
-        "A where A stands for the second time; the inhibition head moves that to the end; the name mover there looks "
-        "at names other than A and copies B."
+        "Prompts [A] ... [B] ... [A] ... [END] with other tokens between the names. The duplicate detector writes A "
+        "where A occurs for the second time; the inhibition head moves that to the end; the name mover there looks at "
+        "names other than A and copies B."
     )
     return _known("names", steps, functools.partial(_names_row, d_vocab), says, d_vocab, build)
 
@@ -190,7 +191,7 @@ def names(*, sharpness: float = 6.0, **build: Any) -> KnownModel:
 def _names_row(d_vocab: int, rng: random.Random, kind: int) -> DrawnPair:
     s, io = rng.sample(range(6, d_vocab), 2)
     clean = [BOS, *(rng.randrange(2, 6) for _ in range(8)), END]
-    first, second, third = sorted(rng.sample(range(1, 8), 3))  # behind the last one there is another token
+    first, second, third = sorted(rng.sample(range(1, 8), 3))  # at least one other token follows the third name
     early = [s, io] if rng.random() < 0.5 else [io, s]
     clean[first], clean[second], clean[third] = *early, s
     changed = [{third: io}, {first: early[1], second: early[0]}, {clean.index(s): io}][kind % 3]
@@ -200,7 +201,7 @@ def _names_row(d_vocab: int, rng: random.Random, kind: int) -> DrawnPair:
 
 @checked
 def router(*, sharpness: float = 6.0, **build: Any) -> KnownModel:
-    """Which of two paths is used? A switch token says.
+    """Which of two paths is used? A switch token decides.
 
     Args:
         sharpness, build: as in `induction`.
@@ -214,7 +215,7 @@ def router(*, sharpness: float = 6.0, **build: Any) -> KnownModel:
     rest = Match(CONSTANT, Read("token", _is([BOS], d_vocab)), sharpness)
     switch = _only([x, y], d_vocab)[:, [x, y]]  # [token, 2]
 
-    def behind(marker: int) -> list[Match | Offset]:
+    def after(marker: int) -> list[Match | Offset]:
         return [Match(at_end, Read("previous", _is([marker], d_vocab)), 2 * sharpness), rest]
 
     def gate(path: str, side: int) -> tuple[Read, Read]:
@@ -228,13 +229,13 @@ def router(*, sharpness: float = 6.0, **build: Any) -> KnownModel:
             Read("token", switch),
             "switch",
         ),
-        Head("left", behind(left), item, "left"),
-        Head("right", behind(right), item, "right"),
+        Head("left", after(left), item, "left"),
+        Head("right", after(right), item, "right"),
         Gate("gate", [gate("left", 0), gate("right", 1)], "output"),
     ]
     says = (
-        "Prompts with [L][A], [R][B] and a switch, [X] or [Y], in any order. One head brings the item behind L to the "
-        "end, another the item behind R, a third the switch; neurons let A through if it says X, B if it says Y."
+        "Prompts with [L][A], [R][B] and a switch, [X] or [Y], in any order. One head moves the item after L to the "
+        "end, another the item after R, a third the switch; neurons pass on A if the switch is X, and B if it is Y."
     )
     return _known("router", steps, functools.partial(_router_row, d_vocab), says, d_vocab, build)
 
@@ -259,12 +260,13 @@ def _changed(tokens: Sequence[int], changed: Mapping[int, int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Removable:
-    """An activation that can be taken away by itself.
+    """An activation that can be ablated by itself.
 
     Attributes:
-        name: as `interp.circuits.graph` names what writes (`a1.h2`, `m1`, `input`) and what heads read (`a1.h2<q>`).
+        name: as `interp.circuits.graph` names senders (`a1.h2`, `m1`, `input`) and heads' inputs (`a1.h2<q>`).
         site: the full name of the site that holds it.
-        axis: the site's axis of heads, if it has one, and `head` which of them.
+        axis: the site's axis of heads, if it has one.
+        head: the index on that axis.
     """
 
     name: str
@@ -274,13 +276,13 @@ class Removable:
 
 
 def parts(graph: Graph) -> tuple[Removable, ...]:
-    """The nodes of a model: what every component writes, and every head's queries, keys and values."""
-    made = [Removable(node.name, node.site, node.axis, node.head) for node in graph.senders]
+    """The nodes of a model: the output of every component, and every head's queries, keys and values."""
+    nodes = [Removable(node.name, node.site, node.axis, node.head) for node in graph.senders]
     for node in graph.receivers:
         if node.reads is not None:
             site = f"blocks.{node.layer}.attn.hook_{node.reads}"
-            made.append(Removable(node.name, site, node.axis, node.head))
-    return tuple(made)
+            nodes.append(Removable(node.name, site, node.axis, node.head))
+    return tuple(nodes)
 
 
 @checked
@@ -294,59 +296,59 @@ def truth(
     tolerance: float = 0.1,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The exact effect of taking each edge and each node away from the clean run, by one full forward each.
+    """The exact effect of ablating each edge and each node in the clean run, by one full forward each.
 
     Args:
         known: the model.
         pairs: its prompts.
-        ablation: what stands for what is taken away, a name of `interp.variants.ablations.ABLATIONS`.
+        ablation: what replaces an ablated activation, a name of `interp.variants.ablations.ABLATIONS`.
         metric: what is measured.
-        tolerance: how much of the clean metric an ablation has to move, on average over prompts, to count as changing
-            the output. Idle heads write everywhere, so that hardly anything is exactly 0.
+        tolerance: how far an ablation has to move the metric, on average over prompts and as a part of the clean
+            metric, to count as changing the output. Idle heads write everywhere, so that few effects are exactly 0.
         seed: of the draws of `resample`.
 
     Returns:
         A row for each edge and each node (`parts`): `kind`, `name`, `value` (mean over prompts of |metric - clean
-        metric|), `effect` (`value` as a part of the mean |clean metric|; NaN where that is no more than rounding, see
-        `interp.rounding`), `changes` (whether that is above the tolerance).
+        metric|), `effect` (`value` divided by the mean |clean metric|; NaN where that is no more than rounding, see
+        `interp.rounding`), `changes` (whether `effect` is above the tolerance).
 
     Raises:
         UnknownName: an ablation or metric that does not exist.
     """
-    tolerance = real_number("tolerance", tolerance, least=0)
     import pandas as pd
 
+    tolerance = real_number("tolerance", tolerance, least=0)
     model, graph = known.model, Graph.of(known.model)
     pairs, nodes = pairs.to(model.device), parts(graph)
     mask = pairs.attention_mask
-    wanted = replacements(model, pairs, [part.site for part in nodes], ablation, seed=seed)
+    ablated = replacements(model, pairs, [part.site for part in nodes], ablation, seed=seed)
     _, cache = model.run_with_cache(pairs.clean, names_filter=list(graph.sender_sites), attention_mask=mask)
-    change = graph.sent(model, wanted) - graph.sent(model, cache)  # [sender, prompt, pos, d_model]
+    change = graph.sent(model, ablated) - graph.sent(model, cache)  # [sender, prompt, pos, d_model]
 
     def measured(*hooks: tuple[str, Callable[[Tensor, HookPoint], Tensor]]) -> Tensor:
         return measure(metric, model.run_with_hooks(pairs.clean, fwd_hooks=hooks, attention_mask=mask), pairs)
 
-    def added(x: Tensor, hook: HookPoint, what: Tensor, head: int | None) -> Tensor:
+    def add(x: Tensor, hook: HookPoint, term: Tensor, head: int | None) -> Tensor:
         x = x.clone()
-        (x if head is None else x[:, :, head]).add_(what)
+        (x if head is None else x[:, :, head]).add_(term)
         return x
 
-    def replaced(x: Tensor, hook: HookPoint, head: int | None) -> Tensor:
-        new = wanted[hook.name]
+    def replace(x: Tensor, hook: HookPoint, head: int | None) -> Tensor:
+        new = ablated[hook.name]
         return new if head is None else torch.cat([x[:, :, :head], new[:, :, [head]], x[:, :, head + 1 :]], dim=2)
 
     clean = measured()
-    off = float(run_values(model, pairs, metric).rounding.mean())
+    rounding = float(run_values(model, pairs, metric).rounding.mean())
     rows = []
     for sender, receiver in graph.edges:
         node = graph.receivers[receiver]
-        value = measured((node.site, functools.partial(added, what=change[sender], head=node.head)))
+        value = measured((node.site, functools.partial(add, term=change[sender], head=node.head)))
         rows.append(("edge", graph.edge_name(sender, receiver), float((value - clean).abs().mean())))
     for part in nodes:
-        value = measured((part.site, functools.partial(replaced, head=part.head)))
+        value = measured((part.site, functools.partial(replace, head=part.head)))
         rows.append(("node", part.name, float((value - clean).abs().mean())))
     frame = pd.DataFrame(rows, columns=["kind", "name", "value"])
-    frame["effect"] = quotient(frame["value"], float(clean.abs().mean()), off)
+    frame["effect"] = quotient(frame["value"], float(clean.abs().mean()), rounding)
     return frame.assign(changes=frame["effect"] > tolerance)
 
 

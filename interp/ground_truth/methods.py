@@ -1,9 +1,9 @@
 """Localisation methods, side by side: which edges, or which nodes, does a behaviour depend on?
 
-Each method takes the same case (a model, prompts, a kind of ablation) and gives one number for every edge of
-`interp.circuits.graph` or every node of `interp.ground_truth.known_circuits.parts`, the larger the more it matters.
-Scores of prompts are taken together by their mean magnitude. `METHODS` is the table of all; exact patching and random
-scores are its two ends.
+Each method takes the same case (a model, prompts, a kind of ablation) and gives one score for every edge of
+`interp.circuits.graph` or every node of `interp.ground_truth.known_circuits.parts`; larger means that it matters more.
+Scores are averaged over prompts by magnitude. `METHODS` lists all methods, between the exact patching as the best and
+random scores as the worst.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STEPS = 5  # of integrated gradients, as the field uses them
 
 @dataclass(frozen=True)
 class Case:
-    """What a method is given: a model, its prompts, and how things are taken away."""
+    """What a method is given: a model, its prompts, and how things are ablated."""
 
     model: HookedModel
     pairs: PromptPairs
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The ablation, as scores of edges take it."""
+        """Graph, ablation and seed, as `interp.circuits.edge_scores` takes them."""
         return {"graph": self.graph, "ablation": self.ablation, "seed": self.seed}
 
     def edges(self, scores: Tensor) -> Tensor:
@@ -54,20 +54,24 @@ class Case:
         return scores.abs().mean(0)[senders, receivers]
 
     def variants(self) -> list[Variant]:
-        """Every node taken away by itself."""
+        """One variant for every node, which ablates it."""
         nodes = parts(self.graph)
         sites = dict.fromkeys(part.site for part in nodes)
-        instead = replacements(self.model, self.pairs, sites, self.ablation, seed=self.seed)
-        return [
-            Variant([Edit(part.site, {} if part.head is None else {str(part.axis): part.head}, source=value)])
-            for part in nodes
-            for value in [instead[part.site] if part.head is None else instead[part.site][:, :, [part.head]]]
-        ]
+        ablated = replacements(self.model, self.pairs, sites, self.ablation, seed=self.seed)
+        variants = []
+        for part in nodes:
+            value = ablated[part.site]
+            if part.head is None:
+                variants.append(Variant([Edit(part.site, {}, source=value)]))
+            else:
+                where = {str(part.axis): part.head}
+                variants.append(Variant([Edit(part.site, where, source=value[:, :, [part.head]])]))
+        return variants
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to say which edges, or nodes, matter: `score(case)` is larger for those that matter more.  # [item]"""
+    """A way to find the edges, or nodes, that matter: `score(case)` is larger for those that matter more.  # [item]"""
 
     name: str
     kind: str
@@ -87,7 +91,7 @@ def _eap_ig(case: Case, path: str = "inputs") -> Tensor:
 
 
 def _greedy(case: Case) -> Tensor:
-    """The earlier an edge is in a circuit that grows from the logits, by the scores of EAP-IG, the better."""
+    """How early an edge joins a circuit that greedy search grows from the logits, by the scores of EAP-IG."""
     scores = edge_scores.eap_ig(case.model, case.pairs, **case.options, steps=STEPS).abs()
     sizes = list(range(1, case.graph.n_edges + 1))
     grown = circuits(scores, sizes, case.graph, selection="greedy")
@@ -95,9 +99,9 @@ def _greedy(case: Case) -> Tensor:
 
 
 def _acdc(case: Case) -> Tensor:
-    """The largest threshold at which an edge is kept; each begins with what the next smaller one has left."""
+    """The largest threshold at which an edge is kept; each run starts from the circuit of the next smaller one."""
     clean = run_values(case.model, case.pairs).base
-    left, found = case.graph.allowed, torch.zeros(case.graph.allowed.shape, dtype=torch.float64)
+    left, scores = case.graph.allowed, torch.zeros(case.graph.allowed.shape, dtype=torch.float64)
     for share in sorted(TAUS):
         tau = share * float(clean.abs().mean())
         kept = acdc(
@@ -111,8 +115,8 @@ def _acdc(case: Case) -> Tensor:
             progress=False,
         )
         left = kept.edges
-        found[left] = share
-    return case.edges(found[None])
+        scores[left] = share
+    return case.edges(scores[None])
 
 
 def _estimate(case: Case, **options: Any) -> Tensor:
@@ -147,7 +151,7 @@ METHODS = (
     Method("attribution patching (AtP)", "node", _estimate),
     Method("random nodes", "node", lambda case: _random(case, "node")),
 )
-"""Every method; a new one is a line here."""
+"""Every method; to add one, add a line here."""
 
 
 def get_method(name: str) -> Method:

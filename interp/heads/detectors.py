@@ -1,10 +1,9 @@
 """Every way to judge a head: each detector, from each source, with its control.
 
-1. A detector is a job that heads do; a source is what they are judged by: their patterns on random tokens, their
-   weights alone, their patterns on the prompts of a task.
-2. `Material` holds what they are judged on, made once and when it is first needed.
-3. `measured` scores all heads in every way that was asked for and that the model has what is needed for, and says why
-   the others are left out.
+1. A detector names a job that heads do; a source is the evidence: their patterns on random tokens, their weights
+   alone, or their patterns on the prompts of a task.
+2. `Material` holds the evidence. Each part is computed once, when it is first needed.
+3. `measured` scores all heads in every requested way that this model allows, and says why the others are left out.
 
 Sources: as `interp.heads.from_patterns` and `interp.heads.from_weights`.
 """
@@ -40,7 +39,7 @@ DETECTORS = {
 }
 SOURCES = {"patterns": "random tokens", "weights": "weights alone", "task": "the task's own prompts"}
 LINKED = ("previous_token", "duplicate_token", "induction")
-"""What links of any prompt can tell."""
+"""The detectors that need only the links of a prompt, so that they work on any prompts."""
 
 METRICS = {
     ("copying", "patterns"): "standing",
@@ -50,16 +49,16 @@ METRICS = {
     ("successor", "patterns"): "share",
     ("successor", "weights"): "share",
 }
-"""What a score is: attention, unless named here."""
+"""The metric of a (detector, source); it is "attention" unless named here."""
 
-DRAWS, SMALL_DRAW, LARGE_DRAW = 8, 64, 512
+DRAWS, SMALL_DRAW, LARGE_DRAW = 8, 64, 512  # draws from the vocabulary, and how many tokens each has
 Scores = tuple[Tensor, Tensor | float]
-"""Scores [sequence, layer, head], and those of the control, which broadcast to the same."""
+"""Scores [sequence, layer, head], and the control's, which broadcast to the same shape."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """What heads are judged on; each part is made when a detector needs it."""
+    """What heads are judged on; each part is computed when a detector first needs it."""
 
     model: HookedModel
     pairs: PromptPairs | None
@@ -70,19 +69,19 @@ class Material:
     effective: bool = True
 
     def __post_init__(self) -> None:
-        settled: dict[str, Any] = {"n": whole_number("n", self.n, least=1, most=MOST, refuse=PromptError)}
-        settled |= {"seed": check_seed(self.seed), "effective": flag("effective", self.effective)}
-        for name, value in settled.items():
+        numbers: dict[str, Any] = {"n": whole_number("n", self.n, least=1, most=MOST, refuse=PromptError)}
+        numbers |= {"seed": check_seed(self.seed), "effective": flag("effective", self.effective)}
+        for name, value in numbers.items():
             object.__setattr__(self, name, value)
 
     @cached_property
     def sequences(self) -> head_patterns.Sequences:
-        """Random tokens twice, and their control."""
+        """Random tokens that occur twice, and their control."""
         return head_patterns.random_sequences(self.model, self.n, length=self.length, seed=self.seed, bos=self.bos)
 
     @cached_property
     def looks(self) -> dict[str, Scores]:
-        """Attention along links of random tokens; that of tokens without links at the same places."""
+        """Attention along the links of random tokens; the control is attention at the same places without links."""
         linked = head_patterns.links(self.sequences.repeated)
         value, control = (
             head_patterns.look(self.model, tokens, linked) for tokens in (self.sequences.repeated, self.sequences.fresh)
@@ -92,10 +91,10 @@ class Material:
 
     @cached_property
     def on_task(self) -> dict[str, Scores]:
-        """Attention along links of the task's prompts."""
+        """Attention along the links of the task's prompts; the control is attention spread evenly."""
         assert self.pairs is not None
-        found = head_patterns.of_prompts(self.model, self.pairs)
-        return {name: (value, even[:, None, None]) for name, (value, even) in found.items()}
+        scores = head_patterns.of_prompts(self.model, self.pairs)
+        return {name: (value, even[:, None, None]) for name, (value, even) in scores.items()}
 
     @cached_property
     def lists(self) -> dict[str, Tensor]:
@@ -103,7 +102,7 @@ class Material:
         return head_patterns.ordered_lists(self.model)
 
     def draws(self, size: int) -> list[Tensor]:
-        """Draws of different tokens [token]; one where it is the whole vocabulary."""
+        """Random sets of different tokens [token]; a single one if `size` covers the whole vocabulary."""
         ids = head_patterns.plain_tokens(self.model)
         count = min(self.n, DRAWS) if size < len(ids) else 1
         generator = torch.Generator().manual_seed(self.seed)
@@ -111,7 +110,7 @@ class Material:
 
     @cached_property
     def previous(self) -> Scores:
-        """Attention to the position before, from weights."""
+        """Attention to the previous position, from weights."""
         length = min(2 * head_patterns.LENGTH, self.model.cfg.n_ctx)
         scores = [
             head_weights.previous_token(self.model, tokens, length=length, effective=self.effective)
@@ -124,7 +123,7 @@ class Material:
         return head_patterns.copies(self.model, self.sequences), 0.0
 
     def patterns_of_successor(self) -> Scores:
-        """How often heads raise the next word most, on lists in random order that take turns."""
+        """How often heads raise the next word most; prompts take turns through the lists, each in random order."""
         scores, chance = [], []
         for at, ordered in enumerate(self.lists.values()):
             count = len(range(at, self.n, len(self.lists)))
@@ -136,24 +135,24 @@ class Material:
 
     def weights_of_duplicate_token(self) -> Scores:
         """Whether queries prefer the key of their own token."""
-        found = [
+        scores = [
             head_weights.duplicate_token(self.model, tokens, effective=self.effective)
             for tokens in self.draws(SMALL_DRAW)
         ]
-        return torch.stack(found), 0.0
+        return torch.stack(scores), 0.0
 
     def weights_of_induction(self) -> Scores:
-        """Whether queries prefer the key of a position that earlier heads told about their token."""
+        """Whether queries prefer the key of a position to which earlier heads have moved their token."""
         value, even = self.previous
         before = value.mean(0) - even
-        found = [
+        scores = [
             head_weights.induction(self.model, tokens, before, effective=self.effective)
             for tokens in self.draws(SMALL_DRAW)
         ]
-        return torch.stack(found), 0.0
+        return torch.stack(scores), 0.0
 
     def weights_of_copying(self) -> Scores:
-        """Eigenvalues of the map from tokens to their logits; as control, to those of other tokens."""
+        """Eigenvalues of the map from tokens to their own logits; as control, to the logits of other tokens."""
         draws = self.draws(LARGE_DRAW)
         value, control = (
             torch.stack(
@@ -168,10 +167,10 @@ class Material:
 
     def weights_of_successor(self) -> Scores:
         """How often OV raises the next word most, for every list."""
-        found = [
+        scores = [
             head_weights.successor(self.model, ordered, effective=self.effective) for ordered in self.lists.values()
         ]
-        return torch.stack(found), torch.tensor([1 / len(ordered) for ordered in self.lists.values()])[:, None, None]
+        return torch.stack(scores), torch.tensor([1 / len(ordered) for ordered in self.lists.values()])[:, None, None]
 
     def _of_task(self, name: str) -> Scores:
         return self.on_task[name]
@@ -199,22 +198,22 @@ class Material:
 def measured(
     material: Material, detectors: Sequence[str] | None, sources: Sequence[str] | None, *, progress: bool | None
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], str]]:
-    """Scores of every head in every way that was asked for.
+    """Scores of every head in every requested way.
 
     Args:
         material: what heads are judged on.
-        detectors: names of `DETECTORS`; None takes all that can be had.
-        sources: names of `SOURCES`; None takes all that can be had.
+        detectors: names of `DETECTORS`; None takes all that this model allows.
+        sources: names of `SOURCES`; None takes all that this model allows.
         progress: a bar on stderr; None shows it on a terminal.
 
     Returns:
-        A frame with the columns `detector, source, layer, head, prompt, metric, value, control, effect` (`ssm_head` in
-        the place of `head` where the model has no attention); and for what it lacks, (detector, source) -> why.
+        A frame with the columns `detector, source, layer, head, prompt, metric, value, control, effect` (`ssm_head`
+        instead of `head` for a model without attention); and (detector, source) -> why, for each one left out.
 
     Raises:
         UnknownName: a detector or source that does not exist.
         PromptError: a length that the model cannot take.
-        InterpError: a detector or source that was asked for and cannot be had, or nothing that can.
+        InterpError: a requested detector or source cannot be measured here, or none can.
     """
     import pandas as pd
 
@@ -225,7 +224,7 @@ def measured(
             if name not in known:
                 raise unknown(kind, name, known)
     if material.n < 1 or material.length is not None or material.bos is not None:
-        _ = material.sequences  # what was asked for and cannot be had is refused, whatever else can be measured
+        _ = material.sequences  # arguments that do not fit are refused here, even if no detector would use them
     ways = {
         (detector, source): way
         for (detector, source), way in material.ways().items()
@@ -240,14 +239,18 @@ def measured(
             continue
         named = {"detector": detector, "source": source, "metric": _metric(detector, source)}
         frames.append(_table(value, control, axis, layers).assign(**named))
-    had = set(ways) - set(missing)
+    done = set(ways) - set(missing)
+    # A missing score is an error if it leaves a requested detector or source without any; otherwise it is reported.
     for (detector, source), why in missing.items():
-        alone = not any(detector == kind for kind, _ in had) if sources is None else True
-        lacking = not any(source == other for _, other in had)
-        if (detectors and alone) or (sources and lacking) or not had:
-            raise InterpError(f"{detector} heads cannot be told from {source}: {why}")
-    if not had:
-        raise InterpError(f"there are no such scores: the task has those of {', '.join(LINKED)}, and needs prompts")
+        detector_missing = not any(detector == other for other, _ in done) if sources is None else True
+        source_missing = not any(source == other for _, other in done)
+        if (detectors and detector_missing) or (sources and source_missing) or not done:
+            raise InterpError(f"{detector} heads cannot be judged from {source}: {why}")
+    if not done:
+        raise InterpError(
+            f"nothing to measure: source 'task' needs prompts, and only has the detectors {', '.join(LINKED)}; add "
+            "prompts, one of these detectors, or another source"
+        )
     columns = ["detector", "source", "layer", axis, "prompt", "metric", "value", "control", "effect"]
     return pd.concat(frames, ignore_index=True)[columns], missing
 
@@ -260,10 +263,10 @@ def _table(value: Tensor, control: Tensor | float, axis: str, layers: Sequence[i
     """Scores [sequence, layer, head] as a frame."""
     import pandas as pd
 
-    beside = torch.as_tensor(control, dtype=torch.float64).expand(value.shape)
+    controls = torch.as_tensor(control, dtype=torch.float64).expand(value.shape)
     index = torch.cartesian_prod(
         torch.arange(value.shape[0]), torch.tensor(layers, dtype=torch.int64), torch.arange(value.shape[2])
     )
     frame = pd.DataFrame(index.numpy(), columns=["prompt", "layer", axis])
-    frame["value"], frame["control"] = value.double().flatten().numpy(), beside.flatten().numpy()
+    frame["value"], frame["control"] = value.double().flatten().numpy(), controls.flatten().numpy()
     return frame.assign(effect=frame["value"] - frame["control"])

@@ -1,10 +1,10 @@
 """Hidden attention: how much of what a state-space layer reads at a position was written at each earlier one.
 
-1. A recurrence is equal to a matrix, y = pattern x, which the site `pattern` of a mixer has: [query, key] for each head
-   of a Mamba-2 layer, for each channel of a Mamba-1 layer. It has signs, and its rows have no sum in common.
-2. D stands on its diagonal. It passes by the state and is left out.
-3. A share is the magnitude of an entry as a part of all magnitudes of its row. So it can be read, and drawn, as an
-   attention probability. The share of a whole mixer is that of the mean magnitude over its channels or heads.
+1. A recurrence equals a matrix, y = pattern x, which is the mixer's site `pattern`: [query, key] for each head of a
+   Mamba-2 layer, and for each channel of a Mamba-1 layer. Entries may be negative, and rows do not sum to 1.
+2. D is on its diagonal. It bypasses the state and is left out.
+3. A share is the magnitude of an entry divided by the sum of the magnitudes of its row, so that it can be read, and
+   drawn, like an attention probability. The share of a whole mixer uses the mean magnitude over its channels or heads.
 
 Source: Ali et al. 2024 ("The Hidden Attention of Mamba Models", section 3); they, too, average over channels.
 """
@@ -24,7 +24,7 @@ from interp.models.gpt import GPT
 from interp.state_space.mixer import RECURRENT, MambaMixer, on_diagonal
 from interp.text.padding import as_mask
 
-MOST_NUMBERS = 2**25  # of a pattern at once: 128 MB in float32
+MAX_NUMBERS = 2**25  # of a pattern at once: 128 MB in float32
 
 
 def mixer_of(model: HookedModel, layer: int) -> MambaMixer:
@@ -35,14 +35,14 @@ def mixer_of(model: HookedModel, layer: int) -> MambaMixer:
     """
     mixer = model.block(layer).mixer if isinstance(model, GPT) else None
     if mixer is None:
-        there = model.cfg.layers_with(*MAMBAS)
-        has = f"layers {', '.join(map(str, there))} have" if there else "no layer of this model has"
-        raise UnknownName(f"layer {layer} has no state-space mixer: {has} one")
+        layers = model.cfg.layers_with(*MAMBAS)
+        which = f"layers {', '.join(map(str, layers))} have" if layers else "no layer of this model has"
+        raise UnknownName(f"layer {layer} has no state-space mixer: {which} one")
     return mixer
 
 
 def sources(layer: int) -> list[str]:
-    """The sites that the pattern of a layer is made of; a run that keeps these keeps no pattern."""
+    """The sites from which the pattern of a layer is computed; a cache of these need not hold the pattern itself."""
     return [f"blocks.{layer}.mixer.hook_{name}" for name in RECURRENT]
 
 
@@ -50,11 +50,11 @@ def sources(layer: int) -> list[str]:
 def patterns(
     model: HookedModel, cache: ActivationCache, layer: int, mask: Tensor | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """The pattern of a layer, some prompts at a time, so that it fits into memory.
+    """The pattern of a layer, a few prompts at a time, so that it fits into memory.
 
     Args:
         model: the model.
-        cache: what it computed at `sources(layer)`.
+        cache: its values at `sources(layer)`.
         layer: a layer with a state-space mixer.
         mask: True at real tokens [batch, pos]; None means all.
 
@@ -67,37 +67,37 @@ def patterns(
     mixer, mask = mixer_of(model, layer), None if mask is None else as_mask(mask, "mask")
     values = {name: cache[site] for name, site in zip(RECURRENT, sources(layer), strict=True)}
     n, n_pos = values["delta"].shape[:2]
-    each = max(1, MOST_NUMBERS // (mixer.D.numel() * n_pos * n_pos))
+    each = max(1, MAX_NUMBERS // (mixer.D.numel() * n_pos * n_pos))
     for start in range(0, n, each):
         rows = slice(start, start + each)
-        own = None if mask is None else mask[rows]
-        found = mixer.derive("pattern", own, **{name: value[rows] for name, value in values.items()})
-        assert found is not None
-        yield rows, found
+        own_mask = None if mask is None else mask[rows]
+        pattern = mixer.derive("pattern", own_mask, **{name: value[rows] for name, value in values.items()})
+        assert pattern is not None
+        yield rows, pattern
 
 
 def shares(pattern: Tensor, D: Tensor) -> Tensor:
-    """The magnitudes of a pattern, without D, as parts of their row.
+    """The magnitudes of a pattern, without D, each divided by the sum of its row.
 
     Args:
         pattern: [batch, unit, query, key]; the units are heads or channels.
         D: [unit].
 
     Returns:
-        The same shape, from 0 to 1; the keys of a query sum to 1, unless it reads nothing at all.
+        The same shape, from 0 to 1; the keys of a query sum to 1, or to 0 where all are 0.
     """
-    return _parts(_magnitudes(pattern, D))
+    return _normalised(_magnitudes(pattern, D))
 
 
 def together(pattern: Tensor, D: Tensor) -> Tensor:
-    """The shares of a whole mixer: of the mean magnitude over its units.  # [batch, query, key]"""
-    return _parts(_magnitudes(pattern, D).mean(1))
+    """The shares of a whole mixer, from the mean magnitude over its units.  # [batch, query, key]"""
+    return _normalised(_magnitudes(pattern, D).mean(1))
 
 
 def _magnitudes(pattern: Tensor, D: Tensor) -> Tensor:
     return (pattern - on_diagonal(D.detach(), pattern)).abs().float()
 
 
-def _parts(magnitudes: Tensor) -> Tensor:
+def _normalised(magnitudes: Tensor) -> Tensor:
     total = magnitudes.sum(-1, keepdim=True)
     return magnitudes / torch.where(total > 0, total, 1.0)

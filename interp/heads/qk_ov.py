@@ -1,11 +1,11 @@
-"""A head's two circuits, as products of narrow matrices: what it compares, what it writes of what it reads.
+"""A head's two circuits, as products of narrow matrices: what it attends to, and what it writes of what it reads.
 
-1. QK = W_Q W_K^T / scale says which positions a head compares as alike, OV = W_V W_O what it writes of what it reads.
-   They are never multiplied out over the vocabulary. A query head that shares its keys and values uses its group's.
-2. The norm in front is folded in where it is linear: its weight and its centring. Its division by the scale is not, and
-   stays out; so do biases.
-3. Composition: how much of what one head writes a later one reads, against the same heads turned at random.
-4. Directions: the singular vectors of OV, by the tokens that lie along what is read and what is written.
+1. QK = W_Q W_K^T / scale gives a head's attention scores, OV = W_V W_O what it writes of what it reads. They are never
+   multiplied out over the vocabulary. A query head that shares its keys and values uses those of its group.
+2. The linear parts of the norm before the layer are folded in: its weight and its centring. Its division by the scale
+   is not linear and is left out; so are biases.
+3. Composition: how much of what one head writes a later one reads, against the same heads rotated at random.
+4. Directions: the singular vectors of OV, described by the tokens along what is read and along what is written.
 
 Sources: Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits", sections on QK and OV circuits and on
 composition); Millidge and Black 2022 ("The Singular Value Decompositions of Transformer Weight Matrices are Highly
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 READERS = {"q": "queries", "k": "keys", "v": "values"}
-LEAST = 1e-30
+TINY = 1e-30  # avoids division by zero
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """Matrices of low rank, `left @ right`, from one row of the residual stream to another.
+    """Matrices of low rank, `left @ right`, kept as their two factors.
 
     Attributes:
         left: [..., d_model, d_head], what is read.
-        right: [..., d_head, d_model], what is written, or what is compared with.
+        right: [..., d_head, d_model], what is written (OV), or what it is compared with (QK).
     """
 
     left: Tensor
@@ -64,6 +64,7 @@ class LowRank:
         """Directions that are read [..., d_model, d_head] in columns, singular values [..., d_head] from the largest,
         and directions that are written [..., d_head, d_model] in rows.
         """
+        # With left = Q1 R1 and right^T = Q2 R2 the product is Q1 (R1 R2^T) Q2^T: only a small matrix is decomposed.
         reads, small_left = torch.linalg.qr(self.left)
         writes, small_right = torch.linalg.qr(self.right.mT)
         u, values, v = torch.linalg.svd(small_left @ small_right.mT, full_matrices=False)
@@ -74,12 +75,12 @@ def readable(model: HookedModel) -> GPT:
     """The model, if its weights can be read here.
 
     Raises:
-        InterpError: another library computes it.
+        InterpError: a bridged model, which another library computes.
     """
     if not isinstance(model, GPT):
         raise InterpError(
-            f"the weights of a {type(model).__name__} are not laid out here: load its checkpoint with interp.load, or "
-            "judge its heads by their patterns"
+            f"the weights of a {type(model).__name__} cannot be read: load its checkpoint with interp.load, or judge "
+            "its heads by their patterns"
         )
     return model
 
@@ -100,7 +101,7 @@ def ov(model: HookedModel, layer: int) -> LowRank:
 @checked
 @torch.no_grad()
 def qk(model: HookedModel, layer: int) -> LowRank:
-    """What the heads of a layer compare, before positions turn it: W_Q W_K^T / scale.  # [head, d_model, d_model]
+    """Attention scores of a layer's heads, before rotation: W_Q W_K^T / scale.  # [head, d_model, d_model]
 
     Raises:
         InterpError, UnknownName: as `ov`.
@@ -116,15 +117,15 @@ def qk(model: HookedModel, layer: int) -> LowRank:
 def composition(model: HookedModel, reader: str) -> Tensor:
     """How much of what one head writes another reads: ||OV reader|| / (||OV|| ||reader||), in Frobenius norms.
 
-    If one of the two were turned at random, the root mean square of the ratio would be 1 / sqrt(d_model), whatever
+    If one of the two were rotated at random, the root mean square of the ratio would be 1 / sqrt(d_model), whatever
     their singular values: `chance_composition`.
 
     Args:
         model: the model.
-        reader: by what the later head reads: "q" and "k" are its QK circuit from either side, "v" its OV circuit.
+        reader: where the later head reads: "q" and "k" are the two sides of its QK circuit, "v" is its OV circuit.
 
     Returns:
-        [layer, head, layer, head] of writer and reader; NaN where the reader does not come later.
+        [writer's layer, writer's head, reader's layer, reader's head]; NaN unless the reader comes later.
 
     Raises:
         UnknownName: another reader.
@@ -139,7 +140,8 @@ def composition(model: HookedModel, reader: str) -> Tensor:
         circuit = ov(model, layer) if reader == "v" else qk(model, layer)
         if reader == "k":
             circuit = LowRank(circuit.right.mT, circuit.left.mT)
-        reads.append(circuit.left @ _triangle(circuit.right.mT).mT)  # as long as the circuit [head, d_model, d_head]
+        # The other side's orthogonal factor changes no norm, so that its triangle is enough.
+        reads.append(circuit.left @ _triangle(circuit.right.mT).mT)  # [head, d_model, d_head]
     out = torch.full((layers, heads, layers, heads), float("nan"))
     for layer in range(layers - 1):
         circuit = ov(model, layer)
@@ -147,32 +149,32 @@ def composition(model: HookedModel, reader: str) -> Tensor:
         reading = torch.stack(reads[layer + 1 :])  # [layer, head, d_model, d_head]
         both = torch.einsum("hdm,lrme->hlrde", writing, reading).norm(dim=(-2, -1))  # [head, layer, head]
         norms = writing.norm(dim=(-2, -1))[:, None, None] * reading.norm(dim=(-2, -1))
-        out[layer, :, layer + 1 :] = (both / norms.clamp(min=LEAST)).cpu()
+        out[layer, :, layer + 1 :] = (both / norms.clamp(min=TINY)).cpu()
     return out
 
 
 def chance_composition(model: HookedModel) -> float:
-    """The composition of two heads of which one is turned at random."""
+    """The expected composition of two heads of which one is rotated at random (root mean square)."""
     return float(model.cfg.d_model**-0.5)
 
 
 @checked
 @torch.no_grad()
 def singular_tokens(model: HookedModel, layer: int, head: int, *, directions: int = 4, top: int = 6) -> pd.DataFrame:
-    """The directions that a head's OV circuit carries most, by the tokens along them.
+    """The directions that a head's OV circuit transmits most strongly, described by the tokens along them.
 
-    A direction and its opposite are the same to an OV circuit: each is turned so that its largest logit is positive.
+    The sign of a singular direction is arbitrary: each is given the sign that makes its largest logit positive.
 
     Args:
         model: the model.
         layer, head: which head.
         directions: how many, the largest singular values first.
-        top: tokens of each.
+        top: how many tokens for each.
 
     Returns:
         Columns `direction, singular_value, share` (of the sum of squares), `side` ("reads" or "writes"), `rank, token,
-        value`: how far a token's normalised embedding reaches along what is read, or the logit, less the mean of all,
-        of what is written.
+        value`. For "reads", `value` is a token's normalised embedding projected on the direction; for "writes" it is
+        the token's logit minus the mean logit.
 
     Raises:
         UnknownName: a layer or head that does not exist.
@@ -185,7 +187,7 @@ def singular_tokens(model: HookedModel, layer: int, head: int, *, directions: in
     model = readable(model)
     if not is_whole(head) or not 0 <= head < model.cfg.n_heads:
         raise UnknownName(
-            f"head {shown(head)} is not one of this model's {model.cfg.n_heads}, 0 to {model.cfg.n_heads - 1}"
+            f"head {shown(head)} is not one of this model's {model.cfg.n_heads} heads (0 to {model.cfg.n_heads - 1})"
         )
     directions, top = whole_number("directions", directions, least=1), whole_number("top", top, least=1)
     reads, values, writes = ov(model, layer)[head].svd()
@@ -195,38 +197,39 @@ def singular_tokens(model: HookedModel, layer: int, head: int, *, directions: in
     norm = model.norm_before(layer)
     rows = wide(model.W_E if norm is None else norm.normalized(model.W_E))
     tables = {"reads": (rows @ reads[:, :directions]).T * sign, "writes": written * sign}
-    share = values.square() / values.square().sum().clamp(min=LEAST)
-    told = []
+    share = values.square() / values.square().sum().clamp(min=TINY)
+    lines = []
     for at in range(len(written)):
         for side, table in tables.items():
             best = table[at].topk(min(top, table.shape[1]))
             for rank, (value, token) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
                 name = str(token) if model.tokenizer is None else model.to_str_tokens([token])[0]
-                told.append((at, float(values[at]), float(share[at]), side, rank, name, value))
-    return pd.DataFrame(told, columns=["direction", "singular_value", "share", "side", "rank", "token", "value"])
+                lines.append((at, float(values[at]), float(share[at]), side, rank, name, value))
+    return pd.DataFrame(lines, columns=["direction", "singular_value", "share", "side", "rank", "token", "value"])
 
 
 def unembedding(model: GPT, tokens: Tensor) -> Tensor:
     """Columns of W_U with the final norm's weight and centring folded in.  # [d_model, token]"""
-    return _behind(model.norm_before(model.cfg.n_layers), wide(model.W_U[:, tokens.to(model.device)]))
+    return _after_norm(model.norm_before(model.cfg.n_layers), wide(model.W_U[:, tokens.to(model.device)]))
 
 
 def folded(model: HookedModel, layer: int, weight: Tensor) -> Tensor:
-    """A weight [..., d_model, d] of a layer's heads with the weight and centring of the norm before it."""
-    return _behind(readable(model).norm_before(layer), wide(weight))
+    """A weight [..., d_model, d] of a layer's heads, with the weight and centring of the layer's norm folded in."""
+    return _after_norm(readable(model).norm_before(layer), wide(weight))
 
 
 def each_head(model: HookedModel, shared: Tensor) -> Tensor:
-    """What keys or values have, once for every query head that shares them.  # [kv_head, ...] -> [head, ...]"""
+    """Keys' or values' weights, repeated for every query head that shares them.  # [kv_head, ...] -> [head, ...]"""
     return shared.repeat_interleave(model.cfg.n_heads // model.cfg.n_kv_heads, 0)
 
 
 def wide(x: Tensor) -> Tensor:
-    """Numbers in half precision as float32, others as they are; without a graph."""
+    """Half precision as float32, other types as they are; detached from the autograd graph."""
     return widened(x).detach()
 
 
-def _behind(norm: Norm | None, weight: Tensor) -> Tensor:
+def _after_norm(norm: Norm | None, weight: Tensor) -> Tensor:
+    """A weight that reads a norm's output, as one that reads its input, but for the division by the norm's scale."""
     if norm is None:
         return weight
     if norm.w is not None:
@@ -235,11 +238,12 @@ def _behind(norm: Norm | None, weight: Tensor) -> Tensor:
 
 
 def _triangle(narrow: Tensor) -> Tensor:
-    """R of a QR decomposition: as long in every direction as the narrow matrix itself."""
+    """R of a QR decomposition: |R x| = |narrow x| for every x."""
     return torch.linalg.qr(narrow, mode="r").R
 
 
 def _layer(model: HookedModel, layer: int) -> int:
-    if not is_whole(layer) or not 0 <= layer < model.cfg.n_layers:
-        raise UnknownName(f"layer {shown(layer)} is not one of this model's {model.cfg.n_layers} layers, from 0 on")
+    n = model.cfg.n_layers
+    if not is_whole(layer) or not 0 <= layer < n:
+        raise UnknownName(f"layer {shown(layer)} is not one of this model's {n} layers (0 to {n - 1})")
     return int(layer)

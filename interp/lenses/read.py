@@ -1,11 +1,11 @@
-"""Reading a model's residual stream as if it were its last one: what every lens shares.
+"""Reading a model's residual stream at any depth as if it were the last layer's output: what every lens shares.
 
-1. Run the clean prompts once, keeping the stream before every layer, between mixer and MLP, and after the last.
-2. A lens translates the stream of a depth (the logit lens leaves it as it is); the model's own final norm and
+1. Run the clean prompts once, keeping the stream before every layer, between mixer and MLP, and after the last layer.
+2. A lens translates the stream of a depth (the logit lens leaves it unchanged); the model's own final norm and
    unembedding turn it into logits.
-3. Of these logits: probability, rank and logit difference of the answer, the divergence from the model's own output,
+3. From these logits: probability, rank and logit difference of the answer, the divergence from the model's own output,
    and the likeliest tokens.
-4. The check: behind the last layer, where no lens translates, what is read must be the model's own output.
+4. The check: after the last layer, where no lens translates, the reading must equal the model's own output.
 
 Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
 """
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Translate = Callable[[str, Tensor], Tensor]
-"""A lens: site name and stream [..., d_model] -> the stream it stands for behind the last layer."""
+"""A lens: site name and stream [..., d_model] -> its prediction of the last layer's output, of the same shape."""
 
 LIMIT = {2: 0.05, 4: 1e-4, 8: 1e-4}
-"""Bytes of a number -> the most that the last row may differ from the model's output, in nats."""
+"""Bytes of a number -> how far the last row may be from the model's output, in nats."""
 
 COLUMNS = ["lens", "layer", "site", "prompt", "pos", "token", "role", "metric", "k", "top_token", "value"]
 
@@ -43,20 +43,20 @@ def depths(model: HookedModel, *, halves: bool = True) -> list[str]:
 
     Args:
         model: the model.
-        halves: with those between mixer and MLP, where the model has them.
+        halves: include the sites between mixer and MLP, where the model has them.
 
     Raises:
-        InterpError: a model without layers, or a bridged one that does not hand its stream out.
+        InterpError: a model without layers, or a bridged one without the residual stream of some layer.
     """
     if not model.cfg.n_layers:
-        raise InterpError("a lens reads what layers leave behind, and this model has none")
-    wanted = ("hook_resid_pre", "hook_resid_mid") if halves else ("hook_resid_pre",)
-    names = [name for name in model.hook_dict if name.endswith(wanted)]
+        raise InterpError("a lens reads the outputs of layers, and this model has no layers")
+    endings = ("hook_resid_pre", "hook_resid_mid") if halves else ("hook_resid_pre",)
+    names = [name for name in model.hook_dict if name.endswith(endings)]
     names.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
     pre = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
-    lacking = [name for name in (*pre, names[-1]) if name not in model.hook_dict]
-    if lacking:
-        raise InterpError(f"this model does not hand out {lacking[0]!r}: a lens needs the stream of every layer")
+    absent = [name for name in (*pre, names[-1]) if name not in model.hook_dict]
+    if absent:
+        raise InterpError(f"a lens needs the residual stream of every layer, and this model has no site {absent[0]!r}")
     return names
 
 
@@ -88,8 +88,8 @@ def read(
     Args:
         model: the model.
         pairs: the prompts; their clean side is read.
-        names: sites of the residual stream; the last is the output of the last layer, which is the check.
-        lenses: name -> what translates the streams before they are read; None leaves them as they are.
+        names: sites of the residual stream; the last must be the output of the last layer, which is the check.
+        lenses: name -> the function that translates streams before they are read; None leaves them unchanged.
         pos: "last" for the last position of every prompt, "all" for every position. The answer at an earlier position
             is the prompt's own next token.
         top: how many of the likeliest tokens to keep.
@@ -102,58 +102,66 @@ def read(
 
     Raises:
         UnknownName: another `pos`.
-        PromptError: no tokens to keep, or next tokens that the model, which answers from another alphabet, cannot give.
-        ParityError: what is read behind the last layer is not the model's own output.
+        PromptError: `top` below 1, or `pos="all"` for a model whose output vocabulary is the smaller one.
+        ParityError: the reading after the last layer is not the model's own output.
     """
     import pandas as pd
 
     check_choice("pos", pos, ["last", "all"])
     top = whole_number("top, the likeliest tokens to keep,", top, least=1, refuse=PromptError)
     if pos == "all" and model.cfg.d_vocab_out < model.cfg.d_vocab:
-        raise PromptError("this model answers from another alphabet than it reads: choose pos='last'")
+        raise PromptError(
+            f"pos='all' takes a prompt's next token as the answer, and this model's output vocabulary of "
+            f"{model.cfg.d_vocab_out} is smaller than its input vocabulary of {model.cfg.d_vocab}: choose pos='last'"
+        )
     check_answers(pairs.answer_table, model.cfg.d_vocab_out)
+
+    # 1. Run the prompts, and list the places (prompt and position) to read.
     pairs = pairs.to(model.device)
     logits, cache = model.run_with_cache(pairs.clean, names_filter=list(names), attention_mask=pairs.attention_mask)
-
-    prompt, at = pairs.mask.nonzero(as_tuple=True)  # one entry for every real position
+    prompt, at = pairs.mask.nonzero(as_tuple=True)  # [place]: every real position
     if pos == "last":
         prompt, at = torch.arange(len(pairs), device=model.device), pairs.last
     is_last = at == pairs.last[prompt]
-    follows = pairs.clean[prompt, (at + 1).clamp(max=pairs.clean.shape[1] - 1)]
-    right, wrong = pairs.answer_table[prompt].unbind(1)  # [place, most]
-    next_one = torch.nn.functional.pad(follows[:, None], (0, right.shape[1] - 1), value=-1)
-    right = torch.where(is_last[:, None], right, next_one)
+    right, wrong = pairs.answer_table[prompt].unbind(1)  # [place, answer], filled up with -1
+    next_token = pairs.clean[prompt, (at + 1).clamp(max=pairs.clean.shape[1] - 1)]
+    next_token = torch.nn.functional.pad(next_token[:, None], (0, right.shape[1] - 1), value=-1)
+    right = torch.where(is_last[:, None], right, next_token)
     output = logits[prompt, at].float().log_softmax(-1)  # [place, d_vocab_out]
-
     place = pd.DataFrame({"prompt": prompt.tolist(), "pos": at.tolist()})
     place["token"] = [pairs.str_tokens[p][i] for p, i in zip(place["prompt"], place["pos"], strict=True)]
     place["role"] = [_role(pairs, p, i) for p, i in zip(place["prompt"], place["pos"], strict=True)]
+
+    # 2. and 3. Translate each stream, turn it into logits, and measure these.
     frames = []
     for lens, translate in lenses.items():
         for name in names:
-            stream = cache[name][prompt, at]
-            seen = read_out(model, stream if translate is None else translate(name, stream))
+            stream = cache[name][prompt, at]  # [place, d_model]
+            read_logits = read_out(model, stream if translate is None else translate(name, stream))
             point = model.hook_dict[name]
-            measured = _measure(model, seen, output, right, wrong, is_last, top)
-            own = {"lens": lens, "layer": point.layer(), "site": point.site.short}
-            frames += [place.assign(**own, **columns) for columns in measured]
+            measured = _measure(model, read_logits, output, right, wrong, is_last, top)
+            depth_columns = {"lens": lens, "layer": point.layer(), "site": point.site.short}
+            frames += [place.assign(**depth_columns, **columns) for columns in measured]
     frame = pd.concat(frames, ignore_index=True)[COLUMNS]
+
+    # 4. Compare the last reading with the model's output.
     _check(model, frame)
     return frame
 
 
 def gap(frame: pd.DataFrame) -> float:
-    """How far the rows behind the last layer are from the model's own output, in nats: the largest of any place."""
+    """How far the rows after the last layer are from the model's own output, in nats: the largest over all places."""
     last = frame[(frame["site"] == "resid_post") & (frame["metric"] == "kl")]
     return float(last["value"].abs().max(skipna=False))
 
 
 def _check(model: HookedModel, frame: pd.DataFrame) -> None:
-    found = gap(frame)
-    if not found <= LIMIT[model.dtype.itemsize]:
+    nats = gap(frame)
+    if not nats <= LIMIT[model.dtype.itemsize]:
         raise ParityError(
-            "the stream behind the last layer, read through final norm and unembedding, is not the model's own output: "
-            f"they diverge by {found:.2g} nats, so that no lens can be trusted; is a hook on the read-out?"
+            "the stream after the last layer, read through the final norm and unembedding, is not the model's own "
+            f"output: they diverge by {nats:.2g} nats, so no lens can be trusted; remove any hooks on the final norm, "
+            "the unembedding and the last layer's output"
         )
 
 
@@ -192,7 +200,7 @@ def _role(pairs: PromptPairs, prompt: int, at: int) -> str:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over prompts at the last position for every lens and depth, with intervals.
 
-    `depth` is in units of layers; `top_token` is the first prompt's.
+    `depth` counts layers, as `depth` gives it; `top_token` is that of the first prompt.
     """
     where = ["lens", "layer", "site"]
     last = frame[frame["pos"] == frame.groupby("prompt")["pos"].transform("max")]
@@ -211,7 +219,7 @@ def _places(frame: pd.DataFrame, columns: Sequence[str]) -> list[tuple[Any, ...]
 
 
 def depth(layer: int, site: str) -> float:
-    """Where a site stands in units of layers: the stream enters layer 3 at 3, passes its middle at 3.5."""
+    """A site's depth in layers: the stream enters layer 3 at 3 and passes its middle at 3.5."""
     return layer + {"resid_pre": 0.0, "resid_mid": 0.5, "resid_post": 1.0}[site]
 
 
@@ -222,7 +230,7 @@ def in_words(row: pd.Series[Any]) -> str:
 
 
 def settled(table: pd.DataFrame, holds: pd.Series[bool]) -> pd.Series[Any] | None:
-    """The first of a table's rows from which on a condition holds to the last, or None."""
-    found = holds.to_numpy()
-    start = len(found) - int(found[::-1].cumprod().sum())
-    return table.iloc[start] if start < len(found) else None
+    """The row from which on a condition holds in all rows to the last, or None if it does not hold in the last."""
+    condition = holds.to_numpy()
+    start = len(condition) - int(condition[::-1].cumprod().sum())  # the length of the last run of True
+    return table.iloc[start] if start < len(condition) else None

@@ -1,10 +1,11 @@
-"""Text to train something on: a user's file, or what the model itself writes, cut into sequences of equal length.
+"""Text to train on: a user's file, or text that the model itself writes, cut into sequences of equal length.
 
-1. A file is .txt (one document) or .jsonl (a document a line, under "text"). Documents are put behind one another, with
-   the model's end-of-sequence token between them if it has one, and cut.
-2. Without a file the model writes: every sequence begins with its beginning-of-sequence token, or a random token where
-   there is none, and goes on by draws at temperature 1. So the text has the model's own distribution.
-3. A model that cannot write (a bidirectional one, or one that answers from another alphabet) gets random tokens.
+1. A file is .txt (one document) or .jsonl (a document a line, under "text"). Documents are joined, with the model's
+   end-of-sequence token between them if it has one, and cut.
+2. Without a file the model writes: every sequence begins with the beginning-of-sequence token, or a random token if
+   there is none, and continues with draws at temperature 1. So the text has the model's own distribution.
+3. A model that cannot write (a bidirectional one, or one whose output vocabulary is not its input vocabulary) gets
+   random tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from interp.hooked.model import HookedModel
 from interp.progress import counting
 
 SUFFIXES = (".txt", ".jsonl")
-AT_ONCE = 64  # sequences that are written together
+WRITE_SEQUENCES = 64  # sequences that are written together
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +43,10 @@ class Texts:
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 2 or 0 in self.tokens.shape or self.tokens.is_floating_point():
-            raise PromptError(f"texts are token ids [sequence, pos], not {list(self.tokens.shape)} {self.tokens.dtype}")
+            raise PromptError(
+                f"texts must be token ids [sequence, pos] of an integer type, not {list(self.tokens.shape)} of "
+                f"{self.tokens.dtype}"
+            )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -56,17 +60,17 @@ def prepare(
     length: int = 64,
     most: int | None = None,
 ) -> Texts:
-    """Texts of whatever was given.
+    """`Texts` from a file, documents, or ids.
 
     Args:
         model: its tokenizer cuts text into tokens.
-        source: `Texts` or ids [sequence, pos], which stay as they are; a file; or documents.
+        source: `Texts` or ids [sequence, pos], which are used unchanged; a file; or documents.
         length: tokens in a sequence, for files and documents; at most the model's context.
-        most: so many sequences at most, the first ones.
+        most: keep at most this many sequences, the first ones; None keeps all.
 
     Raises:
         PromptError: a file that cannot be read, text of less than one sequence, ids that this model does not have.
-        UnknownName: a file of another kind.
+        UnknownName: a file that is neither .txt nor .jsonl.
     """
     if isinstance(source, str | Path):
         path = Path(os.path.expanduser(source))
@@ -77,29 +81,29 @@ def prepare(
         texts = source
     else:
         if not isinstance(source, Sequence) or not all(isinstance(one, str) for one in source):
-            raise PromptError(f"text must be ids, a file, or a list of documents, not {shown(source)}")
+            raise PromptError(f"text must be token ids, a file, or a list of documents, not {shown(source)}")
         texts = _cut(model, list(source), length, f"{len(source)} documents")
-    given = texts.tokens
-    if given.ndim != 2 or not given.numel() or given.dtype == torch.bool or given.is_floating_point():
-        raise PromptError(f"text as ids must be whole numbers [sequence, pos], not {list(given.shape)} {given.dtype}")
+    ids = texts.tokens
+    if ids.ndim != 2 or not ids.numel() or ids.dtype == torch.bool or ids.is_floating_point():
+        raise PromptError(f"text as ids must be whole numbers [sequence, pos], not {list(ids.shape)} of {ids.dtype}")
     most = None if most is None else whole_number("most", most, least=1, refuse=PromptError)
-    low, high = (int(id_) for id_ in torch.aminmax(given))
+    low, high = (int(id_) for id_ in torch.aminmax(ids))
     if low < 0 or high >= model.cfg.d_vocab:
         raise PromptError(
             f"token id {low if low < 0 else high} is out of range: this model's ids are 0 to {model.cfg.d_vocab - 1}"
         )
-    if texts.tokens.shape[1] > model.cfg.n_ctx:
+    if ids.shape[1] > model.cfg.n_ctx:
         raise PromptError(
-            f"sequences of {texts.tokens.shape[1]} tokens are longer than the model's context of {model.cfg.n_ctx}"
+            f"sequences of {ids.shape[1]} tokens are longer than the model's context of {model.cfg.n_ctx}: cut them"
         )
-    return texts if most is None or len(texts) <= most else Texts(texts.tokens[:most], texts.made)
+    return texts if most is None or len(texts) <= most else Texts(ids[:most], texts.made)
 
 
 def documents(path: Path) -> list[str]:
     """The documents of a .txt or .jsonl file in UTF-8.
 
     Raises:
-        UnknownName: a file of another kind.
+        UnknownName: a file that is neither .txt nor .jsonl.
         PromptError: a file that cannot be read, or a line without "text"; the message names it.
     """
     if path.suffix not in SUFFIXES:
@@ -116,33 +120,35 @@ def documents(path: Path) -> list[str]:
         raise PromptError(f"text cannot be read from {str(path)!r}: {error}") from None
     if path.suffix == ".txt":
         return [text]
-    found = []
-    for number, line in enumerate(text.split("\n"), start=1):  # other line ends may stand inside a document
+    texts = []
+    for number, line in enumerate(text.split("\n"), start=1):  # a document may contain other kinds of line end
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise PromptError(f"line {number} of {str(path)!r} is no JSON: {error}") from None
+            raise PromptError(f"line {number} of {str(path)!r} is not JSON: {error}") from None
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             has = ", ".join(map(repr, row)) if isinstance(row, dict) else type(row).__name__
-            raise PromptError(f'line {number} of {str(path)!r} has no "text" that is a string, only {has or "nothing"}')
-        found.append(row["text"])
-    return found
+            raise PromptError(
+                f'line {number} of {str(path)!r} needs a string under "text", and has only {has or "nothing"}'
+            )
+        texts.append(row["text"])
+    return texts
 
 
-def _cut(model: HookedModel, found: Sequence[str], length: int, name: str) -> Texts:
-    """Documents behind one another, in sequences of `length` tokens; what is left over at the end goes."""
+def _cut(model: HookedModel, texts: Sequence[str], length: int, name: str) -> Texts:
+    """Documents joined and cut into sequences of `length` tokens; the remainder at the end is dropped."""
     length = _length(model, length)
     if model.tokenizer is None:
-        raise PromptError("this model has no tokenizer: give token ids [sequence, pos], or let it write by itself")
+        raise PromptError("this model has no tokenizer: give token ids [sequence, pos], or let it write its own text")
     ids: list[int] = []
-    for document in found:
+    for document in texts:
         row = model.tokenizer.encode(document)
         end = model.tokenizer.eos_token_id
         ids += row if end is None or not row or row[-1] == end else [*row, end]
     if len(ids) < length:
-        raise PromptError(f"{name} has {len(ids)} tokens, expected at least one sequence of {length}")
+        raise PromptError(f"{name} has {len(ids)} tokens, fewer than one sequence of {length}: give more text")
     rows = len(ids) // length
     return Texts(torch.tensor(ids[: rows * length]).unflatten(0, (rows, length)), name)
 
@@ -160,7 +166,7 @@ def write(
     """Sequences that the model writes itself.
 
     Args:
-        model: what writes.
+        model: the model that writes.
         n: how many sequences.
         length: tokens in each, the first included; at most the model's context.
         seed: of all draws; torch's global generator is not touched.
@@ -178,8 +184,8 @@ def write(
     seeds = torch.randint(2**31, (n,), generator=generator).tolist()
     parts = []
     with counting(total=n, desc="writing text", unit=" sequences", progress=progress) as bar:
-        for start in range(0, n, AT_ONCE):
-            rows = first[start : start + AT_ONCE]
+        for start in range(0, n, WRITE_SEQUENCES):
+            rows = first[start : start + WRITE_SEQUENCES]
             options = {"temperature": temperature, "seed": seeds[start], "stop_at_eos": False}
             parts.append(model.generate(rows, length - 1, **options).cpu())
             bar.update(len(rows))

@@ -1,8 +1,8 @@
-"""`TunedLens`: an affine map for every layer that says what its residual stream stands for behind the last layer.
+"""`TunedLens`: an affine map for every layer that predicts the last layer's output from the layer's input.
 
-1. h [d_model] enters layer l; the lens reads h A_l + b_l through the model's own final norm and unembedding. The
-   identity is the logit lens; `interp.lenses.training` learns the maps.
-2. A lens belongs to the model that it was trained for, by the digest of its weights, and is refused for another.
+1. h [d_model] enters layer l; the lens reads h A_l + b_l through the model's own final norm and unembedding. With the
+   identity this is the logit lens; `interp.lenses.training` learns the maps.
+2. A lens belongs to the model it was trained for, which it knows by the digest of its weights; any other is refused.
 3. On disk it is a folder: `tuned_lens.safetensors` (A, b) and `tuned_lens.json` (the model, how it was trained, and
    the divergences on held-out text).
 
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 FORMAT = "interp.TunedLens 1"
 CONFIG_FILE, WEIGHTS_FILE = "tuned_lens.json", "tuned_lens.safetensors"
 LENSES = ("tuned", "logit")
-AT_ONCE = 64  # positions that are read together
+READ_POSITIONS = 64  # how many positions are read at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TunedLens:
-    """A translator for the input of each of some layers.
+    """An affine map for the input of each of some layers.
 
     Attributes:
-        A: [layer, d_model, d_model] float32, from the stream to what it stands for.
-        b: [layer, d_model] float32.
-        layers: which layers' inputs they translate, in order.
+        A: [layer, d_model, d_model] float32, the matrices.
+        b: [layer, d_model] float32, the offsets.
+        layers: the layers whose inputs they translate, in order.
         model_name: the model it was trained for.
         digest: of that model, as `model_digest` gives it.
-        training: how it was trained, in plain JSON values; empty for a lens that was not.
+        training: how it was trained, in plain JSON values; empty for a lens that was not trained.
         divergences: lens ("tuned", "logit") -> for each layer the divergence in nats on each held-out sequence.
     """
 
@@ -67,14 +67,14 @@ class TunedLens:
         count, d_model = len(self.layers), self.b.shape[-1]
         if list(self.A.shape) != [count, d_model, d_model] or list(self.b.shape) != [count, d_model]:
             raise WeightsError(
-                f"the maps of a lens for {count} layers are {list(self.A.shape)} and {list(self.b.shape)}, expected "
-                f"[{count}, {d_model}, {d_model}] and [{count}, {d_model}]"
+                f"a lens for {count} layers needs A of shape [{count}, {d_model}, {d_model}] and b of shape "
+                f"[{count}, {d_model}], not {list(self.A.shape)} and {list(self.b.shape)}"
             )
 
     @classmethod
     @checked
     def identity(cls, model: HookedModel, layers: Sequence[int] | None = None) -> Self:
-        """The lens that leaves every stream as it is: the logit lens.
+        """The lens that leaves every stream unchanged: the logit lens.
 
         Args:
             model: the model.
@@ -96,10 +96,10 @@ class TunedLens:
         )
 
     def __call__(self, stream: Tensor, layer: int) -> Tensor:
-        """What the input of a layer stands for behind the last one, in float32.  # [..., d_model] -> [..., d_model]
+        """The last layer's output, predicted from the input of a layer, in float32.  # [..., d_model] -> [..., d_model]
 
         Raises:
-            UnknownName: a layer without a translator.
+            UnknownName: a layer that this lens does not translate.
         """
         if not is_whole(layer) or int(layer) not in self.layers:
             raise unknown("layer of this lens", shown(layer), map(str, self.layers))
@@ -110,7 +110,7 @@ class TunedLens:
         return stream.float() @ A + b
 
     def translate(self, name: str, stream: Tensor) -> Tensor:
-        """The stream of a site as `interp.lenses.read.read` wants it; behind the last layer it stays as it is."""
+        """The translated stream of a site, as `interp.lenses.read.read` needs it; the last output is left unchanged."""
         if name.endswith("hook_resid_post"):
             return stream
         return self(stream, int(name.split(".")[1]))
@@ -120,13 +120,13 @@ class TunedLens:
         """Refuse a model that this lens was not trained for.
 
         Raises:
-            InterpError: its configuration or weights are others; the message names both.
+            InterpError: its configuration or weights differ; the message names both models.
         """
-        found = model_digest(model)
-        if found != self.digest:
+        digest = model_digest(model)
+        if digest != self.digest:
             raise InterpError(
                 f"this lens was trained for {self.model_name!r} (weights {self.digest[:12]}…), not for "
-                f"{model.cfg.model_name!r} (weights {found[:12]}…): train one for it"
+                f"{model.cfg.model_name!r} (weights {digest[:12]}…): train one for this model"
             )
 
     @property
@@ -148,7 +148,7 @@ class TunedLens:
 
     @checked
     def save(self, folder: str | Path) -> Path:
-        """Write the lens; the folder.
+        """Write the lens into a folder, and return its path.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -175,14 +175,14 @@ class TunedLens:
         """The lens that `save` wrote, on the model's device.
 
         Raises:
-            WeightsError: a folder that holds no lens, or a damaged one.
+            WeightsError: a folder without a lens, or with a damaged one.
             InterpError: a lens of another model; the message names both.
         """
         folder = Path(os.path.expanduser(folder))
         try:
             config = read_json(folder / CONFIG_FILE)
             if not isinstance(config, dict) or config.get("format") != FORMAT:
-                raise WeightsError(f"{str(folder / CONFIG_FILE)!r} is of something else: its format is not {FORMAT!r}")
+                raise WeightsError(f"{str(folder / CONFIG_FILE)!r} is not a tuned lens: its format is not {FORMAT!r}")
             content = read_regular(folder / WEIGHTS_FILE)
             tensors = safetensors.torch.load(content)
         except OSError as error:
@@ -201,7 +201,7 @@ class TunedLens:
                 divergences=config["held_out"],
             )
         except (KeyError, TypeError) as error:
-            raise WeightsError(f"the tuned lens in {str(folder)!r} lacks a part: {error}") from None
+            raise WeightsError(f"the tuned lens in {str(folder)!r} is incomplete: {error}") from None
         lens.check(model)
         return lens
 
@@ -210,9 +210,9 @@ class TunedLens:
 
 
 def _refuse_changed(config: dict[str, Any], weights: bytes, folder: Path) -> None:
-    """Refuse files that are not those that `save` wrote together; files of earlier versions do not say."""
-    told = config.get("weights_sha256", digest := hashlib.sha256(weights).hexdigest())
-    if told != digest:
+    """Refuse files that `save` did not write together; those of earlier versions have no digests to check."""
+    digest = hashlib.sha256(weights).hexdigest()
+    if config.get("weights_sha256", digest) != digest:
         raise WeightsError(
             f"the tuned lens in {str(folder)!r} is damaged: {WEIGHTS_FILE} was changed, or was saved without the "
             f"{CONFIG_FILE} beside it"
@@ -224,7 +224,7 @@ def _refuse_changed(config: dict[str, Any], weights: bytes, folder: Path) -> Non
 
 
 def model_digest(model: HookedModel) -> str:
-    """SHA-256 (hex) of a model's configuration, but for its name, and weights."""
+    """SHA-256 (hex) of a model's weights and configuration, without its name."""
     return fingerprint([model.cfg.replace(model_name=""), dict(model.state_dict())])
 
 
@@ -244,14 +244,14 @@ def held_out_divergence(
     Returns:
         "tuned" and "logit" -> [layer][sequence], in nats.
     """
-    found: dict[str, list[list[float]]] = {which: [[] for _ in lens.layers] for which in LENSES}
-    each = max(AT_ONCE // final.shape[1], 1)
+    nats: dict[str, list[list[float]]] = {which: [[] for _ in lens.layers] for which in LENSES}
+    each = max(READ_POSITIONS // final.shape[1], 1)
     for first in range(0, len(final), each):
         part = slice(first, first + each)
         output = read_out(model, final[part]).log_softmax(-1)  # [sequence, pos, d_vocab_out]
         for at, layer in enumerate(lens.layers):
             stream = streams[layer][part]
-            for which, seen in (("tuned", lens(stream, layer)), ("logit", stream)):
-                kl = divergence(output, read_out(model, seen).log_softmax(-1))  # [sequence, pos]
-                found[which][at] += kl.mean(-1).tolist()
-    return found
+            for which, translated in (("tuned", lens(stream, layer)), ("logit", stream)):
+                kl = divergence(output, read_out(model, translated).log_softmax(-1))  # [sequence, pos]
+                nats[which][at] += kl.mean(-1).tolist()
+    return nats

@@ -1,8 +1,9 @@
 """A report's folder: replaced as a whole, or left as it was.
 
-1. `check_output` refuses, before anything is computed, a place that cannot be written or holds what is not ours.
-2. `replacing` gives a temporary folder beside it to write into.
-3. When all is written the folders change places by renaming; on any failure the temporary one goes.
+1. `check_output` refuses, before anything is computed, a place that cannot be written or that holds files of others.
+2. `replacing` gives a temporary folder next to it to write into.
+3. When everything is written, the new folder takes the old one's place by renaming; on any failure the temporary folder
+   is deleted.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from interp.files.whole_files import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "interp report"
-LEFT_BY_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
+DESKTOP_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # written by file managers; nobody misses them
 
 
 def check_output(out: str | Path) -> Path:
-    """The absolute path of a folder that a report may be written to; nothing is left behind.
+    """The absolute path of a folder that a report may be written to; the check leaves no files.
 
-    It may be missing, empty, or hold an earlier report and nothing else.
+    The folder may be missing, empty, or hold an earlier report and nothing else.
 
     Raises:
         OutputError: it is a file, holds other files, or its parent cannot be written.
@@ -33,13 +34,14 @@ def check_output(out: str | Path) -> Path:
     try:
         folder = Path(os.path.expanduser(out)).resolve()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, no such user, links in a circle
-        raise OutputError(f"{str(out)!r} is no folder's name: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{str(out)!r} cannot be the name of a folder: {reason}") from None
     if folder == Path.cwd():
-        raise OutputError(f"{out} is the current folder, which a report cannot replace; name one inside it")
+        raise OutputError(f"{out} is the current folder, which a report cannot replace; name a folder inside it")
     try:
         parent = next(path for path in folder.parents if path.exists())
     except OSError as error:
-        raise OutputError(f"{str(out)!r} is no folder's name: {error.strerror or error}") from None
+        raise OutputError(f"{str(out)!r} cannot be the name of a folder: {error.strerror or error}") from None
     if not parent.is_dir():
         raise OutputError(f"{out} cannot be a report folder: {parent} is a file")
     try:
@@ -57,12 +59,12 @@ def check_output(out: str | Path) -> Path:
 
 @contextmanager
 def replacing(out: str | Path) -> Iterator[Path]:
-    """A new folder to write a report into, which takes the place of `out` when the `with` block ends well.
+    """A new folder to write a report into, which replaces `out` when the `with` block ends without an error.
 
-    Whatever ends it otherwise, Ctrl-C included, an earlier report stays as it was.
+    If it ends with an error or Ctrl-C, an earlier report stays as it was.
 
     Raises:
-        OutputError: as `check_output`, or the disk failed.
+        OutputError: as `check_output`, or a file cannot be written.
     """
     folder = check_output(out)
     fresh, old = _sibling(folder), _sibling(folder)
@@ -89,18 +91,20 @@ def _sibling(folder: Path) -> Path:
 
 
 def _check_ours(folder: Path, out: str | Path) -> None:
-    """Refuse a folder with anything in it that an earlier report did not write."""
+    """Refuse a folder that contains any file that no earlier report wrote."""
     if not folder.is_dir():
         raise OutputError(f"{out} is a file; a report needs a folder")
     files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    names = {path.relative_to(folder).as_posix() for path in files if path.name not in LEFT_BY_DESKTOPS}
+    names = {path.relative_to(folder).as_posix() for path in files if path.name not in DESKTOP_FILES}
     if foreign := sorted(names - _written(folder)):
         what = foreign[0] if len(foreign) == 1 else f"{foreign[0]} and {len(foreign) - 1} more"
-        raise OutputError(f"{out} is not replaced, for no report wrote {what}; name a new or an empty folder")
+        raise OutputError(
+            f"{out} is not replaced, because it contains {what}, which no report wrote; name a new or an empty folder"
+        )
 
 
 def _written(folder: Path) -> set[str]:
-    """The files that the report in this folder says it consists of; none where it has no report's manifest."""
+    """The files that the report in this folder lists in its manifest; none if there is no manifest of a report."""
     with suppress(OSError, ValueError, LookupError, TypeError):
         report = read_json(folder / MANIFEST)["report"]
         if report["format"] == FORMAT:

@@ -1,9 +1,9 @@
-"""The figure report: one page that opens without a network, its figures as files, and the record of how it was made.
+"""The figure report: one page that needs no network, its figures as files, and the record of how it was made.
 
 1. `write_report` writes every figure as PDF, SVG, PNG and CSV, then `index.html` and `manifest.json`, into a temporary
-   folder that takes the place of the old one when it is complete (`folder.py`).
-2. The page holds its style and pictures itself. Its content security policy allows those and nothing else: no script,
-   no request. All text is escaped, what cannot be seen in it is named, and what runs from right to left is isolated.
+   folder that replaces the old one when it is complete (`folder.py`).
+2. The page contains its style and pictures. Its content security policy allows those and nothing else: no script, no
+   request. All text is escaped, invisible characters are named, and right-to-left text is isolated.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["FigureItem", "Section", "check_output", "first_rows", "write_report"]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
-ROOM = Path(__file__).parent
-LARGEST_SVG = 600_000
+TEMPLATES = Path(__file__).parent
+MAX_SVG = 600_000  # bytes; the page shows a larger figure as PNG
 FORMATS = {"pdf": "PDF", "svg": "SVG", "png": "PNG", "csv": "data (CSV)"}
 
 
@@ -45,12 +45,12 @@ class FigureItem:
     """A figure of a report.
 
     Attributes:
-        name: its files' name: lower case letters, digits, `-` and `_`.
+        name: the name of its files: lower case letters, digits, `-` and `_`.
         title: what it shows, in a few words.
         caption: how to read it, in sentences.
         figure: from `interp.figures`.
         frame: the numbers in it.
-        alt: what it shows, for those who do not see it; "" takes the title.
+        alt: a description for readers who cannot see it; "" takes the title.
     """
 
     name: str
@@ -65,15 +65,15 @@ class FigureItem:
 class Section:
     """A section of a report: paragraphs, then preformatted text, figures and tables.
 
-    In a paragraph or caption, `code` in backticks is set as such and `{figure:name}` becomes "Figure 3", with a link.
+    In a paragraph or caption, `code` in backticks is set as code and `{figure:name}` becomes "Figure 3", with a link.
 
     Attributes:
         title: its heading.
         anchor: its id in the page: lower case letters, digits, `-` and `_`.
         text: its paragraphs.
-        figures: its figures, numbered through the report.
-        tables: pairs of a caption and a frame, numbered through the report.
-        preformatted: text whose spaces and line breaks count, such as prompts.
+        figures: its figures, numbered throughout the report.
+        tables: pairs of a caption and a frame, numbered throughout the report.
+        preformatted: text whose spaces and line breaks are kept, such as prompts.
     """
 
     title: str
@@ -85,13 +85,13 @@ class Section:
 
 
 def first_rows(caption: str, frame: pd.DataFrame, most: int, *, of: int | None = None) -> tuple[str, pd.DataFrame]:
-    """A table of a section that may have too many rows: the first of them, and a caption that says of how many.
+    """A table with at most `most` rows, and a caption that says how many there are in all.
 
     Args:
         caption: what the table shows.
-        frame: all rows, those that matter most first.
-        most: how many are shown.
-        of: how many there would be, where `frame` itself has not all.
+        frame: all rows, the most important first.
+        most: how many rows to show.
+        of: how many rows there are in all, if `frame` does not have all of them.
     """
     total = max(len(frame), of or 0)
     shown = min(most, len(frame))
@@ -100,7 +100,7 @@ def first_rows(caption: str, frame: pd.DataFrame, most: int, *, of: int | None =
 
 @dataclass
 class Picture:
-    """A figure as the page shows it; `width` and `height` in pixels."""
+    """A figure as the page shows it; `width` and `height` are in pixels."""
 
     number: int
     item: FigureItem
@@ -122,17 +122,18 @@ def write_report(
     """Write a report folder: `index.html`, `figures/` and `manifest.json`. Returns the path of the page.
 
     Args:
-        out: the folder; missing, empty, or an earlier report, which is replaced as a whole when all is written.
-        title: heads the page.
-        question: what was asked, in one sentence.
-        summary: the answer, in paragraphs that may refer to figures as those of a `Section`.
+        out: the folder; missing, empty, or an earlier report, which is replaced as a whole when everything is written.
+        title: the heading of the page.
+        question: the question of the report, in one sentence.
+        summary: the answer, in paragraphs that may refer to figures, as those of a `Section` may.
         sections: the body, in order; a section on provenance is added from the manifest.
-        manifest: how it was made (`interp.study.provenance`), as JSON has it; the report adds its own files under
+        manifest: how it was made (`interp.study.provenance`), in JSON values; the report adds its own files under
             `report`.
 
     Raises:
-        OutputError: the folder holds something else or cannot be written; what was there stays as it was.
-        InterpError: two figures or sections of one name, a name that is no file name, or a manifest that is not JSON.
+        OutputError: the folder holds something else or cannot be written; its content stays as it was.
+        InterpError: two figures or sections with one name, a name with other characters, or a manifest that is not
+            JSON.
     """
     _check_names(sections)
     numbers = count(1)
@@ -153,23 +154,25 @@ def _check_names(sections: Sequence[Section]) -> None:
     for kind, names in (("figure", figures), ("section", [section.anchor for section in sections])):
         for at, name in enumerate(names):
             if not NAME.fullmatch(name):
-                raise InterpError(f"{name!r} cannot name a {kind}: take lower case letters, digits, '-' and '_'")
+                raise InterpError(f"{name!r} cannot name a {kind}: use lower case letters, digits, '-' and '_'")
             if name in names[:at]:
-                raise InterpError(f"two {kind}s of the report are named {name!r}")
+                raise InterpError(f"two {kind}s of the report are named {name!r}: rename one of them")
 
 
 def _picture(number: int, item: FigureItem) -> Picture:
+    """A figure with its size on the page, not drawn yet."""
     across, down = item.figure.get_size_inches()
     pixels = 704 / TEXT_WIDTH  # a full-width figure fills the page's column of 44 rem
     return Picture(number, item, round(across * pixels), round(down * pixels))
 
 
 def _draw(picture: Picture, folder: Path) -> None:
+    """Write a figure's files, and put its image and their paths into `picture`."""
     figure = picture.item.figure
     with settled(figure):
         paths = save(figure, picture.item.frame, folder / "figures" / picture.item.name)
         image, kind = outlined_svg(figure), "svg+xml"
-    if len(image) > LARGEST_SVG:
+    if len(image) > MAX_SVG:
         image, kind = next(path for path in paths if path.suffix == ".png").read_bytes(), "png"
     picture.uri = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
     picture.files = {path.suffix[1:]: path.relative_to(folder).as_posix() for path in paths}
@@ -184,16 +187,16 @@ def _render(
     sections: Sequence[Section],
     manifest: Mapping[str, Any],
 ) -> str:
-    style = (ROOM / "page.css").read_text(encoding="utf-8")
+    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     numbers = count(1)
     environment = Environment(
-        loader=FileSystemLoader(ROOM),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_seen,
+        finalize=_visible,
     )
     return environment.get_template("page.html.j2").render(
         policy=f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'",
@@ -212,31 +215,32 @@ def _render(
     )
 
 
-def _seen(value: Any) -> Any:
-    """What a template writes: text with all of it visible, unless it is markup already."""
+def _visible(value: Any) -> Any:
+    """A value of the template: text with its invisible characters named; markup and other values unchanged."""
     return characters.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _isolated(text: str, *, sentences: bool = True) -> Markup:
-    """Escaped text whose pieces that run from right to left do not move what stands beside them."""
+    """Escaped text whose right-to-left parts are isolated, so that they do not move the text around them."""
     return Markup("").join(
-        Markup("<bdi>{}</bdi>").format(piece) if turned else escape(piece)
-        for piece, turned in characters.runs(text, sentences=sentences)
+        Markup("<bdi>{}</bdi>").format(piece) if is_rtl else escape(piece)
+        for piece, is_rtl in characters.runs(text, sentences=sentences)
     )
 
 
 def _prose(text: str, pictures: Mapping[str, Picture]) -> Markup:
-    """Escaped text with `code` and `{figure:name}` set; a figure that does not exist stays as it was written."""
+    """Escaped text with `code` and `{figure:name}` as HTML; names of figures that do not exist stay as they are."""
 
-    def reference(found: re.Match[str]) -> str:
-        name = found[1]
-        return f'<a href="#figure-{name}">Figure {pictures[name].number}</a>' if name in pictures else found[0]
+    def reference(match: re.Match[str]) -> str:
+        name = match[1]
+        return f'<a href="#figure-{name}">Figure {pictures[name].number}</a>' if name in pictures else match[0]
 
     marked = re.sub(r"`([^`\n]+)`", r"<code>\1</code>", str(_isolated(characters.visible(text), sentences=False)))
     return Markup(re.sub(r"\{figure:([a-z0-9_-]+)\}", reference, marked))
 
 
 def _byline(manifest: Mapping[str, Any]) -> list[str]:
+    """Model, number of prompts, day and version, as far as the manifest has them."""
     model, prompts, versions = (manifest.get(name) or {} for name in ("model", "prompts", "versions"))
     parts = [
         model.get("name"),
@@ -248,7 +252,7 @@ def _byline(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _groups(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """The manifest as groups of names and values; what is nested deeper is one value."""
+    """The manifest as groups of names and values; deeper nesting becomes a single value."""
     yield "run", [(name, _value(value)) for name, value in manifest.items() if not isinstance(value, Mapping)]
     for name, group in manifest.items():
         if isinstance(group, Mapping):
@@ -256,7 +260,7 @@ def _groups(manifest: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, 
 
 
 def _value(value: Any) -> str:
-    """A value of the manifest in print; inside lists and mappings nothing is said of what is None."""
+    """A value of the manifest as text; None inside mappings is left out."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -271,7 +275,7 @@ def _value(value: Any) -> str:
 def _record(
     folder: Path, title: str, question: str, summary: Sequence[str], pictures: Mapping[str, Picture]
 ) -> dict[str, Any]:
-    """What the report consists of, with the SHA-256 of each file; it marks the folder as ours."""
+    """The contents of the report, with the SHA-256 of each file; by this record `folder.py` knows a report."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "format": FORMAT,
@@ -290,4 +294,4 @@ def _json(record: Mapping[str, Any]) -> str:
     try:
         return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
-        raise InterpError(f"the manifest must be made of JSON's values: {error}") from error
+        raise InterpError(f"the manifest must hold only values that JSON allows: {error}") from error

@@ -1,4 +1,4 @@
-"""A DataFrame as the cells of a printed table: numbers with as many digits as their column needs."""
+"""A DataFrame as the cells of a printed table, with as many digits as each column needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Table:
-    """A table ready to print: `heads` and `rows` of text, `numeric` for the columns that align at the right."""
+    """A table ready to print: `heads` and `rows` are text; `numeric` columns are aligned at the right."""
 
     caption: str
     heads: list[str]
@@ -39,7 +39,7 @@ def _texts(values: list[Any], *, float_: bool) -> list[str]:
 
 
 def _places(values: Iterable[float]) -> int:
-    """Digits after the point that leave about three that count in the largest value."""
+    """How many digits after the point give the largest value about three significant ones."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     return 3 if largest < 10 else 2 if largest < 100 else 1
 
@@ -55,7 +55,7 @@ def _text(value: Any, places: int) -> str:
 
 
 def number(value: float, places: int = 3) -> str:
-    """A number as it is printed: a true minus, powers of ten where the digits would all be zeros or too many.
+    """A number as text: with a true minus sign, and as a power of ten if it is too small or too large for digits.
 
     >>> number(-0.12345), number(1.2e-6), number(0.0), number(float("inf"))
     ('−0.123', '1.2 × 10⁻⁶', '0.000', '∞')

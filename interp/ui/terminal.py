@@ -1,4 +1,4 @@
-"""A table on stdout: data as they are, or columns for the eye, in which everything can be seen."""
+"""A table on stdout: as JSON or CSV, or as aligned columns with invisible characters named."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from interp.text.characters import columns, isolated, visible
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_ROWS = 40
+MAX_ROWS = 40
 
 
-def show(frame: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False, most: int | None = MOST_ROWS) -> None:
-    """Print a table to stdout: JSON lines, CSV, or columns for the eye.
+def show(frame: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False, most: int | None = MAX_ROWS) -> None:
+    """Print a table to stdout: JSON lines, CSV, or aligned columns.
 
     Args:
         frame: the table.
         as_json: JSON lines.
         as_csv: CSV.
-        most: of more rows than this, those in the middle are left out for the eye, with a word; None prints all.
+        most: aligned columns have at most this many rows: those in the middle are left out, and a line says so. None
+            prints all.
     """
     one_form(as_json, as_csv)
     if as_json:
         click.echo(frame.to_json(orient="records", lines=True, force_ascii=False), nl=False)
     elif as_csv:
-        click.echo(frame.to_csv(index=False), nl=False, color=True)  # click takes escape sequences out otherwise
+        click.echo(frame.to_csv(index=False), nl=False, color=True)  # otherwise click removes escape sequences
     else:
         series = [frame.iloc[:, at] for at in range(frame.shape[1])]
         cells = [
@@ -43,7 +44,7 @@ def show(frame: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False, mo
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, as_csv: bool = False) -> None:
-    """`show` for a few rows that are no DataFrame, whose import takes longer than all else."""
+    """`show` for a few rows that are not a DataFrame, because importing pandas would take longer than all the rest."""
     one_form(as_json, as_csv)
     heads = list(rows[0])
     if as_json:
@@ -58,17 +59,17 @@ def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False, as_cs
 
 
 def one_form(as_json: bool, as_csv: bool) -> None:
-    """Refuse both forms of data at once.
+    """Refuse JSON and CSV together.
 
     Raises:
-        PromptError: both are asked for.
+        PromptError: both were requested.
     """
     if as_json and as_csv:
-        raise PromptError("choose one of --json and --csv")
+        raise PromptError("--json and --csv were both given: choose one")
 
 
 def _show_columns(heads: Sequence[str], cells: Sequence[Sequence[Any]], most: int | None) -> None:
-    """Columns of values as lines: numbers at the right, text at the left with what cannot be seen named."""
+    """Print columns of values: numbers at the right, text at the left, with invisible characters named."""
     texts = [[visible(head), *map(_cell, column)] for head, column in zip(heads, cells, strict=True)]
     wide = [max(map(columns, column)) for column in texts]
     left = [any(isinstance(value, str) for value in column) for column in cells]
@@ -81,10 +82,10 @@ def _show_columns(heads: Sequence[str], cells: Sequence[Sequence[Any]], most: in
         lines.append("  ".join(padded).rstrip())
     total = len(lines) - 1
     if most is not None and total > most:
-        gone = f"{total - most:,} of {total:,} rows left out here"
-        lines[1 + most // 2 : total + 1 - (most - most // 2)] = [f"... {gone} ..."]
+        omitted = f"{total - most:,} of {total:,} rows left out"
+        lines[1 + most // 2 : total + 1 - (most - most // 2)] = [f"... {omitted} here ..."]
         click.echo("\n".join(lines))
-        click.echo(f"{gone.removesuffix(' here')} in the middle: --csv prints every measurement", err=True)
+        click.echo(f"{omitted} in the middle: --csv prints every measurement", err=True)
     else:
         click.echo("\n".join(lines))
 

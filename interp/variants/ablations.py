@@ -1,11 +1,11 @@
-"""What stands for an activation that is taken away: the values that an ablation puts in its place.
+"""The values that replace an ablated activation.
 
-1. `corrupt`: its value in the other run of the pair (an interchange). 2. `zero`: nothing. 3. `mean`: its mean over the
-prompts, position by position. 4. `mean_by_role`: its mean over the prompts at the same role, wherever that stands in
-each; positions without a role share one mean. 5. `resample`: its value in another prompt of the same length, drawn
-without any prompt keeping its own.
+1. `corrupt`: its value in the other run of the pair (an interchange). 2. `zero`: zeros. 3. `mean`: its mean over the
+prompts, position by position. 4. `mean_by_role`: its mean over the prompts at the position of the same role, wherever
+that is in each prompt; positions without a role share one mean. 5. `resample`: its value in another prompt of the same
+length, drawn so that no prompt keeps its own value.
 
-Which one is chosen changes what a component seems to do, so every table says it.
+The choice changes what a component seems to do, so every table names it.
 
 Source: Wang et al. 2022 ("Interpretability in the Wild", section 2, mean ablation), Chan et al. 2022 ("Causal
 Scrubbing", resampling), Zhang and Nanda 2024 ("Towards Best Practices of Activation Patching", section 2.2).
@@ -48,7 +48,7 @@ def replacements(
     run: str = "corrupt",
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """The values that stand for those of some sites when they are ablated.
+    """The values that replace those of some sites when these are ablated.
 
     Args:
         model: the model.
@@ -63,7 +63,7 @@ def replacements(
 
     Raises:
         UnknownName: a kind, side or site that does not exist.
-        PromptError: `mean_by_role` of prompts without roles, `resample` where a prompt's length is the only one.
+        PromptError: `mean_by_role` of prompts without roles, `resample` where no other prompt has a prompt's length.
         InterpError: `mean_by_role` of a site without positions of its own, such as a pattern.
 
     Source: see the module.
@@ -71,23 +71,22 @@ def replacements(
     check_choice("ablation", kind, ABLATIONS)
     check_side(run)
     pairs = pairs.to(model.device)
-    wanted = list(dict.fromkeys(names))
+    names = list(dict.fromkeys(names))
     _, cache = model.run_with_cache(
-        getattr(pairs, run), names_filter=wanted, attention_mask=pairs.attention_mask, return_type=None
+        getattr(pairs, run), names_filter=names, attention_mask=pairs.attention_mask, return_type=None
     )
-    sites = {name: model.hook_dict[name].site for name in wanted}
-    make = _maker(kind, pairs, seed)
-    return {name: make(cache[name], sites[name]) for name in wanted}
+    replace = _replacement(kind, pairs, seed)
+    return {name: replace(cache[name], model.hook_dict[name].site) for name in names}
 
 
-def _maker(kind: str, pairs: PromptPairs, seed: int) -> Callable[[Tensor, Site], Tensor]:
-    """What turns a run's values of a site into those that stand for it."""
+def _replacement(kind: str, pairs: PromptPairs, seed: int) -> Callable[[Tensor, Site], Tensor]:
+    """The function from a site's values in a run to those that replace them."""
     if kind == "mean":
         return lambda value, site: mean_over_prompts(value, site, pairs.mask).expand_as(value)
     if kind == "mean_by_role":
         if not pairs.role_names:
-            raise PromptError("mean_by_role needs prompts with roles; these have none: take 'mean'")
-        groups = _groups(pairs).to(pairs.mask.device)
+            raise PromptError("mean_by_role needs prompts with roles, and these have none: use 'mean'")
+        groups = _role_numbers(pairs).to(pairs.mask.device)
         return lambda value, site: _mean_by_group(value, site, groups)
     if kind == "resample":
         partner = resampled(pairs, seed).to(pairs.mask.device)
@@ -100,7 +99,7 @@ def resampled(pairs: PromptPairs, seed: int = 0) -> Tensor:
     """For each prompt another one of the same length; no prompt is drawn twice.  # [prompt] int64
 
     Raises:
-        PromptError: a prompt whose length no other has.
+        PromptError: a prompt whose length no other prompt has.
     """
     rng = np.random.default_rng(check_seed(seed))
     partner = torch.empty(len(pairs), dtype=torch.int64)
@@ -108,31 +107,33 @@ def resampled(pairs: PromptPairs, seed: int = 0) -> Tensor:
         among = torch.nonzero(pairs.lengths.cpu() == length).flatten()
         if len(among) == 1:
             raise PromptError(
-                f"resample draws from another prompt of the same length, and prompt {int(among)} is the only one of "
-                f"{length} tokens: give more prompts, a task's with aligned=True, or take 'mean'"
+                f"resample takes values from another prompt of the same length, and prompt {int(among)} is the only "
+                f"one of {length} tokens: give more prompts, a task's with aligned=True, or use 'mean'"
             )
         order = among[torch.from_numpy(rng.permutation(len(among)))]
         partner[order] = order.roll(1)
     return partner
 
 
-def _groups(pairs: PromptPairs) -> Tensor:
+def _role_numbers(pairs: PromptPairs) -> Tensor:
     """The number of the role at each position, 0 where there is none and -1 at padding.  # [prompt, pos]"""
-    groups = torch.where(pairs.mask.cpu(), 0, -1)
+    numbers = torch.where(pairs.mask.cpu(), 0, -1)
     for number, role in enumerate(pairs.role_names, start=1):
         for prompt, named in enumerate(pairs.roles):
             if role in named:
-                groups[prompt, named[role]] = number
-    return groups
+                numbers[prompt, named[role]] = number
+    return numbers
 
 
 def _mean_by_group(value: Tensor, site: Site, groups: Tensor) -> Tensor:
+    """Every position's mean over the positions of its group.  # [prompt, pos, ...]"""
     if site.axes[:2] != ("batch", "pos"):
         raise InterpError(
-            f"mean_by_role averages positions, and {site.short!r} is [{', '.join(site.axes)}]: take 'mean'"
+            f"mean_by_role averages over positions, and site {site.short!r} has the axes [{', '.join(site.axes)}]: "
+            "use 'mean'"
         )
-    made = torch.zeros_like(value)
+    means = torch.zeros_like(value)
     for group in groups.unique().tolist():
         at = groups == group
-        made[at] = value[at].float().mean(0).to(value.dtype)
-    return made
+        means[at] = value[at].float().mean(0).to(value.dtype)
+    return means

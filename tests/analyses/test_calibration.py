@@ -153,7 +153,7 @@ def test_facts_can_fail() -> None:
     coarse = facts(known.model, known.prompts(6), steps=1).set_index("fact")["holds"]
     assert coarse.tolist() == [True, False, True, True, True]
     same = PromptPairs.from_tokens([[1, 2, 3]], answers=[(4, 5)])
-    with pytest.raises(InterpError, match="nothing to account for"):
+    with pytest.raises(InterpError, match="no difference to account for"):
         facts(known.model, same)
 
 

@@ -70,7 +70,7 @@ def test_acdc_is_a_method_too(tmp_path: Path) -> None:
     ("options", "error", "says"),
     [
         ({"method": "acdk"}, UnknownName, "did you mean 'acdc'"),
-        ({"sizes": "few"}, ConfigError, "is no size of a circuit"),
+        ({"sizes": "few"}, ConfigError, "is not a circuit size"),
         ({"rank": "best"}, UnknownName, "no rank matches"),
         ({"selection": "any"}, UnknownName, "no selection matches"),
         ({"metric": "rank"}, UnknownName, "rank"),

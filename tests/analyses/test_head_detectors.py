@@ -138,9 +138,9 @@ def test_random_tokens_are_different_plain_and_behind_what_the_tokenizer_adds(ta
         ({"detectors": ["inductoin"]}, UnknownName, "did you mean 'induction'"),
         ({"sources": ["weight"]}, UnknownName, "did you mean 'weights'"),
         ({"detectors": ["successor"]}, InterpError, "no tokenizer"),
-        ({"sources": ["task"]}, InterpError, "there are no such scores: the task has"),
+        ({"sources": ["task"]}, InterpError, "nothing to measure: source 'task' needs prompts"),
         ({"length": 40}, PromptError, "length=40"),
-        ({"bos": 77}, PromptError, "bos=77 is no id"),
+        ({"bos": 77}, PromptError, "bos=77 is not a token id"),
         ({"n": 0}, PromptError, "n must be at least 1, not 0"),
     ],
 )
@@ -151,7 +151,7 @@ def test_what_the_study_cannot_do_is_refused(options: dict[str, object], error: 
 
 def test_asking_for_what_weights_cannot_tell_is_refused_and_leaving_it_open_is_not() -> None:
     model = make("no_positions")
-    with pytest.raises(InterpError, match="previous_token heads cannot be told from weights: the model has no pos"):
+    with pytest.raises(InterpError, match="previous_token heads cannot be judged from weights: this model has no pos"):
         head_detectors.run(model, detectors=["previous_token"], sources=["weights"])
     assert set(head_detectors.run(model, n=2, detectors=["previous_token"])["source"]) == {"patterns"}
 
@@ -183,7 +183,7 @@ def test_heads_of_mamba_2_are_judged_by_their_hidden_attention() -> None:
     head_detectors.plot(frame).canvas.draw()
     _, section, findings = head_detectors.report(model, pairs, {}, progress=False)
     assert "hidden attention" in section.text[-1] and any("S" in text for text in section.text) and findings
-    with pytest.raises(InterpError, match="copying heads cannot be told from patterns"):
+    with pytest.raises(InterpError, match="copying heads cannot be judged from patterns"):
         head_detectors.run(model, detectors=["copying"], sources=["patterns"], n=2, length=5, progress=False)
 
 
@@ -199,5 +199,5 @@ def test_of_a_hybrid_the_layers_of_attention_are_judged(kind: str) -> None:
 
 
 def test_a_model_of_channels_alone_says_what_applies() -> None:
-    with pytest.raises(InterpError, match="only channels of Mamba-1 layers; attention-patterns"):
+    with pytest.raises(InterpError, match="only the channels of Mamba-1 layers; use attention-patterns"):
         head_detectors.run(make("mamba"), repeating(), progress=False)

@@ -115,7 +115,7 @@ def test_half_precision_is_read_in_float32() -> None:
     ("options", "error", "says"),
     [
         ({"by": "pos"}, PromptError, "prompts of one length"),
-        ({"site": "pattern", "by": "head"}, PromptError, "no state of a position"),
+        ({"site": "pattern", "by": "head"}, PromptError, "has no .pos. axis"),
         ({"site": "resid_pre", "by": "head"}, UnknownName, "axis of 'resid_pre'"),
         ({"label": "answer"}, PromptError, "does not tell these prompts apart"),
         ({"site": "zz"}, UnknownName, "no site matches 'zz'"),

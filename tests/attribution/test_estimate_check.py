@@ -170,7 +170,7 @@ def test_means_are_of_measured_cells_the_largest_estimates_first() -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     frame = table(np.ones((2, 2)), np.ones((2, 2)), ["", ""])
-    with pytest.raises(InterpError, match="nothing was measured"):
+    with pytest.raises(InterpError, match="no cell was measured"):
         agreement(frame, "cell", n_cells=2)
     with pytest.raises(UnknownName, match="did you mean 'cell'"):
         agreement(frame, "cells", n_cells=2)

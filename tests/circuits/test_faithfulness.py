@@ -49,7 +49,7 @@ def test_one_prompt_has_no_bounds_and_equal_ends_no_faithfulness() -> None:
     one = faithfulness([[2.0]], [3.0], [1.0])
     assert one.value == [0.5] and np.isnan(one.ci_low).all() and one.n == [1]
     assert np.isnan(faithfulness([[2.0, 3.0]], [1.0, 2.0], [2.0, 1.0]).value).all()
-    with pytest.raises(InterpError, match="values of 2 prompts"):
+    with pytest.raises(InterpError, match="value has 2 prompts"):
         faithfulness([[1.0, 2.0]], [1.0], [0.0])
     with pytest.raises(InterpError, match="confidence must lie"):
         faithfulness([[1.0, 2.0]], [1.0, 2.0], [0.0, 0.0], confidence=95)
@@ -64,7 +64,7 @@ def test_areas_are_trapezoids_over_the_shares_of_mib() -> None:
     apart = sum((b - a) * (x + y) / 2 for a, b, x, y in zip(FRACTIONS, FRACTIONS[1:], off, off[1:], strict=False))
     assert cpr(FRACTIONS, curve) == pytest.approx(under) and cmd(FRACTIONS, curve) == pytest.approx(apart)
     assert cpr(FRACTIONS[::-1], curve[::-1]) == pytest.approx(under)
-    with pytest.raises(InterpError, match="two sizes or more"):
+    with pytest.raises(InterpError, match="at least two fractions"):
         cmd([1.0], [1.0])
 
 
@@ -88,7 +88,7 @@ def test_sizes_are_shares_or_numbers_of_edges() -> None:
     assert edge_counts("0.5, 3", graph) == [3, graph.n_edges // 2, graph.n_edges]
     assert edge_counts([1, 0.0], graph) == [0, 1, graph.n_edges]
     for wrong in ("many", "-0.1", "2.5", str(graph.n_edges + 1), "nan"):
-        with pytest.raises(ConfigError, match="is no size of a circuit"):
+        with pytest.raises(ConfigError, match="is not a circuit size"):
             edge_counts([wrong], graph)
 
 

@@ -215,7 +215,7 @@ def test_state_space_layers_send_by_head_or_whole_and_receive_whole() -> None:
     heads = [*(f"s0.h{head}" for head in range(6)), *(f"a1.h{head}" for head in range(4))]
     assert found == {"mixers": [*heads, "s2"], "heads": heads, "mlps": ["m1", "m2"]}
     for name in ("L0S1", "L0H1:q", "s0.h1"):
-        with pytest.raises(UnknownName, match="all of layer 0 reads the same, 's0'"):
+        with pytest.raises(UnknownName, match="all heads of state-space layer 0 read the same input; use 's0'"):
             parse_receivers(name, graph, model)
     with pytest.raises(UnknownName, match="no receiver matches 'L1S0'"):
         parse_receivers("L1S0", graph, model)

@@ -69,7 +69,7 @@ def test_larger_circuits_contain_smaller_ones_and_all_edges_are_the_model() -> N
     ("call", "error", "says"),
     [
         (lambda g: greedy(scores_of(g), g.n_edges + 1, g), InterpError, "edges with a score"),
-        (lambda g: greedy(torch.zeros(2, 2), 1, g), InterpError, r"scores are \[2, 2\]"),
+        (lambda g: greedy(torch.zeros(2, 2), 1, g), InterpError, r"scores have shape \[2, 2\]"),
         (lambda g: greedy(scores_of(g), 1, g, rank="best"), UnknownName, "no rank matches 'best'"),
         (lambda g: circuits(scores_of(g), [1], g, selection="gredy"), UnknownName, "did you mean 'greedy'"),
     ],

@@ -62,7 +62,7 @@ def test_labels_of_your_own_are_of_clean_prompts_or_of_both() -> None:
         ({"label": "answer"}, PromptError, "4 pairs have 8 different answers"),
         ({"labels": [1, 2]}, PromptError, "one for each of 4 clean prompts"),
         ({"labels": [1, 1, 1, 1]}, PromptError, "at least two classes, and these are all 1"),
-        ({"labels": [1, 2, 3, 4], "most": 2}, PromptError, "4 classes, and only 2"),
+        ({"labels": [1, 2, 3, 4], "most": 2}, PromptError, "4 classes, and at most 2"),
         ({"labels": [1, 2, 1, 2], "label": "side"}, PromptError, "leave out one"),
     ],
 )
@@ -73,7 +73,7 @@ def test_what_tells_nothing_apart_is_refused(options: dict[str, Any], error: typ
 
 def test_sides_that_are_the_same_prompt_have_no_contrast() -> None:
     pairs = PromptPairs.from_tokens([[1, 2], [3, 4]], answers=[(5, 6), (7, 8)])
-    with pytest.raises(PromptError, match="some corrupt prompt is its clean one"):
+    with pytest.raises(PromptError, match="some corrupt prompt equals its clean one"):
         contrast(make("gpt2"), pairs)
 
 

@@ -102,7 +102,7 @@ def test_shuffled_labels_stay_in_their_group() -> None:
 
 
 def test_probes_without_enough_prompts_say_what_they_need() -> None:
-    with pytest.raises(PromptError, match=r"at least 2 pairs of every class of 'test'.*of 1 pairs"):
+    with pytest.raises(PromptError, match=r"every class of 'test' needs at least 2 pairs.*of 1 pairs"):
         rows_of(told(1), Probe())
     lonely = Contrast("test", ("a", "b"), np.array([0, 0, 0, 1]), None, np.arange(4), "pair")
     with pytest.raises(PromptError, match="some class has 1"):

@@ -45,8 +45,8 @@ def test_states_are_those_of_each_prompt_alone(kind: str, site: str, where: dict
 @pytest.mark.parametrize(
     ("site", "where", "error", "says"),
     [
-        ("pattern", {"layer": 0}, PromptError, "no state of a position"),
-        ("resid_pre", {"layer": 0, "pos": [0, 1]}, PromptError, "at one position"),
+        ("pattern", {"layer": 0}, PromptError, "has no .pos. axis"),
+        ("resid_pre", {"layer": 0, "pos": [0, 1]}, PromptError, "at a single position"),
         ("resid_pre", {"layer": 0, "head": 1}, UnknownName, "axis of 'resid_pre'"),
         ("resid_pre", {"layer": 5}, UnknownName, "layer 5"),
         ("resid_pre", {"layer": 0, "pos": "B"}, UnknownName, "no role matches 'B'"),
@@ -74,7 +74,7 @@ def test_a_difference_of_means_is_that_of_the_classes() -> None:
     other_way = [(1 - a, 1 - b) for a, b in zip(*told.sides.values(), strict=True)]
     reverse = difference_of_means(model, pairs, where={"layer": 1, "pos": "END"}, labels=other_way)
     torch.testing.assert_close(reverse.vector, -made.vector)
-    with pytest.raises(PromptError, match="none is 'right answer first'"):
+    with pytest.raises(PromptError, match="none is of class 'right answer first'"):
         between(read["clean"], np.ones(6, dtype=np.int64), told)
 
 
@@ -172,7 +172,7 @@ def test_generation_is_steered_at_every_step(kind: str, tokens: Tensor) -> None:
 
 def test_directions_of_another_model_are_refused(tokens: Tensor) -> None:
     model, here = make("gpt2"), Direction(torch.ones(16), "resid_pre", 0)
-    says = r"shape \[7\], and 'blocks.1.hook_resid_pre' of this model \[16\]"
+    says = r"shape \[7\], and site 'blocks.1.hook_resid_pre' of this model needs \[16\]"
     with pytest.raises(ConfigError, match=says), steer(model, Direction(torch.ones(7), "resid_pre", 1)):
         model(tokens)
     with pytest.raises(UnknownName, match="layer 9"), steer(model, Direction(torch.ones(16), "resid_pre", 9)):

@@ -142,7 +142,7 @@ def test_rows_that_belong_to_no_layer_are_left_out() -> None:
         (grid(), {"value": "metric"}, InterpError, "must hold numbers"),
         (pd.concat([grid(), grid()]), {}, InterpError, "24 rows share theirs, such as head=0 and layer=0"),
         (grid().iloc[:0], {}, InterpError, "no rows"),
-        (grid(), {"x": figures.Axis("head", labels=["a"])}, InterpError, "1 labels do not name every head from 0 to 2"),
+        (grid(), {"x": figures.Axis("head", labels=["a"])}, InterpError, "a label for every head from 0 to 2"),
         (grid(), {"x": figures.Axis("head", values=[0, 1])}, InterpError, "head=2"),
     ],
 )

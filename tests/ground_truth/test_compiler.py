@@ -146,7 +146,7 @@ def test_grouped_heads_share_the_keys_of_a_step() -> None:
     made = compiled(copy_back(1), n_key_value_heads=2, idle_heads=3)
     cfg = made.model.cfg
     assert (cfg.n_heads, cfg.n_kv_heads) == (4, 2)
-    with pytest.raises(ConfigError, match="n_key_value_heads=1 is too few: a layer has 2 steps"):
+    with pytest.raises(ConfigError, match="n_key_value_heads=1 is too few: some layer has 2 steps"):
         compiled([*copy_back(1), Head("beside", [Offset(2, 9.0)], TOKEN, "other")], n_key_value_heads=1)
 
 
@@ -157,20 +157,25 @@ def test_grouped_heads_share_the_keys_of_a_step() -> None:
         (copy_back(1), {"norm": "LNN"}, UnknownName, "no norm matches 'LNN'"),
         (copy_back(1), {"positions": "alibi"}, UnknownName, "no kind of positions matches 'alibi'"),
         ([Head("a", [], TOKEN, "aside")], {}, UnknownName, "no subspace of the output matches 'output'"),
-        ([Head("a", [], Read("position"), "output")], {}, ConfigError, "'output' has 9 channels, expected .* 6 tokens"),
+        (
+            [Head("a", [], Read("position"), "output")],
+            {},
+            ConfigError,
+            "'output' has 9 channels, and needs one .* 6 tokens",
+        ),
         ([Head("a", [], Read("output"), "output")], {}, ConfigError, "steps a wait for one another"),
-        ([Head("a", [], Read(None), "output")], {}, ConfigError, "a constant to write"),
+        ([Head("a", [], Read(None), "output")], {}, ConfigError, "would write a constant"),
         (
             [Head("a", [Match(TOKEN, Read("position"), 1.0)], TOKEN, "output")],
             {},
             ConfigError,
-            "puts 6 and 9 channels together",
+            "combines reads of 6 and 9 channels",
         ),
         (
             [*copy_back(1), Head("b", [], Read("position"), "output")],
             {},
             ConfigError,
-            "step 'b' writes 9 channels to 'output', which has 6",
+            "step 'b' writes 9 channels to subspace 'output', which has 6",
         ),
         (
             [Head("a", [Offset(0, -3.0)], TOKEN, "output")],

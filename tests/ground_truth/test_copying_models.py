@@ -94,7 +94,7 @@ def test_what_cannot_be_trained_or_asked_is_refused() -> None:
         train("attention", steps=2, progress=False)
     with pytest.raises(InterpError, match="steps must be at least 1"):
         train("attention", steps=0)
-    with pytest.raises(PromptError, match="slot must be one of the pairs, 0 to 5, not 6"):
+    with pytest.raises(PromptError, match="slot must be the number of a pair, 0 to 5, not 6"):
         prompts(3, slot=6)
     with pytest.raises(PromptError, match="n must be at least 1"):
         prompts(0)
@@ -202,7 +202,7 @@ def test_figures_and_sentences_come_from_any_models(frame: pd.DataFrame) -> None
 
 def test_the_command_refuses_before_it_trains_and_says_what_was_not_reached(tmp_path: Path) -> None:
     refused = CliRunner().invoke(copying.main, ["--slot", "9", "--quiet"])
-    assert refused.exit_code == 2 and "slot must be one of the pairs" in refused.output
+    assert refused.exit_code == 2 and "slot must be the number of a pair" in refused.output
     stopped = CliRunner().invoke(copying.main, ["--steps", "1", "--quiet", "--out", str(tmp_path)])
     assert stopped.exit_code == 2 and "after 1 steps the attention model" in stopped.output
 

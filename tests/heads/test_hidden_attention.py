@@ -20,7 +20,7 @@ def mixers(model: GPT) -> list[int]:
 
 
 def test_patterns_in_parts_are_the_models_own(recurrent: GPT, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hidden_attention, "MOST_NUMBERS", 1)  # a prompt at a time
+    monkeypatch.setattr(hidden_attention, "MAX_NUMBERS", 1)  # a prompt at a time
     pairs = pairs_of(6, 4, 6)
     for layer in mixers(recurrent):
         name = f"blocks.{layer}.mixer.hook_pattern"

@@ -247,7 +247,7 @@ def test_every_kind_of_model_has_scores_within_their_range_or_a_reason(kind: str
         for score in (head_weights.duplicate_token(model, tokens), head_weights.induction(model, tokens, before)):
             assert score.shape == shape and score.dtype == torch.float32 and float(score.abs().max()) <= 1
         if kind == "attn_only":
-            with pytest.raises(InterpError, match="answers with 11 others"):
+            with pytest.raises(InterpError, match="answers with another one of 11"):
                 head_weights.copying(model, tokens)
         else:
             assert float(head_weights.copying(model, tokens).abs().max()) <= 1
@@ -292,7 +292,7 @@ class Strange(HookedModel):
         (lambda m: head_weights.hits(m, IDS, IDS, among=IDS[:3]), PromptError, "not among those that compete"),
         (lambda m: head_patterns.random_sequences(m, 2, length=13), PromptError, "at most 12"),
         (lambda m: head_patterns.random_sequences(m, 0), PromptError, "n must be at least 1, not 0"),
-        (lambda m: head_patterns.random_sequences(m, 1, bos=29), PromptError, "bos=29 is no id"),
+        (lambda m: head_patterns.random_sequences(m, 1, bos=29), PromptError, "bos=29 is not a token id"),
         (lambda m: head_patterns.ordered_lists(m), InterpError, "no tokenizer"),
         (lambda m: head_circuits.readable(object.__new__(Strange)), InterpError, "weights of a Strange"),
     ],

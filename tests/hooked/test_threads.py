@@ -39,7 +39,9 @@ def elsewhere(fn: Callable[[], Any]) -> Any:
 
 
 def free(model: GPT) -> bool:
-    return not any(point.has_hooks or point.wanted or point.edited or point.changes for point in model.hook_dict.values())
+    return not any(
+        point.has_hooks or point.wanted or point.edited or point.changes for point in model.hook_dict.values()
+    )
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])

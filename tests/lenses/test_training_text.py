@@ -76,9 +76,14 @@ def test_every_kind_of_model_gets_text_that_it_can_read(kind: str) -> None:
     [
         ("a.csv", b"x", UnknownName, "no kind of text file matches '.csv'"),
         ("a.txt", b"\xff\xfe\x00", PromptError, "is not UTF-8: byte 0 is 0xff"),
-        ("a.txt", b"Mary", PromptError, "expected at least one sequence of 7"),
-        ("a.jsonl", b'{"text": "Mary"}\n{"words": "John"}', PromptError, "line 2 .* has no \"text\".*only 'words'"),
-        ("a.jsonl", b"Mary", PromptError, "line 1 .* is no JSON"),
+        ("a.txt", b"Mary", PromptError, "fewer than one sequence of 7"),
+        (
+            "a.jsonl",
+            b'{"text": "Mary"}\n{"words": "John"}',
+            PromptError,
+            "line 2 .* needs a string under \"text\".*only 'words'",
+        ),
+        ("a.jsonl", b"Mary", PromptError, "line 1 .* is not JSON"),
     ],
 )
 def test_files_that_do_not_do_are_refused(

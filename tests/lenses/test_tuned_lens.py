@@ -126,7 +126,7 @@ def test_a_saved_lens_is_the_same_and_refuses_another_model(tmp_path: Path) -> N
     with pytest.raises(WeightsError, match="is damaged"):
         TunedLens.load(tmp_path / "lens", model)
     (tmp_path / "lens" / CONFIG_FILE).write_text('{"format": "other"}')
-    with pytest.raises(WeightsError, match="is of something else"):
+    with pytest.raises(WeightsError, match="is not a tuned lens"):
         TunedLens.load(tmp_path / "lens", model)
 
 
@@ -230,7 +230,7 @@ def test_the_section_says_what_was_measured(kind: str) -> None:
         ({"steps": -1}, PromptError, "steps must be at least 0, not -1"),
         ({"holdout": 0}, PromptError, "holdout must be at least 1"),
         ({"layers": [7]}, UnknownName, "layer 7 is out of range: there are 2, 0 to 1"),
-        ({"source": torch.ones(5, 1, dtype=torch.int64)}, PromptError, "2 sequences of 2 tokens"),
+        ({"source": torch.ones(5, 1, dtype=torch.int64)}, PromptError, "at least 2 sequences of at least 2 tokens"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(options: dict[str, object], error: type[Exception], says: str) -> None:
@@ -240,7 +240,7 @@ def test_what_cannot_be_trained_is_refused(options: dict[str, object], error: ty
 
 
 def test_a_model_without_layers_has_no_lens() -> None:
-    with pytest.raises(InterpError, match="this model has none"):
+    with pytest.raises(InterpError, match="this model has no layers"):
         logit_lens.run(make("gpt2", n_layers=0), pairs_of())
 
 

@@ -62,7 +62,7 @@ def test_what_cannot_stand_for_it_is_refused() -> None:
         replacements(model, pairs, NAMES, "resample")
     with pytest.raises(PromptError, match="these have none"):
         replacements(model, bare, NAMES, "mean_by_role")
-    with pytest.raises(InterpError, match="averages positions"):
+    with pytest.raises(InterpError, match="averages over positions"):
         replacements(model, pairs, ["blocks.0.attn.hook_pattern"], "mean_by_role")
     with pytest.raises(UnknownName, match="hook_zz"):
         replacements(model, pairs, ["blocks.0.attn.hook_zz"])
