@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import importlib.util
 import re
 import sys
@@ -52,6 +53,17 @@ def test_links_lead_to_files(page: Path) -> None:
     for target in LINK.findall(text(page)):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=named)
+def test_names_and_files_that_a_page_mentions_exist(page: Path) -> None:
+    for package, rest in re.findall(r"`(interp|analyses)((?:\.\w+)+)(?:\([^`]*\))?`", text(page)):
+        value, path = importlib.import_module(package), package
+        for part in rest.split(".")[1:]:
+            path += f".{part}"
+            value = getattr(value, part) if hasattr(value, part) else importlib.import_module(path)
+    for file in re.findall(r"(?<![\w/])(?:interp|analyses|tests|benchmarks)/[\w/]+\.(?:py|sh)\b", text(page)):
+        assert (ROOT / file).exists(), file
 
 
 @pytest.mark.slow
