@@ -442,3 +442,26 @@ METRICS: dict[str, Metric] = {
         Metric("kl", _kl, "KL(reference run || this run) of next-token distributions", "nats", needs_reference=True),
     )
 }
+
+# What journals know these metrics by. A metric that measures something else from now on gets another one; how its code
+# is written does not count, so that a sweep goes on after it was rewritten.
+DIGESTS = {
+    "logit_diff": "bbe243cd161965cd9398790423be052be611031f75ebeaef99203783ac4495b9",
+    "logit": "aad860cae437fcc2a3776fab1f2a26a854caef9f24719cca64562e2686c827b5",
+    "log_prob": "0552abd25566160929a359f8dacfdf0a151d2c4d9f7ca9f6935e592a069ba4ab",
+    "prob": "de55340d77454e5f9d0e18caff8a77a29806d251447a1ad97f78be857626e3b1",
+    "rank": "838960864a45c90ac99b8aa29a8543e45b545a2b47fef2db44ba02e608502e92",
+    "correct": "357c1e1ca99843195a178f6fcd8947393f6294e8cb4bf229733398dc2d3d8a4a",
+    "kl": "917993ba07ce99905681d0a95e3fbf37fed844b11e5d8e479b72a8e547bee953",
+}
+
+
+def digest(metric: Metric) -> str:
+    """What a journal knows a metric by: a fixed digest for `METRICS`, that of its code and values for a user's own.
+
+    >>> digest(METRICS["logit_diff"])[:8]
+    'bbe243cd'
+    """
+    from interp.resume.fingerprint import fingerprint
+
+    return DIGESTS[metric.name] if METRICS.get(metric.name) is metric else fingerprint(metric)

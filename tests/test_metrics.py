@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,17 @@ from torch import Tensor
 
 from interp import metrics
 from interp.errors import PromptError, UnknownName
-from interp.metrics import METRICS, Metric, at_last, check_answers, get_metric, measure, normalised_effect
+from interp.metrics import (
+    DIGESTS,
+    METRICS,
+    Metric,
+    at_last,
+    check_answers,
+    digest,
+    get_metric,
+    measure,
+    normalised_effect,
+)
 from interp.prompts.pairs import PromptPairs
 
 
@@ -218,3 +229,10 @@ def test_no_answers_are_refused(call: Any, wrong: Tensor) -> None:
 def test_the_largest_logit_is_of_logits(wrong: Tensor) -> None:
     with pytest.raises(PromptError, match="logits must be real numbers"):
         metrics.largest_logit(wrong)
+
+
+def test_a_journal_knows_our_metrics_by_name_and_a_users_by_its_code() -> None:
+    assert DIGESTS.keys() == METRICS.keys() and len(set(DIGESTS.values())) == len(DIGESTS)
+    assert digest(get_metric("logit_diff")) == DIGESTS["logit_diff"]
+    own = dataclasses.replace(METRICS["logit_diff"], fn=lambda logits, answers, reference: logits[:, 0])
+    assert digest(own) not in DIGESTS.values() and digest(own) != digest(dataclasses.replace(own, unit="nats"))

@@ -34,7 +34,7 @@ from interp.circuits.graph import Graph
 from interp.circuits.run import run_circuits
 from interp.errors import InterpError, check_choice
 from interp.hooked.model import HookedModel
-from interp.metrics import Metric, get_metric
+from interp.metrics import Metric, digest, get_metric
 from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
 from interp.resume.fingerprint import fingerprint
@@ -294,7 +294,7 @@ def _key(facts: Mapping[str, Any], edges: Tensor, metric: Metric, seed: int, mod
 
     return {name: str(value) for name, value in facts.items()} | {
         "candidates": fingerprint(edges),
-        "definition": fingerprint(metric),
+        "definition": digest(metric),
         "seed": str(seed),
         "device": f"{model.device.type}, {model.dtype}",
         "versions": f"interp {__version__}, torch {torch.__version__}",

@@ -22,7 +22,7 @@ from interp.arguments import byte_budget, checked, is_whole, shown
 from interp.edits import Variant
 from interp.errors import ConfigError, PromptError, SweepInterrupted, unknown
 from interp.hooked.model import HookedModel
-from interp.metrics import Metric, check_answers, get_metric, is_read, normalised_effect
+from interp.metrics import Metric, check_answers, digest, get_metric, is_read, normalised_effect
 from interp.prompts.pair_checks import check_side
 from interp.prompts.pairs import PromptPairs
 from interp.sweeps.edit_reach import Placement
@@ -310,7 +310,7 @@ def _journal(out: str | Path, job: Job) -> Journal:
         "model": f"{job.model.cfg.model_name} {fingerprint([job.model.cfg, dict(job.model.state_dict())])}",
         "prompts": f"{len(job.pairs)} of {job.pairs.name} {job.pairs.digest()}",
         "variants": f"{len(job.variants)} {fingerprint(tuple(job.variants))}",
-        "metric": f"{job.metric.name} {fingerprint(job.metric)}, with its rounding",
+        "metric": f"{job.metric.name} {digest(job.metric)}, with its rounding",
         "sides": f"{job.source} into {job.base}",
         "device": f"{job.model.device.type}, {job.model.dtype}",
         "versions": f"interp {__version__}, torch {torch.__version__}",
