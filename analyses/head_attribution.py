@@ -12,10 +12,9 @@ al. 2022 ("Interpretability in the Wild", section 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import click
 import torch
 from torch import Tensor
 
@@ -28,20 +27,16 @@ from interp.hooked.model import HookedModel
 from interp.metrics import logit_weights
 from interp.models.gpt import GPT
 from interp.prompts.pairs import PromptPairs
-from interp.study.command import study_command, whole
-from interp.ui.page import FigureItem, Section, first_rows
+from interp.study.command import study_command
+from interp.study.options import choice, whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
 
-ORDER = 30
 METRICS = ("logit_diff", "logit")
 PARTS = {"head": "head", "ssm_head": "state-space head", "channel": "channel"}
-WORDS = {kind: f"{word}s" for kind, word in PARTS.items()}
-SUMS = {"head": "heads", "mixer": "mixers", "mlp": "MLPs"}
-LAYERS = {"head": "heads", "mixer": "mixer", "mlp": "MLP"}
 MIXERS = ("ssm_head", "channel", "mixer")  # kinds that a state-space layer's rows have
 CHANNELS = 12
 
@@ -199,38 +194,37 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over prompts with intervals and corrected p, the largest magnitudes first."""
     own = [name for name in ("head", "ssm_head", "channel") if name in frame]
     table = stats.tested(frame, by=["component", "kind", "layer", *own, "metric"], value="value")
-    return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
+    return stats.strongest_first(table)
 
 
 @checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Heads as a grid, layer by head; without any those of state-space layers, channels with rows, or whole layers."""
     kinds = set(frame["kind"])
-    kind = next((kind for kind in ("head", "ssm_head", "channel") if kind in kinds), None)
-    return plot_layers(frame) if kind is None else plot_parts(frame, kind)
+    kind = next((kind for kind in PARTS if kind in kinds), None)
+    return plot_layers(frame) if kind is None else plot_parts(summary(frame), kind)
 
 
-def plot_parts(frame: pd.DataFrame, kind: str) -> Figure:
-    """One kind of parts: "head" and "ssm_head" as a grid, "channel" as bars."""
-    table = summary(frame)
+def plot_parts(table: pd.DataFrame, kind: str) -> Figure:
+    """One kind of parts of a summary: "head" and "ssm_head" as a grid, "channel" as bars."""
     table = table[table["kind"] == kind]
     if kind != "channel":
-        return figures.heatmap(table, x=kind, y="layer", label=_label(frame), annotate=6)
+        return figures.heatmap(table, x=kind, y="layer", label=_label(table), annotate=6)
     table = table.sort_values("value", ascending=False)
     x = Axis("component", title="channel")
     title = f"The {len(table)} channels with the largest contributions"
-    return figures.bars(table, x=x, horizontal=True, diverging=True, label=_label(frame), title=title)
+    return figures.bars(table, x=x, horizontal=True, diverging=True, label=_label(table), title=title)
 
 
 def plot_layers(frame: pd.DataFrame) -> Figure:
     """What the heads of each layer together, its state-space mixer, and its MLP, add."""
-    parts = _by_layer(frame)
+    parts = by_layer(frame)
     sums = parts.groupby(["kind", "layer", "prompt", "metric"], as_index=False)["value"].sum()
     table = stats.summarise(sums, by=["kind", "layer", "metric"], value="value")
     return figures.lines(table, x="layer", y="value", hue="kind", label=_label(frame))
 
 
-def _by_layer(frame: pd.DataFrame) -> pd.DataFrame:
+def by_layer(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of layers; all parts of a state-space layer are of the kind `mixer`."""
     kinds = frame["kind"].replace(dict.fromkeys(MIXERS, "mixer"))
     return frame.assign(kind=kinds)[kinds.isin(["head", "mixer", "mlp"])]
@@ -241,84 +235,13 @@ def _label(frame: pd.DataFrame) -> str:
     return named[frame["metric"].iloc[0]]
 
 
-def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
-) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: its measurements, and how they are told."""
-    frame = run(model, pairs)
-    table = summary(frame)
-    parts = table[table["kind"].isin(WORDS)]
-    what = " and ".join(word for kind, word in WORDS.items() if kind in set(parts["kind"]))
-    total = table[table["kind"] == "total"].iloc[0]
-    embed = frame[frame["kind"] == "embed"].groupby("prompt")["value"].sum().mean()
-    residue = frame.loc[frame["kind"] == "residue", "value"].abs().max()
-    kinds = frame["kind"].replace(dict.fromkeys(MIXERS, "mixer"))
-    sums = frame["value"].groupby([kinds, frame["prompt"]]).sum().groupby(level=0).mean()
-    added = [(word, sums[kind]) for kind, word in SUMS.items() if kind in sums]
-    (first, most), *others = added
-    strongest, weakest = parts.iloc[0], parts.sort_values("value").iloc[0]
-    finding = (
-        f"The {what} whose direct contribution is largest are "
-        + ", ".join(f"{row.component} ({row.value:+.2f})" for row in parts.head(3).itertuples())
-        + f"; all {first} together write {most:+.2f}"
-        + "".join(f", all {word} {value:+.2f}" for word, value in others)
-        + " of the logit difference."
-    )
-    text = [
-        f"The logit difference at the last position, {total['value']:.2f} on average, is the sum of what each part "
-        f"writes there: {''.join(f'{word} {value:+.2f}, ' for word, value in added)}embeddings {embed:+.2f}, "
-        f"biases {sums['bias']:+.2f} (largest residue of any prompt: {residue:.1e}).",
-        f"The {PARTS[strongest['kind']]} with the largest direct contribution is {strongest['component']} "
-        f"({strongest['value']:+.2f}, 95% interval {strongest['ci_low']:.2f} to {strongest['ci_high']:.2f}); the "
-        f"strongest against the answer is {weakest['component']} ({weakest['value']:+.2f}).",
-    ]
-    by_layer = _by_layer(frame)
-    of_layers = [word for kind, word in LAYERS.items() if kind in set(by_layer["kind"])]
-    items = [
-        FigureItem(
-            "attribution_layers",
-            f"Direct contribution of every layer's {' and '.join(of_layers)}",
-            f"Mean over {len(pairs)} prompts; bands are 95% bootstrap intervals over prompts.",
-            plot_layers(frame),
-            by_layer,
-        )
-    ]
-    for kind in WORDS:
-        own = parts[parts["kind"] == kind]
-        if len(own):
-            items.append(_figure(frame, kind, own))
-    shown = table[table["kind"].isin([*WORDS, "mixer", "mlp", "embed"])]
-    if model.cfg.has_mamba:  # names say where parts stand
-        shown = shown.drop(columns=list(WORDS))
-    section = Section(
-        title="Direct logit attribution",
-        anchor="attribution",
-        text=text,
-        figures=items,
-        tables=[first_rows("The largest direct contributions", shown, 10)],
-    )
-    return frame, section, [finding]
-
-
-def _figure(frame: pd.DataFrame, kind: str, own: pd.DataFrame) -> FigureItem:
-    """Every head, or the channels with rows."""
-    which = "the channels with the largest ones" if kind == "channel" else f"every {PARTS[kind]}"
-    return FigureItem(
-        f"attribution_{kind}s",
-        f"Direct contribution of {which}",
-        f"Blue {WORDS[kind]} write towards the right answer, red {WORDS[kind]} towards the wrong one.",
-        plot_parts(frame, kind),
-        own.drop(columns=[name for name in WORDS if name in own and name != kind]),
-    )
-
-
 main = study_command(
     run,
     plot=plot,
     summary=summary,
     options=[
         whole("--channels", f"Channels of Mamba-1 layers with rows of their own.  [{CHANNELS}]", least=0),
-        click.option("--metric", type=click.Choice(METRICS), default="logit_diff", show_default=True),
+        choice("--metric", METRICS, default="logit_diff"),
     ],
 )
 

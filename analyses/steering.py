@@ -14,9 +14,8 @@ Source: Turner et al. 2023 ("Steering Language Models With Activation Engineerin
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,33 +27,31 @@ from torch import Tensor
 from interp import figures, stats
 from interp.arguments import checked, entries, real_number, shown
 from interp.arguments import seed as check_seed
-from interp.directions.classes import CONTRASTS, Contrast, contrast
+from interp.directions.classes import Contrast, contrast
 from interp.directions.probes import Probe, rows_of
-from interp.directions.steering import Direction, Where, between, states, steer
+from interp.directions.steering import Where, between, states
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, PromptError, UnknownName, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.prompts.pairs import PromptPairs
-from interp.rounding import no_effect, of_effect, of_rows
+from interp.rounding import of_effect, of_rows
 from interp.study.command import study_command
+from interp.study.options import choice, numbers
+from interp.study.shared_options import LABEL, metric_option, site_option
 from interp.sweeps.sweep import sweep
-from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
 
-ORDER = 85
 STRENGTHS = (1.0, 2.0, 4.0)
 ADDED = ("onward", "there", "all")
 VECTORS = ("difference", "random")
 HELD_OUT, NEUTRAL = "held out", "neutral"
 MOST_LINES = 8
 MOST_NEUTRAL = 16
-REPORTED = (1.0, 2.0)
-NEW_TOKENS = 8
 
 Array = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -111,7 +108,7 @@ def run(
     if isinstance(strengths, str) or not isinstance(strengths, Iterable) or not len(list(strengths)):
         raise ConfigError(f"steering needs at least one strength, such as strengths=[1.0], not {shown(strengths)}")
     strengths, seed = [real_number("strength", one) for one in strengths], check_seed(seed)
-    told, pairs, kept = _pulled(contrast(model, pairs, label, labels=labels, most=2), pairs)
+    told, pairs, kept = pulled(contrast(model, pairs, label, labels=labels, most=2), pairs)
     every = entries("layer", layers, model.cfg.n_layers, refuse=UnknownName)
     vectors = held_out_vectors(model, pairs, told, site, [{"layer": layer, "pos": pos} for layer in every], seed=seed)
     others = _neutral(model, pairs, neutral, seed)
@@ -138,7 +135,7 @@ def run(
     return frame[[*front, *(name for name in frame if name not in front)]]
 
 
-def _pulled(told: Contrast, pairs: PromptPairs) -> tuple[Contrast, PromptPairs, Array]:
+def pulled(told: Contrast, pairs: PromptPairs) -> tuple[Contrast, PromptPairs, Array]:
     """The pairs whose prompts are of different classes, and their numbers."""
     if told.corrupt is None:
         raise PromptError(
@@ -239,7 +236,11 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 @checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Effect and divergence by layer: a line for every strength, and the random vectors at the largest."""
-    table = summary(frame)
+    return plot_strengths(summary(frame))
+
+
+def plot_strengths(table: pd.DataFrame) -> Figure:
+    """The figure of `plot` from a summary."""
     metric = table["metric"].iloc[0].replace("_", " ")
     panels = {HELD_OUT: f"{metric} (1: clean prompt)", NEUTRAL: "KL on neutral prompts, nats"}
     most = table["strength"].abs().max()
@@ -253,89 +254,8 @@ def plot(frame: pd.DataFrame) -> Figure:
     return figures.lines(shown, x="layer", hue="strength", facet="panel", share=False, label="")
 
 
-def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
-) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: every layer at the last position, and how the first prompt goes on."""
-    told = contrast(model, pairs, most=2)
-    frame = run(model, pairs, strengths=REPORTED, progress=progress)
-    table = summary(frame)
-    held = table[(table["prompts"] == HELD_OUT) & (table["vector"] == "difference")]
-    best = held.iloc[0]
-    cost = _same_cell(table, best, NEUTRAL)
-    beyond = best["p_adjusted"] < stats.SURE and best["value"] > best["control"]
-    where = f"{best['strength']:g} times the direction at layer {best['layer']}"
-    finding = no_effect(held) or (
-        f"Steering corrupt prompts at the last position by the direction that tells {CONTRASTS[told.name]}, made from "
-        f"other prompts, has the largest effect with {where}: effect {best['value']:+.2f} (95% interval "
-        f"{best['ci_low']:.2f} to {best['ci_high']:.2f}; 1 is the clean prompt's answer), with random vectors of its "
-        f"length {best['control']:+.2f}"
-        + ("." if beyond else f"; that is not beyond them for sure (corrected p {_shown(best['p_adjusted'])}).")
-    )
-    harm = (
-        f"The same vectors on neutral prompts, the task's own cut off at a random position, change the distribution of "
-        f"the next token by {cost['value']:.2f} nats (random vectors: {cost['control']:.2f})."
-    )
-    section = Section(
-        title="Steering",
-        anchor="steering",
-        text=[
-            "A direction is a difference of means over one half of the pairs and is tried on the other, both ways.",
-            finding,
-            harm,
-        ],
-        figures=[
-            FigureItem(
-                "steering",
-                "What adding a difference of means does, by layer and strength",
-                f"Left, corrupt prompts of {len(pairs)} held-out pairs; right, neutral prompts. Means over prompts, "
-                "bands are 95% bootstrap intervals; random: vectors of the same length at the largest strength.",
-                plot(frame),
-                table,
-            )
-        ],
-        tables=[first_rows("The strongest cells", held.drop(columns=["vector", "prompts"]), 10)],
-        preformatted=_continued(model, pairs, told, best),
-    )
-    return frame, section, [finding]
-
-
-def _same_cell(table: pd.DataFrame, row: pd.Series[Any], prompts: str) -> pd.Series[Any]:
-    same = (table[["layer", "strength", "vector"]] == row[["layer", "strength", "vector"]].tolist()).all(axis=1)
-    return table[same & (table["prompts"] == prompts)].iloc[0]
-
-
-def _shown(p: float) -> str:
-    return "unknown: too few prompts" if np.isnan(p) else f"{p:.2g}"
-
-
-def _continued(model: HookedModel, pairs: PromptPairs, told: Contrast, best: pd.Series[Any]) -> str:
-    """How the first pair's corrupt prompt goes on by itself and steered, greedily."""
-    if model.tokenizer is None or not model.cfg.causal:
-        return ""
-    chosen, pulled, _ = _pulled(told, pairs)
-    vector = held_out_vectors(model, pulled, chosen, "resid_pre", [{"layer": int(best["layer"])}])[0, 0]
-    direction = Direction(vector, "resid_pre", int(best["layer"]))
-    prompt = pulled.corrupt[:1, : int(pulled.lengths[0])]
-    plain = model.generate(prompt, NEW_TOKENS, do_sample=False)
-    with steer(model, direction, float(best["strength"]), pos="last"):
-        steered = model.generate(prompt, NEW_TOKENS, do_sample=False)
-    said = [model.to_string(row[prompt.shape[1] :]) for row in (plain[0], steered[0])]
-    return f"{pulled.corrupt_texts[0]}\n  as it is: {said[0]!r}\n  steered:  {said[1]!r}"
-
-
 def _place(context: click.Context, option: click.Parameter, text: str) -> int | str:
     return int(text) if re.fullmatch("-?[0-9]{1,9}", text) else text
-
-
-def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
-    try:
-        numbers = None if text is None else [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [math.nan]
-    if numbers is not None and not all(map(math.isfinite, numbers)):
-        raise click.BadParameter(f"{text!r} is no list of finite numbers such as 1,2,4")
-    return numbers
 
 
 main = study_command(
@@ -343,14 +263,14 @@ main = study_command(
     plot=plot,
     summary=summary,
     options=[
-        click.option("--label", default="auto", show_default=True, help=f"{', '.join(CONTRASTS)}."),
-        click.option("--add", type=click.Choice(ADDED), default="onward", show_default=True, help="Where it is added."),
+        LABEL,
+        choice("--add", ADDED, default="onward", help="Where it is added."),
         click.option(
             "--pos", default="-1", show_default=True, callback=_place, help="A position or a role that is read."
         ),
-        click.option("--strengths", callback=_numbers, help="Numbers with commas between.  [1,2,4]"),
-        click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, ..."),
-        click.option("--site", default="resid_pre", show_default=True, help="A short site name: resid_pre, z, ..."),
+        numbers("--strengths", "Numbers with commas between.  [1,2,4]"),
+        metric_option("logit_diff, log_prob, ..."),
+        site_option("A short site name: resid_pre, z, ...", default="resid_pre"),
     ],
 )
 

@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 import analyses
 from analyses.cli import main, study_names
 from analyses.report import chosen_studies
-from interp.study.command import RefusedError, refusals
+from interp.study.refusals import RefusedError, refusals
 from interp.ui.terminal import show
 
 
@@ -98,7 +98,8 @@ def test_a_report_is_complete_and_replaces_an_earlier_one(talker: Path, tmp_path
     page, manifest = (out / "index.html").read_text(), json.loads((out / "manifest.json").read_text())
     assert "Content-Security-Policy" in page and not re.search(r"(?:src|href)=.https?:", page)
     modules = chosen_studies()
-    assert list(manifest["seconds"]) == ["load", "behaviour", *(m.__name__.split(".")[1] for m in modules), "checks"]
+    names = [module.__name__.rpartition(".")[2] for module in modules]
+    assert list(manifest["seconds"]) == ["load", "behaviour", *names, "checks"]
     assert manifest["not_made"] == {} and page.count("<h2 id=") == len(modules) + 3  # prompts, checks, provenance
     stems = {path.stem for path in (out / "figures").iterdir()}
     assert stems == {figure["name"] for figure in manifest["report"]["figures"]} and len(stems) > len(modules)

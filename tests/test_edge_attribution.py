@@ -14,7 +14,8 @@ from test_gradients import pairs_of
 import interp
 from analyses import edge_attribution
 from analyses.cli import main
-from analyses.edge_attribution import compared, plot, plot_agreement, report, run, summary
+from analyses.edge_attribution import compared, plot, plot_agreement, run, summary
+from analyses.sections.edge_attribution import report
 from interp.circuits.edge_scores import eap, exact
 from interp.circuits.graph import Graph
 from interp.errors import UnknownName

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import interp
 from analyses import steering
+from analyses.sections.steering import report
 from interp.directions.classes import contrast
 from interp.directions.probes import Probe, rows_of
 from interp.directions.steering import states
@@ -171,7 +172,7 @@ def test_what_cannot_be_steered_is_refused(options: dict[str, Any], error: type[
 @pytest.mark.parametrize("n", [2, 5])
 def test_the_sentences_of_a_report_are_those_of_its_numbers(talker: Path, n: int) -> None:
     model = interp.load(talker, device="cpu")
-    frame, section, findings = steering.report(model, ioi(model, n=n), {}, progress=False)
+    frame, section, findings = report(model, ioi(model, n=n), {}, progress=False)
     table = steering.summary(frame)
     best = table.iloc[0]
     assert f"effect {best['value']:+.2f}" in findings[0] and f"at layer {best['layer']}" in findings[0]
