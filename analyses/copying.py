@@ -18,7 +18,7 @@ Heads").
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,39 +26,36 @@ import click
 from interp import figures, stats
 from interp.arguments import checked
 from interp.figures.axes import Axis
-from interp.ground_truth.copying_cuts import (
+from interp.ground_truth.copying_measures import (
     ACCURACY,
     ELSEWHERE,
     HEAD,
     OTHER_LAYER,
     OWN,
     RANDOM,
+    SITES,
     STRONGEST,
     cumulative,
     cuts,
     entries,
+    looking,
     needed,
+    patching,
     ranked,
     strongest_unit,
 )
 from interp.ground_truth.copying_models import KINDS, PAIRS, SLOT, STEPS, config, prompts, train
-from interp.heads.hidden_attention import mixer_of, together
 from interp.models.gpt import GPT
-from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_rows, quotient
 from interp.study.command import OwnModels, study_command
 from interp.study.options import number_options, whole
 from interp.study.provenance import state_digest
 from interp.study.sentences import bounds
-from interp.sweeps.sweep import sweep
-from interp.variants.granularity import described, variants
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
-
-SITES = {"attention": ("resid_pre", "k", "v"), "mamba": ("resid_pre", "conv", "state")}  # what is patched
 
 
 @checked
@@ -117,30 +114,6 @@ def run(
     frame = pd.concat(parts, ignore_index=True)
     frame = frame[[*columns, "prompt", "metric", "value", "base_value", "source_value", "rounding", "effect"]]
     return frame.astype({name: "Int64" for name in ("layer", "pos", "key", "count")})
-
-
-def patching(model: GPT, pairs: PromptPairs, *, sites: Sequence[str], progress: bool | None = None) -> pd.DataFrame:
-    """Clean values in the corrupt run, one site, layer and position at a time: the effect on the logit difference."""
-    frame = sweep(model, pairs, variants(model, pairs, site=sites, by="pos"), "logit_diff", progress=progress)
-    return described(frame, pairs)
-
-
-def looking(model: GPT, pairs: PromptPairs) -> pd.DataFrame:
-    """The share of every position in the query's row: of attention probabilities, or of magnitudes without D.
-
-    Mean over heads or channels. Columns `site, layer, key, prompt, metric, value`.
-    """
-    import pandas as pd
-
-    _, cache = model.run_with_cache(pairs.clean, names_filter="*hook_pattern")
-    parts = []
-    for layer in range(model.cfg.n_layers):
-        pattern = cache["pattern", layer]  # [prompt, head or channel, query, key]
-        hidden = model.cfg.mixer(layer) != "attn"
-        mean = together(pattern, mixer_of(model, layer).D) if hidden else pattern.mean(1)
-        wide = pd.DataFrame(mean[:, -1].cpu().numpy()).rename_axis("prompt")
-        parts.append(wide.melt(var_name="key", ignore_index=False).reset_index().assign(layer=layer))
-    return pd.concat(parts, ignore_index=True).assign(site="pattern", metric="share")
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ al. 2022 ("Interpretability in the Wild", section 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 METRICS = ("logit_diff", "logit")
 PARTS = {"head": "head", "ssm_head": "state-space head", "channel": "channel"}
+Label = tuple[str, str, int | None, int | None]
+"""Of a part: its name, its kind, its layer and its number there."""
+
 MIXERS = ("ssm_head", "channel", "mixer")  # kinds that a state-space layer's rows have
 CHANNELS = 12
 
@@ -66,8 +69,6 @@ def run(
         UnknownName: another metric.
         InterpError: a number of channels below 0.
     """
-    import pandas as pd
-
     check_choice("metric of head attribution", metric, METRICS)
     channels = whole_number("channels", channels, least=0)
     cfg = model.cfg
@@ -78,41 +79,25 @@ def run(
     logits, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=mask)
     at = (torch.arange(len(pairs), device=model.device), pairs.last)  # the last position of every prompt
 
-    # 1. What each part wrote: labels, and vectors [component, prompt, d_model].
-    labels: list[tuple[str, str, int | None, int | None]] = []
-    written: list[Tensor] = []
-    for name in ("embed", "pos_embed"):
-        if f"hook_{name}" in cache:
-            labels.append((name, "embed", None, None))
-            written.append(cache[name][at])
-    for layer in range(cfg.n_layers):
-        if cfg.mixer(layer) == "attn":
-            labels += [(f"L{layer}H{head}", "head", layer, head) for head in range(cfg.n_heads)]
-            written += model.head_results(layer, cache["z", layer][at]).unbind(1)
-        for name, bias in _biases(model, layer):
-            labels.append((name, "bias", layer, None))
-            written.append(bias.expand(len(pairs), -1))
-        if cfg.mlp_in(layer):
-            labels.append((f"mlp_{layer}", "mlp", layer, None))
-            written.append(cache["mlp_out", layer][at])
+    # 1. What each part wrote.
+    labels, written = _written(model, cache, at)
 
     # 2. What that is worth in logits, with the scale of the final norm as it was.
     norm = model.norm_before(cfg.n_layers)
-    stack = torch.stack(written)
+    scale = None if norm is None else cache["ln_final.hook_scale"][at]
+    stack = torch.stack(written)  # [component, prompt, d_model]
     if norm is not None:
-        stack = norm.scaled(stack, cache["ln_final.hook_scale"][at])
+        stack = norm.scaled(stack, scale)
     answers, weights = logit_weights(pairs)  # [prompt, answer]
     weights = weights if metric == "logit_diff" else weights.clamp(min=0)
     direction = (model.W_U.T[answers] * weights[..., None]).sum(1)  # [prompt, d_model]
     values = list((stack * direction).sum(-1).double().unbind(0))  # [prompt] for every component
     if cfg.has_mamba:
-        scale = None if norm is None else cache["ln_final.hook_scale"][at]
         names_of, worth = _of_mixers(model, cache, at, _seen_through(norm, scale, direction), channels)
         labels += names_of
         values += worth
-    bias = (
-        torch.zeros(cfg.d_model, device=model.device, dtype=model.dtype) if norm is None or norm.b is None else norm.b
-    )
+    none = torch.zeros(cfg.d_model, device=model.device, dtype=model.dtype)
+    bias = none if norm is None or norm.b is None else norm.b
     labels.append(("bias", "bias", None, None))
     values.append((model.unembed(bias)[answers] * weights).sum(-1).double())
 
@@ -120,17 +105,43 @@ def run(
     total = (logits[at].gather(-1, answers).double() * weights).sum(-1)
     labels += [("total", "total", None, None), ("residue", "residue", None, None)]
     values += [total, total - torch.stack(values).sum(0)]
-    frame = pd.DataFrame(labels, columns=["component", "kind", "layer", "head"]).astype(
-        {"layer": "Int64", "head": "Int64"}
-    )
-    own = ["head", "ssm_head", "channel"] if cfg.has_mamba else ["head"]
-    for name in reversed(own):  # the number of a part stands in the column of its kind
-        frame[name] = frame["head"].where(frame["kind"] == name)
+    return _tabulated(labels, values, metric, ["head", "ssm_head", "channel"] if cfg.has_mamba else ["head"])
+
+
+def _tabulated(labels: Sequence[Label], values: Sequence[Tensor], metric: str, own: Sequence[str]) -> pd.DataFrame:
+    """A row for every part and prompt; the number of a part stands in the column of its kind, one of `own`."""
+    import pandas as pd
+
+    frame = pd.DataFrame(labels, columns=["component", "kind", "layer", "number"])
+    frame = frame.astype({"layer": "Int64", "number": "Int64"})
+    for name in own:
+        frame[name] = frame["number"].where(frame["kind"] == name)
     frame["metric"] = metric
-    frame["prompt"] = [list(range(len(pairs)))] * len(frame)
+    frame["prompt"] = [list(range(len(values[0])))] * len(frame)
     frame["value"] = [value.tolist() for value in values]
     frame = frame.explode(["prompt", "value"], ignore_index=True).astype({"prompt": int, "value": float})
     return frame[["component", "kind", "layer", *own, "prompt", "metric", "value"]]
+
+
+def _written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor]) -> tuple[list[Label], list[Tensor]]:
+    """What embeddings, heads, biases and MLPs wrote at these positions, each [prompt, d_model], and their labels."""
+    labels: list[Label] = []
+    written: list[Tensor] = []
+    for name in ("embed", "pos_embed"):
+        if f"hook_{name}" in cache:
+            labels.append((name, "embed", None, None))
+            written.append(cache[name][at])
+    for layer in range(model.cfg.n_layers):
+        if model.cfg.mixer(layer) == "attn":
+            labels += [(f"L{layer}H{head}", "head", layer, head) for head in range(model.cfg.n_heads)]
+            written += model.head_results(layer, cache["z", layer][at]).unbind(1)
+        for name, bias in _biases(model, layer):
+            labels.append((name, "bias", layer, None))
+            written.append(bias.expand(len(at[0]), -1))
+        if model.cfg.mlp_in(layer):
+            labels.append((f"mlp_{layer}", "mlp", layer, None))
+            written.append(cache["mlp_out", layer][at])
+    return labels, written
 
 
 def _biases(model: HookedModel, layer: int) -> Iterator[tuple[str, Tensor]]:
@@ -154,7 +165,7 @@ def _seen_through(norm: Any, scale: Tensor | None, direction: Tensor) -> Tensor:
 
 def _of_mixers(
     model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor], seen: Tensor, channels: int
-) -> tuple[list[tuple[str, str, int | None, int | None]], list[Tensor]]:
+) -> tuple[list[Label], list[Tensor]]:
     """Labels of the state-space layers' rows, and what each is worth [prompt].
 
     Args:
@@ -173,7 +184,7 @@ def _of_mixers(
     plain = {layer: own for layer, own in each.items() if model.cfg.mixer(layer) == "mamba"}
     sizes = {(layer, c): size for layer, own in plain.items() for c, size in enumerate(own.mean(0).abs().tolist())}
     chosen = sorted(sorted(sizes, key=lambda one: -sizes[one])[:channels])
-    labels: list[tuple[str, str, int | None, int | None]] = []
+    labels: list[Label] = []
     values: list[Tensor] = []
     for layer, own in each.items():
         if layer not in plain:

@@ -184,8 +184,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """
     cell = ["layer", "target_layer", *cut_by(frame), "reading", "metric"]
     looked = frame[frame["reading"].notna()]
-    table, tested = stats.summarise(looked, by=cell), stats.tested(looked, by=cell, value="effect")
-    table["control"] = stats.summarise(looked, by=cell, value="control")["value"]
+    table = stats.summarise(looked, by=cell)
+    tested = stats.tested(looked, by=cell, value="effect", n_resamples=1)  # its interval is not shown
+    table["control"] = stats.summarise(looked, by=cell, value="control", n_resamples=1)["value"]
     table = table.assign(effect=tested["value"], p=tested["p"], p_adjusted=tested["p_adjusted"])
     return table.sort_values("value", ascending=False, kind="stable", ignore_index=True)
 

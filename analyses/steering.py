@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,11 +26,10 @@ from torch import Tensor
 from interp import figures, stats
 from interp.arguments import checked, entries, real_number, shown
 from interp.arguments import seed as check_seed
-from interp.directions.classes import Contrast, contrast
-from interp.directions.probes import Probe, rows_of
-from interp.directions.steering import Where, between, states
+from interp.directions.classes import contrast
+from interp.directions.held_out import held_out_vectors, neutral_prompts, pulled, random_like
 from interp.edits import Edit, Variant
-from interp.errors import ConfigError, PromptError, UnknownName, check_choice
+from interp.errors import ConfigError, UnknownName, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.prompts.pairs import PromptPairs
@@ -51,9 +49,6 @@ ADDED = ("onward", "there", "all")
 VECTORS = ("difference", "random")
 HELD_OUT, NEUTRAL = "held out", "neutral"
 MOST_LINES = 8
-MOST_NEUTRAL = 16
-
-Array = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @checked
@@ -111,13 +106,13 @@ def run(
     told, pairs, kept = pulled(contrast(model, pairs, label, labels=labels, most=2), pairs)
     every = entries("layer", layers, model.cfg.n_layers, refuse=UnknownName)
     vectors = held_out_vectors(model, pairs, told, site, [{"layer": layer, "pos": pos} for layer in every], seed=seed)
-    others = _neutral(model, pairs, neutral, seed)
+    others = neutral_prompts(model, pairs, neutral, seed)
     turn = torch.arange(len(others)) % len(pairs)  # neutral prompts take the pairs' vectors in turn
     generator = torch.Generator().manual_seed(seed)
     on_task: list[Variant] = []
     on_neutral: list[Variant] = []
     for layer, difference in zip(every, vectors, strict=True):
-        for vector, own in zip(VECTORS, (difference, _random_like(difference, generator)), strict=True):
+        for vector, own in zip(VECTORS, (difference, random_like(difference, generator)), strict=True):
             for strength in strengths:
                 labelled = {"layer": layer, "strength": float(strength), "vector": vector}
                 on_task.append(Variant((_edit(site, layer, strength * own, pairs, pos, add),), labelled))
@@ -135,47 +130,6 @@ def run(
     return frame[[*front, *(name for name in frame if name not in front)]]
 
 
-def pulled(told: Contrast, pairs: PromptPairs) -> tuple[Contrast, PromptPairs, Array]:
-    """The pairs whose prompts are of different classes, and their numbers."""
-    if told.corrupt is None:
-        raise PromptError(
-            "steering goes from the class of a corrupt prompt to that of its clean one: give labels of both, "
-            f"[{len(pairs)}, 2]"
-        )
-    kept = np.flatnonzero(told.clean != told.corrupt)
-    if not len(kept):
-        raise PromptError(f"the two prompts of every pair are of one class of {told.name!r}: nothing pulls them apart")
-    chosen = replace(told, clean=told.clean[kept], corrupt=told.corrupt[kept], group=told.group[kept])
-    return chosen, pairs[kept.tolist()], kept
-
-
-def held_out_vectors(
-    model: HookedModel, pairs: PromptPairs, told: Contrast, site: str, places: Sequence[Where], *, seed: int = 0
-) -> Tensor:
-    """For every place and pair the difference of means over the half without it, towards the class of the clean prompt.
-
-    Returns:
-        [place, prompt, the site's other axes], float32.
-    """
-    rows = rows_of(told, Probe(folds=2, seed=seed))
-    read = torch.cat([states(model, pairs, site, places, side=side) for side in told.sides], dim=1)
-    half = rows.fold[: len(pairs)]
-    vectors = torch.empty_like(read[:, : len(pairs)])
-    for at, found in enumerate(read):
-        for fold in (0, 1):
-            others = torch.from_numpy(rows.fold != fold)
-            vectors[at, torch.from_numpy(half == fold)] = between(found[others], rows.classes[rows.fold != fold], told)
-    towards = torch.from_numpy(np.where(told.clean == 0, 1.0, -1.0)).to(vectors)
-    return vectors * towards.reshape(-1, *[1] * (vectors.ndim - 2))
-
-
-def _random_like(vectors: Tensor, generator: torch.Generator) -> Tensor:
-    """A random vector of the same length for every prompt [prompt, ...]."""
-    drawn = torch.randn(vectors.shape, generator=generator)
-    inner = tuple(range(1, vectors.ndim))
-    return drawn * (vectors.norm(dim=inner, keepdim=True) / drawn.norm(dim=inner, keepdim=True))
-
-
 def _edit(site: str, layer: int, vectors: Tensor, pairs: PromptPairs, pos: int | str, add: str) -> Edit:
     """The edit that adds to every prompt its own vector [prompt, ...]."""
     source = vectors[:, None]  # [prompt, pos, ...]
@@ -187,19 +141,6 @@ def _edit(site: str, layer: int, vectors: Tensor, pairs: PromptPairs, pos: int |
     return Edit(
         site, {"layer": layer}, "add", source * from_there.reshape(*from_there.shape, *[1] * (vectors.ndim - 1))
     )
-
-
-def _neutral(
-    model: HookedModel, pairs: PromptPairs, neutral: Sequence[str] | PromptPairs | None, seed: int
-) -> PromptPairs:
-    if isinstance(neutral, PromptPairs):
-        return neutral
-    if neutral is not None:
-        return PromptPairs.from_text(model, list(neutral), answers=[(0, 1)] * len(neutral))
-    pairs, generator = pairs[:MOST_NEUTRAL], np.random.default_rng(seed)
-    cut = [int(generator.integers(min(2, n - 1), n)) if n > 1 else 1 for n in pairs.lengths.tolist()]
-    rows = [row[:n].tolist() for row, n in zip(pairs.clean, cut, strict=True)]
-    return PromptPairs.from_tokens(rows, answers=pairs.answer_sets or pairs.answers, name="neutral")
 
 
 @checked
@@ -217,8 +158,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     paired = frame[frame["vector"] == "difference"].merge(random, on=[*cell, "prompt"], suffixes=("", "_random"))
     paired["beyond"] = paired["measured"] - paired["measured_random"]
     off = np.where(paired["prompts"] == HELD_OUT, of_effect(paired), of_rows(paired, "base_value"))
-    tested = stats.tested(paired, by=by, value="beyond", rounding=off)[[*by, "p", "p_adjusted"]]
-    control = stats.summarise(paired, by=by, value="measured_random")[[*by, "value"]]
+    # Of these two no interval is shown.
+    tested = stats.tested(paired, by=by, value="beyond", rounding=off, n_resamples=1)[[*by, "p", "p_adjusted"]]
+    control = stats.summarise(paired, by=by, value="measured_random", n_resamples=1)[[*by, "value"]]
     table = stats.summarise(frame, by=by, value="measured")
     table = table.merge(control.rename(columns={"value": "control"}), on=by, how="left").merge(
         tested, on=by, how="left"

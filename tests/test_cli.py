@@ -310,7 +310,8 @@ def test_an_interrupt_ends_quietly_wherever_it_comes(talker: Path, monkeypatch: 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for place in ("interp.weights.load.load", "interp.command.load_prompts", "analyses.cli.importlib.import_module"):
+    places = ("interp.loading.load.load", "interp.study.command.load_prompts", "analyses.cli.importlib.import_module")
+    for place in places:
         with monkeypatch.context() as patched:
             patched.setattr(place, interrupted)
             done = call("run", "logit-lens", "--model", talker, "--quiet")

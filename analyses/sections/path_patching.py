@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ORDER = 55
 MIXED = ["z", "gated", "out"]
+QUERIES = "what their queries at the last position read"
 MOST_PROMPTS, MOST_QUERIES = 16, 8  # for the paths to the logits, and to queries
 MOST_SET = 6  # receivers that are patched together
 MOST_OPERATIONS = 2e12  # for the inputs of one head or mixer
@@ -47,18 +48,12 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     for kind, names in _kinds(writers).items():
         if max(map(_layer, names)) <= first_layer:
             continue
-        receivers = _inputs(names, ["q"])
-        most = MOST_QUERIES if kind == "head" else min(MOST_QUERIES, _affordable(model, pairs, names[0], receivers))
-        pos = -1 if kind == "head" else None
-        paths = run(model, _some(pairs, most), receivers="+".join(receivers), pos=pos, progress=progress)
-        into = summary(paths)
-        read = "what their queries at the last position read" if kind == "head" else "what their layers read"
+        paths, into, title, read = _into(model, pairs, kind, names, progress)
         findings.append(
             f"The {kind}s that help most there are {', '.join(names)}. Of {read}, all patched together, "
             f"{_strongest(into)}."
         )
-        whose, tag = ("the queries of ", "queries") if kind == "head" else ("", kind.split()[-1] + "s")
-        title = f"Direct paths to {whose}{', '.join(names if kind == 'head' else receivers)}"
+        tag = "queries" if kind == "head" else kind.split()[-1] + "s"
         items.append(_figure(f"paths_{tag}", title, paths, into, len(pairs)))
         frames.append(paths)
         intos.append(into)
@@ -83,6 +78,20 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     tables = [first_rows("The direct paths to the logits with the largest effect", table, 10)]
     section = Section(title="Path patching", anchor="paths", text=[intro, *findings], figures=items, tables=tables)
     return StudyReport(pd.concat(frames, ignore_index=True), section, findings)
+
+
+def _into(
+    model: HookedModel, pairs: PromptPairs, kind: str, names: Sequence[str], progress: bool | None
+) -> tuple[pd.DataFrame, pd.DataFrame, str, str]:
+    """The paths to what some heads or mixers read, all patched together: measured, summed up, and called two ways."""
+    receivers = _inputs(names, ["q"])
+    if kind == "head":
+        most, pos, ends, read = MOST_QUERIES, -1, f"the queries of {', '.join(names)}", QUERIES
+    else:
+        most = min(MOST_QUERIES, _affordable(model, pairs, names[0], receivers))
+        pos, ends, read = None, ", ".join(receivers), "what their layers read"
+    paths = run(model, _some(pairs, most), receivers="+".join(receivers), pos=pos, progress=progress)
+    return paths, summary(paths), f"Direct paths to {ends}", read
 
 
 def _some(pairs: PromptPairs, most: int) -> PromptPairs:

@@ -1,10 +1,11 @@
-"""Which entries of its last row does a copying model need? Entries of a pattern are set to 0, one or several.
+"""Where does a copying model keep the value that it will need? Patching, looking, and cuts of entries of a pattern.
 
-1. `entries` cuts every entry of the query's row by itself, in all heads or channels of its layer; `ranked` puts them in
+1. `patching` moves clean values into the corrupt run, at every position; `looking` is where the query looks.
+2. `entries` cuts every entry of the query's row by itself, in all heads or channels of its layer; `ranked` puts them in
    the order of what the answer loses without each.
-2. `cumulative` cuts the first ones together; `needed` says how many bring the answer down to a guess among the prompt's
+3. `cumulative` cuts the first ones together; `needed` says how many bring the answer down to a guess among the prompt's
    values.
-3. `cuts` does so on other prompts, beside its controls: as many entries drawn at random, the same positions in the
+4. `cuts` does so on other prompts, beside its controls: as many entries drawn at random, the same positions in the
    other layer, the value's own position, and the head at all positions but the query.
 
 The models and their prompts are those of `interp.ground_truth.copying_models`.
@@ -22,13 +23,17 @@ from torch import Tensor
 from interp import stats
 from interp.edits import Edit, Variant
 from interp.ground_truth.copying_models import PAIRS, QUERY
+from interp.heads.hidden_attention import mixer_of, together
 from interp.metrics import METRICS, Metric
 from interp.models.gpt import GPT
 from interp.prompts.pairs import PromptPairs
 from interp.sweeps.sweep import sweep
+from interp.variants.granularity import described, variants
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SITES = {"attention": ("resid_pre", "k", "v"), "mamba": ("resid_pre", "conv", "state")}  # what is patched
 
 STRONGEST, RANDOM = "strongest", "random"
 OTHER_LAYER, OWN, HEAD, ELSEWHERE = "other layer", "value's own", "the head", "the head elsewhere"
@@ -44,6 +49,30 @@ def _is_top(logits: Tensor, answers: Tensor, reference: Tensor | None = None) ->
 
 ACCURACY = Metric("accuracy", _is_top, "1 where the right answer is the likeliest token, else 0", "fraction")
 LOGIT_DIFF = METRICS["logit_diff"]
+
+
+def patching(model: GPT, pairs: PromptPairs, *, sites: Sequence[str], progress: bool | None = None) -> pd.DataFrame:
+    """Clean values in the corrupt run, one site, layer and position at a time: the effect on the logit difference."""
+    frame = sweep(model, pairs, variants(model, pairs, site=sites, by="pos"), "logit_diff", progress=progress)
+    return described(frame, pairs)
+
+
+def looking(model: GPT, pairs: PromptPairs) -> pd.DataFrame:
+    """The share of every position in the query's row: of attention probabilities, or of magnitudes without D.
+
+    Mean over heads or channels. Columns `site, layer, key, prompt, metric, value`.
+    """
+    import pandas as pd
+
+    _, cache = model.run_with_cache(pairs.clean, names_filter="*hook_pattern")
+    parts = []
+    for layer in range(model.cfg.n_layers):
+        pattern = cache["pattern", layer]  # [prompt, head or channel, query, key]
+        hidden = model.cfg.mixer(layer) != "attn"
+        mean = together(pattern, mixer_of(model, layer).D) if hidden else pattern.mean(1)
+        wide = pd.DataFrame(mean[:, -1].cpu().numpy()).rename_axis("prompt")
+        parts.append(wide.melt(var_name="key", ignore_index=False).reset_index().assign(layer=layer))
+    return pd.concat(parts, ignore_index=True).assign(site="pattern", metric="share")
 
 
 def entries(model: GPT, pairs: PromptPairs, *, progress: bool | None = None) -> pd.DataFrame:
