@@ -33,15 +33,14 @@ from interp.metrics import Metric
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_effect
-from interp.sites import part_name
 from interp.study.command import study_command
 from interp.study.shared_options import GRANULARITY, METRIC, by_option, direction_option, site_option
 from interp.study.sweep_options import SweepOptions
 from interp.sweeps.plan import Plan
 from interp.sweeps.sweep import plan_sweep, sweep
+from interp.variants.cell_tables import HEADS, VARIES, by_head, shared_labels, strongest_units
 from interp.variants.granularity import (
     AXES,
-    HEAD_AXES,
     PLACES,
     TOLD,
     asked,
@@ -58,14 +57,6 @@ if TYPE_CHECKING:
 
     from interp.figures.style import Figure
 
-HEADS = {
-    "head": "head",
-    "kv_head": "key-value head",
-    "ssm_head": "state-space head",
-    "ssm_group": "state-space group",
-    "channel": "channel",
-}
-VARIES = "…"
 MOST_ROWS, MOST_PANELS = 24, 9
 
 
@@ -152,18 +143,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     table["metric"] = "effect on " + table["metric"]
     for column in TOLD.keys() & set(cut_by(frame)):
         for name in reversed([name for name in TOLD[column] if name in frame]):
-            table.insert(table.columns.get_loc(column) + 1, name, table[column].map(_shared(frame, column, name)))
+            table.insert(table.columns.get_loc(column) + 1, name, table[column].map(shared_labels(frame, column, name)))
     return stats.strongest_first(table)
-
-
-def _shared(frame: pd.DataFrame, column: str, name: str) -> dict[int, str]:
-    """The token or role at every position, `…` where prompts differ; two roles that take turns are `IO/S1`."""
-    most = 2 if name.endswith("role") else 1
-    seen = frame[[column, name]].drop_duplicates().groupby(column)[name].agg(list)
-    return {
-        int(at): "/".join(texts) if len(texts) == 1 or (len(texts) <= most and all(texts)) else VARIES
-        for at, texts in seen.items()
-    }
 
 
 @checked
@@ -177,7 +158,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         InterpError: a frame that holds several granularities.
     """
     cells = frame.groupby(cell_columns(frame), sort=False, dropna=False, observed=True)["effect"].mean()
-    table = _by_head(cells.reset_index(name="value")).assign(reason=stats.why_missing(frame, "effect"))
+    table = by_head(cells.reset_index(name="value")).assign(reason=stats.why_missing(frame, "effect"))
     several = [name for name in ("direction", "metric", "site") if name in table and table[name].nunique() > 1]
     places = [name for name in cut_by(table) if name in PLACES]
     heads = [name for name in cut_by(table) if name not in PLACES]
@@ -186,10 +167,10 @@ def plot(frame: pd.DataFrame) -> Figure:
     axes = [_axis(frame, name) for name in places]
     look: dict[str, Any] = {"label": effect_label(frame)}
     if len(places) == 2:
-        table, look["title"] = _strongest(table, heads, MOST_PANELS)
+        table, look["title"] = strongest_units(table, heads, MOST_PANELS)
         look |= {"y": axes[0], "x": axes[1], "facet": [*several, "unit"]}
     elif places and heads:
-        table, look["title"] = _strongest(table, heads, MOST_ROWS)
+        table, look["title"] = strongest_units(table, heads, MOST_ROWS)
         look |= {"y": Axis("unit", title=HEADS[heads[0]]), "x": axes[0], "facet": several}
     elif places:
         look |= {"y": "layer", "x": axes[0], "facet": several}
@@ -201,49 +182,13 @@ def plot(frame: pd.DataFrame) -> Figure:
     return figures.heatmap(table, **look | {"facet": look["facet"] or None})
 
 
-def _by_head(table: pd.DataFrame) -> pd.DataFrame:
-    """One column `head` where a table has several kinds of heads; every cell's `unit` is named after its own.
-
-    The cells of a kv head stand there once for every head that reads it.
-    """
-    import numpy as np
-    import pandas as pd
-
-    if {"head", "kv_head"} <= set(table):
-        shared = table["kv_head"].notna()
-        group = int(table["head"].max() + 1) // int(table["kv_head"].max() + 1)
-        rows = table.loc[table.index[shared].repeat(group)]
-        rows["head"] = rows["kv_head"] * group + np.tile(np.arange(group), int(shared.sum()))
-        if group > 1:
-            rows["site"] += " (by key-value head)"
-        table = pd.concat([table[~shared], rows]).sort_index(kind="stable").drop(columns="kv_head")
-    units = [name for name in HEAD_AXES if name in table]
-    table["unit"] = [f"layer {layer}" for layer in table["layer"]]
-    for name in units:
-        own = table[name].notna()
-        pairs = zip(table.loc[own, "layer"], table.loc[own, name], strict=True)
-        table.loc[own, "unit"] = [part_name(layer, name, int(at)) for layer, at in pairs]
-    if {"head", "ssm_head"} <= set(table):
-        table = table.assign(head=table["head"].fillna(table["ssm_head"])).drop(columns="ssm_head")
-    whole = [name for name in units if name in table and table[name].notna().all()]
-    return table.astype(dict.fromkeys(whole, int))
-
-
-def _strongest(table: pd.DataFrame, heads: list[str], most: int) -> tuple[pd.DataFrame, str | None]:
-    """The layers or heads with the largest magnitude anywhere, in order; how many were left out."""
-    largest = table["value"].abs().groupby(table["unit"]).max()
-    kept = table[table["unit"].isin(largest.nlargest(most).index)].sort_values(["layer", *heads], kind="stable")
-    what = f"{HEADS[heads[0]]}s" if heads else "layers"
-    return kept, f"The {most} of {len(largest)} {what} with the largest effects" if len(largest) > most else None
-
-
 def _axis(frame: pd.DataFrame, column: str) -> Axis:
     """Roles in their order; positions with the token that all prompts have there, or else their role."""
     if column == "role":
         return Axis("role", values=list(dict.fromkeys(frame["role"])))
     if not set(TOLD[column]) <= set(frame):
         return Axis(column)
-    tokens, roles = (_shared(frame, column, name) for name in TOLD[column])
+    tokens, roles = (shared_labels(frame, column, name) for name in TOLD[column])
     texts = {at: roles[at] or VARIES if token == VARIES else visible(token) for at, token in tokens.items()}
     return Axis(column, labels={at: f"{at}: {text}" for at, text in texts.items()})
 

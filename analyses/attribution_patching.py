@@ -33,7 +33,6 @@ from interp.hooked.model import HookedModel
 from interp.metrics import get_metric
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
-from interp.sites import part_name
 from interp.study.command import study_command
 from interp.study.options import whole
 from interp.study.shared_options import (
@@ -46,10 +45,9 @@ from interp.study.shared_options import (
 )
 from interp.study.sweep_options import SweepOptions
 from interp.sweeps.sweep import sweep
+from interp.variants.cell_tables import UNITS, cell_names
 from interp.variants.granularity import (
     AXES,
-    HEAD_AXES,
-    PLACES,
     asked,
     by_position,
     cell_columns,
@@ -71,8 +69,6 @@ METHODS: dict[str, dict[str, bool]] = {
     "atp-star": {"qk_fix": True, "drop": True},
     "ig": {},
 }
-SMALL = (*HEAD_AXES, "neuron")
-WORDS = {"query": " from {}", "key": " to {}"}
 MANY = ("channel", "neuron")
 SHOWN = 20
 
@@ -194,7 +190,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     if why := stats.why_nothing(frame, "effect"):
         return figures.nothing(why)
     cuts = cut_by(frame)
-    heads = [name for name in cuts if name in SMALL and name not in MANY]
+    heads = [name for name in cuts if name in UNITS and name not in MANY]
     if frame[[name for name in cuts if name not in heads]].isna().any(axis=None):
         raise InterpError(f"one figure shows one granularity; this frame mixes cells by {', '.join(cuts)}")
     several = [name for name in ("direction", "method", "site") if frame[name].nunique() > 1]
@@ -202,7 +198,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     if not set(MANY).isdisjoint(cuts) or len(cuts) - max(len(heads) - 1, 0) > 1:
         table = stats.summarise(frame, by=cell, value="effect")
         total = int(frame["cells"].iloc[0])
-        table = table.loc[table["value"].abs().nlargest(SHOWN).index].assign(name=lambda rows: _names(rows))
+        table = table.loc[table["value"].abs().nlargest(SHOWN).index].assign(name=lambda rows: cell_names(rows))
         title = f"The {len(table)} of {total:,} cells with the largest estimates" if len(table) < total else None
         x = Axis("name", title="")
         return figures.bars(
@@ -232,23 +228,7 @@ def plot_agreement(frame: pd.DataFrame) -> Figure:
     if why := stats.why_nothing(frame, "effect"):
         return figures.nothing(why)
     table = means(frame, cell_columns(frame))
-    return figures.estimates(table.assign(name=_names(table)))
-
-
-def _names(table: pd.DataFrame) -> pd.Series:
-    """What each cell is called: `L9H6`, `q L9H6 at S2`, `L3N127`, `resid_pre layer 3 at 7`."""
-    import pandas as pd
-
-    several = table["site"].nunique() > 1
-
-    def name(row: pd.Series) -> str:
-        there = {column: row[column] for column in cut_by(table) if not pd.isna(row[column])}
-        unit = next((column for column in SMALL if column in there), None)
-        text = part_name(row["layer"], unit, there[unit]) if unit else f"layer {row['layer']}"
-        text += "".join(WORDS.get(column, " at {}").format(there[column]) for column in PLACES if column in there)
-        return f"{row['site']} {text}" if several or unit is None else text
-
-    return pd.Series([name(row) for _, row in table.iterrows()], index=table.index, dtype=object)
+    return figures.estimates(table.assign(name=cell_names(table)))
 
 
 main = study_command(

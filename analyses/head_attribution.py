@@ -83,10 +83,10 @@ def run(
     labels, written = _written(model, cache, at)
 
     # 2. What that is worth in logits, with the scale of the final norm as it was.
-    norm = model.norm_before(cfg.n_layers)
-    scale = None if norm is None else cache["ln_final.hook_scale"][at]
+    norm, scale = model.norm_before(cfg.n_layers), None
     stack = torch.stack(written)  # [component, prompt, d_model]
     if norm is not None:
+        scale = cache["ln_final.hook_scale"][at]
         stack = norm.scaled(stack, scale)
     answers, weights = logit_weights(pairs)  # [prompt, answer]
     weights = weights if metric == "logit_diff" else weights.clamp(min=0)
