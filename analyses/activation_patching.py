@@ -16,12 +16,10 @@ and Nanda 2024 ("How to use and interpret activation patching", section 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-import click
 from torch import Tensor
 
 from interp import figures, stats
@@ -32,17 +30,18 @@ from interp.figures.axes import Axis
 from interp.figures.glyphs import visible
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
-from interp.names import MIXER_PARTS, PART_KINDS, WHOLES, Part, part_of
+from interp.names import PART_KINDS
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
-from interp.rounding import no_effect, of_effect
+from interp.rounding import of_effect
 from interp.study.command import study_command
+from interp.study.shared_options import GRANULARITY, METRIC, by_option, direction_option, site_option
+from interp.study.sweep_options import SweepOptions
 from interp.sweeps.plan import Plan
-from interp.sweeps.sweep import Executor, plan_sweep, sweep
-from interp.ui.page import FigureItem, Section, first_rows
+from interp.sweeps.sweep import plan_sweep, sweep
+from interp.variants.cell_tables import VARIES, by_head, shared_labels, strongest_units
 from interp.variants.granularity import (
     AXES,
-    HEAD_AXES,
     PLACES,
     TOLD,
     asked,
@@ -59,13 +58,6 @@ if TYPE_CHECKING:
 
     from interp.figures.style import Figure
 
-ORDER = 40
-PARTS = {mixer: PART_KINDS[own.usual] for mixer, own in MIXER_PARTS.items()}
-"""By what mixes positions in a layer, what a report patches there."""
-
-BY_ROLE = ("resid_pre", "attn_out", "out", "state", "mlp_out")
-STATES = "The state is set behind one position; later ones follow from it."
-VARIES = "…"
 MOST_ROWS, MOST_PANELS = 24, 9
 
 
@@ -79,10 +71,7 @@ def run(
     granularity: str | None = None,
     direction: str = "denoise",
     metric: str | Metric | Callable[..., Tensor] = "logit_diff",
-    max_memory: int | None = None,
-    out: str | Path | None = None,
-    progress: bool | None = None,
-    executor: str | Executor = "local",
+    **options: Unpack[SweepOptions],
 ) -> pd.DataFrame:
     """Patch every layer of one or several sites, cell by cell.
 
@@ -97,7 +86,8 @@ def run(
         granularity: a name of `interp.variants.granularity` instead of `site` and `by`, such as "attn_head_out_by_pos",
             or "mixer_every" of state-space layers.
         direction: "denoise" patches clean values into the corrupt run, "noise" the reverse.
-        metric, max_memory, out, progress, executor: as `interp.sweep` takes them.
+        metric: as `interp.sweep` takes it.
+        options: `max_memory, out, progress, executor`, as `interp.sweep` takes them.
 
     Returns:
         A row for every cell and prompt: `direction, site, layer`, what the cell is cut by (`head`, or `kv_head` for
@@ -111,9 +101,7 @@ def run(
         InterpError: what `interp.sweep` refuses; SweepInterrupted as there.
     """
     cells, sides = _cells(model, pairs, site, by, granularity, direction)
-    frame = sweep(
-        model, pairs, cells, metric, **sides, max_memory=max_memory, out=out, progress=progress, executor=executor
-    )
+    frame = sweep(model, pairs, cells, metric, **sides, **options)
     return described(frame.assign(direction=direction), pairs)
 
 
@@ -156,18 +144,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     table["metric"] = "effect on " + table["metric"]
     for column in TOLD.keys() & set(cut_by(frame)):
         for name in reversed([name for name in TOLD[column] if name in frame]):
-            table.insert(table.columns.get_loc(column) + 1, name, table[column].map(_shared(frame, column, name)))
-    return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
-
-
-def _shared(frame: pd.DataFrame, column: str, name: str) -> dict[int, str]:
-    """The token or role at every position, `…` where prompts differ; two roles that take turns are `IO/S1`."""
-    most = 2 if name.endswith("role") else 1
-    seen = frame[[column, name]].drop_duplicates().groupby(column)[name].agg(list)
-    return {
-        int(at): "/".join(texts) if len(texts) == 1 or (len(texts) <= most and all(texts)) else VARIES
-        for at, texts in seen.items()
-    }
+            table.insert(table.columns.get_loc(column) + 1, name, table[column].map(shared_labels(frame, column, name)))
+    return stats.strongest_first(table)
 
 
 @checked
@@ -181,7 +159,7 @@ def plot(frame: pd.DataFrame) -> Figure:
         InterpError: a frame that holds several granularities.
     """
     cells = frame.groupby(cell_columns(frame), sort=False, dropna=False, observed=True)["effect"].mean()
-    table = _by_head(cells.reset_index(name="value")).assign(reason=stats.why_missing(frame, "effect"))
+    table = by_head(cells.reset_index(name="value")).assign(reason=stats.why_missing(frame, "effect"))
     several = [name for name in ("direction", "metric", "site") if name in table and table[name].nunique() > 1]
     places = [name for name in cut_by(table) if name in PLACES]
     heads = [name for name in cut_by(table) if name not in PLACES]
@@ -190,10 +168,10 @@ def plot(frame: pd.DataFrame) -> Figure:
     axes = [_axis(frame, name) for name in places]
     look: dict[str, Any] = {"label": effect_label(frame)}
     if len(places) == 2:
-        table, look["title"] = _strongest(table, heads, MOST_PANELS)
+        table, look["title"] = strongest_units(table, heads, MOST_PANELS)
         look |= {"y": axes[0], "x": axes[1], "facet": [*several, "unit"]}
     elif places and heads:
-        table, look["title"] = _strongest(table, heads, MOST_ROWS)
+        table, look["title"] = strongest_units(table, heads, MOST_ROWS)
         look |= {"y": Axis("unit", title=PART_KINDS[heads[0]].word), "x": axes[0], "facet": several}
     elif places:
         look |= {"y": "layer", "x": axes[0], "facet": several}
@@ -205,139 +183,15 @@ def plot(frame: pd.DataFrame) -> Figure:
     return figures.heatmap(table, **look | {"facet": look["facet"] or None})
 
 
-def _by_head(table: pd.DataFrame) -> pd.DataFrame:
-    """One column `head` where a table has several kinds of heads; every cell's `unit` is named after its own.
-
-    The cells of a kv head stand there once for every head that reads it.
-    """
-    import numpy as np
-    import pandas as pd
-
-    if {"head", "kv_head"} <= set(table):
-        shared = table["kv_head"].notna()
-        group = int(table["head"].max() + 1) // int(table["kv_head"].max() + 1)
-        rows = table.loc[table.index[shared].repeat(group)]
-        rows["head"] = rows["kv_head"] * group + np.tile(np.arange(group), int(shared.sum()))
-        if group > 1:
-            rows["site"] += " (by key-value head)"
-        table = pd.concat([table[~shared], rows]).sort_index(kind="stable").drop(columns="kv_head")
-    units = [name for name in HEAD_AXES if name in table]
-    table["unit"] = [f"layer {layer}" for layer in table["layer"]]
-    for name in units:
-        own = table[name].notna()
-        pairs = zip(table.loc[own, "layer"], table.loc[own, name], strict=True)
-        table.loc[own, "unit"] = [Part(name, layer, int(at)).name for layer, at in pairs]
-    if {"head", "ssm_head"} <= set(table):
-        table = table.assign(head=table["head"].fillna(table["ssm_head"])).drop(columns="ssm_head")
-    whole = [name for name in units if name in table and table[name].notna().all()]
-    return table.astype(dict.fromkeys(whole, int))
-
-
-def _strongest(table: pd.DataFrame, heads: list[str], most: int) -> tuple[pd.DataFrame, str | None]:
-    """The layers or heads with the largest magnitude anywhere, in order; how many were left out."""
-    largest = table["value"].abs().groupby(table["unit"]).max()
-    kept = table[table["unit"].isin(largest.nlargest(most).index)].sort_values(["layer", *heads], kind="stable")
-    what = PART_KINDS[heads[0]].plural if heads else "layers"
-    return kept, f"The {most} of {len(largest)} {what} with the largest effects" if len(largest) > most else None
-
-
 def _axis(frame: pd.DataFrame, column: str) -> Axis:
     """Roles in their order; positions with the token that all prompts have there, or else their role."""
     if column == "role":
         return Axis("role", values=list(dict.fromkeys(frame["role"])))
     if not set(TOLD[column]) <= set(frame):
         return Axis(column)
-    tokens, roles = (_shared(frame, column, name) for name in TOLD[column])
+    tokens, roles = (shared_labels(frame, column, name) for name in TOLD[column])
     texts = {at: roles[at] or VARIES if token == VARIES else visible(token) for at, token in tokens.items()}
     return Axis(column, labels={at: f"{at}: {text}" for at, text in texts.items()})
-
-
-def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
-) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: residual stream, mixers and MLP by role, and every head, or whole mixers."""
-    import pandas as pd
-
-    has = {name.rpartition("hook_")[2] for name in model.hook_dict}
-    sites = [site for site in BY_ROLE if site in has]
-    by_role = run(model, pairs, site=sites, by="role", progress=progress)
-    parts = [kind for kind in PARTS if kind in model.cfg.mixers]
-    by_part = {kind: run(model, pairs, site=PARTS[kind].site, by=PARTS[kind].axis, progress=progress) for kind in parts}
-    every = pd.concat(list(by_part.values()), ignore_index=True)
-    ranked = summary(every)
-    resid = summary(by_role[by_role["site"] == "resid_pre"])
-    best, worst = ranked.sort_values("value", ascending=False).iloc[0], ranked.sort_values("value").iloc[0]
-    carried = []
-    for role in pairs.role_names:
-        strong = resid[(resid["role"] == role) & (resid["value"] >= 0.5)]["layer"]
-        if len(strong):
-            first, last = strong.min(), strong.max()
-            layers = f"layer {first}" if first == last else f"layers {first} to {last}"
-            carried.append(f"at {role} before {layers}")
-    where = (
-        f"What decides the answer is carried by the residual stream {', '.join(carried)}: patching it there restores "
-        "at least half of the clean logit difference."
-        if carried
-        else no_effect(resid) or "No single position's residual stream restores half of the clean logit difference."
-    )
-    intro = (
-        "Each cell runs the corrupt prompt with one activation set to its value in the clean run. The effect is 0 "
-        "where nothing changes and 1 where the clean logit difference is back."
-    )
-    what = PARTS[parts[0]].word if len(parts) == 1 else "head or mixer" if "mamba" in parts else "head"
-    told = no_effect(ranked) or (
-        f"The {what} whose output restores most is {_unit(best)} ({best['value']:+.2f}, 95% interval "
-        f"{best['ci_low']:.2f} to {best['ci_high']:.2f}); the one that works most against it is "
-        f"{_unit(worst)} ({worst['value']:+.2f})."
-    )
-    figure_of_roles = FigureItem(
-        "patching_roles",
-        f"Effect of patching {_in_words(sites)} by role",
-        f"Denoising, mean over {len(pairs)} prompts." + (f" {STATES}" if "state" in sites else ""),
-        plot(by_role),
-        summary(by_role),
-    )
-    section = Section(
-        title="Activation patching",
-        anchor="patching",
-        text=[intro, where, told],
-        figures=[figure_of_roles, *(_figure(kind, frame, len(pairs)) for kind, frame in by_part.items())],
-        tables=[first_rows(f"The {_several(what)} with the largest effect", ranked, 10)],
-    )
-    return pd.concat([every, by_role], ignore_index=True), section, list(dict.fromkeys([where, told]))
-
-
-def _figure(kind: str, frame: pd.DataFrame, n: int) -> FigureItem:
-    """The map of one kind of heads, or the curve of whole mixers over layers."""
-    part, table = PARTS[kind], summary(frame)
-    whole = part.axis is None
-    curve = figures.lines(table.sort_values("layer"), x="layer", label=effect_label(frame)) if whole else None
-    return FigureItem(
-        {"attn": "patching_heads", "mamba2": "patching_ssm_heads", "mamba": "patching_mixers"}[kind],
-        f"Effect of patching the output of every {part.word}",
-        f"Denoising of {part.site} at all positions, mean over {n} prompts.",
-        plot(frame) if curve is None else curve,
-        table,
-    )
-
-
-def _unit(row: pd.Series[Any]) -> str:
-    """The name of the head, or of the whole layer, that a row is about."""
-    part = part_of(row.drop("site"))
-    return f"that of layer {row['layer']}" if part is None else part.name
-
-
-def _in_words(sites: Sequence[str]) -> str:
-    """What is patched by role: the residual stream, attention and MLP outputs, perhaps states."""
-    words = [PART_KINDS[WHOLES[site]].word for site in BY_ROLE if site in sites and site in WHOLES]
-    outputs = " and ".join(filter(None, (", ".join(words[:-1]), "".join(words[-1:])))) + " outputs"
-    if len(words) == 1 and "state" not in sites:
-        return f"the residual stream and {outputs}"
-    return f"the residual stream, {outputs}" + " and the state" * ("state" in sites)
-
-
-def _several(what: str) -> str:
-    return " or ".join(f"{word}s" for word in what.split(" or "))
 
 
 main = study_command(
@@ -347,13 +201,11 @@ main = study_command(
     plan=plan,
     by_position=by_position,
     options=[
-        click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
-        click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="denoise", show_default=True),
-        click.option(
-            "--granularity", help="Instead of --site and --by: resid_pre, attn_head_out_by_pos, block_every, ..."
-        ),
-        click.option("--by", help=f"The cells of a layer: {', '.join(AXES)}, several as head,pos, or layer.  [head]"),
-        click.option("--site", help="Short site names: z, resid_pre, mlp_out, ..., several as q,k,v.  [z]"),
+        METRIC,
+        direction_option("denoise"),
+        GRANULARITY,
+        by_option(f"{', '.join(AXES)}, several as head,pos, or layer.  [head]"),
+        site_option("Short site names: z, resid_pre, mlp_out, ..., several as q,k,v.  [z]"),
     ],
 )
 

@@ -13,7 +13,7 @@ Attention of Mamba Models", section 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -29,16 +29,14 @@ from interp.hooked.model import HookedModel
 from interp.names import Part
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command
-from interp.ui.page import FigureItem, Section, first_rows
-from interp.variants.components import components
+from interp.variants.components import components, having
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
 
-ORDER = 50
-MOST_HEADS, MOST_CHANNELS = 6, 2
+MOST_HEADS = 6
 LEAST_LINK = 0.2
 DARKEST = 0.98
 SHARE = "share of hidden attention"
@@ -118,8 +116,7 @@ def _chosen(model: HookedModel, heads: Sequence[str] | None) -> list[Part]:
         return components(model)
     if not model.cfg.has_mamba:
         return [Part("head", *parse_head(name, model)) for name in heads]
-    has = {name.rpartition("hook_")[2] for name in model.hook_dict}
-    sites = [site for site in ("z", "gated", "out") if site in has]
+    sites = having(model, ("z", "gated", "out"))
     return [part for name in heads for part in components(model, sites, [name])]
 
 
@@ -146,10 +143,16 @@ def _hidden(
 @checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean attention from role to role, over prompts, with intervals; the strongest links first."""
+    return _links(frame)
+
+
+def _links(frame: pd.DataFrame, n_resamples: int = 2000) -> pd.DataFrame:
     named = frame[(frame["query_role"] != "") & (frame["key_role"] != "")].assign(metric="attention")
     if named.empty:
         named = frame.assign(metric="attention", query_role=frame["query"], key_role=frame["key"])
-    table = stats.summarise(named, by=[*_own(frame), "query_role", "key_role", "metric"], value="value")
+    table = stats.summarise(
+        named, by=[*_own(frame), "query_role", "key_role", "metric"], value="value", n_resamples=n_resamples
+    )
     return table.sort_values("value", ascending=False, kind="stable", ignore_index=True)
 
 
@@ -158,7 +161,8 @@ def _own(frame: pd.DataFrame) -> list[str]:
     return ["component", "layer"] if "component" in frame else ["layer", "head"]
 
 
-def _names(frame: pd.DataFrame) -> pd.Series[str]:
+def names_of(frame: pd.DataFrame) -> pd.Series[str]:
+    """What the patterns of rows are called: `L9H6`, `L9S6`, `mixer 9`."""
     if "component" in frame:
         return frame["component"]
     import pandas as pd
@@ -177,7 +181,8 @@ def plot(frame: pd.DataFrame) -> Figure:
     if total > MOST_HEADS:
         what = "heads" if "component" not in own else "patterns"
         title = f"The {MOST_HEADS} of {total} {what} with the strongest links"
-        best = summary(frame[frame["query"] != frame["key"]])[own].drop_duplicates().head(MOST_HEADS)
+        links = _links(frame[frame["query"] != frame["key"]], n_resamples=1)  # no intervals are needed
+        best = links[own].drop_duplicates().head(MOST_HEADS)
         first = first.merge(best, on=own)
     tokens = first.drop_duplicates("query").sort_values("query")["query_token"].tolist()
     if "component" not in own:
@@ -186,90 +191,6 @@ def plot(frame: pd.DataFrame) -> Figure:
     label = SHARE if hidden.all() else "attention probability" + f", or {SHARE}" * bool(hidden.any())
     limit = max(LEAST_LINK, float(first["value"].quantile(DARKEST))) if hidden.all() else 1.0
     return figures.attention(first, tokens=tokens, facet="component", label=label, limit=limit, title=title)
-
-
-def describe(table: pd.DataFrame, names: Iterable[str], last: str) -> str:
-    """From the links between roles: where the last position looks in each head, or else its strongest link."""
-    told, idle = [], []
-    for name in names:
-        own = table[(_names(table) == name) & (table["query_role"] != table["key_role"])]
-        strong = own[own["value"] >= LEAST_LINK]
-        if strong.empty:
-            idle.append(name)
-            continue
-        from_last = strong[strong["query_role"] == last]
-        link = (from_last if len(from_last) else strong).iloc[0]
-        told.append(f"{name} looks from {link['query_role']} to {link['key_role']} ({link['value']:.2f})")
-    if idle:
-        told.append(f"no role looks at another with more than {LEAST_LINK} on average in {', '.join(idle)}")
-    return "; ".join(told)
-
-
-def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
-) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: the heads that patching or, failing that, attribution found strongest.
-
-    Of layers without heads, the mixers that patching found strongest, and the channels that write most.
-    """
-    frame = run(model, pairs, heads=_strongest(model, results))
-    last = pairs.role_names[-1] if pairs.role_names else ""
-    hidden = frame["head"].isna()
-    text, items, tables = [], [], []
-    for part, what in ((frame[~hidden], "attention"), (frame[hidden], SHARE)):
-        if part.empty:
-            continue
-        table = summary(part)
-        told = describe(table, dict.fromkeys(_names(part)), last)
-        text.append(f"Mean {what} over prompts between the roles of the prompt: {told}.")
-        items.append(_figure(part))
-        tables.append(first_rows("Links between roles" + f" by {what}" * bool(hidden.any()), table, 12))
-    if hidden.any():
-        text.append(
-            "Hidden attention is the matrix that the recurrence of a state-space layer equals. Its share is the "
-            "magnitude of an entry as a part of its row, without D, which passes by the state; of a whole mixer, that "
-            "of the mean magnitude over its channels."
-        )
-    section = Section(title="Attention patterns", anchor="attention", text=text, figures=items, tables=tables)
-    return frame, section, text[:1]
-
-
-def _strongest(model: HookedModel, results: Mapping[str, pd.DataFrame]) -> list[str] | None:
-    """Names of heads, state-space heads and mixers by their effect, of channels by their direct contribution."""
-    if "activation_patching" not in results:
-        return None
-    cells = results["activation_patching"]
-    names = []
-    for column in ("head", "ssm_head"):
-        if column in cells:
-            means = cells.dropna(subset=[column]).groupby(["layer", column])["effect"].mean().abs()
-            best = means.sort_values(ascending=False).index[:MOST_HEADS]
-            names += [Part(column, int(layer), int(at)).name for layer, at in best]
-    plain = model.cfg.layers_with("mamba")
-    whole = cells[(cells["site"] == "out") & cells["role"].isna() & cells["layer"].isin(plain)]
-    means = whole.groupby("layer")["effect"].mean().abs().sort_values(ascending=False)
-    names += [Part("mixer", int(layer)).name for layer in means.index[: MOST_HEADS - MOST_CHANNELS]]
-    if plain and "head_attribution" in results:
-        frame = results["head_attribution"]
-        written = frame[frame["kind"] == "channel"].groupby("component")["value"].mean().abs()
-        names += list(written.sort_values(ascending=False).index[:MOST_CHANNELS])
-    return names
-
-
-def _figure(frame: pd.DataFrame) -> FigureItem:
-    """The patterns of heads of attention, or those of state-space layers."""
-    caption = "First prompt. Rows are the positions that look (destination), columns those that are looked at (source)."
-    if frame["head"].notna().any():
-        name, what = "attention_patterns", "Attention patterns of the heads"
-    else:
-        parts = {"state-space heads": frame["ssm_head"].notna(), "channels": frame["channel"].notna()}
-        parts = {"mixers": frame["ssm_head"].isna() & frame["channel"].isna(), **parts}
-        name, what = (
-            "hidden_attention",
-            f"Hidden attention of the {' and '.join(k for k, v in parts.items() if v.any())}",
-        )
-        caption += f" The darkest colour is the {SHARE} that {1 - DARKEST:.0%} of entries exceed."
-    return FigureItem(name, f"{what} with the largest effect", caption, plot(frame), frame[frame["prompt"] == 0])
 
 
 main = study_command(

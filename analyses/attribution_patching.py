@@ -16,38 +16,38 @@ Source: Nanda 2023 ("Attribution Patching"); Kramár et al. 2024 ("AtP*", sectio
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING, Any, Unpack
 
 from interp import figures, stats
 from interp.arguments import checked
-from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated, told
-from interp.attribution.gradients import AnyMetric, check_steps
+from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated
+from interp.attribution.gradients import AnyMetric
 from interp.attribution.node_scores import NEURONS, estimate, neurons
 from interp.attribution.run_values import run_values
 from interp.edits import Variant
-from interp.errors import InterpError, unknown
+from interp.errors import InterpError, check_choice
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import get_metric
-from interp.models.gpt import GPT
-from interp.names import MIXER_PARTS, PART_KINDS, Part, part_of
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
-from interp.rounding import no_effect
-from interp.sites import get_act_name
-from interp.study.command import study_command, whole
-from interp.sweeps.sweep import Executor, measure
-from interp.ui.page import FigureItem, Section, first_rows
+from interp.study.command import study_command
+from interp.study.options import whole
+from interp.study.shared_options import (
+    GRANULARITY,
+    METRIC,
+    by_option,
+    direction_option,
+    method_option,
+    site_option,
+)
+from interp.study.sweep_options import SweepOptions
+from interp.sweeps.sweep import measure
+from interp.variants.cell_tables import UNITS, cell_names
 from interp.variants.granularity import (
     AXES,
-    HEAD_AXES,
-    PLACES,
     asked,
     by_position,
     cell_columns,
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 
     from interp.figures.style import Figure
 
-ORDER = 45
 METHODS: dict[str, dict[str, bool]] = {
     "atp": {},
     "qk-fix": {"qk_fix": True},
@@ -70,10 +69,7 @@ METHODS: dict[str, dict[str, bool]] = {
     "atp-star": {"qk_fix": True, "drop": True},
     "ig": {},
 }
-SMALL = (*HEAD_AXES, "neuron")
-WORDS = {"query": " from {}", "key": " to {}"}
 MANY = ("channel", "neuron")
-RECURRENCE = ("conv", "delta", "B", "C", "state", "gate")
 SHOWN = 20
 
 
@@ -92,10 +88,7 @@ def run(
     sample: int = 50,
     most: int = 2000,
     seed: int = 0,
-    max_memory: int | None = None,
-    out: str | Path | None = None,
-    progress: bool | None = None,
-    executor: str | Executor = "local",
+    **options: Unpack[SweepOptions],
 ) -> pd.DataFrame:
     """Estimate the effect of patching every cell of one or several sites, and measure that of some.
 
@@ -110,7 +103,7 @@ def run(
         sample: how many cells are patched exactly, half of them those with the largest estimates.
         most: how many cells have rows, those with the largest estimates; patched ones always do.
         seed: of the random cells.
-        max_memory, out, progress, executor: as `interp.sweep` takes them.
+        options: `max_memory, out, progress, executor`, as `interp.sweep` takes them.
 
     Returns:
         A row for each of these cells and every prompt: `direction, site, layer`, what the cell is cut by (`head`, or
@@ -126,10 +119,8 @@ def run(
         InterpError: what `interp.attribution.node_scores.estimate` and `interp.sweep` refuse; SweepInterrupted as
             there.
     """
-    for kind, name, choices in (("direction", direction, DIRECTIONS), ("method", method, METHODS)):
-        if name not in choices:
-            raise unknown(kind, name, choices)
-    check_steps(steps)
+    check_choice("direction", direction, DIRECTIONS)
+    check_choice("method", method, METHODS)
     base, source = DIRECTIONS[direction]
     cells = _cells(model, pairs, site, by, granularity)
     estimates = estimate(
@@ -141,21 +132,10 @@ def run(
         source=source,
         steps=steps if method == "ig" else 1,
         **METHODS[method],
-        max_memory=max_memory,
+        max_memory=options.get("max_memory"),
     ).numpy()  # [cell, prompt]
     chosen = choose(estimates.mean(1), sample, seed=seed)
-    measured = measure(
-        model,
-        pairs,
-        [cells[at] for at in chosen],
-        metric,
-        base=base,
-        source=source,
-        max_memory=max_memory,
-        out=out,
-        progress=progress,
-        executor=executor,
-    )
+    measured = measure(model, pairs, [cells[at] for at in chosen], metric, base=base, source=source, **options)
     frame = tabulated(
         lambda at: {"direction": direction, "method": method, **cells[at].labels},
         estimates,
@@ -210,7 +190,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     if why := stats.why_nothing(frame, "effect"):
         return figures.nothing(why)
     cuts = cut_by(frame)
-    heads = [name for name in cuts if name in SMALL and name not in MANY]
+    heads = [name for name in cuts if name in UNITS and name not in MANY]
     if frame[[name for name in cuts if name not in heads]].isna().any(axis=None):
         raise InterpError(f"one figure shows one granularity; this frame mixes cells by {', '.join(cuts)}")
     several = [name for name in ("direction", "method", "site") if frame[name].nunique() > 1]
@@ -218,7 +198,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     if not set(MANY).isdisjoint(cuts) or len(cuts) - max(len(heads) - 1, 0) > 1:
         table = stats.summarise(frame, by=cell, value="effect")
         total = int(frame["cells"].iloc[0])
-        table = table.loc[table["value"].abs().nlargest(SHOWN).index].assign(name=lambda rows: _names(rows))
+        table = table.loc[table["value"].abs().nlargest(SHOWN).index].assign(name=lambda rows: cell_names(rows))
         title = f"The {len(table)} of {total:,} cells with the largest estimates" if len(table) < total else None
         x = Axis("name", title="")
         return figures.bars(
@@ -248,137 +228,7 @@ def plot_agreement(frame: pd.DataFrame) -> Figure:
     if why := stats.why_nothing(frame, "effect"):
         return figures.nothing(why)
     table = means(frame, cell_columns(frame))
-    return figures.estimates(table.assign(name=_names(table)))
-
-
-def _names(table: pd.DataFrame) -> pd.Series:
-    """What each cell is called: `L9H6`, `q L9H6 at S2`, `L3N127`, `resid_pre layer 3 at 7`."""
-    import pandas as pd
-
-    several = table["site"].nunique() > 1
-
-    def name(row: pd.Series) -> str:
-        there = {column: row[column] for column in cut_by(table) if not pd.isna(row[column])}
-        unit = next((column for column in SMALL if column in there), None)
-        text = Part(unit, row["layer"], there[unit]).name if unit else f"layer {row['layer']}"
-        text += "".join(WORDS.get(column, " at {}").format(there[column]) for column in PLACES if column in there)
-        return f"{row['site']} {text}" if several or unit is None else text
-
-    return pd.Series([name(row) for _, row in table.iterrows()], index=table.index, dtype=object)
-
-
-def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
-) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: heads and mixers, neurons and channels, what the recurrence of state-space layers
-    is made of, and queries and keys with and without the correction.
-    """
-    import pandas as pd
-
-    frames, items, tables, findings = [], [], [], []
-    for word, options in _parts(model).items():
-        frame = run(model, pairs, **options, progress=progress)
-        table, agreed = summary(frame), compared(frame)
-        best = table.iloc[0]
-        findings.append(
-            no_effect(table)
-            or f"By gradients, the {word} whose patching moves the answer most is {_named(best)} "
-            f"({best['value']:+.2f} of the difference between the runs). {told(agreed, word + 's')}"
-        )
-        frames.append(frame)
-        tables.append((f"How far the estimates for {word}s agree", agreed))
-        items += _items(word, frame, table, len(pairs))
-    text = [
-        "Each estimate is the difference of an activation between the clean and the corrupt run, times the gradient of "
-        "the metric there in the corrupt run. Where patching runs each cell, this takes one backward for all of them; "
-        "a sample is patched exactly, to see how far the estimates hold.",
-        *findings,
-    ]
-    if model.cfg.has_mamba and pairs.role_names:
-        cells = run(model, pairs, site=RECURRENCE, by="role", progress=progress)
-        frames.append(cells)
-        text.append(f"Of what the recurrence of state-space layers is made of: {told(compared(cells), 'cells')}")
-        items.append(
-            FigureItem(
-                "attribution_patching_recurrence",
-                "Estimated effect of patching what enters the recurrence, its steps, its state and what is read of it",
-                f"By role, mean over {len(pairs)} prompts. The state is set behind one position; later ones follow "
-                "from it.",
-                plot(cells),
-                summary(cells),
-            )
-        )
-    for word, options in _many(model).items():
-        cells = run(model, pairs, **options, most=200, progress=progress)
-        frames.append(cells)
-        text.append(f"Of {int(cells['cells'].iloc[0]):,} {word}: {told(compared(cells), word)}")
-        tables.append(
-            first_rows(f"The {word} with the largest estimates", summary(cells), 10, of=int(cells["cells"].iloc[0]))
-        )
-    if isinstance(model, GPT) and model.cfg.has_attention:
-        errors = {}
-        for method in ("atp", "qk-fix"):
-            cells = run(model, pairs, site=["q", "k"], by="head", method=method, progress=progress)
-            frames.append(cells)
-            agreed = compared(cells)
-            errors[method] = agreed.set_index("quantity").loc["relative error", "value"]
-            tables.append((f"How far the estimates for queries and keys agree ({method})", agreed))
-        if not any(math.isnan(error) for error in errors.values()):
-            text.append(
-                "Queries and keys act through a softmax, which gradients take to be linear. Estimates for them are off "
-                f"by {errors['atp']:.0%} of the mean exact magnitude, and by {errors['qk-fix']:.0%} when the pattern "
-                "is computed anew, each on a sample of its own."
-            )
-    section = Section(
-        title="Attribution patching", anchor="attribution-patching", text=text, figures=items, tables=tables
-    )
-    return pd.concat(frames, ignore_index=True), section, findings
-
-
-def _parts(model: HookedModel) -> dict[str, dict[str, Any]]:
-    """What a report estimates one by one, heads, or the mixers of layers without any, and the options of `run`."""
-    found: dict[str, dict[str, Any]] = {}
-    heads = [own.usual for mixer, own in MIXER_PARTS.items() if own.heads and mixer in model.cfg.mixers]
-    sites = [PART_KINDS[kind].site for kind in heads]
-    if sites:
-        found["head"] = {"site": sites, "by": "head"}
-    if "mamba" in model.cfg.mixers:
-        found["mixer"] = {"site": "out", "by": None}
-    return found
-
-
-def _many(model: HookedModel) -> dict[str, dict[str, Any]]:
-    """The smallest parts of layers: neurons, and channels of Mamba-1."""
-    neurons = any(get_act_name("post", layer) in model.hook_dict for layer in range(model.cfg.n_layers))
-    found: dict[str, dict[str, Any]] = {"neurons": {"by": "neuron"}} if neurons else {}
-    return found | ({"channels": {"site": "gated", "by": "channel"}} if "mamba" in model.cfg.mixers else {})
-
-
-def _named(row: Any) -> str:
-    """A head or mixer as a sentence calls it."""
-    return (part_of(row) or Part("mixer", row["layer"])).name
-
-
-def _items(word: str, frame: pd.DataFrame, table: pd.DataFrame, n: int) -> list[FigureItem]:
-    """The map of heads or mixers, and how far it can be trusted."""
-    own = "" if word == "head" else f"_{word}"
-    by_layer = table.sort_values("layer")
-    return [
-        FigureItem(
-            f"attribution_patching_{word}s",
-            f"Estimated effect of patching the output of every {word}",
-            f"Mean over {n} prompts.",
-            figures.lines(by_layer, x="layer", label=effect_label(frame)) if word == "mixer" else plot(frame),
-            table,
-        ),
-        FigureItem(
-            f"attribution_patching_agreement{own}",
-            f"Estimated against exact effects of {word}s",
-            f"Half of these {word}s have the largest estimates, half were drawn at random among the others.",
-            plot_agreement(frame),
-            table[table["sample"] != ""],
-        ),
-    ]
+    return figures.estimates(table.assign(name=cell_names(table)))
 
 
 main = study_command(
@@ -387,15 +237,15 @@ main = study_command(
     summary=summary,
     by_position=by_position,
     options=[
-        click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
+        METRIC,
         whole("--sample", "How many cells are patched exactly.", default=50, least=0),
         whole("--most", "How many cells are listed.", default=2000, least=0),
         whole("--steps", "Points at which ig takes the gradient.", default=5),
-        click.option("--method", type=click.Choice(list(METHODS)), default="atp", show_default=True),
-        click.option("--direction", type=click.Choice(list(DIRECTIONS)), default="denoise", show_default=True),
-        click.option("--granularity", help="Instead of --site and --by: resid_pre, attn_head_out_by_pos, ..."),
-        click.option("--by", help=f"The cells of a layer: {', '.join(AXES)}, neuron, several as head,pos.  [head]"),
-        click.option("--site", help=f"Short site names: z, resid_pre, ..., with neuron {', '.join(NEURONS)}.  [z]"),
+        method_option(METHODS, "atp"),
+        direction_option("denoise"),
+        GRANULARITY,
+        by_option(f"{', '.join(AXES)}, neuron, several as head,pos.  [head]"),
+        site_option(f"Short site names: z, resid_pre, ..., with neuron {', '.join(NEURONS)}.  [z]"),
     ],
 )
 

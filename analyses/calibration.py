@@ -18,10 +18,8 @@ Source: Conmy et al. 2023 ("Towards Automated Circuit Discovery", section 4.1, o
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,9 +34,9 @@ from interp.ground_truth.identities import facts
 from interp.ground_truth.known_circuits import KNOWN, KnownModel, truth
 from interp.ground_truth.methods import METHODS, Case, get_method
 from interp.progress import counting
-from interp.study.command import PLACE, Refusing, check_folder, number_options
-from interp.study.provenance import checkout, state_digest, versions
-from interp.ui.terminal import show
+from interp.study.command import OwnModels, study_command
+from interp.study.options import number_options
+from interp.study.provenance import state_digest
 from interp.variants.ablations import ABLATIONS
 
 if TYPE_CHECKING:
@@ -202,75 +200,40 @@ def facts_of_known(models: Sequence[KnownModel] | None = None, *, n: int = 24, s
     return frame[["known", "build", "fact", "value", "limit", "holds"]]
 
 
-@click.command("calibration", cls=Refusing, help=(__doc__ or "").replace("\n1. ", "\n\b\n1. ", 1))
-@click.option("--known", "names", multiple=True, help="Only this circuit; repeat for several.  [all]")
-@click.option("--method", "methods", multiple=True, help="Only this method; repeat for several.  [all]")
-@click.option("--ablation", "ablations", multiple=True, help="Only this ablation; repeat for several.  [all]")
-@click.option("--facts", "check", is_flag=True, help="Check the facts that hold in any model instead.")
-@number_options("How many prompts for each model.", "Seed of models, prompts and random scores.", default=24)
-@click.option("--out", type=PLACE, help="Folder for the figure, its CSV, a manifest.")
-@click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-def main(
-    names: tuple[str, ...],
-    methods: tuple[str, ...],
-    ablations: tuple[str, ...],
-    check: bool,
-    n: int,
-    seed: int,
-    out: Path | None,
-    as_json: bool,
-    as_csv: bool,
-    quiet: bool,
-) -> None:
-    """The command of this study."""
-    if out is not None:
-        check_folder(out)
-    models = build_models(names or None, seed=seed)
-    if check:
-        show(facts_of_known(models, n=n, seed=seed), as_json=as_json, as_csv=as_csv)
-        return
-    frame = run(
-        models=models,
-        methods=methods or None,
-        ablations=ablations or None,
-        n=n,
-        seed=seed,
-        progress=False if quiet else None,
-    )
-    show(frame if as_json or as_csv else table(frame), as_json=as_json, as_csv=as_csv)
-    if out is not None:
-        for path in _save(out, frame, models, n=n, seed=seed):
-            click.echo(path, err=True)
+def made(*, names: Sequence[str] | None = None, seed: int = 0, **others: Any) -> list[KnownModel]:
+    """The models of a command's options."""
+    return build_models(names, seed=seed)
 
 
-def _save(out: Path, frame: pd.DataFrame, models: Sequence[KnownModel], *, n: int, seed: int) -> list[Path]:
-    """The figure, every measurement, and what they were made of."""
-    from interp.figures.style import save
+def record(models: Sequence[KnownModel], frame: pd.DataFrame, *, n: int, seed: int, **others: Any) -> dict[str, Any]:
+    """What a manifest says of the models."""
+    of_models = [
+        {
+            "known": known.name,
+            "build": dataclasses.asdict(known.build),
+            "steps": dict(known.steps),
+            "weights": state_digest(known.model.state_dict()),
+            "prompts": known.prompts(n, seed=seed).digest(),
+        }
+        for known in models
+    ]
+    return {"n": n, "seed": seed, "models": of_models}
 
-    record = {
-        "study": "calibration",
-        "n": n,
-        "seed": seed,
-        "models": [
-            {
-                "known": known.name,
-                "build": dataclasses.asdict(known.build),
-                "steps": dict(known.steps),
-                "weights": state_digest(known.model.state_dict()),
-                "prompts": known.prompts(n, seed=seed).digest(),
-            }
-            for known in models
-        ],
-        "versions": versions(),
-        "git": checkout(Path(__file__)),
-    }
-    check_folder(out)
-    manifest = out / "calibration.manifest.json"
-    manifest.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return [*save(plot(frame), frame, out / "calibration"), manifest]
 
+NUMBERS = number_options("How many prompts for each model.", "Seed of models, prompts and random scores.", default=24)
+
+main = study_command(
+    run,
+    plot=plot,
+    summary=table,
+    own=OwnModels(NUMBERS, made, record, instead={"check": facts_of_known}),
+    options=[
+        click.option("--known", "names", multiple=True, help="Only this circuit; repeat for several.  [all]"),
+        click.option("--method", "methods", multiple=True, help="Only this method; repeat for several.  [all]"),
+        click.option("--ablation", "ablations", multiple=True, help="Only this ablation; repeat for several.  [all]"),
+        click.option("--facts", "check", is_flag=True, help="Check the facts that hold in any model instead."),
+    ],
+)
 
 if __name__ == "__main__":
     main()

@@ -18,10 +18,11 @@ import click
 
 import analyses
 from interp.errors import unknown
-from interp.study.command import PLACE, Refusing, model_options, number_options
+from interp.study.options import PLACE, model_options, number_options
+from interp.study.refusals import Refusing
 from interp.ui.terminal import show, show_rows
 
-NOT_STUDIES = ("cli", "report")
+NOT_STUDIES = ("cli", "report", "sections")
 
 
 def study_names() -> list[str]:
@@ -144,7 +145,7 @@ def lens(text: str, source: str, device: str | None, dtype: str, as_json: bool, 
     """Show what a model would say after TEXT if it stopped at each layer (a logit lens)."""
     from analyses import logit_lens
     from interp.loading.load import load
-    from interp.study.command import load_prompts
+    from interp.study.prompts import load_prompts
 
     model = load(source, device=device, dtype=dtype)
     pairs = load_prompts(model, prompt=text)

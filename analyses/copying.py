@@ -18,53 +18,44 @@ Heads").
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import random
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
-from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked
-from interp.edits import Edit, Variant
 from interp.figures.axes import Axis
-from interp.ground_truth.copying_models import KINDS, PAIRS, QUERY, SLOT, STEPS, config, prompts, train
-from interp.heads.hidden_attention import mixer_of, together
-from interp.metrics import METRICS, Metric
+from interp.ground_truth.copying_measures import (
+    ACCURACY,
+    ELSEWHERE,
+    HEAD,
+    OTHER_LAYER,
+    OWN,
+    RANDOM,
+    SITES,
+    STRONGEST,
+    cumulative,
+    cuts,
+    entries,
+    looking,
+    needed,
+    patching,
+    ranked,
+    strongest_unit,
+)
+from interp.ground_truth.copying_models import KINDS, PAIRS, SLOT, STEPS, config, prompts, train
 from interp.models.gpt import GPT
-from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_rows, quotient
-from interp.study.command import PLACE, Refusing, check_folder, number_options, whole
-from interp.study.provenance import checkout, state_digest, versions
-from interp.sweeps.sweep import sweep
-from interp.ui.terminal import show
-from interp.variants.granularity import described, variants
+from interp.study.command import OwnModels, study_command
+from interp.study.options import number_options, whole
+from interp.study.provenance import state_digest
+from interp.study.sentences import bounds
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
-
-SITES = {"attention": ("resid_pre", "k", "v"), "mamba": ("resid_pre", "conv", "state")}  # what is patched
-
-STRONGEST, RANDOM = "strongest", "random"
-OTHER_LAYER, OWN, HEAD, ELSEWHERE = "other layer", "value's own", "the head", "the head elsewhere"
-CUTS = (STRONGEST, RANDOM, OTHER_LAYER, OWN, HEAD, ELSEWHERE)  # what is cut; of the first two, up to `MOST` entries
-
-MOST = 6
-Entry = tuple[int, int]  # layer, key
-
-
-def _is_top(logits: Tensor, answers: Tensor, reference: Tensor | None = None) -> Tensor:
-    return (logits.argmax(-1) == answers[:, 0]).float()
-
-
-ACCURACY = Metric("accuracy", _is_top, "1 where the right answer is the likeliest token, else 0", "fraction")
-LOGIT_DIFF = METRICS["logit_diff"]
 
 
 @checked
@@ -125,153 +116,8 @@ def run(
     return frame.astype({name: "Int64" for name in ("layer", "pos", "key", "count")})
 
 
-def patching(model: GPT, pairs: PromptPairs, *, sites: Sequence[str], progress: bool | None = None) -> pd.DataFrame:
-    """Clean values in the corrupt run, one site, layer and position at a time: the effect on the logit difference."""
-    frame = sweep(model, pairs, variants(model, pairs, site=sites, by="pos"), "logit_diff", progress=progress)
-    return described(frame, pairs)
-
-
-def looking(model: GPT, pairs: PromptPairs) -> pd.DataFrame:
-    """The share of every position in the query's row: of attention probabilities, or of magnitudes without D.
-
-    Mean over heads or channels. Columns `site, layer, key, prompt, metric, value`.
-    """
-    import pandas as pd
-
-    _, cache = model.run_with_cache(pairs.clean, names_filter="*hook_pattern")
-    parts = []
-    for layer in range(model.cfg.n_layers):
-        pattern = cache["pattern", layer]  # [prompt, head or channel, query, key]
-        hidden = model.cfg.mixer(layer) != "attn"
-        mean = together(pattern, mixer_of(model, layer).D) if hidden else pattern.mean(1)
-        wide = pd.DataFrame(mean[:, -1].cpu().numpy()).rename_axis("prompt")
-        parts.append(wide.melt(var_name="key", ignore_index=False).reset_index().assign(layer=layer))
-    return pd.concat(parts, ignore_index=True).assign(site="pattern", metric="share")
-
-
-def entries(model: GPT, pairs: PromptPairs, *, progress: bool | None = None) -> pd.DataFrame:
-    """Every entry of the query's row cut by itself, in every layer: the logit difference that is left."""
-    every = [
-        Variant([cut(layer, key)], labels={"site": "pattern", "layer": layer, "key": key})
-        for layer in range(model.cfg.n_layers)
-        for key in range(QUERY + 1)
-    ]
-    return _measured(model, pairs, every, (LOGIT_DIFF,), progress)
-
-
-def ranked(tried: pd.DataFrame) -> list[Entry]:
-    """Layer and key of the entries of earlier positions, from `entries`; first what the answer loses most without."""
-    means = tried[tried["key"] < QUERY].groupby(["layer", "key"])["value"].mean().sort_values(kind="stable")
-    return [(int(layer), int(key)) for layer, key in means.index]
-
-
-def cumulative(model: GPT, pairs: PromptPairs, order: Sequence[Entry], *, progress: bool | None = None) -> pd.DataFrame:
-    """The first entries of an order cut together: none, one, two, ... up to `MOST`."""
-    return _measured(model, pairs, _first_ones(STRONGEST, order), (ACCURACY,), progress)
-
-
-def needed(found: pd.DataFrame) -> int:
-    """How many entries have to be cut until not for sure more is right than by a guess among the prompt's values.
-
-    Args:
-        found: from `cumulative`.
-
-    Returns:
-        At least 1; `MOST` where even these do not do it.
-    """
-    table = stats.summarise(found, by="count")
-    least = table["ci_low"].fillna(table["value"])  # one prompt has no interval
-    enough = table[(least <= 1 / PAIRS) & (table["count"] > 0)]["count"]
-    return int(enough.min()) if len(enough) else MOST
-
-
-def strongest_unit(model: GPT, pairs: PromptPairs, entry: Entry) -> tuple[int, int]:
-    """The layer, and the head or channel whose own part of an entry the answer loses most without."""
-    layer, key = entry
-    axis, size = ("head", model.cfg.n_heads) if model.cfg.mixer(layer) == "attn" else ("channel", model.cfg.d_inner)
-    assert size is not None
-    each = [Variant([cut(layer, key, **{axis: unit})], labels={"unit": unit}) for unit in range(size)]
-    frame = sweep(model, pairs, each, "logit_diff", base="clean", source="clean", progress=False)
-    return layer, int(frame.groupby("unit")["value"].mean().idxmin())
-
-
-def cuts(
-    model: GPT,
-    pairs: PromptPairs,
-    order: Sequence[Entry],
-    count: int,
-    *,
-    head: tuple[int, int] | None = None,
-    seed: int = 0,
-    progress: bool | None = None,
-) -> pd.DataFrame:
-    """What is left without the strongest entries, and without others.
-
-    Args:
-        model: the model.
-        pairs: prompts on which the entries were not found.
-        order: layer and key of entries, the strongest first.
-        count: how many of them are needed; the other layer's are at the same positions.
-        head: layer and head whose output is cut, at the query and at all other positions; None leaves both out.
-        seed: of the random entries, in the layers of the strongest, drawn for each prompt among the others.
-        progress: a bar on stderr; None shows it on a terminal.
-
-    Returns:
-        Columns `condition`, `count`, `prompt`, `metric`, `value` and `base_value`.
-    """
-    rng, taken = random.Random(seed), order[:MOST]
-    free = {layer: sorted(set(range(QUERY)) - {key for at, key in taken if at == layer}) for layer, _ in taken}
-    drawn = []
-    for roles in pairs.roles:
-        left = {layer: iter(rng.sample(keys, len(keys))) for layer, keys in free.items()}
-        drawn.append({**roles, **{f"random {at}": next(left[layer]) for at, (layer, _) in enumerate(taken)}})
-    pairs = dataclasses.replace(pairs, roles=tuple(drawn))
-    what = _first_ones(STRONGEST, order)
-    what += _first_ones(RANDOM, [(layer, f"random {at}") for at, (layer, _) in enumerate(taken)])[1:]
-    last = model.cfg.n_layers - 1
-    controls = {
-        OTHER_LAYER: {(last - layer, key) for layer, key in order[:count]} - set(order[:count]),
-        OWN: {(layer, pairs.roles[0]["value"]) for layer in range(last + 1)},
-    }
-    for condition, chosen in controls.items():
-        if chosen:
-            labels = {"condition": condition, "count": len(chosen)}
-            what.append(Variant([cut(*entry) for entry in sorted(chosen)], labels))
-    if head is not None:
-        for condition, at in ((HEAD, [QUERY]), (ELSEWHERE, list(range(QUERY)))):
-            z = Edit("z", {"layer": head[0], "head": head[1], "pos": at}, "zero")
-            what.append(Variant([z], labels={"condition": condition}))
-    return _measured(model, pairs, what, (ACCURACY, LOGIT_DIFF), progress)
-
-
-def cut(layer: int, key: int | str, **unit: int) -> Edit:
-    """The entry of the last position's row at one position, in all heads or channels or in one, set to 0.
-
-    What it adds is taken away; other entries are not made larger for it.
-    """
-    return Edit("pattern", {"layer": layer, "query": -1, "key": key, **unit}, "zero")
-
-
-def _first_ones(condition: str, order: Sequence[tuple[int, int | str]]) -> list[Variant]:
-    """None, one, two, ... of some entries cut together."""
-    return [
-        Variant([cut(*entry) for entry in order[:count]], labels={"condition": condition, "count": count})
-        for count in range(min(MOST, len(order)) + 1)
-    ]
-
-
-def _measured(
-    model: GPT, pairs: PromptPairs, what: Sequence[Variant], metrics: Sequence[Metric], progress: bool | None
-) -> pd.DataFrame:
-    """The clean run with each of these edits."""
-    import pandas as pd
-
-    frames = [sweep(model, pairs, what, metric, base="clean", source="clean", progress=progress) for metric in metrics]
-    return pd.concat(frames, ignore_index=True)
-
-
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """What is left behind every cut on new prompts, with intervals over them."""
+    """What is left after every cut on new prompts, with intervals over them."""
     return stats.summarise(frame[frame["measure"] == "cut"], by=["model", "condition", "count"])
 
 
@@ -354,8 +200,7 @@ def findings(frame: pd.DataFrame) -> list[str]:
 
 def _share(row: pd.Series[Any]) -> str:
     """A share with its interval, where it has one."""
-    interval = f" ({row['ci_low']:.0%} to {row['ci_high']:.0%})" if row["n"] > 1 else ""
-    return f"{row['value']:.0%}{interval}"
+    return f"{row['value']:.0%}" + (bounds(row, ".0%", before=" (", after=")") if row["n"] > 1 else "")
 
 
 def _carriers(frame: pd.DataFrame, value: int) -> list[str]:
@@ -379,45 +224,35 @@ def offset(behind: int) -> str:
     return f"{abs(behind)} {'behind' if behind > 0 else 'before'} the value" if behind else "at the value"
 
 
-@click.command("copying", cls=Refusing, help=(__doc__ or "").replace("\n1. ", "\n\b\n1. ", 1))
-@number_options("How many prompts entries are found on, and are cut on.", "Seed of training and prompts.", default=128)
-@click.option("--slot", default=SLOT, show_default=True, help=f"Which pair is asked for, 0 to {PAIRS - 1}.")
-@whole("--steps", "Steps of training, at most.", default=STEPS)
-@click.option("--out", type=PLACE, help="Folder for figures, CSV and a manifest.")
-@click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-def main(n: int, seed: int, slot: int, steps: int, out: Path | None, as_json: bool, as_csv: bool, quiet: bool) -> None:
-    """The command of this study."""
-    if out is not None:
-        check_folder(out)
-    progress = False if quiet else None
-    prompts(n, seed=seed, slot=slot)  # refused before minutes of training
-    models = {kind: train(kind, seed=seed, steps=steps, progress=progress) for kind in KINDS}
-    frame = run(models, n=n, seed=seed, slot=slot, progress=progress)
-    show(frame if as_json or as_csv else summary(frame), as_json=as_json, as_csv=as_csv)
-    for sentence in findings(frame):
-        click.echo(sentence, err=True)
-    if out is not None:
-        for path in _save(out, frame, models, n=n, seed=seed, slot=slot, steps=steps):
-            click.echo(path, err=True)
+def made(*, n: int, seed: int, slot: int, steps: int, progress: bool | None) -> dict[str, GPT]:
+    """A trained model of each kind, if the prompts can be written: training takes minutes."""
+    prompts(n, seed=seed, slot=slot)
+    return {kind: train(kind, seed=seed, steps=steps, progress=progress) for kind in KINDS}
 
 
-def _save(out: Path, frame: pd.DataFrame, models: Mapping[str, GPT], **asked: int) -> list[Path]:
-    """The figures, every measurement, and what they were made of."""
-    from interp.figures.style import save
-
-    paths = [path for name, draw in PLOTS.items() for path in save(draw(frame), frame, out / f"copying_{name}")]
-    made = {
+def record(models: Mapping[str, GPT], frame: pd.DataFrame, **asked: int) -> dict[str, Any]:
+    """What a manifest says of the models, and of what was found."""
+    of_models = {
         kind: {"cfg": model.cfg.to_dict(), "weights": state_digest(model.state_dict())}
         for kind, model in models.items()
     }
-    record = {"study": "copying", **asked, "models": made, "findings": findings(frame)}
-    record |= {"versions": versions(), "git": checkout(Path(__file__))}
-    manifest = out / "copying.manifest.json"
-    manifest.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return [*paths, manifest]
+    return {**asked, "models": of_models, "findings": findings(frame)}
 
+
+NUMBERS = number_options(
+    "How many prompts entries are found on, and are cut on.", "Seed of training and prompts.", default=128
+)
+
+main = study_command(
+    run,
+    plot={f"copying_{name}": draw for name, draw in PLOTS.items()},
+    summary=summary,
+    own=OwnModels(NUMBERS, made, record, says=findings),
+    options=[
+        click.option("--slot", default=SLOT, show_default=True, help=f"Which pair is asked for, 0 to {PAIRS - 1}."),
+        whole("--steps", "Steps of training, at most.", default=STEPS),
+    ],
+)
 
 if __name__ == "__main__":
     main()

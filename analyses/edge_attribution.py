@@ -15,37 +15,30 @@ Source: Syed et al. 2023 ("Attribution Patching Outperforms Automated Circuit Di
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING, Any, Unpack
 
 from interp import figures, stats
 from interp.arguments import checked
-from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated, told
+from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated
 from interp.attribution.gradients import AnyMetric
 from interp.attribution.run_values import run_values
 from interp.circuits.edge_scores import eap_ig, exact
 from interp.circuits.graph import Graph
-from interp.config import ModelConfig
 from interp.errors import check_choice
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import get_metric
 from interp.prompts.pairs import PromptPairs
-from interp.rounding import no_effect
-from interp.study.command import study_command, whole
-from interp.sweeps.sweep import Executor
-from interp.ui.page import FigureItem, Section
-from interp.variants.ablations import ABLATIONS
+from interp.study.command import study_command
+from interp.study.options import whole
+from interp.study.shared_options import ABLATION, METRIC, STEPS, method_option
+from interp.study.sweep_options import SweepOptions
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
 
-ORDER = 60
 METHODS = {"eap": None, "eap-ig-inputs": "inputs", "eap-ig-activations": "activations"}
 EDGE = ["edge", "sender", "receiver", "sender_layer", "receiver_layer"]
 SHOWN = 20
@@ -63,10 +56,7 @@ def run(
     sample: int = 100,
     most: int = 1000,
     seed: int = 0,
-    max_memory: int | None = None,
-    out: str | Path | None = None,
-    progress: bool | None = None,
-    executor: str | Executor = "local",
+    **options: Unpack[SweepOptions],
 ) -> pd.DataFrame:
     """Estimate the effect of every edge, and measure that of some.
 
@@ -80,7 +70,7 @@ def run(
         sample: how many edges are measured exactly, half of them those with the largest estimates.
         most: how many edges have rows, those with the largest estimates; measured ones always do.
         seed: of the random edges, and of an ablation that draws.
-        max_memory, out, progress, executor: as `interp.sweep` takes them.
+        options: `max_memory, out, progress, executor`, as `interp.sweep` takes them.
 
     Returns:
         A row for each of these edges and every prompt: `method, ablation, edge` (as files of circuits name it),
@@ -105,25 +95,13 @@ def run(
         steps=1 if path is None else steps,
         path=path or "inputs",
         seed=seed,
-        max_memory=max_memory,
+        max_memory=options.get("max_memory"),
     )
     places = graph.allowed.nonzero()  # [edge, 2]
     estimates = scores[:, places[:, 0], places[:, 1]].double().T.cpu().numpy()  # [edge, prompt]
     chosen = choose(estimates.mean(1), sample, seed=seed)
     edges = [graph.edges[at] for at in chosen]
-    found = exact(
-        model,
-        pairs,
-        edges,
-        graph,
-        metric=metric,
-        ablation=ablation,
-        seed=seed,
-        max_memory=max_memory,
-        out=out,
-        progress=progress,
-        executor=executor,
-    )
+    found = exact(model, pairs, edges, graph, metric=metric, ablation=ablation, seed=seed, **options)
     at = places[list(chosen)]
     facts = {"method": method, "ablation": ablation}
     return tabulated(
@@ -161,22 +139,24 @@ def compared(frame: pd.DataFrame) -> pd.DataFrame:
 @checked
 def plot(frame: pd.DataFrame) -> Figure:
     """The edges with the largest estimates: the estimate of each, and where it was measured its exact effect."""
+    return plot_edges(frame, summary(frame))
+
+
+def plot_edges(frame: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """The figure of `plot`, where the summary of the frame is there already."""
     import pandas as pd
 
     if why := stats.why_nothing(frame, "effect"):
         return figures.nothing(why)
-    largest = frame.groupby("edge")["effect"].mean().abs().nlargest(SHOWN).index
-    part = frame[frame["edge"].isin(largest)]
-    kinds = {"estimate": "effect", "exact": "exact_effect"}
-    tables = [
-        stats.summarise(part.dropna(subset=[column]), by="edge", value=column).assign(kind=kind)
-        for kind, column in kinds.items()
-    ]
-    table = pd.concat(tables)
-    names = Axis("edge", title="", values=list(largest), labels=_labels(part))
+    largest = table.head(SHOWN)
+    part = frame[frame["edge"].isin(largest["edge"])]
+    measured = part.dropna(subset=["exact_effect"])
+    exact_effects = stats.summarise(measured, by="edge", value="exact_effect")
+    both = pd.concat([largest.assign(kind="estimate"), exact_effects.assign(kind="exact")])
+    names = Axis("edge", title="", values=list(largest["edge"]), labels=_labels(part))
     total = int(frame["cells"].iloc[0])
     title = f"The {len(largest)} of {total:,} edges with the largest estimates" if len(largest) < total else None
-    return figures.bars(table, x=names, hue="kind", horizontal=True, label=_label(frame), title=title)
+    return figures.bars(both, x=names, hue="kind", horizontal=True, label=_label(frame), title=title)
 
 
 def plot_agreement(frame: pd.DataFrame) -> Figure:
@@ -193,64 +173,8 @@ def _labels(frame: pd.DataFrame) -> dict[str, str]:
     return {edge: f"{sender} → {receiver}" for edge, sender, receiver in ends}
 
 
-def _words(cfg: ModelConfig) -> str:
-    """What the names of nodes mean."""
-    heads = "`q`, `k` and `v` are what a head reads by, `KV` is a key-value head." if cfg.has_attention else ""
-    layers = "A `mixer` is a state-space layer." if cfg.has_mamba else ""
-    parts = "`L0S1` is its head 1 in layer 0 (Mamba-2)." if "mamba2" in cfg.mixers else ""
-    return " ".join(filter(None, (heads, layers, parts)))
-
-
 def _label(frame: pd.DataFrame) -> str:
     return f"effect on {frame['metric'].iloc[0]} (0 clean run, 1 corrupt run)".replace("_", " ")
-
-
-def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
-) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: the strongest edges, and how far their estimates can be trusted."""
-    frame = run(model, pairs, progress=progress)
-    table, agreed = summary(frame), compared(frame)
-    first = table.iloc[0]
-    n_sure = int((table["p_adjusted"] < 0.05).sum())
-    measured = "" if first["exact"] != first["exact"] else f"; measured exactly, {first['exact']:+.2f}"
-    finding = no_effect(table) or (
-        f"The edge with the largest estimated effect, of {int(frame['cells'].iloc[0]):,}, is `{first['edge']}` "
-        f"({first['value']:+.2f} of the difference between the clean and the corrupt run{measured}). "
-        f"{told(agreed, 'edges')}"
-    )
-    text = [
-        "An edge is what one component reads of another. Its effect is the part of the difference between the clean "
-        "and the corrupt run that is there when this reader alone reads what the writer wrote in the corrupt run. "
-        "Integrated gradients estimate all edges at once.",
-        finding,
-        f"Of the {frame['edge'].nunique():,} edges that are listed, those with the largest estimates and the measured "
-        f"ones, the estimates of {n_sure:,} differ from 0 over prompts (t test, false discovery rate 5% among all "
-        "edges).",
-    ]
-    section = Section(
-        title="Edge attribution",
-        anchor="edges",
-        text=text,
-        figures=[
-            FigureItem(
-                "edges_top",
-                "The edges with the largest estimated effects",
-                f"Mean over {len(pairs)} prompts; bars are 95% bootstrap intervals over prompts. {_words(model.cfg)}",
-                plot(frame),
-                table.head(SHOWN),
-            ),
-            FigureItem(
-                "edges_agreement",
-                "Estimated against exact effects of edges",
-                "Half of these edges have the largest estimates, half were drawn at random among the others.",
-                plot_agreement(frame),
-                table[table["sample"] != ""],
-            ),
-        ],
-        tables=[("How far the estimates agree with exact effects", agreed)],
-    )
-    return frame, section, [finding]
 
 
 main = study_command(
@@ -258,12 +182,12 @@ main = study_command(
     plot=plot,
     summary=summary,
     options=[
-        click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, kl, ..."),
+        METRIC,
         whole("--sample", "How many edges are measured exactly.", default=100, least=0),
         whole("--most", "How many edges are listed.", default=1000, least=0),
-        click.option("--ablation", type=click.Choice(list(ABLATIONS)), default="corrupt", show_default=True),
-        whole("--steps", "Points of the path of integrated gradients.", default=5),
-        click.option("--method", type=click.Choice(list(METHODS)), default="eap-ig-inputs", show_default=True),
+        ABLATION,
+        STEPS,
+        method_option(METHODS, "eap-ig-inputs"),
     ],
 )
 

@@ -12,10 +12,9 @@ al. 2022 ("Interpretability in the Wild", section 3.1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import click
 import torch
 from torch import Tensor
 
@@ -27,20 +26,22 @@ from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
 from interp.metrics import logit_weights
 from interp.models.gpt import GPT
-from interp.names import MIXER_PARTS, PART_KINDS, Part
+from interp.names import MIXER_PARTS, Part
 from interp.prompts.pairs import PromptPairs
-from interp.study.command import study_command, whole
-from interp.ui.page import FigureItem, Section, first_rows
+from interp.study.command import study_command
+from interp.study.options import choice, whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
 
-ORDER = 30
 METRICS = ("logit_diff", "logit")
 PARTS = [own.unit for own in MIXER_PARTS.values()]  # kinds of parts of mixers that have rows of their own
 SUMS = ("head", "mixer", "mlp")
+Label = tuple[str, str, int | None, int | None]
+"""Of a part: its name, its kind, its layer and its number there."""
+
 MIXERS = ("ssm_head", "channel", "mixer")  # kinds that a state-space layer's rows have
 CHANNELS = 12
 
@@ -71,8 +72,6 @@ def run(
         UnknownName: another metric.
         InterpError: a number of channels below 0.
     """
-    import pandas as pd
-
     check_choice("metric of head attribution", metric, METRICS)
     channels = whole_number("channels", channels, least=0)
     cfg = model.cfg
@@ -83,41 +82,25 @@ def run(
     logits, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=mask)
     at = (torch.arange(len(pairs), device=model.device), pairs.last)  # the last position of every prompt
 
-    # 1. What each part wrote: labels, and vectors [component, prompt, d_model].
-    labels: list[tuple[str, str, int | None, int | None]] = []
-    written: list[Tensor] = []
-    for name in (Part("embed").name, Part("pos_embed").name):
-        if f"hook_{name}" in cache:
-            labels.append((name, "embed", None, None))
-            written.append(cache[name][at])
-    for layer in range(cfg.n_layers):
-        if cfg.mixer(layer) == "attn":
-            labels += [(Part("head", layer, head).name, "head", layer, head) for head in range(cfg.n_heads)]
-            written += model.head_results(layer, cache["z", layer][at]).unbind(1)
-        for name, bias in _biases(model, layer):
-            labels.append((name, "bias", layer, None))
-            written.append(bias.expand(len(pairs), -1))
-        if cfg.mlp_in(layer):
-            labels.append((Part("mlp", layer).name, "mlp", layer, None))
-            written.append(cache["mlp_out", layer][at])
+    # 1. What each part wrote.
+    labels, written = _written(model, cache, at)
 
     # 2. What that is worth in logits, with the scale of the final norm as it was.
-    norm = model.norm_before(cfg.n_layers)
-    stack = torch.stack(written)
+    norm, scale = model.norm_before(cfg.n_layers), None
+    stack = torch.stack(written)  # [component, prompt, d_model]
     if norm is not None:
-        stack = norm.scaled(stack, cache["ln_final.hook_scale"][at])
+        scale = cache["ln_final.hook_scale"][at]
+        stack = norm.scaled(stack, scale)
     answers, weights = logit_weights(pairs)  # [prompt, answer]
     weights = weights if metric == "logit_diff" else weights.clamp(min=0)
     direction = (model.W_U.T[answers] * weights[..., None]).sum(1)  # [prompt, d_model]
     values = list((stack * direction).sum(-1).double().unbind(0))  # [prompt] for every component
     if cfg.has_mamba:
-        scale = None if norm is None else cache["ln_final.hook_scale"][at]
         names_of, worth = _of_mixers(model, cache, at, _seen_through(norm, scale, direction), channels)
         labels += names_of
         values += worth
-    bias = (
-        torch.zeros(cfg.d_model, device=model.device, dtype=model.dtype) if norm is None or norm.b is None else norm.b
-    )
+    none = torch.zeros(cfg.d_model, device=model.device, dtype=model.dtype)
+    bias = none if norm is None or norm.b is None else norm.b
     labels.append(("bias", "bias", None, None))
     values.append((model.unembed(bias)[answers] * weights).sum(-1).double())
 
@@ -125,17 +108,43 @@ def run(
     total = (logits[at].gather(-1, answers).double() * weights).sum(-1)
     labels += [("total", "total", None, None), ("residue", "residue", None, None)]
     values += [total, total - torch.stack(values).sum(0)]
-    frame = pd.DataFrame(labels, columns=["component", "kind", "layer", "head"]).astype(
-        {"layer": "Int64", "head": "Int64"}
-    )
-    own = PARTS if cfg.has_mamba else ["head"]
-    for name in reversed(own):  # the number of a part stands in the column of its kind
-        frame[name] = frame["head"].where(frame["kind"] == name)
+    return _tabulated(labels, values, metric, PARTS if cfg.has_mamba else ["head"])
+
+
+def _tabulated(labels: Sequence[Label], values: Sequence[Tensor], metric: str, own: Sequence[str]) -> pd.DataFrame:
+    """A row for every part and prompt; the number of a part stands in the column of its kind, one of `own`."""
+    import pandas as pd
+
+    frame = pd.DataFrame(labels, columns=["component", "kind", "layer", "number"])
+    frame = frame.astype({"layer": "Int64", "number": "Int64"})
+    for name in own:
+        frame[name] = frame["number"].where(frame["kind"] == name)
     frame["metric"] = metric
-    frame["prompt"] = [list(range(len(pairs)))] * len(frame)
+    frame["prompt"] = [list(range(len(values[0])))] * len(frame)
     frame["value"] = [value.tolist() for value in values]
     frame = frame.explode(["prompt", "value"], ignore_index=True).astype({"prompt": int, "value": float})
     return frame[["component", "kind", "layer", *own, "prompt", "metric", "value"]]
+
+
+def _written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor]) -> tuple[list[Label], list[Tensor]]:
+    """What embeddings, heads, biases and MLPs wrote at these positions, each [prompt, d_model], and their labels."""
+    labels: list[Label] = []
+    written: list[Tensor] = []
+    for name in (Part("embed").name, Part("pos_embed").name):
+        if f"hook_{name}" in cache:
+            labels.append((name, "embed", None, None))
+            written.append(cache[name][at])
+    for layer in range(model.cfg.n_layers):
+        if model.cfg.mixer(layer) == "attn":
+            labels += [(Part("head", layer, head).name, "head", layer, head) for head in range(model.cfg.n_heads)]
+            written += model.head_results(layer, cache["z", layer][at]).unbind(1)
+        for name, bias in _biases(model, layer):
+            labels.append((name, "bias", layer, None))
+            written.append(bias.expand(len(at[0]), -1))
+        if model.cfg.mlp_in(layer):
+            labels.append((Part("mlp", layer).name, "mlp", layer, None))
+            written.append(cache["mlp_out", layer][at])
+    return labels, written
 
 
 def _biases(model: HookedModel, layer: int) -> Iterator[tuple[str, Tensor]]:
@@ -159,7 +168,7 @@ def _seen_through(norm: Any, scale: Tensor | None, direction: Tensor) -> Tensor:
 
 def _of_mixers(
     model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor], seen: Tensor, channels: int
-) -> tuple[list[tuple[str, str, int | None, int | None]], list[Tensor]]:
+) -> tuple[list[Label], list[Tensor]]:
     """Labels of the state-space layers' rows, and what each is worth [prompt].
 
     Args:
@@ -178,7 +187,7 @@ def _of_mixers(
     plain = {layer: own for layer, own in each.items() if model.cfg.mixer(layer) == "mamba"}
     sizes = {(layer, c): size for layer, own in plain.items() for c, size in enumerate(own.mean(0).abs().tolist())}
     chosen = sorted(sorted(sizes, key=lambda one: -sizes[one])[:channels])
-    labels: list[tuple[str, str, int | None, int | None]] = []
+    labels: list[Label] = []
     values: list[Tensor] = []
     for layer, own in each.items():
         if layer not in plain:
@@ -200,7 +209,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over prompts with intervals and corrected p, the largest magnitudes first."""
     own = [name for name in PARTS if name in frame]
     table = stats.tested(frame, by=["component", "kind", "layer", *own, "metric"], value="value")
-    return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
+    return stats.strongest_first(table)
 
 
 @checked
@@ -208,30 +217,29 @@ def plot(frame: pd.DataFrame) -> Figure:
     """Heads as a grid, layer by head; without any those of state-space layers, channels with rows, or whole layers."""
     kinds = set(frame["kind"])
     kind = next((kind for kind in PARTS if kind in kinds), None)
-    return plot_layers(frame) if kind is None else plot_parts(frame, kind)
+    return plot_layers(frame) if kind is None else plot_parts(summary(frame), kind)
 
 
-def plot_parts(frame: pd.DataFrame, kind: str) -> Figure:
-    """One kind of parts: "head" and "ssm_head" as a grid, "channel" as bars."""
-    table = summary(frame)
+def plot_parts(table: pd.DataFrame, kind: str) -> Figure:
+    """One kind of parts of a summary: "head" and "ssm_head" as a grid, "channel" as bars."""
     table = table[table["kind"] == kind]
     if kind != "channel":
-        return figures.heatmap(table, x=kind, y="layer", label=_label(frame), annotate=6)
+        return figures.heatmap(table, x=kind, y="layer", label=_label(table), annotate=6)
     table = table.sort_values("value", ascending=False)
     x = Axis("component", title="channel")
     title = f"The {len(table)} channels with the largest contributions"
-    return figures.bars(table, x=x, horizontal=True, diverging=True, label=_label(frame), title=title)
+    return figures.bars(table, x=x, horizontal=True, diverging=True, label=_label(table), title=title)
 
 
 def plot_layers(frame: pd.DataFrame) -> Figure:
     """What the heads of each layer together, its state-space mixer, and its MLP, add."""
-    parts = _by_layer(frame)
+    parts = by_layer(frame)
     sums = parts.groupby(["kind", "layer", "prompt", "metric"], as_index=False)["value"].sum()
     table = stats.summarise(sums, by=["kind", "layer", "metric"], value="value")
     return figures.lines(table, x="layer", y="value", hue="kind", label=_label(frame))
 
 
-def _by_layer(frame: pd.DataFrame) -> pd.DataFrame:
+def by_layer(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of layers; all parts of a state-space layer are of the kind `mixer`."""
     kinds = frame["kind"].replace(dict.fromkeys(MIXERS, "mixer"))
     return frame.assign(kind=kinds)[kinds.isin(SUMS)]
@@ -242,86 +250,13 @@ def _label(frame: pd.DataFrame) -> str:
     return named[frame["metric"].iloc[0]]
 
 
-def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
-) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: its measurements, and how they are told."""
-    frame = run(model, pairs)
-    table = summary(frame)
-    parts = table[table["kind"].isin(PARTS)]
-    what = " and ".join(PART_KINDS[kind].plural for kind in PARTS if kind in set(parts["kind"]))
-    total = table[table["kind"] == "total"].iloc[0]
-    embed = frame[frame["kind"] == "embed"].groupby("prompt")["value"].sum().mean()
-    residue = frame.loc[frame["kind"] == "residue", "value"].abs().max()
-    kinds = frame["kind"].replace(dict.fromkeys(MIXERS, "mixer"))
-    sums = frame["value"].groupby([kinds, frame["prompt"]]).sum().groupby(level=0).mean()
-    added = [(PART_KINDS[kind].plural, sums[kind]) for kind in SUMS if kind in sums]
-    (first, most), *others = added
-    strongest, weakest = parts.iloc[0], parts.sort_values("value").iloc[0]
-    finding = (
-        f"The {what} whose direct contribution is largest are "
-        + ", ".join(f"{row.component} ({row.value:+.2f})" for row in parts.head(3).itertuples())
-        + f"; all {first} together write {most:+.2f}"
-        + "".join(f", all {word} {value:+.2f}" for word, value in others)
-        + " of the logit difference."
-    )
-    text = [
-        f"The logit difference at the last position, {total['value']:.2f} on average, is the sum of what each part "
-        f"writes there: {''.join(f'{word} {value:+.2f}, ' for word, value in added)}embeddings {embed:+.2f}, "
-        f"biases {sums['bias']:+.2f} (largest residue of any prompt: {residue:.1e}).",
-        f"The {PART_KINDS[strongest['kind']].word} with the largest direct contribution is {strongest['component']} "
-        f"({strongest['value']:+.2f}, 95% interval {strongest['ci_low']:.2f} to {strongest['ci_high']:.2f}); the "
-        f"strongest against the answer is {weakest['component']} ({weakest['value']:+.2f}).",
-    ]
-    by_layer = _by_layer(frame)
-    there = [kind for kind in SUMS if kind in set(by_layer["kind"])]
-    of_layers = [PART_KINDS[kind].plural if kind in PARTS else PART_KINDS[kind].word for kind in there]
-    items = [
-        FigureItem(
-            "attribution_layers",
-            f"Direct contribution of every layer's {' and '.join(of_layers)}",
-            f"Mean over {len(pairs)} prompts; bands are 95% bootstrap intervals over prompts.",
-            plot_layers(frame),
-            by_layer,
-        )
-    ]
-    for kind in PARTS:
-        own = parts[parts["kind"] == kind]
-        if len(own):
-            items.append(_figure(frame, kind, own))
-    shown = table[table["kind"].isin([*PARTS, "mixer", "mlp", "embed"])]
-    if model.cfg.has_mamba:  # names say where parts stand
-        shown = shown.drop(columns=PARTS)
-    section = Section(
-        title="Direct logit attribution",
-        anchor="attribution",
-        text=text,
-        figures=items,
-        tables=[first_rows("The largest direct contributions", shown, 10)],
-    )
-    return frame, section, [finding]
-
-
-def _figure(frame: pd.DataFrame, kind: str, own: pd.DataFrame) -> FigureItem:
-    """Every head, or the channels with rows."""
-    row = PART_KINDS[kind]
-    which = "the channels with the largest ones" if kind == "channel" else f"every {row.word}"
-    return FigureItem(
-        f"attribution_{kind}s",
-        f"Direct contribution of {which}",
-        f"Blue {row.plural} write towards the right answer, red {row.plural} towards the wrong one.",
-        plot_parts(frame, kind),
-        own.drop(columns=[name for name in PARTS if name in own and name != kind]),
-    )
-
-
 main = study_command(
     run,
     plot=plot,
     summary=summary,
     options=[
         whole("--channels", f"Channels of Mamba-1 layers with rows of their own.  [{CHANNELS}]", least=0),
-        click.option("--metric", type=click.Choice(METRICS), default="logit_diff", show_default=True),
+        choice("--metric", METRICS, default="logit_diff"),
     ],
 )
 

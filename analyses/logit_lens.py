@@ -10,10 +10,7 @@ the other rows are read on the same scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
-
-import click
 
 from interp import figures
 from interp.arguments import checked
@@ -21,16 +18,15 @@ from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.lenses import read as lens
 from interp.prompts.pairs import PromptPairs
-from interp.study.command import study_command, whole
+from interp.study.command import study_command
+from interp.study.shared_options import POS, TOP
 from interp.text.characters import visible_token
-from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
 
-ORDER = 20
 DEPTH = Axis("depth", title="layer")
 ANSWER = {"prob": "probability of the right answer", "logit_diff": "logit difference"}
 
@@ -54,7 +50,7 @@ def run(model: HookedModel, pairs: PromptPairs, *, pos: str = "last", top: int =
 
     Raises:
         UnknownName: another `pos`.
-        ParityError: what is read behind the last layer is not the model's own output.
+        ParityError: what is read after the last layer is not the model's own output.
     """
     frame = lens.read(model, pairs, lens.depths(model), lenses={"logit": None}, pos=pos, top=top)
     return frame.drop(columns="lens")
@@ -110,63 +106,11 @@ def plot_table(frame: pd.DataFrame) -> Figure:
     return figures.lens_table(first.assign(layer=rows), y=Axis("layer", values=list(dict.fromkeys(rows))))
 
 
-def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
-) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: its measurements, how they are told, and what goes into the summary."""
-    frame = run(model, pairs, pos="last")
-    grid = run(model, pairs[:1], pos="all", top=1)
-    table = summary(frame)
-    prob = table[table["metric"] == "prob"].reset_index(drop=True)
-    final = prob.iloc[-1]
-    half = prob[prob["value"] >= final["value"] / 2].iloc[0]
-    rank = table[table["metric"] == "rank"].reset_index(drop=True)
-    first = lens.settled(rank, rank["value"] < 1)
-    then = (
-        "" if first is None else f", and is on average first or second among all tokens from {lens.in_words(first)} on"
-    )
-    finding = (
-        "Read through the unembedding layer by layer, the right answer has half of its final probability "
-        f"({final['value']:.2f}) for the first time at {lens.in_words(half)}{then}."
-    )
-    items = [
-        FigureItem(
-            "logit_lens_rank",
-            "Place of the right answer among all tokens, by depth",
-            f"Residual stream at the last position through the final norm and the unembedding; mean over {len(pairs)} "
-            "prompts on a logarithmic scale, the band is a 95% bootstrap interval.",
-            plot_rank(table),
-            rank,
-        ),
-        FigureItem(
-            "logit_lens_answer",
-            "Probability of the right answer and logit difference by depth",
-            "Read in the same way; the last point is the model's own output (largest divergence of any prompt: "
-            f"{lens.gap(frame):.1e} nats).",
-            plot_answer(table),
-            table[table["metric"].isin(ANSWER)],
-        ),
-        FigureItem(
-            "logit_lens_table",
-            "Likeliest token at every layer and position of the first prompt",
-            "Rows are the input of each layer and the model's output; the colour is the token's probability.",
-            plot_table(grid),
-            grid[grid["metric"] == "top_prob"],
-        ),
-    ]
-    return frame, Section(title="Logit lens", anchor="logit-lens", text=[finding], figures=items), [finding]
-
-
 main = study_command(
     run,
     plot=plot,
     summary=summary,
-    options=[
-        click.option(
-            "--pos", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Positions to read."
-        ),
-        whole("--top", "How many of the likeliest tokens to keep.", default=5),
-    ],
+    options=[POS, TOP],
 )
 
 if __name__ == "__main__":

@@ -15,25 +15,24 @@ and Liang 2019 ("Designing and Interpreting Probes with Control Tasks", section 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
-import click
 import numpy as np
 import torch
 
 from interp import figures, stats
 from interp.arguments import checked
-from interp.directions.classes import CONTRASTS, contrast
+from interp.directions.classes import contrast
 from interp.directions.probes import METRICS, Probe, held_out, per_prompt, rows_of, sign_test
 from interp.directions.steering import states
 from interp.hooked.model import HookedModel
-from interp.names import MIXER_PARTS, PART_KINDS, part_of
 from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
-from interp.study.command import above_zero, study_command, whole
-from interp.ui.page import FigureItem, Section, first_rows
+from interp.study.command import study_command
+from interp.study.options import above_zero, whole
+from interp.study.shared_options import LABEL, by_option, site_option
 from interp.variants.granularity import HEAD_AXES, PLACES, cut_by, described, variants
 
 if TYPE_CHECKING:
@@ -41,10 +40,8 @@ if TYPE_CHECKING:
 
     from interp.figures.style import Figure
 
-ORDER = 80
 CONTROL = "shuffled labels"
 MOST_LINES = 7
-SHUFFLES = 1  # in a report
 
 
 @checked
@@ -137,7 +134,11 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 @checked
 def plot(frame: pd.DataFrame, *, metric: str = "accuracy") -> Figure:
     """Held-out scores by layer, a line for every role beside the control; of heads and positions a map of effects."""
-    table = summary(frame)
+    return plot_scores(summary(frame), list(dict.fromkeys(frame["role"])) if "role" in frame else [], metric)
+
+
+def plot_scores(table: pd.DataFrame, roles: Sequence[str], metric: str = "accuracy") -> Figure:
+    """The figure of `plot` from a summary; roles in their order."""
     table = table[table["metric"] == metric]
     cuts = cut_by(table)
     facet = "site" if table["site"].nunique() > 1 else None
@@ -149,7 +150,7 @@ def plot(frame: pd.DataFrame, *, metric: str = "accuracy") -> Figure:
             table.assign(value=table["effect"]), x=across, y="layer", facet=facets or None, label=label
         )
     table = table.assign(line=table["role"] if cuts else "last position").sort_values("layer", kind="stable")
-    order = list(dict.fromkeys(frame["role"])) if cuts else ["last position"]
+    order = list(roles) if cuts else ["last position"]
     lines = _lines(table, [*order, CONTROL], facet)
     return figures.lines(lines, x="layer", hue="line", facet=facet, label=f"held-out {metric}")
 
@@ -165,95 +166,6 @@ def _lines(table: pd.DataFrame, order: Sequence[str], facet: str | None) -> pd.D
     return both.assign(line=pd.Categorical(both["line"], order, ordered=True)).sort_values(["line", "layer"])
 
 
-def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
-) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: the residual stream by role, and every head's output at the last position."""
-    import pandas as pd
-
-    stream = run(model, pairs, shuffles=SHUFFLES, progress=progress)
-    frames = [stream]
-    table = summary(stream)
-    what = CONTRASTS[stream["label"].iloc[0]]
-    told = _found(table, what, "the residual stream")
-    items = [
-        FigureItem(
-            "probes_stream",
-            "Held-out accuracy of linear probes on the residual stream, by layer",
-            f"What is read: {what}. Mean over {len(pairs)} pairs of prompts, bands are 95% bootstrap intervals; "
-            f"{CONTROL}: the same probes fitted to classes shuffled within pairs, their mean.",
-            plot(stream),
-            table,
-        )
-    ]
-    tables = [
-        first_rows("The cells of the residual stream whose probes are furthest beyond shuffled labels", _top(table), 10)
-    ]
-    has = {name.rpartition("hook_")[2] for name in model.hook_dict}
-    for mixer, own in MIXER_PARTS.items():
-        part = PART_KINDS[own.usual]
-        if not own.heads or mixer not in model.cfg.mixers or part.site not in has:
-            continue
-        heads = run(model, pairs, site=part.site, by=part.axis, shuffles=SHUFFLES, progress=progress)
-        frames.append(heads)
-        by_head = summary(heads)
-        told.append(_found(by_head, what, f"the output of a single {part.word} at the last position")[0])
-        items.append(
-            FigureItem(
-                f"probes_{part.axis}s",
-                f"What probes on the output of every {part.word} tell at the last position",
-                f"Held-out accuracy less that with {CONTROL}, or less chance where that is more; mean over "
-                f"{len(pairs)} pairs.",
-                plot(heads),
-                by_head,
-            )
-        )
-        tables.append(
-            first_rows(f"The {part.plural} whose probes are furthest beyond shuffled labels", _top(by_head), 10)
-        )
-    method = (
-        "A logistic regression (scikit-learn, L2 penalty with C = "
-        f"{Probe.regularisation:g} on activations scaled to variance 1) is fitted to the activations of most prompts "
-        "and scored on the others; a pair's two prompts are never split. A probe shows that something can be read, not "
-        "that the model uses it."
-    )
-    section = Section(title="Linear probes", anchor="probes", text=[method, *told], figures=items, tables=tables)
-    return pd.concat(frames, ignore_index=True), section, told[:1]
-
-
-def _top(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["metric"] == "accuracy"].drop(columns=["site", "label", "metric"])
-
-
-def _found(table: pd.DataFrame, what: str, where: str) -> list[str]:
-    """What the accuracies of a table say, as sentences."""
-    table = table[table["metric"] == "accuracy"]
-    best = table.iloc[0]
-    read = table[(table["p_adjusted"] < stats.SURE) & (table["effect"] > 0)]
-    score = (
-        f"{best['value']:.0%} of held-out prompts (95% interval {best['ci_low']:.0%} to {best['ci_high']:.0%}; "
-        f"{best['control']:.0%} with {CONTROL})"
-    )
-    if read.empty:
-        return [
-            f"No linear probe on {where} tells {what} beyond {CONTROL} for sure (corrected p "
-            f"{best['p_adjusted']:.2g}); the best is right on {score}, at {_place(best)}."
-        ]
-    strong = read[read["effect"] >= read["effect"].max() / 2]
-    first = strong.loc[strong["layer"].idxmin()]
-    return [
-        f"A linear probe on {where} tells {what} for {score} at {_place(best)}; beyond {CONTROL} it does so in "
-        f"{len(read)} of {len(table)} cells, by at least half as much first at {_place(first)}."
-    ]
-
-
-def _place(row: pd.Series[Any]) -> str:
-    part = part_of(row.drop("site", errors="ignore"))
-    if part is not None:
-        return part.name
-    return f"layer {row['layer']}" + (f", {row['role']}" if "role" in row else ", last position")
-
-
 main = study_command(
     run,
     plot=plot,
@@ -263,9 +175,9 @@ main = study_command(
         whole("--shuffles", "Shuffles of the control's labels.", default=Probe.shuffles),
         whole("--folds", "Parts that are held out in turn.", default=Probe.folds, least=2),
         above_zero("--regularisation", "scikit-learn's C.", default=Probe.regularisation),
-        click.option("--label", default="auto", show_default=True, help=f"{', '.join(CONTRASTS)}."),
-        click.option("--by", help="The cells of a layer: role, pos, head, several as head,role, or layer."),
-        click.option("--site", default="resid_pre", show_default=True, help="Short site names: resid_pre, z, ..."),
+        LABEL,
+        by_option("role, pos, head, several as head,role, or layer."),
+        site_option("Short site names: resid_pre, z, ...", default="resid_pre"),
     ],
 )
 

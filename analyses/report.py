@@ -1,8 +1,9 @@
 """The report of a task: all studies of one model on one task, in one page with its figures and tables.
 
 1. Load the model, write the prompts, and measure whether the model can do the task at all.
-2. Run every study of this package in its `ORDER`; each gives its measurements, its section and its findings. One that
-   does not apply to the model or the prompts says so in its section; an interrupt ends the report with what is there.
+2. Run every study that has a section (`analyses.sections`), in its `ORDER`; each gives its measurements, section and
+   findings. One that does not apply to the model or the prompts says so in its section; an interrupt ends the report
+   with what is there.
 3. Check the numbers: logits against transformers, the sum of components, patching everything and nothing.
 4. Write the page. The sentences of its summary are made from the numbers above them.
 """
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import analyses
+from analyses import sections
 from interp.arguments import checked
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, unknown
@@ -34,6 +35,7 @@ from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
 from interp.study import behaviour as doing
 from interp.study.provenance import provenance
+from interp.study.sentences import counted_of
 from interp.sweeps.sweep import sweep
 from interp.tasks import get_task
 from interp.text.characters import visible_token
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 MOST_PROMPTS = 20
 MOST_ANSWERS = 4  # of one prompt that are shown
+PARITY = "logits equal transformers'"
 
 
 @dataclass
@@ -82,7 +85,7 @@ class Story:
 
 @checked
 def chosen_studies(names: Sequence[str] | None = None) -> list[ModuleType]:
-    """The modules of this package that have a section in a report, in the order of the story.
+    """What a report says of each study (the modules of `analyses.sections`), in the order of the story.
 
     Args:
         names: only these, with hyphens or underscores; None takes all.
@@ -91,11 +94,9 @@ def chosen_studies(names: Sequence[str] | None = None) -> list[ModuleType]:
         UnknownName: a study that does not exist, or has no section.
     """
     found = [
-        importlib.import_module(f"analyses.{info.name}")
-        for info in pkgutil.iter_modules(analyses.__path__)
-        if info.name not in ("cli", "report")
+        importlib.import_module(f"{sections.__name__}.{info.name}") for info in pkgutil.iter_modules(sections.__path__)
     ]
-    told = {_name(module): module for module in sorted(found, key=_order) if hasattr(module, "report")}
+    told = {_name(module): module for module in sorted(found, key=lambda module: module.ORDER)}
     chosen = list(told) if names is None else [name.strip().replace("-", "_") for name in names]
     for name in chosen:
         if name not in told:
@@ -105,10 +106,6 @@ def chosen_studies(names: Sequence[str] | None = None) -> list[ModuleType]:
 
 def _name(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2]
-
-
-def _order(module: ModuleType) -> int:
-    return getattr(module, "ORDER", 0)
 
 
 @checked
@@ -146,7 +143,8 @@ def write(
     check_output(out)
     story = Story()
     modules = chosen_studies(studies)
-    steps = counting(total=len(modules) + 3, desc="report", unit="step", progress=False if quiet else None)
+    progress = False if quiet else None
+    steps = counting(total=len(modules) + 3, desc="report", unit="step", progress=progress)
 
     def step(name: str, work: Callable[[], Any]) -> Any:
         steps.set_postfix_str(name)
@@ -155,41 +153,34 @@ def write(
         return result
 
     with steps:
+        # 1. The model, the prompts, and whether the model does the task.
         model = step("load", lambda: load(source, device=device, dtype=dtype))
         pairs = make(model, n=n, seed=seed)
         step("behaviour", lambda: behaviour(model, pairs, story))
+        # 2. The studies.
         for module in modules:
             try:
-                step(_name(module), partial(story.tell, module, model, pairs, False if quiet else None))
+                step(_name(module), partial(story.tell, module, model, pairs, progress))
             except KeyboardInterrupt:
                 if not story.results.keys() - {"behaviour"}:
                     raise
                 story.stopped = _name(module)
                 steps.write(f"stopped in {story.stopped}: writing the report of what is finished", file=sys.stderr)
                 break
+        # 3. The checks.
         step("checks", lambda: checks(model, pairs, story, compare=check and story.stopped is None))
+    # 4. The page.
     if story.stopped is not None:
         story.findings.append(f"The report was stopped during the study {story.stopped!r}; later ones are missing.")
-    manifest = provenance(
-        model,
-        pairs,
-        metric="logit_diff",
-        seed=seed,
-        extra={
-            "task": str(task),
-            "n_prompts": len(pairs),
-            "seconds": story.seconds,
-            "not_made": story.refused,
-            "stopped_in": story.stopped,
-        },
-    )
+    facts = {"task": str(task), "n_prompts": len(pairs), "seconds": story.seconds}
+    facts |= {"not_made": story.refused, "stopped_in": story.stopped}
     return write_report(
         out,
         title=f"{model.cfg.model_name}: {pairs.notes.get('title', pairs.name)}",
         question=pairs.notes.get("question", f"How does {model.cfg.model_name} do the task {task!r}?"),
         summary=story.findings,
         sections=story.sections,
-        manifest=manifest,
+        manifest=provenance(model, pairs, metric="logit_diff", seed=seed, extra=facts),
     )
 
 
@@ -224,7 +215,7 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
         f"Roles of positions, with those of the first prompt: {roles}." if roles else "",
     ]
     told = doing.summary(frame).drop(columns=["side", "metric"])
-    caption = "The prompts" if len(pairs) <= MOST_PROMPTS else f"The first {MOST_PROMPTS} of {len(pairs)} prompts"
+    caption = "The prompts" if len(pairs) <= MOST_PROMPTS else f"The first {counted_of(MOST_PROMPTS, len(pairs))}"
     story.sections.append(
         Section(
             title="Prompts and behaviour",
@@ -248,49 +239,23 @@ def _spelled(model: GPT, token: int) -> str:
     return visible_token(model.tokenizer.str_tokens([token])[0]) if model.tokenizer else str(token)
 
 
+Check = tuple[str, str, float | None, float | None, str]
+"""What must hold, how it is measured, the difference, how large it may be, and whether it holds."""
+
+
 def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> None:
     """Identities that must hold, with the differences that were measured."""
     import pandas as pd
 
-    rows: list[tuple[str, str, float | None, float | None, str]] = []
-
-    def hold(what: str, how: str, difference: float, limit: float) -> None:
-        rows.append((what, how, difference, limit, "holds" if difference <= limit else "FAILS"))
-
     largest = float(story.results["behaviour"].query("metric == 'logit_diff'")["value"].abs().max())
     limit = 2e-5 if model.dtype in (torch.float32, torch.float64) else 2e-2
-    if compare:
-        try:
-            found = check_against_transformers(model)
-            hold(
-                "logits equal transformers'",
-                "largest absolute difference, random tokens",
-                found["max_abs"],
-                found["tolerance"],
-            )
-        except (InterpError, OSError, ValueError, ImportError) as error:
-            rows.append(("logits equal transformers'", f"not checked: {error}", None, None, "not checked"))
-    else:
-        rows.append(("logits equal transformers'", "not checked: --no-check", None, None, "not checked"))
+    rows = [_parity(model) if compare else _unchecked("--no-check")]
     if "head_attribution" in story.results:
         frame = story.results["head_attribution"]
-        residue = frame.loc[frame["kind"] == "residue", "value"].abs().max()
-        hold(
-            "components sum to the logit difference",
-            "largest residue of any prompt",
-            float(residue),
-            limit * 10 * largest,
-        )
-    last = model.cfg.n_layers - 1
-    variants = [
-        Variant([Edit("resid_post", {"layer": last})], {"cell": "everything"}),
-        Variant([Edit("resid_pre", {"layer": 0}, source="base")], {"cell": "nothing"}),
-    ]
-    frame = sweep(model, pairs, variants, progress=False)
-    for cell, against in (("everything", "source"), ("nothing", "base")):
-        part = frame[frame["cell"] == cell]
-        gap = float((part["value"] - part[f"{against}_value"]).abs().max())
-        hold(f"patching {cell} equals the {against} run", "largest difference of the metric", gap, limit * largest)
+        residue = float(frame.loc[frame["kind"] == "residue", "value"].abs().max())
+        what = "components sum to the logit difference"
+        rows.append(_checked(what, "largest residue of any prompt", residue, limit * 10 * largest))
+    rows += _patched(model, pairs, limit * largest)
     table = pd.DataFrame(rows, columns=["check", "measured", "difference", "limit", "result"])
     failed = table[table["result"] == "FAILS"]
     story.findings.append(
@@ -298,13 +263,41 @@ def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> No
         if len(failed)
         else f"All {int((table['result'] == 'holds').sum())} numerical checks that were run hold."
     )
+    intro = "Identities that must hold if the numbers above are right, with the differences measured in this run."
     story.sections.append(
-        Section(
-            title="Checks",
-            anchor="checks",
-            text=[
-                "Identities that must hold if the numbers above are right, with the differences measured in this run."
-            ],
-            tables=[("Identities and measured differences", table)],
-        )
+        Section(title="Checks", anchor="checks", text=[intro], tables=[("Identities and measured differences", table)])
     )
+
+
+def _checked(what: str, how: str, difference: float, limit: float) -> Check:
+    return what, how, difference, limit, "holds" if difference <= limit else "FAILS"
+
+
+def _unchecked(why: object) -> Check:
+    return PARITY, f"not checked: {why}", None, None, "not checked"
+
+
+def _parity(model: GPT) -> Check:
+    """Whether the logits are those of transformers."""
+    try:
+        found = check_against_transformers(model)
+    except (InterpError, OSError, ValueError, ImportError) as error:
+        return _unchecked(error)
+    return _checked(PARITY, "largest absolute difference, random tokens", found["max_abs"], found["tolerance"])
+
+
+def _patched(model: GPT, pairs: PromptPairs, limit: float) -> list[Check]:
+    """Whether patching everything gives the source run, and patching nothing the base run."""
+    last = model.cfg.n_layers - 1
+    variants = [
+        Variant([Edit("resid_post", {"layer": last})], {"cell": "everything"}),
+        Variant([Edit("resid_pre", {"layer": 0}, source="base")], {"cell": "nothing"}),
+    ]
+    frame = sweep(model, pairs, variants, progress=False)
+    rows = []
+    for cell, against in (("everything", "source"), ("nothing", "base")):
+        part = frame[frame["cell"] == cell]
+        gap = float((part["value"] - part[f"{against}_value"]).abs().max())
+        what = f"patching {cell} equals the {against} run"
+        rows.append(_checked(what, "largest difference of the metric", gap, limit))
+    return rows

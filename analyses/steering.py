@@ -14,10 +14,8 @@ Source: Turner et al. 2023 ("Steering Language Models With Activation Engineerin
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,35 +26,29 @@ from torch import Tensor
 from interp import figures, stats
 from interp.arguments import checked, entries, real_number, shown
 from interp.arguments import seed as check_seed
-from interp.directions.classes import CONTRASTS, Contrast, contrast
-from interp.directions.probes import Probe, rows_of
-from interp.directions.steering import Direction, Where, between, states, steer
+from interp.directions.classes import contrast
+from interp.directions.held_out import held_out_vectors, neutral_prompts, pulled, random_like
 from interp.edits import Edit, Variant
-from interp.errors import ConfigError, PromptError, UnknownName, check_choice
+from interp.errors import ConfigError, UnknownName, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.prompts.pairs import PromptPairs
-from interp.rounding import no_effect, of_effect, of_rows
+from interp.rounding import of_effect, of_rows
 from interp.study.command import study_command
+from interp.study.options import choice, numbers
+from interp.study.shared_options import LABEL, metric_option, site_option
 from interp.sweeps.sweep import sweep
-from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
 
-ORDER = 85
 STRENGTHS = (1.0, 2.0, 4.0)
 ADDED = ("onward", "there", "all")
 VECTORS = ("difference", "random")
 HELD_OUT, NEUTRAL = "held out", "neutral"
 MOST_LINES = 8
-MOST_NEUTRAL = 16
-REPORTED = (1.0, 2.0)
-NEW_TOKENS = 8
-
-Array = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @checked
@@ -111,16 +103,16 @@ def run(
     if isinstance(strengths, str) or not isinstance(strengths, Iterable) or not len(list(strengths)):
         raise ConfigError(f"steering needs at least one strength, such as strengths=[1.0], not {shown(strengths)}")
     strengths, seed = [real_number("strength", one) for one in strengths], check_seed(seed)
-    told, pairs, kept = _pulled(contrast(model, pairs, label, labels=labels, most=2), pairs)
+    told, pairs, kept = pulled(contrast(model, pairs, label, labels=labels, most=2), pairs)
     every = entries("layer", layers, model.cfg.n_layers, refuse=UnknownName)
     vectors = held_out_vectors(model, pairs, told, site, [{"layer": layer, "pos": pos} for layer in every], seed=seed)
-    others = _neutral(model, pairs, neutral, seed)
+    others = neutral_prompts(model, pairs, neutral, seed)
     turn = torch.arange(len(others)) % len(pairs)  # neutral prompts take the pairs' vectors in turn
     generator = torch.Generator().manual_seed(seed)
     on_task: list[Variant] = []
     on_neutral: list[Variant] = []
     for layer, difference in zip(every, vectors, strict=True):
-        for vector, own in zip(VECTORS, (difference, _random_like(difference, generator)), strict=True):
+        for vector, own in zip(VECTORS, (difference, random_like(difference, generator)), strict=True):
             for strength in strengths:
                 labelled = {"layer": layer, "strength": float(strength), "vector": vector}
                 on_task.append(Variant((_edit(site, layer, strength * own, pairs, pos, add),), labelled))
@@ -138,47 +130,6 @@ def run(
     return frame[[*front, *(name for name in frame if name not in front)]]
 
 
-def _pulled(told: Contrast, pairs: PromptPairs) -> tuple[Contrast, PromptPairs, Array]:
-    """The pairs whose prompts are of different classes, and their numbers."""
-    if told.corrupt is None:
-        raise PromptError(
-            "steering goes from the class of a corrupt prompt to that of its clean one: give labels of both, "
-            f"[{len(pairs)}, 2]"
-        )
-    kept = np.flatnonzero(told.clean != told.corrupt)
-    if not len(kept):
-        raise PromptError(f"the two prompts of every pair are of one class of {told.name!r}: nothing pulls them apart")
-    chosen = replace(told, clean=told.clean[kept], corrupt=told.corrupt[kept], group=told.group[kept])
-    return chosen, pairs[kept.tolist()], kept
-
-
-def held_out_vectors(
-    model: HookedModel, pairs: PromptPairs, told: Contrast, site: str, places: Sequence[Where], *, seed: int = 0
-) -> Tensor:
-    """For every place and pair the difference of means over the half without it, towards the class of the clean prompt.
-
-    Returns:
-        [place, prompt, the site's other axes], float32.
-    """
-    rows = rows_of(told, Probe(folds=2, seed=seed))
-    read = torch.cat([states(model, pairs, site, places, side=side) for side in told.sides], dim=1)
-    half = rows.fold[: len(pairs)]
-    vectors = torch.empty_like(read[:, : len(pairs)])
-    for at, found in enumerate(read):
-        for fold in (0, 1):
-            others = torch.from_numpy(rows.fold != fold)
-            vectors[at, torch.from_numpy(half == fold)] = between(found[others], rows.classes[rows.fold != fold], told)
-    towards = torch.from_numpy(np.where(told.clean == 0, 1.0, -1.0)).to(vectors)
-    return vectors * towards.reshape(-1, *[1] * (vectors.ndim - 2))
-
-
-def _random_like(vectors: Tensor, generator: torch.Generator) -> Tensor:
-    """A random vector of the same length for every prompt [prompt, ...]."""
-    drawn = torch.randn(vectors.shape, generator=generator)
-    inner = tuple(range(1, vectors.ndim))
-    return drawn * (vectors.norm(dim=inner, keepdim=True) / drawn.norm(dim=inner, keepdim=True))
-
-
 def _edit(site: str, layer: int, vectors: Tensor, pairs: PromptPairs, pos: int | str, add: str) -> Edit:
     """The edit that adds to every prompt its own vector [prompt, ...]."""
     source = vectors[:, None]  # [prompt, pos, ...]
@@ -190,19 +141,6 @@ def _edit(site: str, layer: int, vectors: Tensor, pairs: PromptPairs, pos: int |
     return Edit(
         site, {"layer": layer}, "add", source * from_there.reshape(*from_there.shape, *[1] * (vectors.ndim - 1))
     )
-
-
-def _neutral(
-    model: HookedModel, pairs: PromptPairs, neutral: Sequence[str] | PromptPairs | None, seed: int
-) -> PromptPairs:
-    if isinstance(neutral, PromptPairs):
-        return neutral
-    if neutral is not None:
-        return PromptPairs.from_text(model, list(neutral), answers=[(0, 1)] * len(neutral))
-    pairs, generator = pairs[:MOST_NEUTRAL], np.random.default_rng(seed)
-    cut = [int(generator.integers(min(2, n - 1), n)) if n > 1 else 1 for n in pairs.lengths.tolist()]
-    rows = [row[:n].tolist() for row, n in zip(pairs.clean, cut, strict=True)]
-    return PromptPairs.from_tokens(rows, answers=pairs.answer_sets or pairs.answers, name="neutral")
 
 
 @checked
@@ -220,8 +158,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     paired = frame[frame["vector"] == "difference"].merge(random, on=[*cell, "prompt"], suffixes=("", "_random"))
     paired["beyond"] = paired["measured"] - paired["measured_random"]
     off = np.where(paired["prompts"] == HELD_OUT, of_effect(paired), of_rows(paired, "base_value"))
-    tested = stats.tested(paired, by=by, value="beyond", rounding=off)[[*by, "p", "p_adjusted"]]
-    control = stats.summarise(paired, by=by, value="measured_random")[[*by, "value"]]
+    # Of these two no interval is shown.
+    tested = stats.tested(paired, by=by, value="beyond", rounding=off, n_resamples=1)[[*by, "p", "p_adjusted"]]
+    control = stats.summarise(paired, by=by, value="measured_random", n_resamples=1)[[*by, "value"]]
     table = stats.summarise(frame, by=by, value="measured")
     table = table.merge(control.rename(columns={"value": "control"}), on=by, how="left").merge(
         tested, on=by, how="left"
@@ -239,7 +178,11 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 @checked
 def plot(frame: pd.DataFrame) -> Figure:
     """Effect and divergence by layer: a line for every strength, and the random vectors at the largest."""
-    table = summary(frame)
+    return plot_strengths(summary(frame))
+
+
+def plot_strengths(table: pd.DataFrame) -> Figure:
+    """The figure of `plot` from a summary."""
     metric = table["metric"].iloc[0].replace("_", " ")
     panels = {HELD_OUT: f"{metric} (1: clean prompt)", NEUTRAL: "KL on neutral prompts, nats"}
     most = table["strength"].abs().max()
@@ -253,89 +196,8 @@ def plot(frame: pd.DataFrame) -> Figure:
     return figures.lines(shown, x="layer", hue="strength", facet="panel", share=False, label="")
 
 
-def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
-) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: every layer at the last position, and how the first prompt goes on."""
-    told = contrast(model, pairs, most=2)
-    frame = run(model, pairs, strengths=REPORTED, progress=progress)
-    table = summary(frame)
-    held = table[(table["prompts"] == HELD_OUT) & (table["vector"] == "difference")]
-    best = held.iloc[0]
-    cost = _same_cell(table, best, NEUTRAL)
-    beyond = best["p_adjusted"] < stats.SURE and best["value"] > best["control"]
-    where = f"{best['strength']:g} times the direction at layer {best['layer']}"
-    finding = no_effect(held) or (
-        f"Steering corrupt prompts at the last position by the direction that tells {CONTRASTS[told.name]}, made from "
-        f"other prompts, has the largest effect with {where}: effect {best['value']:+.2f} (95% interval "
-        f"{best['ci_low']:.2f} to {best['ci_high']:.2f}; 1 is the clean prompt's answer), with random vectors of its "
-        f"length {best['control']:+.2f}"
-        + ("." if beyond else f"; that is not beyond them for sure (corrected p {_shown(best['p_adjusted'])}).")
-    )
-    harm = (
-        f"The same vectors on neutral prompts, the task's own cut off at a random position, change the distribution of "
-        f"the next token by {cost['value']:.2f} nats (random vectors: {cost['control']:.2f})."
-    )
-    section = Section(
-        title="Steering",
-        anchor="steering",
-        text=[
-            "A direction is a difference of means over one half of the pairs and is tried on the other, both ways.",
-            finding,
-            harm,
-        ],
-        figures=[
-            FigureItem(
-                "steering",
-                "What adding a difference of means does, by layer and strength",
-                f"Left, corrupt prompts of {len(pairs)} held-out pairs; right, neutral prompts. Means over prompts, "
-                "bands are 95% bootstrap intervals; random: vectors of the same length at the largest strength.",
-                plot(frame),
-                table,
-            )
-        ],
-        tables=[first_rows("The strongest cells", held.drop(columns=["vector", "prompts"]), 10)],
-        preformatted=_continued(model, pairs, told, best),
-    )
-    return frame, section, [finding]
-
-
-def _same_cell(table: pd.DataFrame, row: pd.Series[Any], prompts: str) -> pd.Series[Any]:
-    same = (table[["layer", "strength", "vector"]] == row[["layer", "strength", "vector"]].tolist()).all(axis=1)
-    return table[same & (table["prompts"] == prompts)].iloc[0]
-
-
-def _shown(p: float) -> str:
-    return "unknown: too few prompts" if np.isnan(p) else f"{p:.2g}"
-
-
-def _continued(model: HookedModel, pairs: PromptPairs, told: Contrast, best: pd.Series[Any]) -> str:
-    """How the first pair's corrupt prompt goes on by itself and steered, greedily."""
-    if model.tokenizer is None or not model.cfg.causal:
-        return ""
-    chosen, pulled, _ = _pulled(told, pairs)
-    vector = held_out_vectors(model, pulled, chosen, "resid_pre", [{"layer": int(best["layer"])}])[0, 0]
-    direction = Direction(vector, "resid_pre", int(best["layer"]))
-    prompt = pulled.corrupt[:1, : int(pulled.lengths[0])]
-    plain = model.generate(prompt, NEW_TOKENS, do_sample=False)
-    with steer(model, direction, float(best["strength"]), pos="last"):
-        steered = model.generate(prompt, NEW_TOKENS, do_sample=False)
-    said = [model.to_string(row[prompt.shape[1] :]) for row in (plain[0], steered[0])]
-    return f"{pulled.corrupt_texts[0]}\n  as it is: {said[0]!r}\n  steered:  {said[1]!r}"
-
-
 def _place(context: click.Context, option: click.Parameter, text: str) -> int | str:
     return int(text) if re.fullmatch("-?[0-9]{1,9}", text) else text
-
-
-def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> list[float] | None:
-    try:
-        numbers = None if text is None else [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = [math.nan]
-    if numbers is not None and not all(map(math.isfinite, numbers)):
-        raise click.BadParameter(f"{text!r} is no list of finite numbers such as 1,2,4")
-    return numbers
 
 
 main = study_command(
@@ -343,14 +205,14 @@ main = study_command(
     plot=plot,
     summary=summary,
     options=[
-        click.option("--label", default="auto", show_default=True, help=f"{', '.join(CONTRASTS)}."),
-        click.option("--add", type=click.Choice(ADDED), default="onward", show_default=True, help="Where it is added."),
+        LABEL,
+        choice("--add", ADDED, default="onward", help="Where it is added."),
         click.option(
             "--pos", default="-1", show_default=True, callback=_place, help="A position or a role that is read."
         ),
-        click.option("--strengths", callback=_numbers, help="Numbers with commas between.  [1,2,4]"),
-        click.option("--metric", default="logit_diff", show_default=True, help="logit_diff, log_prob, ..."),
-        click.option("--site", default="resid_pre", show_default=True, help="A short site name: resid_pre, z, ..."),
+        numbers("--strengths", "Numbers with commas between.  [1,2,4]"),
+        metric_option("logit_diff, log_prob, ..."),
+        site_option("A short site name: resid_pre, z, ...", default="resid_pre"),
     ],
 )
 

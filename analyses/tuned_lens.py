@@ -12,7 +12,7 @@ The last row is the model's own output in both lenses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,16 +29,16 @@ from interp.lenses import training_text as texts
 from interp.lenses.training import train
 from interp.lenses.tuned_lens import CONFIG_FILE, TunedLens
 from interp.prompts.pairs import PromptPairs
-from interp.study.command import PLACE, above_zero, study_command, whole
+from interp.study.command import study_command
+from interp.study.options import PLACE, above_zero, whole
+from interp.study.shared_options import POS, TOP
 from interp.text.characters import visible_token
-from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
 
-ORDER = 25
 DEPTH = Axis("depth", title="layer")
 PANELS = {
     "prob": "probability of the right answer",
@@ -155,10 +155,9 @@ def plot_depth(table: pd.DataFrame) -> Figure:
 
 
 def plot_held_out(held_out: pd.DataFrame) -> Figure:
-    """Divergence of both lenses on held-out text over layers."""
-    table = stats.summarise(held_out, by=["lens", "layer"])
-    table = table.assign(**{c: table[c].clip(lower=LEAST) for c in ("value", "ci_low", "ci_high")})
-    return figures.lines(table, x="layer", hue="lens", log=True, label="KL from the output (nats)")
+    """Divergence of both lenses on held-out text over layers, from its summary by lens and layer."""
+    shown = held_out.assign(**{name: held_out[name].clip(lower=LEAST) for name in ("value", "ci_low", "ci_high")})
+    return figures.lines(shown, x="layer", hue="lens", log=True, label="KL from the output (nats)")
 
 
 def plot_table(frame: pd.DataFrame) -> Figure:
@@ -180,82 +179,6 @@ def compared(lens: TunedLens) -> pd.DataFrame:
     return stats.tested(nearer, by=["layer"])
 
 
-def report(
-    model: HookedModel, pairs: PromptPairs, results: Mapping[str, pd.DataFrame], *, progress: bool | None = None
-) -> tuple[pd.DataFrame, Section, list[str]]:
-    """The section of a task's report: a lens trained on what the model writes, its quality, its reading of the task."""
-    lens = trained(model, None, None, progress=progress)
-    frame = run(model, pairs, lens=lens)
-    grid = run(model, pairs[:1], lens=lens, pos="all" if model.cfg.d_vocab_out >= model.cfg.d_vocab else "last", top=1)
-    table = summary(frame)
-    held_out, nearer = lens.held_out, compared(lens)
-    notes = lens.training
-    means = held_out.groupby("lens")["value"].mean()
-    better = int(((nearer["value"] > 0) & (nearer["p_adjusted"] < 0.05)).sum())
-    quality = (
-        f"A tuned lens, trained for {notes['seconds']:.0f} s on {notes['tokens']} tokens ({notes['text']}), diverges "
-        f"from the model's output by {means['tuned']:.2f} nats on held-out text, the logit lens by "
-        f"{means['logit']:.2f} (means over layers and {notes['held_out_sequences']} sequences); it is nearer in "
-        f"{better} of {len(nearer)} layers (adjusted p below 0.05)."
-    )
-    finding = _story(table)
-    text = [
-        quality,
-        finding,
-        "The lens has learned how streams continue in general, not this task, so that what it reads early is what such "
-        "streams usually become. Behind the last layer both lenses are the model's own output (largest divergence of "
-        f"any prompt: {lenses.gap(frame):.1e} nats).",
-    ]
-    items = [
-        FigureItem(
-            "tuned_lens_depth",
-            "Probability and place of the right answer, and divergence from the output, by depth",
-            "Residual stream at the last position, through the tuned lens and as it is (logit lens); mean over "
-            f"{len(pairs)} prompts on logarithmic scales, bands are 95% bootstrap intervals. What is below {LEAST:g} "
-            "is drawn there.",
-            plot_depth(table),
-            table[table["metric"].isin(PANELS)],
-        ),
-        FigureItem(
-            "tuned_lens_held_out",
-            "How far each lens is from the model's output on held-out text",
-            f"Mean over {notes['held_out_sequences']} sequences; bands are 95% bootstrap intervals over sequences.",
-            plot_held_out(held_out),
-            stats.summarise(held_out, by=["lens", "layer"]),
-        ),
-        FigureItem(
-            "tuned_lens_table",
-            "Likeliest token by the tuned lens at every layer and position of the first prompt",
-            "Rows are the input of each layer and the model's output; the colour is the token's probability.",
-            plot_table(grid),
-            grid[grid["metric"] == "top_prob"],
-        ),
-    ]
-    tables = [("Nats by which the tuned lens is nearer to the output on held-out text", nearer)]
-    section = Section(title="Tuned lens", anchor="tuned-lens", text=text, figures=items, tables=tables)
-    return frame, section, [finding]
-
-
-def _story(table: pd.DataFrame) -> str:
-    """Where each lens first has the answer, and which layer brings the reading nearest to the output."""
-    parts = []
-    for lens in ("tuned", "logit"):
-        prob = table[(table["metric"] == "prob") & (table["lens"] == lens)]
-        first = prob[prob["value"] >= prob["value"].iloc[-1] / 2].iloc[0]
-        parts.append(f"at {lenses.in_words(first)} by the {lens} lens")
-    final = table[(table["metric"] == "prob") & (table["lens"] == "tuned")]["value"].iloc[-1]
-    says = f"The right answer has half of its final probability ({final:.2f}) for the first time {', '.join(parts)}"
-    kl = table[(table["metric"] == "kl") & (table["lens"] == "tuned")].reset_index(drop=True)
-    falls = kl["value"].to_numpy()[:-1] - kl["value"].to_numpy()[1:]
-    most = int(falls.argmax())
-    if falls[most] <= 0:
-        return f"{says}."
-    return (
-        f"{says}; the tuned lens comes nearer to the output by most in layer {kl['layer'][most]}, from "
-        f"{kl['value'][most]:.2f} to {kl['value'][most + 1]:.2f} nats."
-    )
-
-
 main = study_command(
     run,
     plot=plot,
@@ -272,10 +195,8 @@ main = study_command(
         whole("--steps", "Training steps behind the closed-form start.", default=12, least=0),
         whole("--batch", "Positions in a step.", default=32),
         above_zero("--lr", "Rate of the first step.", default=0.005),
-        click.option(
-            "--pos", type=click.Choice(["last", "all"]), default="last", show_default=True, help="Positions to read."
-        ),
-        whole("--top", "How many of the likeliest tokens to keep.", default=5),
+        POS,
+        TOP,
     ],
 )
 

@@ -38,6 +38,8 @@ def checked(function: F) -> F:
     """Make a function refuse arguments of the wrong type, by name, before it does anything.
 
     Types are those of the annotations. Types that are not known here (`_kind`) and bounds are left to the function.
+    Keywords that the function takes together, as `**options: Unpack[SweepOptions]`, are checked like those that it
+    takes one by one, and belong to its signature; one that it does not take is an `UnknownName`.
 
     >>> @checked
     ... def draw(n: int, names: Sequence[str] | None = None) -> None: ...
@@ -47,6 +49,8 @@ def checked(function: F) -> F:
     interp.errors.ConfigError: n must be an integer, not '4'
     """
     signature = inspect.signature(function)
+    apart = _taken_apart(signature, function)
+    together, signature = apart is not signature, apart
     kinds = {
         name: list(map(_kind, _alternatives(parameter.annotation)))
         for name, parameter in signature.parameters.items()
@@ -56,6 +60,8 @@ def checked(function: F) -> F:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if together and (odd := [name for name in kwargs if name not in signature.parameters]):
+            raise unknown(f"argument of {function.__name__}", odd[0], signature.parameters)
         given: Mapping[str, Any] = {}
         with contextlib.suppress(TypeError):  # a missing or unknown argument: the call below raises Python's own error
             given = signature.bind(*args, **kwargs).arguments
@@ -65,7 +71,23 @@ def checked(function: F) -> F:
                 raise ConfigError(f"{name} must be {words}, not {shown(value)}")
         return function(*args, **kwargs)
 
+    wrapped.__signature__ = signature  # type: ignore[attr-defined]
     return cast(F, wrapped)
+
+
+def _taken_apart(signature: inspect.Signature, function: Callable[..., Any]) -> inspect.Signature:
+    """The signature with every key of `**options: Unpack[SomeTypedDict]` as a keyword of its own."""
+    last = next(reversed(list(signature.parameters.values())), None)
+    if last is None or last.kind is not last.VAR_KEYWORD or not str(last.annotation).startswith("Unpack["):
+        return signature
+    named = function.__globals__[last.annotation.removeprefix("Unpack[").removesuffix("]")]
+    taken = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=getattr(kind, "__forward_arg__", kind)
+        )
+        for name, kind in named.__annotations__.items()
+    ]
+    return signature.replace(parameters=[*list(signature.parameters.values())[:-1], *taken])
 
 
 def _alternatives(annotation: Any) -> list[str]:

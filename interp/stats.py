@@ -264,6 +264,31 @@ def tested(
     return table.assign(p_adjusted=adjusted(table["p"], table["metric"], correction=correction) if many else table["p"])
 
 
+def strongest_first(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a summary, those whose values have the largest magnitudes first."""
+    return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def as_measured(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a summary in the order in which their groups first occur in the measurements, as figures draw them.
+
+    Groups are told apart by the columns of labels that both have; `metric` may be written differently in a summary.
+    """
+    numbers = {"metric", "prompt", "value", "base_value", "source_value", "control", "effect", "rounding"}
+    keys = [name for name in table if name in frame and name not in numbers]
+    place = {key: at for at, key in enumerate(frame[keys].drop_duplicates().itertuples(index=False, name=None))}
+    # Empty labels are equal here, which NaN is not.
+    known = {_without_gaps(key): at for key, at in place.items()}
+    rows = [known[_without_gaps(key)] for key in table[keys].itertuples(index=False, name=None)]
+    return table.iloc[np.argsort(rows, kind="stable")].reset_index(drop=True)
+
+
+def _without_gaps(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    import pandas as pd
+
+    return tuple(None if pd.isna(label) else label for label in key)
+
+
 @checked
 def adjusted(p: pd.Series[Any], among: pd.Series[Any] | None = None, *, correction: str = "bh") -> pd.Series[Any]:
     """Probabilities corrected for their number; NaN stays NaN and is not counted.
@@ -384,3 +409,66 @@ def _per_prompt(numbers: Array, group: Array, prompt: Array) -> Array:
     count = np.bincount(cell, minlength=size)
     total = np.bincount(cell, weights=numbers[there], minlength=size)
     return np.where(count, total / np.maximum(count, 1), np.nan).reshape(shape)
+
+
+class RankAgreement(NamedTuple):
+    """How alike two scores order the same things: `rank_agreement`.
+
+    Attributes:
+        spearman: the rank correlation, NaN where one of the scores is the same for all.
+        ci_low, ci_high: its 95% interval, things drawn again.
+        n: how many things.
+        p: of no correlation.
+        top: how many each puts first; half of them at most.
+        shared: how many of these both put there.
+        by_chance: how many would be by chance.
+    """
+
+    spearman: float
+    ci_low: float
+    ci_high: float
+    n: int
+    p: float
+    top: int
+    shared: int
+    by_chance: float
+
+
+@checked
+def rank_agreement(one: Any, other: Any, *, top: int = 10, n_resamples: int = 2000, seed: int = 0) -> RankAgreement:
+    """Do two scores put the same things first?
+
+    Args:
+        one, other: a score of each thing [thing].
+        top: how many each puts first.
+        n_resamples: how often things are drawn again for the interval.
+        seed: of these draws.
+
+    >>> rank_agreement([1, 2, 3, 4], [10, 30, 20, 40], top=2)[:1]
+    (0.7999999999999999,)
+    """
+    from scipy.stats import spearmanr
+
+    one, other = as_numbers("one", one), as_numbers("other", other)
+    n = len(one)
+    first = max(min(top, n // 2), 1)
+    rho = p = low = high = np.nan
+    if n > 2 and min(np.ptp(one), np.ptp(other)) > 0:
+        found = spearmanr(one, other)
+        rho, p = float(found.statistic), float(found.pvalue)
+        low, high = _of_ranks(one, other, n_resamples, seed)
+    best = ({*np.argsort(-scores, kind="stable")[:first]} for scores in (one, other))
+    return RankAgreement(rho, low, high, n, p, first, len(set.intersection(*best)), first * first / n)
+
+
+def _of_ranks(one: Array, other: Array, n_resamples: int, seed: int) -> tuple[float, float]:
+    """Percentile interval of the rank correlation, with things drawn again."""
+    from scipy.stats import rankdata
+
+    drawn = np.random.default_rng(seed).integers(len(one), size=(n_resamples, len(one)))
+    a, b = (rankdata(values[drawn], axis=-1) for values in (one, other))
+    a, b = (ranks - ranks.mean(-1, keepdims=True) for ranks in (a, b))
+    size = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    rho = (a * b).sum(-1)[size > 0] / size[size > 0]
+    low, high = np.quantile(rho, [0.025, 0.975]) if len(rho) else (np.nan, np.nan)
+    return float(low), float(high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from makers import make, make_pairs, pairs_of
 
 import interp
+from analyses import activation_patching
 from interp import arguments
 from interp.edits import RESERVED, Edit, Variant
 from interp.errors import ConfigError, HookError, InterpError, PromptError, SweepInterrupted, UnknownName
@@ -389,3 +391,16 @@ def test_python_says_of_unknown_and_missing_arguments_what_it_says() -> None:
         sweep(make("gpt2"), pairs_of(), [], mertic="kl")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match=r"bootstrap\(\) missing 1 required positional argument"):
         interp.stats.bootstrap()  # type: ignore[call-arg]
+
+
+def test_options_that_are_taken_together_are_arguments_like_others() -> None:
+    study = activation_patching.run
+    parameters = inspect.signature(study).parameters
+    assert list(parameters)[-4:] == ["max_memory", "out", "progress", "executor"] and "options" not in parameters
+    model, pairs = make("gpt2"), pairs_of()
+    with pytest.raises(ConfigError, match="progress must be True or False or None, not 'no'"):
+        study(model, pairs, progress="no")  # type: ignore[arg-type]
+    with pytest.raises(UnknownName, match="no argument of run matches 'max_memry'; did you mean 'max_memory'"):
+        study(model, pairs, max_memry=10)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="pairs"):
+        study(model)  # type: ignore[call-arg]

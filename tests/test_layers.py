@@ -82,6 +82,12 @@ def test_studies_do_not_import_each_other() -> None:
         assert not [module for module in imported(path) if module.startswith("analyses")], path.name
 
 
+def test_a_section_of_a_report_imports_its_own_study_and_no_other() -> None:
+    for path in (ROOT / "analyses" / "sections").glob("*.py"):
+        others = {module for module in imported(path) if module.startswith("analyses")}
+        assert others <= {f"analyses.{path.stem}"}, path.name
+
+
 TESTS = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests" / "campaign").glob("*.py")]
 
 

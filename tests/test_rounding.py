@@ -12,6 +12,7 @@ from makers import make
 
 import interp
 from analyses import activation_patching, circuit, edge_attribution
+from analyses.sections.activation_patching import report
 from interp import stats
 from interp.attribution.estimate_check import agreement, told
 from interp.attribution.run_values import run_values
@@ -136,7 +137,7 @@ def test_nearly_equal_pairs_have_no_effect(kind: str, dtype: torch.dtype) -> Non
     table = activation_patching.summary(activation_patching.run(model, pairs, progress=False))
     assert table["value"].isna().all() and (table["n"] == 0).all()
     assert table["reason"].str.fullmatch(r"the two runs differ by no more than rounding \(\S+\)").all()
-    _, section, findings = activation_patching.report(model, pairs, {}, progress=False)
+    _, section, findings = report(model, pairs, {}, progress=False)
     assert all("no more than rounding" in said and "nan" not in said for said in findings)
     for item in section.figures:
         item.figure.canvas.draw()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import warnings
@@ -293,3 +294,22 @@ def test_only_shares_have_the_interval_of_a_share() -> None:
 def test_tables_and_numbers_of_a_wrong_kind_are_refused(call: Any, says: str, frame: pd.DataFrame) -> None:
     with pytest.raises(InterpError, match=says):
         call(frame)
+
+
+def test_a_summary_goes_back_to_the_order_of_the_measurements() -> None:
+    frame = pd.DataFrame(
+        {"kind": ["b", "b", "a", "a"], "head": [0, None, 0, None], "prompt": 0, "metric": "m", "value": [1.0, -3, 2, 0]}
+    )
+    table = stats.strongest_first(stats.summarise(frame, by=["kind", "head"]))
+    assert table["value"].tolist() == [-3, 2, 1, 0]
+    again = stats.as_measured(table.assign(metric="m lost"), frame)
+    assert again["value"].tolist() == frame["value"].tolist() and set(again["metric"]) == {"m lost"}
+
+
+def test_ranks_agree_as_far_as_both_orders_do() -> None:
+    one = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    same, turned = (stats.rank_agreement(one, [sign * x for x in one], top=2) for sign in (1, -1))
+    assert same.spearman == pytest.approx(1) and (same.shared, same.top, same.by_chance) == (2, 2, pytest.approx(2 / 3))
+    assert turned.spearman == pytest.approx(-1) and turned.shared == 0
+    flat = stats.rank_agreement(one, [1.0] * 6)
+    assert math.isnan(flat.spearman) and math.isnan(flat.ci_low) and flat.top == 3

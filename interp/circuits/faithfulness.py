@@ -325,6 +325,18 @@ def minimality(
     return pd.DataFrame({"node": labels, "score": score}).sort_values("score", kind="stable", ignore_index=True)
 
 
+def least_scored(circuit: Circuit, most: int) -> list[int]:
+    """The nodes whose edges in a circuit have the smallest scores, at most so many, as places among the senders.
+
+    They are those that a test of minimality has most reason to doubt; the embedding is none.
+    """
+    assert circuit.scores is not None
+    weight = (circuit.scores.abs().nan_to_num() * circuit.edges).sum(1)[1:]  # [sender]
+    weight = weight.masked_fill(~circuit.edges.any(1)[1:], torch.inf)
+    chosen: list[int] = (1 + weight.argsort(stable=True)[: min(most, int(weight.isfinite().sum()))]).tolist()
+    return chosen
+
+
 def without(edges: Tensor, senders: Sequence[int]) -> Tensor:
     """Edges without those that leave some nodes.  # [sender, receiver] bool"""
     left = edges.clone()

@@ -14,6 +14,7 @@ Interpretable").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from interp.errors import InterpError, UnknownName, check_choice
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
 from interp.models.layers import Norm
+from interp.names import Part
 from interp.precision import widened
 
 if TYPE_CHECKING:
@@ -151,6 +153,35 @@ def composition(model: HookedModel, reader: str) -> Tensor:
         norms = writing.norm(dim=(-2, -1))[:, None, None] * reading.norm(dim=(-2, -1))
         out[layer, :, layer + 1 :] = (both / norms.clamp(min=TINY)).cpu()
     return out
+
+
+def compositions(
+    model: HookedModel, writers: Sequence[tuple[int, int]], readers: Sequence[tuple[int, int]], reader: str
+) -> pd.DataFrame:
+    """How much of what some heads write some later ones read.
+
+    Args:
+        model, reader: as in `composition`.
+        writers, readers: heads, each its layer and number.
+
+    Returns:
+        Columns `writer, reader, composition` and `rank`, the share of all pairs of heads that compose less.
+    """
+    import pandas as pd
+
+    ratio = composition(model, reader)
+    all_pairs = ratio[~ratio.isnan()]
+    rows = [
+        (
+            *(Part("head", layer, at).name for layer, at in (writer, of)),
+            float(ratio[*writer, *of]),
+            float((all_pairs < ratio[*writer, *of]).double().mean()),
+        )
+        for writer in writers
+        for of in readers
+        if of[0] > writer[0]
+    ]
+    return pd.DataFrame(rows, columns=["writer", "reader", "composition", "rank"])
 
 
 def chance_composition(model: HookedModel) -> float:

@@ -26,6 +26,7 @@ from interp.errors import InterpError
 from interp.hooked.model import HookedModel
 from interp.metrics import METRICS, Metric, get_metric, measure
 from interp.prompts.pairs import PromptPairs
+from interp.study.sentences import bounds, counted, interval
 from interp.tasks.answer_sets import prob_diff
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def verdict(frame: pd.DataFrame, name: str) -> str:
     """
     ability = able(frame)
     table = stats.summarise(frame, by=["side", "metric"]).set_index(["side", "metric"])
-    prompts = "1 prompt" if ability.n == 1 else f"{ability.n} prompts"
+    prompts = counted(ability.n)
     if ability.does is None:
         opening = f"{prompts} {'is' if ability.n == 1 else 'are'} too few to say whether {name} does the task"
     elif ability.does:
@@ -214,10 +215,9 @@ def verdict(frame: pd.DataFrame, name: str) -> str:
         opening = f"{name} does not do the task, as far as {prompts} can tell (p = {ability.p:.2f} by guessing)"
     clean = table.loc[("clean", "logit_diff")]
     if ability.n > 1:
-        interval = f"95% interval {ability.ci_low:.0%} to {ability.ci_high:.0%}"
         said = (
             f"{opening}: it puts the right answer above the wrong one in {ability.share:.0%} of {prompts} "
-            f"({interval}), by {_by(clean)} logits on average"
+            f"({interval(vars(ability), '.0%')}), by {_by(clean)} logits on average"
         )
     else:
         preferred = "right" if ability.right else "wrong"
@@ -245,5 +245,4 @@ def _own_words(ability: Ability) -> str:
 
 def _by(row: pd.Series) -> str:
     """A mean with its interval, where it has one."""
-    interval = f" ({row['ci_low']:.2f} to {row['ci_high']:.2f})" if row["ci_low"] == row["ci_low"] else ""
-    return f"{row['value']:.2f}{interval}"
+    return f"{row['value']:.2f}{bounds(row, before=' (', after=')')}"

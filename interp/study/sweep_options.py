@@ -1,4 +1,4 @@
-"""The options of a study that sweeps: how much memory it may take, which machines it runs on, what it would cost."""
+"""The options of a study that sweeps: memory, a folder for what is finished, machines; and what it would cost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Callable, Container
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import click
 
@@ -23,6 +24,28 @@ BYTE_UNITS = {
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", start=1)},
 }
 SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]*)")
+
+
+class SweepOptions(TypedDict, total=False):
+    """The arguments of a study that `interp.sweep` takes as they are; `run(..., **options: Unpack[SweepOptions])`.
+
+    Attributes:
+        max_memory: bytes to allocate beyond the weights; None takes a part of what is free.
+        out: a folder for what is finished. The same call with the same folder goes on with it.
+        progress: a bar on stderr; None shows it on a terminal.
+        executor: "local", "ray" (a cluster of this machine alone), or an `interp.RayExecutor`.
+    """
+
+    max_memory: int | None
+    out: str | Path | None
+    progress: bool | None
+    executor: str | Executor
+
+
+def in_folder(options: SweepOptions, name: str) -> SweepOptions:
+    """The options of one of a study's several sweeps, which is kept in a folder of its own under `out`."""
+    out = options.get("out")
+    return options if out is None else {**options, "out": Path(out) / name}
 
 
 def parse_bytes(text: str) -> int:

@@ -78,11 +78,15 @@ def _as_written(name: Any) -> Any:
     return name if part is None else part.name
 
 
+def having(model: HookedModel, sites: Iterable[str]) -> list[str]:
+    """Those of some sites, by short names, that some layer of the model has."""
+    layers = range(model.cfg.n_layers)
+    return [one for one in sites if any(get_act_name(one, layer) in model.hook_dict for layer in layers)]
+
+
 def _checked(model: HookedModel, sites: Iterable[str]) -> list[str]:
     """Sites that some layer of the model has."""
-    layers = range(model.cfg.n_layers)
-    there = [one for one in CUTS if any(get_act_name(one, layer) in model.hook_dict for layer in layers)]
-    sites = list(sites)
+    sites, there = list(sites), having(model, CUTS)
     for site in sites:
         check_choice("site of a component", site, CUTS)
         if site not in there:

@@ -12,6 +12,7 @@ from makers import KINDS, RECURRENT, make, pairs_of
 from torch import Tensor
 
 from analyses import ablation
+from analyses.sections.ablation import report
 from interp.errors import InterpError, PromptError, UnknownName
 from interp.metrics import measure
 from interp.models.gpt import GPT
@@ -106,7 +107,7 @@ def test_curves_of_mixers_end_with_all_of_them_gone(name: str) -> None:
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_report_on_mixers_names_them(name: str) -> None:
     model, pairs = make(name), pairs_of(6, 4, 6, 6)
-    frame, section, findings = ablation.report(model, pairs, {}, progress=False)
+    frame, section, findings = report(model, pairs, {}, progress=False)
     there = [item.name for item in section.figures]
     kinds = [kind for kind, mixer in (("heads", "attn"), ("ssm_heads", "mamba2")) if mixer in model.cfg.mixers]
     assert there == ["ablation_layers", *(f"ablation_{kind}" for kind in kinds), "ablation_curves"]
@@ -253,7 +254,7 @@ def test_neurons_are_bars_and_curves_have_a_panel_for_every_kind() -> None:
 @pytest.mark.parametrize("lengths", [(6, 4, 6, 6), (5,)])
 def test_a_report_tells_what_was_measured(kind: str, lengths: tuple[int, ...]) -> None:
     model, pairs = make(kind), pairs_of(*lengths)
-    frame, section, findings = ablation.report(model, pairs, {}, progress=False)
+    frame, section, findings = report(model, pairs, {}, progress=False)
     heads = frame[(frame["stage"] == "single") & (frame["site"] == "z")]
     loss = heads.groupby("component")["effect"].mean()
     best = loss.abs().idxmax()

@@ -21,8 +21,9 @@ from matplotlib.collections import QuadMesh
 from matplotlib.text import Text
 from torch import Tensor
 
-from analyses.activation_patching import plan, plot, report, run, summary
+from analyses.activation_patching import plan, plot, run, summary
 from analyses.cli import main
+from analyses.sections.activation_patching import report
 from interp.errors import ConfigError, InterpError, UnknownName
 from interp.figures.style import Figure
 from interp.metrics import measure

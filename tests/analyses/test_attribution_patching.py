@@ -13,8 +13,9 @@ from makers import KINDS, RECURRENT, make, pairs_of
 
 import interp
 from analyses import activation_patching
-from analyses.attribution_patching import METHODS, compared, plot, plot_agreement, report, run, summary
+from analyses.attribution_patching import METHODS, compared, plot, plot_agreement, run, summary
 from analyses.cli import main
+from analyses.sections.attribution_patching import report
 from interp.errors import InterpError, PromptError, UnknownName
 from interp.tasks import ioi
 

@@ -13,6 +13,7 @@ from makers import make, pairs_of
 
 import interp
 from analyses import circuit as study
+from analyses.sections import circuit as told
 from interp.circuits.circuit import Circuit
 from interp.circuits.edge_scores import eap
 from interp.circuits.faithfulness import cmd, cpr, faithfulness
@@ -45,15 +46,15 @@ def test_rows_are_circuits_found_on_one_half_and_run_on_the_other(kind: str, tmp
 
 def test_the_summary_and_the_areas_are_those_of_the_definitions() -> None:
     frame = study.run(make("gpt2"), pairs_of(5, 5, 5, 5, 5, 5), steps=2, draws=3, progress=False)
-    table, told = study.summary(frame), study.integrals(frame).set_index(["method", "metric"])["value"]
+    table, areas = study.summary(frame), study.integrals(frame).set_index(["method", "metric"])["value"]
     for method in ("eap-ig-inputs", "random"):
         part = frame[frame["method"] == method]
         mean = part.groupby(["fraction", "prompt"])["value"].mean().unstack()
         ends = [part.groupby("prompt")[name].first().to_numpy() for name in ("full_value", "empty_value")]
         curve = faithfulness(mean.to_numpy(), *ends).value
         assert table[table["method"] == method]["value"].tolist() == pytest.approx(curve.tolist())
-        assert told[method, "CPR"] == pytest.approx(cpr(mean.index, curve))
-        assert told[method, "CMD"] == pytest.approx(cmd(mean.index, curve))
+        assert areas[method, "CPR"] == pytest.approx(cpr(mean.index, curve))
+        assert areas[method, "CMD"] == pytest.approx(cmd(mean.index, curve))
     assert table["n"].eq(3).all() and set(table["draws"]) == {1, 3}
     study.plot(frame).canvas.draw()
 
@@ -86,9 +87,9 @@ def test_what_the_study_cannot_do_is_refused(options: dict[str, str], error: typ
 ])  # fmt: skip
 def test_a_report_is_made_of_the_numbers(kind: str, lengths: tuple[int, ...]) -> None:
     model = make(kind, n_layers=1) if len(lengths) == 1 else make(kind)
-    frame, section, findings = study.report(model, pairs_of(*lengths), {}, progress=False)
+    frame, section, findings = told.report(model, pairs_of(*lengths), {}, progress=False)
     table = study.summary(frame)
-    own = table[(table["method"] != "random") & (table["value"] >= study.ENOUGH)].sort_values("n_edges")
+    own = table[(table["method"] != "random") & (table["value"] >= told.ENOUGH)].sort_values("n_edges")
     assert f"has {own['n_edges'].iloc[0]:,} of {Graph.of(model).n_edges:,} edges" in findings[0]
     assert ("95% interval" in findings[0]) == (len(lengths) - len(lengths) // 2 > 1)
     complete, minimal = (frame for _, frame in section.tables[1:])
@@ -100,7 +101,7 @@ def test_a_report_is_made_of_the_numbers(kind: str, lengths: tuple[int, ...]) ->
 def test_a_report_says_where_nothing_is_to_be_found() -> None:
     model, pairs = make("gpt2"), pairs_of(5, 5, 5)
     same = type(pairs).from_tokens(pairs.clean, pairs.clean, answers=pairs.answers)
-    _, section, findings = study.report(model, same, {}, progress=False)
+    _, section, findings = told.report(model, same, {}, progress=False)
     assert findings == [section.text[-1]]
     assert re.fullmatch(r"No circuit .*: the two runs differ by no more than rounding \(.*\)\.", findings[0])
 

@@ -21,7 +21,7 @@ from shown import call, ok
 import analyses
 from analyses.cli import study_names
 from analyses.report import chosen_studies
-from interp.study.command import RefusedError, refusals
+from interp.study.refusals import RefusedError, refusals
 from interp.ui.terminal import show
 
 
@@ -88,7 +88,8 @@ def test_a_report_is_complete_and_replaces_an_earlier_one(talker: Path, tmp_path
     page, manifest = (out / "index.html").read_text(), json.loads((out / "manifest.json").read_text())
     assert "Content-Security-Policy" in page and not re.search(r"(?:src|href)=.https?:", page)
     modules = chosen_studies()
-    assert list(manifest["seconds"]) == ["load", "behaviour", *(m.__name__.split(".")[1] for m in modules), "checks"]
+    names = [module.__name__.rpartition(".")[2] for module in modules]
+    assert list(manifest["seconds"]) == ["load", "behaviour", *names, "checks"]
     assert manifest["not_made"] == {} and page.count("<h2 id=") == len(modules) + 3  # prompts, checks, provenance
     stems = {path.stem for path in (out / "figures").iterdir()}
     assert stems == {figure["name"] for figure in manifest["report"]["figures"]} and len(stems) > len(modules)
@@ -131,7 +132,7 @@ def test_models_are_listed() -> None:
         (["run", "activation-patching", "--executor", "rai"], "'local', 'ray'"),
         (["run", "activation-patching", "--address", "auto"], "goes with --executor ray"),
         (["run", "activation-patching", "--executor", "ray", "--address", "nowhere"], "'host:port' of its head node"),
-        (["run", "activation-patching", "--dry-run", "--csv"], "a plan is no CSV"),
+        (["run", "activation-patching", "--dry-run", "--csv"], "--dry-run cannot print CSV"),
         (["lens", ""], "empty"),
     ],
 )  # fmt: skip
@@ -299,11 +300,8 @@ def test_an_interrupt_ends_quietly_wherever_it_comes(talker: Path, monkeypatch: 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for place in (
-        "interp.loading.load.load",
-        "interp.study.command.load_prompts",
-        "analyses.cli.importlib.import_module",
-    ):
+    places = ("interp.loading.load.load", "interp.study.command.load_prompts", "analyses.cli.importlib.import_module")
+    for place in places:
         with monkeypatch.context() as patched:
             patched.setattr(place, interrupted)
             done = call("run", "logit-lens", "--model", talker, "--quiet")

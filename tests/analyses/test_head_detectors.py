@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 
 import interp
 from analyses import head_detectors
+from analyses.sections import head_detectors as told
 from interp.errors import InterpError, PromptError, UnknownName
 from interp.heads import from_patterns as head_patterns
 from interp.heads.detectors import DETECTORS
@@ -44,7 +45,7 @@ def test_the_toy_model_has_its_previous_token_head_and_induction_heads(toy: pd.D
         assert first.loc[("induction", source), "layer"] == first.loc[("copying", source), "layer"] == 1
     best = first.loc[("induction", "patterns")]
     assert best["value"] > 0.9 > 0.1 > best["control"] and best["p_adjusted"] < 1e-4
-    text = " ".join(head_detectors.sentences(head_detectors.summary(toy), head_detectors.agreement(toy)))
+    text = " ".join(told.sentences(head_detectors.summary(toy), head_detectors.agreement(toy)))
     assert re.search(r"token before, by their patterns, \w+ (L\d+H\d+)", text)[1] == "L0H0"
 
 
@@ -74,13 +75,13 @@ def test_agreement_is_the_rank_correlation_over_heads(toy: pd.DataFrame) -> None
     turned = pd.concat([same, same.assign(source="weights", effect=-same["effect"])])
     again = head_detectors.agreement(turned)
     assert again["spearman"].tolist() == pytest.approx([-1] * 4)
-    assert "the other way round" in " ".join(head_detectors.sentences(head_detectors.summary(turned), again))
+    assert "the other way round" in " ".join(told.sentences(head_detectors.summary(turned), again))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_gives_a_table_a_figure_and_a_section(kind: str) -> None:
     model, pairs = make(kind), repeating()
-    frame, section, findings = head_detectors.report(model, pairs, {}, progress=False)
+    frame, section, findings = told.report(model, pairs, {}, progress=False)
     text = " ".join(section.text)
     had = set(zip(frame["detector"], frame["source"], strict=True))
     assert {(name, "task") for name in LINKED} | {("induction", "patterns")} <= had
@@ -102,7 +103,7 @@ def test_one_sequence_and_one_layer_are_told_without_tests() -> None:
         frame = head_detectors.run(model, repeating(1), n=1)
         table, agreed = head_detectors.summary(frame), head_detectors.agreement(frame)
     assert table["p"].isna().all() and table["ci_low"].isna().all()
-    text = " ".join(head_detectors.sentences(table, agreed))
+    text = " ".join(told.sentences(table, agreed))
     assert "corrected p" not in text and "L0H" in text
     induction = agreed[(agreed["detector"] == "induction") & (agreed["sources"] == "patterns and weights")]
     assert induction["spearman"].isna().all()  # weights give no head of the only layer anything
@@ -181,7 +182,7 @@ def test_heads_of_mamba_2_are_judged_by_their_hidden_attention() -> None:
     row = frame.query("detector == 'previous_token' and source == 'patterns' and layer == 1 and ssm_head == 4")
     assert row["value"].iloc[0] == pytest.approx(float(before), rel=1e-4)
     head_detectors.plot(frame).canvas.draw()
-    _, section, findings = head_detectors.report(model, pairs, {}, progress=False)
+    _, section, findings = told.report(model, pairs, {}, progress=False)
     assert "hidden attention" in section.text[-1] and any("S" in text for text in section.text) and findings
     with pytest.raises(InterpError, match="copying heads cannot be judged from patterns"):
         head_detectors.run(model, detectors=["copying"], sources=["patterns"], n=2, length=5, progress=False)
@@ -194,7 +195,7 @@ def test_of_a_hybrid_the_layers_of_attention_are_judged(kind: str) -> None:
     there = {layer for layer in range(model.cfg.n_layers) if model.cfg.mixer(layer) == "attn"}
     assert set(frame["layer"]) == there and set(frame["head"]) == set(range(4))
     assert set(frame["source"]) == {"patterns", "task"}
-    _, section, _ = head_detectors.report(model, pairs, {}, progress=False)
+    _, section, _ = told.report(model, pairs, {}, progress=False)
     assert any("has no attention heads" in text for text in section.text)
 
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 import interp
 from analyses import patchscope
+from analyses.sections.patchscope import report
 from interp.directions.steering import states
 from interp.errors import PromptError, UnknownName
+from interp.lenses.target_prompts import Target, said, target_prompt
 from interp.models.gpt import GPT
 from interp.prompts.pairs import PromptPairs
 from interp.tasks import ioi
@@ -79,13 +81,13 @@ def test_what_is_said_is_what_a_naive_loop_says() -> None:
     model, pairs = make("llama_gqa"), pairs_of()
     layers = [0, 1, 1]
     state = torch.stack([states(model, pairs, "resid_pre", [{"layer": layer}])[0, i] for i, layer in enumerate(layers)])
-    found = patchscope.said(model, state, patchscope.Target(tuple(TARGET), 4), layers, max_new_tokens=5)
+    found = said(model, state, Target(tuple(TARGET), 4), layers, max_new_tokens=5)
     for i, layer in enumerate(layers):
         tokens = list(TARGET)
         for _ in range(5):
             tokens.append(int(naive(model, state[i], layer, tokens, 4).argmax()))
         assert found[i].tolist() == tokens[len(TARGET) :]
-    one = patchscope.said(model, state[:1], patchscope.Target((7,), 0), [0], max_new_tokens=3)
+    one = said(model, state[:1], Target((7,), 0), [0], max_new_tokens=3)
     tokens = [7]
     for _ in range(3):
         tokens.append(int(naive(model, state[0], 0, tokens, 0).argmax()))
@@ -94,11 +96,11 @@ def test_what_is_said_is_what_a_naive_loop_says() -> None:
 
 def test_targets_are_names_texts_or_ids(talker: Path) -> None:
     model, pairs = interp.load(talker, device="cpu"), pairs_of()
-    ids = patchscope.target_prompt(model, pairs, [4, 5, 6])
-    assert ids == patchscope.Target((4, 5, 6), 2) and patchscope.target_prompt(model, pairs, [4, 5, 6], 1).at == 1
-    text = patchscope.target_prompt(model, pairs, "John gave Mary", at=1)
+    ids = target_prompt(model, pairs, [4, 5, 6])
+    assert ids == Target((4, 5, 6), 2) and target_prompt(model, pairs, [4, 5, 6], 1).at == 1
+    text = target_prompt(model, pairs, "John gave Mary", at=1)
     assert model.to_string(list(text.tokens)) == "John gave Mary" and text.at == 1
-    made = patchscope.target_prompt(make("gpt2"), pairs)
+    made = target_prompt(make("gpt2"), pairs)
     some = list(dict.fromkeys(pairs.clean[pairs.mask].tolist()))
     assert made.tokens == tuple([some[0]] * 2 + [some[1]] * 2 + [some[2]] * 2 + some[:1]) and made.at == 6
 
@@ -144,7 +146,7 @@ def test_tables_and_figures_hold_every_cell(by: str | None) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_the_sentences_of_a_report_are_those_of_its_numbers(talker: Path, n: int) -> None:
     model = interp.load(talker, device="cpu")
-    frame, section, findings = patchscope.report(model, ioi(model, n=n), {}, progress=False)
+    frame, section, findings = report(model, ioi(model, n=n), {}, progress=False)
     for target, reading, finding in (("token", "token", findings[0]), ("next", "answer", findings[1])):
         part = frame[(frame["target"] == target) & (frame["reading"] == reading) & frame["pos"].isna()]
         mean = part.groupby("layer")["value"].mean()

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from makers import KINDS, RECURRENT, make, pairs_of
 
 from analyses import activation_patching, head_attribution, path_patching
+from analyses.sections.path_patching import report
 from interp.circuits.graph import Graph
 from interp.errors import InterpError, PromptError, UnknownName
 from interp.prompts.pairs import PromptPairs
@@ -150,7 +151,7 @@ def test_a_report_goes_back_to_what_state_space_layers_read(kind: str, depth: in
     assert types is not None
     model, pairs = make(kind, layer_types=types * depth, n_layers=depth * len(types)), pairs_of(6, 6, 6, 6)
     patched = activation_patching.run(model, pairs, site="out", by=None, progress=False)
-    frame, section, findings = path_patching.report(model, pairs, {"activation_patching": patched}, progress=False)
+    frame, section, findings = report(model, pairs, {"activation_patching": patched}, progress=False)
     logits = frame[frame["receiver"] == "logits"].groupby("sender")["effect"].mean()
     best = logits.abs().idxmax()
     assert f"path from {best} has the largest effect ({logits[best]:+.2f}" in findings[0]
@@ -166,7 +167,7 @@ def test_a_report_goes_back_to_what_state_space_layers_read(kind: str, depth: in
 def test_a_report_goes_back_from_the_logits(kind: str) -> None:
     model, pairs = make(kind, n_layers=3), pairs_of(6, 6, 6, 6)
     patched = activation_patching.run(model, pairs, progress=False)
-    frame, section, findings = path_patching.report(model, pairs, {"activation_patching": patched}, progress=False)
+    frame, section, findings = report(model, pairs, {"activation_patching": patched}, progress=False)
     logits = frame[frame["receiver"] == "logits"].groupby("sender")["effect"].mean()
     best = logits.abs().idxmax()
     assert f"path from {best} has the largest effect ({logits[best]:+.2f}" in findings[0]
@@ -176,11 +177,11 @@ def test_a_report_goes_back_from_the_logits(kind: str) -> None:
 
 def test_a_report_of_one_layer_one_prompt_or_equal_prompts() -> None:
     shallow = make("gpt2", n_layers=1)
-    _, section, findings = path_patching.report(shallow, pairs_of(5), {}, progress=False)
+    _, section, findings = report(shallow, pairs_of(5), {}, progress=False)
     assert len(section.figures) == len(findings) == 1 and "interval" not in findings[0]
     pairs = pairs_of(5, 5)
     same = PromptPairs.from_tokens(pairs.clean, pairs.clean, answers=pairs.answers)
-    _, section, findings = path_patching.report(make("gpt2"), same, {}, progress=False)
+    _, section, findings = report(make("gpt2"), same, {}, progress=False)
     assert "the two runs differ by no more than rounding" in findings[0]
 
 

@@ -12,6 +12,7 @@ from makers import RECURRENT, make
 
 import interp
 from analyses import probes
+from analyses.sections.probes import report
 from interp.directions.classes import contrast
 from interp.directions.probes import Probe, held_out, per_prompt, rows_of
 from interp.directions.steering import states
@@ -99,7 +100,7 @@ def test_states_and_heads_of_mixers_can_be_probed(kind: str) -> None:
     state = probes.run(model, marked_pairs(), site="state", by=None, label="side", shuffles=1, progress=False)
     mixers = [layer for layer in range(model.cfg.n_layers) if model.cfg.mixer(layer) in ("mamba", "mamba2")]
     assert sorted(set(state["layer"])) == mixers
-    frame, section, _ = probes.report(model, marked_pairs(), {}, progress=False)
+    frame, section, _ = report(model, marked_pairs(), {}, progress=False)
     figures = [item.name for item in section.figures]
     assert ("probes_heads" in figures) == model.cfg.has_attention
     assert ("probes_ssm_heads" in figures) == ("mamba2" in model.cfg.mixers) == ("ssm_head" in frame)
@@ -128,13 +129,13 @@ def test_what_cannot_be_probed_is_refused(options: dict[str, Any], error: type[E
 
 def test_one_pair_is_refused_with_what_is_needed() -> None:
     with pytest.raises(PromptError, match="at least 2 pairs"):
-        probes.report(make("gpt2"), marked_pairs(1), {}, progress=False)
+        report(make("gpt2"), marked_pairs(1), {}, progress=False)
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
 def test_the_sentences_of_a_report_are_those_of_its_numbers(talker: Path, n: int) -> None:
     model = interp.load(talker, device="cpu")
-    frame, section, findings = probes.report(model, ioi(model, n=n), {}, progress=False)
+    frame, section, findings = report(model, ioi(model, n=n), {}, progress=False)
     assert len(section.figures) == 2 and len(findings) == 1 and findings[0] in section.text
     stream = frame[(frame["site"] == "resid_pre") & (frame["metric"] == "accuracy")]
     table = probes.summary(stream.drop(columns="head"))

@@ -11,7 +11,8 @@ import torch
 from makers import STATES
 from vocabularies import names_tokenizer
 
-from analyses import attention_patterns, head_attribution, logit_lens, report
+from analyses import report
+from analyses.sections import attention_patterns, head_attribution, logit_lens
 from interp.config import ModelConfig
 from interp.errors import InterpError, UnknownName
 from interp.figures.style import FORMATS

@@ -15,7 +15,9 @@ from torch import Tensor
 
 import interp
 from analyses import steering
+from analyses.sections.steering import report
 from interp.directions.classes import contrast
+from interp.directions.held_out import neutral_prompts, random_like
 from interp.directions.probes import Probe, rows_of
 from interp.directions.steering import states
 from interp.errors import ConfigError, PromptError, UnknownName
@@ -102,10 +104,10 @@ def test_a_direction_is_added_from_its_position_on_there_or_everywhere(add: str)
 
 def test_random_vectors_have_the_length_of_the_differences() -> None:
     vectors = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(1))
-    drawn = steering._random_like(vectors, torch.Generator().manual_seed(0))
+    drawn = random_like(vectors, torch.Generator().manual_seed(0))
     assert drawn.flatten(1).norm(dim=1).tolist() == pytest.approx(vectors.flatten(1).norm(dim=1).tolist())
     assert not torch.allclose(drawn, vectors)
-    again = steering._random_like(vectors, torch.Generator().manual_seed(0))
+    again = random_like(vectors, torch.Generator().manual_seed(0))
     assert torch.equal(drawn, again)
 
 
@@ -129,7 +131,7 @@ def test_no_strength_changes_nothing_and_the_mean_is_paired_with_the_control() -
 
 def test_neutral_prompts_are_the_tasks_own_cut_off_or_yours(talker: Path) -> None:
     pairs = named_pairs(6)
-    cut = steering._neutral(make("gpt2"), pairs, None, 0)
+    cut = neutral_prompts(make("gpt2"), pairs, None, 0)
     for i in range(6):
         n = int(cut.lengths[i])
         assert 2 <= n < int(pairs.lengths[i]) and cut.clean[i, :n].tolist() == pairs.clean[i, :n].tolist()
@@ -180,7 +182,7 @@ def test_what_cannot_be_steered_is_refused(options: dict[str, Any], error: type[
 @pytest.mark.parametrize("n", [2, 5])
 def test_the_sentences_of_a_report_are_those_of_its_numbers(talker: Path, n: int) -> None:
     model = interp.load(talker, device="cpu")
-    frame, section, findings = steering.report(model, ioi(model, n=n), {}, progress=False)
+    frame, section, findings = report(model, ioi(model, n=n), {}, progress=False)
     table = steering.summary(frame)
     best = table.iloc[0]
     assert f"effect {best['value']:+.2f}" in findings[0] and f"at layer {best['layer']}" in findings[0]

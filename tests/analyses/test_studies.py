@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -21,6 +23,8 @@ from analyses import (
     logit_lens,
     report,
 )
+from analyses.sections.attention_patterns import describe
+from interp import stats
 from interp.errors import ConfigError, InterpError, PromptError, UnknownName
 from interp.metrics import METRICS, at_last
 from interp.models.gpt import GPT
@@ -186,7 +190,7 @@ def test_attention_of_every_query_sums_to_one(kind: str) -> None:
 def test_heads_without_a_link_between_roles_are_named_together() -> None:
     rows = [("END", "S", 0.6, 0), ("END", "END", 0.4, 0), ("END", "S", 0.1, 1), ("S", "S", 0.9, 2), ("S", "IO", 0.3, 3)]
     table = pd.DataFrame(rows, columns=["query_role", "key_role", "value", "head"]).assign(layer=1)
-    told = attention_patterns.describe(table, [f"L1H{head}" for head in (2, 0, 3, 1)], "END")
+    told = describe(table, [f"L1H{head}" for head in (2, 0, 3, 1)], "END")
     said = [re.findall(r"L\d+H\d+|\d\.\d+|\b(?:END|IO|S)\b", part) for part in told.split("; ")]
     assert said == [["L1H0", "END", "S", "0.60"], ["L1H3", "S", "IO", "0.30"], ["0.2", "L1H2", "L1H1"]]
 
@@ -218,12 +222,15 @@ def test_every_study_has_what_the_package_promises() -> None:
         "attribution_patching", "attention_patterns", "path_patching", "edge_attribution", "circuit",
         "probes", "steering", "patchscope",
     ]  # fmt: skip
-    for module in modules:
-        assert all(hasattr(module, name) for name in ("run", "summary", "plot", "report", "main", "ORDER"))
-        assert "1. " in module.__doc__ and "Source: " in module.__doc__
+    for section in modules:
+        study = importlib.import_module(section.__name__.replace(".sections", ""))
+        assert all(hasattr(study, name) for name in ("run", "summary", "plot", "main")) and hasattr(section, "report")
+        assert "1. " in study.__doc__ and "Source: " in study.__doc__
 
 
-def test_the_sections_of_a_report_are_made_of_the_numbers(speaking: GPT) -> None:
+def test_the_sections_of_a_report_are_made_of_the_numbers_which_are_drawn_again_once(
+    speaking: GPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = ioi(speaking, n=3)
     story = report.Story()
     report.behaviour(speaking, pairs, story)
@@ -233,8 +240,18 @@ def test_the_sections_of_a_report_are_made_of_the_numbers(speaking: GPT) -> None
     assert shown["logit difference on clean"].tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
     assert "of 3 prompts" in story.findings[0]
     results: dict[str, pd.DataFrame] = {}
+    bootstrap, drawn = stats.bootstrap, list[bytes]()
+
+    def counted(values: Any, **options: Any) -> stats.Interval:
+        if options.get("n_resamples") != 1:
+            drawn.append(values.tobytes())
+        return bootstrap(values, **options)
+
+    monkeypatch.setattr(stats, "bootstrap", counted)
     for module in report.chosen_studies():
+        drawn.clear()
         frame, section, findings = module.report(speaking, pairs, results)
+        assert len(drawn) == len(set(drawn)), module.__name__
         results[module.__name__.rpartition(".")[2]] = frame
         assert len(frame) and section.figures and findings
     story.results |= results

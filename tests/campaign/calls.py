@@ -285,7 +285,7 @@ def _public(instances: Mapping[str, Any]) -> Iterator[tuple[str, Callable[..., A
                 if not inner.startswith("_") and str(getattr(member, "__module__", "")).startswith("interp"):
                     yield f"{name}.{inner}", getattr(instances.get(name, thing), inner)
     for info in pkgutil.iter_modules(analyses.__path__):
-        if info.name not in ("cli", "report"):
+        if not info.ispkg and info.name not in ("cli", "report"):
             yield f"{info.name}.run", importlib.import_module(f"analyses.{info.name}").run
 
 

@@ -12,8 +12,10 @@ import torch
 from click.testing import CliRunner
 
 from analyses import copying
+from interp.edits import Variant
 from interp.errors import InterpError, PromptError, UnknownName
 from interp.figures import Figure
+from interp.ground_truth import copying_measures
 from interp.ground_truth.copying_models import (
     KEYS,
     KINDS,
@@ -117,7 +119,7 @@ def test_a_cut_takes_one_term_out_of_the_sum(kind: str, layer: int) -> None:
     logits = model.run_with_hooks(pairs.clean, fwd_hooks=[(name, lambda value, hook: wanted)])[:, -1]
     left = logits.gather(1, pairs.answers).diff()[:, 0].neg()
     assert term.abs().max() > 1e-6
-    tried = copying.entries(model, pairs, progress=False)
+    tried = copying_measures.entries(model, pairs, progress=False)
     found = tried[(tried["layer"] == layer) & (tried["key"] == key)]["value"]
     assert found.tolist() == pytest.approx(left.tolist(), abs=1e-5)
 
@@ -125,10 +127,10 @@ def test_a_cut_takes_one_term_out_of_the_sum(kind: str, layer: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_head_or_channel_is_one_part_of_the_entry(kind: str) -> None:
     model, pairs = untrained(kind), prompts(2, seed=3)
-    layer, unit = copying.strongest_unit(model, pairs, (1, 3))
+    layer, unit = copying_measures.strongest_unit(model, pairs, (1, 3))
     axis, size = ("head", 1) if kind == "attention" else ("channel", 128)
     each = [
-        sweep(model, pairs, [copying.Variant([copying.cut(1, 3, **{axis: at})])], base="clean", source="clean")
+        sweep(model, pairs, [Variant([copying_measures.cut(1, 3, **{axis: at})])], base="clean", source="clean")
         for at in range(size)
     ]
     lowest = min(range(size), key=lambda at: each[at]["value"].mean())
@@ -137,21 +139,25 @@ def test_one_head_or_channel_is_one_part_of_the_entry(kind: str) -> None:
 
 def test_controls_cut_what_they_say() -> None:
     model, pairs = untrained("mamba"), prompts(3, seed=11)
-    tried = copying.entries(model, pairs, progress=False).set_index(["layer", "key"])["value"]
+    tried = copying_measures.entries(model, pairs, progress=False).set_index(["layer", "key"])["value"]
     order = [(1, 5), (0, 3), (1, 3), (0, 7)]
-    left = copying.cuts(model, pairs, order, 1, progress=False).query("metric == 'logit_diff'")
+    left = copying_measures.cuts(model, pairs, order, 1, progress=False).query("metric == 'logit_diff'")
 
     def of(condition: str, count: int) -> list[float]:
         return left[(left["condition"] == condition) & (left["count"] == count)]["value"].tolist()
 
-    assert of(copying.STRONGEST, 1) == pytest.approx(tried[1, 5].tolist(), abs=1e-5)
-    assert of(copying.OTHER_LAYER, 1) == pytest.approx(tried[0, 5].tolist(), abs=1e-5)
-    for prompt, value in enumerate(of(copying.RANDOM, 1)):  # some entry of the same layer that is not in the order
+    assert of(copying_measures.STRONGEST, 1) == pytest.approx(tried[1, 5].tolist(), abs=1e-5)
+    assert of(copying_measures.OTHER_LAYER, 1) == pytest.approx(tried[0, 5].tolist(), abs=1e-5)
+    for prompt, value in enumerate(
+        of(copying_measures.RANDOM, 1)
+    ):  # some entry of the same layer that is not in the order
         others = [tried[1, key].tolist()[prompt] for key in range(QUERY) if key not in (3, 5)]
         assert min(abs(value - other) for other in others) < 1e-5
-    both = sweep(model, pairs, [copying.Variant([copying.cut(0, 3), copying.cut(1, 3)])], base="clean", source="clean")
-    assert of(copying.OWN, 2) == pytest.approx(both["value"].tolist(), abs=1e-5)
-    assert of(copying.STRONGEST, 0) == left[left["count"] == 0]["base_value"].tolist()
+    both = sweep(
+        model, pairs, [Variant([copying_measures.cut(0, 3), copying_measures.cut(1, 3)])], base="clean", source="clean"
+    )
+    assert of(copying_measures.OWN, 2) == pytest.approx(both["value"].tolist(), abs=1e-5)
+    assert of(copying_measures.STRONGEST, 0) == left[left["count"] == 0]["base_value"].tolist()
 
 
 def test_a_run_has_every_measure_of_both_models(frame: pd.DataFrame) -> None:
@@ -159,7 +165,7 @@ def test_a_run_has_every_measure_of_both_models(frame: pd.DataFrame) -> None:
     for kind, part in frame.groupby("model"):
         count = part.groupby("measure").size()
         assert count["patching"] == 3 * 2 * (QUERY + 1) * 4 and count["looking"] == count["entry"] == 2 * 13 * 4
-        assert count["found"] == (copying.MOST + 1) * 4
+        assert count["found"] == (copying_measures.MOST + 1) * 4
         looks = part[part["measure"] == "looking"].groupby(["layer", "prompt"])["value"].sum()
         assert looks.tolist() == pytest.approx([1.0] * 8, abs=1e-5)
         patched = part[(part["measure"] == "patching") & (part["site"] == "resid_pre") & (part["layer"] == 0)]
@@ -167,14 +173,14 @@ def test_a_run_has_every_measure_of_both_models(frame: pd.DataFrame) -> None:
         assert there["effect"].notna().any() and not ((there["effect"] - 1).abs() > of_effect(there)).any()
         assert patched[patched["pos"] != 3]["effect"].abs().max() == 0
         cut = part[part["measure"] == "cut"]
-        assert set(cut["condition"]) >= {copying.STRONGEST, copying.RANDOM, copying.OWN}
-        assert (copying.HEAD in set(cut["condition"])) == (kind == "attention")
+        assert set(cut["condition"]) >= {copying_measures.STRONGEST, copying_measures.RANDOM, copying_measures.OWN}
+        assert (copying_measures.HEAD in set(cut["condition"])) == (kind == "attention")
         assert set(cut["metric"]) == {"accuracy", "logit_diff"} and cut["value"].notna().all()
 
 
 def test_entries_are_ranked_by_what_is_left(frame: pd.DataFrame) -> None:
     tried = frame[(frame["measure"] == "entry") & (frame["model"] == "mamba")]
-    order = copying.ranked(tried)
+    order = copying_measures.ranked(tried)
     means = tried.groupby(["layer", "key"])["value"].mean()
     assert sorted(order) == [(layer, key) for layer in range(2) for key in range(QUERY)]  # the query itself is not cut
     assert [means[at] for at in order] == sorted(means[at] for at in order)
@@ -185,10 +191,10 @@ def test_as_many_are_needed_as_leave_a_guess() -> None:
         rows = [(count, at, float(at < 20 * one)) for count, one in enumerate(right) for at in range(20)]
         return pd.DataFrame(rows, columns=["count", "prompt", "value"])
 
-    assert copying.needed(found(1.0, 0.6, 0.2, 0.0)) == 2  # 4 of 20 may be guessed, 12 may not
-    assert copying.needed(found(0.1, 0.1, 0.1)) == 1
-    assert copying.needed(found(1.0, 0.9, 0.8)) == copying.MOST
-    assert copying.needed(found(1.0, 1.0, 0.0)[::20]) == 2  # one prompt
+    assert copying_measures.needed(found(1.0, 0.6, 0.2, 0.0)) == 2  # 4 of 20 may be guessed, 12 may not
+    assert copying_measures.needed(found(0.1, 0.1, 0.1)) == 1
+    assert copying_measures.needed(found(1.0, 0.9, 0.8)) == copying_measures.MOST
+    assert copying_measures.needed(found(1.0, 1.0, 0.0)[::20]) == 2  # one prompt
 
 
 def test_figures_and_sentences_come_from_any_models(frame: pd.DataFrame) -> None:
@@ -229,7 +235,7 @@ def test_trained_models_lose_the_value_with_few_entries_and_keep_it_without_othe
     right = copying.summary(frame).query("metric == 'accuracy'").set_index(["model", "condition", "count"])["value"]
     for kind in KINDS:
         part = frame[frame["model"] == kind]
-        count = copying.needed(part[part["measure"] == "found"])
+        count = copying_measures.needed(part[part["measure"] == "found"])
         assert right[kind, "strongest", 0] > 0.95
         assert right[kind, "strongest", count] < 0.3
         assert right[kind, "random", count] > 0.9

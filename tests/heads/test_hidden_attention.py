@@ -8,7 +8,9 @@ import pytest
 import torch
 from makers import make, pairs_of
 
-from analyses import activation_patching, attention_patterns, head_attribution
+from analyses import attention_patterns
+from analyses.sections import activation_patching, head_attribution
+from analyses.sections.attention_patterns import report
 from interp.errors import UnknownName
 from interp.heads import hidden_attention
 from interp.heads.hidden_attention import mixer_of, patterns, shares, sources, together
@@ -105,8 +107,8 @@ def test_a_report_shows_what_each_kind_of_layer_looks_at(kind: str, tmp_path: Pa
     model, pairs = make(kind), pairs_of()
     results = {}
     for study in (head_attribution, activation_patching):
-        results[study.__name__.rpartition(".")[2]] = study.report(model, pairs, results, progress=False)[0]
-    frame, section, findings = attention_patterns.report(model, pairs, results)
+        results[study.__name__.rpartition(".")[2]] = study.report(model, pairs, results, progress=False).frame
+    frame, section, findings = report(model, pairs, results)
     hidden, attention = frame["head"].isna().any(), frame["head"].notna().any()
     assert attention == model.cfg.has_attention and hidden
     names = [item.name for item in section.figures]

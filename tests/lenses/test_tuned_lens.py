@@ -13,6 +13,7 @@ from torch import Tensor
 
 import interp
 from analyses import logit_lens, tuned_lens
+from analyses.sections.tuned_lens import report
 from interp.errors import InterpError, OutputError, ParityError, PromptError, UnknownName, WeightsError
 from interp.lenses import read as lenses
 from interp.lenses import training as lens_training
@@ -211,7 +212,7 @@ def test_a_study_trains_saves_and_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "attn_only"])
 def test_the_section_says_what_was_measured(kind: str) -> None:
     model, pairs = make(kind, n_layers=1), pairs_of(5)
-    frame, section, findings = tuned_lens.report(model, pairs, {}, progress=False)
+    frame, section, findings = report(model, pairs, {}, progress=False)
     assert len(section.figures) == 3 and len(findings) == 1 and "in 1 of 1 layers" in section.text[0]
     nearer = section.tables[0][1]
     lens = tuned_lens.trained(model, None, None, progress=False)

@@ -20,7 +20,14 @@ from shown import call, ok
 
 from interp.errors import ConfigError
 from interp.prompts.pairs import PromptPairs
-from interp.study.sweep_options import chosen_executor, parse_bytes, show_plan, sweep_options
+from interp.study.sweep_options import (
+    SweepOptions,
+    chosen_executor,
+    in_folder,
+    parse_bytes,
+    show_plan,
+    sweep_options,
+)
 from interp.sweeps import plan as plans
 from interp.sweeps.plan import Plan
 from interp.sweeps.ray_executor import RayExecutor
@@ -64,6 +71,13 @@ def test_a_study_has_the_options_of_what_it_takes() -> None:
     assert names({"progress", "metric"}, dry_run=False) == set()
     assert names({"max_memory"}, dry_run=False) == {"--max-memory"}
     assert names({"executor"}, dry_run=True) == {"--executor", "--address", "--dry-run"}
+
+
+def test_each_of_several_sweeps_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    given: SweepOptions = {"progress": False, "out": str(tmp_path)}
+    assert in_folder(given, "single") == {"progress": False, "out": tmp_path / "single"}
+    assert given["out"] == str(tmp_path)
+    assert in_folder({"progress": False}, "single") == {"progress": False}
 
 
 def test_an_executor_is_chosen_by_name_and_address() -> None:

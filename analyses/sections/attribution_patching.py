@@ -1,0 +1,151 @@
+"""Attribution patching in a report: heads and mixers, neurons and channels, what a recurrence is made of, and queries
+and keys with and without the correction.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from analyses.attribution_patching import compared, plot, plot_agreement, run, summary
+from interp import figures
+from interp.attribution.estimate_check import told
+from interp.hooked.model import HookedModel
+from interp.models.gpt import GPT
+from interp.names import MIXER_PARTS, PART_KINDS, Part, part_of
+from interp.prompts.pairs import PromptPairs
+from interp.rounding import no_effect
+from interp.study.sections import Results, StudyReport
+from interp.study.sentences import counted
+from interp.ui.page import FigureItem, Section, first_rows
+from interp.variants.components import having
+from interp.variants.granularity import effect_label
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ORDER = 45
+"""By what mixes positions in a layer, the site that holds what its heads give, and their axis; Mamba-1 has none."""
+
+RECURRENCE = ("conv", "delta", "B", "C", "state", "gate")
+LISTED = 200  # neurons or channels that have rows
+
+
+def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress: bool | None = None) -> StudyReport:
+    """The section of a task's report: heads and mixers, neurons and channels, what the recurrence of state-space layers
+    is made of, and queries and keys with and without the correction.
+    """
+    import pandas as pd
+
+    frames, items, tables, findings = [], [], [], []
+    # 1. Heads and mixers, one by one.
+    for word, options in _parts(model).items():
+        frame = run(model, pairs, **options, progress=progress)
+        table, agreed = summary(frame), compared(frame)
+        findings.append(_strongest(table, agreed, word))
+        frames.append(frame)
+        tables.append((f"How far the estimates for {word}s agree", agreed))
+        items += _figures(word, frame, table, len(pairs))
+    text = [
+        "Each estimate is the difference of an activation between the clean and the corrupt run, times the gradient of "
+        "the metric there in the corrupt run. Where patching runs each cell, this takes one backward for all of them; "
+        "a sample is patched exactly, to see how far the estimates hold.",
+        *findings,
+    ]
+    # 2. What the recurrence of state-space layers is made of.
+    if model.cfg.has_mamba and pairs.role_names:
+        cells = run(model, pairs, site=RECURRENCE, by="role", progress=progress)
+        frames.append(cells)
+        text.append(f"Of what the recurrence of state-space layers is made of: {told(compared(cells), 'cells')}")
+        items.append(_recurrence(cells, len(pairs)))
+    # 3. The smallest parts: neurons and channels.
+    for word, options in _many(model).items():
+        cells = run(model, pairs, **options, most=LISTED, progress=progress)
+        total = int(cells["cells"].iloc[0])
+        frames.append(cells)
+        text.append(f"Of {total:,} {word}: {told(compared(cells), word)}")
+        tables.append(first_rows(f"The {word} with the largest estimates", summary(cells), 10, of=total))
+    # 4. Queries and keys, which act through a softmax.
+    if isinstance(model, GPT) and model.cfg.has_attention:
+        errors = {}
+        for method in ("atp", "qk-fix"):
+            cells = run(model, pairs, site=["q", "k"], by="head", method=method, progress=progress)
+            frames.append(cells)
+            agreed = compared(cells)
+            errors[method] = agreed.set_index("quantity").loc["relative error", "value"]
+            tables.append((f"How far the estimates for queries and keys agree ({method})", agreed))
+        if not any(math.isnan(error) for error in errors.values()):
+            text.append(
+                "Queries and keys act through a softmax, which gradients take to be linear. Estimates for them are off "
+                f"by {errors['atp']:.0%} of the mean exact magnitude, and by {errors['qk-fix']:.0%} when the pattern "
+                "is computed anew, each on a sample of its own."
+            )
+    section = Section(
+        title="Attribution patching", anchor="attribution-patching", text=text, figures=items, tables=tables
+    )
+    return StudyReport(pd.concat(frames, ignore_index=True), section, findings)
+
+
+def _parts(model: HookedModel) -> dict[str, dict[str, Any]]:
+    """What is estimated one by one, heads, or the mixers of layers without any, and the options of `run`."""
+    found: dict[str, dict[str, Any]] = {}
+    heads = [own.usual for mixer, own in MIXER_PARTS.items() if own.heads and mixer in model.cfg.mixers]
+    sites = [PART_KINDS[kind].site for kind in heads]
+    if sites:
+        found["head"] = {"site": sites, "by": "head"}
+    if "mamba" in model.cfg.mixers:
+        found["mixer"] = {"site": "out", "by": None}
+    return found
+
+
+def _many(model: HookedModel) -> dict[str, dict[str, Any]]:
+    """The smallest parts of layers: neurons, and channels of Mamba-1."""
+    found: dict[str, dict[str, Any]] = {"neurons": {"by": "neuron"}} if having(model, ["post"]) else {}
+    return found | ({"channels": {"site": "gated", "by": "channel"}} if "mamba" in model.cfg.mixers else {})
+
+
+def _strongest(table: pd.DataFrame, agreed: pd.DataFrame, word: str) -> str:
+    """The head or mixer with the largest estimate, and how far estimates hold."""
+    best = table.iloc[0]
+    return (
+        no_effect(table)
+        or f"By gradients, the {word} whose patching moves the answer most is {_named(best)} "
+        f"({best['value']:+.2f} of the difference between the runs). {told(agreed, word + 's')}"
+    )
+
+
+def _named(row: Any) -> str:
+    """A head or mixer as a sentence calls it."""
+    return (part_of(row) or Part("mixer", row["layer"])).name
+
+
+def _figures(word: str, frame: pd.DataFrame, table: pd.DataFrame, n: int) -> list[FigureItem]:
+    """The map of heads or mixers, and how far it can be trusted."""
+    own = "" if word == "head" else f"_{word}"
+    by_layer = table.sort_values("layer")
+    return [
+        FigureItem(
+            f"attribution_patching_{word}s",
+            f"Estimated effect of patching the output of every {word}",
+            f"Mean over {counted(n)}.",
+            figures.lines(by_layer, x="layer", label=effect_label(frame)) if word == "mixer" else plot(frame),
+            table,
+        ),
+        FigureItem(
+            f"attribution_patching_agreement{own}",
+            f"Estimated against exact effects of {word}s",
+            f"Half of these {word}s have the largest estimates, half were drawn at random among the others.",
+            plot_agreement(frame),
+            table[table["sample"] != ""],
+        ),
+    ]
+
+
+def _recurrence(cells: pd.DataFrame, n: int) -> FigureItem:
+    return FigureItem(
+        "attribution_patching_recurrence",
+        "Estimated effect of patching what enters the recurrence, its steps, its state and what is read of it",
+        f"By role, mean over {counted(n)}. The state is set after one position; later ones follow from it.",
+        plot(cells),
+        summary(cells),
+    )

@@ -1,0 +1,84 @@
+"""What the sentences of reports are made of: numbers with their intervals, counts, lists of words.
+
+A sentence says how sure its number is where prompts tell it; of one prompt there is no interval, and none is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+BANDS = "bands are 95% bootstrap intervals over prompts"
+
+
+def bounds(row: Any, form: str = ".2f", *, turned: bool = False, before: str = "", after: str = "") -> str:
+    """The ends of a row's interval; "" where it has none.
+
+    Args:
+        row: has `ci_low` and `ci_high`, as a row of a summary has them.
+        form: how numbers are written.
+        turned: the interval of the number with its sign turned.
+        before, after: what surrounds the ends, where there are any.
+
+    >>> bounds({"ci_low": 0.1, "ci_high": 0.25}, before=" (", after=")")
+    ' (0.10 to 0.25)'
+    """
+    low, high = row["ci_low"], row["ci_high"]
+    if low != low:  # NaN
+        return ""
+    low, high = (-high, -low) if turned else (low, high)
+    return f"{before}{low:{form}} to {high:{form}}{after}"
+
+
+def interval(row: Any, form: str = ".2f", *, turned: bool = False, before: str = "", after: str = "") -> str:
+    """The same in words; arguments as `bounds` has them.
+
+    >>> interval({"ci_low": 0.1, "ci_high": 0.25}, before=", "), interval({"ci_low": 0.1, "ci_high": 0.25}, turned=True)
+    (', 95% interval 0.10 to 0.25', '95% interval -0.25 to -0.10')
+    """
+    return bounds(row, form, turned=turned, before=f"{before}95% interval ", after=after)
+
+
+def counted(n: int, word: str = "prompt") -> str:
+    """A number of things.
+
+    >>> counted(1), counted(12, "head")
+    ('1 prompt', '12 heads')
+    """
+    return f"{n:,} {word}" if n == 1 else f"{n:,} {word}s"
+
+
+def counted_of(n: int, total: int, word: str = "prompt") -> str:
+    """A number of things, and of how many where these are not all.
+
+    >>> counted_of(8, 8), counted_of(8, 32)
+    ('8 prompts', '8 of 32 prompts')
+    """
+    return counted(n, word) if n == total else f"{n:,} of {counted(total, word)}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words one after another.
+
+    >>> listed(["heads"]), listed(["heads", "mixers"]), listed(["q", "k", "v"])
+    ('heads', 'heads and mixers', 'q, k and v')
+    """
+    return " and ".join(filter(None, (", ".join(words[:-1]), "".join(words[-1:]))))
+
+
+def spelled(name: str) -> str:
+    """A metric or a kind of ablation as figures and sentences write it.
+
+    >>> spelled("logit_diff"), spelled("mean_by_role")
+    ('logit difference', 'mean by role')
+    """
+    return name.replace("_", " ").replace("logit diff", "logit difference")
+
+
+def two_decimals(value: float) -> str:
+    """Two decimals, and no minus before 0.00.
+
+    >>> two_decimals(-0.001), two_decimals(-1.5)
+    ('0.00', '-1.50')
+    """
+    return f"{round(value, 2) + 0.0:.2f}"
