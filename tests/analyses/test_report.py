@@ -15,7 +15,7 @@ from analyses import report
 from analyses.sections import attention_patterns, head_attribution, logit_lens
 from interp.config import ModelConfig
 from interp.errors import InterpError, UnknownName
-from interp.figures.style import FORMATS
+from interp.figures import style
 from interp.models.gpt import Mamba
 from interp.text.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ from interp.text.tokenizer import Tokenizer
 @pytest.fixture(autouse=True)
 def _no_pdf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Embedding fonts takes a third of the time of a small report; `test_cli` makes one with all its files."""
-    monkeypatch.delitem(FORMATS, "pdf")
+    monkeypatch.setattr(style, "FORMATS", {name: how for name, how in style.FORMATS.items() if name != "pdf"})
 
 
 def written(talker: Path, out: Path, **options: Any) -> tuple[str, dict[str, Any]]:

@@ -174,7 +174,7 @@ MANY = pd.concat([grid().assign(prompt=prompt) for prompt in range(200)])
         (figures.lines, {"frame": MANY, "facet": "prompt", "columns": 1}, "inches cannot be drawn"),
         (figures.heatmap, {"frame": MANY, "facet": "prompt"}, "do not fit on a page"),
         *[
-            (figures.heatmap, {"limit": n}, "limit must be a number above 0")
+            (figures.heatmap, {"limit": n}, "limit must be a finite number > 0")
             for n in (float("nan"), 0, -1, float("inf"))
         ],
         (figures.heatmap, {"annotate": -1}, "annotate must be at least 0"),
@@ -195,7 +195,7 @@ def test_arguments_of_a_wrong_kind_are_refused_by_name(draw, options, says) -> N
 
 @pytest.mark.parametrize("limit", [float("nan"), 0, -1])
 def test_the_darkest_attention_is_a_number_above_zero(limit: float) -> None:
-    with pytest.raises(InterpError, match="limit must be a number above 0"):
+    with pytest.raises(InterpError, match="limit must be a finite number > 0"):
         figures.attention(patterns(), tokens=TOKENS, limit=limit)
 
 

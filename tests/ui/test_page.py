@@ -160,12 +160,13 @@ def test_an_interrupted_report_leaves_the_old_one_as_it_was(tmp_path: Path, monk
     report(out, summary=["old"])
     before = snapshot(out)
 
-    class Broken:
+    class Broken(pd.DataFrame):
         def __init__(self, error: BaseException) -> None:
-            self.error = error
+            super().__init__()
+            self.attrs["error"] = error
 
         def to_csv(self, *_: object, **__: object) -> None:
-            raise self.error
+            raise self.attrs["error"]
 
     for error, raised in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), OutputError)):
         with pytest.raises(raised):
