@@ -14,7 +14,7 @@ import interp
 from analyses import activation_patching, circuit, edge_attribution
 from analyses.sections.activation_patching import report
 from interp import stats
-from interp.attribution.estimate_check import agreement, told
+from interp.attribution.estimate_check import agreement
 from interp.attribution.run_values import run_values
 from interp.circuits.faithfulness import areas, completeness, faithfulness, minimality
 from interp.circuits.graph import Graph
@@ -27,6 +27,7 @@ from interp.metric_rounding import rounding
 from interp.metrics import METRICS, Metric, measure, read
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import assumed, normalised_effect, of_effect, of_logits, quotient, reason
+from interp.study.sentences import how_estimates_agree
 
 HALVES = [torch.bfloat16, torch.float16]
 TYPES = [torch.float32, *HALVES]
@@ -173,7 +174,7 @@ def test_estimates_of_nothing_are_not_held_against_nothing() -> None:
     table = agreement(frame, by="edge", n_cells=int(frame["cells"].iloc[0]))
     found = table.set_index("quantity")["value"]
     assert found[["correlation", "rank correlation", "correlation of shuffled cells", "relative error"]].isna().all()
-    assert np.isnan(found["same sign"]) and "nan" not in told(table)
+    assert np.isnan(found["same sign"]) and "nan" not in how_estimates_agree(table)
     with pytest.raises(PromptError, match=r"no difference to account for: .* no more than rounding"):
         facts(model, pairs, steps=2)
 

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from analyses.attribution_patching import compared, plot, plot_agreement, run, summary
 from interp import figures
-from interp.attribution.estimate_check import told
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
 from interp.names import MIXER_PARTS, PART_KINDS, Part, part_of
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import no_effect
 from interp.study.sections import Results, StudyReport
-from interp.study.sentences import counted
+from interp.study.sentences import counted, how_estimates_agree
 from interp.ui.page import FigureItem, Section, first_rows
 from interp.variants.components import having
 from interp.variants.granularity import effect_label
@@ -56,14 +55,16 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     if model.cfg.has_mamba and pairs.role_names:
         cells = run(model, pairs, site=RECURRENCE, by="role", progress=progress)
         frames.append(cells)
-        text.append(f"Of what the recurrence of state-space layers is made of: {told(compared(cells), 'cells')}")
+        text.append(
+            f"Of what the recurrence of state-space layers is made of: {how_estimates_agree(compared(cells), 'cells')}"
+        )
         items.append(_recurrence(cells, len(pairs)))
     # 3. The smallest parts: neurons and channels.
     for word, options in _many(model).items():
         cells = run(model, pairs, **options, most=LISTED, progress=progress)
         total = int(cells["cells"].iloc[0])
         frames.append(cells)
-        text.append(f"Of {total:,} {word}: {told(compared(cells), word)}")
+        text.append(f"Of {total:,} {word}: {how_estimates_agree(compared(cells), word)}")
         tables.append(first_rows(f"The {word} with the largest estimates", summary(cells), 10, of=total))
     # 4. Queries and keys, which act through a softmax.
     if isinstance(model, GPT) and model.cfg.has_attention:
@@ -110,7 +111,7 @@ def _strongest(table: pd.DataFrame, agreed: pd.DataFrame, word: str) -> str:
     return (
         no_effect(table)
         or f"By gradients, the {word} whose patching moves the answer most is {_named(best)} "
-        f"({best['value']:+.2f} of the difference between the runs). {told(agreed, word + 's')}"
+        f"({best['value']:+.2f} of the difference between the runs). {how_estimates_agree(agreed, word + 's')}"
     )
 
 

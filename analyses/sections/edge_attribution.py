@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from analyses.edge_attribution import SHOWN, compared, plot_agreement, plot_edges, run, summary
 from interp import stats
-from interp.attribution.estimate_check import told
 from interp.config import ModelConfig
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import no_effect
 from interp.study.sections import Results, StudyReport
-from interp.study.sentences import counted
+from interp.study.sentences import counted, how_estimates_agree
 from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def _strongest(table: pd.DataFrame, agreed: pd.DataFrame, cells: int) -> str:
     return no_effect(table) or (
         f"The edge with the largest estimated effect, of {cells:,}, is `{first['edge']}` "
         f"({first['value']:+.2f} of the difference between the clean and the corrupt run{measured}). "
-        f"{told(agreed, 'edges')}"
+        f"{how_estimates_agree(agreed, 'edges')}"
     )
 
 

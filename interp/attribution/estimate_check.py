@@ -135,7 +135,7 @@ def ranked(frame: pd.DataFrame, by: str | Sequence[str]) -> pd.DataFrame:
     groups = frame.groupby(by, sort=False, dropna=False)
     table.insert(table.columns.get_loc("value") + 1, "exact", groups["exact_effect"].mean().to_numpy())
     table["sample"] = groups["sample"].first().to_numpy()
-    return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
+    return stats.strongest_first(table)
 
 
 @checked
@@ -246,44 +246,6 @@ def _measured(frame: pd.DataFrame, keys: Sequence[str]) -> tuple[Array, Array, A
     drawn = measured.groupby(cell)["sample"].first().to_numpy() == RANDOM
     rounding = measured.groupby("prompt")["rounding"].first().mean() if "rounding" in measured else 0.0
     return estimates, exacts, drawn, float(rounding)
-
-
-@checked
-def told(table: pd.DataFrame, what: str = "cells") -> str:
-    """The result of `agreement` in a sentence or two; missing quantities are left out.
-
-    Args:
-        table: from `agreement`, with its default `least`.
-        what: what the cells are, in the plural.
-    """
-    at = table.set_index("quantity")
-
-    def between(name: str) -> str:
-        low, high = at.loc[name, "ci_low"], at.loc[name, "ci_high"]
-        return "" if np.isnan(low) else f" (95% interval {low:.2f} to {high:.2f})"
-
-    n, parts = int(at.loc["correlation", "n"]), []
-    if not np.isnan(at.loc["correlation", "value"]):
-        high = at.loc["correlation of shuffled cells", "ci_high"]
-        parts.append(
-            f"correlate {at.loc['correlation', 'value']:.2f} with them{between('correlation')}, where shuffled {what} "
-            f"stay below {high:.2f}"
-        )
-    if at.loc["same sign", "n"]:
-        share, large = at.loc["same sign", "value"], int(at.loc["same sign", "n"])
-        parts.append(f"have the sign of {round(share * large)} of the {large} large ones")
-    if not np.isnan(at.loc["relative error", "value"]):
-        parts.append(f"are off by {at.loc['relative error', 'value']:.0%} of their mean magnitude")
-    listed = ", ".join(parts[:-1]) + " and " + parts[-1] if len(parts) > 1 else "".join(parts)
-    said = f", estimates {listed}." if parts else " nothing can be said."
-    most, drawn = at.loc["missed", "ci_high"], int(at.loc["missed", "n"])
-    missed = f"At most {int(most):,} large {what} were missed (95% bound, from {drawn} drawn at random)"
-    if at.loc["missed", "value"] == 0 and not drawn:
-        missed = f"No other {what} are left"
-    return (
-        f"Against the exact effects of {n} {what}{said} {missed}; large is a tenth of the largest effect that was "
-        "measured."
-    )
 
 
 def most_missed(found: int, drawn: int, left: int, confidence: float = 0.95) -> int:

@@ -6,7 +6,12 @@ A sentence says how sure its number is where prompts tell it; of one prompt ther
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from interp.arguments import checked
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BANDS = "bands are 95% bootstrap intervals over prompts"
 
@@ -82,3 +87,35 @@ def two_decimals(value: float) -> str:
     ('0.00', '-1.50')
     """
     return f"{round(value, 2) + 0.0:.2f}"
+
+
+@checked
+def how_estimates_agree(table: pd.DataFrame, what: str = "cells") -> str:
+    """What `interp.attribution.estimate_check.agreement` found; what could not be measured is left out.
+
+    Args:
+        table: its table, with its own `least`.
+        what: what the cells are, in the plural.
+    """
+    at = table.set_index("quantity")
+    alike, shuffled, sign = (at.loc[name] for name in ("correlation", "correlation of shuffled cells", "same sign"))
+    off, missed = at.loc["relative error"], at.loc["missed"]
+    parts = []
+    if alike["value"] == alike["value"]:  # not NaN
+        parts.append(
+            f"correlate {alike['value']:.2f} with them{interval(alike, before=' (', after=')')}, where shuffled {what} "
+            f"stay below {shuffled['ci_high']:.2f}"
+        )
+    if sign["n"]:
+        parts.append(f"have the sign of {round(sign['value'] * sign['n'])} of the {int(sign['n'])} large ones")
+    if off["value"] == off["value"]:
+        parts.append(f"are off by {off['value']:.0%} of their mean magnitude")
+    said = f", estimates {listed(parts)}." if parts else " nothing can be said."
+    drawn = int(missed["n"])
+    bound = f"At most {int(missed['ci_high']):,} large {what} were missed (95% bound, from {drawn} drawn at random)"
+    if missed["value"] == 0 and not drawn:
+        bound = f"No other {what} are left"
+    return (
+        f"Against the exact effects of {int(alike['n'])} {what}{said} {bound}; large is a tenth of the largest effect "
+        "that was measured."
+    )

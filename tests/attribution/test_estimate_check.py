@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interp.attribution.estimate_check import agreement, choose, means, most_missed, ranked, tabulated, told
+from interp.attribution.estimate_check import agreement, choose, means, most_missed, ranked, tabulated
 from interp.attribution.run_values import RunValues
 from interp.errors import InterpError, UnknownName
 from interp.stats import summarise
+from interp.study.sentences import how_estimates_agree
 
 
 def table(estimate: np.ndarray, exact: np.ndarray, sample: list[str]) -> pd.DataFrame:
@@ -99,9 +100,9 @@ def test_agreement_is_what_numpy_finds_of_the_means() -> None:
 def test_little_or_nothing_to_compare_is_said_and_raises_nothing(cells: int, prompts: int, scale: float) -> None:
     exact = scale * np.random.default_rng(3).normal(size=(cells, prompts))
     found = agreement(table(exact, exact, ["top"] * cells), "cell", n_cells=cells + 2)
-    text = told(found, "heads")
+    text = how_estimates_agree(found, "heads")
     assert "nan" not in text and "At most 2 large heads were missed" in text
-    every = told(agreement(table(exact, exact, ["top"] * cells), "cell", n_cells=cells), "heads")
+    every = how_estimates_agree(agreement(table(exact, exact, ["top"] * cells), "cell", n_cells=cells), "heads")
     assert "nan" not in every and "No other heads are left; large is" in every
     correlation = found.set_index("quantity").loc["correlation", "value"]
     assert math.isnan(correlation) == (cells == 1 or scale == 0)
