@@ -215,13 +215,13 @@ def _carriers(frame: pd.DataFrame, value: int) -> list[str]:
     return told
 
 
-def offset(behind: int) -> str:
+def offset(after: int) -> str:
     """Where a position lies, in words.
 
     >>> offset(0), offset(1), offset(-2)
-    ('at the value', '1 behind the value', '2 before the value')
+    ('at the value', '1 after the value', '2 before the value')
     """
-    return f"{abs(behind)} {'behind' if behind > 0 else 'before'} the value" if behind else "at the value"
+    return f"{abs(after)} {'after' if after > 0 else 'before'} the value" if after else "at the value"
 
 
 def made(*, n: int, seed: int, slot: int, steps: int, progress: bool | None) -> dict[str, GPT]:

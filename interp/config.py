@@ -210,6 +210,15 @@ class ModelConfig:
         if isinstance(self.dt_limit, list):
             object.__setattr__(self, "dt_limit", tuple(self.dt_limit))
         self._check_limits()
+        self._check_numbers()
+        if not isinstance(self.model_name, str):
+            raise ConfigError(f"model_name must be text, not {self.model_name!r}")
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise ConfigError(f"rope_scaling must be a RopeScaling or None, not {self.rope_scaling!r}")
+        self._check_whole("d_model", 1)
+        self._check_whole("n_ctx", 1)
+
+    def _check_numbers(self) -> None:
         for name in ("eps", "ssm_eps", "initializer_range"):
             _settle_number(self, name, least=0)
         _settle_number(self, "rotary_base", above=0)
@@ -217,12 +226,6 @@ class ModelConfig:
             _settle_number(self, "attn_scale", above=0)
         if self.seed is not None:
             object.__setattr__(self, "seed", whole_number("seed", self.seed, least=-(2**63), most=LARGEST_SEED))
-        if not isinstance(self.model_name, str):
-            raise ConfigError(f"model_name must be text, not {self.model_name!r}")
-        if not isinstance(self.rope_scaling, RopeScaling | None):
-            raise ConfigError(f"rope_scaling must be a RopeScaling or None, not {self.rope_scaling!r}")
-        self._check_whole("d_model", 1)
-        self._check_whole("n_ctx", 1)
 
     def _check_layers(self) -> None:
         """Refuse kinds of layers that do not exist, before anything is derived from them."""

@@ -152,6 +152,24 @@ class Worker:
             raise
 
 
+def _last_words(
+    ray: Any, worker: int, pending: dict[Any, tuple[int, int | None]], unfinished: set[int]
+) -> Generator[tuple[int, np.ndarray], None, list[int | None]]:
+    """What a lost worker had finished; its other tasks are returned. All of its tasks leave `pending`."""
+    back: list[int | None] = []
+    for task in [task for task, (other, _) in pending.items() if other == worker]:
+        _, chunk = pending.pop(task)
+        try:
+            outcome = _outcome(ray, task, chunk, timeout=LAST_WORD)
+        except LostError:
+            back.append(chunk)
+            continue
+        if chunk is not None:
+            unfinished.discard(chunk)
+            yield chunk, outcome
+    return back
+
+
 def _finish(
     ray: Any, hire: Callable[[], tuple[Any, Any]], shares: list[deque[int]], patience: float
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -163,7 +181,7 @@ def _finish(
         shares: the chunks that each worker begins with; they are emptied.
         patience: as in `RayExecutor`.
     """
-    unfinished = sum(map(len, shares))
+    unfinished = {chunk for share in shares for chunk in share}
     actors: dict[int, Any] = {}
     running: set[int] = set()  # workers that have loaded the job; one that waits for a machine is given no chunks
     pending: dict[Any, tuple[int, int | None]] = {}  # task -> its worker and chunk, oldest first; None is the start
@@ -191,17 +209,7 @@ def _finish(
             except LostError as lost:
                 with suppress(Exception):  # it may only be out of reach; what it still sends would come twice
                     ray.kill(actors[worker])
-                back: list[int | None] = []
-                for task in [task for task, (other, _) in pending.items() if other == worker]:
-                    _, chunk = pending.pop(task)
-                    try:
-                        outcome = _outcome(ray, task, chunk, timeout=LAST_WORD)
-                    except LostError:
-                        back.append(chunk)
-                        continue
-                    if chunk is not None:  # it had finished this one
-                        unfinished -= 1
-                        yield chunk, outcome
+                back = yield from _last_words(ray, worker, pending, unfinished)
                 # A worker runs its oldest task, and the others only wait there.
                 _count(losses, back[0], lost)
                 shares[worker].extendleft(chunk for chunk in reversed(back) if chunk is not None)
@@ -213,7 +221,7 @@ def _finish(
                 losses[None] = 0
                 running.add(worker)
             else:
-                unfinished -= 1
+                unfinished.discard(chunk)
                 yield chunk, outcome
     finally:
         for actor in actors.values():
