@@ -105,7 +105,7 @@ def test_a_whole_report_on_a_state_space_model(tmp_path: Path) -> None:
     path = report.write("ioi", folder, out=tmp_path / "r", n=2, device="cpu", check=True, quiet=True)
     page, manifest = path.read_text(encoding="utf-8"), json.loads((tmp_path / "r" / "manifest.json").read_text())
     assert "Hidden attention of the" in page and "Attention patterns of the heads" not in page
-    assert set(manifest["not_made"]) == {"head_detectors"} and "only channels of Mamba-1 layers" in page
+    assert set(manifest["not_made"]) == {"head_detectors"} and "only the channels of Mamba-1 layers" in page
     assert "All 4 numerical checks that were run hold" in page
 
 
