@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from interp import figures, stats
 from interp.arguments import checked
 from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated
-from interp.attribution.gradients import AnyMetric
+from interp.attribution.gradients import AnyMetric, check_steps
 from interp.attribution.node_scores import NEURONS, estimate, neurons
 from interp.attribution.run_values import run_values
 from interp.edits import Variant
@@ -121,6 +121,7 @@ def run(
     """
     check_choice("direction", direction, DIRECTIONS)
     check_choice("method", method, METHODS)
+    check_steps(steps)
     base, source = DIRECTIONS[direction]
     cells = _cells(model, pairs, site, by, granularity)
     estimates = estimate(
