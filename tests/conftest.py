@@ -17,7 +17,7 @@ from interp.models.gpt import GPT
 
 collect_ignore = ["campaign"]  # `make campaign`
 
-# A shell lets what it runs in the background ignore interrupts, and so would the programs that tests start and interrupt.
+# A shell lets what it runs in the background ignore interrupts, and so would programs that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
