@@ -1,4 +1,4 @@
-"""What does a state-space layer make of its inputs: its outputs, its states, and the attention that it equals?
+"""What a state-space layer makes of its inputs: its outputs, its states, and the attention that it equals.
 
 A channel of Mamba-1 ("selective") carries a state h of d_state numbers from position to position, and so does every
 channel of a head of Mamba-2 ("dual"), where one number A decays the states of the whole head:
