@@ -76,7 +76,7 @@ __all__ = [
 
 
 # Where each public name is defined; a name of `__all__` that is not here is a module.
-_ROOMS = {
+_DEFINED_IN = {
     "GPT": "models.gpt",
     "ActivationCache": "hooked.cache",
     "Circuit": "circuits.circuit",
@@ -106,8 +106,8 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        value = getattr(importlib.import_module(f"interp.{_ROOMS[name]}"), name)
+    if name in _DEFINED_IN:
+        value = getattr(importlib.import_module(f"interp.{_DEFINED_IN[name]}"), name)
         globals()[name] = value
         return value
     if not name.startswith("_") and importlib.util.find_spec(f"interp.{name}") is not None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from interp.arguments import as_index, checked, flag, shown
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 from interp.precision import wide_type, widened
-from interp.rounding import normalised_effect as normalised_effect  # part of this public room
+from interp.rounding import normalised_effect as normalised_effect  # `interp.metrics` has it too
 
 if TYPE_CHECKING:
     from interp.prompts.pairs import PromptPairs
@@ -444,7 +444,8 @@ METRICS: dict[str, Metric] = {
 }
 
 # What journals know these metrics by. A metric that measures something else from now on gets another one; how its code
-# is written does not count, so that a sweep goes on after it was rewritten.
+# is written does not count, so that a sweep goes on after it was rewritten. Every row of `METRICS` has one: its
+# `fingerprint`, taken when it is added or measures something else.
 DIGESTS = {
     "logit_diff": "bbe243cd161965cd9398790423be052be611031f75ebeaef99203783ac4495b9",
     "logit": "aad860cae437fcc2a3776fab1f2a26a854caef9f24719cca64562e2686c827b5",

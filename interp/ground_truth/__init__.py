@@ -1,1 +1,1 @@
-"""Models whose mechanism is known, and methods held against them."""
+"""Models whose mechanism is known, methods held against them, and small models that learn to copy."""

@@ -41,7 +41,7 @@ SOURCES = {"patterns": "random tokens", "weights": "weights alone", "task": "the
 LINKED = ("previous_token", "duplicate_token", "induction")
 """The detectors that need only the links of a prompt, so that they work on any prompts."""
 
-METRICS = {
+METRIC_OF = {
     ("copying", "patterns"): "standing",
     ("duplicate_token", "weights"): "standing",
     ("induction", "weights"): "standing",
@@ -256,7 +256,7 @@ def measured(
 
 
 def _metric(detector: str, source: str) -> str:
-    return METRICS.get((detector, source), "attention")
+    return METRIC_OF.get((detector, source), "attention")
 
 
 def _table(value: Tensor, control: Tensor | float, axis: str, layers: Sequence[int]) -> pd.DataFrame:

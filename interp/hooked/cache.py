@@ -16,8 +16,8 @@ from torch import Tensor
 
 from interp.arguments import device_of, one_of_layers, shown
 from interp.errors import InterpError, PromptError, UnknownName
-from interp.hooked.absent import AbsentModel, alone
 from interp.hooked.decompositions import CachedModel, Decompositions, Key, like_the_cache
+from interp.hooked.pickling import AbsentModel, alone
 from interp.sites import find_act_name, get_act_name, unknown_site
 
 

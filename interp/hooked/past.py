@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interp.arguments import whole_number
 from interp.errors import PromptError
-from interp.hooked.absent import alone
+from interp.hooked.pickling import alone
 
 MOST_LAYERS = 1_000_000  # of any model; a larger number is a mistake
 

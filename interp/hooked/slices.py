@@ -1,4 +1,4 @@
-"""Some positions of a tensor, named as NumPy users name them."""
+"""Some indices of one axis of a tensor, given as to NumPy: a number, a slice, a list, or None for all."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Reading the residual stream at every depth: logit lens and tuned lens."""
+"""Reading the residual stream at every depth: logit lens, tuned lens, and the target prompts of Patchscopes."""

@@ -124,7 +124,7 @@ class MLP(nn.Module):
         else:
             gate = F.linear(x, self.W_gate_up, self.b_gate_up)
             post, linear = self.act(self.hook_pre(gate)), self.hook_pre_linear(linear)
-            post = post * linear if torch.is_grad_enabled() else post.mul_(linear)  # `act` gave memory of its own
+            post = post * linear if torch.is_grad_enabled() else post.mul_(linear)  # `act` made it; no site holds it
         return F.linear(self.hook_post(post), self.W_down, self.b_down)
 
     @property

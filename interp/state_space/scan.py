@@ -1,4 +1,4 @@
-"""What does a state-space layer make of its inputs: its outputs, its states, and the attention that it equals?
+"""What a state-space layer makes of its inputs: its outputs, its states, and the attention that it equals.
 
 A channel of Mamba-1 ("selective") carries a state h of d_state numbers from position to position, and so does every
 channel of a head of Mamba-2 ("dual"), where one number A decays the states of the whole head:
@@ -7,7 +7,7 @@ channel of a head of Mamba-2 ("dual"), where one number A decays the states of t
 2. Read-out: y_t = C_t h_t. The term D x_t is the caller's.
 3. Unrolled, y = pattern x: query q reads key k with the weight C_q exp(A (delta_{k+1} + ... + delta_q)) B_k delta_k,
    a number for every channel in Mamba-1, for every head in Mamba-2.
-4. Mamba-1 has too many decays for matrix products and takes the recurrence as it stands (`recurrence.py`). Mamba-2 is
+4. Mamba-1 has too many decays for matrix products and takes the recurrence as it stands (`scan_kernel.py`). Mamba-2 is
    computed in chunks: inside one, y = pattern x as in 3, two matrix products; a state is carried between chunks, and
    what it was before a chunk is read by all of the chunk's positions at once. C B^T is computed once a group.
 

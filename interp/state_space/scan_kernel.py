@@ -1,4 +1,4 @@
-"""How does plain torch run h_t = exp(delta_t A) h_{t-1} + B_t u_t, y_t = C_t h_t and its gradient in little time?
+"""The recurrence h_t = exp(delta_t A) h_{t-1} + B_t u_t, y_t = C_t h_t and its gradient, fast in plain torch.
 
 Nothing here is more than this recurrence of Mamba-1; `scan.py` says what it is for. A state lies as
 [batch, d_state, channel], so that delta and u are read along their memory and one number of B serves a row of it.

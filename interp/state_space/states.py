@@ -1,4 +1,4 @@
-"""What are the states of a recurrence when hooks change some of them?
+"""The states of a recurrence, of which hooks may change some.
 
 1. The states are computed and shown to the hooks that change them.
 2. At the first position where one of them did, its value counts, and the states after it are computed anew from it.

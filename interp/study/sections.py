@@ -19,7 +19,7 @@ class StudyReport(NamedTuple):
 
     Attributes:
         frame: every measurement; later studies may look at it.
-        section: how it is told.
+        section: what its section of the page says and shows.
         findings: sentences of the section that can stand alone; the first goes into the report's summary.
     """
 

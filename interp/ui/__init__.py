@@ -1,1 +1,1 @@
-"""Views of results: the report folder and its page."""
+"""What a reader sees: a report's page in its folder, and tables on the terminal."""

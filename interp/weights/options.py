@@ -1,4 +1,4 @@
-"""Values of a configuration file, each checked for its type."""
+"""Reading one option of a configuration file: a number, a whole number, or true or false."""
 
 from __future__ import annotations
 

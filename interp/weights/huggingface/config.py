@@ -1,4 +1,4 @@
-"""From a Hugging Face config.json to a `ModelConfig`: one function for each family.
+"""From the config.json of GPT-2, GPT-NeoX and models like Llama to a `ModelConfig`: one function for each family.
 
 A config.json of transformers 4 or 5 can be read. An option that changes the computation and is not supported is refused
 by name.

@@ -1,6 +1,6 @@
-"""Reading the options of a config.json one by one.
+"""Which options of a config.json are supported: others are refused by name, and sizes that are given twice must agree.
 
-1. A value of the wrong type is refused; sizes that are given twice must agree.
+1. A value of the wrong type is refused (`interp.weights.options` reads them one by one).
 2. For some families every option is known: it is read, or it must have the one supported value, or it does not affect
    the numbers. Any other option is refused by name, unless it is empty.
 

@@ -1,4 +1,4 @@
-"""What a pickle holds in place of what would be its largest part: the model, a graph, the rest of a storage."""
+"""How caches and past keys are pickled: without the model, without graphs, and without memory that others share."""
 
 from __future__ import annotations
 
