@@ -457,6 +457,7 @@ DIGESTS = {
 }
 
 
+@checked
 def digest(metric: Metric) -> str:
     """What a journal knows a metric by: a fixed digest for `METRICS`, that of its code and values for a user's own.
 
@@ -465,4 +466,5 @@ def digest(metric: Metric) -> str:
     """
     from interp.resume.fingerprint import fingerprint
 
-    return DIGESTS[metric.name] if METRICS.get(metric.name) is metric else fingerprint(metric)
+    ours = METRICS.get(metric.name) is metric and metric.name in DIGESTS  # a user may have added one to METRICS
+    return DIGESTS[metric.name] if ours else fingerprint(metric)

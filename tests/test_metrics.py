@@ -29,6 +29,7 @@ from interp.metrics import (
     normalised_effect,
 )
 from interp.prompts.pairs import PromptPairs
+from interp.resume.fingerprint import fingerprint
 
 
 def by_hand(name: str, logits: np.ndarray, right: int, wrong: int, reference: np.ndarray) -> float:
@@ -231,8 +232,10 @@ def test_the_largest_logit_is_of_logits(wrong: Tensor) -> None:
         metrics.largest_logit(wrong)
 
 
-def test_a_journal_knows_our_metrics_by_name_and_a_users_by_its_code() -> None:
+def test_a_journal_knows_our_metrics_by_name_and_a_users_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
     assert DIGESTS.keys() == METRICS.keys() and len(set(DIGESTS.values())) == len(DIGESTS)
     assert digest(get_metric("logit_diff")) == DIGESTS["logit_diff"]
     own = dataclasses.replace(METRICS["logit_diff"], fn=lambda logits, answers, reference: logits[:, 0])
+    monkeypatch.setitem(METRICS, "own", dataclasses.replace(own, name="own"))
+    assert digest(get_metric("own")) == fingerprint(get_metric("own"))
     assert digest(own) not in DIGESTS.values() and digest(own) != digest(dataclasses.replace(own, unit="nats"))

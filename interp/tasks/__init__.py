@@ -17,11 +17,11 @@ from interp.errors import PromptError, unknown
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.tasks.answer_sets import prob_diff
+from interp.tasks.data_files.columns import SUFFIXES
+from interp.tasks.data_files.from_files import from_file
 from interp.tasks.digit_sums import digit_addition
 from interp.tasks.docstring_arguments import docstring
 from interp.tasks.factual_recall import facts
-from interp.tasks.file_columns import SUFFIXES
-from interp.tasks.from_files import from_file
 from interp.tasks.gendered_pronouns import pronouns
 from interp.tasks.indirect_object import ioi
 from interp.tasks.later_years import greater_than

@@ -1,6 +1,6 @@
 """Tasks from data files: your own pairs, and published files without changes.
 
-1. `file_columns` reads the records and finds their parts. 2. A pair is kept if, for this model's tokenizer, both
+1. `columns` reads the records and finds their parts. 2. A pair is kept if, for this model's tokenizer, both
 prompts have equally many tokens, its answers are one token each and its roles are in the prompt. 3. Other pairs are
 left out and counted, with line and column, or refused at once (`strict`). If token ids contradict the text beside them,
 they belong to another tokenizer, and the file is refused. Pairs keep the file's order, and no more is read than needed.
@@ -22,7 +22,7 @@ from interp.prompts.answers import answer_ids, check_apart
 from interp.prompts.pair_checks import check_rows, encode_prompts, role_positions
 from interp.prompts.pairs import PromptPairs
 from interp.prompts.single_tokens import next_token
-from interp.tasks.file_columns import SUFFIXES, Record, records
+from interp.tasks.data_files.columns import SUFFIXES, Record, records
 from interp.tasks.later_years import split_years
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def from_file(
 
     Answers are written exactly as they follow the prompt: mind the space before a word. A column `role:NAME` has the
     position of a role, or the text of a token that occurs once in the clean prompt; other columns go to the notes.
-    `interp.tasks.file_columns` lists other names of columns, as published files have them. Answers in columns `..._idx`
-    are token ids of the tokenizer that the file was made for; in other columns numbers are text. Answers may be lists.
+    `interp.tasks.data_files.columns` lists other names of columns, as published files have them. Answers in columns
+    `..._idx` are token ids of the tokenizer that the file was made for; in other columns numbers are text. Answers may
+    be lists.
 
     Args:
         model: its tokenizer reads the texts. Without a tokenizer, prompts and answers must be ids.

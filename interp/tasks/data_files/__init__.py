@@ -1,0 +1,1 @@
+"""Prompts of your own: pairs from CSV, JSON and JSON-lines files, whatever their columns are called."""
