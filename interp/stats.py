@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from interp.arguments import as_numbers, checked, column_of, real_number, resamples, share, shown
+from interp.arguments import as_numbers, checked, column_of, real_number, resamples, share, shown, whole_number
 from interp.arguments import seed as check_seed
-from interp.errors import InterpError, check_choice
+from interp.errors import ConfigError, InterpError, check_choice
 from interp.rounding import reason
 
 if TYPE_CHECKING:
@@ -264,22 +264,36 @@ def tested(
     return table.assign(p_adjusted=adjusted(table["p"], table["metric"], correction=correction) if many else table["p"])
 
 
+@checked
 def strongest_first(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a summary, those whose values have the largest magnitudes first."""
+    """The rows of a summary, those whose values have the largest magnitudes first.
+
+    Raises:
+        UnknownName: there is no column `value`.
+        ConfigError: it does not hold numbers.
+    """
+    as_numbers("value", column_of(table, "value"))
     return table.sort_values("value", key=abs, ascending=False, kind="stable", ignore_index=True)
 
 
+@checked
 def as_measured(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of a summary in the order in which their groups first occur in the measurements, as figures draw them.
 
     Groups are told apart by the columns of labels that both have; `metric` may be written differently in a summary.
+
+    Raises:
+        InterpError: a row of the summary whose group was not measured.
     """
     numbers = {"metric", "prompt", "value", "base_value", "source_value", "control", "effect", "rounding"}
     keys = [name for name in table if name in frame and name not in numbers]
     place = {key: at for at, key in enumerate(frame[keys].drop_duplicates().itertuples(index=False, name=None))}
     # Empty labels are equal here, which NaN is not.
     known = {_without_gaps(key): at for key, at in place.items()}
-    rows = [known[_without_gaps(key)] for key in table[keys].itertuples(index=False, name=None)]
+    groups = [_without_gaps(key) for key in table[keys].itertuples(index=False, name=None)]
+    if absent := next((group for group in groups if group not in known), None):
+        raise InterpError(f"the summary has a row for {dict(zip(keys, absent, strict=True))}, which was not measured")
+    rows = [known[group] for group in groups]
     return table.iloc[np.argsort(rows, kind="stable")].reset_index(drop=True)
 
 
@@ -435,6 +449,7 @@ class RankAgreement(NamedTuple):
 
 
 @checked
+@checked
 def rank_agreement(one: Any, other: Any, *, top: int = 10, n_resamples: int = 2000, seed: int = 0) -> RankAgreement:
     """Do two scores put the same things first?
 
@@ -444,12 +459,20 @@ def rank_agreement(one: Any, other: Any, *, top: int = 10, n_resamples: int = 20
         n_resamples: how often things are drawn again for the interval.
         seed: of these draws.
 
-    >>> rank_agreement([1, 2, 3, 4], [10, 30, 20, 40], top=2)[:1]
-    (0.7999999999999999,)
+    Raises:
+        ConfigError: scores that are not finite numbers in a row, or of which one has more than the other.
+
+    >>> round(rank_agreement([1, 2, 3, 4], [10, 30, 20, 40], top=2).spearman, 6)
+    0.8
     """
     from scipy.stats import spearmanr
 
     one, other = as_numbers("one", one), as_numbers("other", other)
+    if one.ndim != 1 or one.shape != other.shape or not len(one) or not np.isfinite([one, other]).all():
+        raise ConfigError(
+            f"rank agreement takes two rows of as many finite scores, not {shown(one)} and {shown(other)}"
+        )
+    top, n_resamples, seed = whole_number("top", top, least=1), resamples(n_resamples), check_seed(seed)
     n = len(one)
     first = max(min(top, n // 2), 1)
     rho = p = low = high = np.nan

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
@@ -289,6 +290,16 @@ def test_only_shares_have_the_interval_of_a_share() -> None:
         (lambda frame: stats.adjusted(pd.Series([0.1, 0.2]), pd.Series([1])), "among must have the index of p"),
         *[(lambda frame, r=r: stats.share_interval(r, 3), "between 0 and n") for r in (-1, 4)],
         (lambda frame: stats.share_interval([1, 2], [3, 3, 3]), "must be of one shape"),
+        *[
+            (lambda frame, t=t: stats.strongest_first(t), "table must be a DataFrame")
+            for t in (None, [], torch.ones(2))
+        ],
+        (lambda frame: stats.strongest_first(frame.assign(value="x")), "value must be numbers"),
+        (lambda frame: stats.strongest_first(frame.drop(columns="value")), "no column of the frame matches 'value'"),
+        *[(lambda frame, t=t: stats.as_measured(t, frame), "table must be a DataFrame") for t in ("x", torch.ones(2))],
+        (lambda frame: stats.as_measured(frame.assign(layer=99), frame), "layer': 99.*not measured"),
+        *[(lambda frame, r=r: stats.rank_agreement([1, 2], r), "two rows of as many") for r in (1.5, [1], [1, np.nan])],
+        (lambda frame: stats.rank_agreement([1, 2], [2, 1], top=0), "top must be an integer >= 1"),
     ],
 )
 def test_tables_and_numbers_of_a_wrong_kind_are_refused(call: Any, says: str, frame: pd.DataFrame) -> None:

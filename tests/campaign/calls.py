@@ -43,6 +43,7 @@ from .trial import Case, Outcome, tell
 TOGETHER = 40
 # What a user does not call: machinery that subclasses and other modules of interp share, and plain records of it.
 LEFT_OUT = {
+    *("metrics.answers_of", "metrics.digest", "stats.RankAgreement"),
     *("GPT.derive", "GPT.embed_tokens", "GPT.head_results", "GPT.norm_before", "GPT.init_weights", "GPT.attention"),
     *("GPT.block", "HookPoint", "InterpError", "Mamba", "Graph", "Graph.sent", "Graph.received", "ActivationCache"),
     *("ActivationCache.full_name", "Tokenizer", "PromptPairs", "TunedLens", "Edit.name", "TunedLens.translate"),
@@ -222,6 +223,7 @@ def prepare(home: Path) -> None:
         "figures.Axis": {"labels": None, "values": None},
         "PromptPairs.positions": {"index": "IO"},
         "stats.share_interval": {"right": 3, "n": 4},
+        "stats.rank_agreement": {"one": [0.1, 0.4, 0.2], "other": [0.3, 0.1, 0.2]},
         "metrics.sides": {"answers": pairs.answer_table},
         "ActivationCache.logit_attrs": {"tokens": " Mary"},
         "GPT.to_string": {"tokens": [5, 6]},
