@@ -299,7 +299,7 @@ def test_only_shares_have_the_interval_of_a_share() -> None:
         *[(lambda frame, t=t: stats.as_measured(t, frame), "table must be a DataFrame") for t in ("x", torch.ones(2))],
         (lambda frame: stats.as_measured(frame.assign(layer=99), frame), "layer': 99.*not measured"),
         *[(lambda frame, r=r: stats.rank_agreement([1, 2], r), "two rows of as many") for r in (1.5, [1], [1, np.nan])],
-        (lambda frame: stats.rank_agreement([1, 2], [2, 1], top=0), "top must be an integer >= 1"),
+        (lambda frame: stats.rank_agreement([1, 2], [2, 1], top=0), "top must be at least 1"),
     ],
 )
 def test_tables_and_numbers_of_a_wrong_kind_are_refused(call: Any, says: str, frame: pd.DataFrame) -> None:
