@@ -286,7 +286,7 @@ def _pick(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_ids(logits: Tensor, ids: Tensor) -> None:
-    """Refuse what are no logits [rows, d_vocab_out], or no ids of theirs [rows, most], padded with -1."""
+    """Refuse what are not logits [rows, d_vocab_out], or not ids of them [rows, most], padded with -1."""
     if not logits.is_floating_point() or logits.ndim != 2:
         raise PromptError(f"logits must be real numbers [rows, d_vocab_out], not {shown(logits)}")
     if ids.dtype not in WHOLE or ids.ndim != 2 or len(ids) != len(logits) or not ids.shape[1]:

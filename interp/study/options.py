@@ -30,7 +30,7 @@ class Place(click.Path):
         try:
             return super().convert(value, param, ctx)
         except (OSError, ValueError) as error:  # of a path with a NUL
-            self.fail(f"{value!r} is no path: {error}", param, ctx)
+            self.fail(f"{value!r} cannot be a path: {error}", param, ctx)
 
 
 SEED = Whole(0, 2**63 - 1)
@@ -71,7 +71,7 @@ def _numbers(ctx: click.Context, param: click.Parameter, text: str | None) -> li
     except ValueError:
         given = [math.nan]
     if given is not None and not all(map(math.isfinite, given)):
-        raise click.BadParameter(f"{text!r} is no list of finite numbers such as 1,2,4")
+        raise click.BadParameter(f"{text!r} is not a list of finite numbers, such as 1,2,4")
     return given
 
 

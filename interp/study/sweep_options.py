@@ -62,7 +62,7 @@ def parse_bytes(text: str) -> int:
     size = int(Decimal(found[1]) * units.get(found[2].lower(), 0)) if found else 0
     if size < 1:
         raise ConfigError(
-            f"{text!r} is no size of memory; expected bytes, or a number with {', '.join(BYTE_UNITS)}, such as 8GiB"
+            f"{text!r} is not a size of memory; give bytes, or a number with {', '.join(BYTE_UNITS)}, such as 8GiB"
         )
     return size
 
