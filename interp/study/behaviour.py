@@ -148,7 +148,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_first(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with rows of the metric `first`, behind those of `correct`."""
+    """The table with rows of the metric `first`, after those of `correct`."""
     import pandas as pd
 
     rank = frame[frame["metric"] == "rank"]

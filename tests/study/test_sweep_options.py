@@ -58,7 +58,7 @@ def test_sizes_are_read_as_they_are_written(text: str, size: int) -> None:
     "text", ["", "GiB", "8G", "8Gib/s", "-1", "0", "0.5", "1e9", "nan", "8 8GiB", "1.2.3MB", "٣GiB"]
 )
 def test_what_is_no_size_is_refused_with_the_units_there_are(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"{re.escape(repr(text))} is no size .* kB, MB, .* TiB, such as 8GiB"):
+    with pytest.raises(ConfigError, match=f"{re.escape(repr(text))} is not a size .* kB, MB, .* TiB, such as 8GiB"):
         parse_bytes(text)
 
 
