@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from interp import figures, stats
 from interp.arguments import checked
 from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated
-from interp.attribution.gradients import AnyMetric
+from interp.attribution.gradients import AnyMetric, check_steps
 from interp.attribution.run_values import run_values
 from interp.circuits.edge_scores import eap_ig, exact
 from interp.circuits.graph import Graph
@@ -84,6 +84,7 @@ def run(
         InterpError: a model without split inputs, what `interp.sweep` refuses; SweepInterrupted as there.
     """
     check_choice("method", method, METHODS)
+    check_steps(steps)
     graph, pairs = Graph.of(model), pairs.to(model.device)
     path = METHODS[method]
     scores = eap_ig(

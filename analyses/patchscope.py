@@ -29,7 +29,8 @@ from interp.edits import Edit, Variant
 from interp.errors import PromptError, UnknownName, check_choice
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
-from interp.lenses.target_prompts import SITE, Target, copies, target_prompt, token_text
+from interp.lenses.read import token_text
+from interp.lenses.target_prompts import SITE, Target, copies, target_prompt
 from interp.metrics import METRICS, Metric
 from interp.prompts.pair_checks import SIDES
 from interp.prompts.pairs import PromptPairs

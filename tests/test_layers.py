@@ -88,6 +88,22 @@ def test_a_section_of_a_report_imports_its_own_study_and_no_other() -> None:
         assert others <= {f"analyses.{path.stem}"}, path.name
 
 
+def test_what_a_file_has_for_itself_is_used_there() -> None:
+    for path in [*MODULES, *(ROOT / "analyses").rglob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        own = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        unused = [name for name in own if name.startswith("_") and not name.startswith("__") and name not in used]
+        assert not unused, f"{path} defines {unused} and does not use them"
+
+
+def test_light_modules_are_imported_at_the_top() -> None:
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        late = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.col_offset}
+        assert not late & {"interp.version", "interp.errors", "interp.arguments"}, path
+
+
 TESTS = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests" / "campaign").glob("*.py")]
 
 

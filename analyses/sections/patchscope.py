@@ -12,7 +12,8 @@ from analyses.patchscope import READINGS, plot_layers, plot_table, run, summary
 from interp import stats
 from interp.directions.steering import states
 from interp.hooked.model import HookedModel
-from interp.lenses.target_prompts import SITE, TARGETS, said, target_prompt, token_text
+from interp.lenses.read import token_text
+from interp.lenses.target_prompts import SITE, TARGETS, said, target_prompt
 from interp.prompts.pairs import PromptPairs
 from interp.study.sections import Results, StudyReport
 from interp.study.sentences import interval

@@ -39,6 +39,7 @@ from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
 from interp.resume.fingerprint import fingerprint
 from interp.resume.journal import Journal
+from interp.version import __version__
 
 RANKS = {"magnitude": "largest change of either sign", "fall": "the metric falls most", "rise": "the metric rises most"}
 SELECTIONS = ("greedy", "threshold")
@@ -290,8 +291,6 @@ def _needed(
 
 def _key(facts: Mapping[str, Any], edges: Tensor, metric: Metric, seed: int, model: HookedModel) -> dict[str, str]:
     """Everything that the decisions depend on, for the journal."""
-    from interp.version import __version__
-
     return {name: str(value) for name, value in facts.items()} | {
         "candidates": fingerprint(edges),
         "definition": digest(metric),

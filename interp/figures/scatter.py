@@ -132,10 +132,6 @@ def estimates(table: pd.DataFrame) -> Figure:
     )
 
 
-def _few(frame: pd.DataFrame) -> bool:
-    return len(frame) <= MAX_VECTOR_POINTS
-
-
 def _colours(frame: pd.DataFrame, hue: str | None) -> Colours:
     """A colour for every name, or a scale for numbers."""
     if hue is None:

@@ -183,12 +183,13 @@ def _measure(
     ]
     best = log_prob.topk(min(top, log_prob.shape[-1]), dim=-1)
     for k in range(best.indices.shape[-1]):
-        tokens = [_shown(model, token) for token in best.indices[:, k].tolist()]
+        tokens = [token_text(model, token) for token in best.indices[:, k].tolist()]
         columns.append({"metric": "top_prob", "k": k, "top_token": tokens, "value": best.values[:, k].exp().tolist()})
     return columns
 
 
-def _shown(model: HookedModel, token: int) -> str:
+def token_text(model: HookedModel, token: int) -> str:
+    """A token as text; its id where the model has no tokenizer."""
     return str(token) if model.tokenizer is None else model.tokenizer.str_tokens([token])[0]
 
 

@@ -20,6 +20,7 @@ from interp.arguments import checked, is_whole, shown
 from interp.errors import PromptError
 from interp.hooked.hooks import HookPoint
 from interp.hooked.model import HookedModel
+from interp.lenses.read import token_text
 from interp.prompts.pairs import PromptPairs
 from interp.sites import get_act_name
 
@@ -118,8 +119,3 @@ def said(
     with model.hooks([([get_act_name(SITE, layer) for layer in sorted(waiting)], put)]):
         found: Tensor = model.generate(tokens, max_new_tokens, do_sample=False, stop_at_eos=False)
     return found[:, tokens.shape[1] :]
-
-
-def token_text(model: HookedModel, token: int) -> str:
-    """A token as text; its id where the model has no tokenizer."""
-    return str(token) if model.tokenizer is None else model.tokenizer.str_tokens([token])[0]

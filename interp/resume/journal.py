@@ -30,6 +30,7 @@ import torch
 from interp.errors import ConfigError, OutputError
 from interp.files.checksums import BLANK, is_sound, sealed
 from interp.files.whole_files import PARTIAL, partial_file, read_regular, remove_leftovers
+from interp.version import __version__
 
 FORMAT = "interp.Journal 1"
 MANIFEST = "manifest.json"
@@ -196,8 +197,6 @@ def _parquet(columns: Mapping[str, np.ndarray]) -> bytes:
 
 def _manifest(key: Mapping[str, str], plan: Mapping[str, Any]) -> bytes:
     import pyarrow as pa
-
-    from interp.version import __version__
 
     versions = {"interp": __version__, "torch": torch.__version__, "pyarrow": pa.__version__}
     content = {"format": FORMAT, "key": dict(key), "plan": dict(plan), "versions": versions}

@@ -28,6 +28,7 @@ from interp.errors import InterpError, WeightsError
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric, get_metric
 from interp.prompts.pairs import PromptPairs
+from interp.version import __version__
 
 PACKAGES = (
     *("torch", "transformers", "transformer_lens", "tokenizers", "safetensors", "gguf"),
@@ -79,8 +80,6 @@ def provenance(
 
 def versions() -> dict[str, str | None]:
     """Versions of Python, of this package and of those whose numbers it depends on; None where one is not installed."""
-    from interp.version import __version__
-
     found: dict[str, str | None] = {"python": platform.python_version(), "interp": __version__}
     for package in PACKAGES:
         found[package] = None

@@ -43,6 +43,6 @@ GRANULARITY = click.option(
     "--granularity", help="Instead of --site and --by: resid_pre, attn_head_out_by_pos, block_every, ..."
 )
 LABEL = click.option("--label", default="auto", show_default=True, help=f"{', '.join(CONTRASTS)}.")
-STEPS = whole("--steps", "Points of the path of integrated gradients.  [5]")
+STEPS = whole("--steps", "Points of the path of integrated gradients.", default=5)
 POS = choice("--pos", ["last", "all"], default="last", help="Positions to read.")
 TOP = whole("--top", "How many of the likeliest tokens to keep.", default=5)

@@ -28,6 +28,7 @@ import torch
 from interp.arguments import real_number, shown, whole_number
 from interp.errors import ConfigError, InterpError
 from interp.sweeps.ray_connection import connection, ray_module
+from interp.version import __version__
 
 AHEAD = 2  # chunks with a worker: the one it runs and the one that waits there
 ATTEMPTS = 3
@@ -321,8 +322,6 @@ def _packed(job: ChunkRunner) -> np.ndarray:
 
 
 def _versions() -> tuple[str, str]:
-    from interp.version import __version__
-
     return __version__, torch.__version__.partition("+")[0]  # the rest names the build: cpu or cuda
 
 

@@ -30,6 +30,7 @@ from interp.sweeps.machine import watched
 from interp.sweeps.plan import Plan, make_plan
 from interp.sweeps.progress import progress_bar
 from interp.sweeps.run_chunk import Job, Values
+from interp.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -302,7 +303,6 @@ def _journal(out: str | Path, job: Job) -> Journal:
     """The journal of a sweep; `job` takes over the plan that was stored there first."""
     from interp.resume.fingerprint import fingerprint
     from interp.resume.journal import Journal
-    from interp.version import __version__
 
     if watched(job.model):
         raise ConfigError("hooks are attached to the model, and a journal cannot tell what they do: sweep without out")

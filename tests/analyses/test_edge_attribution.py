@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from analyses.edge_attribution import compared, plot, plot_agreement, run, summa
 from analyses.sections.edge_attribution import report
 from interp.circuits.edge_scores import eap, exact
 from interp.circuits.graph import Graph
-from interp.errors import UnknownName
+from interp.errors import InterpError, UnknownName
 from interp.tasks import ioi
 
 
@@ -96,7 +97,16 @@ def test_the_command_prints_edges(talker: Path) -> None:
     assert refused.exit_code == 2 and "metric with a gradient" in refused.output
 
 
+@pytest.mark.parametrize("study", ["edge-attribution", "circuit"])
+def test_the_manifest_says_in_how_many_steps_the_path_was_taken(study: str, talker: Path, tmp_path: Path) -> None:
+    words = ["run", study, "--model", str(talker), "--n", "2", "--quiet", "--out", str(tmp_path)]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert json.loads((tmp_path / f"{study}.manifest.json").read_text())["options"]["steps"] == 5
+
+
 def test_what_the_study_cannot_do_is_refused() -> None:
+    with pytest.raises(InterpError, match="steps must be at least 1, not 0"):
+        run(make("gpt2"), pairs_of(4), method="eap", steps=0)
     with pytest.raises(UnknownName, match="did you mean 'eap-ig-inputs'"):
         run(make("gpt2"), pairs_of(4), method="eap-ig-input")
 
