@@ -18,7 +18,7 @@ Source: Wang et al. 2022 ("Interpretability in the Wild", sections 2 and 4); McG
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 import numpy as np
@@ -26,15 +26,12 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import MOST, checked, whole_number
-from interp.edits import Variant
-from interp.errors import InterpError
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.names import PART_KINDS, WHOLES
 from interp.prompts.pair_checks import SIDES
 from interp.prompts.pairs import PromptPairs
-from interp.rounding import of_rows, quotient
 from interp.sites import NameFilter
 from interp.study.command import study_command
 from interp.study.fewer_prompts import evenly
@@ -43,8 +40,9 @@ from interp.study.sentences import spelled
 from interp.study.shared_options import METRIC, site_option
 from interp.study.sweep_options import SweepOptions, in_folder
 from interp.sweeps.sweep import sweep
+from interp.variants.ablation_runs import PARTS, curves, losses, recovery, singles, with_effect
 from interp.variants.ablations import ABLATIONS, replacements
-from interp.variants.components import STAGES, check_apart, components, one_after_another, replaced, steps
+from interp.variants.components import STAGES, check_apart, components, steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,14 +50,6 @@ if TYPE_CHECKING:
     from interp.figures.style import Figure
 
 ORDERS = {"importance": "by importance", "random": "in random order"}
-PARTS = ["head", "ssm_head", "channel", "neuron"]
-CELL = ["kind", "component", "site", "layer", *PARTS, "metric"]
-CURVE = ["kind", "stage", "order", "number", "metric"]
-COLUMNS = [
-    *("kind", "stage", "order", "draw", "number", "component", "site", "layer", *PARTS),
-    *("prompt", "metric", "value", "base_value", "rounding", "effect"),
-]
-RECURRENT = {"ssm_head", "channel"}  # columns of models that have such layers
 MOST_BARS = 20
 
 
@@ -120,44 +110,23 @@ def run(
     chosen = evenly(len(pairs), len(pairs) if measured is None else whole_number("measured", measured, least=1))
     few = pairs[chosen]
 
-    # 1. What stands in the place of every component, and every component by itself.
+    # 1. and 2. Every component by itself, with the values that take its place.
     names = dict.fromkeys(part.full_site for part in parts)
-    stands: dict[str, dict[str, Tensor]] = {}
+    values: dict[str, dict[str, Tensor]] = {}
     for one in kinds:
-        values = replacements(model, pairs, names, one, run="corrupt" if one == "corrupt" else over, seed=seed)
-        stands[one] = {name: value[chosen, : few.mask.shape[1]] for name, value in values.items()}
-    singles = []
-    for one in kinds:
-        of_all = {"kind": one, "stage": "single", "order": "", "number": 1}
-        singles += [Variant(replaced([part], stands[one]), {**of_all, **part.labels}) for part in parts]
-    frames = [_swept(model, few, singles, metric, in_folder(options, "single"))]
+        given = replacements(model, pairs, names, one, run="corrupt" if one == "corrupt" else over, seed=seed)
+        values[one] = {name: value[chosen, : few.mask.shape[1]] for name, value in given.items()}
+    clean: dict[str, Any] = {"base": "clean", "source": "clean"}
+    frames = [sweep(model, few, singles(parts, values), metric, **clean, **in_folder(options, "single"))]
 
-    # 2. One after another, in the order of what each of them loses.
+    # 3. One after another, in the order of what each of them loses.
     if numbers:
-        curves = []
-        for one in kinds:
-            means = frames[0][frames[0]["kind"] == one].groupby("component")["effect"].mean()
-            order = sorted(parts, key=lambda part: -means[part.name])
-            curves += one_after_another(one, order, numbers, draws, seed, stands[one])
-        frames.append(_swept(model, few, curves, metric, in_folder(options, "cumulative")))
+        more = curves(frames[0], parts, values, numbers, draws=draws, seed=seed)
+        frames.append(sweep(model, few, more, metric, **clean, **in_folder(options, "cumulative")))
 
     frame = pd.concat(frames, ignore_index=True)
     frame["prompt"] = np.array(chosen)[frame["prompt"]]
-    columns = [name for name in COLUMNS if model.cfg.has_mamba or name not in RECURRENT]
-    whole = {name: "Int64" for name in ("draw", "number", "layer", *PARTS) if name in columns}
-    return frame.reindex(columns=columns).astype(whole)
-
-
-def _swept(
-    model: HookedModel,
-    pairs: PromptPairs,
-    variants: Sequence[Variant],
-    metric: str | Metric | Callable[..., Tensor],
-    options: SweepOptions,
-) -> pd.DataFrame:
-    """The clean prompts with every variant, and what the metric loses."""
-    frame = sweep(model, pairs, variants, metric, base="clean", source="clean", **options)
-    return frame.assign(effect=frame["base_value"] - frame["value"])
+    return with_effect(frame, recurrent=model.cfg.has_mamba)
 
 
 def _listed(words: str | Sequence[str]) -> list[str]:
@@ -167,42 +136,9 @@ def _listed(words: str | Sequence[str]) -> list[str]:
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every ablation over prompts, with intervals, the largest magnitudes first; then the curves.
 
-    `share` is the mean effect as a part of the mean clean metric, empty where that is not above zero by more than
-    rounding. `p` is of no effect, and `p_adjusted` holds the share of false discoveries among all single ablations
-    (Benjamini-Hochberg).
+    The columns are those of `interp.variants.ablation_runs.losses`.
     """
-    import pandas as pd
-
-    single, curves = frame[frame["stage"] == "single"], frame[frame["stage"] != "single"]
-    base = frame.assign(rounding=of_rows(frame, "base_value")).drop_duplicates(["prompt", "metric"]).groupby("metric")
-    table = stats.tested(single, by=_cell(single), value="effect", rounding=of_rows(single, "base_value"))
-    table = stats.strongest_first(table)
-    if len(curves):
-        table.insert(1, "stage", "single")
-        table = pd.concat([table, stats.summarise(curves, by=CURVE, value="effect")], ignore_index=True)
-    front = ["kind", *(name for name in ("stage", "order", "number") if name in table)]
-    table = table[[*front, *(name for name in table if name not in front)]]
-    whole, off = (table["metric"].map(base[name].mean()) for name in ("base_value", "rounding"))
-    table.insert(table.columns.get_loc("n"), "share", quotient(table["value"], whole.clip(lower=0), off))
-    table["metric"] = table["metric"] + " lost"
-    empty = [name for name in ("layer", *PARTS) if name in table and table[name].isna().all()]
-    return table.drop(columns=empty)
-
-
-def _cell(frame: pd.DataFrame) -> list[str]:
-    return [name for name in CELL if name in frame]
-
-
-def recovery(frame: pd.DataFrame) -> pd.DataFrame:
-    """The curves: mean value of the metric by the number ablated or restored, with intervals over prompts.
-
-    Raises:
-        InterpError: a frame without cumulative ablations.
-    """
-    curves = frame[frame["stage"] != "single"]
-    if curves.empty:
-        raise InterpError("there are no curves: run with cumulative=N")
-    return stats.summarise(curves, by=CURVE, value="value")
+    return losses(frame)
 
 
 def plot(frame: pd.DataFrame) -> Figure:
@@ -230,9 +166,9 @@ def plot_single(table: pd.DataFrame) -> Figure:
         return figures.heatmap(table, x=part, y="layer", facet=several, label=label, annotate=marked, title=title)
     if part is not None:
         table = table[table[part].notna()]
-        largest = table["value"].abs().groupby(table["component"], sort=False).max()
-        kept = table[table["component"].isin(largest.nlargest(MOST_BARS).index)].sort_values("value", ascending=False)
-        title = f"The {len(kept)} {part}s with the largest effects, of {len(largest)}"
+        kept, total = stats.strongest_groups(table, "component", MOST_BARS)
+        kept = kept.sort_values("value", ascending=False)
+        title = f"The {len(kept)} {part}s with the largest effects, of {total}"
         x = Axis("component", title=part)
         return figures.bars(kept, x=x, hue=several, horizontal=True, diverging=True, label=label, title=title)
     table = table.assign(part=table["site"].map({site: PART_KINDS[kind].word for site, kind in WHOLES.items()}))

@@ -18,57 +18,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from interp import figures, stats
 from interp.arguments import checked
 from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated
 from interp.attribution.gradients import AnyMetric, check_steps
-from interp.attribution.node_scores import NEURONS, estimate, neurons
+from interp.attribution.node_scores import METHODS, NEURONS, cells_or_neurons, estimate
 from interp.attribution.run_values import run_values
-from interp.edits import Variant
 from interp.errors import InterpError, check_choice
 from interp.figures.axes import Axis
+from interp.figures.cell_maps import cell_map
 from interp.hooked.model import HookedModel
 from interp.metrics import get_metric
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command
 from interp.study.options import whole
-from interp.study.shared_options import (
-    GRANULARITY,
-    METRIC,
-    by_option,
-    direction_option,
-    method_option,
-    site_option,
-)
+from interp.study.shared_options import GRANULARITY, METRIC, by_option, direction_option, method_option, site_option
 from interp.study.sweep_options import SweepOptions
 from interp.sweeps.sweep import measure
 from interp.variants.cell_tables import UNITS, cell_names
-from interp.variants.granularity import (
-    AXES,
-    asked,
-    by_position,
-    cell_columns,
-    cut_by,
-    described,
-    effect_label,
-    variants,
-)
+from interp.variants.granularity import AXES, by_position, cell_columns, cut_by, described, effect_label
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
 
-METHODS: dict[str, dict[str, bool]] = {
-    "atp": {},
-    "qk-fix": {"qk_fix": True},
-    "drop": {"drop": True},
-    "atp-star": {"qk_fix": True, "drop": True},
-    "ig": {},
-}
 MANY = ("channel", "neuron")
 SHOWN = 20
 
@@ -123,7 +100,7 @@ def run(
     check_choice("method", method, METHODS)
     check_steps(steps)
     base, source = DIRECTIONS[direction]
-    cells = _cells(model, pairs, site, by, granularity)
+    cells = cells_or_neurons(model, pairs, site, by, granularity)
     estimates = estimate(
         model,
         pairs,
@@ -147,20 +124,6 @@ def run(
         metric=get_metric(metric).name,
     )
     return described(frame, pairs)
-
-
-def _cells(
-    model: HookedModel,
-    pairs: PromptPairs,
-    site: str | Sequence[str] | None,
-    by: str | Sequence[str] | EllipsisType | None,
-    granularity: str | None,
-) -> list[Variant]:
-    if by != "neuron" or granularity is not None:
-        sites, axes = asked(site, by, granularity, model=model, pairs=pairs)
-        return variants(model, pairs, site=sites, by=axes)
-    named = asked("post" if site is None else site)[0]
-    return [variant for name in named for variant in neurons(model, name)]
 
 
 @checked
@@ -206,22 +169,7 @@ def plot(frame: pd.DataFrame) -> Figure:
             table, x=x, horizontal=True, diverging=True, facet=several or None, label=label, title=title
         )
     table = frame.groupby(cell, sort=False, dropna=False)["effect"].mean().reset_index(name="value")
-    mixed = "site" in several and table.groupby("layer")["site"].nunique().max() == 1  # layers that differ in kind
-    several = [name for name in several if name != "site" or not mixed]
-    look: dict[str, Any] = {"y": "layer", "facet": several or None, "label": label}
-    if heads == ["ssm_head"]:
-        return figures.heatmap(table, x="ssm_head", annotate=0 if several else 6, **look)
-    if heads:
-        table["head"] = table[heads].bfill(axis=1).iloc[:, 0].astype(int)
-        titles = {"kv_head": "head (of keys and values: key-value head)", "ssm_group": "head (of B and C: group)"}
-        across = Axis("head", title=next((titles[name] for name in heads if name in titles), "head"))
-        return figures.heatmap(table, x=across, annotate=0 if several or mixed else 6, **look)
-    if not cuts:
-        return figures.heatmap(
-            table, x="site", **look | {"facet": [name for name in several if name != "site"] or None}
-        )
-    place = Axis("role", values=list(dict.fromkeys(frame["role"]))) if cuts == ["role"] else Axis(cuts[0])
-    return figures.heatmap(table, x=place, **look)
+    return cell_map(table, facet=several, label=label)
 
 
 def plot_agreement(frame: pd.DataFrame) -> Figure:

@@ -33,16 +33,11 @@ from interp.ground_truth.copying_measures import (
     OTHER_LAYER,
     OWN,
     RANDOM,
-    SITES,
     STRONGEST,
-    cumulative,
-    cuts,
-    entries,
-    looking,
+    carriers,
+    measures,
     needed,
-    patching,
     ranked,
-    strongest_unit,
 )
 from interp.ground_truth.copying_models import KINDS, PAIRS, SLOT, STEPS, config, prompts, train
 from interp.models.gpt import GPT
@@ -98,17 +93,7 @@ def run(
         models = {kind: train(kind, seed=seed, steps=steps, progress=progress) for kind in KINDS}
     parts = []
     for kind, model in models.items():
-        tried = entries(model, known, progress=progress)
-        order = ranked(tried)
-        found = cumulative(model, known, order, progress=progress)
-        head = strongest_unit(model, known, order[0]) if model.cfg.has_attention else None
-        measured = {
-            "patching": patching(model, known, sites=SITES[kind], progress=progress),
-            "looking": looking(model, known),
-            "entry": tried,
-            "found": found,
-            "cut": cuts(model, new, order, needed(found), head=head, seed=seed, progress=progress),
-        }
+        measured = measures(kind, model, known, new, seed=seed, progress=progress)
         parts += [part.assign(model=kind, slot=slot, measure=measure) for measure, part in measured.items()]
     columns = ["model", "slot", "measure", "site", "layer", "pos", "key", "condition", "count"]
     frame = pd.concat(parts, ignore_index=True)
@@ -184,9 +169,13 @@ def findings(frame: pd.DataFrame) -> list[str]:
         count = needed(part[part["measure"] == "found"])
         order = ranked(part[part["measure"] == "entry"])[:count]
         where = ", ".join(f"{offset(key - value)} in layer {layer}" for layer, key in order)
+        found = [
+            f"{one.site} of layer {one.layer} {offset(one.pos - value)} ({one.effect:.2f})"
+            for one in carriers(part[part["measure"] == "patching"]).itertuples()
+        ]
         said += [
             f"{kind}: right on {right[STRONGEST, 0]} of {int(rows['n'].iloc[0])} new prompts.",
-            f"{kind}: patching finds the value in {'; '.join(_carriers(part, value)) or 'no place'}.",
+            f"{kind}: patching finds the value in {'; '.join(found) or 'no place'}.",
             f"{kind}: entries of the query's row that matter most: {where}.",
             f"{kind}: right on {right[STRONGEST, count]} without {'it' if count == 1 else f'these {count}'}, and on "
             f"{right[RANDOM, count]} without as many random ones.",
@@ -201,18 +190,6 @@ def findings(frame: pd.DataFrame) -> list[str]:
 def _share(row: pd.Series[Any]) -> str:
     """A share with its interval, where it has one."""
     return f"{row['value']:.0%}" + (bounds(row, ".0%", before=" (", after=")") if row["n"] > 1 else "")
-
-
-def _carriers(frame: pd.DataFrame, value: int) -> list[str]:
-    """Sites with an effect of 0.1 at least, with the largest and the first position that has half of it."""
-    means = frame[frame["measure"] == "patching"].groupby(["site", "layer", "pos"], sort=False)["effect"].mean()
-    told = []
-    for (site, layer), effects in means.groupby(["site", "layer"], sort=False):
-        most = float(effects.max())
-        if most >= 0.1:
-            first = next(pos for (_, _, pos), effect in effects.items() if effect >= most / 2)
-            told.append(f"{site} of layer {layer} {offset(first - value)} ({most:.2f})")
-    return told
 
 
 def offset(after: int) -> str:

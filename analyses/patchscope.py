@@ -13,7 +13,7 @@ Models", sections 3 and 4.1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +24,13 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import checked, entries, one_of_layers
-from interp.directions.steering import Where, states
-from interp.edits import Edit, Variant
-from interp.errors import PromptError, UnknownName, check_choice
+from interp.directions.steering import states
+from interp.errors import PromptError, UnknownName
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
+from interp.lenses.patchscopes import TOP, TOP_PROB, lens_probability, put, readings, wanted
 from interp.lenses.read import token_text
-from interp.lenses.target_prompts import SITE, Target, copies, target_prompt
+from interp.lenses.target_prompts import SITE, copies, target_prompt
 from interp.metrics import METRICS, Metric
 from interp.prompts.pair_checks import SIDES
 from interp.prompts.pairs import PromptPairs
@@ -43,15 +43,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
-
-READINGS = {"token": "the token at the source position", "answer": "the right answer"}
-TOP = Metric("top_token", lambda logits, *_: logits.argmax(-1).double(), "id of the likeliest token", "token id")
-TOP_PROB = Metric(
-    "top_prob",
-    lambda logits, *_: logits.float().softmax(-1).amax(-1),
-    "probability of the likeliest token",
-    "probability",
-)
 
 
 @checked
@@ -111,70 +102,32 @@ def run(
         raise PromptError("patchscopes need at least one source layer")
     places = [cell.edits[0].where for cell in cells]
     found = states(model, pairs, SITE, places, side=side)  # [cell, prompt, d_model]
-    put = [
-        _put(goal, state, cell.labels, cell.labels["layer"] if target_layer is None else target_layer)
+    edited = [
+        put(goal, state, cell.labels["layer"] if target_layer is None else target_layer, cell.labels)
         for cell, state in zip(cells, found, strict=True)
     ]
     options: dict[str, Any] = {"base": "clean", "source": "clean", "max_memory": max_memory, "progress": progress}
 
-    def measure(metric: Metric, chosen: Sequence[int], wanted: Tensor) -> pd.DataFrame:
-        prompts = copies(goal, wanted.tolist(), model.cfg.d_vocab_out)
-        return sweep(model, prompts, [put[i] for i in chosen], metric, **options)
+    def measure(metric: Metric, chosen: Sequence[int], tokens: Tensor) -> pd.DataFrame:
+        prompts = copies(goal, tokens.tolist(), model.cfg.d_vocab_out)
+        return sweep(model, prompts, [edited[i] for i in chosen], metric, **options)
 
     frames = []
-    for reading in _readings(model, read):
-        for chosen, wanted in _wanted(pairs, places, reading, side):
-            lens = torch.cat([_lens(model, found[i], wanted) for i in chosen])  # [row]
-            frames.append(measure(METRICS["prob"], chosen, wanted).assign(reading=reading, control=lens.numpy()))
+    for reading in readings(model, read):
+        for chosen, tokens in wanted(pairs, places, reading, side):
+            lens = torch.cat([lens_probability(model, found[i], tokens) for i in chosen])  # [row]
+            frames.append(measure(METRICS["prob"], chosen, tokens).assign(reading=reading, control=lens.numpy()))
     if top:
-        every, any_token = range(len(put)), pairs.answers[:, 0]
+        every, any_token = range(len(edited)), pairs.answers[:, 0]
         ids = measure(TOP, every, any_token)["value"]
-        tokens = [token_text(model, int(token)) for token in ids]
-        frames.append(measure(TOP_PROB, every, any_token).assign(top_token=tokens))
+        texts = [token_text(model, int(token)) for token in ids]
+        frames.append(measure(TOP_PROB, every, any_token).assign(top_token=texts))
     frame = pd.concat(frames, ignore_index=True)
     frame["effect"] = (frame["value"] - frame["base_value"]).where(frame["metric"] != TOP_PROB.name)
     for name in {"reading", "top_token", "control"} - set(frame):
         frame[name] = np.nan if name == "control" else None
     columns = ["layer", "target_layer", *(name for name in PLACES if name in frame), "prompt", "reading", "metric"]
     return described(frame[[*columns, "top_token", "value", "base_value", "control", "effect"]], pairs)
-
-
-def _put(goal: Target, state: Tensor, labels: Mapping[str, Any], layer: int) -> Variant:
-    """The target prompt with every prompt's state [prompt, d_model] at its placeholder."""
-    edit = Edit(SITE, {"layer": layer, "pos": goal.at}, source=state[:, None])
-    return Variant((edit,), {**{key: at for key, at in labels.items() if key != "site"}, "target_layer": layer})
-
-
-def _readings(model: HookedModel, read: str | Sequence[str] | None) -> tuple[str, ...]:
-    tokens = model.cfg.d_vocab_out == model.cfg.d_vocab
-    if read is None:
-        return tuple(READINGS) if tokens else ("answer",)
-    names = tuple(part.strip() for part in read.split(",")) if isinstance(read, str) else tuple(read)
-    for name in names:
-        check_choice("reading", name, READINGS)
-    if "token" in names and not tokens:
-        raise PromptError(
-            f"this model has {model.cfg.d_vocab} tokens and {model.cfg.d_vocab_out} answers, so that it cannot say a "
-            "token: read='answer'"
-        )
-    return names
-
-
-def _wanted(pairs: PromptPairs, places: Sequence[Where], reading: str, side: str) -> Iterator[tuple[list[int], Tensor]]:
-    """What is looked for in each prompt [prompt], and the cells in which it is the same."""
-    if reading == "answer":
-        yield list(range(len(places))), pairs.answers[:, int(side == "corrupt")]
-        return
-    for pos in dict.fromkeys(where.get("pos", -1) for where in places):
-        at = pairs.positions(pos)[:, 0]
-        chosen = [i for i, where in enumerate(places) if where.get("pos", -1) == pos]
-        yield chosen, getattr(pairs, side)[torch.arange(len(pairs), device=at.device), at]
-
-
-def _lens(model: HookedModel, state: Tensor, wanted: Tensor) -> Tensor:
-    """The probability of a token [prompt] by the logit lens of states [prompt, d_model]."""
-    logits = model.unembed(model.ln_final(state.to(model.device, model.dtype)[:, None]))[:, 0]
-    return METRICS["prob"].fn(logits, wanted[:, None].expand(-1, 2), None).double().cpu()
 
 
 @checked

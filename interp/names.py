@@ -157,7 +157,9 @@ class Part:
             UnknownName: a kind of part that they do not have.
         """
         if self.row.node is None:
-            raise UnknownName(f"{self.name} is not a node of a circuit; nodes are heads (L9H6, L9S3), mixers (mixer 9) and MLPs (MLP 9)")
+            raise UnknownName(
+                f"{self.name} is not a node of a circuit; nodes are heads (L9H6, L9S3), mixers (mixer 9), MLPs (MLP 9)"
+            )
         return _filled(self.row.node, self) + ("" if self.reads is None else f"<{self.reads}>")
 
     @property

@@ -277,6 +277,19 @@ def strongest_first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
+def strongest_groups(table: pd.DataFrame, by: str, most: int) -> tuple[pd.DataFrame, int]:
+    """The rows of the groups with the largest magnitudes, in their order, and how many groups there are.
+
+    Args:
+        table: has `value`.
+        by: the column that says which group a row belongs to.
+        most: how many groups are kept, each by the largest of its magnitudes.
+    """
+    largest = table["value"].abs().groupby(table[by], sort=False).max()
+    return table[table[by].isin(largest.nlargest(most).index)], len(largest)
+
+
+@checked
 def as_measured(table: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of a summary in the order in which their groups first occur in the measurements, as figures draw them.
 

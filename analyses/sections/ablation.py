@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from analyses.ablation import ORDERS, plot_curves, plot_single, recovery, run, summary
+from analyses.ablation import ORDERS, plot_curves, plot_single, run, summary
 from interp import stats
 from interp.edits import Edit, Variant
 from interp.hooked.model import HookedModel
@@ -17,6 +17,7 @@ from interp.study.sections import Results, StudyReport
 from interp.study.sentences import BANDS, counted_of, interval, listed, spelled
 from interp.sweeps.sweep import plan_sweep
 from interp.ui.page import FigureItem, Section, first_rows
+from interp.variants.ablation_runs import recovery
 from interp.variants.components import components, having, in_words
 
 if TYPE_CHECKING:

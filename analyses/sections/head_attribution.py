@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analyses.head_attribution import MIXERS, PARTS, SUMS, by_layer, plot_layers, plot_parts, run, summary
+from analyses.head_attribution import MIXERS, SUMS, by_layer, plot_layers, plot_parts, run, summary
+from interp.attribution.direct import PARTS
 from interp.hooked.model import HookedModel
 from interp.names import PART_KINDS
 from interp.prompts.pairs import PromptPairs

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyses.patchscope import READINGS, plot_layers, plot_table, run, summary
+from analyses.patchscope import plot_layers, plot_table, run, summary
 from interp import stats
 from interp.directions.steering import states
 from interp.hooked.model import HookedModel
+from interp.lenses.patchscopes import READINGS
 from interp.lenses.read import token_text
 from interp.lenses.target_prompts import SITE, TARGETS, said, target_prompt
 from interp.prompts.pairs import PromptPairs

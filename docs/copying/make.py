@@ -21,7 +21,8 @@ import pandas as pd
 
 from analyses import copying
 from interp.figures.style import Figure
-from interp.ground_truth.copying_models import train
+from interp.ground_truth.copying_measures import RANDOM, STRONGEST, needed, ranked
+from interp.ground_truth.copying_models import QUERY, train
 
 HERE = Path(__file__).parent
 TEMPLATE = HERE / "page.md.jinja"
@@ -82,7 +83,7 @@ def run_blocks(template: str) -> dict[str, Any]:
 def looked_up(frame: pd.DataFrame) -> dict[str, Any]:
     """The functions and numbers that the template uses, by name."""
     slot = int(frame["slot"].iloc[0])
-    at = {"key": 2 * slot, "value": 2 * slot + 1, "query": copying.QUERY}
+    at = {"key": 2 * slot, "value": 2 * slot + 1, "query": QUERY}
     table = copying.summary(frame)
     table = table[table["metric"] == "accuracy"]
 
@@ -109,9 +110,9 @@ def looked_up(frame: pd.DataFrame) -> dict[str, Any]:
         rows = of(model, "looking")
         return f"{rows[(rows['layer'] == layer) & (rows['key'] == at[role])]['value'].mean():.0%}"
 
-    needed = {model: copying.needed(of(model, "found")) for model in ("attention", "mamba")}
+    counts = {model: needed(of(model, "found")) for model in ("attention", "mamba")}
 
-    cut_first = {model: copying.ranked(of(model, "entry"))[:count] for model, count in needed.items()}
+    cut_first = {model: ranked(of(model, "entry"))[:count] for model, count in counts.items()}
 
     def where(model: str) -> str:
         return ", ".join(f"{copying.offset(key - at['value'])} in layer {layer}" for layer, key in cut_first[model])
@@ -127,7 +128,7 @@ def looked_up(frame: pd.DataFrame) -> dict[str, Any]:
         "share": share,
         "where": where,
     }
-    return {**looks, "needed": needed, "gap": at["query"] - at["value"]}
+    return {**looks, "needed": counts, "gap": at["query"] - at["value"]}
 
 
 def conditions(frame: pd.DataFrame) -> str:
@@ -136,8 +137,8 @@ def conditions(frame: pd.DataFrame) -> str:
     table = table[table["metric"] == "accuracy"].assign(count=table["count"].fillna(-1))
     lines = ["| model | cut | entries | right | 95% interval |", "|---|---|---:|---:|---|"]
     for row in table.itertuples():
-        needed = copying.needed(frame[(frame["model"] == row.model) & (frame["measure"] == "found")])
-        if row.condition in (copying.STRONGEST, copying.RANDOM) and row.count not in (0, needed):
+        most = needed(frame[(frame["model"] == row.model) & (frame["measure"] == "found")])
+        if row.condition in (STRONGEST, RANDOM) and row.count not in (0, most):
             continue
         cut = "nothing" if row.count == 0 else row.condition
         count = "" if row.count < 0 else row.count

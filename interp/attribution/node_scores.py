@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -40,12 +41,23 @@ from interp.prompts.pairs import PromptPairs
 from interp.sites import get_act_name, site_names
 from interp.sweeps.edit_reach import Mask, Placed, Placer
 from interp.sweeps.source_values import whole_source
+from interp.variants.granularity import asked
+from interp.variants.granularity import variants as cells
 
 QUERIES_KEYS = ("q", "rot_q", "k", "rot_k")
 """The sites that act through the softmax of attention."""
 
 NEURONS = ("post", "pre", "pre_linear")
 """The sites whose channels are neurons."""
+
+METHODS: dict[str, dict[str, bool]] = {
+    "atp": {},
+    "qk-fix": {"qk_fix": True},
+    "drop": {"drop": True},
+    "atp-star": {"qk_fix": True, "drop": True},
+    "ig": {},
+}
+"""The published methods, and what each asks of `estimate`; "ig" takes several `steps`."""
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -148,6 +160,24 @@ def neurons(model: HookedModel, site: str = "post") -> list[Variant]:
         for layer in layers
         for neuron in range(model.cfg.d_mlp)
     ]
+
+
+def cells_or_neurons(
+    model: HookedModel,
+    pairs: PromptPairs,
+    site: str | Sequence[str] | None = None,
+    by: str | Sequence[str] | EllipsisType | None = ...,
+    granularity: str | None = None,
+) -> list[Variant]:
+    """The cells of `interp.variants.granularity.variants`; for `by="neuron"` every neuron of one or several sites.
+
+    Raises:
+        UnknownName, PromptError, InterpError: as `interp.variants.granularity.asked` and `variants`, or `neurons`.
+    """
+    if by == "neuron" and granularity is None:
+        return [variant for name in asked("post" if site is None else site)[0] for variant in neurons(model, name)]
+    sites, axes = asked(site, by, granularity, model=model, pairs=pairs)
+    return cells(model, pairs, site=sites, by=axes)
 
 
 @dataclass(eq=False)

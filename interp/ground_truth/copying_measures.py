@@ -8,7 +8,7 @@
 4. `cuts` does so on other prompts, beside its controls: as many entries drawn at random, the same positions in the
    other layer, the value's own position, and the head at all positions but the query.
 
-The models and their prompts are those of `interp.ground_truth.copying_models`.
+`measures` is all of this, of one model. The models and their prompts are those of `interp.ground_truth.copying_models`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ OTHER_LAYER, OWN, HEAD, ELSEWHERE = "other layer", "value's own", "the head", "t
 CUTS = (STRONGEST, RANDOM, OTHER_LAYER, OWN, HEAD, ELSEWHERE)  # what is cut; of the first two, up to `MOST` entries
 
 MOST = 6
+CARRIES = 0.1  # the effect of a site that has the value, at least
 Entry = tuple[int, int]  # layer, key
 
 
@@ -51,10 +52,58 @@ ACCURACY = Metric("accuracy", _is_top, "1 where the right answer is the likelies
 LOGIT_DIFF = METRICS["logit_diff"]
 
 
+def measures(
+    kind: str, model: GPT, known: PromptPairs, new: PromptPairs, *, seed: int = 0, progress: bool | None = None
+) -> dict[str, pd.DataFrame]:
+    """Everything that is measured of a model.
+
+    Args:
+        kind: one of `interp.ground_truth.copying_models.KINDS`.
+        model: a model of this kind.
+        known: the prompts on which entries are found.
+        new: those on which they are cut.
+        seed: of the random entries.
+        progress: bars on stderr; None shows them on a terminal.
+
+    Returns:
+        "patching", "looking", "entry" (one cut), "found" (the strongest cut together) and "cut", with the tables of
+        `patching`, `looking`, `entries`, `cumulative` and `cuts`.
+    """
+    tried = entries(model, known, progress=progress)
+    order = ranked(tried)
+    found = cumulative(model, known, order, progress=progress)
+    head = strongest_unit(model, known, order[0]) if model.cfg.has_attention else None
+    return {
+        "patching": patching(model, known, sites=SITES[kind], progress=progress),
+        "looking": looking(model, known),
+        "entry": tried,
+        "found": found,
+        "cut": cuts(model, new, order, needed(found), head=head, seed=seed, progress=progress),
+    }
+
+
 def patching(model: GPT, pairs: PromptPairs, *, sites: Sequence[str], progress: bool | None = None) -> pd.DataFrame:
     """Clean values in the corrupt run, one site, layer and position at a time: the effect on the logit difference."""
     frame = sweep(model, pairs, variants(model, pairs, site=sites, by="pos"), "logit_diff", progress=progress)
     return described(frame, pairs)
+
+
+def carriers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The sites that have the value: `site, layer`, the largest mean `effect`, and the first `pos` with half of it.
+
+    Args:
+        frame: from `patching`.
+    """
+    import pandas as pd
+
+    means = frame.groupby(["site", "layer", "pos"], sort=False)["effect"].mean()
+    rows = []
+    for (site, layer), effects in means.groupby(["site", "layer"], sort=False):
+        most = float(effects.max())
+        if most >= CARRIES:
+            first = next(pos for (_, _, pos), effect in effects.items() if effect >= most / 2)
+            rows.append((site, layer, first, most))
+    return pd.DataFrame(rows, columns=["site", "layer", "pos", "effect"])
 
 
 def looking(model: GPT, pairs: PromptPairs) -> pd.DataFrame:

@@ -1,0 +1,158 @@
+"""Direct logit attribution: the parts of a model that write into its residual stream, and what each is worth in logits.
+
+1. `written`: embeddings, heads, biases and MLPs write vectors, whose sum, with what state-space layers write, is the
+   stream.
+2. The final norm, with the scale that it has in a run, and the unembedding are linear: a direction of logits is one
+   direction of the stream (`seen_through`). Heads and channels of state-space layers are read in it without their
+   vectors (`of_mixers`), since a layer of Mamba-1 has thousands of channels.
+3. `contribution_table` has a row for every part and prompt.
+
+Source: Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits", section "Residual stream").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.hooked.cache import ActivationCache
+from interp.hooked.model import HookedModel
+from interp.models.gpt import GPT
+from interp.names import MIXER_PARTS, Part
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SITES = ("hook_embed", "hook_pos_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out", "ln_final.hook_scale")
+"""How the names of the sites end that a run has to keep."""
+
+PARTS = [own.unit for own in MIXER_PARTS.values()]  # kinds of parts of mixers that have rows of their own
+Label = tuple[str, str, int | None, int | None]
+"""Of a part: its name, its kind, its layer and its number there."""
+
+
+def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor]) -> tuple[list[Label], list[Tensor]]:
+    """What embeddings, heads, biases and MLPs wrote into the residual stream, a vector for every prompt.
+
+    Args:
+        model, cache: what ran, and its `SITES`.
+        at: numbers of prompts and a position of each, both [prompt].
+
+    Returns:
+        The parts' labels, and what each wrote [prompt, d_model].
+    """
+    labels: list[Label] = []
+    wrote: list[Tensor] = []
+    for name in (Part("embed").name, Part("pos_embed").name):
+        if f"hook_{name}" in cache:
+            labels.append((name, "embed", None, None))
+            wrote.append(cache[name][at])
+    for layer in range(model.cfg.n_layers):
+        if model.cfg.mixer(layer) == "attn":
+            labels += [(Part("head", layer, head).name, "head", layer, head) for head in range(model.cfg.n_heads)]
+            wrote += model.head_results(layer, cache["z", layer][at]).unbind(1)
+        for name, bias in _biases(model, layer):
+            labels.append((name, "bias", layer, None))
+            wrote.append(bias.expand(len(at[0]), -1))
+        if model.cfg.mlp_in(layer):
+            labels.append((Part("mlp", layer).name, "mlp", layer, None))
+            wrote.append(cache["mlp_out", layer][at])
+    return labels, wrote
+
+
+def _biases(model: HookedModel, layer: int) -> Iterator[tuple[str, Tensor]]:
+    """The output bias [d_model] of a layer's mixer with its name, if it has one."""
+    if model.cfg.mixer(layer) == "attn" and model.cfg.attn_out_bias:
+        yield f"b_O_{layer}", model.attention(layer).b_O if isinstance(model, GPT) else model.b_O[layer]
+    mixer = model.block(layer).mixer if isinstance(model, GPT) else None
+    if mixer is not None and mixer.b_out is not None:
+        yield f"b_out_{layer}", mixer.b_out
+
+
+def seen_through(norm: Any, scale: Tensor | None, direction: Tensor) -> Tensor:
+    """The direction of the residual stream that the final norm turns into `direction`, so that products are equal.
+
+    Args:
+        norm: the final norm, or None.
+        scale: what it divided by in this run, [prompt, 1].
+        direction: in what the unembedding reads, [prompt, d_model].
+
+    Returns:
+        [prompt, d_model].
+    """
+    if norm is None:
+        return direction
+    with torch.enable_grad():
+        probe = torch.zeros_like(direction, requires_grad=True)
+        (seen,) = torch.autograd.grad((norm.scaled(probe, scale) * direction).sum(), probe)  # it is linear
+    return seen
+
+
+def of_mixers(
+    model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor], seen: Tensor, channels: int
+) -> tuple[list[Label], list[Tensor]]:
+    """What state-space layers contribute: each head of Mamba-2, and the channels of Mamba-1 that contribute most.
+
+    Args:
+        model, cache: what ran, and its `SITES`.
+        at: numbers of prompts and a position of each, both [prompt].
+        seen: the direction of the residual stream that counts, as `seen_through` gives it, [prompt, d_model].
+        channels: how many channels of all Mamba-1 layers have rows, the largest mean magnitudes.
+
+    Returns:
+        The parts' labels, and what each contributes [prompt]. What is left of a Mamba-1 layer has a row of its own.
+    """
+    assert isinstance(model, GPT)
+    each: dict[int, Tensor] = {}  # layer -> [prompt, channel]
+    for layer in range(model.cfg.n_layers):
+        mixer = model.block(layer).mixer
+        if mixer is not None:
+            gated = cache["gated", layer][at].flatten(1)
+            each[layer] = gated.double() * (seen.double() @ mixer.W_out.double())
+    plain = {layer: own for layer, own in each.items() if model.cfg.mixer(layer) == "mamba"}
+    sizes = {(layer, c): size for layer, own in plain.items() for c, size in enumerate(own.mean(0).abs().tolist())}
+    chosen = sorted(sorted(sizes, key=lambda one: -sizes[one])[:channels])
+    labels: list[Label] = []
+    values: list[Tensor] = []
+    for layer, own in each.items():
+        if layer not in plain:
+            heads = own.unflatten(1, (-1, model.cfg.d_ssm_head)).sum(-1)  # [prompt, ssm_head]
+            labels += [
+                (Part("ssm_head", layer, head).name, "ssm_head", layer, head) for head in range(model.cfg.n_ssm_heads)
+            ]
+            values += heads.unbind(1)
+            continue
+        apart = [channel for of, channel in chosen if of == layer]
+        labels += [(Part("channel", layer, channel).name, "channel", layer, channel) for channel in apart]
+        values += [own[:, channel] for channel in apart]
+        whole = Part("mixer", layer).name
+        labels.append((f"rest of {whole}" if apart else whole, "mixer", layer, None))
+        values.append(own.sum(1) - own[:, apart].sum(1))
+    return labels, values
+
+
+def contribution_table(
+    labels: Sequence[Label], values: Sequence[Tensor], metric: str, own: Sequence[str]
+) -> pd.DataFrame:
+    """Contributions as a study's table, a row for every part and prompt.
+
+    Args:
+        labels: of the parts.
+        values: what each contributes [prompt].
+        metric: the metric's name.
+        own: kinds of parts whose number stands in a column of that name.
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame(labels, columns=["component", "kind", "layer", "number"])
+    frame = frame.astype({"layer": "Int64", "number": "Int64"})
+    for name in own:
+        frame[name] = frame["number"].where(frame["kind"] == name)
+    frame["metric"] = metric
+    frame["prompt"] = [list(range(len(values[0])))] * len(frame)
+    frame["value"] = [value.tolist() for value in values]
+    frame = frame.explode(["prompt", "value"], ignore_index=True).astype({"prompt": int, "value": float})
+    return frame[["component", "kind", "layer", *own, "prompt", "metric", "value"]]

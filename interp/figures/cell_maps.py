@@ -1,0 +1,48 @@
+"""Maps of cells: layers down, and across the heads, roles or positions by which a layer is cut, as far as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from interp.figures.axes import Axis
+from interp.figures.heatmaps import heatmap
+from interp.variants.cell_tables import UNITS
+from interp.variants.granularity import cut_by
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from interp.figures.style import Figure
+
+SHARED_HEADS = {
+    "kv_head": "head (of keys and values: key-value head)",
+    "ssm_group": "head (of B and C: group)",
+}
+"""What the axis says where some sites have one head for several heads of others."""
+
+
+def cell_map(table: pd.DataFrame, *, facet: Sequence[str] = (), label: str) -> Figure:
+    """Cells of one granularity, cut by heads or by one kind of position, or not at all.
+
+    Args:
+        table: one row for each cell: `site, layer`, what it is cut by, and `value`; roles in their order.
+        facet: columns whose values split the table into panels. Where a layer has one site alone, sites share a panel,
+            and uncut cells have theirs side by side.
+        label: what the colour bar says.
+    """
+    cuts = cut_by(table)
+    heads = [name for name in cuts if name in UNITS]
+    mixed = "site" in facet and table.groupby("layer")["site"].nunique().max() == 1  # layers that differ in kind
+    panels = [name for name in facet if name != "site" or not (mixed or not cuts)]
+    look: dict[str, Any] = {"y": "layer", "facet": panels or None, "label": label}
+    if heads == ["ssm_head"]:
+        return heatmap(table, x="ssm_head", annotate=0 if panels else 6, **look)
+    if heads:
+        table = table.assign(head=table[heads].bfill(axis=1).iloc[:, 0].astype(int))
+        title = next((SHARED_HEADS[name] for name in heads if name in SHARED_HEADS), "head")
+        return heatmap(table, x=Axis("head", title=title), annotate=0 if panels or mixed else 6, **look)
+    if not cuts:
+        return heatmap(table, x="site", **look)
+    place = Axis("role", values=list(dict.fromkeys(table["role"]))) if cuts == ["role"] else Axis(cuts[0])
+    return heatmap(table, x=place, **look)
