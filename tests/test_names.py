@@ -88,7 +88,7 @@ def test_names_are_those_of_tables_and_figures() -> None:
     assert {part: (part.name, part.node if part.row.node else None) for part in written} == written
     assert Part("head", np.int64(9), np.int64(6)) == Part("head", 9, 6)  # type: ignore[arg-type]
     for kind in (part for part in written if part.row.node is None):
-        with pytest.raises(UnknownName, match="no node of a circuit"):
+        with pytest.raises(UnknownName, match="not a node of a circuit"):
             _ = kind.node
 
 
