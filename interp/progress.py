@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
 
 WITHOUT_RATE = "{l_bar}{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}<{remaining}]{postfix}"
 
@@ -27,12 +28,46 @@ def counting(
         unit: the name of a step; it follows the numbers directly, so begin it with a space if it needs one.
         rate: show the steps per second.
     """
+    if not is_shown(progress):
+        return Silent(items)
     from tqdm import tqdm
 
-    bar_format = None if rate else WITHOUT_RATE
-    return tqdm(items, desc=desc, total=total, unit=unit, bar_format=bar_format, disable=disabled(progress))
+    return tqdm(items, desc=desc, total=total, unit=unit, bar_format=None if rate else WITHOUT_RATE)
 
 
-def disabled(progress: bool | None) -> bool | None:
-    """`progress` as tqdm's argument `disable`, where None also means "on a terminal only"."""
-    return None if progress is None else not progress
+def is_shown(progress: bool | None) -> bool:
+    """Whether there is a bar: as asked for, or where stderr is a terminal."""
+    return bool(sys.stderr and sys.stderr.isatty()) if progress is None else progress
+
+
+class Silent:
+    """What takes a bar's place where none is shown.
+
+    A tqdm bar, shown or not, takes a lock that processes share: if a forked process is killed while it holds the lock,
+    every later bar of the others waits for ever.
+    """
+
+    def __init__(self, items: Iterable[Any] | None = None) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items or ())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def update(self, steps: float = 1) -> None:
+        """Count nothing."""
+
+    def set_postfix(self, **shown: object) -> None:
+        """Show nothing."""
+
+    def set_postfix_str(self, text: str) -> None:
+        """Show nothing."""
+
+    def write(self, text: str, file: Any = None) -> None:
+        """Print a line, as a bar does above itself."""
+        print(text, file=file)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from interp.progress import counting
@@ -24,3 +29,26 @@ def test_a_bar_says_how_many_of_what_are_done(rate: bool, capsys: pytest.Capture
     last = told.err.split("\r")[-1]
     assert last.startswith("reading: 100%") and "4/4" in last and "of two books" in last and told.out == ""
     assert ("4/4 pages [" in last) != rate and ("pages/s" in last) == rate
+
+
+PROGRAM = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from makers import make, make_pairs
+from tqdm import tqdm
+import interp
+tqdm.get_lock()  # made before the fork, as by any bar
+if (child := os.fork()) == 0:
+    tqdm.get_lock().acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(child, 0)
+edit = interp.Edit("z", {"layer": 1, "head": 0})
+print(len(interp.sweep(make("gpt2"), make_pairs((4, 4)), [interp.Variant([edit])], progress=False)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_killed_process_that_held_the_lock_of_all_bars_stops_nobody() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "2\n", done.stderr

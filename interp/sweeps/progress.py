@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from interp.progress import WITHOUT_RATE, disabled
+from interp.progress import WITHOUT_RATE, Silent, is_shown
 from interp.sweeps.plan import Plan
 
 
@@ -44,6 +44,16 @@ def progress_bar(plan: Plan, waiting: Sequence[int], show: bool | None) -> Itera
         waiting: those that are to be run; the others are finished.
         show: True, False, or None for a terminal only.
     """
+    cells = sum(plan.chunks[index].cells for index in waiting)
+    counter: Any = _bar(plan, cells) if is_shown(show) else Silent()
+    with counter as bar:
+        bar.spent = 0.0
+        bar.left = sum(plan.chunks[index].operations for index in waiting)
+        yield Progress(plan, plan.cells - cells, bar)
+
+
+def _bar(plan: Plan, cells: int) -> Any:
+    """A tqdm bar for so many cells that are left."""
     from tqdm import tqdm
 
     class Bar(tqdm):
@@ -59,14 +69,5 @@ def progress_bar(plan: Plan, waiting: Sequence[int], show: bool | None) -> Itera
                 fields["rate"] = (self.total - self.n) / max(seconds, 1e-9)
             return fields
 
-    cells = sum(plan.chunks[index].cells for index in waiting)
-    with Bar(
-        desc="sweep",
-        total=plan.cells,
-        initial=plan.cells - cells,
-        unit=" cells",
-        bar_format=WITHOUT_RATE,
-        disable=disabled(show),
-    ) as bar:
-        bar.left = sum(plan.chunks[index].operations for index in waiting)
-        yield Progress(plan, plan.cells - cells, bar)
+    initial = plan.cells - cells
+    return Bar(desc="sweep", total=plan.cells, initial=initial, unit=" cells", bar_format=WITHOUT_RATE)
