@@ -18,21 +18,18 @@ Source: Conmy et al. 2023 ("Towards Automated Circuit Discovery", section 4.1, o
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from interp import figures, stats
 from interp.arguments import checked
 from interp.circuits.graph import Graph
 from interp.errors import check_choice
-from interp.ground_truth.compiler import Build
 from interp.ground_truth.identities import facts
-from interp.ground_truth.known_circuits import KNOWN, KnownModel, truth
-from interp.ground_truth.methods import METHODS, Case, get_method
+from interp.ground_truth.known_circuits import KnownModel, build_models, truth
+from interp.ground_truth.methods import METHODS, Case, compared, get_method
 from interp.progress import counting
 from interp.study.command import OwnModels, study_command
 from interp.study.options import number_options
@@ -44,25 +41,7 @@ if TYPE_CHECKING:
 
     from interp.figures.style import Figure
 
-BUILDS: tuple[dict[str, Any], ...] = (
-    {},
-    {"norm": "LN"},
-    {"norm": "RMS", "n_key_value_heads": 2, "positions": "rotary"},
-)
-"""How the models of every circuit are built, unless others are given."""
-
 KEYS = ["known", "build", "ablation", "kind"]
-
-
-def build_models(names: Sequence[str] | None = None, *, seed: int = 0) -> list[KnownModel]:
-    """Known models of some circuits, each as `BUILDS` has it.
-
-    Raises:
-        UnknownName: a circuit that is not in `interp.ground_truth.known_circuits.KNOWN`.
-    """
-    for name in names or ():
-        check_choice("known circuit", name, KNOWN)
-    return [KNOWN[name](seed=seed, **build) for name in names or KNOWN for build in BUILDS]
 
 
 @checked
@@ -79,7 +58,7 @@ def run(
     """Every method on every known model under every kind of ablation.
 
     Args:
-        models: known models; None makes those of `BUILDS`.
+        models: known models; None makes those of `interp.ground_truth.known_circuits.BUILDS`.
         methods: names of `interp.ground_truth.methods.METHODS`; None takes all.
         ablations: names of `interp.variants.ablations.ABLATIONS`; None takes all.
         n: pairs of prompts for each model.
@@ -96,7 +75,6 @@ def run(
         UnknownName: a method or ablation that does not exist.
     """
     import pandas as pd
-    from sklearn.metrics import average_precision_score, roc_auc_score
 
     chosen = [get_method(method) for method in methods] if methods is not None else list(METHODS)
     kinds = list(ablations) if ablations is not None else list(ABLATIONS)
@@ -113,31 +91,12 @@ def run(
                 matters = {kind: part["changes"].to_numpy() for kind, part in exact.groupby("kind")}
                 bar.update()
                 for method in chosen:
-                    start = time.perf_counter()
-                    scores = method.score(Case(known.model, pairs, graph, ablation, seed)).double().cpu().numpy()
-                    seconds = time.perf_counter() - start
                     real = matters[method.kind]
-                    mixed = 0 < real.sum() < len(real)
-                    found = {
-                        "AUROC": roc_auc_score(real, scores) if mixed else np.nan,
-                        "average precision": average_precision_score(real, scores) if mixed else np.nan,
-                        "seconds": seconds,
-                    }
-                    place = (known.name, built(known.build), ablation, method.kind, method.name)
+                    found = compared(method, Case(known.model, pairs, graph, ablation, seed), real)
+                    place = (known.name, known.build.in_words(), ablation, method.kind, method.name)
                     rows += [(*place, metric, value, len(real), int(real.sum())) for metric, value in found.items()]
                     bar.update()
     return pd.DataFrame(rows, columns=[*KEYS, "method", "metric", "value", "items", "matter"])
-
-
-def built(build: Build) -> str:
-    """How a model is built, in a few words.
-
-    >>> built(Build()), built(Build(norm="RMS", n_key_value_heads=2, positions="rotary"))
-    ('no norm', 'RMS norm, grouped queries, rotary')
-    """
-    norm = {None: "no norm", "LN": "layer norm", "RMS": "RMS norm"}[build.norm]
-    grouped = ["grouped queries"] if build.n_key_value_heads is not None else []
-    return ", ".join([norm, *grouped, *(["rotary"] if build.positions == "rotary" else [])])
 
 
 def ranked(frame: pd.DataFrame) -> pd.DataFrame:
@@ -195,7 +154,7 @@ def facts_of_known(models: Sequence[KnownModel] | None = None, *, n: int = 24, s
     tables = []
     for known in build_models(seed=seed) if models is None else models:
         checked = facts(known.model, known.prompts(n, seed=seed))
-        tables.append(checked.assign(known=known.name, build=built(known.build)))
+        tables.append(checked.assign(known=known.name, build=known.build.in_words()))
     frame = pd.concat(tables, ignore_index=True)
     return frame[["known", "build", "fact", "value", "limit", "holds"]]
 

@@ -89,6 +89,16 @@ class Build:
         for name, value in numbers.items():
             object.__setattr__(self, name, value)
 
+    def in_words(self) -> str:
+        """How a model is built, in a few words.
+
+        >>> Build().in_words(), Build(norm="RMS", n_key_value_heads=2, positions="rotary").in_words()
+        ('no norm', 'RMS norm, grouped queries, rotary')
+        """
+        norm = {None: "no norm", "LN": "layer norm", "RMS": "RMS norm"}[self.norm]
+        grouped = ["grouped queries"] if self.n_key_value_heads is not None else []
+        return ", ".join([norm, *grouped, *(["rotary"] if self.positions == "rotary" else [])])
+
 
 @dataclass(frozen=True)
 class Compiled:

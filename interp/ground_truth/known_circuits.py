@@ -30,7 +30,7 @@ from interp.arguments import MOST, checked, real_number, whole_number
 from interp.arguments import seed as check_seed
 from interp.attribution.run_values import run_values
 from interp.circuits.graph import Graph
-from interp.errors import unknown
+from interp.errors import check_choice, unknown
 from interp.ground_truth.algorithm import Gate, Head, Match, Offset, Read, Step
 from interp.ground_truth.compiler import Build, compile_steps
 from interp.hooked.hooks import HookPoint
@@ -354,3 +354,21 @@ def truth(
 
 KNOWN: dict[str, Callable[..., KnownModel]] = {"induction": induction, "names": names, "router": router}
 """The functions that make a model whose circuit is known, by name."""
+
+BUILDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"norm": "LN"},
+    {"norm": "RMS", "n_key_value_heads": 2, "positions": "rotary"},
+)
+"""How the models of every circuit are built, unless others are given."""
+
+
+def build_models(names: Sequence[str] | None = None, *, seed: int = 0) -> list[KnownModel]:
+    """Known models of some circuits, or of all, each as `BUILDS` has it.
+
+    Raises:
+        UnknownName: a circuit that is not in `KNOWN`.
+    """
+    for name in names or ():
+        check_choice("known circuit", name, KNOWN)
+    return [KNOWN[name](seed=seed, **build) for name in names or KNOWN for build in BUILDS]

@@ -3,11 +3,12 @@
 Each method takes the same case (a model, prompts, a kind of ablation) and gives one score for every edge of
 `interp.circuits.graph` or every node of `interp.ground_truth.known_circuits.parts`; larger means that it matters more.
 Scores are averaged over prompts by magnitude. `METHODS` lists all methods, between the exact patching as the best and
-random scores as the worst.
+random scores as the worst; `compared` holds one against what is known to matter.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -164,3 +165,26 @@ def get_method(name: str) -> Method:
         if method.name == name:
             return method
     raise unknown("method", name, [method.name for method in METHODS])
+
+
+def compared(method: Method, case: Case, matters: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, float]:
+    """How well a method tells what matters from what does not, and how long it takes.
+
+    Args:
+        method, case: the method, and what it is given.
+        matters: whether each edge or node matters, [item], as `interp.ground_truth.known_circuits.truth` says.
+
+    Returns:
+        "AUROC" and "average precision" (NaN where none or all matter), and "seconds" of wall time.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    start = time.perf_counter()
+    scores = method.score(case).double().cpu().numpy()
+    seconds = time.perf_counter() - start
+    mixed = 0 < matters.sum() < len(matters)
+    return {
+        "AUROC": roc_auc_score(matters, scores) if mixed else np.nan,
+        "average precision": average_precision_score(matters, scores) if mixed else np.nan,
+        "seconds": seconds,
+    }

@@ -19,7 +19,7 @@ from interp.circuits.graph import Graph
 from interp.errors import InterpError, UnknownName
 from interp.ground_truth.compiler import Build
 from interp.ground_truth.identities import facts
-from interp.ground_truth.known_circuits import KNOWN, KnownModel, induction, parts, truth
+from interp.ground_truth.known_circuits import BUILDS, KNOWN, KnownModel, induction, parts, truth
 from interp.ground_truth.methods import METHODS, Case
 from interp.prompts.pairs import PromptPairs
 
@@ -53,7 +53,7 @@ def test_exact_patching_is_perfect_and_every_other_method_is_scored(frame: pd.Da
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_exact_edge_patching_is_perfect_in_every_circuit(name: str) -> None:
-    models = [KNOWN[name](seed=1, **build) for build in calibration.BUILDS[1:]]
+    models = [KNOWN[name](seed=1, **build) for build in BUILDS[1:]]
     scored = calibration.run(
         models=models, methods=["exact edge patching", "EAP"], ablations=["mean"], n=6, seed=1, progress=False
     )
@@ -135,7 +135,7 @@ def test_random_scores_know_nothing(known: KnownModel) -> None:
         assert len(np.unique(drawn)) == drawn.size and abs(drawn[:, real].mean() - drawn[:, ~real].mean()) < 0.05
 
 
-@pytest.mark.parametrize(("name", "build"), list(zip(KNOWN, calibration.BUILDS, strict=True)))
+@pytest.mark.parametrize(("name", "build"), list(zip(KNOWN, BUILDS, strict=True)))
 def test_the_facts_hold_on_known_models(name: str, build: dict[str, object]) -> None:
     checked = calibration.facts_of_known([KNOWN[name](**build)], n=6)
     assert checked["holds"].all() and len(checked) == 5, checked.to_string()
@@ -166,7 +166,7 @@ def test_the_facts_hold_on_smollm2() -> None:
 
 
 def test_builds_are_told_in_words() -> None:
-    words = [calibration.built(Build(**build)) for build in calibration.BUILDS]
+    words = [Build(**build).in_words() for build in BUILDS]
     assert words == ["no norm", "layer norm", "RMS norm, grouped queries, rotary"]
 
 
