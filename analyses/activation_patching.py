@@ -7,7 +7,7 @@
 3. Repeat for every layer and head, position or role: one cell of the map each. A granularity names what is patched and
    how finely it is cut, by the names of TransformerLens (`interp.variants.granularity`).
 
-In state-space layers any site of the mixer can be patched in the same way, the state behind a position among them.
+In state-space layers any site of the mixer can be patched in the same way, the state after a position among them.
 
 Source: Vig et al. 2020 ("Investigating Gender Bias in Language Models Using Causal Mediation Analysis", section 3) and
 Meng et al. 2022 ("Locating and Editing Factual Associations in GPT", section 2.1); on denoising and noising Heimersheim

@@ -76,7 +76,7 @@ def run(
         length: tokens before they repeat; None takes 25 or as many as the model can take.
         seed: of sequences and draws.
         bos: id in front of sequences; None takes what the tokenizer adds.
-        effective: let later layers read embeddings behind the first MLP, where weights are read.
+        effective: let later layers read embeddings after the first MLP, where weights are read.
         progress: a bar on stderr; None shows it on a terminal.
 
     Returns:

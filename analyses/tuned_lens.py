@@ -192,7 +192,7 @@ main = study_command(
         ),
         whole("--sequences", "How many the model writes, or are taken.", default=96),
         whole("--length", "Tokens in a sequence.", default=48),
-        whole("--steps", "Training steps behind the closed-form start.", default=12, least=0),
+        whole("--steps", "Training steps after the closed-form start.", default=12, least=0),
         whole("--batch", "Positions in a step.", default=32),
         above_zero("--lr", "Rate of the first step.", default=0.005),
         POS,

@@ -148,7 +148,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_first(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with rows of the metric `first`, behind those of `correct`."""
+    """The table with rows of the metric `first`, after those of `correct`."""
     import pandas as pd
 
     rank = frame[frame["metric"] == "rank"]
@@ -175,7 +175,9 @@ def able(frame: pd.DataFrame, *, side: str = "clean") -> Ability:
 
     values = frame.loc[(frame["side"] == side) & (frame["metric"] == "correct"), "value"].dropna()
     if values.empty:
-        raise InterpError(f"this table has no 'correct' of the {side} side, as interp.behaviour.behaviour measures it")
+        raise InterpError(
+            f"this table has no 'correct' of the {side} side: give one of `interp.study.behaviour.behaviour`"
+        )
     n, right = len(values), int(values.sum())
     above, below = (float(binomtest(right, n, 0.5, alternative=way).pvalue) for way in ("greater", "less"))
     low, high = map(float, stats.share_interval(right, n))
