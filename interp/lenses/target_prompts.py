@@ -31,7 +31,7 @@ TARGETS = {
     "next": "cat -> cat; 135 -> 135; hello -> hello; ?",
     "token": "cat -> cat; 135 -> 135; hello -> hello; ? ->",
 }
-"""Identity prompts. "next" is read at the placeholder, where late states bring their next token; "token" behind an
+"""Identity prompts. "next" is read at the placeholder, where late states bring their next token; "token" after an
 arrow, where the model writes the placeholder's own token."""
 
 

@@ -175,7 +175,9 @@ def able(frame: pd.DataFrame, *, side: str = "clean") -> Ability:
 
     values = frame.loc[(frame["side"] == side) & (frame["metric"] == "correct"), "value"].dropna()
     if values.empty:
-        raise InterpError(f"this table has no 'correct' of the {side} side, as interp.study.behaviour measures it")
+        raise InterpError(
+            f"this table has no 'correct' of the {side} side: give one of `interp.study.behaviour.behaviour`"
+        )
     n, right = len(values), int(values.sum())
     above, below = (float(binomtest(right, n, 0.5, alternative=way).pvalue) for way in ("greater", "less"))
     low, high = map(float, stats.share_interval(right, n))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import importlib.util
@@ -56,15 +57,30 @@ def test_links_lead_to_files(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
+def find(name: str) -> None:
+    """Fail where a dotted name leads nowhere."""
+    path, *parts = name.split(".")
+    value: Any = importlib.import_module(path)
+    for part in parts:
+        path += f".{part}"
+        value = getattr(value, part) if hasattr(value, part) else importlib.import_module(path)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=named)
 def test_names_and_files_that_a_page_mentions_exist(page: Path) -> None:
-    for package, rest in re.findall(r"`(interp|analyses)((?:\.\w+)+)(?:\([^`]*\))?`", text(page)):
-        value, path = importlib.import_module(package), package
-        for part in rest.split(".")[1:]:
-            path += f".{part}"
-            value = getattr(value, part) if hasattr(value, part) else importlib.import_module(path)
+    for name in re.findall(r"`((?:interp|analyses)(?:\.\w+)+)(?:\([^`]*\))?`", text(page)):
+        find(name)
     for file in re.findall(r"(?<![\w/])(?:interp|analyses|tests|benchmarks)/[\w/]+\.(?:py|sh)\b", text(page)):
         assert (ROOT / file).exists(), file
+
+
+def test_names_that_docstrings_and_messages_mention_exist() -> None:
+    not_names = {"interp.json", "interp.Journal"}  # a file, and a format
+    for path in [*(ROOT / "interp").rglob("*.py"), *(ROOT / "analyses").rglob("*.py")]:
+        texts = [node.value for node in ast.walk(ast.parse(text(path))) if isinstance(node, ast.Constant)]
+        for said in filter(lambda one: isinstance(one, str), texts):
+            for name in set(re.findall(r"\b(?:interp|analyses)(?:\.[A-Za-z_]\w*)+", str(said))) - not_names:
+                find(name)
 
 
 @pytest.mark.slow
