@@ -27,7 +27,7 @@ from interp.arguments import checked
 from interp.edits import Variant
 from interp.errors import InterpError, check_choice
 from interp.figures.axes import Axis
-from interp.figures.glyphs import visible
+from interp.figures.cell_maps import place_axis
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.names import PART_KINDS
@@ -39,7 +39,7 @@ from interp.study.shared_options import GRANULARITY, METRIC, by_option, directio
 from interp.study.sweep_options import SweepOptions
 from interp.sweeps.plan import Plan
 from interp.sweeps.sweep import plan_sweep, sweep
-from interp.variants.cell_tables import VARIES, by_head, shared_labels, strongest_units
+from interp.variants.cell_tables import by_head, shared_labels, strongest_units
 from interp.variants.granularity import (
     AXES,
     PLACES,
@@ -165,7 +165,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     heads = [name for name in cut_by(table) if name not in PLACES]
     if table[[*heads, *places]].isna().any(axis=None):
         raise InterpError(f"one figure shows one granularity; this frame mixes cells by {', '.join([*heads, *places])}")
-    axes = [_axis(frame, name) for name in places]
+    axes = [place_axis(frame, name) for name in places]
     look: dict[str, Any] = {"label": effect_label(frame)}
     if len(places) == 2:
         table, look["title"] = strongest_units(table, heads, MOST_PANELS)
@@ -181,17 +181,6 @@ def plot(frame: pd.DataFrame) -> Figure:
     else:
         look |= {"y": "layer", "x": "site", "facet": [name for name in several if name != "site"]}
     return figures.heatmap(table, **look | {"facet": look["facet"] or None})
-
-
-def _axis(frame: pd.DataFrame, column: str) -> Axis:
-    """Roles in their order; positions with the token that all prompts have there, or else their role."""
-    if column == "role":
-        return Axis("role", values=list(dict.fromkeys(frame["role"])))
-    if not set(TOLD[column]) <= set(frame):
-        return Axis(column)
-    tokens, roles = (shared_labels(frame, column, name) for name in TOLD[column])
-    texts = {at: roles[at] or VARIES if token == VARIES else visible(token) for at, token in tokens.items()}
-    return Axis(column, labels={at: f"{at}: {text}" for at, text in texts.items()})
 
 
 main = study_command(

@@ -23,19 +23,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 
 from interp import figures
 from interp.arguments import MOST, checked, whole_number
 from interp.attribution.gradients import AnyMetric
 from interp.circuits.circuit import Circuit
-from interp.circuits.faithfulness import areas, faithfulness
-from interp.circuits.finding import KINDS, METHODS, SIZES, Search, find, run_beside_random
+from interp.circuits.finding import MEASURED, METHODS, Search, find, integrals, run_beside_random, size_means
 from interp.circuits.search import RANKS, SELECTIONS
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
-from interp.rounding import of_rows, reason
 from interp.study.command import study_command
 from interp.study.options import above_zero, choice, whole
 from interp.study.output import check_folder
@@ -45,9 +42,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
-
-SIZE = [*KINDS, *SIZES[:3]]
-MEASURED = "faithfulness in "
 
 
 @checked
@@ -129,53 +123,7 @@ def _save(found: Sequence[Circuit], folder: Path) -> None:
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Faithfulness of every size, a ratio of means over prompts, with intervals; random circuits of a size together."""
-    import pandas as pd
-
-    rows = []
-    for keys, part in frame.groupby(SIZE, sort=False, dropna=False):
-        table, full, empty, off = _tables(part)
-        interval = faithfulness(table.mean(0), full, empty, rounding=off)
-        numbers = {name: float(getattr(interval, name)) for name in ("value", "ci_low", "ci_high")}
-        rows.append(
-            {
-                **dict(zip(SIZE, keys, strict=True)),
-                "n_nodes": part["n_nodes"].mean(),
-                "draws": len(table),
-                "metric": MEASURED + part["metric"].iloc[0],
-                "value": numbers["value"],
-                "n": table.shape[1],
-                "ci_low": numbers["ci_low"],
-                "ci_high": numbers["ci_high"],
-                "reason": reason(len(off), len(off), off.mean()) if np.isnan(numbers["value"]) else "",
-            }
-        )
-    table = pd.DataFrame(rows)
-    return table if table["reason"].any() else table.drop(columns="reason")
-
-
-def integrals(frame: pd.DataFrame) -> pd.DataFrame:
-    """CPR and CMD of every method with intervals; a method with a single size has none."""
-    import pandas as pd
-
-    rows = []
-    for method, part in frame.groupby("method", sort=False):
-        sizes = [(fraction, _tables(one)) for fraction, one in part.groupby("fraction")]
-        if len(sizes) < 2:
-            continue
-        values = np.stack([table.mean(0) for _, (table, *_) in sizes])
-        _, full, empty, off = sizes[0][1]
-        for name, interval in areas([fraction for fraction, _ in sizes], values, full, empty, rounding=off).items():
-            numbers = {of: float(getattr(interval, of)) for of in ("value", "n", "ci_low", "ci_high")}
-            rows.append({"method": method, "metric": name.upper(), **numbers, "sizes": len(sizes)})
-    return pd.DataFrame(rows, columns=["method", "metric", "value", "n", "ci_low", "ci_high", "sizes"])
-
-
-def _tables(part: pd.DataFrame) -> tuple[Any, Any, Any, Any]:
-    """The metric of circuits of one size [draw, prompt], of the whole and of the ablated model, and its rounding."""
-    table = part.assign(draw=part["draw"].fillna(0)).pivot(index="draw", columns="prompt", values="value")
-    of = part.drop_duplicates("prompt").sort_values("prompt")
-    full, empty = of["full_value"].to_numpy(), of["empty_value"].to_numpy()
-    return table.to_numpy(), full, empty, of_rows(of, "full_value", "empty_value")
+    return size_means(frame)
 
 
 def plot(frame: pd.DataFrame) -> Figure:

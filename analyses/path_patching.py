@@ -20,18 +20,28 @@ Source: Wang et al. 2022 ("Interpretability in the Wild", section 3.1 and append
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Unpack
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Unpack
 
 import click
 from torch import Tensor
 
 from interp import figures, stats
-from interp.arguments import checked, is_whole, shown
-from interp.circuits.graph import Graph, Node
-from interp.circuits.paths import THROUGH, arriving, parse_receivers, parse_senders, point, routes
+from interp.arguments import checked
+from interp.circuits.graph import Graph
+from interp.circuits.paths import (
+    THROUGH,
+    arriving,
+    in_groups,
+    parse_places,
+    parse_receivers,
+    parse_senders,
+    point,
+    routes,
+    sender_labels,
+)
 from interp.edits import Variant
-from interp.errors import InterpError, PromptError, check_choice
+from interp.errors import InterpError, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.names import MIXER_PARTS, PART_KINDS
@@ -54,7 +64,6 @@ HEADS = [own.usual for own in MIXER_PARTS.values() if own.heads]
 CELL = ["direction", "through", "receiver", "sender", "site", "layer", *HEADS, "pos", "role", "metric"]
 MIXED = [PART_KINDS[own.usual].site for own in MIXER_PARTS.values()]
 MEASURED = ["prompt", "metric", "value", "base_value", "source_value", "rounding", "effect"]
-MOST_BYTES = 2**28  # of what reaches the receivers, held at a time
 MOST_ROWS, LONGEST = 20, 40
 
 
@@ -108,7 +117,7 @@ def run(
         raise InterpError(f"none of the senders {senders!r} comes before {', '.join(end.name for end in ends)}")
     points = dict.fromkeys(point(graph.receivers[node], model) for node in joined)
     frames = []
-    for group in _groups(starts, len(points) * pairs.mask.numel() * model.cfg.d_model * model.dtype.itemsize):
+    for group in in_groups(starts, len(points) * pairs.mask.numel() * model.cfg.d_model * model.dtype.itemsize):
         reads = arriving(
             model,
             pairs,
@@ -121,45 +130,16 @@ def run(
             progress=options.get("progress"),
         )
         cells = []
-        for end, (at, start), place in itertools.product(ends, enumerate(group), _places(pos)):
+        for end, (at, start), place in itertools.product(ends, enumerate(group), parse_places(pos)):
             own = {name: value[at] for name, value in reads.items()}
             edits = routes(model, graph, start, end, own, pos=next(iter(place.values()), None))
             if edits:
-                cells.append(Variant(edits, {"receiver": end.name, **_labels(graph.senders[start]), **place}))
+                cells.append(Variant(edits, {"receiver": end.name, **sender_labels(graph.senders[start]), **place}))
         kept = in_folder(options, f"senders-{group[0]:05d}")
         frames.append(sweep(model, pairs, cells, metric, base=base, source=source, **kept))
     frame = pd.concat(frames, ignore_index=True).assign(direction=direction, through=through)
     frame = frame.astype({name: "Int64" for name in ("layer", *HEADS, "pos") if name in frame})
     return frame[[name for name in (*CELL[:-1], *MEASURED) if name in frame]]
-
-
-def _groups(starts: Sequence[int], each: int) -> Iterator[Sequence[int]]:
-    """Senders whose arriving values fit into memory together; which they are depends on the prompts and model alone."""
-    size = max(1, MOST_BYTES // each)
-    for first in range(0, len(starts), size):
-        yield starts[first : first + size]
-
-
-def _labels(node: Node) -> dict[str, Any]:
-    site = "embed" if node.kind == "input" else node.site.rpartition("hook_")[2]
-    own = {"head": None} if node.axis is None else {node.axis: node.head}
-    return {"sender": node.label, "site": site, "layer": max(node.layer, 0), **own}
-
-
-def _places(pos: int | str | Sequence[int | str] | None) -> list[dict[str, int | str]]:
-    """The label of every place: a position, a role, or nothing for all positions at once."""
-    if pos is None:
-        return [{}]
-    given: list[Any] = [pos]
-    if isinstance(pos, Iterable) and not is_whole(pos):
-        given = pos.split(",") if isinstance(pos, str) else list(pos)
-    found: list[dict[str, int | str]] = []
-    for one in given:
-        if not isinstance(one, str) and not is_whole(one):
-            raise PromptError(f"pos must be a position, a role, or several of them, not {shown(pos)}")
-        text = str(one).strip() if isinstance(one, str) else str(int(one))
-        found.append({"pos": int(text)} if text.lstrip("-").isdecimal() else {"role": text})
-    return found
 
 
 @checked
@@ -200,12 +180,9 @@ def plot_paths(frame: pd.DataFrame, table: pd.DataFrame) -> Figure:
         return figures.heatmap(
             heads, x=across, y="layer", facet=several or None, label=label, annotate=marked, title=title
         )
-    strongest = table["value"].abs().groupby(table["sender"], sort=False).max().nlargest(MOST_ROWS).index
-    kept = table[table["sender"].isin(strongest)]
-    if table["sender"].nunique() > len(strongest):
-        title = (
-            f"{title or 'Paths'}: the {len(strongest)} of {table['sender'].nunique()} senders with the largest effects"
-        )
+    kept, total = stats.strongest_groups(table, "sender", MOST_ROWS)
+    if total > MOST_ROWS:
+        title = f"{title or 'Paths'}: the {MOST_ROWS} of {total} senders with the largest effects"
     return figures.bars(
         kept, x="sender", facet=several or None, horizontal=True, diverging=True, label=label, title=title
     )

@@ -19,21 +19,30 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 import torch
 from torch import Tensor
 
-from interp import figures, stats
+from interp import figures
 from interp.arguments import checked, entries, real_number, shown
 from interp.arguments import seed as check_seed
 from interp.directions.classes import contrast
-from interp.directions.held_out import held_out_vectors, neutral_prompts, pulled, random_like
-from interp.edits import Edit, Variant
+from interp.directions.held_out import (
+    ADDED,
+    HELD_OUT,
+    NEUTRAL,
+    VECTORS,
+    adding,
+    beyond_random,
+    held_out_vectors,
+    neutral_prompts,
+    pulled,
+    random_like,
+)
+from interp.edits import Variant
 from interp.errors import ConfigError, UnknownName, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.prompts.pairs import PromptPairs
-from interp.rounding import of_effect, of_rows
 from interp.study.command import study_command
 from interp.study.options import choice, numbers
 from interp.study.shared_options import LABEL, metric_option, site_option
@@ -45,9 +54,6 @@ if TYPE_CHECKING:
     from interp.figures.style import Figure
 
 STRENGTHS = (1.0, 2.0, 4.0)
-ADDED = ("onward", "there", "all")
-VECTORS = ("difference", "random")
-HELD_OUT, NEUTRAL = "held out", "neutral"
 MOST_LINES = 8
 
 
@@ -115,9 +121,9 @@ def run(
         for vector, own in zip(VECTORS, (difference, random_like(difference, generator)), strict=True):
             for strength in strengths:
                 labelled = {"layer": layer, "strength": float(strength), "vector": vector}
-                on_task.append(Variant((_edit(site, layer, strength * own, pairs, pos, add),), labelled))
+                on_task.append(Variant((adding(site, layer, strength * own, pairs, pos, add),), labelled))
                 at_end = "all" if add == "all" else "there"
-                on_neutral.append(Variant((_edit(site, layer, strength * own[turn], others, -1, at_end),), labelled))
+                on_neutral.append(Variant((adding(site, layer, strength * own[turn], others, -1, at_end),), labelled))
     steered = sweep(
         model, pairs, on_task, metric, base="corrupt", source="clean", max_memory=max_memory, progress=progress
     )
@@ -130,49 +136,13 @@ def run(
     return frame[[*front, *(name for name in frame if name not in front)]]
 
 
-def _edit(site: str, layer: int, vectors: Tensor, pairs: PromptPairs, pos: int | str, add: str) -> Edit:
-    """The edit that adds to every prompt its own vector [prompt, ...]."""
-    source = vectors[:, None]  # [prompt, pos, ...]
-    if add == "all":
-        return Edit(site, {"layer": layer}, "add", source)
-    if add == "there" or pos == -1:
-        return Edit(site, {"layer": layer, "pos": pos}, "add", source)
-    from_there = torch.arange(pairs.mask.shape[1]) >= pairs.positions(pos).cpu()  # [prompt, pos]
-    return Edit(
-        site, {"layer": layer}, "add", source * from_there.reshape(*from_there.shape, *[1] * (vectors.ndim - 1))
-    )
-
-
 @checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect on held-out prompts, and mean divergence on neutral ones, of every layer, strength and vector.
 
-    `control` is the mean of the random vectors at the same layer and strength. `p` and `p_adjusted` are of what a
-    difference of means does beyond them: the mean of the paired differences against 0, corrected for being many.
+    `p` is of what a difference of means does beyond random vectors, as `interp.directions.held_out.beyond_random` says.
     """
-    by = ["layer", "strength", "vector", "prompts", "metric"]
-    measured = frame["effect"].where(frame["prompts"] == HELD_OUT, frame["value"])
-    frame = frame.assign(measured=measured)
-    cell = ["layer", "strength", "prompts", "metric"]
-    random = frame[frame["vector"] == "random"][[*cell, "prompt", "measured"]]
-    paired = frame[frame["vector"] == "difference"].merge(random, on=[*cell, "prompt"], suffixes=("", "_random"))
-    paired["beyond"] = paired["measured"] - paired["measured_random"]
-    off = np.where(paired["prompts"] == HELD_OUT, of_effect(paired), of_rows(paired, "base_value"))
-    # Of these two no interval is shown.
-    tested = stats.tested(paired, by=by, value="beyond", rounding=off, n_resamples=1)[[*by, "p", "p_adjusted"]]
-    control = stats.summarise(paired, by=by, value="measured_random", n_resamples=1)[[*by, "value"]]
-    table = stats.summarise(frame, by=by, value="measured")
-    table = table.merge(control.rename(columns={"value": "control"}), on=by, how="left").merge(
-        tested, on=by, how="left"
-    )
-    held = table["prompts"] == HELD_OUT
-    table["metric"] = table["metric"].where(~held, "effect on " + table["metric"])
-    order = held * 2 + (table["vector"] == "difference")
-    return (
-        table.assign(order=order)
-        .sort_values(["order", "value"], ascending=False, kind="stable", ignore_index=True)
-        .drop(columns="order")
-    )
+    return beyond_random(frame)
 
 
 @checked

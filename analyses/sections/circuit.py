@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from analyses.circuit import halves, integrals, plot_sizes, summary
+from analyses.circuit import halves, plot_sizes, summary
 from interp import figures
 from interp.circuits.circuit import Circuit
 from interp.circuits.faithfulness import completeness, least_scored, minimality
-from interp.circuits.finding import Search, find, run_beside_random
+from interp.circuits.finding import Search, find, integrals, run_beside_random
 from interp.circuits.graph import Graph
 from interp.figures.circuit_diagram import edge_table
 from interp.hooked.model import HookedModel

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyses.steering import HELD_OUT, NEUTRAL, plot_strengths, run, summary
+from analyses.steering import plot_strengths, run, summary
 from interp import stats
 from interp.directions.classes import CONTRASTS, Contrast, contrast
-from interp.directions.held_out import held_out_vectors, pulled
+from interp.directions.held_out import HELD_OUT, NEUTRAL, held_out_vectors, pulled
 from interp.directions.steering import Direction, steer
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs

@@ -3,6 +3,7 @@
 1. `find` scores every edge (EAP, or EAP-IG along one of two paths) and takes the best in every size; ACDC finds one
    circuit, which it begins with the best edges by EAP-IG. The whole model is always the last.
 2. `run_beside_random` runs them on other prompts, and random circuits of as many edges: the control.
+3. `size_means` and `integrals` are the means over prompts: faithfulness of every size, and its areas.
 
 Sources: as `interp.circuits.edge_scores` and `interp.circuits.search`.
 """
@@ -13,13 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from interp.arguments import real_number, whole_number
+from interp.arguments import checked, real_number, whole_number
 from interp.attribution.run_values import run_values
 from interp.circuits.circuit import Circuit, origin, random_circuits
 from interp.circuits.edge_scores import eap, eap_ig
-from interp.circuits.faithfulness import edge_counts
+from interp.circuits.faithfulness import areas, edge_counts, faithfulness
 from interp.circuits.graph import Graph
 from interp.circuits.run import run_circuits
 from interp.circuits.search import acdc, circuits
@@ -27,6 +29,7 @@ from interp.errors import check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import get_metric, normalised_effect
 from interp.prompts.pairs import PromptPairs
+from interp.rounding import of_rows, reason
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "acdc")
 KINDS = ["method", "selection", "rank"]
 SIZES = ["fraction", "n_taken", "n_edges", "n_nodes"]
+SIZE = [*KINDS, *SIZES[:3]]
+MEASURED = "faithfulness in "
 
 
 @dataclass(frozen=True)
@@ -165,3 +170,71 @@ def _facts(like: Circuit, own: Circuit) -> dict[str, Any]:
         **dict(zip(SIZES, sizes, strict=True)),
         "draw": own.found.get("draw"),
     }
+
+
+@checked
+def size_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Faithfulness of every size, a ratio of means over prompts, with intervals; random circuits of a size together.
+
+    Args:
+        frame: from `run_beside_random`.
+
+    Returns:
+        A row for every method and size: `method, selection, rank, fraction, n_taken, n_edges`, mean `n_nodes`, how many
+        `draws`, `metric, value, n` (of prompts), `ci_low, ci_high`, and `reason` where a faithfulness is missing.
+    """
+    import pandas as pd
+
+    rows = []
+    for keys, part in frame.groupby(SIZE, sort=False, dropna=False):
+        table, full, empty, off = _tables(part)
+        interval = faithfulness(table.mean(0), full, empty, rounding=off)
+        numbers = {name: float(getattr(interval, name)) for name in ("value", "ci_low", "ci_high")}
+        rows.append(
+            {
+                **dict(zip(SIZE, keys, strict=True)),
+                "n_nodes": part["n_nodes"].mean(),
+                "draws": len(table),
+                "metric": MEASURED + part["metric"].iloc[0],
+                "value": numbers["value"],
+                "n": table.shape[1],
+                "ci_low": numbers["ci_low"],
+                "ci_high": numbers["ci_high"],
+                "reason": reason(len(off), len(off), off.mean()) if np.isnan(numbers["value"]) else "",
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table if table["reason"].any() else table.drop(columns="reason")
+
+
+@checked
+def integrals(frame: pd.DataFrame) -> pd.DataFrame:
+    """CPR and CMD (`interp.circuits.faithfulness.areas`) of every method with intervals; one of a single size has none.
+
+    Args:
+        frame: from `run_beside_random`.
+
+    Returns:
+        Columns `method, metric, value, n` (of prompts), `ci_low, ci_high, sizes` (how many).
+    """
+    import pandas as pd
+
+    rows = []
+    for method, part in frame.groupby("method", sort=False):
+        sizes = [(fraction, _tables(one)) for fraction, one in part.groupby("fraction")]
+        if len(sizes) < 2:
+            continue
+        values = np.stack([table.mean(0) for _, (table, *_) in sizes])
+        _, full, empty, off = sizes[0][1]
+        for name, interval in areas([fraction for fraction, _ in sizes], values, full, empty, rounding=off).items():
+            numbers = {of: float(getattr(interval, of)) for of in ("value", "n", "ci_low", "ci_high")}
+            rows.append({"method": method, "metric": name.upper(), **numbers, "sizes": len(sizes)})
+    return pd.DataFrame(rows, columns=["method", "metric", "value", "n", "ci_low", "ci_high", "sizes"])
+
+
+def _tables(part: pd.DataFrame) -> tuple[Any, Any, Any, Any]:
+    """The metric of circuits of one size [draw, prompt], of the whole and of the ablated model, and its rounding."""
+    table = part.assign(draw=part["draw"].fillna(0)).pivot(index="draw", columns="prompt", values="value")
+    of = part.drop_duplicates("prompt").sort_values("prompt")
+    full, empty = of["full_value"].to_numpy(), of["empty_value"].to_numpy()
+    return table.to_numpy(), full, empty, of_rows(of, "full_value", "empty_value")

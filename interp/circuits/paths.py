@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.arguments import checked
+from interp.arguments import checked, is_whole, shown
 from interp.circuits.graph import Graph, Node
 from interp.edits import Edit, Index
-from interp.errors import UnknownName, check_choice, unknown
+from interp.errors import PromptError, UnknownName, check_choice, unknown
 from interp.hooked.cache import ActivationCache
 from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
@@ -46,6 +46,7 @@ THROUGH = {
 
 SENDERS = ("mixers", "heads", "mlps", "input", "all")
 MIXERS = ("attn", "ssm")
+MOST_BYTES = 2**28  # of what reaches the receivers, held at a time
 BATCH_POSITIONS = 2048  # positions that run together in step 2
 
 
@@ -136,6 +137,51 @@ def _groups(node: Node) -> tuple[str, ...]:
     if node.kind in MIXERS:
         return ("mixers", "all") if node.head is None else ("mixers", "heads", "all")
     return ("mlps" if node.kind == "mlp" else "input", "all")
+
+
+def parse_places(pos: int | str | Sequence[int | str] | None) -> list[dict[str, int | str]]:
+    """The places at which receivers are changed, each as a label: a position, a role, or nothing for everywhere.
+
+    Args:
+        pos: one or several positions and roles, as "S2,END"; None is everywhere at once.
+
+    Raises:
+        PromptError: something that is neither.
+
+    >>> parse_places("S2,-1"), parse_places(None)
+    ([{'role': 'S2'}, {'pos': -1}], [{}])
+    """
+    if pos is None:
+        return [{}]
+    given: list[Any] = [pos]
+    if isinstance(pos, Iterable) and not is_whole(pos):
+        given = pos.split(",") if isinstance(pos, str) else list(pos)
+    places: list[dict[str, int | str]] = []
+    for one in given:
+        if not isinstance(one, str) and not is_whole(one):
+            raise PromptError(f"pos must be a position, a role, or several of them, not {shown(pos)}")
+        text = str(one).strip() if isinstance(one, str) else str(int(one))
+        places.append({"pos": int(text)} if text.lstrip("-").isdecimal() else {"role": text})
+    return places
+
+
+def sender_labels(node: Node) -> dict[str, Any]:
+    """A sender as tables name it: `sender, site, layer` (0 of the embedding), and `head` or its own kind of head."""
+    site = "embed" if node.kind == "input" else node.site.rpartition("hook_")[2]
+    own = {"head": None} if node.axis is None else {node.axis: node.head}
+    return {"sender": node.label, "site": site, "layer": max(node.layer, 0), **own}
+
+
+def in_groups(senders: Sequence[int], each: int) -> Iterator[Sequence[int]]:
+    """Senders whose values of `arriving` fit into memory together.
+
+    Args:
+        senders: indices in the graph's `senders`.
+        each: bytes of one sender's values. They alone decide, so that the same call makes the same groups.
+    """
+    size = max(1, MOST_BYTES // each)
+    for first in range(0, len(senders), size):
+        yield senders[first : first + size]
 
 
 def point(node: Node, model: HookedModel) -> str:

@@ -3,25 +3,39 @@
 1. `pulled` keeps the pairs whose two prompts are of different classes: nothing pulls the others either way.
 2. The pairs are dealt into two halves. `held_out_vectors` gives each the difference of means over the half without it.
 3. `random_like` gives the control, random vectors of the same lengths; `neutral_prompts` are those on which steering
-   should change little.
+   should change little. `adding` makes the edits.
+4. `beyond_random` says what a difference of means does beyond random vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from interp import stats
+from interp.arguments import checked
 from interp.directions.classes import Array, Contrast
 from interp.directions.probes import Probe, rows_of
 from interp.directions.steering import Where, between, states
+from interp.edits import Edit
 from interp.errors import PromptError
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
+from interp.rounding import of_effect, of_rows
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+ADDED = ("onward", "there", "all")
+"""Where a vector is added: from a position on, at it alone, at all positions."""
+
+VECTORS = ("difference", "random")
+HELD_OUT, NEUTRAL = "held out", "neutral"  # the prompts of a row
 MOST_NEUTRAL = 16
 
 
@@ -78,3 +92,62 @@ def neutral_prompts(
     cut = [int(generator.integers(min(2, n - 1), n)) if n > 1 else 1 for n in pairs.lengths.tolist()]
     rows = [row[:n].tolist() for row, n in zip(pairs.clean, cut, strict=True)]
     return PromptPairs.from_tokens(rows, answers=pairs.answer_sets or pairs.answers, name="neutral")
+
+
+def adding(site: str, layer: int, vectors: Tensor, pairs: PromptPairs, pos: int | str, add: str) -> Edit:
+    """The edit that adds to every prompt its own vector.
+
+    Args:
+        site, layer: where.
+        vectors: [prompt, the site's other axes].
+        pairs: the prompts.
+        pos: a position, or a role.
+        add: "onward" adds from there on, "there" at it alone, "all" at every position.
+    """
+    source = vectors[:, None]  # [prompt, pos, ...]
+    if add == "all":
+        return Edit(site, {"layer": layer}, "add", source)
+    if add == "there" or pos == -1:
+        return Edit(site, {"layer": layer, "pos": pos}, "add", source)
+    from_there = torch.arange(pairs.mask.shape[1]) >= pairs.positions(pos).cpu()  # [prompt, pos]
+    return Edit(
+        site, {"layer": layer}, "add", source * from_there.reshape(*from_there.shape, *[1] * (vectors.ndim - 1))
+    )
+
+
+@checked
+def beyond_random(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean effect on held-out prompts, and mean divergence on neutral ones, of every layer, strength and vector.
+
+    Args:
+        frame: has `layer, strength, vector` ("difference" or "random"), `prompts` ("held out" or "neutral") and a
+            sweep's columns; `effect` counts on held-out prompts, `value` on neutral ones.
+
+    Returns:
+        Means with intervals, held-out prompts and differences first, the largest of them at the top. `control` is the
+        mean of the random vectors at the same layer and strength. `p` and `p_adjusted` are of what a difference of
+        means does beyond them: the mean of the paired differences against 0, corrected for being many.
+    """
+    by = ["layer", "strength", "vector", "prompts", "metric"]
+    measured = frame["effect"].where(frame["prompts"] == HELD_OUT, frame["value"])
+    frame = frame.assign(measured=measured)
+    cell = ["layer", "strength", "prompts", "metric"]
+    random = frame[frame["vector"] == "random"][[*cell, "prompt", "measured"]]
+    paired = frame[frame["vector"] == "difference"].merge(random, on=[*cell, "prompt"], suffixes=("", "_random"))
+    paired["beyond"] = paired["measured"] - paired["measured_random"]
+    off = np.where(paired["prompts"] == HELD_OUT, of_effect(paired), of_rows(paired, "base_value"))
+    # Of these two no interval is shown.
+    tested = stats.tested(paired, by=by, value="beyond", rounding=off, n_resamples=1)[[*by, "p", "p_adjusted"]]
+    control = stats.summarise(paired, by=by, value="measured_random", n_resamples=1)[[*by, "value"]]
+    table = stats.summarise(frame, by=by, value="measured")
+    table = table.merge(control.rename(columns={"value": "control"}), on=by, how="left").merge(
+        tested, on=by, how="left"
+    )
+    held = table["prompts"] == HELD_OUT
+    table["metric"] = table["metric"].where(~held, "effect on " + table["metric"])
+    order = held * 2 + (table["vector"] == "difference")
+    return (
+        table.assign(order=order)
+        .sort_values(["order", "value"], ascending=False, kind="stable", ignore_index=True)
+        .drop(columns="order")
+    )

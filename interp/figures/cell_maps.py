@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from interp.figures.axes import Axis
+from interp.figures.glyphs import visible
 from interp.figures.heatmaps import heatmap
-from interp.variants.cell_tables import UNITS
-from interp.variants.granularity import cut_by
+from interp.variants.cell_tables import UNITS, VARIES, shared_labels
+from interp.variants.granularity import TOLD, cut_by
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,5 +45,21 @@ def cell_map(table: pd.DataFrame, *, facet: Sequence[str] = (), label: str) -> F
         return heatmap(table, x=Axis("head", title=title), annotate=0 if panels or mixed else 6, **look)
     if not cuts:
         return heatmap(table, x="site", **look)
-    place = Axis("role", values=list(dict.fromkeys(table["role"]))) if cuts == ["role"] else Axis(cuts[0])
-    return heatmap(table, x=place, **look)
+    return heatmap(table, x=place_axis(table, cuts[0]), **look)
+
+
+def place_axis(frame: pd.DataFrame, column: str) -> Axis:
+    """Roles in their order; positions with the token that all prompts have there, or else their role.
+
+    Args:
+        frame: cells, with the tokens and roles at their positions where `interp.variants.granularity.described` put
+            them beside.
+        column: "role", "pos", "query" or "key".
+    """
+    if column == "role":
+        return Axis("role", values=list(dict.fromkeys(frame["role"])))
+    if not set(TOLD[column]) <= set(frame):
+        return Axis(column)
+    tokens, roles = (shared_labels(frame, column, name) for name in TOLD[column])
+    texts = {at: roles[at] or VARIES if token == VARIES else visible(token) for at, token in tokens.items()}
+    return Axis(column, labels={at: f"{at}: {text}" for at, text in texts.items()})

@@ -115,7 +115,7 @@ def test_what_is_held_in_memory_at_a_time_changes_nothing(monkeypatch: pytest.Mo
     model, pairs = make("gpt2"), pairs_of()
     options: dict[str, Any] = {"receivers": "L1H0:q,logits", "senders": "all", "through": "mlps", "progress": False}
     whole = path_patching.run(model, pairs, **options)
-    monkeypatch.setattr(path_patching, "MOST_BYTES", 3 * 2 * pairs.mask.numel() * 16 * 4)
+    monkeypatch.setattr("interp.circuits.paths.MOST_BYTES", 3 * 2 * pairs.mask.numel() * 16 * 4)
     parts = path_patching.run(model, pairs, **options, out=tmp_path / "kept")
     keys = ["receiver", "sender", "prompt"]
     pd.testing.assert_frame_equal(
