@@ -26,19 +26,7 @@ import click
 from interp import figures, stats
 from interp.arguments import checked
 from interp.figures.axes import Axis
-from interp.ground_truth.copying_measures import (
-    ACCURACY,
-    ELSEWHERE,
-    HEAD,
-    OTHER_LAYER,
-    OWN,
-    RANDOM,
-    STRONGEST,
-    carriers,
-    measures,
-    needed,
-    ranked,
-)
+from interp.ground_truth.copying_measures import ACCURACY, CONTROLS, RANDOM, STRONGEST, carriers, first_needed, measures
 from interp.ground_truth.copying_models import KINDS, PAIRS, SLOT, STEPS, config, prompts, train
 from interp.models.gpt import GPT
 from interp.rounding import of_rows, quotient
@@ -166,9 +154,9 @@ def findings(frame: pd.DataFrame) -> list[str]:
     for kind, part in frame.groupby("model", sort=False):
         rows = table[table["model"] == kind].set_index(["condition", "count"])
         right = {at: _share(row) for at, row in rows.iterrows()}
-        count = needed(part[part["measure"] == "found"])
-        order = ranked(part[part["measure"] == "entry"])[:count]
-        where = ", ".join(f"{offset(key - value)} in layer {layer}" for layer, key in order)
+        entries = first_needed(part)
+        count = len(entries)
+        where = ", ".join(f"{offset(key - value)} in layer {layer}" for layer, key in entries)
         found = [
             f"{one.site} of layer {one.layer} {offset(one.pos - value)} ({one.effect:.2f})"
             for one in carriers(part[part["measure"] == "patching"]).itertuples()
@@ -180,10 +168,8 @@ def findings(frame: pd.DataFrame) -> list[str]:
             f"{kind}: right on {right[STRONGEST, count]} without {'it' if count == 1 else f'these {count}'}, and on "
             f"{right[RANDOM, count]} without as many random ones.",
         ]
-        others = {OTHER_LAYER: "the same positions of the other layer", OWN: "the value's own position"}
-        others |= {HEAD: "the head at the query", ELSEWHERE: "the head at all other positions"}
-        left = {condition: text for (condition, _), text in right.items() if condition in others}
-        said.append(f"{kind}: right on " + ", ".join(f"{left[at]} without {others[at]}" for at in left) + ".")
+        left = {condition: text for (condition, _), text in right.items() if condition in CONTROLS}
+        said.append(f"{kind}: right on " + ", ".join(f"{left[at]} without {CONTROLS[at]}" for at in left) + ".")
     return said
 
 

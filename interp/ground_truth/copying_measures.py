@@ -37,7 +37,15 @@ SITES = {"attention": ("resid_pre", "k", "v"), "mamba": ("resid_pre", "conv", "s
 
 STRONGEST, RANDOM = "strongest", "random"
 OTHER_LAYER, OWN, HEAD, ELSEWHERE = "other layer", "value's own", "the head", "the head elsewhere"
-CUTS = (STRONGEST, RANDOM, OTHER_LAYER, OWN, HEAD, ELSEWHERE)  # what is cut; of the first two, up to `MOST` entries
+CONTROLS = {
+    OTHER_LAYER: "the same positions of the other layer",
+    OWN: "the value's own position",
+    HEAD: "the head at the query",
+    ELSEWHERE: "the head at all other positions",
+}
+"""What is cut beside the strongest entries and as many random ones, in words."""
+
+CUTS = (STRONGEST, RANDOM, *CONTROLS)  # what is cut; of the first two, up to `MOST` entries
 
 MOST = 6
 CARRIES = 0.1  # the effect of a site that has the value, at least
@@ -158,6 +166,16 @@ def needed(found: pd.DataFrame) -> int:
     least = table["ci_low"].fillna(table["value"])  # one prompt has no interval
     enough = table[(least <= 1 / PAIRS) & (table["count"] > 0)]["count"]
     return int(enough.min()) if len(enough) else MOST
+
+
+def first_needed(frame: pd.DataFrame) -> list[Entry]:
+    """The entries that are needed, the strongest first.
+
+    Args:
+        frame: the rows of a model in which `measure` is "entry" or "found", as `measures` names them.
+    """
+    tables = dict(iter(frame.groupby("measure")))
+    return ranked(tables["entry"])[: needed(tables["found"])]
 
 
 def strongest_unit(model: GPT, pairs: PromptPairs, entry: Entry) -> tuple[int, int]:
