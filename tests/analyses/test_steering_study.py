@@ -215,4 +215,4 @@ def test_the_command_takes_strengths_and_a_place(talker: Path) -> None:
     assert done.exit_code == 0, done.output
     assert {line.split(",")[1] for line in done.stdout.splitlines()[1:]} == {"0.5", "2.0"}
     wrong = CliRunner().invoke(steering.main, ["--strengths", "much"])
-    assert wrong.exit_code == 2 and "no list of finite numbers" in wrong.stderr
+    assert wrong.exit_code == 2 and "not a list of finite numbers" in wrong.stderr
