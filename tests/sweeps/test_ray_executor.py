@@ -413,11 +413,11 @@ def test_nothing_to_run_starts_nothing(small: GPT, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"workers": 0}, "workers is 0, expected 1 or more"),
-        ({"threads": -1}, "threads is -1, expected 1 or more"),
-        ({"cpus_per_worker": -0.5}, "cpus_per_worker is -0.5, expected 0 or more"),
-        ({"gpus_per_worker": 2}, "gpus_per_worker is 2, expected 0 to 1"),
-        ({"patience": -1}, "patience is -1, expected 0 or more"),
+        ({"workers": 0}, "workers must be at least 1, not 0"),
+        ({"threads": -1}, "threads must be at least 1, not -1"),
+        ({"cpus_per_worker": -0.5}, "cpus_per_worker must be a finite number >= 0, not -0.5"),
+        ({"gpus_per_worker": 2}, "gpus_per_worker must be a finite number from 0 to 1, not 2"),
+        ({"patience": -1}, "patience must be a finite number >= 0, not -1"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(options: dict[str, Any], says: str) -> None:
