@@ -284,9 +284,15 @@ def strongest_groups(table: pd.DataFrame, by: str, most: int) -> tuple[pd.DataFr
         table: has `value`.
         by: the column that says which group a row belongs to.
         most: how many groups are kept, each by the largest of its magnitudes.
+
+    Raises:
+        UnknownName: a column that does not exist.
+        ConfigError: a column `value` that does not hold numbers, or `most` below 0.
     """
-    largest = table["value"].abs().groupby(table[by], sort=False).max()
-    return table[table[by].isin(largest.nlargest(most).index)], len(largest)
+    as_numbers("value", column_of(table, "value"))
+    groups, most = column_of(table, by), whole_number("most", most, least=0)
+    largest = table["value"].abs().groupby(groups, sort=False).max()
+    return table[groups.isin(largest.nlargest(most).index)], len(largest)
 
 
 @checked

@@ -295,6 +295,11 @@ def test_only_shares_have_the_interval_of_a_share() -> None:
             for t in (None, [], torch.ones(2))
         ],
         (lambda frame: stats.strongest_first(frame.assign(value="x")), "value must be numbers"),
+        *[
+            (lambda frame, b=b: stats.strongest_groups(frame, b, 2), "no column of the frame matches")
+            for b in ("", "x")
+        ],
+        (lambda frame: stats.strongest_groups(frame, "layer", -1), "most must be at least 0"),
         (lambda frame: stats.strongest_first(frame.drop(columns="value")), "no column of the frame matches 'value'"),
         *[(lambda frame, t=t: stats.as_measured(t, frame), "table must be a DataFrame") for t in ("x", torch.ones(2))],
         (lambda frame: stats.as_measured(frame.assign(layer=99), frame), "layer': 99.*not measured"),

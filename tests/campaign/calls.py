@@ -223,6 +223,7 @@ def prepare(home: Path) -> None:
         "figures.Axis": {"labels": None, "values": None},
         "PromptPairs.positions": {"index": "IO"},
         "stats.share_interval": {"right": 3, "n": 4},
+        "stats.strongest_groups": {"by": "layer", "most": 4},
         "stats.rank_agreement": {"one": [0.1, 0.4, 0.2], "other": [0.3, 0.1, 0.2]},
         "metrics.sides": {"answers": pairs.answer_table},
         "ActivationCache.logit_attrs": {"tokens": " Mary"},
