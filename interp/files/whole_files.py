@@ -26,6 +26,7 @@ from typing import Any
 
 from interp.errors import InterpError, OutputError
 
+DESKTOP_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # written by file managers; nobody misses them
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
 
 

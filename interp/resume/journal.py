@@ -29,7 +29,7 @@ import torch
 
 from interp.errors import ConfigError, OutputError
 from interp.files.checksums import BLANK, is_sound, sealed
-from interp.files.whole_files import PARTIAL, partial_file, read_regular, remove_leftovers
+from interp.files.whole_files import DESKTOP_FILES, PARTIAL, partial_file, read_regular, remove_leftovers
 from interp.version import __version__
 
 FORMAT = "interp.Journal 1"
@@ -37,7 +37,6 @@ MANIFEST = "manifest.json"
 PART = re.compile(r"[a-z]+-[0-9]+")
 SUFFIX = ".parquet"
 DIGEST = re.compile(r"[0-9a-f]{32,}")
-LEFT_BY_DESKTOPS = {".DS_Store", "Thumbs.db", "desktop.ini"}
 FULL = {
     errno.ENOSPC: ("disk full", "free some space"),
     errno.EDQUOT: ("disk quota used up", "free some space"),
@@ -233,7 +232,7 @@ def _refuse_other_key(stored: Mapping[str, str], key: Mapping[str, str], folder:
 
 def _refuse_strangers(folder: Path) -> None:
     """Refuse a folder without a manifest, unless it holds only temporary files of a killed process."""
-    others = sorted(n for n in os.listdir(folder) if not PARTIAL.fullmatch(n) and n not in LEFT_BY_DESKTOPS)
+    others = sorted(n for n in os.listdir(folder) if not PARTIAL.fullmatch(n) and n not in DESKTOP_FILES)
     if others and not (folder / MANIFEST).exists():  # asked again: another process may have just written it
         names = others[0] if len(others) == 1 else f"{others[0]} and {len(others) - 1} more"
         raise OutputError(f"{folder} holds {names} and no manifest of a sweep; give an empty or a new folder as --out")

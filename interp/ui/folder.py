@@ -16,11 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from interp.errors import InterpError, OutputError
-from interp.files.whole_files import read_json
+from interp.files.whole_files import DESKTOP_FILES, read_json
 
 MANIFEST = "manifest.json"
 FORMAT = "interp report"
-DESKTOP_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # written by file managers; nobody misses them
 
 
 def check_output(out: str | Path) -> Path:
