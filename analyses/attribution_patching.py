@@ -37,7 +37,7 @@ from interp.study.command import study_command
 from interp.study.options import whole
 from interp.study.shared_options import GRANULARITY, METRIC, by_option, direction_option, method_option, site_option
 from interp.study.sweep_options import SweepOptions
-from interp.sweeps.sweep import measure
+from interp.sweeps.sweep import sweep_values
 from interp.variants.cell_tables import UNITS, cell_names
 from interp.variants.granularity import AXES, by_position, cell_columns, cut_by, described, effect_label
 
@@ -113,7 +113,7 @@ def run(
         max_memory=options.get("max_memory"),
     ).numpy()  # [cell, prompt]
     chosen = choose(estimates.mean(1), sample, seed=seed)
-    measured = measure(model, pairs, [cells[at] for at in chosen], metric, base=base, source=source, **options)
+    measured = sweep_values(model, pairs, [cells[at] for at in chosen], metric, base=base, source=source, **options)
     frame = tabulated(
         lambda at: {"direction": direction, "method": method, **cells[at].labels},
         estimates,

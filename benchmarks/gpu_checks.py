@@ -24,7 +24,7 @@ from interp import GPT, Edit, Mamba, ModelConfig, PromptPairs, Variant
 from interp.hooked.hooks import attached
 from interp.state_space import scan_kernel as recurrence
 from interp.state_space.scan import dual_scan, dual_states, selective_scan, selective_states
-from interp.sweeps.sweep import measure
+from interp.sweeps.sweep import sweep_values
 
 Result = dict[str, Any]
 ROOT = Path(__file__).parent.parent
@@ -83,7 +83,7 @@ def random_pairs(n: int, length: int, d_vocab: int, first: int) -> PromptPairs:
 
 def swept(model: GPT, pairs: PromptPairs, variants: Sequence[Variant]) -> np.ndarray[Any, Any]:
     """The values of a sweep [variant, prompt], without the table that needs pandas."""
-    return measure(model, pairs, variants, progress=False).values
+    return sweep_values(model, pairs, variants, progress=False).values
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ from interp.hooked.model import HookedModel
 from interp.precision import widened
 from interp.prompts.pair_checks import other_side
 from interp.prompts.pairs import PromptPairs
-from interp.sweeps.sweep import Executor, measure
+from interp.sweeps.sweep import Executor, sweep_values
 from interp.variants.ablations import replacements
 
 PATHS = ("inputs", "activations")
@@ -188,7 +188,7 @@ def exact(
         raise PromptError("exact edge patching needs at least one edge")
     cells = variants(model, pairs, chosen, graph, base=base, ablation=ablation, seed=seed)
     sides = {"base": base, "source": other_side(base)}
-    measured = measure(
+    measured = sweep_values(
         model, pairs, cells, metric, **sides, max_memory=max_memory, out=out, progress=progress, executor=executor
     )
     scores = torch.full((len(pairs), len(graph.senders), len(graph.receivers)), torch.nan, dtype=torch.float64)

@@ -27,7 +27,7 @@ from interp.errors import unknown
 from interp.ground_truth.known_circuits import parts
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
-from interp.sweeps.sweep import measure
+from interp.sweeps.sweep import sweep_values
 from interp.variants.ablations import replacements
 
 TAUS = (0.5, 0.2, 0.1, 0.05, 0.02)  # thresholds of ACDC, as parts of the clean metric
@@ -128,7 +128,7 @@ def _estimate(case: Case, **options: Any) -> Tensor:
 
 def _exact_nodes(case: Case) -> Tensor:
     cells = case.variants()
-    measured = measure(case.model, case.pairs, cells, base="clean", source="corrupt", progress=False)
+    measured = sweep_values(case.model, case.pairs, cells, base="clean", source="corrupt", progress=False)
     return torch.from_numpy(np.abs(measured.changes).mean(1))
 
 

@@ -114,7 +114,7 @@ class Measured:
 
 
 @checked
-def measure(
+def sweep_values(
     model: HookedModel,
     pairs: PromptPairs,
     variants: Sequence[Variant],

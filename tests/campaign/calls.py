@@ -51,7 +51,6 @@ LEFT_OUT = {
         "metrics.at_last",
         "metrics.check_answers",
         "metrics.evaluate",
-        "metrics.rounding",
         "metrics.is_read",
         "metrics.read",
     ),

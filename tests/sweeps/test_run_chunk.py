@@ -22,7 +22,7 @@ from interp.sites import axis_sizes, site_names
 from interp.sweeps import plan as plans
 from interp.sweeps import run_chunk as passes
 from interp.sweeps.edit_reach import Placed, Placer
-from interp.sweeps.sweep import measure, plan_sweep, sweep
+from interp.sweeps.sweep import plan_sweep, sweep, sweep_values
 
 
 @st.composite
@@ -471,7 +471,7 @@ def test_a_block_whose_prompts_are_too_short_for_a_slice_is_not_changed(monkeypa
     ]
     whole = sweep(model, pairs, variants, progress=False)["value"]
     monkeypatch.setitem(plans.ROWS, "cpu", 8)
-    measured = measure(model, pairs, variants, progress=False)
+    measured = sweep_values(model, pairs, variants, progress=False)
     assert measured.values.ravel() == pytest.approx(whole.to_numpy(), rel=1e-5)
     changes = np.abs(measured.changes)
     assert (changes[:, 1:3] < 1e-5).all() and (changes[:, [0, 3]] > 1e-4).all()
