@@ -55,9 +55,10 @@ def run(
     Returns:
         Columns `component, kind, layer, head, prompt, metric, value`, in logits. Kinds: `embed`, `head` (`L9H6`), `mlp`
         (`MLP 9`, with its bias), `bias` (the b_O or b_out of a layer; the final norm's and the unembedding's bias),
-        `total` (the metric itself) and `residue` (the metric less the sum of all parts). With state-space layers there
-        are the columns `ssm_head, channel`, and the kinds `ssm_head` (`L9S6`, of Mamba-2), `channel` (`L9C123`, of
-        Mamba-1) and `mixer` (`mixer 9`, a Mamba-1 layer; `rest of mixer 9` where channels of it have rows of their
+        `total` (the metric itself) and `residue` (the metric less the sum of all parts). Of a model whose logits have
+        a soft cap all these are of the logits before it, and `capped` is the metric after it. With state-space layers
+        there are the columns `ssm_head, channel`, and the kinds `ssm_head` (`L9S6`, of Mamba-2), `channel` (`L9C123`,
+        of Mamba-1) and `mixer` (`mixer 9`, a Mamba-1 layer; `rest of mixer 9` where channels of it have rows of their
         own).
 
     Raises:
@@ -69,6 +70,8 @@ def run(
     cfg = model.cfg
     pairs = pairs.to(model.device)
     names = [name for name in model.hook_dict if name.endswith(SITES)]
+    capped = cfg.output_logits_soft_cap is not None
+    names += [f"blocks.{cfg.n_layers - 1}.hook_resid_post"] if capped and cfg.n_layers else []
     logits, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=pairs.attention_mask)
     at = (torch.arange(len(pairs), device=model.device), pairs.last)  # the last position of every prompt
 
@@ -92,12 +95,17 @@ def run(
     none = torch.zeros(cfg.d_model, device=model.device, dtype=model.dtype)
     bias = none if norm is None or norm.b is None else norm.b
     labels.append(("bias", "bias", None, None))
-    values.append((model.unembed(bias)[answers] * weights).sum(-1).double())
+    values.append((model.uncapped_logits(bias)[answers] * weights).sum(-1).double())
 
-    # 3. The metric itself, and what the sum leaves over.
-    total = (logits[at].gather(-1, answers).double() * weights).sum(-1)
+    # 3. The metric itself, and what the sum leaves over; a soft cap comes after the sum.
+    read = logits[at]
+    if capped:
+        read = model.uncapped_logits(model.ln_final(cache[names[-1]][at]))
+        labels.append(("after the soft cap", "capped", None, None))
+    total, seen = ((one.gather(-1, answers).double() * weights).sum(-1) for one in (read, logits[at]))
     labels += [("total", "total", None, None), ("residue", "residue", None, None)]
-    values += [total, total - torch.stack(values).sum(0)]
+    residue = total - torch.stack(values).sum(0)
+    values += [*([seen] if capped else []), total, residue]
     return contribution_table(labels, values, metric, PARTS if cfg.has_mamba else ["head"])
 
 

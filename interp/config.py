@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from interp.arguments import LARGEST_SEED, is_several, one_of_layers, real_number, shown, whole_number
 from interp.errors import ConfigError, nearest
@@ -22,23 +22,39 @@ POSITIONS = ("standard", "sinusoidal", "rotary", "alibi", "none")
 MAMBAS = ("mamba", "mamba2")
 SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
 LAYER_TYPES = ("attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp")
-ROPE_SCALINGS = ("linear", "llama3")
+ROPE_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
+NORM_PLACEMENTS = ("pre", "post", "both")
+ATTENTION_TYPES = ("global", "local")
+QK_NORMS = ("RMS", "RMS_all_heads", "LN", "LN_each_head", None)
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
 MAX_SIZE = 2**48  # a larger size is a mistake: no machine holds such a tensor, and sums of several would overflow
-OPTIONAL_SIZES = ("n_key_value_heads", "d_mlp", "rotary_dim", "d_inner", "d_state", "dt_rank")
+OPTIONAL_SIZES = ("n_key_value_heads", "d_mlp", "rotary_dim", "d_inner", "d_state", "dt_rank", "window_size")
+OPTIONAL_NUMBERS = ("attn_scale", "output_logits_soft_cap", "attn_scores_soft_cap", "clip_qkv", "rotary_base_local")
 STATE_SPACE_SIZES = ("d_conv", "d_ssm_head", "n_ssm_groups")
 FLAGS = (
     "gated_mlp", "final_norm", "rotary_adjacent_pairs", "attn_only", "parallel_attn_mlp", "use_attn_scale",
     "tie_word_embeddings", "attn_in_bias", "attn_out_bias", "mlp_bias", "unembed_bias", "conv_bias", "mamba_bias",
+    "embed_norm", "norm_bias", "norm_unit_offset", "shared_norm", "attn_sinks", "alibi_bfloat16",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained context.
+    """How rotary frequencies are stretched beyond the trained context of `original_n_ctx` positions.
 
-    `linear` divides every frequency by `factor`; `llama3` divides the low ones and blends between
-    (Grattafiori et al. 2024, "The Llama 3 Herd of Models", section 3.2, and its released code).
+    | kind | what it does |
+    |---|---|
+    | `linear` | divides every frequency by `factor` (Chen et al. 2023, "Extending Context Window ...", section 2.3) |
+    | `dynamic` | raises the base for prompts longer than the trained context ("NTK-aware"; Peng et al. 2023, "YaRN", \
+      section 3.3 and appendix B.1) |
+    | `llama3` | divides the low frequencies and blends between `low_freq_factor` and `high_freq_factor` turns \
+      (Grattafiori et al. 2024, "The Llama 3 Herd of Models", section 3.2, and its released code) |
+    | `yarn` | divides the low frequencies and blends between `beta_slow` and `beta_fast` turns, rounded outwards to \
+      whole channels if `truncate`; scores grow by the square of `attention_factor` (Peng et al. 2023, section 3.4) |
+    | `longrope` | divides each frequency by a number of its own, `short_factor` within the trained context and \
+      `long_factor` beyond it; `attention_factor` as in `yarn` (Ding et al. 2024, "LongRoPE", section 3) |
+
+    `attention_factor` multiplies rotated queries and keys; None takes what the paper recommends for `factor`.
     """
 
     kind: str
@@ -46,18 +62,69 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_n_ctx: int = 8192
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in ROPE_SCALINGS:
             raise ConfigError(f"rope scaling {self.kind!r} is not supported; choose from {', '.join(ROPE_SCALINGS)}")
-        for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            _settle_number(self, name, " of the rope scaling", above=0)
+        where = " of the rope scaling"
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
+            _settle_number(self, name, where, above=0)
         whole_number("original_n_ctx of the rope scaling", self.original_n_ctx, least=1, most=MAX_SIZE)
         if self.kind == "llama3" and not self.low_freq_factor < self.high_freq_factor:
             raise ConfigError(
                 f"low_freq_factor={self.low_freq_factor} of the rope scaling must be below high_freq_factor="
                 f"{self.high_freq_factor}"
             )
+        if not isinstance(self.truncate, bool):
+            raise ConfigError(f"truncate{where} must be True or False, not {shown(self.truncate)}")
+        if self.attention_factor is not None:
+            _settle_number(self, "attention_factor", where, above=0)
+        for name in ("short_factor", "long_factor"):
+            self._settle_factors(name)
+        if self.attention_factor is None:
+            object.__setattr__(self, "attention_factor", self._recommended())
+
+    def _settle_factors(self, name: str) -> None:
+        given = getattr(self, name)
+        if (given is not None) != (self.kind == "longrope"):
+            raise ConfigError(
+                f"{name} belongs to a rope scaling of kind 'longrope', which needs it, not {shown(given)}"
+            )
+        if given is None:
+            return
+        if not is_several(given):
+            raise ConfigError(f"{name} of the rope scaling must be a number for each frequency, not {shown(given)}")
+        factors = tuple(real_number(f"each {name} of the rope scaling", one, above=0) for one in given)
+        object.__setattr__(self, name, factors)
+
+    def _recommended(self) -> float:
+        """The factor of queries and keys that a paper recommends for its scaling."""
+        if self.factor <= 1:
+            return 1.0
+        if self.kind == "yarn":
+            return 0.1 * math.log(self.factor) + 1.0
+        if self.kind == "longrope" and self.original_n_ctx > 1:
+            return math.sqrt(1 + math.log(self.factor) / math.log(self.original_n_ctx))
+        return 1.0
+
+
+class AttentionKind(NamedTuple):
+    """What one attention layer does differently from another: layers of the same kind share masks and angles.
+
+    Attributes:
+        window: how many positions a query sees, its own included; None for all.
+        rotary_base, rope_scaling: of its rotary embedding; a base of None rotates nothing.
+    """
+
+    window: int | None
+    rotary_base: float | None
+    rope_scaling: RopeScaling | None
 
 
 @dataclass(frozen=True)
@@ -69,11 +136,27 @@ class ModelConfig:
     `d_vocab_out` differs from `d_vocab` in models whose outputs are not their input tokens.
 
     Norms: `LN` and `RMS` have weights; `LNPre` and `RMSPre` only centre and scale (TransformerLens's folded form).
+    `norm_bias=False` leaves layer norm without its bias, `norm_unit_offset` stores weights less 1 (Gemma).
+    `norm_placement` says where a layer has norms: `pre` before attention and MLP, `post` after each, before what it
+    made is added to the stream (OLMo 2), `both` (Gemma 2). With `shared_norm` a parallel MLP reads the stream through
+    the attention's norm (GPT-J). `embed_norm` is a norm after the token embedding (BLOOM).
+
+    Scales: `embed_scale` multiplies the token embedding, `residual_scale` what attention and MLP add, `logit_scale` the
+    logits. `output_logits_soft_cap` and `attn_scores_soft_cap` are the c of c tanh(x / c), which logits and scores go
+    through (Gemma Team 2024, "Gemma 2", section 2).
 
     Positions: `standard` is a learned table added to the embedding, `sinusoidal` the fixed one of Vaswani et al. 2017
     (section 3.5), `rotary` turns queries and keys (Su et al. 2021, section 3.4) in their first `rotary_dim` channels,
     `alibi` lowers scores with distance (Press et al. 2021, section 3), `none` leaves order to the causal mask or to the
-    recurrence. `auto` is `standard` for a model with attention and `none` for one without.
+    recurrence. `auto` is `standard` for a model with attention and `none` for one without. `alibi_bfloat16` rounds
+    slope times position to bfloat16 and scales it like the scores (Falcon). Layers in `nope_layers` do not rotate.
+
+    Attention: with `window_size` a query of a local layer sees that many positions, its own included; `attn_types` says
+    of each layer whether it is `global` or `local`, and None makes all of them local. Local layers may have a
+    `rotary_base_local` of their own, with `rope_scaling_local` in place of `rope_scaling`. `qk_norm` is a norm of
+    queries and keys before rotation: `RMS` or `LN` of each head, with the same weights for all, `LN_each_head` with
+    weights for each and no bias, `RMS_all_heads` of all heads together. `clip_qkv` bounds queries, keys and values;
+    `attn_sinks` gives every head a score of looking nowhere (Xiao et al. 2023, "StreamingLLM"; gpt-oss).
 
     Layers: `layer_types` says for each layer what mixes positions, and whether an MLP follows: one of `attn+mlp`,
     `attn`, `mlp`, `mamba`, `mamba+mlp`, `mamba2`, `mamba2+mlp`; None makes all of them `attn+mlp`, or `attn` with
@@ -110,6 +193,17 @@ class ModelConfig:
     normalization_type: str | None = "LN"
     eps: float = 1e-5
     final_norm: bool = True
+    norm_placement: str = "pre"
+    norm_bias: bool = True
+    norm_unit_offset: bool = False
+    shared_norm: bool = False
+    embed_norm: bool = False
+
+    # Factors
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    output_logits_soft_cap: float | None = None
 
     # Positions
     positional_embedding_type: str = "auto"
@@ -117,6 +211,10 @@ class ModelConfig:
     rotary_base: float = 10000.0
     rotary_adjacent_pairs: bool = False
     rope_scaling: RopeScaling | None = None
+    rotary_base_local: float | None = None
+    rope_scaling_local: RopeScaling | None = None
+    nope_layers: tuple[int, ...] = ()
+    alibi_bfloat16: bool = False
 
     # Attention, and its place in the block
     attention_dir: str = "causal"
@@ -124,6 +222,12 @@ class ModelConfig:
     parallel_attn_mlp: bool = False
     use_attn_scale: bool = True
     attn_scale: float | None = None
+    attn_types: tuple[str, ...] | None = None
+    window_size: int | None = None
+    attn_scores_soft_cap: float | None = None
+    qk_norm: str | None = None
+    clip_qkv: float | None = None
+    attn_sinks: bool = False
 
     # Which weights there are
     tie_word_embeddings: bool = False
@@ -213,17 +317,20 @@ class ModelConfig:
         self._check_numbers()
         if not isinstance(self.model_name, str):
             raise ConfigError(f"model_name must be text, not {self.model_name!r}")
-        if not isinstance(self.rope_scaling, RopeScaling | None):
-            raise ConfigError(f"rope_scaling must be a RopeScaling or None, not {self.rope_scaling!r}")
+        for name in ("rope_scaling", "rope_scaling_local"):
+            if not isinstance(getattr(self, name), RopeScaling | None):
+                raise ConfigError(f"{name} must be a RopeScaling or None, not {getattr(self, name)!r}")
         self._check_whole("d_model", 1)
         self._check_whole("n_ctx", 1)
 
     def _check_numbers(self) -> None:
         for name in ("eps", "ssm_eps", "initializer_range"):
             _settle_number(self, name, least=0)
-        _settle_number(self, "rotary_base", above=0)
-        if self.attn_scale is not None:
-            _settle_number(self, "attn_scale", above=0)
+        for name in ("rotary_base", "embed_scale", "residual_scale", "logit_scale"):
+            _settle_number(self, name, above=0)
+        for name in OPTIONAL_NUMBERS:
+            if getattr(self, name) is not None:
+                _settle_number(self, name, above=0)
         if self.seed is not None:
             object.__setattr__(self, "seed", whole_number("seed", self.seed, least=-(2**63), most=LARGEST_SEED))
 
@@ -266,7 +373,8 @@ class ModelConfig:
         if self.has_mamba and not self.causal:
             raise ConfigError("attention_dir='bidirectional' contradicts state-space layers, which only look back")
         self._check_choice("act_fn", ACTIVATIONS if self.has_mlp else (None,))
-        self._check_choice("normalization_type", NORMALIZATIONS)
+        self._check_norms()
+        self._check_attention()
         self._check_choice("attention_dir", ("causal", "bidirectional"))
         kind = self.positional_embedding_type
         if kind in ("rotary", "alibi") and not self.has_attention:
@@ -277,6 +385,72 @@ class ModelConfig:
             raise ConfigError(f"tied embeddings need d_vocab_out={self.d_vocab_out} to equal d_vocab={self.d_vocab}")
         if self.gated_mlp and not self.has_mlp:
             raise ConfigError("gated_mlp=True contradicts layers without an MLP (attn_only, or layer_types)")
+
+    def _check_norms(self) -> None:
+        self._check_choice("normalization_type", NORMALIZATIONS)
+        self._check_choice("norm_placement", NORM_PLACEMENTS)
+        if self.norm_placement != "pre" and (self.normalization_type is None or self.has_mamba):
+            why = "a model without norms" if self.normalization_type is None else "state-space layers"
+            raise ConfigError(f"norm_placement={self.norm_placement!r} contradicts {why}")
+        if self.norm_unit_offset and not self.has_norm_weights:
+            raise ConfigError(f"norm_unit_offset=True needs norms with weights, not {self.normalization_type!r}")
+        if self.shared_norm and not (self.parallel_attn_mlp and self.norm_placement == "pre"):
+            raise ConfigError("shared_norm=True needs parallel_attn_mlp=True and norm_placement='pre'")
+        if self.embed_norm and self.normalization_type is None:
+            raise ConfigError("embed_norm=True contradicts normalization_type=None")
+
+    def _check_attention(self) -> None:
+        """Refuse contradictions between what attention layers do differently from one another."""
+        self._check_choice("qk_norm", QK_NORMS)
+        own = ("qk_norm", "clip_qkv", "attn_scores_soft_cap", "window_size", "attn_types")
+        given = [name for name in own if getattr(self, name) is not None] + ["attn_sinks"] * self.attn_sinks
+        if given and not self.has_attention:
+            raise ConfigError(f"{given[0]} needs a layer with attention; this model has none")
+        if self.window_size is not None:
+            self._check_whole("window_size", 1)
+            if not self.causal:
+                raise ConfigError("window_size is of causal attention; it contradicts attention_dir='bidirectional'")
+        if self.attn_types is not None:
+            self._check_attn_types()
+        rotary = self.positional_embedding_type == "rotary"
+        if not rotary and (self.rotary_base_local is not None or self.nope_layers):
+            name = "nope_layers" if self.nope_layers else "rotary_base_local"
+            kind = self.positional_embedding_type
+            raise ConfigError(f"{name} needs positional_embedding_type='rotary', not {kind!r}")
+        if self.rope_scaling_local is not None and self.rotary_base_local is None:
+            raise ConfigError("rope_scaling_local needs rotary_base_local, the base of local layers")
+        if self.alibi_bfloat16 and self.positional_embedding_type != "alibi":
+            raise ConfigError("alibi_bfloat16=True needs positional_embedding_type='alibi'")
+        if not is_several(self.nope_layers):
+            raise ConfigError(f"nope_layers must be the numbers of layers, not {shown(self.nope_layers)}")
+        layers = tuple(one_of_layers(layer, self.n_layers) for layer in self.nope_layers)
+        object.__setattr__(self, "nope_layers", layers)
+        for scaling in (self.rope_scaling, self.rope_scaling_local):
+            self._check_factors(scaling)
+
+    def _check_attn_types(self) -> None:
+        if not is_several(self.attn_types):
+            raise ConfigError(f"attn_types must be a list with the kind of each layer, not {shown(self.attn_types)}")
+        object.__setattr__(self, "attn_types", tuple(self.attn_types or ()))
+        assert self.attn_types is not None
+        if len(self.attn_types) != self.n_layers:
+            raise ConfigError(
+                f"attn_types names {len(self.attn_types)} layers, expected one for each of n_layers={self.n_layers}"
+            )
+        for kind in self.attn_types:
+            self._check_choice("attn_types", ATTENTION_TYPES, kind)
+        if "local" in self.attn_types and self.window_size is None:
+            raise ConfigError("attn_types with local layers needs window_size, the positions that a query sees there")
+
+    def _check_factors(self, scaling: RopeScaling | None) -> None:
+        """LongRoPE has a factor for every pair of rotated channels."""
+        for name in ("short_factor", "long_factor"):
+            factors = None if scaling is None else getattr(scaling, name)
+            if factors is not None and 2 * len(factors) != self.rotary_dim:
+                raise ConfigError(
+                    f"{name} of the rope scaling has {len(factors)} numbers, expected one for each of the "
+                    f"{(self.rotary_dim or 0) // 2} pairs of rotated channels"
+                )
 
     def _check_whole(self, name: str, least: int) -> None:
         number = whole_number(name, getattr(self, name), least=least, most=MAX_SIZE)
@@ -331,6 +505,31 @@ class ModelConfig:
         first = self.layer_type(layer).partition("+")[0]
         return None if first == "mlp" else first
 
+    def attention_kind(self, layer: int) -> AttentionKind:
+        """How far a layer's attention sees, and how it rotates."""
+        local = self.window_size is not None and (self.attn_types is None or self.attn_types[layer] == "local")
+        base, scaling = (
+            (self.rotary_base, self.rope_scaling)
+            if self.rotary_base_local is None or not local
+            else (self.rotary_base_local, self.rope_scaling_local)
+        )
+        rotates = self.positional_embedding_type == "rotary" and layer not in self.nope_layers
+        window = self.window_size if local else None
+        return AttentionKind(window, base, scaling) if rotates else AttentionKind(window, None, None)
+
+    @functools.cached_property
+    def attention_kinds(self) -> frozenset[AttentionKind]:
+        """Every kind of attention layer that the model has."""
+        alike = self.attn_types is None and not self.nope_layers and self.layer_types is None
+        different = range(min(self.n_layers, 1) if alike else self.n_layers)  # as in `mixers`
+        return frozenset(self.attention_kind(layer) for layer in different if self.mixer(layer) == "attn")
+
+    @property
+    def turns_by_length(self) -> bool:
+        """Whether rotary frequencies depend on how long the whole prompt is."""
+        scalings = (kind.rope_scaling for kind in self.attention_kinds)
+        return any(scaling is not None and scaling.kind in ("dynamic", "longrope") for scaling in scalings)
+
     def layers_with(self, *mixers: str) -> list[int]:
         """The layers in which one of `mixers` mixes positions."""
         return [layer for layer in range(self.n_layers) if self.mixer(layer) in mixers]
@@ -379,6 +578,21 @@ class ModelConfig:
         return self.normalization_type in ("LN", "RMS")
 
     @property
+    def has_norm_bias(self) -> bool:
+        """Whether the norms add a bias."""
+        return self.normalization_type == "LN" and self.norm_bias
+
+    @property
+    def norms_before(self) -> bool:
+        """Whether attention and MLP read the stream through norms."""
+        return self.normalization_type is not None and self.norm_placement in ("pre", "both")
+
+    @property
+    def norms_after(self) -> bool:
+        """Whether what attention and MLP make passes through norms before it is added to the stream."""
+        return self.norm_placement in ("post", "both")
+
+    @property
     def centers(self) -> bool:
         """Whether the norms subtract the mean (layer norm) or not (RMS norm, or none)."""
         return self.normalization_type in ("LN", "LNPre")
@@ -399,10 +613,11 @@ class ModelConfig:
             ConfigError: not a mapping, an unknown field, or a missing field that is needed.
         """
         _check_fields(cls, values)
-        scaling = values.get("rope_scaling")
-        if isinstance(scaling, Mapping):
-            _check_fields(RopeScaling, scaling)
-            values = {**values, "rope_scaling": RopeScaling(**scaling)}
+        for name in ("rope_scaling", "rope_scaling_local"):
+            scaling = values.get(name)
+            if isinstance(scaling, Mapping):
+                _check_fields(RopeScaling, scaling)
+                values = {**values, name: RopeScaling(**scaling)}
         return cls(**values)
 
 

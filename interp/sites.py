@@ -51,8 +51,8 @@ class Site:
         `mixer.pattern`.
         """
         path, _, last = self.template.rpartition("hook_")
-        module = path.rstrip(".").rpartition(".")[2]
-        return f"{module}.{last}" if module.startswith("ln") or (module, last) == ("mixer", "pattern") else last
+        module = path.rstrip(".").removeprefix("blocks.{l}.").removeprefix("attn.")
+        return f"{module}.{last}" if last in ("scale", "normalized") or (module, last) == ("mixer", "pattern") else last
 
     def name(self, layer: int | None = None) -> str:
         """The full name of this site in one layer."""
@@ -98,6 +98,8 @@ def _mamba_sites(
 
 
 SITES: tuple[Site, ...] = (
+    Site("embed.ln.hook_scale", SCALE, "divisor of the norm after the token embedding"),
+    Site("embed.ln.hook_normalized", RESID, "normalised token embedding, before the norm's weights"),
     Site("hook_embed", RESID, "token embedding, W_E[token]"),
     Site("hook_pos_embed", RESID, "position embedding that is added to the token embedding"),
     Site("blocks.{l}.hook_resid_pre", RESID, "residual stream that enters the block"),
@@ -117,17 +119,32 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.attn.hook_q", QUERY_AXES, "queries, with bias, before rotation", mixers=ATTN),
     Site("blocks.{l}.attn.hook_k", KEYS, "keys, with bias, before rotation", mixers=ATTN),
     Site("blocks.{l}.attn.hook_v", KEYS, "values, with bias", mixers=ATTN),
-    Site("blocks.{l}.attn.hook_rot_q", QUERY_AXES, "queries after the rotary embedding", mixers=ATTN),
-    Site("blocks.{l}.attn.hook_rot_k", KEYS, "keys after the rotary embedding", mixers=ATTN),
+    *(
+        Site(
+            f"blocks.{{l}}.attn.{letter}_norm.hook_{name}",
+            (*axes[:3], last),
+            f"{what} of the norm of {word}",
+            mixers=ATTN,
+        )
+        for letter, axes, word in (("q", QUERY_AXES, "queries"), ("k", KEYS, "keys"))
+        for name, last, what in (("scale", "one", "divisor"), ("normalized", "d_head", "outcome, before the weights,"))
+    ),
+    Site("blocks.{l}.attn.hook_rot_q", QUERY_AXES, "queries as scores compare them: normalised, rotated", mixers=ATTN),
+    Site("blocks.{l}.attn.hook_rot_k", KEYS, "keys as scores compare them: normalised, rotated", mixers=ATTN),
+    Site("blocks.{l}.attn.hook_sinks", ("batch", "pos", "head"), "each query's score of looking nowhere", mixers=ATTN),
     Site("blocks.{l}.attn.hook_attn_scores", GRID, "scaled scores, masked entries at -inf", True, ATTN),
     Site("blocks.{l}.attn.hook_pattern", GRID, "attention probabilities, softmax of the scores", True, ATTN),
     Site("blocks.{l}.attn.hook_z", QUERY_AXES, "values mixed by the pattern, before W_O", mixers=ATTN),
     Site(
         "blocks.{l}.attn.hook_result",
         ("batch", "pos", "head", "d_model"),
-        "what each head adds: z W_O, no bias",
+        "z W_O of each head, without bias, before any norm",
         True,
         ATTN,
+    ),
+    Site("blocks.{l}.ln1_post.hook_scale", SCALE, "divisor of the norm after the attention", mixers=ATTN),
+    Site(
+        "blocks.{l}.ln1_post.hook_normalized", RESID, "normalised output of the attention, before weights", mixers=ATTN
     ),
     Site("blocks.{l}.hook_attn_out", RESID, "what the attention adds to the residual stream, with b_O", mixers=ATTN),
     *_mamba_sites(MAMBA, CHANNELS, CHANNELS, CHANNELS, ("channel",), ("batch", "pos", "d_state")),
@@ -146,6 +163,8 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.mlp.hook_pre", NEURONS, "input of the activation function (the gate, in a gated MLP)"),
     Site("blocks.{l}.mlp.hook_pre_linear", NEURONS, "the branch of a gated MLP that has no activation function"),
     Site("blocks.{l}.mlp.hook_post", NEURONS, "neuron activations, as W_out reads them"),
+    Site("blocks.{l}.ln2_post.hook_scale", SCALE, "divisor of the norm after the MLP"),
+    Site("blocks.{l}.ln2_post.hook_normalized", RESID, "normalised output of the MLP, before the weights"),
     Site("blocks.{l}.hook_mlp_out", RESID, "what the MLP adds to the residual stream, with b_out"),
     Site("blocks.{l}.hook_resid_post", RESID, "residual stream that leaves the block"),
     Site("ln_final.hook_scale", SCALE, "divisor of the final norm"),
@@ -153,6 +172,9 @@ SITES: tuple[Site, ...] = (
 )
 
 BY_TEMPLATE = {site.template: site for site in SITES}
+SHORT_WITH_MODULE = {site.short for site in SITES if "." in site.short}
+
+NORMS = re.compile(r"blocks\.\{l\}\.ln(?P<part>[12])(?P<after>_post)?\.")
 
 # The parts that a layer may have.
 PARTS = {"attn": "attention", "mixer": "state-space mixer", "mlp": "MLP"}
@@ -176,16 +198,21 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
     if layer is None:
         if "ln_final" in place:
             return cfg.normalization_type is not None and cfg.final_norm
+        if "embed.ln" in place:
+            return cfg.embed_norm
         return place != "hook_pos_embed" or cfg.positional_embedding_type in ("standard", "sinusoidal")
     mixer, has_mlp = cfg.mixer(layer), cfg.mlp_in(layer)
     if site.mixers is not None and mixer not in site.mixers:
         return False
-    if ".ln1." in place:
-        return cfg.normalization_type is not None and mixer is not None
-    if ".ln2." in place:
-        return cfg.normalization_type is not None and has_mlp
-    if "hook_rot_" in place:
-        return cfg.positional_embedding_type == "rotary"
+    norm = NORMS.match(place)
+    if norm is not None:
+        part = mixer is not None if norm["part"] == "1" else has_mlp
+        return part and (cfg.norms_after if norm["after"] else cfg.norms_before)
+    if "_norm." in place or "hook_rot_" in place:
+        turned = "hook_rot_" in place and cfg.attention_kind(layer).rotary_base is not None
+        return turned or cfg.qk_norm is not None
+    if place.endswith("hook_sinks"):
+        return cfg.attn_sinks
     if place.endswith("hook_pre_linear"):
         return cfg.gated_mlp and has_mlp
     if place.endswith("hook_resid_mid"):
@@ -250,7 +277,7 @@ def _act_name(site: str, layer: int | None, layer_type: str | None) -> str:
     if site.startswith("blocks.") or site in BY_TEMPLATE:
         return site
     short = ALIASES.get(site.removeprefix("hook_"), site.removeprefix("hook_"))
-    if layer_type in ("ln1", "ln2", "ln_final") or (layer_type, short) == ("mixer", "pattern"):
+    if layer_type is not None and f"{layer_type}.{short}" in SHORT_WITH_MODULE:
         short = f"{layer_type}.{short}"
     elif short in ("scale", "normalized"):
         short = f"ln_final.{short}" if layer is None else f"ln1.{short}"

@@ -38,6 +38,23 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+GROUPED = {**SIZES, "num_key_value_heads": 2, "pad_token_id": 0}
+GEMMA3 = {
+    **GROUPED, "head_dim": 12, "sliding_window": 7, "query_pre_attn_scalar": 20, "num_hidden_layers": 4,
+    "sliding_window_pattern": 2, "final_logit_softcapping": 5.0,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+    },
+}  # fmt: skip
+VISION = {
+    "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 900.0, "short_factor": [1.0, 1.2, 1.4, 2.0],
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
+}  # fmt: skip
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2_SIZES),
     "gpt2-untied": ("gpt2", {**GPT2_SIZES, "tie_word_embeddings": False, "n_inner": 40, "activation_function": "relu"}),
@@ -63,6 +80,70 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window-of-the-context": ("mistral", {**SIZES, "num_key_value_heads": 2, "sliding_window": 48}),
     "qwen2": ("qwen2", {**SIZES, "num_key_value_heads": 2}),
     "qwen2-tied": ("qwen2", {**SIZES, "num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "mistral-window": ("mistral", {**GROUPED, "sliding_window": 5}),
+    "qwen2-window": ("qwen2", {**GROUPED, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {**GROUPED, "head_dim": 12}),
+    "qwen3-biases": ("qwen3", {**GROUPED, "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
+    "gemma": ("gemma", {**GROUPED, "head_dim": 12}),
+    "gemma2": ("gemma2", {**GROUPED, "head_dim": 12, "sliding_window": 7, "query_pre_attn_scalar": 20}),
+    "gemma2-uncapped": (
+        "gemma2",
+        {**GROUPED, "head_dim": 12, "final_logit_softcapping": None, "attn_logit_softcapping": None},
+    ),
+    "gemma3_text": ("gemma3_text", GEMMA3),
+    "gemma3": ("gemma3", {"text_config": GEMMA3, "vision_config": VISION}),
+    "phi3": ("phi3", GROUPED),
+    "phi3-longrope": ("phi3", {**GROUPED, "original_max_position_embeddings": 12, "rope_parameters": LONGROPE}),
+    "olmo": ("olmo", {**GROUPED, "clip_qkv": 1.5}),
+    "olmo2": ("olmo2", GROUPED),
+    "stablelm": ("stablelm", {**GROUPED, "hidden_size": 64}),
+    "stablelm-parallel": (
+        "stablelm",
+        {**GROUPED, "hidden_size": 64, "qk_layernorm": True, "use_parallel_residual": True, "use_qkv_bias": True},
+    ),
+    "starcoder2": ("starcoder2", {**GROUPED, "sliding_window": 5}),
+    "starcoder2-no-biases": ("starcoder2", {**GROUPED, "use_bias": False, "tie_word_embeddings": False}),
+    "cohere": ("cohere", {**GROUPED, "use_qk_norm": True}),
+    "cohere-biases": ("cohere", {**GROUPED, "attention_bias": True, "tie_word_embeddings": False}),
+    "granite": (
+        "granite",
+        {
+            **GROUPED,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "smollm3": ("smollm3", {**GROUPED, "num_hidden_layers": 4, "no_rope_layer_interval": 2}),
+    "smollm3-window": (
+        "smollm3",
+        {**GROUPED, "no_rope_layers": [0, 1], "use_sliding_window": True, "sliding_window": 4},
+    ),
+    "llama-dynamic": (
+        "llama",
+        {
+            **SIZES,
+            "max_position_embeddings": 16,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 900.0},
+        },
+    ),
+    "llama-yarn": (
+        "llama",
+        {
+            **SIZES,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "rope_theta": 900.0,
+                "original_max_position_embeddings": 12,
+            },
+        },
+    ),
+    "llama-longrope": (
+        "llama",
+        {**SIZES, "rope_parameters": {**LONGROPE, "factor": 4.0, "original_max_position_embeddings": 12}},
+    ),
     "mamba": ("mamba", MAMBA_SIZES),
     "mamba-biases": ("mamba", {**MAMBA_SIZES, "use_bias": True, "conv_kernel": 3, "tie_word_embeddings": False}),
     "mamba2": ("mamba2", MAMBA2_SIZES),
@@ -164,7 +245,7 @@ def change_weights(folder: Path, **changes: Tensor | None) -> None:
 
 
 def tokens_for(model: Any, shape: tuple[int, int] = (3, 48)) -> Tensor:
-    return torch.randint(0, model.config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
+    return torch.randint(0, model.config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(1))
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:

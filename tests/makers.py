@@ -42,6 +42,64 @@ KINDS: dict[str, dict[str, Any]] = {
     "alibi": {"positional_embedding_type": "alibi", "n_heads": 3, "normalization_type": "RMSPre"},
     "sinusoidal": {"positional_embedding_type": "sinusoidal", "use_attn_scale": False},
     "no_positions": {"positional_embedding_type": "none", "final_norm": False},
+    "gemma2": {
+        **LLAMA,
+        "act_fn": "gelu_new",
+        "norm_placement": "both",
+        "norm_unit_offset": True,
+        "embed_scale": 4.0,
+        "attn_types": ("local", "global"),
+        "window_size": 3,
+        "attn_scores_soft_cap": 2.0,
+        "output_logits_soft_cap": 3.0,
+        "n_key_value_heads": 2,
+        "attn_scale": 3.0,
+        "tie_word_embeddings": True,
+    },
+    "gemma3": {
+        **LLAMA,
+        "norm_placement": "both",
+        "norm_unit_offset": True,
+        "attn_types": ("local", "global"),
+        "window_size": 4,
+        "rotary_base_local": 50.0,
+        "rope_scaling": RopeScaling("linear", 2.0),
+        "qk_norm": "RMS",
+    },
+    "olmo2": {**LLAMA, "norm_placement": "post", "qk_norm": "RMS_all_heads", "n_key_value_heads": 2, "clip_qkv": 2.5},
+    "cohere": {
+        "positional_embedding_type": "rotary",
+        "rotary_adjacent_pairs": True,
+        "parallel_attn_mlp": True,
+        "shared_norm": True,
+        "norm_bias": False,
+        "qk_norm": "LN_each_head",
+        "logit_scale": 0.3,
+        "residual_scale": 0.7,
+    },
+    "sinks": {
+        **LLAMA,
+        "attn_sinks": True,
+        "window_size": 2,
+        "nope_layers": (1,),
+        "qk_norm": "LN",
+        "n_key_value_heads": 1,
+        "rope_scaling": RopeScaling("yarn", 4.0, original_n_ctx=8),
+        "attn_out_bias": True,
+        "norm_placement": "both",
+    },
+    "dynamic": {**LLAMA, "rope_scaling": RopeScaling("dynamic", 3.0, original_n_ctx=4)},
+    "longrope": {
+        **LLAMA,
+        "rope_scaling": RopeScaling("longrope", 2.0, original_n_ctx=5, short_factor=(1.0, 2.0), long_factor=(3.0, 4.0)),
+    },
+    "falcon": {
+        "positional_embedding_type": "alibi",
+        "alibi_bfloat16": True,
+        "n_key_value_heads": 1,
+        "embed_norm": True,
+        "parallel_attn_mlp": True,
+    },
 }
 
 STATES: dict[str, Any] = {
@@ -62,7 +120,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 # Parameters that start as ones, zeros or constants: norms, biases, and two of a mixer.
-CONSTANT = re.compile(r"[wb].*|D|A_log")
+CONSTANT = re.compile(r"[wb].*|D|A_log|sinks")
 # Longer steps and slower decay than at the start of training, so that states matter beside D x, and for long.
 FAR_FROM_START = {"b_dt": 3.0, "A_log": -1.5}
 

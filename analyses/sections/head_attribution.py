@@ -82,7 +82,18 @@ def _sum(frame: pd.DataFrame, table: pd.DataFrame) -> str:
     return (
         f"The logit difference at the last position, {total['value']:.2f} on average, is the sum of what each part "
         f"writes there: {''.join(f'{word} {value:+.2f}, ' for word, value in added)}embeddings {embed:+.2f}, "
-        f"biases {bias:+.2f} (largest residue of any prompt: {residue:.1e})."
+        f"biases {bias:+.2f} (largest residue of any prompt: {residue:.1e})." + _capped(table)
+    )
+
+
+def _capped(table: pd.DataFrame) -> str:
+    """What a soft cap makes of the sum, if the model has one."""
+    capped = table[table["kind"] == "capped"]
+    if capped.empty:
+        return ""
+    return (
+        " These are logits before the model's soft cap, which bends the sum as a whole; after it the difference is "
+        f"{capped.iloc[0]['value']:.2f}."
     )
 
 

@@ -54,22 +54,26 @@ def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor
         if model.cfg.mixer(layer) == "attn":
             labels += [(Part("head", layer, head).name, "head", layer, head) for head in range(model.cfg.n_heads)]
             wrote += model.head_results(layer, cache["z", layer][at]).unbind(1)
-        for name, bias in _biases(model, layer):
+        for name, bias in _biases(model, layer, cache, at):
             labels.append((name, "bias", layer, None))
-            wrote.append(bias.expand(len(at[0]), -1))
+            wrote.append(bias)
         if model.cfg.mlp_in(layer):
             labels.append((Part("mlp", layer).name, "mlp", layer, None))
             wrote.append(cache["mlp_out", layer][at])
     return labels, wrote
 
 
-def _biases(model: HookedModel, layer: int) -> Iterator[tuple[str, Tensor]]:
-    """The output bias [d_model] of a layer's mixer with its name, if it has one."""
+def _biases(
+    model: HookedModel, layer: int, cache: ActivationCache, at: tuple[Tensor, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """What the output bias of a layer's mixer wrote [prompt, d_model], with its name, if it has one."""
     if model.cfg.mixer(layer) == "attn" and model.cfg.attn_out_bias:
-        yield f"b_O_{layer}", model.attention(layer).b_O if isinstance(model, GPT) else model.b_O[layer]
+        bias = model.bias_result(layer, cache["z", layer][at])
+        assert bias is not None
+        yield f"b_O_{layer}", bias
     mixer = model.block(layer).mixer if isinstance(model, GPT) else None
     if mixer is not None and mixer.b_out is not None:
-        yield f"b_out_{layer}", mixer.b_out
+        yield f"b_out_{layer}", mixer.b_out.expand(len(at[0]), -1)
 
 
 def seen_through(norm: Any, scale: Tensor | None, direction: Tensor) -> Tensor:

@@ -308,12 +308,12 @@ def _through_softmax(
     context = make_context(
         model.cfg, part.mask.shape[1], attention_mask=part.attention_mask, device=model.device, dtype=model.dtype
     )
-    to_rotate = context.cos is not None and not queries.endswith("rot_q")
+    sight, to_turn = context.sights[attn.kind], not queries.endswith("rot_q")
 
     def pattern_of(values: Mapping[str, Tensor]) -> Tensor:
         q, k = (values[name].to(model.dtype) for name in (queries, keys))
-        q, k = (attn.rotate(x, context) if to_rotate else x for x in (q, k))
-        return widened(attn.softmax(attn.scores(q, k, context)))
+        q, k = attn.turn(q, k, sight) if to_turn else (q, k)
+        return widened(attn.softmax(attn.scores(q, k, sight)))
 
     change = pattern_of({**own, group.name: changed}) - pattern_of(own)  # [prompt, head, query, key]
     effect = (change * slopes[pattern]).sum((2, 3))

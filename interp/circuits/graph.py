@@ -206,6 +206,32 @@ class Graph:
             parts.append(results[node.site][:, :, node.head])
         return torch.stack(parts)
 
+    def changed(
+        self, model: HookedModel, base: Mapping[str, Tensor], source: Mapping[str, Tensor], senders: Iterable[int]
+    ) -> Tensor:
+        """How the residual stream changes if one sender alone is as in the source run.
+
+        Where a norm follows the attention, a head also changes the scale at which the others of its layer are added.
+
+        Args:
+            model, senders: as in `sent`.
+            base, source: the values of both runs at `sender_sites`.
+
+        Returns:
+            [sender, batch, pos, d_model].
+        """
+        senders = list(senders)
+        if not model.cfg.norms_after:
+            return self.sent(model, source, senders) - self.sent(model, base, senders)
+        parts = []
+        for node in (self.senders[at] for at in senders):
+            value = source[node.site]
+            if node.head is not None:
+                value = base[node.site].clone()
+                value[:, :, node.head] = source[node.site][:, :, node.head]
+            parts.append(written(model, node.site, value) - written(model, node.site, base[node.site]))
+        return torch.stack(parts)
+
     def received(self, values: Mapping[str, Tensor], receivers: Iterable[int] | None = None) -> Tensor:
         """The entries of receivers in the values, or gradients, at `receiver_sites`.
 
@@ -253,6 +279,8 @@ def _graph(cfg: ModelConfig) -> Graph:
 def head_results(model: HookedModel, site: str, value: Tensor) -> Tensor:
     """What each head adds to the residual stream, without its layer's output bias.
 
+    Where a norm follows the attention, what the bias adds depends on what the heads add: each has an equal part of it.
+
     Args:
         model: for the output weights.
         site: the full name of a sender's site that has heads: a `hook_z`, or a `hook_gated` of Mamba-2.
@@ -263,17 +291,30 @@ def head_results(model: HookedModel, site: str, value: Tensor) -> Tensor:
     """
     layer = model.hook_dict[site].layer()
     if site.endswith("hook_z"):
-        return model.head_results(layer, value)
+        results = model.head_results(layer, value)
+        bias = model.bias_result(layer, value) if model.cfg.norms_after else None
+        return results if bias is None else results + bias[..., None, :] / results.shape[-2]
     W_out = _mixer(model, layer).W_out.unflatten(1, value.shape[-2:])  # [d_model, head, d_head]
     return einsum(value, W_out, "... head d_head, d_model head d_head -> ... head d_model")
 
 
+def written(model: HookedModel, site: str, value: Tensor) -> Tensor:
+    """What a value at a sender's site adds to the residual stream, a layer's bias too [batch, pos, d_model]."""
+    if model.hook_dict[site].site.axes[2:] == ("d_model",):
+        return value
+    results, bias = head_results(model, site, value).sum(2), output_bias(model, site)
+    return results if bias is None else results + bias
+
+
 def output_bias(model: HookedModel, site: str) -> Tensor | None:
-    """The bias that the layer of such a site adds beside its heads [d_model]; None where it has none."""
+    """What the layer of such a site adds beside what `head_results` gives [d_model]; None where that is all."""
     layer = model.hook_dict[site].layer()
     if not site.endswith("hook_z"):
         return _mixer(model, layer).b_out
-    return model.attention(layer).b_O if isinstance(model, GPT) else model.b_O[layer]
+    if model.cfg.norms_after:
+        return None  # it is in the heads' results
+    nothing = torch.zeros(model.cfg.n_heads, model.cfg.d_head, device=model.device, dtype=model.dtype)
+    return model.bias_result(layer, nothing)
 
 
 def _mixer(model: HookedModel, layer: int) -> MambaMixer:

@@ -257,7 +257,7 @@ def _direct(
     runs: Mapping[str, ActivationCache],
 ) -> dict[str, Tensor]:
     """The base run plus, at every point after a sender, the change of that sender's output."""
-    change = graph.sent(model, runs["source"], senders) - graph.sent(model, runs["base"], senders)
+    change = graph.changed(model, runs["base"], runs["source"], senders)
     stages = torch.tensor([graph.senders[at].stage for at in senders], device=change.device)
     streams = {}
     for name in points:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from interp.arguments import byte_budget, checked
 from interp.circuits.circuit import Circuit
-from interp.circuits.graph import Graph, head_results, output_bias
+from interp.circuits.graph import Graph, head_results, written
 from interp.circuits.run_memory import circuit_chunks, prompt_blocks
 from interp.config import MAMBAS, ModelConfig
 from interp.errors import InterpError
@@ -35,6 +35,7 @@ from interp.hooked.hooks import HookFunction, HookPoint, attached
 from interp.hooked.model import HookedModel
 from interp.hooked.past import PastKeyValues
 from interp.metrics import Metric, check_answers, evaluate, get_metric, where_read, which_read
+from interp.models.block import key_site
 from interp.precision import wide_type
 from interp.progress import counting
 from interp.prompts.pair_checks import other_side
@@ -140,7 +141,8 @@ def _prepare(
     """Step 1 for some prompts; `shares` says that positions may be the same in every circuit (interchange)."""
     part = pairs[list(prompts)]
     tokens = getattr(part, base)
-    looks_back = model.cfg.causal and (model.cfg.has_attention or model.cfg.has_mamba)
+    # What only the start of a prompt has computed may be kept: not so if keys are turned by the whole prompt's length.
+    looks_back = model.cfg.causal and not model.cfg.turns_by_length and (model.cfg.has_attention or model.cfg.has_mamba)
     first = _shared(part, metric) if shares and packs(model) and looks_back else 0
     past = _prefix(model, tokens[:, :first]) if first else []
     ablated = {name: value[prompts.start : prompts.stop, first : part.mask.shape[1]] for name, value in instead.items()}
@@ -161,7 +163,7 @@ def _all_ablated(model: HookedModel, graph: Graph, ablated: dict[str, Tensor]) -
     for stage in sorted({*sites, *(node.stage for node in graph.receivers)}):
         streams[stage] = stream
         for site in sites.get(stage, ()):
-            stream = stream + _written(model, site, ablated[site]).to(wide)
+            stream = stream + written(model, site, ablated[site]).to(wide)
     return streams
 
 
@@ -177,24 +179,23 @@ def _prefix(model: HookedModel, tokens: Tensor) -> list[tuple[Tensor, Tensor] | 
     of its convolution and its state.
     """
     cfg, past = model.cfg, PastKeyValues(model.cfg.n_layers)
-    key = "rot_k" if cfg.positional_embedding_type == "rotary" else "k"
-    names = [f"*.hook_{key}", "*.attn.hook_v"] if cfg.has_attention else []
+    names = [name for layer in cfg.layers_with("attn") for name in _keys_values(cfg, layer)]
     keep = past if cfg.has_mamba else None
     _, cache = model.run_with_cache(tokens, names_filter=names, return_type=None, past_kv_cache=keep)
     found: list[tuple[Tensor, Tensor] | None] = []
     for layer in range(cfg.n_layers):
         tail, state = past.stored_state(layer) if cfg.mixer(layer) in MAMBAS else (None, None)
         kept = None if tail is None or state is None else (tail, state)
-        found.append((cache[key, layer], cache["v", layer]) if cfg.mixer(layer) == "attn" else kept)
+        if cfg.mixer(layer) == "attn":
+            key, value = _keys_values(cfg, layer)
+            kept = cache[key], cache[value]
+        found.append(kept)
     return found
 
 
-def _written(model: HookedModel, site: str, value: Tensor) -> Tensor:
-    """What a value at a sender's site adds to the residual stream, a layer's bias too [prompt, pos, d_model]."""
-    if model.hook_dict[site].site.axes[2:] == ("d_model",):
-        return value
-    written, bias = head_results(model, site, value).sum(2), output_bias(model, site)
-    return written if bias is None else written + bias
+def _keys_values(cfg: ModelConfig, layer: int) -> tuple[str, str]:
+    """The sites of a layer's keys, as its scores compare them, and of its values."""
+    return key_site(cfg, layer), f"blocks.{layer}.attn.hook_v"
 
 
 def _run(model: HookedModel, graph: Graph, prepared: _Prepared, masks: Tensor, metric: Metric) -> Tensor:
@@ -300,12 +301,20 @@ class _CircuitRun:
     def _record(self, value: Tensor, hook: HookPoint) -> None:
         """Keep what the senders at a site write, less their ablated values."""
         senders = self.sites[hook.name]
-        change = value.to(self.changes.dtype) - self.prepared.ablated[hook.name][self.prompt].to(self.changes.dtype)
-        if self.graph.senders[senders[0]].head is not None:
-            heads = [self.graph.senders[at].head for at in senders]
-            change = head_results(self.model, hook.name, change.to(self.model.dtype))[:, :, heads].transpose(1, 2)
-        else:
+        ablated, wide = self.prepared.ablated[hook.name][self.prompt], self.changes.dtype
+        change = value.to(wide) - ablated.to(wide)
+        if self.graph.senders[senders[0]].head is None:
             change = change[:, None]
+        else:
+            heads = [self.graph.senders[at].head for at in senders]
+            if self.model.cfg.norms_after:  # each run's own norm scales what its heads add
+                of_each = [
+                    head_results(self.model, hook.name, one).to(wide) for one in (value, ablated.to(value.dtype))
+                ]
+                change = of_each[0] - of_each[1]
+            else:
+                change = head_results(self.model, hook.name, change.to(self.model.dtype))
+            change = change[:, :, heads].transpose(1, 2)
         first = self.senders.index(senders[0])
         self.changes[:, first : first + len(senders)] = change
 

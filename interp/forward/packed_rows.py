@@ -124,13 +124,14 @@ class Packed:
             found.append(Runs(rows, self.row_prompt[start], self.position[start]))
         return tuple(found)
 
-    def allowed(self, causal: bool) -> Tensor:
-        """Which keys each row may look at.  # [row, key]"""
+    def allowed(self, causal: bool, window: int | None = None) -> Tensor:
+        """Which keys each row may look at: with a window, no more than so many.  # [row, key]"""
         real = self.mask[self.row_prompt]
         if not causal:
             return real
         keys = torch.arange(self.mask.shape[1], device=self.position.device)
-        return real & (keys <= self.position[:, None])
+        seen = real & (keys <= self.position[:, None])
+        return seen if window is None else seen & (keys > self.position[:, None] - window)
 
 
 def at_rows(value: Tensor, place: Tensor | None) -> Tensor:

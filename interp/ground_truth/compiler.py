@@ -313,10 +313,11 @@ def _offset_biases(model: GPT, offset: Offset) -> tuple[Tensor, Tensor]:
     assert cfg.rotary_dim is not None and cfg.attn_scale is not None
     attn = model.attention(0)
     context = make_context(cfg, cfg.n_ctx, n_past=0, attention_mask=None, device=model.device, dtype=model.dtype)
+    sight = context.sights[attn.kind]
     n_pairs = cfg.rotary_dim // 2
     key = torch.zeros(1, cfg.n_ctx, 1, cfg.d_head)
     key[..., :n_pairs] = 1  # each pair of channels (a, b) is (1, 0)
-    rotated = attn.rotate(key, context)[0, :, 0]  # [pos, d_head]: the same vector at every position
+    rotated = attn.rotate(key, sight)[0, :, 0]  # [pos, d_head]: the same vector at every position
     profile = rotated @ rotated[0] / n_pairs  # [distance from the peak]: the product, as a part of that at the peak
     others = [abs(distance - offset.back) for distance in range(cfg.n_ctx) if distance != offset.back]
     # The peak must be `strength` above the second largest product.

@@ -27,6 +27,7 @@ from interp.circuits.run import run_circuits
 from interp.errors import PromptError
 from interp.hooked.model import HookedModel
 from interp.metrics import logit_weights
+from interp.models.layers import soft_cap
 from interp.prompts.pairs import PromptPairs
 from interp.variants.ablations import replacements
 
@@ -96,18 +97,21 @@ def facts(model: HookedModel, pairs: PromptPairs, *, steps: int = 50) -> pd.Data
 
 @torch.no_grad()
 def _direct(model: HookedModel, pairs: PromptPairs) -> Tensor:
-    """What all parts of the residual stream add to the logit difference directly, plus the constant.  # [prompt]"""
+    """What all parts of the residual stream add to the logit difference directly, plus the constant.  # [prompt]
+
+    A soft cap comes after the sum of each logit.
+    """
     _, cache = model.run_with_cache(pairs.clean, attention_mask=pairs.attention_mask)
     at = torch.arange(len(pairs), device=model.device), pairs.last
     ids, weights = logit_weights(pairs)  # [prompt, answer]
     resid = cache.decompose_resid()
-    written = sum(
-        cache.logit_attrs(resid, ids[:, i])[:, at[0], at[1]] * weights[:, i] for i in range(ids.shape[1])
-    )  # [component, prompt]
+    written = [cache.logit_attrs(resid, ids[:, i])[:, at[0], at[1]].double().sum(0) for i in range(ids.shape[1])]
     norm = model.norm_before(model.cfg.n_layers)
     bias = torch.zeros(model.cfg.d_model, device=model.device, dtype=model.dtype)
-    constant = model.unembed(bias if norm is None or norm.b is None else norm.b)
-    return written.double().sum(0) + (constant[ids] * weights).sum(1).double()
+    constant = model.uncapped_logits(bias if norm is None or norm.b is None else norm.b)
+    logits = torch.stack(written, dim=1) + constant[ids].double()  # [prompt, answer]
+    cap = model.cfg.output_logits_soft_cap
+    return ((logits if cap is None else soft_cap(logits, cap)) * weights.double()).sum(1)
 
 
 def _eap_by_definition(model: HookedModel, pairs: PromptPairs, graph: Graph) -> Tensor:

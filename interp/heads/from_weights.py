@@ -67,15 +67,13 @@ def previous_token(model: HookedModel, tokens: Tensor, *, length: int = 50, effe
     scores = []
     for layer, x in _readings(model, resid, effective):
         attn = model.attention(layer)
-        context = make_context(cfg, length, device=model.device, dtype=x.dtype)
+        sight = make_context(cfg, length, device=model.device, dtype=x.dtype).sights[attn.kind]
         # The tokens of two positions are drawn independently: the mean score is that of the mean query and mean key.
         q, k = (
             (einsum(x.mean(0), wide(W), "pos d_model, head d_model d -> pos head d") + wide(b)).expand(length, -1, -1)
             for W, b in ((attn.W_Q, attn.b_Q), (attn.W_K, attn.b_K))
         )
-        if context.cos is not None:
-            q, k = attn.rotate(q[None], context)[0], attn.rotate(k[None], context)[0]
-        pattern = attn.softmax(attn.scores(q[None], k[None], context))[0]  # [head, query, key]
+        pattern = attn.softmax(attn.scores(*attn.turn(q[None], k[None], sight), sight))[0]  # [head, query, key]
         scores.append(pattern.diagonal(-1, 1, 2)[:, 1:].mean(-1))
     return _by_layer(model, scores)
 
@@ -270,7 +268,7 @@ def _readings(model: GPT, resid: Tensor, effective: bool) -> Iterator[tuple[int,
     first = model.block(0) if effective and model.cfg.n_layers else None
     later = resid
     if first is not None and first.mlp is not None:
-        later = resid + first.mlp(resid if first.ln2 is None else first.ln2.unhooked(resid))
+        later = resid + first.mlp_added(resid)
     for layer in range(model.cfg.n_layers):
         norm, x = model.norm_before(layer), later if layer else resid
         yield layer, wide(x if norm is None else norm.unhooked(x))
@@ -281,12 +279,14 @@ def _matching(model: GPT, layer: int, x: Tensor, keys: Tensor, reach: int) -> Te
     attn = model.attention(layer)
     q = einsum(x, wide(attn.W_Q), "token d_model, head d_model d -> token head d") + wide(attn.b_Q)
     distances = min(reach, model.cfg.n_ctx - 1)
-    context = make_context(model.cfg, distances + 1, device=model.device, dtype=q.dtype)
-    if context.cos is not None and context.sin is not None and distances:
+    sight = make_context(model.cfg, distances + 1, device=model.device, dtype=q.dtype).sights[attn.kind]
+    if attn.q_norm is not None and attn.k_norm is not None:
+        q, keys = attn.q_norm.unhooked(q), attn.k_norm.unhooked(keys)
+    if sight.cos is not None and sight.sin is not None and distances:
         # A rotation is linear in its cosine and sine. So the mean over distances 1, 2, ... from a key at position 0 is
         # one rotation with the mean cosine and the mean sine.
-        cos, sin = (table[:, 1:].mean(1, keepdim=True) for table in (context.cos, context.sin))
-        q = attn.rotate(q[None], dataclasses.replace(context, cos=cos, sin=sin))[0]
+        cos, sin = (table[:, 1:].mean(1, keepdim=True) for table in (sight.cos, sight.sin))
+        q = attn.rotate(q[None], dataclasses.replace(sight, cos=cos, sin=sin))[0]
     scores = einsum(q, attn.to_query_heads(keys[None])[0], "query head d, key head d -> head query key")
     return standing(scores, scores.diagonal(0, 1, 2)[..., None])[..., 0].mean(-1)
 

@@ -263,8 +263,8 @@ def _after_norm(norm: Norm | None, weight: Tensor) -> Tensor:
     """A weight that reads a norm's output, as one that reads its input, but for the division by the norm's scale."""
     if norm is None:
         return weight
-    if norm.w is not None:
-        weight = weight * wide(norm.w)[:, None]
+    if norm.gain is not None:
+        weight = weight * wide(norm.gain)[:, None]
     return weight - weight.mean(-2, keepdim=True) if norm.centers else weight
 
 

@@ -332,7 +332,8 @@ class Decompositions(ABC):
 
         Returns:
             [component, batch, pos], in logits. Summed over a full decomposition it is the logit (difference), less the
-            constant that `ln_final.b` and `b_U` add.
+            constant that `ln_final.b` and `b_U` add. Of a model whose logits have a soft cap these are the logits
+            before it (`model.uncapped_logits`): the cap bends the sum, and no part of it is anybody's.
         """
         direction = self.model.tokens_to_residual_directions(tokens)
         if incorrect_tokens is not None:

@@ -78,10 +78,16 @@ class HookedModel(TextInput, nn.Module, ABC):
     def W_U(self) -> Tensor:
         """Unembedding [d_model, d_vocab_out]."""
 
-    @property
+    def uncapped_logits(self, normalized: Tensor) -> Tensor:
+        """Logits before a soft cap, linear in the normalised residual stream: what direct attribution is of.
+
+        [..., d_model] -> [..., d_vocab_out]. Without a cap they are the logits.
+        """
+        return self.unembed(normalized)
+
     @abstractmethod
-    def b_O(self) -> Tensor:
-        """What the attention of each layer adds besides its heads [layer, d_model]."""
+    def bias_result(self, layer: int, z: Tensor) -> Tensor | None:
+        """What the attention adds beside its heads; None where nothing.  # [..., head, d_head] -> [..., d_model]"""
 
     @property
     def device(self) -> torch.device:

@@ -251,16 +251,14 @@ class BridgedModel(HookedModel):
         self._needs(self._findings.logit_cap is None, "the logits are capped and so not linear in the residual stream")
         return self.bridge.unembed.W_U * self._findings.logit_factor
 
-    @property
-    def b_O(self) -> Tensor:
-        """What the attention of each layer adds in addition to its heads [layer, d_model]."""
-        zeros = torch.zeros(self.cfg.d_model, device=self.device, dtype=self.dtype)
-        rows = [self._heads(layer).b_O for layer in range(self.cfg.n_layers)]
-        return torch.stack([zeros if row is None else row for row in rows])
-
     def head_results(self, layer: int, z: Tensor) -> Tensor:
         """What each head adds to the residual stream.  # [..., head, d_head] -> [..., head, d_model]"""
         return einsum(z, self._heads(layer).W_O, "... head d_head, head d_head d_model -> ... head d_model")
+
+    def bias_result(self, layer: int, z: Tensor) -> Tensor | None:
+        """What the attention adds beside its heads; None where nothing.  # [..., head, d_head] -> [..., d_model]"""
+        bias: Tensor | None = self._heads(layer).b_O
+        return None if bias is None else bias.expand(*z.shape[:-2], -1)
 
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> BridgedNorm | None:
         """The norm before a reader of the residual stream: a layer, its MLP, or (n_layers) the unembedding."""

@@ -3,10 +3,13 @@
 Multi-head attention after Vaswani et al. 2017 ("Attention Is All You Need", section 3.2), with fewer key and value
 heads than query heads where a model says so (Ainslie et al. 2023, "GQA", section 2.2).
 
-1. x, the normalised residual stream, is projected to q, k and v; rotary models turn q and k by their position.
+1. x, the normalised residual stream, is projected to q, k and v. Some models bound or normalise them; rotary models
+   turn q and k by their position.
 2. Keys and values of an earlier part of the prompt, if given, are put in front.
 3. Fused path: one kernel from q, k, v to z. Explicit path, in the layers where somebody asked for the scores or the
-   pattern: scores = q k / sqrt(d_head), pattern = softmax(scores), z = pattern v.
+   pattern: scores = q k / sqrt(d_head), pattern = softmax(scores), z = pattern v. A soft cap bounds the scores; a sink
+   is a score of looking nowhere, of which the softmax knows and the pattern shows nothing, so that its rows sum to less
+   than 1. Both go by way of the scores, since the kernel knows neither.
 4. W_O maps z back to the residual stream: all heads at once or, where somebody asked for `result`, one by one.
 """
 
@@ -20,10 +23,12 @@ from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 
 from interp.config import ModelConfig
-from interp.forward.forward_context import Context, causal_mask, pair_axis
+from interp.forward.forward_context import Context, Sight, causal_mask
 from interp.forward.packed_rows import Packed
+from interp.forward.rotary import pair_axis
 from interp.hooked.hooks import HookPoint
 from interp.hooked.past import PastKeyValues
+from interp.models.layers import HeadNorm, soft_cap
 from interp.precision import wide_type
 
 # Queries of a sequence up to which small matrix products are faster than the fused kernel (docs/log.md).
@@ -41,16 +46,23 @@ class Attention(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.layer = layer
+        self.kind = cfg.attention_kind(layer)
         rows = (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head
         self.W_qkv = nn.Parameter(torch.empty(rows, cfg.d_model))
         self.b_qkv = nn.Parameter(torch.empty(rows)) if cfg.attn_in_bias else None
         self.W_z = nn.Parameter(torch.empty(cfg.d_model, cfg.n_heads * cfg.d_head))
         self.b_z = nn.Parameter(torch.empty(cfg.d_model)) if cfg.attn_out_bias else None
-        here = f"blocks.{layer}.attn.hook_"
+        self.sinks = nn.Parameter(torch.empty(cfg.n_heads)) if cfg.attn_sinks else None
+        path = f"blocks.{layer}.attn"
+        normed = cfg.qk_norm is not None
+        self.q_norm = HeadNorm(cfg, f"{path}.q_norm", points, cfg.n_heads) if normed else None
+        self.k_norm = HeadNorm(cfg, f"{path}.k_norm", points, cfg.n_kv_heads) if normed else None
+        here = f"{path}.hook_"
         self.hook_q, self.hook_k, self.hook_v = (points[here + name] for name in "qkv")
         self.hook_attn_scores, self.hook_pattern = points[here + "attn_scores"], points[here + "pattern"]
         self.hook_z, self.hook_result = points[here + "z"], points[here + "result"]
         self.hook_rot_q, self.hook_rot_k = points.get(here + "rot_q"), points.get(here + "rot_k")
+        self.hook_sinks = points.get(here + "sinks")
 
     def mix(
         self,
@@ -64,15 +76,25 @@ class Attention(nn.Module):
 
         `split` maps "q", "k" or "v" to an input of its own for every head, [batch, pos, head, d_model].
         """
+        sight = context.sights[self.kind]
         q, k, v = self.project(x, split or {})
-        if context.cos is not None and self.hook_rot_q is not None and self.hook_rot_k is not None:
-            q = self.hook_rot_q(self.rotate(q, context))
-            k = self.hook_rot_k(self.rotate(k, context))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.hook_rot_q is not None and self.hook_rot_k is not None:
+            q, k = (self.rotate(q, sight), self.rotate(k, sight)) if sight.cos is not None else (q, k)
+            q, k = self.hook_rot_q(q), self.hook_rot_k(k)
+        sinks = self._sinks(q)
         if context.packed is not None:
-            return self.attend_packed(q, k, v, context.packed, context.groups)
+            return self.attend_packed(q, k, v, context.packed, sight.groups, sinks)
         if past is not None:
             k, v = past.extend(self.layer, k, v)
-        return (self.attend if self.explicit else self.attend_fused)(q, k, v, context)
+        return (self.attend if self.explicit else self.attend_unseen)(q, k, v, sight, sinks)
+
+    def turn(self, q: Tensor, k: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
+        """Queries and keys as scores compare them, normalised and turned by their positions, without hook points."""
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm.unhooked(q), self.k_norm.unhooked(k)
+        return (q, k) if sight.cos is None else (self.rotate(q, sight), self.rotate(k, sight))
 
     def write(self, z: Tensor) -> Tensor:
         """What the layer adds to the residual stream, of what its heads mixed.  # [batch, pos, d_model]"""
@@ -81,7 +103,11 @@ class Attention(nn.Module):
             results = self.hook_result(self.head_results(z))
             out = results.sum(2)  # [batch, pos, d_model]
             return (out if self.b_z is None else out + self.b_z).to(results.dtype)  # autocast leaves some sums wide
-        return F.linear(z.flatten(2), self.W_z, self.b_z)
+        return self.output(z)
+
+    def output(self, z: Tensor) -> Tensor:
+        """z W_O + b_O, all heads at once.  # [..., head, d_head] -> [..., d_model]"""
+        return F.linear(z.flatten(-2), self.W_z, self.b_z)
 
     @property
     def explicit(self) -> bool:
@@ -103,28 +129,36 @@ class Attention(nn.Module):
                 else plain
                 for name, (plain, W, b) in parts.items()
             )
+        if cfg.clip_qkv is not None:
+            q, k, v = (value.clamp(-cfg.clip_qkv, cfg.clip_qkv) for value in (q, k, v))
         return self.hook_q(q), self.hook_k(k), self.hook_v(v)
 
-    def rotate(self, x: Tensor, context: Context) -> Tensor:
+    def rotate(self, x: Tensor, sight: Sight) -> Tensor:
         """Turn pairs (a, b) of the first `rotary_dim` channels of x [batch, pos, head, d_head] by an angle each.
 
-        (a, b) -> (a cos - b sin, b cos + a sin); `context.sin` carries the signs, so one product with the pairs swapped
+        (a, b) -> (a cos - b sin, b cos + a sin); `sight.sin` carries the signs, so one product with the pairs swapped
         does both.
         """
-        assert context.cos is not None and context.sin is not None and self.cfg.rotary_dim is not None
+        assert sight.cos is not None and sight.sin is not None and self.cfg.rotary_dim is not None
         rotary_dim, pair = self.cfg.rotary_dim, pair_axis(self.cfg)
         turned = x if rotary_dim == self.cfg.d_head else x[..., :rotary_dim]
         pairs = turned.unflatten(-1, (-1, 2) if pair == -1 else (2, -1))
-        turned = torch.addcmul(pairs * context.cos, pairs.flip(pair), context.sin).flatten(-2)
+        turned = torch.addcmul(pairs * sight.cos, pairs.flip(pair), sight.sin).flatten(-2)
         return turned if rotary_dim == self.cfg.d_head else torch.cat((turned, x[..., rotary_dim:]), dim=-1)
 
-    def attend_fused(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+    def attend_unseen(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, sinks: Tensor | None) -> Tensor:
+        """z [batch, pos, head, d_head] where nobody asks for scores or pattern."""
+        if self.cfg.attn_scores_soft_cap is not None or sinks is not None:
+            return self.attend_by_products(q, k, v, sight, sinks)
+        return self.attend_fused(q, k, v, sight)
+
+    def attend_fused(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
         """z [batch, pos, head, d_head] from one kernel, which forms no pattern."""
         assert self.cfg.attn_scale is not None
-        mask, causal = context.allowed, context.causal
-        if context.bias is not None:
-            allowed = self._allowed(context)
-            mask = context.bias if allowed is None else context.bias.masked_fill(~allowed, float("-inf"))
+        mask, causal = sight.allowed, sight.causal
+        if sight.bias is not None:
+            allowed = _allowed(sight, q, k)
+            mask = sight.bias if allowed is None else sight.bias.masked_fill(~allowed, float("-inf"))
             causal = False
         z = F.scaled_dot_product_attention(
             q.transpose(1, 2),
@@ -137,27 +171,37 @@ class Attention(nn.Module):
         )
         return z.transpose(1, 2)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, sinks: Tensor | None) -> Tensor:
         """z [batch, pos, head, d_head], by way of the scores and the pattern [batch, head, query, key]."""
-        pattern = self.hook_pattern(self.softmax(self.hook_attn_scores(self.scores(q, k, context))))
+        pattern = self.hook_pattern(self.softmax(self.hook_attn_scores(self.scores(q, k, sight)), sinks))
         return einsum(pattern, self.to_query_heads(v), "batch head query key, batch key head d -> batch query head d")
 
-    def attend_few(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
+    def attend_by_products(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight, sinks: Tensor | None) -> Tensor:
         """z [batch, pos, head, d_head] by small matrix products: for few queries faster than the fused kernel."""
-        assert self.cfg.attn_scale is not None and context.allowed is not None
-        kv_heads = self.cfg.n_kv_heads
+        assert self.cfg.attn_scale is not None
+        kv_heads, n_queries, cap = self.cfg.n_kv_heads, q.shape[1], self.cfg.attn_scores_soft_cap
+        allowed = _allowed(sight, q, k)
         q = rearrange(q, "batch query (kv group) d -> (batch kv) (query group) d", kv=kv_heads)
         k = rearrange(k, "batch key kv d -> (batch kv) d key")
         v = rearrange(v, "batch key kv d -> (batch kv) key d")
-        penalty = torch.zeros_like(context.allowed, dtype=q.dtype).masked_fill(~context.allowed, float("-inf"))
-        penalty = penalty if context.bias is None else penalty + context.bias
-        penalty = penalty.expand(-1, self.cfg.n_heads, -1, -1)
+        penalty = q.new_zeros(1, 1, n_queries, k.shape[-1])
+        penalty = penalty if allowed is None else torch.where(allowed, penalty, float("-inf"))
+        penalty = penalty if sight.bias is None else penalty + sight.bias
+        penalty = penalty.expand(len(q) // kv_heads, self.cfg.n_heads, -1, -1)
         penalty = rearrange(penalty, "batch (kv group) query key -> (batch kv) (query group) key", kv=kv_heads)
-        z = self.softmax(torch.baddbmm(penalty, q, k, alpha=1 / self.cfg.attn_scale)) @ v
+        if cap is None:
+            scores = torch.baddbmm(penalty, q, k, alpha=1 / self.cfg.attn_scale)
+        else:
+            scores = soft_cap(torch.bmm(q, k) / self.cfg.attn_scale, cap) + penalty
+        if sinks is not None:
+            sinks = rearrange(sinks, "batch query (kv group) -> (batch kv) (query group)", kv=kv_heads)
+        z = self._softmax(scores, sinks) @ v
         group = self.cfg.n_heads // kv_heads
         return rearrange(z, "(batch kv) (query group) d -> batch query (kv group) d", kv=kv_heads, group=group)
 
-    def attend_packed(self, q: Tensor, k: Tensor, v: Tensor, packed: Packed, groups: Sequence[Context]) -> Tensor:
+    def attend_packed(
+        self, q: Tensor, k: Tensor, v: Tensor, packed: Packed, groups: Sequence[Sight], sinks: Tensor | None
+    ) -> Tensor:
         """z [1, row, head, d_head] of rows whose sequences go back to a base run.
 
         Scores and patterns of all rows are in one tensor [1, head, row, key] when they pass their hook points.
@@ -165,16 +209,18 @@ class Attention(nn.Module):
         keys, values = packed.keys_values(self.layer, k[0], v[0])  # [sequence, pos, kv_head, d_head]
         parts = []
         if not self.explicit:
-            for group, context in zip(packed.groups, groups, strict=True):
+            for group, sight in zip(packed.groups, groups, strict=True):
                 own = q[0, group.rows].unflatten(0, (-1, group.length))  # [sequence, query, head, d_head]
-                attend = self.attend_few if group.length <= FEW_QUERIES else self.attend_fused
-                parts.append(attend(own, keys[group.sequences], values[group.sequences], context).flatten(0, 1))
+                k_own, v_own = keys[group.sequences], values[group.sequences]
+                aside = None if sinks is None else sinks[0, group.rows].unflatten(0, (-1, group.length))
+                attend = self.attend_by_products if group.length <= FEW_QUERIES else self.attend_unseen
+                parts.append(attend(own, k_own, v_own, sight, aside).flatten(0, 1))
             return torch.cat(parts)[None]
-        for group, context in zip(packed.groups, groups, strict=True):
+        for group, sight in zip(packed.groups, groups, strict=True):
             own = q[0, group.rows].unflatten(0, (-1, group.length))
-            scores = self.scores(own, keys[group.sequences], context)
+            scores = self.scores(own, keys[group.sequences], sight)
             parts.append(rearrange(scores, "sequence head query key -> head (sequence query) key"))
-        pattern = self.hook_pattern(self.softmax(self.hook_attn_scores(torch.cat(parts, dim=1)[None])))[0]
+        pattern = self.hook_pattern(self.softmax(self.hook_attn_scores(torch.cat(parts, dim=1)[None]), sinks))[0]
         parts = []
         for group in packed.groups:
             own = pattern[:, group.rows].unflatten(1, (-1, group.length))  # [head, sequence, query, key]
@@ -183,19 +229,40 @@ class Attention(nn.Module):
             parts.append(z.flatten(0, 1))
         return torch.cat(parts)[None]
 
-    def scores(self, q: Tensor, k: Tensor, context: Context) -> Tensor:
-        """Scaled scores [batch, head, query, key] of rotated q and k; -inf where a query may not look."""
+    def scores(self, q: Tensor, k: Tensor, sight: Sight) -> Tensor:
+        """Scaled scores [batch, head, query, key] of q and k as `turn` gives them; -inf where a query may not look."""
         assert self.cfg.attn_scale is not None
-        keys = self.to_query_heads(k)
+        keys, cap = self.to_query_heads(k), self.cfg.attn_scores_soft_cap
         scores = einsum(q, keys, "batch query head d, batch key head d -> batch head query key") / self.cfg.attn_scale
-        if context.bias is not None:
-            scores = scores + context.bias
-        allowed = self._allowed(context)
+        scores = scores if cap is None else soft_cap(scores, cap)
+        scores = scores if sight.bias is None else scores + sight.bias
+        allowed = _allowed(sight, q, k)
         return scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
 
-    def softmax(self, scores: Tensor) -> Tensor:
-        """Softmax over the keys, in float32 at least."""
-        return scores.softmax(-1, dtype=wide_type(scores.dtype)).to(scores.dtype)
+    def softmax(self, scores: Tensor, sinks: Tensor | None = None) -> Tensor:
+        """Softmax over the keys, in float32 at least.
+
+        Args:
+            scores: [batch, head, query, key].
+            sinks: scores of looking nowhere [batch, query, head]; None takes those of the weights, if there are any.
+        """
+        if sinks is None and self.sinks is not None:
+            sinks = self.sinks.expand(1, scores.shape[2], -1)
+        return self._softmax(scores, None if sinks is None else sinks.transpose(1, 2))
+
+    def _softmax(self, scores: Tensor, sinks: Tensor | None) -> Tensor:
+        """Softmax over the last axis of scores; `sinks` [...] without that axis has one more score for each row."""
+        wide = wide_type(scores.dtype)
+        if sinks is None:
+            return scores.softmax(-1, dtype=wide).to(scores.dtype)
+        every = torch.cat((scores, sinks.expand(scores.shape[:-1])[..., None].to(scores.dtype)), dim=-1)
+        return every.softmax(-1, dtype=wide)[..., :-1].to(scores.dtype)
+
+    def _sinks(self, q: Tensor) -> Tensor | None:
+        """The score that each query of each head has for looking nowhere.  # [batch, pos, head]"""
+        if self.sinks is None or self.hook_sinks is None:
+            return None
+        return self.hook_sinks(self.sinks.expand(q.shape[0], q.shape[1], -1).contiguous())
 
     def to_query_heads(self, x: Tensor) -> Tensor:
         """Keys or values [batch, pos, kv_head, d_head], repeated for the query heads that share them."""
@@ -203,14 +270,8 @@ class Attention(nn.Module):
         return x if group == 1 else repeat(x, "batch pos kv_head d -> batch pos (kv_head group) d", group=group)
 
     def head_results(self, z: Tensor) -> Tensor:
-        """What each head adds to the residual stream, without b_O.  # [batch, pos, head, d_model]"""
-        return einsum(z, self.W_O, "batch pos head d_head, head d_head d_model -> batch pos head d_model")
-
-    def _allowed(self, context: Context) -> Tensor | None:
-        if context.causal:
-            n = context.positions.shape[1]
-            return causal_mask(n, n, context.positions.device)
-        return context.allowed
+        """What each head's part of W_O makes of z, without b_O.  # [..., head, d_head] -> [..., head, d_model]"""
+        return einsum(z, self.W_O, "... head d_head, head d_head d_model -> ... head d_model")
 
     def _rows(self, parameter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         heads = parameter.unflatten(0, (-1, self.cfg.d_head))  # [all heads, d_head, ...]
@@ -259,3 +320,8 @@ class Attention(nn.Module):
     def b_O(self) -> Tensor:
         """Output bias [d_model]; zeros where the model has none."""
         return self.W_z.new_zeros(self.cfg.d_model) if self.b_z is None else self.b_z
+
+
+def _allowed(sight: Sight, q: Tensor, k: Tensor) -> Tensor | None:
+    """Which keys [batch, key, ...] each query [batch, query, ...] may look at; None where it may look at all."""
+    return causal_mask(q.shape[1], k.shape[1], q.device) if sight.causal else sight.allowed

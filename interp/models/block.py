@@ -2,7 +2,7 @@
 
 1. The mixer, attention or a state-space layer, reads the normalised stream and lets positions look at one another.
 2. What it made is written to the stream, then the MLP reads that and adds in turn; with parallel blocks both read what
-   came in. A block may lack one of the two.
+   came in. A block may lack one of the two. Some models normalise what is added too, or multiply it by a factor.
 
 The halves are apart because a sweep runs fewer positions through the second than through the first.
 """
@@ -21,7 +21,7 @@ from interp.forward.forward_context import Context
 from interp.hooked.hooks import HookPoint
 from interp.hooked.past import PastKeyValues
 from interp.models.attention import Attention
-from interp.models.layers import MLP, Norm
+from interp.models.layers import MLP, Norm, SharedNorm
 from interp.state_space.mamba1 import Mamba1
 from interp.state_space.mamba2 import Mamba2
 
@@ -34,12 +34,18 @@ class Block(nn.Module):
     def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint]) -> None:
         super().__init__()
         here = f"blocks.{layer}"
-        has_norm, mixer, has_mlp = cfg.normalization_type is not None, cfg.mixer(layer), cfg.mlp_in(layer)
+        mixer, has_mlp = cfg.mixer(layer), cfg.mlp_in(layer)
         self.parallel = cfg.parallel_attn_mlp and mixer is not None
-        self.ln1 = Norm(cfg, f"{here}.ln1", points) if has_norm and mixer is not None else None
+        self.residual_scale = cfg.residual_scale
+        self.ln1 = Norm(cfg, f"{here}.ln1", points) if cfg.norms_before and mixer is not None else None
         self.attn = Attention(cfg, layer, points) if mixer == "attn" else None
         self.mixer = MIXERS[mixer](cfg, layer, points) if mixer in MIXERS else None
-        self.ln2 = Norm(cfg, f"{here}.ln2", points) if has_norm and has_mlp else None
+        self.ln1_post = Norm(cfg, f"{here}.ln1_post", points) if cfg.norms_after and mixer == "attn" else None
+        self.ln2: Norm | None = None
+        if cfg.norms_before and has_mlp:
+            owner, path = self.ln1 if cfg.shared_norm else None, f"{here}.ln2"
+            self.ln2 = Norm(cfg, path, points) if owner is None else SharedNorm(cfg, path, points, owner)
+        self.ln2_post = Norm(cfg, f"{here}.ln2_post", points) if cfg.norms_after and has_mlp else None
         self.mlp = MLP(cfg, layer, points) if has_mlp else None
         self.heads = {"q": cfg.n_heads, "k": cfg.n_kv_heads, "v": cfg.n_kv_heads}
         self.hook_split = {name: points[f"{here}.hook_{name}_input"] for name in self.heads if self.attn is not None}
@@ -74,7 +80,7 @@ class Block(nn.Module):
         """The second half, where each position is by itself: what mixer and MLP add to the residual stream."""
         if self.attn is not None:
             assert self.hook_attn_out is not None
-            added = resid + self.hook_attn_out(self.attn.write(mixed))
+            added = resid + self.hook_attn_out(self._added(self.attn.write(mixed), self.ln1_post))
         else:
             added = resid if self.mixer is None else resid + self.mixer.write(mixed)
         if self.mlp is None:
@@ -89,7 +95,48 @@ class Block(nn.Module):
         if self.hook_mlp_in.wanted:
             resid = self.hook_mlp_in(resid.clone())
         x = resid if self.ln2 is None else self.ln2(resid)
-        return self.hook_mlp_out(self.mlp(x))
+        return self.hook_mlp_out(self._added(self.mlp(x), self.ln2_post))
+
+    def mlp_added(self, resid: Tensor) -> Tensor:
+        """What the MLP adds to a stream [..., d_model], without the hook points of the norms: for other inputs."""
+        assert self.mlp is not None
+        made = self.mlp(resid if self.ln2 is None else self.ln2.unhooked(resid))
+        made = made if self.ln2_post is None else self.ln2_post.unhooked(made)
+        return made if self.residual_scale == 1.0 else made * self.residual_scale
+
+    def _added(self, made: Tensor, norm: Norm | None) -> Tensor:
+        """What is added to the stream of what attention or MLP made."""
+        made = made if norm is None else norm(made)
+        return made if self.residual_scale == 1.0 else made * self.residual_scale
+
+    def head_results(self, z: Tensor) -> Tensor:
+        """What each head adds to the residual stream.  # [..., head, d_head] -> [..., head, d_model]
+
+        Where a norm follows the attention it is the norm with the scale that these z give it, which is linear.
+        """
+        assert self.attn is not None
+        return self._at_scale_of(z, self.attn.head_results(z))
+
+    def bias_result(self, z: Tensor) -> Tensor | None:
+        """What the attention adds beside its heads [..., d_model]; None where they are all that it adds."""
+        assert self.attn is not None
+        after = None if self.ln1_post is None else self.ln1_post.b
+        if self.attn.b_z is None and after is None:
+            return None
+        b_z = self.attn.b_z if self.attn.b_z is not None else torch.zeros_like(self.attn.W_z[:, 0])
+        result = self._at_scale_of(z, b_z.expand(*z.shape[:-2], 1, -1))[..., 0, :]
+        return result if after is None else result + after * self.residual_scale
+
+    def _at_scale_of(self, z: Tensor, results: Tensor) -> Tensor:
+        """Parts of the attention's output, as the norm after it and the block's factor scale them.
+
+        [..., part, d_model], of the attention's output for z [..., head, d_head].
+        """
+        assert self.attn is not None
+        if self.ln1_post is not None:
+            scale = self.ln1_post.scale(self.attn.output(z))
+            results = self.ln1_post.scaled(results, scale[..., None, :])
+        return results if self.residual_scale == 1.0 else results * self.residual_scale
 
     def _split_inputs(self, resid: Tensor, x: Tensor) -> dict[str, Tensor]:
         """A normalised residual stream of its own for every head, where somebody asked for it."""
@@ -111,3 +158,9 @@ def mixed_site(cfg: ModelConfig, layer: int) -> str | None:
     """The site of what the first half of a block hands to the second; None where no mixer does."""
     mixer = cfg.mixer(layer)
     return None if mixer is None else f"blocks.{layer}.{'attn.hook_z' if mixer == 'attn' else 'mixer.hook_gated'}"
+
+
+def key_site(cfg: ModelConfig, layer: int) -> str:
+    """The site of a layer's keys as its scores compare them: normalised, and turned by their positions."""
+    plain = cfg.qk_norm is None and cfg.attention_kind(layer).rotary_base is None
+    return f"blocks.{layer}.attn.hook_{'k' if plain else 'rot_k'}"

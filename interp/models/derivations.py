@@ -79,19 +79,18 @@ class LayerRun:
         attn, scores = self.block.attn, self.stored("attn.hook_attn_scores")
         if attn is None or scores is not None:
             return scores
-        rotated = "" if attn.hook_rot_q is None else "rot_"
-        q, k = self.stored(f"attn.hook_{rotated}q"), self.stored(f"attn.hook_{rotated}k")
+        turned = "" if attn.hook_rot_q is None else "rot_"
+        q, k = self.stored(f"attn.hook_{turned}q"), self.stored(f"attn.hook_{turned}k")
         if q is None or k is None:
             return None
         mask = self.attention_mask
-        return attn.scores(
-            q, k, make_context(self.cfg, q.shape[1], attention_mask=mask, device=q.device, dtype=q.dtype)
-        )
+        context = make_context(self.cfg, q.shape[1], attention_mask=mask, device=q.device, dtype=q.dtype)
+        return attn.scores(q, k, context.sights[attn.kind])
 
     def pattern(self) -> Tensor | None:
         """Attention probabilities.  # [batch, head, query, key]"""
         attn, scores = self.block.attn, self.scores()
-        return None if attn is None or scores is None else attn.softmax(scores)
+        return None if attn is None or scores is None else attn.softmax(scores, self.stored("attn.hook_sinks"))
 
     def recurrent(self, site: str) -> Tensor | None:
         """The states ("state") or the hidden attention ("pattern") of a state-space layer."""

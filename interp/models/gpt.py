@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import einsum
 from torch import Tensor, nn
 
 from interp.arguments import is_whole, plain, shown
@@ -88,7 +87,7 @@ class GPT(HookedModel):
         super().__init__(cfg, tokenizer, points)
         tables = {"standard": PosEmbed, "sinusoidal": SinusoidalEmbed}
         table = tables.get(cfg.positional_embedding_type)
-        self.embed = Embed(cfg)
+        self.embed = Embed(cfg, points)
         self.pos_embed = table(cfg) if table else None
         self.blocks = nn.ModuleList([Block(cfg, layer, points) for layer in range(cfg.n_layers)])
         has_final = cfg.normalization_type is not None and cfg.final_norm
@@ -109,7 +108,7 @@ class GPT(HookedModel):
         for name, parameter in self.named_parameters():
             last = name.rpartition(".")[2]
             if last == "w":
-                parameter.fill_(1.0)
+                parameter.fill_(0.0 if self.cfg.norm_unit_offset else 1.0)
             elif last.startswith("b"):
                 parameter.zero_()
             else:
@@ -276,8 +275,20 @@ class GPT(HookedModel):
         return IN_LAYER[short](LayerRun(self.cfg, layer, self.block(layer), tensors, attention_mask))
 
     def head_results(self, layer: int, z: Tensor) -> Tensor:
-        """What each head adds to the residual stream: z W_O.  # [..., head, d_head] -> [..., head, d_model]"""
-        return einsum(z, self.attention(layer).W_O, "... head d_head, head d_head d_model -> ... head d_model")
+        """What each head adds to the residual stream: z W_O.  # [..., head, d_head] -> [..., head, d_model]
+
+        Where a norm follows the attention, at the scale that it has for these z.
+        """
+        self.attention(layer)  # refuses a layer without heads
+        return self.block(layer).head_results(z)
+
+    def uncapped_logits(self, normalized: Tensor) -> Tensor:
+        """Logits before the soft cap of `cfg.output_logits_soft_cap`.  # [..., d_model] -> [..., d_vocab_out]"""
+        return self.unembed.uncapped(normalized)
+
+    def bias_result(self, layer: int, z: Tensor) -> Tensor | None:
+        """What the attention adds beside its heads; None where nothing.  # [..., head, d_head] -> [..., d_model]"""
+        return self.block(layer).bias_result(z)
 
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> Norm | None:
         """The norm between the residual stream and a layer, its MLP, or the unembedding; None where there is none."""
@@ -288,8 +299,8 @@ class GPT(HookedModel):
 
     @property
     def W_E(self) -> Tensor:
-        """Token embedding [d_vocab, d_model]."""
-        return self.embed.W_E
+        """Token embedding [d_vocab, d_model], as it is in the residual stream: times its factor, through its norm."""
+        return self.embed.table
 
     @property
     def W_pos(self) -> Tensor:
@@ -304,13 +315,15 @@ class GPT(HookedModel):
 
     @property
     def W_U(self) -> Tensor:
-        """Unembedding [d_model, d_vocab_out]."""
-        return self.unembed.W_U
+        """Unembedding [d_model, d_vocab_out], times the logits' factor; a view where that is 1."""
+        W_U, factor = self.unembed.W_U, self.cfg.logit_scale
+        return W_U if factor == 1.0 else W_U * factor
 
     @property
     def b_U(self) -> Tensor:
         """Unembedding bias [d_vocab_out]; zeros where the model has none."""
-        return self.W_U.new_zeros(self.cfg.d_vocab_out) if self.unembed.b_U is None else self.unembed.b_U
+        b_U = self.unembed.b_U
+        return self.W_E.new_zeros(self.cfg.d_vocab_out) if b_U is None else b_U * self.cfg.logit_scale
 
     W_Q = _stacked("attn", "W_Q", "head, d_model, d_head")
     W_K = _stacked("attn", "W_K", "kv_head, d_model, d_head")

@@ -25,6 +25,11 @@ def solu(x: Tensor) -> Tensor:
     return x * x.softmax(-1)
 
 
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """cap tanh(x / cap): x where it is small, and never beyond the cap (Gemma Team 2024, "Gemma 2", section 2)."""
+    return cap * (x / cap).tanh()
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu2": relu2,
@@ -39,23 +44,39 @@ class Norm(nn.Module):
     """Layer norm (Ba et al. 2016) or RMS norm (Zhang and Sennrich 2019), with or without weights.
 
     scale = sqrt(mean(x^2) + eps) of the (for layer norm: centred) stream; normalized = x / scale; out = normalized w
-    + b.
+    + b. Where the configuration has `norm_unit_offset`, `w` holds the weight less 1; `gain` is the weight itself.
+
+    Args:
+        cfg: the model's configuration.
+        path: where the norm is, such as `blocks.0.ln1`.
+        points: the hook points of the model.
     """
+
+    dims: tuple[int, ...] = (-1,)  # that a mean goes over
 
     def __init__(self, cfg: ModelConfig, path: str, points: Mapping[str, HookPoint]) -> None:
         super().__init__()
         self.eps = cfg.eps
         self.centers = cfg.centers
-        self.w = nn.Parameter(torch.empty(cfg.d_model)) if cfg.has_norm_weights else None
-        self.b = nn.Parameter(torch.empty(cfg.d_model)) if cfg.normalization_type == "LN" else None
+        self.unit_offset = cfg.norm_unit_offset
         self.hook_scale = points[f"{path}.hook_scale"]
         self.hook_normalized = points[f"{path}.hook_normalized"]
+        self._make_weights(cfg)
+
+    def _make_weights(self, cfg: ModelConfig) -> None:
+        self.w = nn.Parameter(torch.empty(cfg.d_model)) if cfg.has_norm_weights else None
+        self.b = nn.Parameter(torch.empty(cfg.d_model)) if cfg.has_norm_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [..., d_model]."""
         wide = self._center(x)
         scale = self.hook_scale(self._scale(wide))
         return self._weigh(self.hook_normalized((wide / scale).to(x.dtype)))
+
+    @property
+    def gain(self) -> Tensor | None:
+        """What normalised values are multiplied by [d_model]; None where that is 1."""
+        return 1.0 + widened(self.w) if self.unit_offset and self.w is not None else self.w
 
     @property
     def edited(self) -> bool:
@@ -79,19 +100,65 @@ class Norm(nn.Module):
     def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
         """x divided by a given scale, with the weight and without the bias: linear in x."""
         normalized = (self._center(x) / scale).to(x.dtype)
-        return normalized if self.w is None else normalized * self.w
+        gain = self.gain
+        return normalized if gain is None else (normalized * gain).to(x.dtype)
 
     def _center(self, x: Tensor) -> Tensor:
         wide = widened(x)
         return wide - wide.mean(-1, keepdim=True) if self.centers else wide
 
     def _scale(self, wide: Tensor) -> Tensor:
-        return (wide.pow(2).mean(-1, keepdim=True) + self.eps).sqrt()
+        return (wide.pow(2).mean(self.dims, keepdim=True) + self.eps).sqrt()
 
     def _weigh(self, normalized: Tensor) -> Tensor:
-        if self.w is None:
+        gain, b = self.gain, self.b
+        if gain is None:
             return normalized
-        return normalized * self.w if self.b is None else torch.addcmul(self.b, normalized, self.w)
+        return (normalized * gain).to(normalized.dtype) if b is None else torch.addcmul(b, normalized, gain)
+
+
+class SharedNorm(Norm):
+    """A norm with the weights of another one, and hook points of its own."""
+
+    def __init__(self, cfg: ModelConfig, path: str, points: Mapping[str, HookPoint], owner: Norm) -> None:
+        super().__init__(cfg, path, points)
+        self._owner = (owner,)  # in a tuple, so that its parameters are not counted twice
+
+    def _make_weights(self, cfg: ModelConfig) -> None:
+        pass
+
+    @property
+    def w(self) -> Tensor | None:  # type: ignore[override]
+        """The other norm's weight."""
+        return self._owner[0].w
+
+    @property
+    def b(self) -> Tensor | None:  # type: ignore[override]
+        """The other norm's bias."""
+        return self._owner[0].b
+
+
+class HeadNorm(Norm):
+    """The norm of queries or keys [batch, pos, head, d_head] before they are rotated: one of `QK_NORMS`.
+
+    Sources: Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", section 2 (a norm for each
+    head); OLMo Team 2024, "2 OLMo 2 Furious", section 3 (one norm for all heads together).
+    """
+
+    def __init__(self, cfg: ModelConfig, path: str, points: Mapping[str, HookPoint], n_heads: int) -> None:
+        self.n_heads = n_heads
+        super().__init__(cfg, path, points)
+        self.centers = cfg.qk_norm in ("LN", "LN_each_head")
+        if cfg.qk_norm == "RMS_all_heads":
+            self.dims = (-2, -1)
+
+    def _make_weights(self, cfg: ModelConfig) -> None:
+        every = cfg.qk_norm in ("RMS_all_heads", "LN_each_head")
+        self.w = nn.Parameter(torch.empty(self.n_heads, cfg.d_head) if every else torch.empty(cfg.d_head))
+        self.b = nn.Parameter(torch.empty(cfg.d_head)) if cfg.qk_norm == "LN" else None
+
+    def _scale(self, wide: Tensor) -> Tensor:
+        return super()._scale(wide).expand(*wide.shape[:-1], 1)  # a divisor for each head, even where all have one
 
 
 class MLP(nn.Module):
@@ -161,15 +228,28 @@ class MLP(nn.Module):
 
 
 class Embed(nn.Module):
-    """Token embedding: W_E [d_vocab, d_model]."""
+    """Token embedding: W_E [d_vocab, d_model], times the model's factor, through its norm if it has one."""
 
-    def __init__(self, cfg: ModelConfig) -> None:
+    def __init__(self, cfg: ModelConfig, points: Mapping[str, HookPoint]) -> None:
         super().__init__()
+        self.scale = cfg.embed_scale
         self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
+        self.ln = Norm(cfg, "embed.ln", points) if cfg.embed_norm else None
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Rows of W_E.  # [batch, pos] -> [batch, pos, d_model]"""
-        return F.embedding(tokens, self.W_E)
+        """What is added to the residual stream.  # [batch, pos] -> [batch, pos, d_model]"""
+        rows = self._scaled(F.embedding(tokens, self.W_E))
+        return rows if self.ln is None else self.ln(rows)
+
+    @property
+    def table(self) -> Tensor:
+        """What every token adds to the residual stream [d_vocab, d_model]; W_E itself where nothing is between."""
+        rows = self._scaled(self.W_E)
+        return rows if self.ln is None else self.ln.unhooked(rows)
+
+    def _scaled(self, rows: Tensor) -> Tensor:
+        # The factor is rounded to their number type, as in transformers.
+        return rows if self.scale == 1.0 else rows * rows.new_tensor(self.scale)
 
 
 class PosEmbed(nn.Module):
@@ -205,27 +285,42 @@ class SinusoidalEmbed(nn.Module):
 
 
 class Unembed(nn.Module):
-    """Normalised residual stream to logits: x W_U + b_U. Tied models read the embedding's rows."""
+    """Normalised residual stream to logits: x W_U + b_U, times the model's factor, and bounded if it has a soft cap.
+
+    Tied models read the embedding's rows.
+    """
 
     def __init__(self, cfg: ModelConfig, embed: Embed) -> None:
         super().__init__()
+        self.scale = cfg.logit_scale
+        self.cap = cfg.output_logits_soft_cap
         self._embed = (embed,)  # in a tuple, so that its parameter is not counted twice
         self.W_rows = None if cfg.tie_word_embeddings else nn.Parameter(torch.empty(cfg.d_vocab_out, cfg.d_model))
         self.b_U = nn.Parameter(torch.empty(cfg.d_vocab_out)) if cfg.unembed_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits.  # [..., d_model] -> [..., d_vocab_out]"""
-        return F.linear(x, self._rows(), self.b_U)
+        return self._capped(self.uncapped(x))
+
+    def uncapped(self, x: Tensor) -> Tensor:
+        """Logits before the soft cap.  # [..., d_model] -> [..., d_vocab_out]"""
+        return self._times(F.linear(x, self._rows(), self.b_U))
 
     def some(self, x: Tensor, tokens: Tensor) -> Tensor:
         """Logits of some tokens, for each row its own.  # [row, pos, d_model], [row, token] -> [row, pos, token]"""
         logits = x @ self._rows()[tokens].transpose(1, 2)
-        return logits if self.b_U is None else logits + self.b_U[tokens][:, None]
+        return self._capped(self._times(logits if self.b_U is None else logits + self.b_U[tokens][:, None]))
+
+    def _times(self, logits: Tensor) -> Tensor:
+        return logits if self.scale == 1.0 else logits * self.scale
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        return logits if self.cap is None else soft_cap(logits, self.cap)
 
     def _rows(self) -> Tensor:
         return self._embed[0].W_E if self.W_rows is None else self.W_rows
 
     @property
     def W_U(self) -> Tensor:
-        """[d_model, d_vocab_out]; a view."""
+        """[d_model, d_vocab_out], without the logits' factor; a view."""
         return self._rows().T

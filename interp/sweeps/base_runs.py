@@ -22,7 +22,7 @@ from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
 from interp.metric_rounding import rounding
 from interp.metrics import Metric, evaluate, largest_logit, read, where_read, which_read
-from interp.models.block import mixed_site
+from interp.models.block import key_site, mixed_site
 from interp.prompts.pairs import PromptPairs
 from interp.sweeps.edit_reach import Numbers, Placed
 from interp.sweeps.plan import Plan
@@ -177,8 +177,7 @@ class BaseRunCache:
         cfg, here = self.model.cfg, f"blocks.{layer}"
         mixer = cfg.mixer(layer)
         if mixer == "attn":
-            key = "rot_k" if cfg.positional_embedding_type == "rotary" else "k"
-            return {"k": f"{here}.attn.hook_{key}", "v": f"{here}.attn.hook_v"}
+            return {"k": key_site(cfg, layer), "v": f"{here}.attn.hook_v"}
         if mixer is None:
             return {}
         formed = f"{here}.mixer.hook_pattern" in self._edited

@@ -32,9 +32,14 @@ Differs = Callable[["Placed"], Mask]
 
 # What changes one query alone, and what changes keys, values or all of a position's input; the rest comes after
 # positions have looked at one another.
-QUERY_SITES = {"q", "rot_q", "q_input", "attn_scores", "pattern"} | {"C", "y", "gate", "mixer.pattern"}
-INPUT_SITES = {"embed", "pos_embed", "resid_pre", "ln1.scale", "ln1.normalized", "k", "v", "rot_k"} | {
-    "k_input", "v_input", "mixer_in", "in", "conv", "delta", "B", "state",
+QUERY_SITES = {
+    "q", "rot_q", "q_input", "q_norm.scale", "q_norm.normalized", "attn_scores", "pattern", "sinks",
+    "C", "y", "gate", "mixer.pattern",
+}  # fmt: skip
+INPUT_SITES = {
+    "embed", "embed.ln.scale", "embed.ln.normalized", "pos_embed", "resid_pre", "ln1.scale", "ln1.normalized",
+    "k", "v", "rot_k", "k_input", "v_input", "k_norm.scale", "k_norm.normalized",
+    "mixer_in", "in", "conv", "delta", "B", "state",
 }  # fmt: skip
 # What depends on the token and its position alone, in the first layer.
 LOCAL_SITES = (QUERY_SITES | INPUT_SITES) - {

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -98,19 +99,25 @@ def weights(model: GPT) -> dict[str, Tensor]:
     """
     cfg = model.cfg
     named: dict[str, Tensor | None] = {"embed.W_E": model.embed.W_E}
+    named |= {f"embed.ln.{name}": getattr(model.embed.ln, name, None) for name in ("w", "b")}
     if isinstance(model.pos_embed, PosEmbed):
         named["pos_embed.W_pos"] = model.pos_embed.W_pos
     parts = {
         "ln1": ("w", "b"),
         "attn": ("W_Q", "W_K", "W_V", "W_O")
         + (("b_Q", "b_K", "b_V") if cfg.attn_in_bias else ())
-        + (("b_O",) if cfg.attn_out_bias else ()),
-        "ln2": ("w", "b"),
+        + (("b_O",) if cfg.attn_out_bias else ())
+        + ("sinks",),
+        "attn.q_norm": ("w", "b"),
+        "attn.k_norm": ("w", "b"),
+        "ln1_post": ("w", "b"),
+        "ln2": () if cfg.shared_norm else ("w", "b"),
+        "ln2_post": ("w", "b"),
         "mlp": ("W_in", "W_gate", "W_out") + (("b_in", "b_gate", "b_out") if cfg.mlp_bias else ()),
     }
     for layer, block in enumerate(model.blocks):
         for part, names in parts.items():
-            owner = getattr(block, part)
+            owner = operator.attrgetter(part)(block) if block.attn is not None or "." not in part else None
             named |= {f"blocks.{layer}.{part}.{name}": getattr(owner, name, None) for name in names}
         if isinstance(block.mixer, MambaMixer):
             named |= {f"blocks.{layer}.mixer.{name}": weight for name, weight in block.mixer.named_parameters()}

@@ -152,7 +152,7 @@ def test_half_precision_is_differentiated_as_well() -> None:
 @pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
 def test_integrated_gradients_add_up_to_the_difference_of_the_runs(kind: str) -> None:
     model, pairs = make(kind), pairs_of(6, 4, 5)
-    found = integrated_gradients(model, pairs, steps=50)
+    found = integrated_gradients(model, pairs, steps=100)
     base, source, _ = run_values(model, pairs)
     gap = (source - base).abs().max()
     assert float((found.sum(1) - (source - base)).abs().max() / gap) < 0.02

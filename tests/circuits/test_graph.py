@@ -12,10 +12,10 @@ from interp.models.gpt import GPT
 
 
 def bias(model: GPT, layer: int) -> torch.Tensor | None:
-    """What a layer adds beside its heads."""
+    """What a layer adds beside its heads; where a norm follows them, its bias is in what they add."""
     block = model.block(layer)
     if block.attn is not None:
-        return block.attn.b_O
+        return None if model.cfg.norms_after else block.attn.b_O * model.cfg.residual_scale
     return block.mixer.b_out if model.cfg.mixer(layer) == "mamba2" and block.mixer is not None else None
 
 

@@ -111,6 +111,8 @@ def test_a_path_of_a_real_model_equals_the_published_algorithm(through: str) -> 
 
 def test_all_senders_at_once_bring_the_source_run(any_model: GPT) -> None:
     model, pairs = any_model, make_pairs((6, 4, 6))
+    if model.cfg.norms_after:
+        pytest.skip("each head changes the scale of the others of its layer, so that their changes do not add up")
     graph, last = Graph.of(model), f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
     starts = parse_senders("all", graph)
     reads = arriving(model, pairs, graph, starts, [last], base=BASE, source=SOURCE)[last]

@@ -37,7 +37,7 @@ def test_derived_sites_equal_computed_ones(any_model: GPT, tokens: Tensor) -> No
     for name in wanted:
         assert name not in cache
         close(cache[name], computed[name], rtol=1e-4)
-    norms = [name for name in any_model.hook_dict if ".ln" in name or "ln_final" in name]
+    norms = [name for name in any_model.hook_dict if any(part in name for part in (".ln1.", ".ln2.", "ln_final"))]
     _, streams = any_model.run_with_cache(tokens, names_filter=["*resid*"])
     _, plain = any_model.run_with_cache(tokens)
     for name in norms:
@@ -250,11 +250,15 @@ def test_heads_and_their_remainder_sum_to_the_residual_stream(model: GPT, tokens
     assert labels[-1] == "remainder" and len(labels) == len(stack)
     close(stack.sum(0), cache["resid_post", -1] if layer == -1 else cache["resid_pre", layer])
     if layer != 0:
-        close(stack[1], cache["result", 0][:, :, 1])
+        own, bias = stack[: model.cfg.n_heads].sum(0), model.bias_result(0, cache["z", 0])
+        close(own if bias is None else own + bias, cache["attn_out", 0])
+        if not model.cfg.norms_after and model.cfg.residual_scale == 1.0:
+            close(stack[1], cache["result", 0][:, :, 1])
 
 
 def test_logit_attributions_sum_to_the_logit_difference(any_model: GPT, tokens: Tensor) -> None:
-    logits, cache = any_model.run_with_cache(tokens)
+    _, cache = any_model.run_with_cache(tokens)
+    logits = any_model.uncapped_logits(any_model.ln_final(cache["resid_post", -1]))
     n = any_model.cfg.d_vocab_out
     right, wrong = tokens[:, 0] % n, (tokens[:, 0] + 1) % n
     attrs = cache.logit_attrs(cache.decompose_resid(), right, wrong)

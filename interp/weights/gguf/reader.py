@@ -146,7 +146,7 @@ def _tensors(file: GGUFFile, cfg: ModelConfig, rows: dict[str, Row]) -> dict[str
 
 
 def _load(cfg: ModelConfig, stored: StoredTensor, row: Row, weight: str) -> torch.Tensor:
-    if row.part is None:
+    if not isinstance(row.part, int):
         return _arranged(cfg, stored.load(), row, weight)
     third = stored.shape[0] // 3
     return _arranged(cfg, stored.load(row.part * third, (row.part + 1) * third), row, weight)

@@ -1,4 +1,4 @@
-"""From the config.json of GPT-2, GPT-NeoX and models like Llama to a `ModelConfig`: one function for each family.
+"""Options of a config.json that many families have: sizes, activation functions, positions, windows.
 
 A config.json of transformers 4 or 5 can be read. An option that changes the computation and is not supported is refused
 by name.
@@ -8,97 +8,25 @@ Sources: the configuration and modelling files of `transformers` 5 for each `mod
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from interp.arguments import shown
+from interp.arguments import is_several, shown
 from interp.config import ModelConfig, RopeScaling
-from interp.errors import ConfigError, nearest
+from interp.errors import ConfigError, nearest, unknown
 from interp.weights.checkpoint import ACTIVATION_NAMES
 from interp.weights.huggingface.options import refuse_unless
 from interp.weights.options import Options, flag, number, whole
 
-
-def gpt2(options: Options) -> ModelConfig:
-    """GPT-2 (Radford et al. 2019)."""
-    refuse_unless(
-        options, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False, add_cross_attention=False
-    )
-    d_model, n_heads = whole(options, "n_embd"), whole(options, "n_head")
-    return ModelConfig(
-        n_layers=whole(options, "n_layer", least=0),
-        d_model=d_model,
-        n_ctx=whole(options, "n_positions"),
-        n_heads=n_heads,
-        d_head=_head_size(options, d_model, n_heads),
-        d_vocab=whole(options, "vocab_size"),
-        d_mlp=4 * d_model if options.get("n_inner") is None else whole(options, "n_inner"),
-        act_fn=activation(options, "activation_function", "gelu_new"),
-        eps=number(options, "layer_norm_epsilon", 1e-5),
-        use_attn_scale=flag(options, "scale_attn_weights", True),
-        tie_word_embeddings=flag(options, "tie_word_embeddings", True),
-        unembed_bias=False,
-        **general(options),
-    )
-
-
-def gpt_neox(options: Options) -> ModelConfig:
-    """GPT-NeoX and Pythia (Black et al. 2022, Biderman et al. 2023)."""
-    bias = flag(options, "attention_bias", True)
-    base, fraction = number(options, "rotary_emb_base", 10000.0), number(options, "rotary_pct", 0.25)
-    return ModelConfig(
-        **sizes(options),
-        **rotary(options, base=base, fraction=fraction),
-        act_fn=activation(options, "hidden_act", "gelu"),
-        eps=number(options, "layer_norm_eps", 1e-5),
-        parallel_attn_mlp=flag(options, "use_parallel_residual", True),
-        tie_word_embeddings=flag(options, "tie_word_embeddings", False),
-        attn_in_bias=bias,
-        attn_out_bias=bias,
-        unembed_bias=False,
-        **general(options),
-    )
-
-
-def llama(options: Options) -> ModelConfig:
-    """Llama and models built like it, such as SmolLM2 (Touvron et al. 2023)."""
-    bias = flag(options, "attention_bias", False)
-    return _llama_like(options, attn_in_bias=bias, attn_out_bias=bias, mlp_bias=flag(options, "mlp_bias", False))
-
-
-def mistral(options: Options) -> ModelConfig:
-    """Mistral, with attention to the whole context (Jiang et al. 2023)."""
-    _refuse_window(options)
-    return _llama_like(options, attn_in_bias=False, attn_out_bias=False, mlp_bias=False)
-
-
-def qwen2(options: Options) -> ModelConfig:
-    """Qwen 2 and 2.5, with attention to the whole context (Yang et al. 2024)."""
-    kinds = options.get("layer_types")
-    if not (kinds is None or isinstance(kinds, (list, tuple))):
-        raise ConfigError(f"layer_types must be a list with the kind of each layer, not {shown(kinds)}")
-    windowed = whole(options, "num_hidden_layers") > whole(options, "max_window_layers", 28, least=0)
-    if flag(options, "use_sliding_window", False) and ("sliding_attention" in kinds if kinds else windowed):
-        _refuse_window(options)
-    return _llama_like(options, attn_in_bias=True, attn_out_bias=False, mlp_bias=False)
-
-
-def _llama_like(options: Options, *, attn_in_bias: bool, attn_out_bias: bool, mlp_bias: bool) -> ModelConfig:
-    return ModelConfig(
-        **sizes(options),
-        **rotary(options, base=10000.0, fraction=1.0),
-        n_key_value_heads=kv_heads(options, None),
-        act_fn=activation(options, "hidden_act", "silu"),
-        gated_mlp=True,
-        normalization_type="RMS",
-        eps=number(options, "rms_norm_eps", 1e-6),
-        tie_word_embeddings=flag(options, "tie_word_embeddings", False),
-        attn_in_bias=attn_in_bias,
-        attn_out_bias=attn_out_bias,
-        mlp_bias=mlp_bias,
-        unembed_bias=False,
-        **general(options),
-    )
+LAYER_KINDS = {"full_attention": "global", "sliding_attention": "local"}
+# Other names of rotary scalings in older files.
+ROPE_TYPES = {"su": "longrope", "ntk": "dynamic"}
+ROPE_OPTIONS = {
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings",
+    "attention_factor", "beta_fast", "beta_slow", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor",
+    "mscale", "mscale_all_dim", "truncate", "short_mscale", "long_mscale", "finetuned",
+}  # fmt: skip
 
 
 def sizes(options: Options) -> dict[str, Any]:
@@ -109,7 +37,7 @@ def sizes(options: Options) -> dict[str, Any]:
         "d_model": d_model,
         "n_ctx": whole(options, "max_position_embeddings"),
         "n_heads": n_heads,
-        "d_head": _head_size(options, d_model, n_heads),
+        "d_head": head_channels(options, d_model, n_heads),
         "d_vocab": whole(options, "vocab_size"),
         "d_mlp": whole(options, "intermediate_size"),
     }
@@ -127,7 +55,8 @@ def general(options: Options) -> dict[str, Any]:
     return {"initializer_range": options.get("initializer_range", 0.02), "model_name": str(name)}
 
 
-def _head_size(options: Options, d_model: int, n_heads: int) -> int:
+def head_channels(options: Options, d_model: int, n_heads: int) -> int:
+    """The channels of a head, given or the width divided by the number of heads."""
     if options.get("head_dim") is not None:
         return whole(options, "head_dim")
     if d_model % n_heads:
@@ -145,52 +74,176 @@ def activation(options: Options, option: str, default: str) -> str:
     return ACTIVATION_NAMES[name]
 
 
-def rotary(options: Options, *, base: float, fraction: float) -> dict[str, Any]:
-    """Rotary fields from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4)."""
+def llama_like(
+    options: Options, *, bias: bool = False, rope_theta: float = 10000.0, rotated: float | None = None, **own: Any
+) -> ModelConfig:
+    """A decoder with RMS norms, rotary positions and a gated MLP; `own` is what a family does in another way.
+
+    `rope_theta` and `rotated` are the base and the rotated share of a head, if the options give none (see `rotary`).
+    """
+    fields = {
+        **sizes(options),
+        **(rotary(options, base=rope_theta, fraction=rotated) if "positional_embedding_type" not in own else {}),
+        "n_key_value_heads": kv_heads(options, None),
+        "gated_mlp": True,
+        "normalization_type": "RMS",
+        "attn_in_bias": bias,
+        "attn_out_bias": bias,
+        "mlp_bias": False,
+        "unembed_bias": False,
+        **general(options),
+        **own,
+    }
+    fields.setdefault("act_fn", activation(options, "hidden_act", "silu"))
+    fields.setdefault("eps", number(options, "rms_norm_eps", 1e-6))
+    fields.setdefault("tie_word_embeddings", flag(options, "tie_word_embeddings", False))
+    return ModelConfig(**fields)
+
+
+def rotary(options: Options, *, base: float, fraction: float | None = None) -> dict[str, Any]:
+    """Rotary fields from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4).
+
+    `fraction` is the rotated share of a head by default; None for a family that always rotates all of it.
+    """
+    rope = _rope(options)
+    if any(isinstance(value, Mapping) for value in rope.values()):
+        raise ConfigError(f"rope_parameters for {', '.join(rope)} are not supported; give one set for all layers")
+    share = number(rope, "partial_rotary_factor", number(options, "partial_rotary_factor", fraction or 1.0))
+    if share > 1:
+        raise ConfigError(f"the rotated share of a head must be at most 1, not {share}")
+    if fraction is None and share != 1.0:
+        kind = options["model_type"]
+        raise ConfigError(f"partial_rotary_factor={share} is not supported in a {kind} model, only 1.0")
+    own_sizes = sizes(options)
+    theta, scaling = rope_of(options, rope, base)
+    fields = {
+        "positional_embedding_type": "rotary",
+        "rotary_dim": int(own_sizes["d_head"] * share),
+        "rotary_base": theta,
+        "rope_scaling": scaling,
+    }
+    if scaling is not None and scaling.kind == "dynamic":  # the option is the trained context, which it stretches
+        fields["n_ctx"] = int(own_sizes["n_ctx"] * scaling.factor)
+    return fields
+
+
+def _rope(options: Options) -> Options:
+    """The rotary options of all layers."""
     for name in ("rope_scaling", "rope_parameters"):
         if not isinstance(options.get(name) or {}, Mapping):
             raise ConfigError(f"{name} must be an object, not {shown(options[name])}")
-    rope: Options = options.get("rope_scaling") or options.get("rope_parameters") or {}
-    if any(isinstance(value, Mapping) for value in rope.values()):
-        raise ConfigError(f"rope_parameters for {', '.join(rope)} are not supported; give one set for all layers")
-    fraction = number(rope, "partial_rotary_factor", number(options, "partial_rotary_factor", fraction))
-    if fraction > 1:
-        raise ConfigError(f"the rotated share of a head must be at most 1, not {fraction}")
-    if options["model_type"] not in ("gpt_neox", "bamba") and fraction != 1.0:
-        raise ConfigError(
-            f"partial_rotary_factor={fraction} is not supported in a {options['model_type']} model, only 1.0"
-        )
-    own_sizes = sizes(options)
-    return {
-        "positional_embedding_type": "rotary",
-        "rotary_dim": int(own_sizes["d_head"] * fraction),
-        "rotary_base": float(number(rope, "rope_theta", number(options, "rope_theta", base))),
-        "rope_scaling": _rope_scaling(rope, own_sizes["n_ctx"]),
+    return options.get("rope_scaling") or options.get("rope_parameters") or {}
+
+
+def rope_of(options: Options, rope: Options, base: float) -> tuple[float, RopeScaling | None]:
+    """The base and the scaling that one set of rotary options describes."""
+    strange = [name for name in rope if name not in ROPE_OPTIONS and rope[name] is not None]
+    if strange:
+        raise unknown("option of rope_parameters", strange[0], ROPE_OPTIONS)
+    theta = float(number(rope, "rope_theta", number(options, "rope_theta", base)))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = ROPE_TYPES.get(kind, kind) if isinstance(kind, str) else kind
+    if kind == "default":
+        return theta, None
+    readers = {"linear": _plain, "dynamic": _dynamic, "llama3": _llama3, "yarn": _yarn, "longrope": _longrope}
+    if not isinstance(kind, str) or kind not in readers:
+        raise ConfigError(f"rope_type={shown(kind)} is not supported; choose from 'default', {str([*readers])[1:-1]}")
+    return theta, RopeScaling(kind, **readers[kind](options, rope))
+
+
+def _plain(options: Options, rope: Options) -> dict[str, Any]:
+    return {"factor": float(number(rope, "factor"))}
+
+
+def _dynamic(options: Options, rope: Options) -> dict[str, Any]:
+    return _plain(options, rope) | {"original_n_ctx": whole(options, "max_position_embeddings")}
+
+
+def _llama3(options: Options, rope: Options) -> dict[str, Any]:
+    factors = {name: float(number(rope, name)) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+    return factors | {"original_n_ctx": _trained_context(options, rope)}
+
+
+def _yarn(options: Options, rope: Options) -> dict[str, Any]:
+    factor, trained = _factor(options, rope), _trained_context(options, rope)
+    # As transformers: a null or a zero of beta_fast and beta_slow is the default, and so is one of the two mscales.
+    share = {"factor": factor, "original_n_ctx": trained, "attention_factor": _given(rope, "attention_factor")}
+    if share["attention_factor"] is None and rope.get("mscale") and rope.get("mscale_all_dim"):
+        one, all_dims = (_mscale(factor, float(number(rope, name))) for name in ("mscale", "mscale_all_dim"))
+        share["attention_factor"] = one / all_dims
+    for name in ("beta_fast", "beta_slow"):
+        if rope.get(name):
+            share[name] = float(number(rope, name))
+    return share | {"truncate": flag(rope, "truncate", True)}
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _longrope(options: Options, rope: Options) -> dict[str, Any]:
+    factors = {}
+    for name in ("short_factor", "long_factor"):
+        if not is_several(rope[name]):
+            raise ConfigError(f"{name} must be a list with a number for each frequency, not {shown(rope[name])}")
+        factors[name] = tuple(float(one) for one in rope[name])
+    return factors | {
+        "factor": _factor(options, rope),
+        "original_n_ctx": _trained_context(options, rope),
+        "attention_factor": _given(rope, "attention_factor"),
     }
 
 
-def _rope_scaling(rope: Options, n_ctx: int) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return RopeScaling("linear", factor=float(number(rope, "factor")))
-    if kind == "llama3":
-        return RopeScaling(
-            "llama3",
-            factor=float(number(rope, "factor")),
-            low_freq_factor=float(number(rope, "low_freq_factor")),
-            high_freq_factor=float(number(rope, "high_freq_factor")),
-            original_n_ctx=whole(rope, "original_max_position_embeddings", n_ctx),
-        )
-    raise ConfigError(f"rope_type={shown(kind)} is not supported; choose from 'default', 'linear', 'llama3'")
+def _given(rope: Options, name: str) -> float | None:
+    return None if rope.get(name) is None else float(number(rope, name))
 
 
-def _refuse_window(options: Options) -> None:
+def _factor(options: Options, rope: Options) -> float:
+    """How much longer the context is than the trained one, given or from the two lengths."""
+    if rope.get("factor") is not None:
+        return float(number(rope, "factor"))
+    return whole(options, "max_position_embeddings") / _trained_context(options, rope)
+
+
+def _trained_context(options: Options, rope: Options) -> int:
     n_ctx = whole(options, "max_position_embeddings")
-    window = None if options.get("sliding_window", 0) is None else whole(options, "sliding_window", 4096)
-    if window is not None and window < n_ctx:
+    if options.get("original_max_position_embeddings") is not None:
+        return whole(options, "original_max_position_embeddings")
+    return whole(rope, "original_max_position_embeddings", n_ctx)
+
+
+def window(options: Options, *, default: int | None = None, layers: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The window of local layers: of all of them, or of those that `layers` calls local.
+
+    A window that is as long as the context is none.
+    """
+    given = options.get("sliding_window", default)
+    size = None if given is None else whole({"sliding_window": given}, "sliding_window")
+    none_local = layers is not None and "local" not in layers
+    if size is None or none_local or size >= whole(options, "max_position_embeddings"):
+        return {}
+    return {"window_size": size, "attn_types": layers}
+
+
+def layer_kinds(options: Options, default: list[str] | None = None) -> tuple[str, ...] | None:
+    """Which layers are local and which global, from `layer_types`; `default` if the option is absent."""
+    given = options.get("layer_types")
+    if given is None:
+        return None if default is None else tuple(default)
+    if not is_several(given):
+        raise ConfigError(f"layer_types must be a list with the kind of each layer, not {shown(given)}")
+    n_layers = whole(options, "num_hidden_layers", least=0)
+    if len(given) != n_layers:
         raise ConfigError(
-            f"sliding_window={window} is not supported: it is shorter than the context (max_position_embeddings="
-            f"{n_ctx}); it must be null or at least the context"
+            f"layer_types names {len(given)} layers, expected one for each of num_hidden_layers={n_layers}"
         )
+    for kind in given:
+        if not isinstance(kind, str) or kind not in LAYER_KINDS:
+            raise unknown("kind of layer in layer_types", kind, LAYER_KINDS)
+    return tuple(LAYER_KINDS[kind] for kind in given)
+
+
+def causal_only(options: Options) -> None:
+    """Refuse a model whose attention looks both ways."""
+    if options.get("use_bidirectional_attention"):
+        refuse_unless(options, use_bidirectional_attention=False)

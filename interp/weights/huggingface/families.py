@@ -1,25 +1,19 @@
-"""Hugging Face families: where each of our weights is found in their tensors, one table for each family.
-
-A table has a row for each of our weights: the name of their tensor, the einops pattern that rearranges it to
-TransformerLens's shape, and, if one tensor fuses several of our weights, the number of this part.
-
-Source: the modelling files of `transformers` 5 for each `model_type`.
-"""
+"""Hugging Face families: for each `model_type` how its config.json is read and where its weights lie."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from interp.arguments import shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
 from interp.weights.checkpoint import Row
-from interp.weights.huggingface import config as hf_config
-from interp.weights.huggingface import hybrids as hf_hybrids
-from interp.weights.huggingface import mamba as hf_mamba
-from interp.weights.huggingface.options import refuse_unless
+from interp.weights.huggingface import gpt_like, hybrids, llama_like, rows
+from interp.weights.huggingface import mamba as mambas
+from interp.weights.huggingface.options import Watched, refuse_unless, refuse_unread
 from interp.weights.options import Options
 
 BRIDGE = (
@@ -42,6 +36,7 @@ class Family:
     prefixes: tuple[str, ...]
     buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches no name
     older: Mapping[str, str] = field(default_factory=dict)
+    silent: frozenset[str] | None = frozenset()
 
     def row(self, name: str) -> Row:
         """The table's row for one of our weights, with the layer's number filled in.
@@ -53,7 +48,7 @@ class Family:
         if name.startswith("blocks."):
             start, layer, rest = name.split(".", 2)
         row = self.rows[f"{start}.{{l}}.{rest}" if layer else name]
-        return Row(row.theirs.format(l=layer), row.pattern, row.part)
+        return replace(row, theirs=row.theirs.replace("{l}", layer))
 
     def bare(self, name: str) -> str:
         """One of their names as in the table: without the prefix, and with today's name of its module."""
@@ -80,159 +75,70 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
         raise ConfigError("quantization_config is not supported: load the unquantised model or a .gguf file")
     refuse_unless(options, is_causal=True)
     family = FAMILIES[model_type]
+    watched = Watched(options)
     try:
-        return family, family.configure(options)
+        cfg = family.configure(options if family.silent is None else watched)
     except KeyError as error:
         raise ConfigError(f"the configuration of this {model_type} model has no entry {error}") from error
+    if family.silent is not None:
+        refuse_unread(watched, model_type, family.silent)
+    return family, cfg
 
-
-# The rows of a query are ordered by head; Linear layers store [out, in], GPT-2's Conv1D stores [in, out].
-HEADS_IN = "(head d_head) d_model -> head d_model d_head"
-HEADS_OUT = "d_model (head d_head) -> head d_head d_model"
-HEADS_BIAS = "(head d_head) -> head d_head"
-TRANSPOSED = "out_features in_features -> in_features out_features"
-
-GPT2_FUSED = "d_model (qkv head d_head) -> qkv head d_model d_head"
-GPT2_FUSED_BIAS = "(qkv head d_head) -> qkv head d_head"
-GPT2 = {
-    "embed.W_E": Row("wte.weight"),
-    "pos_embed.W_pos": Row("wpe.weight"),
-    "blocks.{l}.ln1.w": Row("h.{l}.ln_1.weight"),
-    "blocks.{l}.ln1.b": Row("h.{l}.ln_1.bias"),
-    **{f"blocks.{{l}}.attn.W_{x}": Row("h.{l}.attn.c_attn.weight", GPT2_FUSED, i) for i, x in enumerate("QKV")},
-    **{f"blocks.{{l}}.attn.b_{x}": Row("h.{l}.attn.c_attn.bias", GPT2_FUSED_BIAS, i) for i, x in enumerate("QKV")},
-    "blocks.{l}.attn.W_O": Row("h.{l}.attn.c_proj.weight", "(head d_head) d_model -> head d_head d_model"),
-    "blocks.{l}.attn.b_O": Row("h.{l}.attn.c_proj.bias"),
-    "blocks.{l}.ln2.w": Row("h.{l}.ln_2.weight"),
-    "blocks.{l}.ln2.b": Row("h.{l}.ln_2.bias"),
-    "blocks.{l}.mlp.W_in": Row("h.{l}.mlp.c_fc.weight"),
-    "blocks.{l}.mlp.b_in": Row("h.{l}.mlp.c_fc.bias"),
-    "blocks.{l}.mlp.W_out": Row("h.{l}.mlp.c_proj.weight"),
-    "blocks.{l}.mlp.b_out": Row("h.{l}.mlp.c_proj.bias"),
-    "ln_final.w": Row("ln_f.weight"),
-    "ln_final.b": Row("ln_f.bias"),
-    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
-}
-
-NEOX_FUSED = "(head qkv d_head) d_model -> qkv head d_model d_head"
-NEOX_FUSED_BIAS = "(head qkv d_head) -> qkv head d_head"
-GPT_NEOX = {
-    "embed.W_E": Row("embed_in.weight"),
-    "blocks.{l}.ln1.w": Row("layers.{l}.input_layernorm.weight"),
-    "blocks.{l}.ln1.b": Row("layers.{l}.input_layernorm.bias"),
-    **{
-        f"blocks.{{l}}.attn.W_{x}": Row("layers.{l}.attention.query_key_value.weight", NEOX_FUSED, i)
-        for i, x in enumerate("QKV")
-    },
-    **{
-        f"blocks.{{l}}.attn.b_{x}": Row("layers.{l}.attention.query_key_value.bias", NEOX_FUSED_BIAS, i)
-        for i, x in enumerate("QKV")
-    },
-    "blocks.{l}.attn.W_O": Row("layers.{l}.attention.dense.weight", HEADS_OUT),
-    "blocks.{l}.attn.b_O": Row("layers.{l}.attention.dense.bias"),
-    "blocks.{l}.ln2.w": Row("layers.{l}.post_attention_layernorm.weight"),
-    "blocks.{l}.ln2.b": Row("layers.{l}.post_attention_layernorm.bias"),
-    "blocks.{l}.mlp.W_in": Row("layers.{l}.mlp.dense_h_to_4h.weight", TRANSPOSED),
-    "blocks.{l}.mlp.b_in": Row("layers.{l}.mlp.dense_h_to_4h.bias"),
-    "blocks.{l}.mlp.W_out": Row("layers.{l}.mlp.dense_4h_to_h.weight", TRANSPOSED),
-    "blocks.{l}.mlp.b_out": Row("layers.{l}.mlp.dense_4h_to_h.bias"),
-    "ln_final.w": Row("final_layer_norm.weight"),
-    "ln_final.b": Row("final_layer_norm.bias"),
-    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
-}
-
-LLAMA = {
-    "embed.W_E": Row("embed_tokens.weight"),
-    "blocks.{l}.ln1.w": Row("layers.{l}.input_layernorm.weight"),
-    "blocks.{l}.attn.W_Q": Row("layers.{l}.self_attn.q_proj.weight", HEADS_IN),
-    "blocks.{l}.attn.W_K": Row("layers.{l}.self_attn.k_proj.weight", HEADS_IN),
-    "blocks.{l}.attn.W_V": Row("layers.{l}.self_attn.v_proj.weight", HEADS_IN),
-    "blocks.{l}.attn.W_O": Row("layers.{l}.self_attn.o_proj.weight", HEADS_OUT),
-    "blocks.{l}.attn.b_Q": Row("layers.{l}.self_attn.q_proj.bias", HEADS_BIAS),
-    "blocks.{l}.attn.b_K": Row("layers.{l}.self_attn.k_proj.bias", HEADS_BIAS),
-    "blocks.{l}.attn.b_V": Row("layers.{l}.self_attn.v_proj.bias", HEADS_BIAS),
-    "blocks.{l}.attn.b_O": Row("layers.{l}.self_attn.o_proj.bias"),
-    "blocks.{l}.ln2.w": Row("layers.{l}.post_attention_layernorm.weight"),
-    "blocks.{l}.mlp.W_gate": Row("layers.{l}.mlp.gate_proj.weight", TRANSPOSED),
-    "blocks.{l}.mlp.W_in": Row("layers.{l}.mlp.up_proj.weight", TRANSPOSED),
-    "blocks.{l}.mlp.W_out": Row("layers.{l}.mlp.down_proj.weight", TRANSPOSED),
-    "blocks.{l}.mlp.b_gate": Row("layers.{l}.mlp.gate_proj.bias"),
-    "blocks.{l}.mlp.b_in": Row("layers.{l}.mlp.up_proj.bias"),
-    "blocks.{l}.mlp.b_out": Row("layers.{l}.mlp.down_proj.bias"),
-    "ln_final.w": Row("norm.weight"),
-    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
-}
-
-# The weights of a state-space layer, Mamba-1 or Mamba-2, without the name of its module.
-MIXER = {
-    "W_in": Row("in_proj.weight"),
-    "b_in": Row("in_proj.bias"),
-    "W_conv": Row("conv1d.weight", "channel 1 d_conv -> channel d_conv"),
-    "b_conv": Row("conv1d.bias"),
-    "A_log": Row("A_log"),
-    "D": Row("D"),
-    "W_out": Row("out_proj.weight"),
-    "b_out": Row("out_proj.bias"),
-}
-MIXER1 = MIXER | {
-    "W_x": Row("x_proj.weight"),
-    "W_dt": Row("dt_proj.weight"),
-    "b_dt": Row("dt_proj.bias"),
-}
-MIXER1_NORMED = MIXER1 | {
-    "w_dt_norm": Row("dt_layernorm.weight"),
-    "w_B_norm": Row("b_layernorm.weight"),
-    "w_C_norm": Row("c_layernorm.weight"),
-}
-MIXER2 = MIXER | {"b_dt": Row("dt_bias"), "w_norm": Row("norm.weight")}
-
-
-def _mixer(rows: Mapping[str, Row], module: str) -> dict[str, Row]:
-    return {
-        f"blocks.{{l}}.mixer.{name}": Row(f"layers.{{l}}.{module}.{row.theirs}", row.pattern)
-        for name, row in rows.items()
-    }
-
-
-MAMBA_STACK = {
-    "embed.W_E": Row("embeddings.weight"),
-    "blocks.{l}.ln1.w": Row("layers.{l}.norm.weight"),
-    "ln_final.w": Row("norm_f.weight"),
-    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
-}
-MAMBA = MAMBA_STACK | _mixer(MIXER1, "mixer")
-MAMBA2 = MAMBA_STACK | _mixer(MIXER2, "mixer")
-HYBRID = {name: Row(row.theirs.replace(".mlp.", ".feed_forward."), row.pattern) for name, row in LLAMA.items()}
-HYBRID |= {
-    "blocks.{l}.ln2.w": Row("layers.{l}.pre_ff_layernorm.weight"),
-    "ln_final.w": Row("final_layernorm.weight"),
-}
-BAMBA = HYBRID | _mixer(MIXER2, "mamba")
-JAMBA = HYBRID | _mixer(MIXER1_NORMED, "mamba")
-# Each layer is one Mamba-2, attention or MLP with a norm before it; all of them are called `mixer`.
-NEMOTRON_H = {
-    **{name: Row(re.sub("self_attn|mlp", "mixer", row.theirs), row.pattern) for name, row in LLAMA.items()},
-    **MAMBA2,
-    "blocks.{l}.ln2.w": Row("layers.{l}.norm.weight"),
-}
 
 _INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
+_COMPUTED = re.compile(_INV_FREQ)
+_NOT_TEXT = re.compile(rf"^(vision_tower|multi_modal_projector)\.|{_INV_FREQ}")
+_MAMBA: dict[str, Any] = {"older": {"embedding": "embeddings"}, "silent": None}
+
+
+def _llama(configure: Callable[[Options], ModelConfig], table: Mapping[str, Row] = rows.LLAMA, *silent: str) -> Family:
+    return Family(configure, table, ("model.",), _COMPUTED, silent=frozenset(silent))
+
+
+_WINDOWS = ("max_window_layers", "sliding_window", "layer_types")  # read only where there are windows
 FAMILIES = {
-    "gpt2": Family(hf_config.gpt2, GPT2, ("transformer.",), re.compile(r"^h\.\d+\.attn\.(masked_)?bias$")),
+    "gpt2": Family(
+        gpt_like.gpt2,
+        rows.GPT2,
+        ("transformer.",),
+        re.compile(r"^h\.\d+\.attn\.(masked_)?bias$"),
+        silent=frozenset({"n_ctx", "num_hidden_layers"}),
+    ),
     "gpt_neox": Family(
-        hf_config.gpt_neox,
-        GPT_NEOX,
+        gpt_like.gpt_neox,
+        rows.GPT_NEOX,
         ("gpt_neox.",),
         re.compile(rf"^layers\.\d+\.attention\.(masked_)?bias$|{_INV_FREQ}"),
         older={"embed_out": "lm_head"},
     ),
-    "llama": Family(hf_config.llama, LLAMA, ("model.",), re.compile(_INV_FREQ)),
-    "mistral": Family(hf_config.mistral, LLAMA, ("model.",), re.compile(_INV_FREQ)),
-    "qwen2": Family(hf_config.qwen2, LLAMA, ("model.",), re.compile(_INV_FREQ)),
-    "mamba": Family(hf_mamba.mamba, MAMBA, ("backbone.",), older={"embedding": "embeddings"}),
-    "falcon_mamba": Family(hf_mamba.falcon_mamba, MAMBA, ("backbone.",), older={"embedding": "embeddings"}),
-    "mamba2": Family(hf_mamba.mamba2, MAMBA2, ("backbone.",), older={"embedding": "embeddings"}),
-    "bamba": Family(hf_hybrids.bamba, BAMBA, ("model.",), re.compile(_INV_FREQ)),
-    "jamba": Family(hf_hybrids.jamba, JAMBA, ("model.",)),
-    "nemotron_h": Family(hf_hybrids.nemotron_h, NEMOTRON_H, ("model.", "backbone.")),
+    "llama": _llama(llama_like.llama),
+    "mistral": _llama(llama_like.mistral),
+    "qwen2": _llama(llama_like.qwen2, rows.LLAMA, *_WINDOWS),
+    "qwen3": _llama(llama_like.qwen3, rows.HEAD_NORMED, *_WINDOWS),
+    "gemma": _llama(llama_like.gemma),
+    "gemma2": _llama(llama_like.gemma2, rows.SANDWICHED, *_WINDOWS),
+    "gemma3_text": _llama(llama_like.gemma3_text, rows.GEMMA3, *_WINDOWS),
+    "gemma3": Family(
+        llama_like.gemma3,
+        rows.GEMMA3,
+        ("model.language_model.", "language_model.model.", "language_model.", "model."),
+        _NOT_TEXT,
+        silent=frozenset(
+            {"vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index"}
+        ),
+    ),
+    "phi3": _llama(llama_like.phi3, rows.PHI3, *_WINDOWS),
+    "olmo": _llama(llama_like.olmo),
+    "olmo2": _llama(llama_like.olmo2, rows.OLMO2),
+    "stablelm": _llama(llama_like.stablelm, rows.STABLELM),
+    "starcoder2": _llama(llama_like.starcoder2, rows.STARCODER2),
+    "cohere": _llama(llama_like.cohere, rows.HEAD_NORMED),
+    "granite": _llama(llama_like.granite),
+    "smollm3": _llama(llama_like.smollm3, rows.LLAMA, *_WINDOWS),
+    "mamba": Family(mambas.mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
+    "falcon_mamba": Family(mambas.falcon_mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
+    "mamba2": Family(mambas.mamba2, rows.MAMBA2, ("backbone.",), **_MAMBA),
+    "bamba": Family(hybrids.bamba, rows.BAMBA, ("model.",), _COMPUTED, silent=None),
+    "jamba": Family(hybrids.jamba, rows.JAMBA, ("model.",), silent=None),
+    "nemotron_h": Family(hybrids.nemotron_h, rows.NEMOTRON_H, ("model.", "backbone."), silent=None),
 }

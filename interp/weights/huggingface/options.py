@@ -10,7 +10,7 @@ Source: the configuration files of `transformers` 4 and 5.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from interp.arguments import shown
@@ -31,6 +31,74 @@ GENERAL = {
     "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
     "transformers_version", "typical_p", "use_bfloat16", "use_cache", "model_type",
 }  # fmt: skip
+
+
+# How a name ends that only training, drawing weights or running fast depends on.
+HARMLESS_ENDS = (
+    "dropout",
+    "_pdrop",
+    "_drop",
+    "initializer_range",
+    "initializer_factor",
+    "aux_loss_coef",
+    "attn_implementation",
+)
+# Options of older transformers or of the software that wrote a file, which transformers 5 does not read.
+HARMLESS = {
+    "initializer", "gradient_checkpointing", "use_flash_attn", "flash_attn", "fused_mlp", "pretraining_tp",
+    "use_cache_quantization", "use_cache_kernel", "rotary_scaling", "summary_activation", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj", "transformers.js_config", "unsloth_fixed",
+    "unsloth_version", "output_router_logits", "use_unpad", "sparsity_config",
+}  # fmt: skip
+
+
+class Watched(Mapping[str, Any]):
+    """The options of a config.json, which remember which of them were read.
+
+    Args:
+        options: the options.
+        read: where the names of those that are read are noted.
+    """
+
+    def __init__(self, options: Options, read: set[str] | None = None) -> None:
+        self._options = dict(options)
+        self.read: set[str] = set() if read is None else read
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return self._options[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._options)
+
+    def __len__(self) -> int:
+        return len(self._options)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._options
+
+
+def instead(options: Options, **values: Any) -> Options:
+    """The options with some replaced; which are read is noted as before."""
+    plain = dict(options) if not isinstance(options, Watched) else options._options
+    return Watched({**plain, **values}, options.read if isinstance(options, Watched) else None)
+
+
+def defaults(options: Options, **values: Any) -> Options:
+    """The options, with values for those that are absent."""
+    return instead(options, **{name: value for name, value in values.items() if name not in options})
+
+
+def refuse_unread(options: Watched, kind: str, silent: Collection[str] = ()) -> None:
+    """Refuse options that were not read and may change the numbers.
+
+    Args:
+        options: after the family's function has read them.
+        kind: the family, for the message.
+        silent: options of this family that do not affect the numbers.
+    """
+    harmless = {*silent, *HARMLESS, *(name for name in options if name.endswith(HARMLESS_ENDS))}
+    refuse_others(options, kind, set(options.read), harmless)
 
 
 def refuse_unless(options: Options, **supported: bool) -> None:

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,24 @@ def download(repository: str, revision: str | None = None) -> Path:
         ) from error
 
 
+def _names(row: Row, length: int) -> list[str]:
+    """The names of their tensors in a row: one, or as many as our first axis is long."""
+    return [row.theirs.replace("{i}", str(at)) for at in range(length)] if "{i}" in row.theirs else [row.theirs]
+
+
+def _stacked(stored: Sequence[Stored], row: Row) -> Stored:
+    """Several tensors as one with an axis more, or the only one as it is."""
+    first = stored[0]
+    if "{i}" not in row.theirs:
+        return first
+    odd = next((one for one in stored if one.shape != first.shape or one.dtype != first.dtype), None)
+    if odd is not None:
+        raise WeightsError(f"{odd.origin!r} has shape {list(odd.shape)}, unlike {first.origin!r}, {list(first.shape)}")
+    return Stored(
+        lambda: torch.stack([one() for one in stored]), (len(stored), *first.shape), first.dtype, first.origin
+    )
+
+
 def _piece(stored: Stored, row: Row, cfg: ModelConfig) -> Stored:
     """One of our tensors, to be read from one of theirs."""
     arrange = partial(_arranged, row=row, cfg=cfg, origin=stored.origin)
@@ -123,13 +141,21 @@ def _arranged(tensor: Tensor, *, row: Row, cfg: ModelConfig, origin: str | None)
     """A tensor of theirs, or an empty one of its shape, in our shape."""
     if row.pattern is None:
         return tensor
-    sizes = {"d_head": cfg.d_head, "qkv": 3}
+    sizes = {"d_head": cfg.d_head, "qkv": 3, "two": 2}
     try:
         ours = rearrange(tensor, row.pattern, **{k: n for k, n in sizes.items() if k in row.pattern})
     except RuntimeError as error:  # from einops
         shape = list(tensor.shape)
         raise WeightsError(f"{origin!r} has shape {shape}, which cannot be split as {row.pattern!r}") from error
-    return ours if row.part is None else ours[row.part]
+    if isinstance(row.part, str):
+        ours = ours[head_rows(cfg)[row.part]]
+    return ours if row.part is None or isinstance(row.part, str) else ours[row.part]
+
+
+def head_rows(cfg: ModelConfig) -> dict[str, slice]:
+    """Which heads of a tensor that holds queries, keys and values under one another are which."""
+    heads, both = cfg.n_heads, cfg.n_heads + cfg.n_kv_heads
+    return {"q": slice(heads), "k": slice(heads, both), "v": slice(both, both + cfg.n_kv_heads)}
 
 
 def _checkpoint(
@@ -151,9 +177,14 @@ def _checkpoint(
         names.setdefault(embedding, names["lm_head.weight"])
         del names["lm_head.weight"]
     # 2. Their tensors as ours; 3. none is read before it is called.
-    rows = {name: family.row(name) for name in weights(empty(cfg))}
-    problems = name_problems({row.theirs for row in rows.values()}, names)
+    places = weights(empty(cfg))
+    rows = {name: family.row(name) for name in places}
+    theirs = {name: _names(rows[name], len(place)) for name, place in places.items()}
+    problems = name_problems({one for each in theirs.values() for one in each}, names)
     if problems:
         raise WeightsError(f"the weights of {source.location} do not fit its config.json: {'; '.join(problems)}")
-    pieces = {name: _piece(tensors[names[row.theirs]], row, cfg) for name, row in rows.items()}
+    pieces = {
+        name: _piece(_stacked([tensors[names[one]] for one in theirs[name]], row), row, cfg)
+        for name, row in rows.items()
+    }
     return Checkpoint(cfg, pieces, tokenizer, source)

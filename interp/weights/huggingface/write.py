@@ -98,21 +98,29 @@ def computed(cfg: ModelConfig) -> dict[str, Any]:
 
 def tensors(model: GPT, family: Family) -> dict[str, Tensor]:
     """A model's weights under a family's names and in its shapes, on the CPU."""
-    parts: dict[str, dict[int, Tensor]] = {}  # their name -> number of the part -> our weight
+    parts: dict[str, dict[int | str, Tensor]] = {}  # their name -> the part -> our weight
     rows: dict[str, Row] = {}
     for name, weight in weights(model).items():
         row = family.row(name)
         rows[row.theirs] = row
-        parts.setdefault(row.theirs, {})[row.part or 0] = weight.cpu()
-    # The head is not inside the module that the prefix names.
-    return {
-        (name if name.startswith("lm_head.") else family.prefixes[0] + name): _theirs(rows[name], of_tensor)
-        for name, of_tensor in parts.items()
-    }
+        parts.setdefault(row.theirs, {})[0 if row.part is None else row.part] = weight.cpu()
+    found: dict[str, Tensor] = {}
+    for name, of_tensor in parts.items():
+        tensor = _theirs(rows[name], of_tensor)
+        pieces = enumerate(tensor.unbind()) if "{i}" in name else [(0, tensor)]
+        # The head is not inside the module that the prefix names.
+        full = name if name.startswith("lm_head.") else family.prefixes[0] + name
+        found |= {full.replace("{i}", str(at)): piece.contiguous() for at, piece in pieces}
+    return found
 
 
-def _theirs(row: Row, parts: dict[int, Tensor]) -> Tensor:
-    tensor = parts[0] if row.part is None else torch.stack([parts[at] for at in sorted(parts)])
+def _theirs(row: Row, parts: dict[int | str, Tensor]) -> Tensor:
+    if row.part is None:
+        tensor = parts[0]
+    elif isinstance(row.part, str):
+        tensor = torch.cat([parts[at] for at in "qkv"])
+    else:
+        tensor = torch.stack([parts[at] for at in range(len(parts))])
     if row.pattern is not None:
         theirs, _, ours = row.pattern.partition(" -> ")
         tensor = rearrange(tensor, f"{ours} -> {theirs}")

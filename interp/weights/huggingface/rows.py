@@ -1,0 +1,179 @@
+"""Where each of our weights is found in the tensors of Hugging Face checkpoints: one table for each family.
+
+A table has a row for each of our weights: the name of their tensor, the einops pattern that rearranges it to
+TransformerLens's shape, and, if one tensor fuses several of our weights, the number of this part.
+
+Source: the modelling files of `transformers` 5 for each `model_type`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from interp.weights.checkpoint import Row
+
+# The rows of a query are ordered by head; Linear layers store [out, in], GPT-2's Conv1D stores [in, out].
+HEADS_IN = "(head d_head) d_model -> head d_model d_head"
+HEADS_OUT = "d_model (head d_head) -> head d_head d_model"
+HEADS_BIAS = "(head d_head) -> head d_head"
+TRANSPOSED = "out_features in_features -> in_features out_features"
+
+GPT2_FUSED = "d_model (qkv head d_head) -> qkv head d_model d_head"
+GPT2_FUSED_BIAS = "(qkv head d_head) -> qkv head d_head"
+GPT2 = {
+    "embed.W_E": Row("wte.weight"),
+    "pos_embed.W_pos": Row("wpe.weight"),
+    "blocks.{l}.ln1.w": Row("h.{l}.ln_1.weight"),
+    "blocks.{l}.ln1.b": Row("h.{l}.ln_1.bias"),
+    **{f"blocks.{{l}}.attn.W_{x}": Row("h.{l}.attn.c_attn.weight", GPT2_FUSED, i) for i, x in enumerate("QKV")},
+    **{f"blocks.{{l}}.attn.b_{x}": Row("h.{l}.attn.c_attn.bias", GPT2_FUSED_BIAS, i) for i, x in enumerate("QKV")},
+    "blocks.{l}.attn.W_O": Row("h.{l}.attn.c_proj.weight", "(head d_head) d_model -> head d_head d_model"),
+    "blocks.{l}.attn.b_O": Row("h.{l}.attn.c_proj.bias"),
+    "blocks.{l}.ln2.w": Row("h.{l}.ln_2.weight"),
+    "blocks.{l}.ln2.b": Row("h.{l}.ln_2.bias"),
+    "blocks.{l}.mlp.W_in": Row("h.{l}.mlp.c_fc.weight"),
+    "blocks.{l}.mlp.b_in": Row("h.{l}.mlp.c_fc.bias"),
+    "blocks.{l}.mlp.W_out": Row("h.{l}.mlp.c_proj.weight"),
+    "blocks.{l}.mlp.b_out": Row("h.{l}.mlp.c_proj.bias"),
+    "ln_final.w": Row("ln_f.weight"),
+    "ln_final.b": Row("ln_f.bias"),
+    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
+}
+
+NEOX_FUSED = "(head qkv d_head) d_model -> qkv head d_model d_head"
+NEOX_FUSED_BIAS = "(head qkv d_head) -> qkv head d_head"
+GPT_NEOX = {
+    "embed.W_E": Row("embed_in.weight"),
+    "blocks.{l}.ln1.w": Row("layers.{l}.input_layernorm.weight"),
+    "blocks.{l}.ln1.b": Row("layers.{l}.input_layernorm.bias"),
+    **{
+        f"blocks.{{l}}.attn.W_{x}": Row("layers.{l}.attention.query_key_value.weight", NEOX_FUSED, i)
+        for i, x in enumerate("QKV")
+    },
+    **{
+        f"blocks.{{l}}.attn.b_{x}": Row("layers.{l}.attention.query_key_value.bias", NEOX_FUSED_BIAS, i)
+        for i, x in enumerate("QKV")
+    },
+    "blocks.{l}.attn.W_O": Row("layers.{l}.attention.dense.weight", HEADS_OUT),
+    "blocks.{l}.attn.b_O": Row("layers.{l}.attention.dense.bias"),
+    "blocks.{l}.ln2.w": Row("layers.{l}.post_attention_layernorm.weight"),
+    "blocks.{l}.ln2.b": Row("layers.{l}.post_attention_layernorm.bias"),
+    "blocks.{l}.mlp.W_in": Row("layers.{l}.mlp.dense_h_to_4h.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_in": Row("layers.{l}.mlp.dense_h_to_4h.bias"),
+    "blocks.{l}.mlp.W_out": Row("layers.{l}.mlp.dense_4h_to_h.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_out": Row("layers.{l}.mlp.dense_4h_to_h.bias"),
+    "ln_final.w": Row("final_layer_norm.weight"),
+    "ln_final.b": Row("final_layer_norm.bias"),
+    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
+}
+
+LLAMA = {
+    "embed.W_E": Row("embed_tokens.weight"),
+    "blocks.{l}.ln1.w": Row("layers.{l}.input_layernorm.weight"),
+    "blocks.{l}.attn.W_Q": Row("layers.{l}.self_attn.q_proj.weight", HEADS_IN),
+    "blocks.{l}.attn.W_K": Row("layers.{l}.self_attn.k_proj.weight", HEADS_IN),
+    "blocks.{l}.attn.W_V": Row("layers.{l}.self_attn.v_proj.weight", HEADS_IN),
+    "blocks.{l}.attn.W_O": Row("layers.{l}.self_attn.o_proj.weight", HEADS_OUT),
+    "blocks.{l}.attn.b_Q": Row("layers.{l}.self_attn.q_proj.bias", HEADS_BIAS),
+    "blocks.{l}.attn.b_K": Row("layers.{l}.self_attn.k_proj.bias", HEADS_BIAS),
+    "blocks.{l}.attn.b_V": Row("layers.{l}.self_attn.v_proj.bias", HEADS_BIAS),
+    "blocks.{l}.attn.b_O": Row("layers.{l}.self_attn.o_proj.bias"),
+    "blocks.{l}.ln2.w": Row("layers.{l}.post_attention_layernorm.weight"),
+    "blocks.{l}.mlp.W_gate": Row("layers.{l}.mlp.gate_proj.weight", TRANSPOSED),
+    "blocks.{l}.mlp.W_in": Row("layers.{l}.mlp.up_proj.weight", TRANSPOSED),
+    "blocks.{l}.mlp.W_out": Row("layers.{l}.mlp.down_proj.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_gate": Row("layers.{l}.mlp.gate_proj.bias"),
+    "blocks.{l}.mlp.b_in": Row("layers.{l}.mlp.up_proj.bias"),
+    "blocks.{l}.mlp.b_out": Row("layers.{l}.mlp.down_proj.bias"),
+    "ln_final.w": Row("norm.weight"),
+    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
+}
+
+SANDWICHED = LLAMA | {
+    "blocks.{l}.ln1_post.w": Row("layers.{l}.post_attention_layernorm.weight"),
+    "blocks.{l}.ln2.w": Row("layers.{l}.pre_feedforward_layernorm.weight"),
+    "blocks.{l}.ln2_post.w": Row("layers.{l}.post_feedforward_layernorm.weight"),
+}
+HEAD_NORMED = LLAMA | {
+    "blocks.{l}.attn.q_norm.w": Row("layers.{l}.self_attn.q_norm.weight"),
+    "blocks.{l}.attn.k_norm.w": Row("layers.{l}.self_attn.k_norm.weight"),
+}
+GEMMA3 = SANDWICHED | {name: row for name, row in HEAD_NORMED.items() if "_norm" in name}
+OLMO2 = SANDWICHED | {
+    "blocks.{l}.attn.q_norm.w": Row("layers.{l}.self_attn.q_norm.weight", HEADS_BIAS),
+    "blocks.{l}.attn.k_norm.w": Row("layers.{l}.self_attn.k_norm.weight", HEADS_BIAS),
+}
+PHI3 = LLAMA | {
+    **{f"blocks.{{l}}.attn.W_{x.upper()}": Row("layers.{l}.self_attn.qkv_proj.weight", HEADS_IN, x) for x in "qkv"},
+    "blocks.{l}.mlp.W_gate": Row("layers.{l}.mlp.gate_up_proj.weight", "(two d_mlp) d_model -> two d_model d_mlp", 0),
+    "blocks.{l}.mlp.W_in": Row("layers.{l}.mlp.gate_up_proj.weight", "(two d_mlp) d_model -> two d_model d_mlp", 1),
+}
+LLAMA_LN = LLAMA | {
+    "blocks.{l}.ln1.b": Row("layers.{l}.input_layernorm.bias"),
+    "blocks.{l}.ln2.b": Row("layers.{l}.post_attention_layernorm.bias"),
+    "ln_final.b": Row("norm.bias"),
+}
+STABLELM = LLAMA_LN | {
+    "blocks.{l}.attn.q_norm.w": Row("layers.{l}.self_attn.q_layernorm.norms.{i}.weight"),
+    "blocks.{l}.attn.k_norm.w": Row("layers.{l}.self_attn.k_layernorm.norms.{i}.weight"),
+}
+STARCODER2 = LLAMA_LN | {
+    "blocks.{l}.mlp.W_in": Row("layers.{l}.mlp.c_fc.weight", TRANSPOSED),
+    "blocks.{l}.mlp.W_out": Row("layers.{l}.mlp.c_proj.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_in": Row("layers.{l}.mlp.c_fc.bias"),
+    "blocks.{l}.mlp.b_out": Row("layers.{l}.mlp.c_proj.bias"),
+}
+
+# The weights of a state-space layer, Mamba-1 or Mamba-2, without the name of its module.
+MIXER = {
+    "W_in": Row("in_proj.weight"),
+    "b_in": Row("in_proj.bias"),
+    "W_conv": Row("conv1d.weight", "channel 1 d_conv -> channel d_conv"),
+    "b_conv": Row("conv1d.bias"),
+    "A_log": Row("A_log"),
+    "D": Row("D"),
+    "W_out": Row("out_proj.weight"),
+    "b_out": Row("out_proj.bias"),
+}
+MIXER1 = MIXER | {
+    "W_x": Row("x_proj.weight"),
+    "W_dt": Row("dt_proj.weight"),
+    "b_dt": Row("dt_proj.bias"),
+}
+MIXER1_NORMED = MIXER1 | {
+    "w_dt_norm": Row("dt_layernorm.weight"),
+    "w_B_norm": Row("b_layernorm.weight"),
+    "w_C_norm": Row("c_layernorm.weight"),
+}
+MIXER2 = MIXER | {"b_dt": Row("dt_bias"), "w_norm": Row("norm.weight")}
+
+
+def _mixer(rows: Mapping[str, Row], module: str) -> dict[str, Row]:
+    return {
+        f"blocks.{{l}}.mixer.{name}": Row(f"layers.{{l}}.{module}.{row.theirs}", row.pattern)
+        for name, row in rows.items()
+    }
+
+
+MAMBA_STACK = {
+    "embed.W_E": Row("embeddings.weight"),
+    "blocks.{l}.ln1.w": Row("layers.{l}.norm.weight"),
+    "ln_final.w": Row("norm_f.weight"),
+    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
+}
+MAMBA = MAMBA_STACK | _mixer(MIXER1, "mixer")
+MAMBA2 = MAMBA_STACK | _mixer(MIXER2, "mixer")
+HYBRID = {name: Row(row.theirs.replace(".mlp.", ".feed_forward."), row.pattern) for name, row in LLAMA.items()}
+HYBRID |= {
+    "blocks.{l}.ln2.w": Row("layers.{l}.pre_ff_layernorm.weight"),
+    "ln_final.w": Row("final_layernorm.weight"),
+}
+BAMBA = HYBRID | _mixer(MIXER2, "mamba")
+JAMBA = HYBRID | _mixer(MIXER1_NORMED, "mamba")
+# Each layer is one Mamba-2, attention or MLP with a norm before it; all of them are called `mixer`.
+NEMOTRON_H = {
+    **{name: Row(re.sub("self_attn|mlp", "mixer", row.theirs), row.pattern) for name, row in LLAMA.items()},
+    **MAMBA2,
+    "blocks.{l}.ln2.w": Row("layers.{l}.norm.weight"),
+}
