@@ -279,7 +279,7 @@ def test_the_toy_models_circuit_is_told_from_its_weights() -> None:
 class Strange(HookedModel):
     """A model whose weights lie elsewhere."""
 
-    __init__ = forward = derive = head_results = norm_before = W_U = b_O = None  # type: ignore[assignment]
+    __init__ = forward = derive = head_results = norm_before = W_U = bias_result = None  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
