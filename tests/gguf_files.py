@@ -8,10 +8,10 @@ from typing import Any
 
 import gguf
 import torch
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from interp.weights.gguf.tokenizer import PRE_TOKENIZERS
+from interp.weights.gguf.pre_tokenizers import PRE_TOKENIZERS, splitter
 
 CORPUS = [
     "When John and Mary went to the store, John gave a bottle of milk to Mary.",
@@ -96,10 +96,7 @@ def byte_level(pre: str, **extra: Any) -> tuple[RustTokenizer, Metadata]:
     rules = PRE_TOKENIZERS[pre]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     rust = RustTokenizer(models.BPE(ignore_merges=rules.ignore_merges))
-    digits = [pre_tokenizers.Digits(individual_digits=True)] if pre in ("smollm", "starcoder", "refact") else []
-    cut = [pre_tokenizers.Split(Regex(rules.split), "isolated")] if rules.split else []
-    end = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not cut)
-    rust.pre_tokenizer = pre_tokenizers.Sequence([*digits, *cut, end])
+    rust.pre_tokenizer = splitter(rules)
     if rules.nfc:
         rust.normalizer = normalizers.NFC()
     rust.decoder = decoders.ByteLevel()
