@@ -61,7 +61,7 @@ def build_tokenizer(metadata: dict[str, Any], *, name: str, pre_tokenizer: str |
     bos, eos, pad = (vocabulary.special_id(key) for key in ("bos", "eos", "padding"))
     with refused(f"{name}: the tokenizer in the metadata cannot be built", WeightsError):
         built = KINDS[kind](vocabulary)
-        _add_tokens(built, vocabulary)
+        _add_tokens(built)
         _add_ends(built, vocabulary)
         return Tokenizer(built.backend, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad, name=Path(name).stem)
 
@@ -88,14 +88,14 @@ def _with_pre(metadata: dict[str, Any], kind: str, name: str, chosen: str | None
     return metadata if chosen is None else {**metadata, "tokenizer.ggml.pre": chosen}
 
 
-def _add_tokens(built: Built, vocabulary: Vocabulary) -> None:
+def _add_tokens(built: Built) -> None:
     """Mark the tokens that are found in a text as a whole, whatever stands around them."""
     import tokenizers
 
     added = [
         tokenizers.AddedToken(token, normalized=False, special=type_ in built.special)
-        for token, spelled, type_ in zip(built.tokens, vocabulary.tokens, vocabulary.types, strict=True)
-        if type_ in built.special or (type_ == USER_DEFINED and token == spelled)
+        for token, type_ in zip(built.tokens, built.types, strict=True)
+        if type_ in (*built.special, USER_DEFINED)
     ]
     built.backend.add_tokens(added)
 

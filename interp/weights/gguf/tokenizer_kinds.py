@@ -36,6 +36,7 @@ class Built:
     Args:
         backend: the tokenizer.
         tokens: the tokens of the file, spelled as the tokenizer has them.
+        types: their types, as the tokenizer treats them.
         special: the types of token that become special tokens.
         front: the entry for the token before every text, and whether it is added where the file does not say so.
         back: the same for the token behind every text.
@@ -43,6 +44,7 @@ class Built:
 
     backend: tokenizers.Tokenizer
     tokens: list[str]
+    types: list[int]
     special: tuple[int, ...] = (CONTROL,)
     front: tuple[str, bool] = ("bos", False)
     back: tuple[str, bool] = ("eos", False)
@@ -71,7 +73,7 @@ def byte_level(vocabulary: Vocabulary) -> Built:
         backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = splitter(pre)
     backend.decoder = decoders.ByteLevel()
-    return Built(backend, vocabulary.tokens, front=("bos", pre.add_bos))
+    return Built(backend, vocabulary.tokens, vocabulary.types, front=("bos", pre.add_bos))
 
 
 def sentencepiece_bpe(vocabulary: Vocabulary) -> Built:
@@ -85,16 +87,16 @@ def sentencepiece_bpe(vocabulary: Vocabulary) -> Built:
             raise WeightsError(
                 f"{vocabulary.name}: tokenizer.ggml.{key} changes the text before it is split and is not supported"
             )
-    scores, tokens = vocabulary.scores(), vocabulary.tokens
-    joined = {token for token, type_ in zip(tokens, vocabulary.types, strict=True) if type_ == NORMAL}
+    scores, tokens, types = vocabulary.scores(), list(vocabulary.tokens), list(vocabulary.types)
     gemma = str(vocabulary.metadata.get("general.architecture")).startswith("gemma")
     if gemma:
-        # The converter writes a run of spaces as it stands in a text. The model sees it as pieces, made by merging.
+        # The converter writes a run of spaces as it stands in a text. For the model it is a piece, made by merging.
         known = set(tokens)
-        runs = {token: SPACE * len(token) for token in tokens if len(token) > 1 and not token.strip(" ")}
-        runs = {token: run for token, run in runs.items() if run not in known}
-        tokens = [runs.get(token, token) for token in tokens]
-        joined |= set(runs.values())
+        for id_, token in enumerate(tokens):
+            run = SPACE * len(token)
+            if len(token) > 1 and not token.strip(" ") and run not in known:
+                tokens[id_], types[id_] = run, NORMAL
+    joined = {token for token, type_ in zip(tokens, types, strict=True) if type_ == NORMAL}
     ids = {token: id_ for id_, token in enumerate(tokens)}
     lengths = sorted({len(piece) for piece in joined})  # cut only where a piece can end: one may be very long
     merges = [
@@ -112,14 +114,15 @@ def sentencepiece_bpe(vocabulary: Vocabulary) -> Built:
 
     merges.sort(key=by_place if gemma else by_score)
     prefix = vocabulary.flag("add_space_prefix", not gemma)
-    backend = _with_spaces(_bpe(vocabulary, ids, merges, byte_fallback=BYTE in vocabulary.types), prefix=prefix)
-    return Built(backend, tokens, special=(CONTROL, UNKNOWN), front=("bos", True))
+    backend = _with_spaces(_bpe(vocabulary, ids, merges, byte_fallback=BYTE in types), prefix=prefix)
+    return Built(backend, tokens, types, special=(CONTROL, UNKNOWN), front=("bos", True))
 
 
 def gemma4(vocabulary: Vocabulary) -> Built:
     """The tokenizer of Gemma 4; its BOS stands in the chat template, and the file's flag for it is not the model's."""
     model = _bpe(vocabulary, vocabulary.ids, _merges(vocabulary), byte_fallback=True)
-    return Built(_with_spaces(model, prefix=False), vocabulary.tokens, special=(CONTROL, UNKNOWN), front=("", False))
+    backend = _with_spaces(model, prefix=False)
+    return Built(backend, vocabulary.tokens, vocabulary.types, special=(CONTROL, UNKNOWN), front=("", False))
 
 
 def unigram(vocabulary: Vocabulary) -> Built:
@@ -132,9 +135,9 @@ def unigram(vocabulary: Vocabulary) -> Built:
 
     if vocabulary.unknown is None:
         raise WeightsError(f"{vocabulary.name}: a t5 tokenizer needs a token for what is unknown (of type {UNKNOWN})")
-    tokens = _with_blanks(vocabulary.tokens)
+    tokens, types = _with_blanks(vocabulary)
     scored = list(zip(tokens, vocabulary.scores(), strict=True))
-    model = models.Unigram(scored, unk_id=vocabulary.unknown, byte_fallback=BYTE in vocabulary.types)
+    model = models.Unigram(scored, unk_id=vocabulary.unknown, byte_fallback=BYTE in types)
     prefix = vocabulary.flag("add_space_prefix", True)
     if vocabulary.flag("remove_extra_whitespaces", True):
         scheme = "always" if prefix else "never"
@@ -142,7 +145,8 @@ def unigram(vocabulary: Vocabulary) -> Built:
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme)]
         )
-        backend.decoder = decoders.Metaspace(SPACE, prepend_scheme=scheme)
+        of_bytes: list[Any] = [decoders.ByteFallback()] if BYTE in types else []
+        backend.decoder = decoders.Sequence([*of_bytes, decoders.Metaspace(SPACE, prepend_scheme=scheme)])
     else:
         backend = _with_spaces(model, prefix=prefix)
     if "tokenizer.ggml.precompiled_charsmap" in vocabulary.metadata:
@@ -150,7 +154,7 @@ def unigram(vocabulary: Vocabulary) -> Built:
         table = bytes(value & 0xFF for value in vocabulary.entries("precompiled_charsmap", int))
         steps: list[Any] = [normalizers.Precompiled(table)]
         backend.normalizer = normalizers.Sequence([*steps, *([backend.normalizer] if backend.normalizer else [])])
-    return Built(backend, tokens, special=(CONTROL, UNKNOWN), back=("eos", True))
+    return Built(backend, tokens, types, special=(CONTROL, UNKNOWN), back=("eos", True))
 
 
 def wordpiece(vocabulary: Vocabulary) -> Built:
@@ -178,8 +182,8 @@ def wordpiece(vocabulary: Vocabulary) -> Built:
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=accents)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    special = (CONTROL, UNKNOWN)
-    return Built(backend, tokens, special=special, front=("bos", True), back=("seperator", True))  # the file's spelling
+    ends = ("bos", True), ("seperator", True)  # spelled so in the files
+    return Built(backend, tokens, vocabulary.types, (CONTROL, UNKNOWN), *ends)
 
 
 KINDS: dict[str, Callable[[Vocabulary], Built]] = {
@@ -191,7 +195,7 @@ KINDS: dict[str, Callable[[Vocabulary], Built]] = {
 }
 
 
-def _merges(vocabulary: Vocabulary) -> list[tuple[str, ...]]:
+def _merges(vocabulary: Vocabulary) -> Any:
     return [tuple(merge.split(" ")) for merge in vocabulary.entries("merges", str)]
 
 
@@ -214,8 +218,12 @@ def _with_spaces(model: Any, *, prefix: bool) -> tokenizers.Tokenizer:
     return backend
 
 
-def _with_blanks(tokens: list[str]) -> list[str]:
-    """The tokens, with T5's names for the blanks in a prompt, which a converter writes as `[PAD32000]` and so on."""
+def _with_blanks(vocabulary: Vocabulary) -> tuple[list[str], list[int]]:
+    """Tokens and types, with T5's names for the blanks in a prompt: a converter writes `[PAD32000]` and so on."""
+    tokens, types = list(vocabulary.tokens), list(vocabulary.types)
     places = [id_ for id_, token in enumerate(tokens) if re.fullmatch(r"\[PAD\d+\]", token)][:T5_BLANKS]
-    names = {id_: f"<extra_id_{T5_BLANKS - 1 - at}>" for at, id_ in enumerate(places)}
-    return tokens if set(names.values()) & set(tokens) else [names.get(id_, token) for id_, token in enumerate(tokens)]
+    names = [f"<extra_id_{T5_BLANKS - 1 - at}>" for at in range(len(places))]
+    if not set(names) & set(tokens):
+        for id_, name in zip(places, names, strict=True):
+            tokens[id_], types[id_] = name, CONTROL
+    return tokens, types
