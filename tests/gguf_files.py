@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,19 @@ def byte_level(pre: str, **extra: Any) -> tuple[RustTokenizer, Metadata]:
 
 def with_tokenizer(folder: Path, metadata: Metadata) -> Path:
     return write(folder / "tiny.gguf", "llama", GGUF_LLAMA | metadata, llama_weights()[0])
+
+
+def sentencepiece_vocabulary(processor: Any, *, user_defined: Sequence[str] = (), **extra: Any) -> Metadata:
+    """The entries that llama.cpp's converter writes for a SentencePiece model."""
+    ids = range(processor.vocab_size())
+    tokens, scores, types = [processor.id_to_piece(id_) for id_ in ids], [], []
+    for id_, token in enumerate(tokens):
+        own = token in user_defined
+        kinds = {6: processor.is_byte(id_), 3: processor.is_control(id_), 2: processor.is_unknown(id_), 4: own, 1: True}
+        types.append(next(kind for kind, holds in kinds.items() if holds))
+        scores.append(-1000.0 if own else processor.get_score(id_))
+        tokens[id_] = token.replace("\u2581", " ") if own else token  # as it stands in a text
+    return {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types, **extra,
+    }  # fmt: skip
