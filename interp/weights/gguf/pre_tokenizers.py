@@ -7,7 +7,8 @@ r"""How byte-level BPE text is split before it is merged, for each name that lla
    SmolLM cuts off every digit before anything else, DeepSeek LLM cuts numbers into digits, Kimi cuts before a capital
    letter inside a word. Where a model's file could not be compared, its rule is the one that llama.cpp cites.
 
-Left out are `default`, which says nothing, and `whitespace` and `hybriddna`, which are not byte-level.
+Left out are `default`, which says nothing, and `gemma4`, `sarvam-moe`, `granite-embed-multi-311m` and `whitespace`,
+which are names for text that is not spelled in bytes.
 """
 
 from __future__ import annotations

@@ -104,7 +104,8 @@ def _add_ends(built: Built, vocabulary: Vocabulary) -> None:
     """Put the tokens before and behind every text that the file, or the kind of tokenizer, asks for."""
     from tokenizers.processors import TemplateProcessing
 
-    front, back = (_end(vocabulary, *end) for end in (built.front, built.back))
+    front = None if built.front is None else _end(vocabulary, *built.front)
+    back = _end(vocabulary, *built.back)
     if front is None and back is None:
         return
     ends = {id_: built.tokens[id_] for id_ in (front, back) if id_ is not None}
@@ -116,7 +117,5 @@ def _add_ends(built: Built, vocabulary: Vocabulary) -> None:
 
 
 def _end(vocabulary: Vocabulary, key: str, default: bool) -> int | None:
-    if not key:
-        return None
     flag = "sep" if key == "seperator" else key  # llama.cpp spells the two entries differently
     return vocabulary.special_id(key) if vocabulary.flag(f"add_{flag}_token", default) else None

@@ -38,7 +38,8 @@ class Built:
         tokens: the tokens of the file, spelled as the tokenizer has them.
         types: their types, as the tokenizer treats them.
         special: the types of token that become special tokens.
-        front: the entry for the token before every text, and whether it is added where the file does not say so.
+        front: the entry for the token before every text, and whether it is added where the file does not say so; None
+            adds none, whatever the file says.
         back: the same for the token behind every text.
     """
 
@@ -46,7 +47,7 @@ class Built:
     tokens: list[str]
     types: list[int]
     special: tuple[int, ...] = (CONTROL,)
-    front: tuple[str, bool] = ("bos", False)
+    front: tuple[str, bool] | None = ("bos", False)
     back: tuple[str, bool] = ("eos", False)
 
 
@@ -122,7 +123,7 @@ def gemma4(vocabulary: Vocabulary) -> Built:
     """The tokenizer of Gemma 4; its BOS stands in the chat template, and the file's flag for it is not the model's."""
     model = _bpe(vocabulary, vocabulary.ids, _merges(vocabulary), byte_fallback=True)
     backend = _with_spaces(model, prefix=False)
-    return Built(backend, vocabulary.tokens, vocabulary.types, special=(CONTROL, UNKNOWN), front=("", False))
+    return Built(backend, vocabulary.tokens, vocabulary.types, special=(CONTROL, UNKNOWN), front=None)
 
 
 def unigram(vocabulary: Vocabulary) -> Built:
