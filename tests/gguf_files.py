@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import torch
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from interp.weights.gguf.tokenizer import PRE_TOKENIZERS
+from interp.weights.gguf.pre_tokenizers import PRE_TOKENIZERS, splitter
 
 CORPUS = [
     "When John and Mary went to the store, John gave a bottle of milk to Mary.",
@@ -96,10 +97,7 @@ def byte_level(pre: str, **extra: Any) -> tuple[RustTokenizer, Metadata]:
     rules = PRE_TOKENIZERS[pre]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     rust = RustTokenizer(models.BPE(ignore_merges=rules.ignore_merges))
-    digits = [pre_tokenizers.Digits(individual_digits=True)] if pre in ("smollm", "starcoder", "refact") else []
-    cut = [pre_tokenizers.Split(Regex(rules.split), "isolated")] if rules.split else []
-    end = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not cut)
-    rust.pre_tokenizer = pre_tokenizers.Sequence([*digits, *cut, end])
+    rust.pre_tokenizer = splitter(rules)
     if rules.nfc:
         rust.normalizer = normalizers.NFC()
     rust.decoder = decoders.ByteLevel()
@@ -122,3 +120,19 @@ def byte_level(pre: str, **extra: Any) -> tuple[RustTokenizer, Metadata]:
 
 def with_tokenizer(folder: Path, metadata: Metadata) -> Path:
     return write(folder / "tiny.gguf", "llama", GGUF_LLAMA | metadata, llama_weights()[0])
+
+
+def sentencepiece_vocabulary(processor: Any, *, user_defined: Sequence[str] = (), **extra: Any) -> Metadata:
+    """The entries that llama.cpp's converter writes for a SentencePiece model."""
+    ids = range(processor.vocab_size())
+    tokens, scores, types = [processor.id_to_piece(id_) for id_ in ids], [], []
+    for id_, token in enumerate(tokens):
+        own = token in user_defined
+        kinds = {6: processor.is_byte(id_), 3: processor.is_control(id_), 2: processor.is_unknown(id_), 4: own, 1: True}
+        types.append(next(kind for kind, holds in kinds.items() if holds))
+        scores.append(-1000.0 if own else processor.get_score(id_))
+        tokens[id_] = token.replace("\u2581", " ") if own else token  # as it stands in a text
+    return {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types, **extra,
+    }  # fmt: skip

@@ -40,10 +40,13 @@ class StoredTensor:
     raw: np.ndarray = field(repr=False)  # uint8 [rows, bytes of a row]
 
     def load(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Rows `start` to `stop` (for a vector: elements) as float32."""
+        """The part from `start` to `stop` of the first axis (rows, elements of a vector, experts) as float32."""
         if len(self.shape) < 2:
             return _dequantise(self.raw, self.kind)[start:stop]
-        return _dequantise(self.raw[start:stop], self.kind).view(-1, *self.shape[1:])
+        start, stop, _ = slice(start, stop).indices(self.shape[0])
+        rows = math.prod(self.shape[1:-1])  # of one entry of the first axis
+        part = _dequantise(self.raw[start * rows : stop * rows], self.kind)
+        return part.view(max(stop - start, 0), *self.shape[1:])
 
 
 @dataclass(frozen=True)

@@ -509,7 +509,7 @@ def test_llama3_adds_bos_where_the_file_is_silent(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"tokenizer.ggml.pre": "smolm"}, "'smolm' is not supported.*did you mean 'smollm'"),
-        ({"tokenizer.ggml.model": "bert"}, "'bert' is not supported; choose from 'gpt2', 'llama'"),
+        ({"tokenizer.ggml.model": "rwkv"}, "'rwkv' is not supported; choose from 'gpt2', 'llama'"),
         ({"tokenizer.ggml.tokens": ["a", "a"]}, "2 tokens, 1 of them distinct"),
         ({"tokenizer.ggml.merges": ["Q Q Q"]}, "cannot be built"),
         ({"tokenizer.ggml.merges": ["qq zz"]}, "cannot be built"),
