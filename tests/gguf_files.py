@@ -136,3 +136,131 @@ def sentencepiece_vocabulary(processor: Any, *, user_defined: Sequence[str] = ()
         "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.token_type": types, **extra,
     }  # fmt: skip
+
+
+# The architecture of each family in a GGUF file, and its metadata beside the sizes, as llama.cpp's converter writes it.
+CONVERTED: dict[str, tuple[str, dict[str, str]]] = {
+    "llama": ("llama", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "gemma": ("gemma", {}),
+    "gemma2": (
+        "gemma2",
+        {
+            "attention.sliding_window": "sliding_window", "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+    ),
+    "gemma3_text": ("gemma3", {"attention.sliding_window": "sliding_window"}),
+    "olmo2": ("olmo2", {}),
+    "phi": ("phi2", {}),
+    "phi3": ("phi3", {"rope.scaling.original_context_length": "original_max_position_embeddings"}),
+    "starcoder2": ("starcoder2", {}),
+    "gpt2": ("gpt2", {}),
+    "gpt_neox": ("gptneox", {}),
+    "bloom": ("bloom", {}),
+    "falcon": ("falcon", {}),
+    "mamba": ("mamba", {}),
+    "mamba2": ("mamba2", {}),
+}  # fmt: skip
+
+
+EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+
+
+def converted(model: Any) -> tuple[str, Metadata, dict[str, torch.Tensor]]:
+    """A transformers model as llama.cpp's converter writes it: architecture, metadata, tensors.
+
+    Names are those of gguf's own map; what the converter changes of the tensors is done here as its `conversion/` does.
+    """
+    config = model.config
+    architecture = CONVERTED[config.model_type][0]
+    heads = getattr(config, "num_attention_heads", 0)
+    kv_heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or heads
+    if config.model_type == "falcon" and config.multi_query and not config.new_decoder_architecture:
+        kv_heads = 1
+    names = gguf.get_tensor_name_map(
+        next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture), config.num_hidden_layers
+    )
+    tensors: dict[str, torch.Tensor] = {}
+    for theirs, tensor in model.state_dict().items():
+        if theirs == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        name = names.get_name(theirs.replace("dt_bias", "dt_proj.bias"), try_suffixes=(".weight", ".bias"))
+        assert name is not None, theirs
+        tensors[name] = _as_converted(config, theirs, tensor, heads, kv_heads)
+    rope = _rope(config)
+    if rope.get("rope_type") == "longrope":
+        for kind in ("long", "short"):
+            tensors[f"rope_factors_{kind}.weight"] = torch.tensor(rope[f"{kind}_factor"])
+    metadata = _metadata(config, heads, kv_heads)
+    return architecture, {f"{architecture}.{key}": value for key, value in metadata.items()}, tensors
+
+
+def _rope(config: Any) -> Metadata:
+    rope: Metadata = getattr(config, "rope_parameters", None) or {}
+    return rope.get("full_attention", rope)
+
+
+def _metadata(config: Any, heads: int, kv_heads: int) -> Metadata:
+    """What the converter writes of a configuration, without the architecture's name."""
+    metadata: Metadata = {
+        "block_count": config.num_hidden_layers, "embedding_length": config.hidden_size,
+        "context_length": getattr(config, "max_position_embeddings", 64), "attention.head_count": heads,
+        "feed_forward_length": getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+    }  # fmt: skip
+    if heads:
+        metadata["attention.head_count_kv"] = kv_heads
+    if getattr(config, "head_dim", None) and heads:
+        metadata |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
+    eps = next(float(getattr(config, name)) for name in EPSILONS if hasattr(config, name))
+    rms = config.model_type.startswith("mamba") or hasattr(config, "rms_norm_eps")
+    metadata[f"attention.layer_norm_{'rms_' if rms else ''}epsilon"] = eps
+    if config.model_type.startswith("mamba"):
+        metadata |= _of_mamba(config)
+    rope = _rope(config)
+    if "rope_theta" in rope:
+        metadata["rope.freq_base"] = float(rope["rope_theta"])
+    if rope.get("rope_type") in ("linear", "yarn"):
+        metadata |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
+    if rope.get("rope_type") == "yarn":
+        metadata["rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
+    if rope.get("partial_rotary_factor"):
+        metadata["rope.dimension_count"] = int(rope["partial_rotary_factor"] * config.hidden_size) // heads
+    own = CONVERTED[config.model_type][1]
+    return metadata | {key: getattr(config, name) for key, name in own.items() if getattr(config, name) is not None}
+
+
+def _of_mamba(config: Any) -> Metadata:
+    inner = int(config.expand * config.hidden_size)
+    first = config.model_type == "mamba"
+    rank = config.time_step_rank if first else config.num_heads
+    return {
+        "ssm.conv_kernel": config.conv_kernel, "ssm.inner_size": inner, "ssm.state_size": config.state_size,
+        "ssm.time_step_rank": rank, "feed_forward_length": 0,
+        **({"ssm.dt_b_c_rms": False} if first else {"ssm.group_count": config.n_groups}),
+    }  # fmt: skip
+
+
+def _as_converted(config: Any, name: str, tensor: torch.Tensor, heads: int, kv_heads: int) -> torch.Tensor:
+    """One tensor as the converter changes it."""
+    kind = config.model_type
+    if kind == "llama" and ("q_proj" in name or "k_proj" in name):
+        return interleaved(tensor, heads if "q_proj" in name else kv_heads)
+    if kind.startswith("gemma") and name.endswith("norm.weight"):
+        return tensor + 1
+    if kind == "gpt2" and name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight")):
+        return tensor.T
+    if "query_key_value" in name and kind in ("bloom", "gpt_neox"):
+        return torch.cat(tuple(tensor.unflatten(0, (heads, 3, -1)).unbind(1))).reshape(tensor.shape)
+    if "query_key_value" in name:
+        groups = tensor.unflatten(0, (kv_heads, heads // kv_heads + 2, -1))
+        return torch.cat((groups[:, :-2].flatten(0, 2), groups[:, -2].flatten(0, 1), groups[:, -1].flatten(0, 1)))
+    if name.endswith("conv1d.weight"):
+        return tensor.squeeze(1)
+    if name.endswith(("A_log", ".D")):
+        tensor = -tensor.exp() if name.endswith("A_log") else tensor
+        return tensor[:, None] if kind == "mamba2" else tensor
+    if kind == "mamba2" and name.endswith("mixer.norm.weight"):
+        return tensor.reshape(config.n_groups, -1)
+    return tensor

@@ -44,21 +44,23 @@ GROUPED = re.compile(r"(blocks\.\d+\.attn\.)_([Wb]_[KV])")
 # Fields of HookedTransformerConfig and its descendants that do not affect the numbers, or only together with one of the
 # fields that are refused below.
 IGNORED = {
-    "architecture", "attn_implementation", "attn_types", "bos_token_id", "checkpoint_index",
+    "architecture", "attn_implementation", "bos_token_id", "checkpoint_index",
     "checkpoint_label_type", "checkpoint_value", "decoder_start_token_id", "default_padding_side",
     "default_prepend_bos", "device", "eos_token_id", "experts_per_token", "from_checkpoint", "init_mode",
     "init_weights", "layer_norm_folding", "mm_tokens_per_image", "n_devices", "n_params", "norm_topk_prob",
     "original_architecture", "pad_token_id", "relative_attention_max_distance", "relative_attention_num_buckets",
-    "rotary_base_local", "split_attention_weights", "tokenizer_appends_eos", "tokenizer_name",
+    "split_attention_weights", "tokenizer_appends_eos", "tokenizer_name",
     "tokenizer_prepends_bos", "trust_remote_code", "ungroup_grouped_query_attention", "use_attn_in",
     "use_attn_result", "use_hook_mlp_in", "use_hook_tokens", "use_split_qkv_input", "uses_rms_norm",
-    "vision_hidden_size", "vision_num_heads", "vision_num_layers", "window_size", "yarn_attention_factor",
-    "yarn_beta_fast", "yarn_beta_slow", "yarn_factor", "yarn_original_max_position_embeddings",
+    "vision_hidden_size", "vision_num_heads", "vision_num_layers",
 }  # fmt: skip
 # Fields that are translated rather than copied.
 TRANSLATED = {
     "attn_scale", "dtype", "NTK_by_parts_factor", "NTK_by_parts_high_freq_factor", "NTK_by_parts_low_freq_factor",
-    "NTK_original_ctx_len", "use_NTK_by_parts_rope",
+    "NTK_original_ctx_len", "use_NTK_by_parts_rope", "attn_scores_soft_cap", "output_logits_soft_cap", "use_local_attn",
+    "window_size", "attn_types", "rotary_base_local", "use_qk_norm", "use_normalization_before_and_after",
+    "post_embedding_ln", "use_yarn_rope", "yarn_attention_factor", "yarn_beta_fast", "yarn_beta_slow", "yarn_factor",
+    "yarn_original_max_position_embeddings",
 }  # fmt: skip
 OUR_FIELDS = frozenset(field.name for field in fields(ModelConfig))
 
@@ -218,8 +220,50 @@ def config_of(given: Mapping[str, Any], names: Mapping[str, Any]) -> ModelConfig
         kept.pop("rotary_dim", None)
     if _unset(given, "initializer_range"):
         kept["initializer_range"] = 0.8 / whole(given, "d_model") ** 0.5  # TransformerLens's meaning of -1
+    return ModelConfig.from_dict(kept | _parts(given) | _windows(given) | _scaling(given))
+
+
+def _parts(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Norms and soft caps that not every model has."""
+    found: dict[str, Any] = {
+        name: float(number(given, name))
+        for name in ("attn_scores_soft_cap", "output_logits_soft_cap")
+        if not _unset(given, name)
+    }
+    found["norm_placement"] = "both" if flag(given, "use_normalization_before_and_after", False) else "pre"
+    found["qk_norm"] = "RMS" if flag(given, "use_qk_norm", False) else None
+    return found | {"embed_norm": flag(given, "post_embedding_ln", False)}
+
+
+def _windows(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Local layers, where a window is shorter than the context or they rotate in their own way."""
+    if not flag(given, "use_local_attn", False):
+        return {}
+    if _unset(given, "window_size"):
+        raise ConfigError("use_local_attn=True needs window_size, the positions that a query sees")
+    n_ctx, own_base = whole(given, "n_ctx"), not _unset(given, "rotary_base_local")
+    size = min(whole(given, "window_size"), n_ctx)
+    if size == n_ctx and not own_base:
+        return {}
+    found: dict[str, Any] = {"window_size": size, "attn_types": given.get("attn_types")}
+    return found | ({"rotary_base_local": float(number(given, "rotary_base_local"))} if own_base else {})
+
+
+def _scaling(given: Mapping[str, Any]) -> dict[str, Any]:
+    """How rotary frequencies are stretched."""
+    if flag(given, "use_yarn_rope", False):
+        scale = None if _unset(given, "yarn_attention_factor") else float(number(given, "yarn_attention_factor"))
+        yarn = RopeScaling(
+            "yarn",
+            factor=float(number(given, "yarn_factor", 1.0)),
+            original_n_ctx=whole(given, "yarn_original_max_position_embeddings", whole(given, "n_ctx")),
+            attention_factor=scale,
+            beta_fast=float(number(given, "yarn_beta_fast", 32.0)),
+            beta_slow=float(number(given, "yarn_beta_slow", 1.0)),
+        )
+        return {"rope_scaling": yarn}
     if flag(given, "use_NTK_by_parts_rope", False):
-        kept["rope_scaling"] = RopeScaling(
+        ntk = RopeScaling(
             "llama3",
             factor=float(number(given, "NTK_by_parts_factor", 8.0)),
             low_freq_factor=float(number(given, "NTK_by_parts_low_freq_factor", 1.0)),
@@ -227,7 +271,8 @@ def config_of(given: Mapping[str, Any], names: Mapping[str, Any]) -> ModelConfig
             # Releases without this field used the model's own context.
             original_n_ctx=whole(given, "NTK_original_ctx_len", whole(given, "n_ctx")),
         )
-    return ModelConfig.from_dict(kept)
+        return {"rope_scaling": ntk}
+    return {}
 
 
 def _unset(given: Mapping[str, Any], name: str) -> bool:
@@ -240,8 +285,6 @@ def _active(name: str, value: Any, given: Mapping[str, Any]) -> bool:
     """Whether an unknown field can change the computation; -1 is TransformerLens's "not set"."""
     if name == "final_rms":
         return bool(value) and given.get("normalization_type", "LN") in ("LN", "LNPre")
-    if name == "use_local_attn":
-        return bool(value) and (_unset(given, "window_size") or whole(given, "window_size") < whole(given, "n_ctx"))
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value > 0
     return bool(value)

@@ -120,18 +120,29 @@ def test_scale_rotary_and_activation_fields_mean_what_they_mean_to_transformer_l
     assert config_of(THEIR_CONFIG | {"attn_scale": 7}, {}).attn_scale == 7.0
 
 
+def test_norms_caps_and_windows_mean_what_they_mean_to_transformer_lens() -> None:
+    theirs = THEIR_CONFIG | {
+        "attn_only": False, "act_fn": "gelu", "normalization_type": "RMS", "positional_embedding_type": "rotary",
+        "attn_scores_soft_cap": 50.0, "output_logits_soft_cap": 30.0, "use_qk_norm": True, "post_embedding_ln": True,
+        "use_normalization_before_and_after": True, "use_local_attn": True, "window_size": 8,
+        "attn_types": ["local", "global"], "rotary_base_local": 100.0, "use_yarn_rope": True, "yarn_factor": 4.0,
+        "yarn_original_max_position_embeddings": 6,
+    }  # fmt: skip
+    cfg = config_of(theirs, {})
+    assert (cfg.attn_scores_soft_cap, cfg.output_logits_soft_cap, cfg.qk_norm) == (50.0, 30.0, "RMS")
+    assert (cfg.norm_placement, cfg.embed_norm) == ("both", True)
+    yarn = interp.RopeScaling("yarn", 4.0, original_n_ctx=6)
+    assert [tuple(cfg.attention_kind(layer)) for layer in range(2)] == [(8, 100.0, None), (None, 10000.0, yarn)]
+    assert config_of(theirs | {"use_local_attn": False}, {}).window_size is None
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"attn_scores_soft_cap": 30.0}, "attn_scores_soft_cap=30.0"),
-        ({"output_logits_soft_cap": 30.0}, "output_logits_soft_cap=30.0"),
-        ({"use_local_attn": True, "window_size": 8}, "use_local_attn=True"),
+        ({"use_local_attn": True}, "use_local_attn=True needs window_size"),
         ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ({"normalization_type": "LN", "final_rms": True}, "final_rms=True"),
         ({"num_experts": 4}, "num_experts=4"),
-        ({"use_qk_norm": True}, "use_qk_norm=True"),
-        ({"post_embedding_ln": True}, "post_embedding_ln=True"),
-        ({"use_normalization_before_and_after": True}, "use_normalization_before_and_after=True"),
         ({"positional_embedding_type": "shortformer"}, "shortformer"),
         ({"attn_only": False, "act_fn": "solu_ln"}, "solu_ln.*did you mean 'solu'"),
         ({"gated_mpl": True}, "gated_mpl=True.*did you mean 'gated_mlp'"),

@@ -227,7 +227,7 @@ def gemma3(options: Options) -> ModelConfig:
     watched = Watched({**named, **text})
     cfg = gemma3_text(watched)
     refuse_unread(watched, "gemma3_text")
-    return cfg
+    return cfg.replace(output_logits_soft_cap=None)  # which transformers applies in the model of text alone
 
 
 def _gemma(options: Options) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""Files that hold a random transformers model, as llama.cpp's converter would write it, give that model's logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import CASES, relative_difference, tiny, tokens_for
+from gguf_files import CONVERTED, converted, write
+
+import interp
+from interp.weights.gguf.config import CONFIGURE
+
+# Configurations that a GGUF file can describe: sizes that llama.cpp computes, and options that it knows.
+LEFT_OUT = {
+    "gpt2-untied": "the width of the MLP and the activation are the architecture's",
+    "gpt2-unscaled": "scores are always scaled",
+    "gpt_neox-sequential": "biases and parallel parts are tried in another test",
+    "llama-llama3": "its factors are a tensor, tried in another test",
+    "llama-dynamic": "llama.cpp has no such scaling",
+    "llama-longrope": "llama.cpp has it for Phi-3 alone",
+    "qwen2-window": "llama.cpp has no windows for it",
+    "qwen3-biases": "llama.cpp has no biases for it",
+    "gemma2-uncapped": "the caps are always written",
+    "starcoder2": "llama.cpp has no windows for it",
+    "mamba-biases": "llama.cpp has no biases of projections",
+    "mamba2-biases": "llama.cpp has no biases of projections",
+}
+KINDS = [name for name, (kind, _) in CASES.items() if kind in CONVERTED and name not in LEFT_OUT]
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_logits_equal_those_of_the_model_in_the_file(case: str, tmp_path: Path) -> None:
+    kind, options = CASES[case]
+    if kind == "gemma3_text":  # llama.cpp fixes the pattern of local layers and their base
+        rope = {**options["rope_parameters"], "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+        options = {**options, "sliding_window_pattern": 6, "num_hidden_layers": 7, "rope_parameters": rope}
+        options |= {"query_pre_attn_scalar": options["head_dim"], "final_logit_softcapping": None}
+    if kind == "gemma2":
+        options = {**options, "query_pre_attn_scalar": options["head_dim"]}
+    theirs = tiny(kind, options)
+    architecture, metadata, tensors = converted(theirs)
+    model = interp.load(write(tmp_path / "tiny.gguf", architecture, metadata, tensors))
+    tokens = tokens_for(theirs, (2, 40))
+    with torch.no_grad():
+        assert relative_difference(model(tokens), theirs(tokens).logits) < 1e-5
+
+
+def test_every_architecture_is_tried() -> None:
+    assert {CONVERTED[CASES[name][0]][0] for name in KINDS} == set(CONFIGURE)
