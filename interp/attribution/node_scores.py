@@ -294,6 +294,7 @@ def _read_by_softmax(placed: Placed) -> tuple[str, ...]:
     return tuple(f"{path}.hook_{name}" for name in (f"{rotated}q", f"{rotated}k", "pattern"))
 
 
+@torch.no_grad()
 def _through_softmax(
     model: GPT,
     part: PromptPairs,
