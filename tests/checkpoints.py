@@ -228,6 +228,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {**LINEAR, "partial_rotary_factor": 1.0},
         },
     ),
+    "phi-dynamic": (
+        "phi",
+        {**PHI, "max_position_embeddings": 16, "rope_parameters": {**LINEAR, "rope_type": "dynamic"}},
+    ),
     "mamba": ("mamba", MAMBA_SIZES),
     "mamba-biases": ("mamba", {**MAMBA_SIZES, "use_bias": True, "conv_kernel": 3, "tie_word_embeddings": False}),
     "mamba2": ("mamba2", MAMBA2_SIZES),

@@ -49,8 +49,7 @@ def gpt_neox(options: Options) -> ModelConfig:
     bias = flag(options, "attention_bias", True)
     base, fraction = number(options, "rotary_emb_base", 10000.0), number(options, "rotary_pct", 0.25)
     return ModelConfig(
-        **sizes(options),
-        **rotary(options, base=base, fraction=fraction),
+        **(sizes(options) | rotary(options, base=base, fraction=fraction)),
         act_fn=activation(options, "hidden_act", "gelu"),
         eps=number(options, "layer_norm_eps", 1e-5),
         parallel_attn_mlp=flag(options, "use_parallel_residual", True),
@@ -201,8 +200,7 @@ def falcon(options: Options) -> ModelConfig:
     bias, alibi = flag(options, "bias", False), flag(options, "alibi", False)
     positions = {"positional_embedding_type": "alibi", "alibi_bfloat16": True}
     return ModelConfig(
-        **own_sizes,
-        **(positions if alibi else rotary(options, base=10000.0)),
+        **(own_sizes | (positions if alibi else rotary(options, base=10000.0))),
         n_key_value_heads=kv,
         act_fn=activation(options, "activation", "gelu"),
         eps=number(options, "layer_norm_epsilon", 1e-5),
@@ -220,8 +218,7 @@ def falcon(options: Options) -> ModelConfig:
 def phi(options: Options) -> ModelConfig:
     """Phi-1, Phi-1.5 and Phi-2: attention and MLP read one norm, half of each head rotates (Li et al. 2023)."""
     return ModelConfig(
-        **sizes(options),
-        **rotary(options, base=10000.0, fraction=0.5),
+        **(sizes(options) | rotary(options, base=10000.0, fraction=0.5)),
         n_key_value_heads=kv_heads(options, None),
         act_fn=activation(options, "hidden_act", "gelu_new"),
         eps=number(options, "layer_norm_eps", 1e-5),
