@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from interp.arguments import LARGEST_SEED, is_several, one_of_layers, real_number, shown, whole_number
 from interp.errors import ConfigError, nearest
 
-ACTIVATIONS = ("relu", "relu2", "gelu", "gelu_new", "silu", "solu")
+ACTIVATIONS = ("relu", "relu2", "gelu", "gelu_new", "quick_gelu", "silu", "solu")
 NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
 POSITIONS = ("standard", "sinusoidal", "rotary", "alibi", "none")
 MAMBAS = ("mamba", "mamba2")

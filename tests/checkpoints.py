@@ -55,6 +55,17 @@ LONGROPE = {
     "rope_type": "longrope", "rope_theta": 900.0, "short_factor": [1.0, 1.2, 1.4, 2.0],
     "long_factor": [2.0, 3.0, 4.0, 5.0],
 }  # fmt: skip
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 900.0}
+NEO = {
+    "vocab_size": 61, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 48,
+    "attention_types": [[["global", "local"], 1]], "window_size": 5, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+GPTJ = {**GPT2_SIZES, "rotary_dim": 4}
+BLOOM = {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
+FALCON = {name: value for name, value in SIZES.items() if name != "intermediate_size"}
+OPT = {**FALCON, "ffn_dim": 44, "pad_token_id": 0}
+PHI = {**SIZES, "pad_token_id": 0}
+GROUPED_FALCON = {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2_SIZES),
     "gpt2-untied": ("gpt2", {**GPT2_SIZES, "tie_word_embeddings": False, "n_inner": 40, "activation_function": "relu"}),
@@ -74,7 +85,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-llama3": ("llama", {**SIZES, "rope_parameters": LLAMA3}),
     "llama-linear": (
         "llama",
-        {**SIZES, "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 900.0}},
+        {**SIZES, "rope_parameters": LINEAR},
     ),
     "mistral": ("mistral", {**SIZES, "num_key_value_heads": 2, "sliding_window": None, "hidden_act": "gelu"}),
     "mistral-window-of-the-context": ("mistral", {**SIZES, "num_key_value_heads": 2, "sliding_window": 48}),
@@ -144,6 +155,83 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {**SIZES, "rope_parameters": {**LONGROPE, "factor": 4.0, "original_max_position_embeddings": 12}},
     ),
+    "gpt_neo": ("gpt_neo", NEO),
+    "gpt_neo-local-and-untied": (
+        "gpt_neo",
+        {
+            **NEO,
+            "num_layers": 3,
+            "attention_types": [[["local"], 2], [["global"], 1]],
+            "window_size": 3,
+            "intermediate_size": 40,
+            "activation_function": "quick_gelu",
+            "layer_norm_epsilon": 1e-3,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gpt_neo-global": ("gpt_neo", {**NEO, "attention_types": [[["global"], 2]]}),
+    "gptj": ("gptj", GPTJ),
+    "gptj-tied": (
+        "gptj",
+        {
+            **GPTJ,
+            "rotary_dim": 8,
+            "n_inner": 40,
+            "activation_function": "gelu_fast",
+            "layer_norm_epsilon": 1e-3,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "opt": ("opt", OPT),
+    "opt-no-biases": (
+        "opt",
+        {**OPT, "enable_bias": False, "_remove_final_layer_norm": True, "activation_function": "gelu"},
+    ),
+    "opt-plain-norms": ("opt", {**OPT, "layer_norm_elementwise_affine": False, "tie_word_embeddings": False}),
+    "bloom": ("bloom", BLOOM),
+    "bloom-six-heads": (
+        "bloom",
+        {**BLOOM, "hidden_size": 36, "n_head": 6, "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False},
+    ),
+    "falcon": ("falcon", FALCON),
+    "falcon-groups": ("falcon", GROUPED_FALCON),
+    "falcon-groups-one-norm": (
+        "falcon",
+        {
+            **GROUPED_FALCON,
+            "num_ln_in_parallel_attn": 1,
+            "bias": True,
+            "ffn_hidden_size": 40,
+            "activation": "relu",
+            "layer_norm_epsilon": 1e-3,
+            "rope_parameters": LINEAR,
+        },
+    ),
+    "falcon-plain": (
+        "falcon",
+        {**FALCON, "multi_query": False, "parallel_attn": False, "bias": True, "tie_word_embeddings": False},
+    ),
+    "falcon-plain-parallel": ("falcon", {**FALCON, "multi_query": False}),
+    "falcon-sequential": ("falcon", {**FALCON, "parallel_attn": False}),
+    "falcon-alibi": ("falcon", {**FALCON, "alibi": True, "bias": True, "multi_query": False, "parallel_attn": False}),
+    "falcon-groups-alibi": ("falcon", {**GROUPED_FALCON, "alibi": True, "num_attention_heads": 8}),
+    "phi": ("phi", PHI),
+    "phi-query-and-key-norms": (
+        "phi",
+        {
+            **PHI,
+            "num_key_value_heads": 2,
+            "qk_layernorm": True,
+            "hidden_act": "relu",
+            "layer_norm_eps": 1e-3,
+            "tie_word_embeddings": True,
+            "rope_parameters": {**LINEAR, "partial_rotary_factor": 1.0},
+        },
+    ),
+    "phi-dynamic": (
+        "phi",
+        {**PHI, "max_position_embeddings": 16, "rope_parameters": {**LINEAR, "rope_type": "dynamic"}},
+    ),
     "mamba": ("mamba", MAMBA_SIZES),
     "mamba-biases": ("mamba", {**MAMBA_SIZES, "use_bias": True, "conv_kernel": 3, "tie_word_embeddings": False}),
     "mamba2": ("mamba2", MAMBA2_SIZES),
@@ -195,11 +283,17 @@ NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def attention_of(options: dict[str, Any]) -> str:
+    """The implementation of attention to compare with: Falcon's eager one adds its position bias twice."""
+    return "sdpa" if options.get("alibi") else "eager"
+
+
 def tiny(model_type: str, options: dict[str, Any], seed: int = 0) -> Any:
     """A random transformers model in which every weight, biases and norms too, matters to the logits."""
     config = transformers.AutoConfig.for_model(model_type, **options)
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    attention = attention_of(options)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0 if parameter.ndim > 1 else 0.5, 0.3)

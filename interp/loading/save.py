@@ -31,6 +31,7 @@ from interp.weights import manifest
 from interp.weights.build import weights
 from interp.weights.huggingface import write as to_huggingface
 from interp.weights.huggingface.reader import PICKLED_FILES, SAFE_FILES, TOKENIZER_FILES
+from interp.weights.huggingface.written_options import ARCHITECTURES
 from interp.weights.transformer_lens import CONFIG_FILE, WEIGHTS_FILE
 
 FORMATS = ("interp", "huggingface")
@@ -107,7 +108,7 @@ def _huggingface_settings(model: GPT, options: dict[str, Any]) -> dict[str, dict
     ids = {name: getattr(tokenizer, name) for name in names} if tokenizer is not None else dict.fromkeys(names)
     if tokenizer is not None and tokenizer.further_eos_token_ids:
         ids["eos_token_id"] = list(tokenizer.eos_token_ids)
-    architecture = to_huggingface.ARCHITECTURES[options["model_type"]]
+    architecture = ARCHITECTURES[options["model_type"]]
     dtype = str(model.dtype).removeprefix("torch.")
     config = {"architectures": [architecture], **options, **ids, "dtype": dtype, "use_cache": True}
     return {"config.json": config, "generation_config.json": ids}

@@ -20,6 +20,11 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), close to GELU (Hendrycks and Gimpel 2016, section 2)."""
+    return x * (1.702 * x).sigmoid()
+
+
 def solu(x: Tensor) -> Tensor:
     """x softmax(x) (Elhage et al. 2022, "Softmax Linear Units", section 3)."""
     return x * x.softmax(-1)
@@ -35,6 +40,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": relu2,
     "gelu": F.gelu,
     "gelu_new": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
     "silu": F.silu,
     "solu": solu,
 }

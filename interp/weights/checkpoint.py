@@ -26,13 +26,16 @@ class Row:
 
     A name with `{i}` means several tensors, numbered from 0, which are stacked. `part` is the number of the part in a
     tensor that fuses several weights, or which heads of one that holds queries, keys and values under one another: "q",
-    "k" or "v". In an `interleaved` tensor the two members of a rotary pair are next to each other.
+    "k" or "v". With an axis `slot` in the pattern they lie in groups, of which each has its queries, a key and a value.
+    In an `interleaved` tensor the two members of a rotary pair are next to each other. `skipped` rows at the start of
+    theirs belong to no position.
     """
 
     theirs: str
     pattern: str | None = None
     part: int | str | None = None
     interleaved: bool = False
+    skipped: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,14 +141,18 @@ def sha256_of(file: Path) -> str:
         raise WeightsError(f"weight file {file} cannot be read: {error.strerror or error}") from error
 
 
-# gelu_fast and gelu_pytorch_tanh are gelu_new's formula, written with other constants or by another kernel.
+# Several names stand for one formula, computed by another kernel or with constants written in another way.
 ACTIVATION_NAMES = {
     "relu": "relu",
     "relu2": "relu2",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_new",
     "gelu_fast": "gelu_new",
+    "gelu_accurate": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
+    "gelu_python_tanh": "gelu_new",
+    "quick_gelu": "quick_gelu",
     "silu": "silu",
     "swish": "silu",
 }

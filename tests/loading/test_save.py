@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from checkpoints import CASES, STATE_SPACE, relative_difference, tiny, tokens_for
+from checkpoints import CASES, STATE_SPACE, attention_of, relative_difference, tiny, tokens_for
 from makers import make
 
 import interp
@@ -57,7 +57,7 @@ def test_every_family_is_a_folder_that_transformers_opens(case: str, tmp_path: P
     interp.save(model, tmp_path, format="huggingface")
     again = interp.load(tmp_path)
     opened, report = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, output_loading_info=True, attn_implementation="eager"
+        tmp_path, output_loading_info=True, attn_implementation=attention_of(FAMILIES[case][1])
     )
     assert computed(again.cfg) == computed(model.cfg)
     assert not (report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"])

@@ -28,7 +28,7 @@ class Family:
 
     One of `prefixes` begins the names in a model with a head, and is missing in a model without one; `{l}` in a name is
     the layer; `buffers` matches tensors that are computed, not learned; `older` maps the names of modules in older
-    files to today's.
+    files to today's. `rows_of` gives the table where it depends on the configuration.
     """
 
     configure: Callable[[Options], ModelConfig]
@@ -36,6 +36,7 @@ class Family:
     prefixes: tuple[str, ...]
     buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches no name
     older: Mapping[str, str] = field(default_factory=dict)
+    rows_of: Callable[[ModelConfig], Mapping[str, Row]] | None = None
     silent: frozenset[str] | None = frozenset()
 
     def row(self, name: str) -> Row:
@@ -82,12 +83,13 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
         raise ConfigError(f"the configuration of this {model_type} model has no entry {error}") from error
     if family.silent is not None:
         refuse_unread(watched, model_type, family.silent)
-    return family, cfg
+    return (family if family.rows_of is None else replace(family, rows=family.rows_of(cfg))), cfg
 
 
 _INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 _COMPUTED = re.compile(_INV_FREQ)
 _NOT_TEXT = re.compile(rf"^(vision_tower|multi_modal_projector)\.|{_INV_FREQ}")
+_ATTENTION_BUFFERS = re.compile(r"^h\.\d+\.attn\.(attention\.)?(masked_)?bias$")
 _MAMBA: dict[str, Any] = {"older": {"embedding": "embeddings"}, "silent": None}
 
 
@@ -101,7 +103,7 @@ FAMILIES = {
         gpt_like.gpt2,
         rows.GPT2,
         ("transformer.",),
-        re.compile(r"^h\.\d+\.attn\.(masked_)?bias$"),
+        _ATTENTION_BUFFERS,
         silent=frozenset({"n_ctx", "num_hidden_layers"}),
     ),
     "gpt_neox": Family(
@@ -111,6 +113,20 @@ FAMILIES = {
         re.compile(rf"^layers\.\d+\.attention\.(masked_)?bias$|{_INV_FREQ}"),
         older={"embed_out": "lm_head"},
     ),
+    "gpt_neo": Family(gpt_like.gpt_neo, rows.GPT_NEO, ("transformer.",), _ATTENTION_BUFFERS),
+    "gptj": Family(gpt_like.gptj, rows.GPTJ, ("transformer.",), _ATTENTION_BUFFERS, silent=frozenset({"n_ctx"})),
+    "opt": Family(gpt_like.opt, rows.OPT, ("model.decoder.", "decoder."), silent=frozenset({"init_std", "layerdrop"})),
+    "bloom": Family(gpt_like.bloom, rows.BLOOM, ("transformer.",), silent=gpt_like.BLOOM_SILENT),
+    "falcon": Family(
+        gpt_like.falcon,
+        rows.FALCON,
+        ("transformer.",),
+        _COMPUTED,
+        rows_of=rows.falcon,
+        # Not read where the layout or ALiBi leaves them without effect.
+        silent=frozenset({"ff_factor", "multi_query", "rope_parameters", "rope_scaling", "rope_theta"}),
+    ),
+    "phi": _llama(gpt_like.phi, rows.PHI),
     "llama": _llama(llama_like.llama),
     "mistral": _llama(llama_like.mistral),
     "qwen2": _llama(llama_like.qwen2, rows.LLAMA, *_WINDOWS),

@@ -114,12 +114,15 @@ def phi3(options: Options) -> ModelConfig:
         # transformers reads every scaling of this family as LongRoPE, whose older name here was "yarn".
         renamed = {**rope, "rope_type": "longrope"} if kind in ("su", "yarn") else rope
         options = instead(options, rope_scaling=None, rope_parameters=renamed)
-    return llama_like(
+    cfg = llama_like(
         instead(options, original_max_position_embeddings=trained),
         rotated=1.0,
         eps=number(options, "rms_norm_eps", 1e-5),
         **window(options),
     )
+    if cfg.rope_scaling is not None and cfg.rope_scaling.kind != "longrope":
+        raise ConfigError(f"rope_type={cfg.rope_scaling.kind!r} is not supported in a phi3 model, only 'longrope'")
+    return cfg
 
 
 def stablelm(options: Options) -> ModelConfig:

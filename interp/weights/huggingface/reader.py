@@ -139,17 +139,26 @@ def _empty(stored: Stored) -> Tensor:
 
 def _arranged(tensor: Tensor, *, row: Row, cfg: ModelConfig, origin: str | None) -> Tensor:
     """A tensor of theirs, or an empty one of its shape, in our shape."""
+    tensor = tensor[row.skipped :]
     if row.pattern is None:
         return tensor
-    sizes = {"d_head": cfg.d_head, "qkv": 3, "two": 2}
+    sizes = {"d_head": cfg.d_head, "kv_head": cfg.n_kv_heads, "qkv": 3, "two": 2}
     try:
         ours = rearrange(tensor, row.pattern, **{k: n for k, n in sizes.items() if k in row.pattern})
     except RuntimeError as error:  # from einops
         shape = list(tensor.shape)
         raise WeightsError(f"{origin!r} has shape {shape}, which cannot be split as {row.pattern!r}") from error
-    if isinstance(row.part, str):
-        ours = ours[head_rows(cfg)[row.part]]
-    return ours if row.part is None or isinstance(row.part, str) else ours[row.part]
+    if not isinstance(row.part, str):
+        return ours if row.part is None else ours[row.part]
+    return _of_groups(ours, row.part) if "slot" in row.pattern else ours[head_rows(cfg)[row.part]]
+
+
+def _of_groups(grouped: Tensor, part: str) -> Tensor:
+    """Queries, keys or values of groups: the slots of each are its queries, a key and a value.
+
+    [kv_head, slot, ...] -> [head, ...]
+    """
+    return grouped[:, :-2].flatten(0, 1) if part == "q" else grouped[:, -2 if part == "k" else -1]
 
 
 def head_rows(cfg: ModelConfig) -> dict[str, slice]:
@@ -161,7 +170,7 @@ def head_rows(cfg: ModelConfig) -> dict[str, slice]:
 def _checkpoint(
     options: Mapping[str, Any], tensors: Tensors, tokenizer: Tokenizer | None, source: Source
 ) -> Checkpoint:
-    for name in ("num_hidden_layers", "n_layer"):
+    for name in ("num_hidden_layers", "n_layer", "num_layers"):
         refuse_deeper(options.get(name), tensors, source.location)
     # 1. The family and the configuration.
     family, cfg = configure(options)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from interp.config import ModelConfig
 from interp.weights.checkpoint import Row
 
 # The rows of a query are ordered by head; Linear layers store [out, in], GPT-2's Conv1D stores [in, out].
@@ -68,6 +69,82 @@ GPT_NEOX = {
     "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
 }
 
+GPT_NEO = {
+    **{name: row for name, row in GPT2.items() if ".attn." not in name},
+    **{f"blocks.{{l}}.attn.W_{x.upper()}": Row(f"h.{{l}}.attn.attention.{x}_proj.weight", HEADS_IN) for x in "qkv"},
+    "blocks.{l}.attn.W_O": Row("h.{l}.attn.attention.out_proj.weight", HEADS_OUT),
+    "blocks.{l}.attn.b_O": Row("h.{l}.attn.attention.out_proj.bias"),
+    "blocks.{l}.mlp.W_in": Row("h.{l}.mlp.c_fc.weight", TRANSPOSED),
+    "blocks.{l}.mlp.W_out": Row("h.{l}.mlp.c_proj.weight", TRANSPOSED),
+}
+GPTJ = {
+    **{name: row for name, row in GPT2.items() if ".attn." not in name and ".mlp." not in name},
+    **{f"blocks.{{l}}.attn.W_{x.upper()}": Row(f"h.{{l}}.attn.{x}_proj.weight", HEADS_IN) for x in "qkv"},
+    "blocks.{l}.attn.W_O": Row("h.{l}.attn.out_proj.weight", HEADS_OUT),
+    "blocks.{l}.mlp.W_in": Row("h.{l}.mlp.fc_in.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_in": Row("h.{l}.mlp.fc_in.bias"),
+    "blocks.{l}.mlp.W_out": Row("h.{l}.mlp.fc_out.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_out": Row("h.{l}.mlp.fc_out.bias"),
+    "unembed.b_U": Row("lm_head.bias"),
+}
+OPT = {
+    "embed.W_E": Row("embed_tokens.weight"),
+    "pos_embed.W_pos": Row("embed_positions.weight", skipped=2),
+    "blocks.{l}.ln1.w": Row("layers.{l}.self_attn_layer_norm.weight"),
+    "blocks.{l}.ln1.b": Row("layers.{l}.self_attn_layer_norm.bias"),
+    **{f"blocks.{{l}}.attn.W_{x.upper()}": Row(f"layers.{{l}}.self_attn.{x}_proj.weight", HEADS_IN) for x in "qkv"},
+    **{f"blocks.{{l}}.attn.b_{x.upper()}": Row(f"layers.{{l}}.self_attn.{x}_proj.bias", HEADS_BIAS) for x in "qkv"},
+    "blocks.{l}.attn.W_O": Row("layers.{l}.self_attn.out_proj.weight", HEADS_OUT),
+    "blocks.{l}.attn.b_O": Row("layers.{l}.self_attn.out_proj.bias"),
+    "blocks.{l}.ln2.w": Row("layers.{l}.final_layer_norm.weight"),
+    "blocks.{l}.ln2.b": Row("layers.{l}.final_layer_norm.bias"),
+    "blocks.{l}.mlp.W_in": Row("layers.{l}.fc1.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_in": Row("layers.{l}.fc1.bias"),
+    "blocks.{l}.mlp.W_out": Row("layers.{l}.fc2.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_out": Row("layers.{l}.fc2.bias"),
+    "ln_final.w": Row("final_layer_norm.weight"),
+    "ln_final.b": Row("final_layer_norm.bias"),
+    "unembed.W_U": Row("lm_head.weight", TRANSPOSED),
+}
+# The layers of BLOOM and Falcon are those of GPT-NeoX under other names.
+BLOOM = {
+    **{
+        name: Row(
+            row.theirs.replace("layers.", "h.", 1).replace(".attention.", ".self_attention."), row.pattern, row.part
+        )
+        for name, row in GPT_NEOX.items()
+    },
+    "embed.W_E": Row("word_embeddings.weight"),
+    "embed.ln.w": Row("word_embeddings_layernorm.weight"),
+    "embed.ln.b": Row("word_embeddings_layernorm.bias"),
+    "ln_final.w": Row("ln_f.weight"),
+    "ln_final.b": Row("ln_f.bias"),
+}
+GROUPS = "(kv_head slot d_head) d_model -> kv_head slot d_model d_head"
+GROUPS_BIAS = "(kv_head slot d_head) -> kv_head slot d_head"
+# With one group this is multi-query attention, with a group for each head it is GPT-NeoX's layout.
+FALCON = BLOOM | {
+    **{
+        f"blocks.{{l}}.attn.W_{x.upper()}": Row("h.{l}.self_attention.query_key_value.weight", GROUPS, x) for x in "qkv"
+    },
+    **{
+        f"blocks.{{l}}.attn.b_{x.upper()}": Row("h.{l}.self_attention.query_key_value.bias", GROUPS_BIAS, x)
+        for x in "qkv"
+    },
+}
+FALCON_TWO_NORMS = FALCON | {
+    "blocks.{l}.ln1.w": Row("h.{l}.ln_attn.weight"),
+    "blocks.{l}.ln1.b": Row("h.{l}.ln_attn.bias"),
+    "blocks.{l}.ln2.w": Row("h.{l}.ln_mlp.weight"),
+    "blocks.{l}.ln2.b": Row("h.{l}.ln_mlp.bias"),
+}
+
+
+def falcon(cfg: ModelConfig) -> dict[str, Row]:
+    """Falcon's table: its norms have other names where attention and MLP in parallel have one each."""
+    return FALCON_TWO_NORMS if cfg.parallel_attn_mlp and not cfg.shared_norm else FALCON
+
+
 LLAMA = {
     "embed.W_E": Row("embed_tokens.weight"),
     "blocks.{l}.ln1.w": Row("layers.{l}.input_layernorm.weight"),
@@ -117,6 +194,21 @@ LLAMA_LN = LLAMA | {
 STABLELM = LLAMA_LN | {
     "blocks.{l}.attn.q_norm.w": Row("layers.{l}.self_attn.q_layernorm.norms.{i}.weight"),
     "blocks.{l}.attn.k_norm.w": Row("layers.{l}.self_attn.k_layernorm.norms.{i}.weight"),
+}
+PHI = LLAMA_LN | {
+    "blocks.{l}.attn.q_norm.w": Row("layers.{l}.self_attn.q_layernorm.weight"),
+    "blocks.{l}.attn.q_norm.b": Row("layers.{l}.self_attn.q_layernorm.bias"),
+    "blocks.{l}.attn.k_norm.w": Row("layers.{l}.self_attn.k_layernorm.weight"),
+    "blocks.{l}.attn.k_norm.b": Row("layers.{l}.self_attn.k_layernorm.bias"),
+    "blocks.{l}.attn.W_O": Row("layers.{l}.self_attn.dense.weight", HEADS_OUT),
+    "blocks.{l}.attn.b_O": Row("layers.{l}.self_attn.dense.bias"),
+    "blocks.{l}.mlp.W_in": Row("layers.{l}.mlp.fc1.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_in": Row("layers.{l}.mlp.fc1.bias"),
+    "blocks.{l}.mlp.W_out": Row("layers.{l}.mlp.fc2.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_out": Row("layers.{l}.mlp.fc2.bias"),
+    "ln_final.w": Row("final_layernorm.weight"),
+    "ln_final.b": Row("final_layernorm.bias"),
+    "unembed.b_U": Row("lm_head.bias"),
 }
 STARCODER2 = LLAMA_LN | {
     "blocks.{l}.mlp.W_in": Row("layers.{l}.mlp.c_fc.weight", TRANSPOSED),
