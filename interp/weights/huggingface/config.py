@@ -15,7 +15,7 @@ from interp.arguments import shown
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, nearest
 from interp.weights.checkpoint import ACTIVATION_NAMES
-from interp.weights.huggingface.options import refuse_unless
+from interp.weights.huggingface.options import agree, refuse_unless
 from interp.weights.options import Options, flag, number, whole
 
 
@@ -24,13 +24,13 @@ def gpt2(options: Options) -> ModelConfig:
     refuse_unless(
         options, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False, add_cross_attention=False
     )
-    d_model, n_heads = whole(options, "n_embd"), whole(options, "n_head")
+    d_model = whole(options, "n_embd")
     return ModelConfig(
         n_layers=whole(options, "n_layer", least=0),
         d_model=d_model,
         n_ctx=whole(options, "n_positions"),
-        n_heads=n_heads,
-        d_head=_head_size(options, d_model, n_heads),
+        n_heads=whole(options, "n_head"),
+        d_head=_share(options, "n_embd", "n_head"),
         d_vocab=whole(options, "vocab_size"),
         d_mlp=4 * d_model if options.get("n_inner") is None else whole(options, "n_inner"),
         act_fn=activation(options, "activation_function", "gelu_new"),
@@ -45,6 +45,8 @@ def gpt2(options: Options) -> ModelConfig:
 def gpt_neox(options: Options) -> ModelConfig:
     """GPT-NeoX and Pythia (Black et al. 2022, Biderman et al. 2023)."""
     bias = flag(options, "attention_bias", True)
+    if options.get("head_dim") is not None:
+        agree(options, "head_dim", _share(options, "hidden_size", "num_attention_heads"), "hidden_size over the heads")
     base, fraction = number(options, "rotary_emb_base", 10000.0), number(options, "rotary_pct", 0.25)
     return ModelConfig(
         **sizes(options),
@@ -104,12 +106,14 @@ def _llama_like(options: Options, *, attn_in_bias: bool, attn_out_bias: bool, ml
 def sizes(options: Options) -> dict[str, Any]:
     """The sizes of a model with attention, from the options that most families have."""
     d_model, n_heads = whole(options, "hidden_size"), whole(options, "num_attention_heads")
+    given = options.get("head_dim") is not None
+    d_head = whole(options, "head_dim") if given else _share(options, "hidden_size", "num_attention_heads")
     return {
         "n_layers": whole(options, "num_hidden_layers", least=0),
         "d_model": d_model,
         "n_ctx": whole(options, "max_position_embeddings"),
         "n_heads": n_heads,
-        "d_head": _head_size(options, d_model, n_heads),
+        "d_head": d_head,
         "d_vocab": whole(options, "vocab_size"),
         "d_mlp": whole(options, "intermediate_size"),
     }
@@ -127,11 +131,11 @@ def general(options: Options) -> dict[str, Any]:
     return {"initializer_range": options.get("initializer_range", 0.02), "model_name": str(name)}
 
 
-def _head_size(options: Options, d_model: int, n_heads: int) -> int:
-    if options.get("head_dim") is not None:
-        return whole(options, "head_dim")
+def _share(options: Options, width: str, heads: str) -> int:
+    """The channels of a head where every head has an equal share of the width."""
+    d_model, n_heads = whole(options, width), whole(options, heads)
     if d_model % n_heads:
-        raise ConfigError(f"a width of {d_model} is not a multiple of {n_heads} heads: give head_dim")
+        raise ConfigError(f"{width}={d_model} is not a multiple of {heads}={n_heads}: give head_dim")
     return d_model // n_heads
 
 

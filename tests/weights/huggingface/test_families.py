@@ -148,7 +148,7 @@ def test_options_of_transformers_4_are_read() -> None:
         ({"hidden_act": "geglu"}, "hidden_act='geglu'"),
         ({"is_causal": False}, "is_causal=False"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"hidden_size": 33}, "a width of 33 is not a multiple of 4 heads"),
+        ({"hidden_size": 33}, "hidden_size=33 is not a multiple of num_attention_heads=4"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type='yarn'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'"),
