@@ -34,7 +34,7 @@ COMMON: Changes = {
 }  # fmt: skip
 # Which class and version wrote the file, the type of the weights, which are loaded as they are, and what a forward of
 # transformers returns.
-NO_OPTIONS = {"transformers_version", "model_type", "_name_or_path", "dtype", "return_dict"}
+NO_OPTIONS = {"transformers_version", "model_type", "_name_or_path", "dtype", "return_dict", "output_router_logits"}
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "silu", "mish")
 SCALED: Changes = {"rope_theta": 300.0, "factor": 3.0, "original_max_position_embeddings": 8}
