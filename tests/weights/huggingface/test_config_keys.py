@@ -77,6 +77,7 @@ LEGAL: dict[str, list[Any]] = {
     "layers_block_type": [["full_attention", "mlp", "linear_attention"]],
     "mtp_layers_block_type": [["full_attention", "mlp"]],
     "attn_layer_indices": [[0], []],
+    "expert_layer_offset": [0],
     "time_step_limit": [(0.3, 0.9), (0.0, 0.5)],
     "time_step_init_scheme": ["constant"],
     "mamba_ssm_cache_dtype": ["bfloat16"],
