@@ -48,6 +48,13 @@ def gpt_neox(options: Options) -> ModelConfig:
     if options.get("head_dim") is not None:
         agree(options, "head_dim", _share(options, "hidden_size", "num_attention_heads"), "hidden_size over the heads")
     base, fraction = number(options, "rotary_emb_base", 10000.0), number(options, "rotary_pct", 0.25)
+    # transformers reads these two names only inside rope_parameters.
+    for name, value, read in (
+        ("rope_theta", base, "rotary_emb_base"),
+        ("partial_rotary_factor", fraction, "rotary_pct"),
+    ):
+        if not options.get("rope_parameters"):
+            agree(options, name, value, f"{read}, which transformers reads in its place")
     return ModelConfig(
         **sizes(options),
         **rotary(options, base=base, fraction=fraction),
