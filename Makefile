@@ -36,6 +36,7 @@ campaign: $(READY) ## damage files, kill, interrupt and call wrongly, thousands 
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign --minutes $(MINUTES) --out reports/campaign --page docs/reliability.md
 
 conformance: $(READY) ## measure every family of models against transformers; the table goes into docs/families.md
+	@OMP_NUM_THREADS=1 INTERP_EXAMPLES=100 $(BIN)/python -m pytest -q tests/weights/huggingface/test_drawn_configs.py
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance --page docs/families.md
 
 lint: $(READY) ## check style, format and types
