@@ -131,14 +131,9 @@ def report(
 def models(families: bool, as_json: bool, as_csv: bool) -> None:
     """List the models that load by a short name, and what else `--model` takes."""
     if families:
-        from interp.weights.huggingface.families import FAMILIES, checked_against
+        from interp.weights.huggingface import about
 
-        titles = {name: {"model_type": name, "family": family.title} for name, family in FAMILIES.items()}
-        about = [
-            {**titles[name], "checked_against": checked_against(name), "quirks": "; ".join(family.quirks)}
-            for name, family in FAMILIES.items()
-        ]
-        show_rows(about, as_json=as_json, as_csv=as_csv)
+        show_rows(about.families(), as_json=as_json, as_csv=as_csv)
         return
     from interp.loading.named import MODELS
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 import interp
-from interp.weights.huggingface.families import FAMILIES, checked_against
+from interp.weights.huggingface import about
 
 from .cell import Cell
 
@@ -32,9 +32,10 @@ def markdown(measured: Measured) -> str:
     lines += [_line([f"`{name}`", *(shown(cells[head], notes) for head in heads)]) for name, cells in measured.items()]
     lines += ["", *(f"{number}. {_line_of(told)}" for told, number in notes.items())] if notes else []
     lines += ["", _line(["family", "what it is", "compared with", "special"]), "|---|---|---|---|"]
-    for name in measured:
-        family = FAMILIES[name]
-        lines.append(_line([f"`{name}`", family.title, f"`{checked_against(name)}`", "; ".join(family.quirks) or "—"]))
+    for row in about.families():
+        if row["model_type"] in measured:
+            names = f"`{row['model_type']}`", f"`{row['checked_against']}`"
+            lines.append(_line([names[0], row["family"], names[1], row["quirks"] or "—"]))
     return "\n".join(lines)
 
 

@@ -34,7 +34,7 @@ class Family:
 
     One of `prefixes` begins the names in a model with a head, and is missing in a model without one; `{l}` in a name is
     the layer; `buffers` matches tensors that are computed, not learned; `older` maps the names of modules in older
-    files to today's; `quirks` are what a user should know of the family.
+    files to today's.
     """
 
     configure: Callable[[Options], ModelConfig]
@@ -42,12 +42,6 @@ class Family:
     prefixes: tuple[str, ...]
     buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches no name
     older: Mapping[str, str] = field(default_factory=dict)
-    quirks: tuple[str, ...] = ()
-
-    @property
-    def title(self) -> str:
-        """What the family is: the first sentence of what its function says of itself."""
-        return " ".join((self.configure.__doc__ or "").partition("\n\n")[0].split()).removesuffix(".")
 
     def row(self, name: str) -> Row:
         """The table's row for one of our weights, with the layer's number filled in.
@@ -67,13 +61,6 @@ class Family:
             name = name.removeprefix(prefix)
         module, dot, rest = name.partition(".")
         return self.older.get(module, module) + dot + rest
-
-
-def checked_against(model_type: str) -> str:
-    """The class of transformers with which a family is compared."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
 
 
 def configure(options: Options) -> tuple[Family, ModelConfig]:
@@ -231,79 +218,21 @@ NEMOTRON_H = {
 
 _INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 FAMILIES = {
-    "gpt2": Family(
-        hf_config.gpt2,
-        GPT2,
-        ("transformer.",),
-        re.compile(r"^h\.\d+\.attn\.(masked_)?bias$"),
-        quirks=("learned positions", "scores scaled by layer are refused"),
-    ),
+    "gpt2": Family(hf_config.gpt2, GPT2, ("transformer.",), re.compile(r"^h\.\d+\.attn\.(masked_)?bias$")),
     "gpt_neox": Family(
         hf_config.gpt_neox,
         GPT_NEOX,
         ("gpt_neox.",),
         re.compile(rf"^layers\.\d+\.attention\.(masked_)?bias$|{_INV_FREQ}"),
         older={"embed_out": "lm_head"},
-        quirks=("attention and MLP read the same stream by default", "a part of each head is rotated"),
     ),
     "llama": Family(hf_config.llama, LLAMA, ("model.",), re.compile(_INV_FREQ)),
-    "mistral": Family(
-        hf_config.mistral,
-        LLAMA,
-        ("model.",),
-        re.compile(_INV_FREQ),
-        quirks=("a window shorter than the context is refused",),
-    ),
-    "qwen2": Family(
-        hf_config.qwen2,
-        LLAMA,
-        ("model.",),
-        re.compile(_INV_FREQ),
-        quirks=("biases on queries, keys and values alone", "a window shorter than the context is refused"),
-    ),
-    "mamba": Family(
-        hf_mamba.mamba,
-        MAMBA,
-        ("backbone.",),
-        older={"embedding": "embeddings"},
-        quirks=("no heads, no MLP", "no longest prompt"),
-    ),
-    "falcon_mamba": Family(
-        hf_mamba.falcon_mamba,
-        MAMBA,
-        ("backbone.",),
-        older={"embedding": "embeddings"},
-        quirks=("norms without weights on step sizes, B and C", "no longest prompt"),
-    ),
-    "mamba2": Family(
-        hf_mamba.mamba2,
-        MAMBA2,
-        ("backbone.",),
-        older={"embedding": "embeddings"},
-        quirks=("the gate comes before the norm, whatever `norm_before_gate` says", "no longest prompt"),
-    ),
-    "bamba": Family(
-        hf_hybrids.bamba,
-        BAMBA,
-        ("model.",),
-        re.compile(_INV_FREQ),
-        quirks=("half of each head is rotated", "with a cache, transformers forgets `time_step_limit`"),
-    ),
-    "jamba": Family(
-        hf_hybrids.jamba,
-        JAMBA,
-        ("model.",),
-        quirks=("no positions", "norms inside the mixer", "experts are refused"),
-    ),
-    "nemotron_h": Family(
-        hf_hybrids.nemotron_h,
-        NEMOTRON_H,
-        ("model.", "backbone."),
-        quirks=(
-            "each layer is a mixer, attention or an MLP alone",
-            "no positions",
-            "with a cache, transformers forgets `time_step_min`",
-            "experts are refused",
-        ),
-    ),
+    "mistral": Family(hf_config.mistral, LLAMA, ("model.",), re.compile(_INV_FREQ)),
+    "qwen2": Family(hf_config.qwen2, LLAMA, ("model.",), re.compile(_INV_FREQ)),
+    "mamba": Family(hf_mamba.mamba, MAMBA, ("backbone.",), older={"embedding": "embeddings"}),
+    "falcon_mamba": Family(hf_mamba.falcon_mamba, MAMBA, ("backbone.",), older={"embedding": "embeddings"}),
+    "mamba2": Family(hf_mamba.mamba2, MAMBA2, ("backbone.",), older={"embedding": "embeddings"}),
+    "bamba": Family(hf_hybrids.bamba, BAMBA, ("model.",), re.compile(_INV_FREQ)),
+    "jamba": Family(hf_hybrids.jamba, JAMBA, ("model.",)),
+    "nemotron_h": Family(hf_hybrids.nemotron_h, NEMOTRON_H, ("model.", "backbone.")),
 }
