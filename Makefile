@@ -14,7 +14,7 @@ ifneq ($(shell $(BIN)/python -c 'print(open("$(READY)").read())' 2>/dev/null),$(
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help demo test test-kernels campaign lint bench clean
+.PHONY: help demo test test-kernels campaign conformance lint bench clean
 .DEFAULT_GOAL := help
 
 help: ## say what each target does
@@ -34,6 +34,10 @@ test-kernels: $(READY) ## run the numerical tests under other processors' kernel
 MINUTES := 12
 campaign: $(READY) ## damage files, kill, interrupt and call wrongly, thousands of times (MINUTES=12); the table goes into docs
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign --minutes $(MINUTES) --out reports/campaign --page docs/reliability.md
+
+conformance: $(READY) ## measure every family of models against transformers; the table goes into docs/families.md
+	@OMP_NUM_THREADS=1 INTERP_EXAMPLES=100 $(BIN)/python -m pytest -q tests/weights/huggingface/test_drawn_configs.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance --page docs/families.md
 
 lint: $(READY) ## check style, format and types
 	$(BIN)/python -m ruff check .

@@ -125,10 +125,16 @@ def report(
 
 
 @main.command()
+@click.option("--all", "families", is_flag=True, help="List the families that load, and what each was checked against.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines instead of a table.")
 @click.option("--csv", "as_csv", is_flag=True, help="CSV instead of a table.")
-def models(as_json: bool, as_csv: bool) -> None:
+def models(families: bool, as_json: bool, as_csv: bool) -> None:
     """List the models that load by a short name, and what else `--model` takes."""
+    if families:
+        from interp.weights.huggingface import about
+
+        show_rows(about.families(), as_json=as_json, as_csv=as_csv)
+        return
     from interp.loading.named import MODELS
 
     rows = [{"name": m.name, "parameters": m.parameters, "description": m.description} for m in MODELS.values()]

@@ -15,7 +15,7 @@ from vocabularies import names_tokenizer
 
 from interp.models.gpt import GPT
 
-collect_ignore = ["campaign"]  # `make campaign`
+collect_ignore = ["campaign", "conformance"]  # `make campaign`, `make conformance`
 
 # A shell lets what it runs in the background ignore interrupts, and so would programs that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

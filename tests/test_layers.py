@@ -104,13 +104,16 @@ def test_light_modules_are_imported_at_the_top() -> None:
         assert not late & {"interp.version", "interp.errors", "interp.arguments"}, path
 
 
-TESTS = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests" / "campaign").glob("*.py")]
+TESTS = [*(ROOT / "tests").rglob("test_*.py")]
+TESTS += [path for folder in ("campaign", "conformance") for path in (ROOT / "tests" / folder).glob("*.py")]
 
 
 def test_tests_lie_in_folders_of_the_code_and_none_imports_another() -> None:
     for path in TESTS:
         folder = path.parent.relative_to(ROOT / "tests")
-        assert (ROOT / "interp" / folder).is_dir() or folder.name in ("analyses", "docs", "campaign"), path
+        assert (ROOT / "interp" / folder).is_dir() or folder.name in ("analyses", "docs", "campaign", "conformance"), (
+            path
+        )
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -23,6 +23,7 @@ from analyses.cli import study_names
 from analyses.report import chosen_studies
 from interp.study.refusals import RefusedError, refusals
 from interp.ui.terminal import show
+from interp.weights.huggingface.families import FAMILIES
 
 
 def of_prompts(study: str) -> bool:
@@ -103,6 +104,13 @@ def test_a_report_is_complete_and_replaces_an_earlier_one(talker: Path, tmp_path
 def test_models_are_listed() -> None:
     assert "smollm2-135m" in ok("models").stdout
     assert {json.loads(line)["name"] for line in ok("models", "--json").stdout.splitlines()} == {"smollm2-135m", "toy"}
+
+
+def test_families_are_listed() -> None:
+    listed = [json.loads(line) for line in ok("models", "--all", "--json").stdout.splitlines()]
+    assert [row["model_type"] for row in listed] == list(FAMILIES)
+    assert {"LlamaForCausalLM", "MambaForCausalLM"} < {row["checked_against"] for row in listed}
+    assert "learned positions" in ok("models", "--all").stdout
 
 
 @pytest.mark.parametrize(

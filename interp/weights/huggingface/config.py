@@ -32,12 +32,14 @@ ROPE_OPTIONS = {
 def sizes(options: Options) -> dict[str, Any]:
     """The sizes of a model with attention, from the options that most families have."""
     d_model, n_heads = whole(options, "hidden_size"), whole(options, "num_attention_heads")
+    given = options.get("head_dim") is not None
+    d_head = whole(options, "head_dim") if given else head_share(options, "hidden_size", "num_attention_heads")
     return {
         "n_layers": whole(options, "num_hidden_layers", least=0),
         "d_model": d_model,
         "n_ctx": whole(options, "max_position_embeddings"),
         "n_heads": n_heads,
-        "d_head": head_channels(options, d_model, n_heads),
+        "d_head": d_head,
         "d_vocab": whole(options, "vocab_size"),
         "d_mlp": whole(options, "intermediate_size"),
     }
@@ -55,12 +57,11 @@ def general(options: Options) -> dict[str, Any]:
     return {"initializer_range": options.get("initializer_range", 0.02), "model_name": str(name)}
 
 
-def head_channels(options: Options, d_model: int, n_heads: int) -> int:
-    """The channels of a head, given or the width divided by the number of heads."""
-    if options.get("head_dim") is not None:
-        return whole(options, "head_dim")
+def head_share(options: Options, width: str, heads: str) -> int:
+    """The channels of a head where every head has an equal share of the width."""
+    d_model, n_heads = whole(options, width), whole(options, heads)
     if d_model % n_heads:
-        raise ConfigError(f"a width of {d_model} is not a multiple of {n_heads} heads: give head_dim")
+        raise ConfigError(f"{width}={d_model} is not a multiple of {heads}={n_heads}: give head_dim")
     return d_model // n_heads
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from interp.arguments import is_several, is_whole, shown
 from interp.config import ATTENTION_TYPES, ModelConfig
 from interp.errors import ConfigError, unknown
-from interp.weights.huggingface.config import activation, general, head_channels, kv_heads, rotary, sizes, window
+from interp.weights.huggingface.config import activation, general, head_share, kv_heads, rotary, sizes, window
 from interp.weights.huggingface.options import agree, defaults, instead, refuse_unless
 from interp.weights.options import Options, flag, number, whole
 
@@ -26,13 +26,13 @@ def gpt2(options: Options) -> ModelConfig:
     refuse_unless(
         options, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False, add_cross_attention=False
     )
-    d_model, n_heads = whole(options, "n_embd"), whole(options, "n_head")
+    d_model = whole(options, "n_embd")
     return ModelConfig(
         n_layers=whole(options, "n_layer", least=0),
         d_model=d_model,
         n_ctx=whole(options, "n_positions"),
-        n_heads=n_heads,
-        d_head=head_channels(options, d_model, n_heads),
+        n_heads=whole(options, "n_head"),
+        d_head=head_share(options, "n_embd", "n_head"),
         d_vocab=whole(options, "vocab_size"),
         d_mlp=4 * d_model if options.get("n_inner") is None else whole(options, "n_inner"),
         act_fn=activation(options, "activation_function", "gelu_new"),
@@ -47,7 +47,17 @@ def gpt2(options: Options) -> ModelConfig:
 def gpt_neox(options: Options) -> ModelConfig:
     """GPT-NeoX and Pythia (Black et al. 2022, Biderman et al. 2023)."""
     bias = flag(options, "attention_bias", True)
+    if options.get("head_dim") is not None:
+        share = head_share(options, "hidden_size", "num_attention_heads")
+        agree(options, "head_dim", share, "hidden_size over the heads")
     base, fraction = number(options, "rotary_emb_base", 10000.0), number(options, "rotary_pct", 0.25)
+    # transformers reads these two names only inside rope_parameters.
+    for name, value, read in (
+        ("rope_theta", base, "rotary_emb_base"),
+        ("partial_rotary_factor", fraction, "rotary_pct"),
+    ):
+        if not options.get("rope_parameters"):
+            agree(options, name, value, f"{read}, which transformers reads in its place")
     return ModelConfig(
         **(sizes(options) | rotary(options, base=base, fraction=fraction)),
         act_fn=activation(options, "hidden_act", "gelu"),

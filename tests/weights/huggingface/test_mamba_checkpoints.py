@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from checkpoints import NEMOTRON, SMALL, STATE_SPACE
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import interp
@@ -52,45 +50,6 @@ def tokens_of(shape: tuple[int, int] = (3, 21)) -> Tensor:
 @torch.no_grad()
 def difference(model: Any, theirs: Any, tokens: Tensor) -> float:
     return float((model(tokens) - theirs(tokens, use_cache=False).logits).abs().max())
-
-
-DRAWN: dict[str, Any] = {
-    "hidden_size": st.sampled_from([8, 16, 24]),
-    "num_hidden_layers": st.integers(1, 3),
-    "state_size": st.sampled_from([1, 4, 9]),
-    "conv_kernel": st.integers(2, 4),
-    "expand": st.integers(1, 3),
-    "use_bias": st.booleans(),
-    "use_conv_bias": st.booleans(),
-    "tie_word_embeddings": st.booleans(),
-    "layer_norm_epsilon": st.sampled_from([1e-5, 0.1]),
-}
-LIMITS = [(0.0, math.inf), (0.3, 0.9), (0.0, 0.7), (0.6, math.inf)]
-few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@few
-@given(
-    options=st.fixed_dictionaries({**DRAWN, "time_step_rank": st.sampled_from(["auto", 1, 3])}),
-    eps=st.none() | st.sampled_from([1e-6, 0.1]),
-)
-def test_drawn_mambas_equal_transformers(options: dict[str, Any], eps: float | None) -> None:
-    theirs = tiny("mamba", **options) if eps is None else tiny("falcon_mamba", mixer_rms_eps=eps, **options)
-    model = interp.load(theirs)
-    assert isinstance(model, Mamba)
-    assert difference(model, theirs, tokens_of()) < 1e-4
-
-
-@few
-@given(
-    options=st.fixed_dictionaries({**DRAWN, "time_step_limit": st.sampled_from(LIMITS)}),
-    head_dim=st.sampled_from([2, 4]),
-    groups=st.sampled_from([1, 2]),
-)
-def test_drawn_mamba2s_equal_transformers(options: dict[str, Any], head_dim: int, groups: int) -> None:
-    heads = options["expand"] * options["hidden_size"] // head_dim
-    theirs = tiny("mamba2", num_heads=heads, head_dim=head_dim, n_groups=groups, **options)
-    assert difference(interp.load(theirs), theirs, tokens_of()) < 1e-4
 
 
 @pytest.mark.parametrize(("kind", "options"), [
@@ -199,36 +158,6 @@ def test_half_precision_is_as_near_to_float32_as_transformers(kind: str) -> None
     assert 0 < ours < 1.5 * (theirs.to(torch.bfloat16)(tokens).logits - exact).abs().mean()
 
 
-@few
-@given(
-    period=st.integers(1, 4),
-    d_state=st.sampled_from([1, 4, 9]),
-    rank=st.sampled_from(["auto", 1, 3]),
-    bias=st.booleans(),
-    eps=st.sampled_from([1e-6, 0.1]),
-)
-def test_drawn_jambas_equal_transformers(period: int, d_state: int, rank: Any, bias: bool, eps: float) -> None:
-    theirs = tiny(
-        "jamba",
-        **{"attn_layer_period": period, "attn_layer_offset": period - 1, "mamba_d_state": d_state, "rms_norm_eps": eps},
-        **{"mamba_dt_rank": rank, "mamba_proj_bias": bias, "mamba_conv_bias": not bias, "tie_word_embeddings": bias},
-    )
-    assert difference(interp.load(theirs), theirs, tokens_of()) < 1e-4
-
-
-@few
-@given(
-    layers=st.lists(st.sampled_from(["linear_attention", "full_attention", "mlp"]), min_size=1, max_size=5),
-    groups=st.sampled_from([1, 2, 3]),
-    least=st.sampled_from([0.001, 0.6]),
-    bias=st.booleans(),
-)
-def test_drawn_nemotrons_equal_transformers(layers: list[str], groups: int, least: float, bias: bool) -> None:
-    changes = {"use_bias": bias, "mlp_bias": bias, "use_conv_bias": not bias, "tie_word_embeddings": bias}
-    theirs = tiny("nemotron_h", layers_block_type=layers, n_groups=groups, time_step_min=least, **changes)
-    assert difference(interp.load(theirs), theirs, tokens_of()) < 1e-4
-
-
 @pytest.mark.parametrize("kind", ["jamba", "nemotron_h"])
 def test_a_directory_of_a_hybrid_is_checked(kind: str, tmp_path: Path) -> None:
     tiny(kind).save_pretrained(tmp_path)
@@ -240,6 +169,7 @@ def test_a_directory_is_checked_and_its_older_names_are_read(kind: str, tmp_path
     theirs = tiny(kind)
     theirs.save_pretrained(tmp_path)
     model = interp.load(tmp_path, check=True)
+    assert isinstance(model, Mamba)
     tokens = tokens_of()
     assert difference(model, theirs, tokens) < 1e-4
     file = tmp_path / "model.safetensors"

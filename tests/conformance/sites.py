@@ -1,0 +1,320 @@
+"""Every site against what a module of transformers reads or returns, seen by hooks on both sides.
+
+1. Both models run on the same tokens. Hooks keep what each module of theirs was given and what it gave, and the
+   queries, keys and attention weights of its eager attention.
+2. Where a weight of ours lies in theirs, the family's own table says; the module that holds it is the counterpart of
+   the sites beside that weight. A fused projection is taken apart as its weight is.
+3. `COUNTERPARTS` has, for each kind of site, both sides of the comparison. Sites for which no module computes the
+   value are listed in the cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from interp.hooked.cache import ActivationCache
+from interp.weights.checkpoint import Row
+from interp.weights.huggingface import reader
+
+from .cell import Cell, difference, holds
+from .subject import Subject
+
+SITES = 1e-5  # of the largest value, in float32
+
+
+@dataclass
+class Seen:
+    """What a run of their model showed, by the names of modules as in the family's table."""
+
+    modules: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    attention: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def watched(subject: Subject) -> Iterator[Seen]:
+    """Keep what modules read and return for as long as the block lasts."""
+    seen, names = Seen(), {}
+    with contextlib.ExitStack() as stack:
+        for name, module in subject.theirs.named_modules():
+            names[module] = bare = subject.family.bare(name)
+            seen.modules[bare] = module
+
+            def keep(module: Any, args: Any, kwargs: Any, output: Any, bare: str = bare) -> None:
+                seen.inputs[bare] = tuple(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+                first = output[0] if isinstance(output, tuple) else output
+                if isinstance(first, Tensor):
+                    seen.outputs[bare] = first
+
+            stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
+        for place in {type(module).__module__ for module in names}:
+            modelling = sys.modules[place]
+            if (eager := getattr(modelling, "eager_attention_forward", None)) is None:
+                continue
+
+            def attend(module: Any, q: Tensor, k: Tensor, *args: Any, eager: Any = eager, **options: Any) -> Any:
+                out, weights = eager(module, q, k, *args, **options)
+                seen.attention[names[module]] = (q, k, weights)
+                return out, weights
+
+            stack.enter_context(mock.patch.object(modelling, "eager_attention_forward", attend))
+        yield seen
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """One site in one layer, with both runs.
+
+    A method raises KeyError where their side has no such module.
+    """
+
+    subject: Subject
+    seen: Seen
+    cache: ActivationCache
+    name: str
+
+    @property
+    def layer(self) -> int:
+        """The site's layer."""
+        return int(self.name.split(".")[1])
+
+    @property
+    def here(self) -> str:
+        """The beginning of the names of the layer's weights."""
+        return f"blocks.{self.layer}."
+
+    @property
+    def ours(self) -> Tensor:
+        """Our value."""
+        return self.cache[self.name]
+
+    @property
+    def block(self) -> str:
+        """The name of their layer."""
+        rows = self.subject.family.rows
+        first = next(rows[name].theirs for name in rows if name.startswith("blocks."))
+        return f"{first.partition('.{l}.')[0]}.{self.layer}"
+
+    def row(self, weight: str) -> Row:
+        """Where a weight of ours lies."""
+        return self.subject.family.row(weight)
+
+    def module(self, weight: str) -> str:
+        """The module of theirs that holds a weight of ours."""
+        return self.row(weight).theirs.rpartition(".")[0]
+
+    def into(self, module: str) -> Tensor:
+        """What a module read first."""
+        return self.seen.inputs[module][0]
+
+    def through(self, weight: str) -> Tensor:
+        """What the module with a weight returned, taken apart as the weight is.  # [..., batch pos, ...]"""
+        module, row = self.module(weight), self.row(weight)
+        flat = self.seen.outputs[module].flatten(0, 1)  # [batch pos, out]
+        if isinstance(self.seen.modules[module], torch.nn.Linear):
+            flat = flat.T
+        return reader._arranged(flat, row=row, cfg=self.subject.ours.cfg, origin=module)
+
+    def heads(self, weight: str) -> Tensor:
+        """The same of a head's weights.  # [batch, pos, head, d_head]"""
+        return rearrange(self.through(weight), "head (b pos) d -> b pos head d", b=self.ours.shape[0])
+
+    def neurons(self, weight: str) -> Tensor:
+        """The same of an MLP's weights.  # [batch, pos, d_mlp]"""
+        return self.through(weight).reshape(self.ours.shape)
+
+    def added(self, weight: str, norm: str) -> Tensor:
+        """What a sub-layer added: what a norm after it returned or, without one, the module that holds its weights."""
+        known = {name.rpartition("}.")[2] for name in self.subject.family.rows}
+        return self.seen.outputs[self.module(self.here + (norm if norm in known else weight))]
+
+    def attention(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Turned queries and keys, and attention weights, of the layer's attention."""
+        return self.seen.attention[self.module(self.here + "attn.W_O").rpartition(".")[0]]
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def _embedding(at: Place) -> Pair:
+    """The token embedding, as scaled: what enters the first layer, without the embedding of positions."""
+    first = Place(at.subject, at.seen, at.cache, "blocks.0.hook_resid_pre")
+    return at.ours + at.cache.get("hook_pos_embed", 0), at.into(first.block)
+
+
+def _positions(at: Place) -> Pair:
+    return at.ours, at.seen.outputs[at.module("pos_embed.W_pos")].expand_as(at.ours)
+
+
+def _norm(at: Place) -> tuple[Any, str]:
+    prefix = at.name.rpartition(".hook_")[0]
+    return at.subject.ours.get_submodule(prefix), at.module(f"{prefix}.w")
+
+
+def _normalized(at: Place) -> Pair:
+    norm, module = _norm(at)
+    ours = at.ours * norm.w
+    return ours if norm.b is None else ours + norm.b, at.seen.outputs[module]
+
+
+def _scale(at: Place) -> Pair:
+    norm, module = _norm(at)
+    x = at.into(module)
+    normalized = at.cache[at.name.replace("hook_scale", "hook_normalized")]
+    return at.ours * normalized, x - x.mean(-1, keepdim=True) if norm.centers else x
+
+
+def _layer_input(at: Place) -> Pair:
+    x = at.into(at.block)
+    return at.ours, (x if at.ours.ndim == x.ndim else x[:, :, None]).expand_as(at.ours)
+
+
+def _before_mlp(at: Place) -> Pair:
+    return at.ours, at.into(at.module(at.here + "ln2.w"))
+
+
+def _result(at: Place) -> Pair:
+    attn = at.subject.ours.attention(at.layer)
+    return at.ours.sum(2) + attn.b_O, at.seen.outputs[at.module(at.here + "attn.W_O")]
+
+
+def _gate_or_in(at: Place) -> Pair:
+    return at.ours, at.neurons(at.here + ("mlp.W_gate" if at.subject.ours.cfg.gated_mlp else "mlp.W_in"))
+
+
+def _scores(at: Place) -> Pair:
+    return at.ours.softmax(-1), at.attention()[2]
+
+
+def _projected(at: Place) -> Pair:
+    """One of the parts of what a state-space layer's W_in gives."""
+    mixer = at.subject.ours.block(at.layer).mixer
+    assert mixer is not None
+    out = at.seen.outputs[at.module(at.here + "mixer.W_in")]
+    parts = dict(zip(mixer.parts, out.split(list(mixer.parts.values()), dim=-1), strict=True))
+    return at.ours, parts[at.name.rpartition("_")[2]].reshape(at.ours.shape)
+
+
+def _convolved(at: Place) -> Pair:
+    return at.ours, at.into(at.module(at.here + "mixer.W_x"))
+
+
+def _selected(at: Place) -> Pair:
+    """B or C of Mamba-1: a norm's output or, where there is none, a part of what W_x gives."""
+    letter = at.name[-1]
+    with contextlib.suppress(KeyError):
+        return at.ours, at.seen.outputs[at.module(f"{at.here}mixer.w_{letter}_norm")]
+    cfg = at.subject.ours.cfg
+    if cfg.ssm_normalization_type is not None or cfg.dt_rank is None or cfg.d_state is None:
+        raise KeyError(at.name)
+    out = at.seen.outputs[at.module(at.here + "mixer.W_x")]
+    return at.ours, dict(zip("dBC", out.split([cfg.dt_rank, cfg.d_state, cfg.d_state], dim=-1), strict=True))[letter]
+
+
+def _gated_norm(input: int) -> Callable[[Place], Pair]:
+    """What the norm of Mamba-2 reads: y, and the gate."""
+
+    def pair(at: Place) -> Pair:
+        read = at.seen.inputs[at.module(at.here + "mixer.w_norm")][input]
+        return at.ours.flatten(2), read.reshape(at.ours.flatten(2).shape)
+
+    return pair
+
+
+def _steps(at: Place) -> Pair:
+    """The step sizes of Mamba-2, of their bias and what W_in gives."""
+    cfg, mixer = at.subject.ours.cfg, at.subject.ours.block(at.layer).mixer
+    assert mixer is not None
+    if "dt" not in mixer.parts:
+        raise KeyError(at.name)
+    out = at.seen.outputs[at.module(at.here + "mixer.W_in")]
+    dt = dict(zip(mixer.parts, out.split(list(mixer.parts.values()), dim=-1), strict=True))["dt"]
+    least, most = cfg.dt_limit or (0.0, float("inf"))
+    return at.ours, F.softplus(dt + at.subject.theirs.get_parameter(_full(at, "mixer.b_dt"))).clamp(least, most)
+
+
+def _full(at: Place, weight: str) -> str:
+    """The name of a parameter of theirs, as the whole model has it."""
+    bare = at.row(at.here + weight).theirs
+    return next(name for name, _ in at.subject.theirs.named_parameters() if at.subject.family.bare(name) == bare)
+
+
+COUNTERPARTS: dict[str, Callable[[Place], Pair]] = {
+    r"hook_embed": _embedding,
+    r"hook_pos_embed": _positions,
+    r".*\.hook_normalized": _normalized,
+    r".*\.hook_scale": _scale,
+    r"blocks\.\d+\.hook_(resid_pre|[qkv]_input|mixer_in)": _layer_input,
+    r"blocks\.\d+\.hook_(resid_mid|mlp_in)": _before_mlp,
+    r"blocks\.\d+\.hook_resid_post": lambda at: (at.ours, at.seen.outputs[at.block]),
+    r"blocks\.\d+\.hook_attn_out": lambda at: (at.ours, at.added("attn.W_O", "ln1_post.w")),
+    r"blocks\.\d+\.hook_mlp_out": lambda at: (at.ours, at.added("mlp.W_out", "ln2_post.w")),
+    r".*\.attn\.hook_[qkv]": lambda at: (at.ours, at.heads(f"{at.here}attn.W_{at.name[-1].upper()}")),
+    r".*\.attn\.hook_rot_q": lambda at: (at.ours, at.attention()[0].transpose(1, 2)),
+    r".*\.attn\.hook_rot_k": lambda at: (at.ours, at.attention()[1].transpose(1, 2)),
+    r".*\.attn\.hook_attn_scores": _scores,
+    r".*\.attn\.hook_pattern": lambda at: (at.ours, at.attention()[2]),
+    r".*\.attn\.hook_z": lambda at: (at.ours.flatten(2), at.into(at.module(at.here + "attn.W_O"))),
+    r".*\.attn\.hook_result": _result,
+    r".*\.mlp\.hook_pre": _gate_or_in,
+    r".*\.mlp\.hook_pre_linear": lambda at: (at.ours, at.neurons(at.here + "mlp.W_in")),
+    r".*\.mlp\.hook_post": lambda at: (at.ours, at.into(at.module(at.here + "mlp.W_out"))),
+    r".*\.mixer\.hook_in": _projected,
+    r".*\.mixer\.hook_conv": _convolved,
+    r".*\.mixer\.hook_[BC]": _selected,
+    r".*\.mixer\.hook_delta": _steps,
+    r".*\.mixer\.hook_y": _gated_norm(0),
+    r".*\.mixer\.hook_gate": _projected,
+    r".*\.mixer\.hook_gated": lambda at: (at.ours.flatten(2), at.into(at.module(at.here + "mixer.W_out"))),
+    r".*\.mixer\.hook_out": lambda at: (at.ours, at.seen.outputs[at.module(at.here + "mixer.W_out")]),
+}
+"""Both sides of the comparison, for each kind of site: a pattern of names, and what gives (ours, theirs)."""
+
+
+def counterpart(name: str) -> Callable[[Place], Pair] | None:
+    """What gives both sides for a site; None where no module of theirs computes it."""
+    return next((both for pattern, both in COUNTERPARTS.items() if re.fullmatch(pattern, name)), None)
+
+
+@torch.no_grad()
+def sites(subject: Subject) -> Cell:
+    """Every site that has a counterpart, computed alone and beside all others."""
+    tokens = subject.tokens(2, 11)
+    # 1. Both models run; with every site wanted, attention and states go their explicit ways.
+    with watched(subject) as seen:
+        subject.logits(tokens)
+    caches = [subject.ours.run_with_cache(tokens)[1]]
+    caches.append(subject.ours.run_with_cache(tokens, names_filter=list(subject.ours.hook_dict))[1])
+    largest, worst, apart, missing = 0.0, "", 0, dict[str, None]()
+    for cache in caches:
+        for name in [name for name in subject.ours.hook_dict if cache is caches[1] or name in dict(cache.items())]:
+            # 2. and 3. The two sides, or a note that theirs is missing.
+            both = counterpart(name)
+            try:
+                pair = None if both is None else both(Place(subject, seen, cache, name))
+            except KeyError:
+                pair = None
+            if pair is None:
+                missing[re.sub(r"blocks\.\d+\.|hook_", "", name)] = None
+                continue
+            apart += 1
+            found = difference(*pair)
+            if not found <= largest:
+                largest, worst = found, name
+    cell = holds(largest, SITES, f"no counterpart: {', '.join(missing)}" if missing else "")
+    return cell if cell.kind == "holds" else Cell("wrong", largest, f"largest at {worst}")
+
+
+CHECKS = {"sites": sites}

@@ -1,0 +1,233 @@
+"""No entry of a config.json is ignored in silence: each is changed, and logits equal transformers' or it is refused.
+
+1. A family's tiny configuration is written out as transformers does it; to its entries come those that other families
+   have (`FOREIGN`). Each is changed alone to other legal values: those of `LEGAL` or, for flags and numbers, another.
+2. Values that transformers itself refuses are passed over; one at least must be legal.
+3. Our loader refuses the change by name, or the logits of a random model with that configuration are equal. So an entry
+   that both sides ignore holds, and one that we alone ignore does not.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from checkpoints import relative_difference, tiny
+from conformance.subject import configurations
+from torch import Tensor
+
+import interp
+from interp.errors import InterpError
+from interp.weights.huggingface.families import FAMILIES, configure
+
+# Of transformers, on older spellings of entries: as an error, a warning would pass for a refusal.
+pytestmark = pytest.mark.filterwarnings("ignore")
+Changes = dict[str, Any]
+N_POS = 14
+
+# What any configuration of transformers has, and what says nothing of the computation: they are changed all at once.
+COMMON: Changes = {
+    "architectures": ["Other"], "output_hidden_states": True, "output_attentions": True,
+    "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}, "problem_type": "regression",
+    "chunk_size_feed_forward": 1, "use_cache": False, "bos_token_id": 3, "eos_token_id": 4, "pad_token_id": 5,
+}  # fmt: skip
+# Which class and version wrote the file, the type of the weights, which are loaded as they are, and what a forward of
+# transformers returns.
+NO_OPTIONS = {"transformers_version", "model_type", "_name_or_path", "dtype", "return_dict", "output_router_logits"}
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "relu2", "silu", "mish")
+SCALED: Changes = {"rope_theta": 300.0, "factor": 3.0, "original_max_position_embeddings": 8}
+ROPES = [
+    {"rope_type": "default", "rope_theta": 50.0},
+    {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.5},
+    {"rope_type": "linear", **SCALED},
+    {"rope_type": "dynamic", **SCALED},
+    {"rope_type": "yarn", **SCALED},
+    {"rope_type": "yarn", **SCALED, "beta_fast": 4.0, "beta_slow": 2.0, "attention_factor": 0.5},
+    {"rope_type": "llama3", **SCALED, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    {"rope_type": "longrope", **SCALED, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+]
+LEGAL: dict[str, list[Any]] = {
+    "hidden_size": [64, 96],
+    "n_embd": [48],
+    "num_attention_heads": [2, 6],
+    "n_head": [2],
+    "num_key_value_heads": [1, 2, 3, None],
+    "head_dim": [16, 4],
+    "hidden_act": [*ACTIVATIONS],
+    "activation_function": [*ACTIVATIONS],
+    "mlp_hidden_act": [*ACTIVATIONS],
+    "mamba_hidden_act": [*ACTIVATIONS],
+    "n_inner": [40],
+    "num_heads": [4, 16],
+    "mamba_n_heads": [4, 12],
+    "mamba_d_head": [16, 4],
+    "mamba_num_heads": [4],
+    "mamba_head_dim": [4],
+    "n_groups": [1],
+    "mamba_n_groups": [1],
+    "expand": [4],
+    "mamba_expand": [4],
+    "intermediate_size": [36, 80],
+    "rope_parameters": ROPES,
+    "rope_scaling": ROPES,
+    "sliding_window": [5],
+    "layer_types": [["sliding_attention"] * 2, ["full_attention", "sliding_attention"]],
+    "layers_block_type": [["full_attention", "mlp", "linear_attention"]],
+    "mtp_layers_block_type": [["full_attention", "mlp"]],
+    "attn_layer_indices": [[0], []],
+    "expert_layer_offset": [0],
+    "time_step_limit": [(0.3, 0.9), (0.0, 0.5)],
+    "time_step_init_scheme": ["constant"],
+    "mamba_ssm_cache_dtype": ["bfloat16"],
+    "moe_latent_size": [12],
+    "summary_type": ["last"],
+    "summary_activation": ["tanh"],
+}
+# Entries that have to change together, tried where one alone is not legal.
+TOGETHER: dict[str, list[Changes]] = {
+    "hidden_size": [{"hidden_size": 16, "num_heads": 4}, {"hidden_size": 16, "mamba_n_heads": 4}],
+    "num_heads": [{"num_heads": 4, "head_dim": 16}],
+    "head_dim": [{"num_heads": 4, "head_dim": 16}],
+    "expand": [{"expand": 4, "num_heads": 16}],
+    "mamba_n_heads": [{"mamba_n_heads": 4, "mamba_d_head": 16}],
+    "mamba_d_head": [{"mamba_n_heads": 4, "mamba_d_head": 16}],
+    "mamba_expand": [{"mamba_expand": 4, "mamba_n_heads": 16}],
+    "num_hidden_layers": [{"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}],
+    "layer_types": [
+        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5},
+        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5, "use_sliding_window": True},
+    ],
+}
+# Entries of which one says whether the others count, tried in every family that has them.
+SWITCHED: list[Changes] = [
+    {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1},
+    {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 0},
+    {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"]},
+    {"sliding_window": 5, "use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]},
+    {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
+    {"tie_word_embeddings": True, "hidden_act": "gelu"},
+]
+# Entries of some families that others may read, too, or that older files have.
+FOREIGN: Changes = {
+    "head_dim": 16, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True, "sliding_window": 5,
+    "rope_theta": 50.0, "rope_scaling": {"type": "linear", "factor": 2.0}, "partial_rotary_factor": 0.5,
+    "attn_logit_softcapping": 2.0, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 3, "logit_scale": 0.5,
+    "attention_multiplier": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 2.0, "logits_scaling": 2.0,
+    "qk_layernorm": True, "use_qk_norm": True, "clip_qkv": 0.1, "alibi": True, "parallel_attn": True, "qkv_bias": True,
+    "hidden_act": "relu", "rms_norm_eps": 0.3, "layer_norm_eps": 0.3, "layer_norm_epsilon": 0.3, "is_causal": False,
+    "use_parallel_residual": True, "scale_attn_weights": False, "rotary_dim": 4, "no_rope_layers": [0, 1],
+}  # fmt: skip
+
+
+def base(family: str) -> Changes:
+    """A family's plainest tiny configuration."""
+    return next(iter(configurations(family).values()))
+
+
+def others(name: str, value: Any) -> list[Any]:
+    """Other values of an entry that may be legal."""
+    if name in LEGAL:
+        return [other for other in LEGAL[name] if other != value]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1]
+    if isinstance(value, float):
+        return [2 * value + 0.1]
+    raise AssertionError(f"{name}={value!r}: give LEGAL other values of it")
+
+
+def built(family: str, changes: Changes) -> tuple[Any, Tensor] | None:
+    """A random transformers model with these changes and its logits; None if transformers refuses them."""
+    tokens = torch.randint(6, 61, (2, N_POS), generator=torch.Generator().manual_seed(1))
+    try:
+        theirs = tiny(family, copy.deepcopy({**base(family), **changes}))  # which may be written into
+        with torch.no_grad():
+            return theirs, theirs(tokens, use_cache=False, return_dict=True).logits
+    except Exception:  # whatever its checks, or torch, raise
+        return None
+
+
+def refusal(changes: Changes, error: InterpError) -> str:
+    """ "refused" where an entry, or one inside it, is named."""
+    words = {*changes, *(key for value in changes.values() if isinstance(value, dict) for key in value)}
+    return "refused" if any(word in str(error) for word in words) else f"{changes}: refused with {error}"
+
+
+def verdict(family: str, changes: Changes) -> str | None:
+    """What becomes of a change: "equal", "refused", or None if it is not legal; anything else says what is wrong."""
+    if (found := built(family, changes)) is None:
+        return None
+    theirs, logits = found
+    tokens = torch.randint(6, 61, (2, N_POS), generator=torch.Generator().manual_seed(1))
+    try:
+        ours = interp.load(theirs)
+    except InterpError as error:
+        return refusal(changes, error)
+    with torch.no_grad():
+        difference = relative_difference(ours(tokens), logits)
+    if not difference < 1e-5:
+        return f"{changes}: logits differ by {difference:.0e}"
+    # A file without the entries that transformers fills in gives the same model.
+    try:
+        raw, full = fields({"model_type": family, **base(family), **changes}), fields(theirs.config.to_dict())
+    except InterpError as error:
+        return refusal(changes, error)
+    apart = [f"{name}={raw[name]!r} of {full[name]!r}" for name in raw if raw[name] != full[name]]
+    return f"{changes}: read from a file as {', '.join(apart)}" if apart else "equal"
+
+
+def fields(options: Changes) -> Changes:
+    """What is read of a configuration, without the model's name and what untrained weights are drawn with."""
+    read = dataclasses.asdict(configure(options)[1])
+    return {name: value for name, value in read.items() if name not in ("model_name", "initializer_range")}
+
+
+def entries(family: str) -> Changes:
+    """Every entry of a family's configuration, as transformers writes it."""
+    written: Changes = transformers.AutoConfig.for_model(family, **copy.deepcopy(base(family))).to_dict()
+    return {name: value for name, value in written.items() if name not in COMMON and name not in NO_OPTIONS}
+
+
+def verdicts(family: str, several: list[Changes]) -> list[str]:
+    """What becomes of those changes that are legal."""
+    return [told for changes in several if (told := verdict(family, changes)) is not None]
+
+
+def together(family: str, changes: Changes) -> list[str]:
+    """`verdicts` of each change alone; as most of them change nothing, those that we take are tried all at once."""
+    taken, said = dict(changes), list[str]()
+    for name, value in changes.items():
+        options = transformers.AutoConfig.for_model(family, **copy.deepcopy({**base(family), name: value})).to_dict()
+        try:
+            configure(options)
+        except InterpError as error:
+            said.append(refusal({name: value}, error))
+            del taken[name]
+    if verdict(family, taken) == "equal":
+        return [*said, "equal"]
+    return said + verdicts(family, [{name: value} for name, value in taken.items()])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_entry_changes_our_logits_as_it_changes_theirs_or_is_refused_by_name(family: str) -> None:
+    written, said = entries(family), list[str]()
+    for name, value in written.items():
+        own = verdicts(family, [{name: other} for other in others(name, value)])
+        own = own or verdicts(family, TOGETHER.get(name, []))
+        assert own, f"transformers takes none of the values of {name!r} in LEGAL and TOGETHER"
+        said += own
+    said += together(family, {name: value for name, value in FOREIGN.items() if name not in written})
+    said += verdicts(family, [changes for changes in SWITCHED if changes.keys() <= written.keys()])
+    assert not [told for told in said if told not in ("equal", "refused")]
+    assert said.count("equal") > len(written) // 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_every_configuration_has_changes_nothing(family: str) -> None:
+    assert verdict(family, COMMON) == "equal"
