@@ -92,8 +92,7 @@ def bamba(options: Options) -> ModelConfig:
         options = {name: value for name, value in options.items() if name != "mamba_d_head"}
     n_heads = whole(options, "mamba_n_heads", 128)
     return ModelConfig(
-        **_stack(options, eps=("rms_norm_eps", 1e-5)),
-        **positions,
+        **(_stack(options, eps=("rms_norm_eps", 1e-5)) | positions),
         layer_types=tuple("attn+mlp" if at in attends else "mamba2+mlp" for at in range(n_layers)),
         d_inner=d_inner,
         d_state=whole(options, "mamba_d_state", 256),
