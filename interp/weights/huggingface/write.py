@@ -27,7 +27,7 @@ IGNORED = {"model_name", "initializer_range", "seed", "use_attn_scale", "attn_on
 OF_ATTENTION = {
     "d_head", "n_heads", "n_key_value_heads", "attn_scale", "attn_in_bias", "attn_out_bias", "attention_dir",
 }  # fmt: skip
-OF_LOCAL = {"window_size", "attn_types", "rotary_base_local", "rope_scaling_local"}
+OF_LOCAL = {"window_size", "rotary_base_local", "rope_scaling_local"}
 OF_ROTARY = {"rotary_dim", "rotary_base", "rotary_adjacent_pairs", "rope_scaling", "nope_layers"}
 OF_MLP = {"d_mlp", "act_fn", "gated_mlp", "mlp_bias"}
 OF_STATES = {"d_inner", "d_state", "d_conv", "conv_bias", "mamba_bias"}
@@ -94,7 +94,7 @@ def computed(cfg: ModelConfig) -> dict[str, Any]:
     ):
         silent |= set() if there else fields
     relevant = {name: value for name, value in cfg.to_dict().items() if name not in silent}
-    relevant |= {"attn_types": local} if "local" in local else {}
+    relevant |= {"attn_types": local} if cfg.has_attention else {}
     return relevant | {"layers": tuple(cfg.layer_type(layer) for layer in range(cfg.n_layers))}
 
 
