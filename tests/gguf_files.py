@@ -186,7 +186,9 @@ def converted(model: Any) -> tuple[str, Metadata, dict[str, torch.Tensor]]:
     for theirs, tensor in model.state_dict().items():
         if theirs == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        name = names.get_name(theirs.replace("dt_bias", "dt_proj.bias"), try_suffixes=(".weight", ".bias"))
+        plain = theirs.replace("dt_bias", "dt_proj.bias")
+        plain = plain.removeprefix("transformer.") if architecture == "bloom" else plain
+        name = names.get_name(plain, try_suffixes=(".weight", ".bias"))
         assert name is not None, theirs
         tensors[name] = _as_converted(config, theirs, tensor, heads, kv_heads)
     rope = _rope(config)

@@ -71,12 +71,11 @@ ROWS = {
     "bloom": rows.BLOOM,
     "falcon": rows.FUSED,
     "llama": rows.LLAMA,
-    "phi2": rows.FUSED,
     "phi3": rows.PHI3,
     "olmo2": rows.OLMO2,
     "mamba": rows.MAMBA,
     "mamba2": rows.MAMBA2,
-    **dict.fromkeys(("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "starcoder2"), rows.SEPARATE),
+    **dict.fromkeys(("qwen2", "qwen3", "gemma", "gemma2", "gemma3", "starcoder2", "phi2"), rows.SEPARATE),
 }
 # Frequency factors are read with the configuration.
 OF_POSITIONS = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}
@@ -87,6 +86,8 @@ def _tensors(file: GGUFFile, cfg: ModelConfig, architecture: str) -> dict[str, S
     table = ROWS[architecture]
     if architecture == "falcon" and not cfg.shared_norm:
         table = rows.FALCON_TWO_NORMS
+    if architecture == "phi2" and "blk.0.attn_qkv.weight" in file.tensors:  # of older files
+        table = rows.FUSED
     tensors: dict[str, Stored] = {}
     used = set(OF_POSITIONS)
     for ours, place in weights(empty(cfg)).items():

@@ -24,6 +24,11 @@ LEFT_OUT = {
     "qwen3-biases": "llama.cpp has no biases for it",
     "gemma2-uncapped": "the caps are always written",
     "starcoder2": "llama.cpp has no windows for it",
+    "falcon-groups-one-norm": "the width of the MLP and biases are the architecture's",
+    **dict.fromkeys(("falcon-plain", "falcon-sequential"), "llama.cpp has its parts in parallel alone"),
+    **dict.fromkeys(("falcon-alibi", "falcon-groups-alibi"), "llama.cpp has rotary positions alone"),
+    "phi-query-and-key-norms": "llama.cpp has no such norms for it",
+    "phi-dynamic": "llama.cpp has no such scaling",
     "mamba-biases": "llama.cpp has no biases of projections",
     "mamba2-biases": "llama.cpp has no biases of projections",
 }
