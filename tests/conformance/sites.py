@@ -53,10 +53,12 @@ def watched(subject: Subject) -> Iterator[Seen]:
             seen.modules[bare] = module
 
             def keep(module: Any, args: Any, kwargs: Any, output: Any, bare: str = bare) -> None:
-                seen.inputs[bare] = tuple(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+                # Copies, as some models add to a module's output in place.
+                read = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+                seen.inputs[bare] = tuple(value.clone() for value in read)
                 first = output[0] if isinstance(output, tuple) else output
                 if isinstance(first, Tensor):
-                    seen.outputs[bare] = first
+                    seen.outputs[bare] = first.clone()
 
             stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
         for place in {type(module).__module__ for module in names}:
@@ -156,9 +158,7 @@ def like(theirs: Tensor, ours: Tensor) -> Tensor:
 
 
 def _embedding(at: Place) -> Pair:
-    """The token embedding: what its module returns or, where that is scaled afterwards, what enters the first layer."""
-    if "embed.ln.hook_scale" in at.cache:
-        return at.ours, at.seen.outputs[at.module("embed.W_E")]
+    """The token embedding, as scaled and normalised: what enters the first layer, without that of positions."""
     first = Place(at.subject, at.seen, at.cache, "blocks.0.hook_resid_pre")
     return at.ours + at.cache.get("hook_pos_embed", 0), at.into(first.block)
 
@@ -326,7 +326,7 @@ def sites(subject: Subject) -> Cell:
         subject.logits(tokens)
     caches = [subject.ours.run_with_cache(tokens)[1]]
     caches.append(subject.ours.run_with_cache(tokens, names_filter=list(subject.ours.hook_dict))[1])
-    largest, worst, apart, missing = 0.0, "", 0, dict[str, None]()
+    largest, worst, missing = 0.0, "", dict[str, None]()
     for cache in caches:
         for name in [name for name in subject.ours.hook_dict if cache is caches[1] or name in dict(cache.items())]:
             # 2. and 3. The two sides, or a note that theirs is missing.
@@ -338,8 +338,9 @@ def sites(subject: Subject) -> Cell:
             if pair is None:
                 missing[re.sub(r"blocks\.\d+\.|hook_", "", name)] = None
                 continue
-            apart += 1
-            found = difference(*pair)
+            ours, theirs = pair
+            flat = theirs.ndim == 2 and theirs.numel() == ours.numel()  # positions of all prompts in one axis
+            found = difference(ours, theirs.reshape(ours.shape) if flat else theirs)
             if not found <= largest:
                 largest, worst = found, name
     cell = holds(largest, SITES, f"no counterpart: {', '.join(missing)}" if missing else "")

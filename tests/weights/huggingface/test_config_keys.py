@@ -110,16 +110,18 @@ TOGETHER: dict[str, list[Changes]] = {
     "head_dim": [{"num_heads": 4, "head_dim": 16}],
     "expand": [{"expand": 4, "num_heads": 16}],
     "mamba_n_heads": [{"mamba_n_heads": 4, "mamba_d_head": 16}],
+    "num_layers": [{"num_layers": 3, "attention_types": [[["global"], 3]]}],
     "mamba_d_head": [{"mamba_n_heads": 4, "mamba_d_head": 16}],
     "mamba_expand": [{"mamba_expand": 4, "mamba_n_heads": 16}],
     "num_hidden_layers": [{"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}],
     "layer_types": [
         {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5},
         {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5, "use_sliding_window": True},
+        {"layer_types": ["sliding_attention", "sliding_attention", "full_attention", "full_attention"]},
     ],
 }
 # Entries that transformers takes in one way only, beside the others of the tiny configuration.
-UNCHANGED = {"attention_layers", "attention_types", "_sliding_window_pattern"}
+UNCHANGED = {"attention_layers", "attention_types", "_sliding_window_pattern", "layer_types", "sliding_window"}
 # Entries of which one says whether the others count, tried in every family that has them.
 SWITCHED: list[Changes] = [
     {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1},
@@ -220,6 +222,8 @@ def together(family: str, changes: Changes) -> list[str]:
             configure(written(family, {name: value})[0])
         except InterpError as error:
             said.append(refusal({name: value}, error))
+            del taken[name]
+        except Exception:  # transformers refuses it
             del taken[name]
     if verdict(family, taken) == "equal":
         return [*said, "equal"]
