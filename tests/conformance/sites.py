@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from interp.errors import InterpError
 from interp.hooked.cache import ActivationCache
 from interp.weights.checkpoint import Row
 from interp.weights.huggingface import reader
@@ -124,10 +125,14 @@ class Place:
     def through(self, weight: str) -> Tensor:
         """What the module with a weight returned, taken apart as the weight is.  # [..., batch pos, ...]"""
         module, row = self.module(weight), self.row(weight)
-        flat = self.seen.outputs[module].flatten(0, 1)  # [batch pos, out]
+        out = self.seen.outputs[module]
+        flat = out.reshape(-1, out.shape[-1])  # [batch pos, out]
         if isinstance(self.seen.modules[module], torch.nn.Linear):
             flat = flat.T
-        return reader._arranged(flat, row=row, cfg=self.subject.ours.cfg, origin=module)
+        try:
+            return reader._arranged(flat, row=row, cfg=self.subject.ours.cfg, origin=module)
+        except InterpError as error:  # no refusal of the model's, which has been loaded
+            raise AssertionError(str(error)) from error
 
     def heads(self, weight: str) -> Tensor:
         """The same of a head's weights.  # [batch, pos, head, d_head]"""
