@@ -72,6 +72,7 @@ __all__ = [
     "steer",
     "sweep",
     "tasks",
+    "to_bridge",
 ]
 
 
@@ -102,6 +103,7 @@ _DEFINED_IN = {
     "save": "loading.save",
     "steer": "directions.steering",
     "sweep": "sweeps.sweep",
+    "to_bridge": "loading.to_bridge",
 }
 
 

@@ -12,7 +12,7 @@ import interp
 from .cell import Cell, difference, holds
 from .subject import Subject
 
-GRADIENTS = 1e-5  # of the largest entry, in float64: transformers computes norms and softmax in float32 at any rate
+GRADIENTS = 5e-5  # of the largest entry, in float64: transformers computes norms and softmax in float32 at any rate
 STEP = 1e-6  # small enough not to cross the kinks of clamped or rectified values
 KINDS = ("hook_resid_pre", "attn.hook_z", "mixer.hook_gated", "mlp.hook_post")
 

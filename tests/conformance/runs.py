@@ -59,7 +59,7 @@ def sweeps(subject: Subject) -> Cell:
 
 def uncapped(subject: Subject, logits: Tensor) -> Tensor:
     """Logits before their soft cap, of which linear attributions speak; as they are in a model that has none."""
-    cap = getattr(subject.theirs.config, "final_logit_softcapping", None)
+    cap = getattr(subject.ours.cfg, "output_logits_soft_cap", None)
     return logits if not cap else cap * torch.atanh(logits / cap)
 
 

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from interp.errors import InterpError
 from interp.hooked.cache import ActivationCache
 from interp.weights.checkpoint import Row
 from interp.weights.huggingface import reader
@@ -53,10 +54,12 @@ def watched(subject: Subject) -> Iterator[Seen]:
             seen.modules[bare] = module
 
             def keep(module: Any, args: Any, kwargs: Any, output: Any, bare: str = bare) -> None:
-                seen.inputs[bare] = tuple(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+                # Copies, as some models add to a module's output in place.
+                read = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+                seen.inputs[bare] = tuple(value.clone() for value in read)
                 first = output[0] if isinstance(output, tuple) else output
                 if isinstance(first, Tensor):
-                    seen.outputs[bare] = first
+                    seen.outputs[bare] = first.clone()
 
             stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
         for place in {type(module).__module__ for module in names}:
@@ -122,10 +125,14 @@ class Place:
     def through(self, weight: str) -> Tensor:
         """What the module with a weight returned, taken apart as the weight is.  # [..., batch pos, ...]"""
         module, row = self.module(weight), self.row(weight)
-        flat = self.seen.outputs[module].flatten(0, 1)  # [batch pos, out]
+        out = self.seen.outputs[module]
+        flat = out.reshape(-1, out.shape[-1])  # [batch pos, out]
         if isinstance(self.seen.modules[module], torch.nn.Linear):
             flat = flat.T
-        return reader._arranged(flat, row=row, cfg=self.subject.ours.cfg, origin=module)
+        try:
+            return reader._arranged(flat, row=row, cfg=self.subject.ours.cfg, origin=module)
+        except InterpError as error:  # no refusal of the model's, which has been loaded
+            raise AssertionError(str(error)) from error
 
     def heads(self, weight: str) -> Tensor:
         """The same of a head's weights.  # [batch, pos, head, d_head]"""
@@ -148,8 +155,15 @@ class Place:
 Pair = tuple[Tensor, Tensor]
 
 
+def like(theirs: Tensor, ours: Tensor) -> Tensor:
+    """Their value on our axes: heads may stand before positions, or be joined."""
+    if theirs.ndim == ours.ndim == 4 and theirs.shape != ours.shape:
+        return theirs.transpose(1, 2)
+    return theirs.reshape(ours.shape)
+
+
 def _embedding(at: Place) -> Pair:
-    """The token embedding, as scaled: what enters the first layer, without the embedding of positions."""
+    """The token embedding, as scaled and normalised: what enters the first layer, without that of positions."""
     first = Place(at.subject, at.seen, at.cache, "blocks.0.hook_resid_pre")
     return at.ours + at.cache.get("hook_pos_embed", 0), at.into(first.block)
 
@@ -165,14 +179,15 @@ def _norm(at: Place) -> tuple[Any, str]:
 
 def _normalized(at: Place) -> Pair:
     norm, module = _norm(at)
-    ours = at.ours * norm.w
-    return ours if norm.b is None else ours + norm.b, at.seen.outputs[module]
+    gain = getattr(norm, "gain", norm.w)
+    ours = at.ours if gain is None else at.ours * gain
+    return ours if norm.b is None else ours + norm.b, like(at.seen.outputs[module], at.ours)
 
 
 def _scale(at: Place) -> Pair:
     norm, module = _norm(at)
-    x = at.into(module)
     normalized = at.cache[at.name.replace("hook_scale", "hook_normalized")]
+    x = like(at.into(module), normalized)
     return at.ours * normalized, x - x.mean(-1, keepdim=True) if norm.centers else x
 
 
@@ -182,7 +197,22 @@ def _layer_input(at: Place) -> Pair:
 
 
 def _before_mlp(at: Place) -> Pair:
-    return at.ours, at.into(at.module(at.here + "ln2.w"))
+    """What the norm before the MLP reads or, where it is the mixer's or none, what the layer or the MLP reads."""
+    with contextlib.suppress(KeyError):
+        return at.ours, at.into(at.module(at.here + "ln2.w"))
+    if at.subject.ours.cfg.parallel_attn_mlp:
+        return _layer_input(at)
+    return at.ours, at.into(at.module(at.here + "mlp.W_in"))
+
+
+def _added(weight: str, norm: str) -> Callable[[Place], Pair]:
+    """What a part of a layer adds, with the factor that some configurations have."""
+
+    def pair(at: Place) -> Pair:
+        factor = getattr(at.subject.theirs.config.get_text_config(), "residual_multiplier", 1.0)
+        return at.ours, factor * at.added(weight, norm)
+
+    return pair
 
 
 def _result(at: Place) -> Pair:
@@ -195,7 +225,11 @@ def _gate_or_in(at: Place) -> Pair:
 
 
 def _scores(at: Place) -> Pair:
-    return at.ours.softmax(-1), at.attention()[2]
+    """The pattern that follows from the scores; with a sink, which takes a share, as one more score."""
+    scores, n_keys = at.ours, at.ours.shape[-1]
+    if (sinks := at.cache.get(at.name.replace("attn_scores", "sinks"))) is not None:
+        scores = torch.cat((scores, sinks.transpose(1, 2)[..., None]), dim=-1)
+    return scores.softmax(-1)[..., :n_keys], at.attention()[2]
 
 
 def _projected(at: Place) -> Pair:
@@ -259,8 +293,8 @@ COUNTERPARTS: dict[str, Callable[[Place], Pair]] = {
     r"blocks\.\d+\.hook_(resid_pre|[qkv]_input|mixer_in)": _layer_input,
     r"blocks\.\d+\.hook_(resid_mid|mlp_in)": _before_mlp,
     r"blocks\.\d+\.hook_resid_post": lambda at: (at.ours, at.seen.outputs[at.block]),
-    r"blocks\.\d+\.hook_attn_out": lambda at: (at.ours, at.added("attn.W_O", "ln1_post.w")),
-    r"blocks\.\d+\.hook_mlp_out": lambda at: (at.ours, at.added("mlp.W_out", "ln2_post.w")),
+    r"blocks\.\d+\.hook_attn_out": _added("attn.W_O", "ln1_post.w"),
+    r"blocks\.\d+\.hook_mlp_out": _added("mlp.W_out", "ln2_post.w"),
     r".*\.attn\.hook_[qkv]": lambda at: (at.ours, at.heads(f"{at.here}attn.W_{at.name[-1].upper()}")),
     r".*\.attn\.hook_rot_q": lambda at: (at.ours, at.attention()[0].transpose(1, 2)),
     r".*\.attn\.hook_rot_k": lambda at: (at.ours, at.attention()[1].transpose(1, 2)),
@@ -297,7 +331,7 @@ def sites(subject: Subject) -> Cell:
         subject.logits(tokens)
     caches = [subject.ours.run_with_cache(tokens)[1]]
     caches.append(subject.ours.run_with_cache(tokens, names_filter=list(subject.ours.hook_dict))[1])
-    largest, worst, apart, missing = 0.0, "", 0, dict[str, None]()
+    largest, worst, missing = 0.0, "", dict[str, None]()
     for cache in caches:
         for name in [name for name in subject.ours.hook_dict if cache is caches[1] or name in dict(cache.items())]:
             # 2. and 3. The two sides, or a note that theirs is missing.
@@ -309,8 +343,9 @@ def sites(subject: Subject) -> Cell:
             if pair is None:
                 missing[re.sub(r"blocks\.\d+\.|hook_", "", name)] = None
                 continue
-            apart += 1
-            found = difference(*pair)
+            ours, theirs = pair
+            flat = theirs.ndim == 2 and theirs.numel() == ours.numel()  # positions of all prompts in one axis
+            found = difference(ours, theirs.reshape(ours.shape) if flat else theirs)
             if not found <= largest:
                 largest, worst = found, name
     cell = holds(largest, SITES, f"no counterpart: {', '.join(missing)}" if missing else "")

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from checkpoints import CASES, STATE_SPACE, tiny
 from torch import Tensor
 
 import interp
 from interp.models.gpt import GPT
 from interp.weights.huggingface.families import FAMILIES, Family
+
+TEXT = "text_config"
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,7 @@ class Subject:
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
         """Transformers' logits.  # [row, pos] -> [row, pos, d_vocab]"""
+        forget(self.theirs)
         return self.theirs(tokens, use_cache=False).logits
 
     @functools.cached_property
@@ -54,6 +58,28 @@ class Subject:
         """The same in float64."""
         theirs = copy.deepcopy(self.theirs).double()
         return Subject(self.family, theirs, interp.load(theirs), self.thorough)
+
+
+@torch.no_grad()
+def forget(theirs: Any) -> None:
+    """Undo what longer prompts have left: where rotary angles follow the length, transformers keeps the largest."""
+    for module in theirs.modules():
+        if getattr(module, "max_seq_len_cached", 0) > getattr(module, "original_max_seq_len", 0):
+            theirs(torch.ones(1, 1, dtype=torch.int64), use_cache=False)
+            return
+
+
+def changed(model_type: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """A family's plainest configuration with some changes, which belong to its text part if it has several."""
+    plain = copy.deepcopy(next(iter(configurations(model_type).values())))
+    changes = copy.deepcopy(changes)  # transformers writes into what it is given
+    return {**plain, TEXT: {**plain[TEXT], **changes}} if TEXT in plain else {**plain, **changes}
+
+
+def written(model_type: str, changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What transformers writes of such a configuration: the whole, and the part that belongs to text."""
+    whole = transformers.AutoConfig.for_model(model_type, **changed(model_type, changes)).to_dict()
+    return whole, whole.get(TEXT, whole)
 
 
 def configurations(model_type: str) -> dict[str, dict[str, Any]]:
