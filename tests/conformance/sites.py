@@ -215,6 +215,12 @@ def _added(weight: str, norm: str) -> Callable[[Place], Pair]:
     return pair
 
 
+def _query_key_value(at: Place) -> Pair:
+    """What a projection gives, within the bounds that some models set."""
+    theirs, bound = at.heads(f"{at.here}attn.W_{at.name[-1].upper()}"), at.subject.ours.cfg.clip_qkv
+    return at.ours, theirs if bound is None else theirs.clamp(-bound, bound)
+
+
 def _result(at: Place) -> Pair:
     attn = at.subject.ours.attention(at.layer)
     return at.ours.sum(2) + attn.b_O, at.seen.outputs[at.module(at.here + "attn.W_O")]
@@ -295,7 +301,7 @@ COUNTERPARTS: dict[str, Callable[[Place], Pair]] = {
     r"blocks\.\d+\.hook_resid_post": lambda at: (at.ours, at.seen.outputs[at.block]),
     r"blocks\.\d+\.hook_attn_out": _added("attn.W_O", "ln1_post.w"),
     r"blocks\.\d+\.hook_mlp_out": _added("mlp.W_out", "ln2_post.w"),
-    r".*\.attn\.hook_[qkv]": lambda at: (at.ours, at.heads(f"{at.here}attn.W_{at.name[-1].upper()}")),
+    r".*\.attn\.hook_[qkv]": _query_key_value,
     r".*\.attn\.hook_rot_q": lambda at: (at.ours, at.attention()[0].transpose(1, 2)),
     r".*\.attn\.hook_rot_k": lambda at: (at.ours, at.attention()[1].transpose(1, 2)),
     r".*\.attn\.hook_attn_scores": _scores,

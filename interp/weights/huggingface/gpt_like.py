@@ -47,9 +47,7 @@ def gpt2(options: Options) -> ModelConfig:
 def gpt_neox(options: Options) -> ModelConfig:
     """GPT-NeoX and Pythia (Black et al. 2022, Biderman et al. 2023)."""
     bias = flag(options, "attention_bias", True)
-    if options.get("head_dim") is not None:
-        share = head_share(options, "hidden_size", "num_attention_heads")
-        agree(options, "head_dim", share, "hidden_size over the heads")
+    _equal_heads(options)
     base, fraction = number(options, "rotary_emb_base", 10000.0), number(options, "rotary_pct", 0.25)
     # transformers reads these two names only inside rope_parameters.
     for name, value, read in (
@@ -75,6 +73,7 @@ def gpt_neo(options: Options) -> ModelConfig:
     """GPT-Neo and TinyStories: every other layer is local, and scores are not scaled (Black et al. 2021)."""
     options = _plain_names(options, num_heads="num_attention_heads", num_layers="num_hidden_layers")
     local = instead(options, sliding_window=whole(options, "window_size", 256))
+    _equal_heads(options)
     return ModelConfig(
         **sizes(options),
         **window(local, layers=_neo_layers(options)),
@@ -129,6 +128,7 @@ def gptj(options: Options) -> ModelConfig:
         n_positions="max_position_embeddings",
         n_inner="intermediate_size",
     )
+    _equal_heads(options)
     return ModelConfig(
         **sizes(options),
         positional_embedding_type="rotary",
@@ -152,6 +152,7 @@ def opt(options: Options) -> ModelConfig:
     d_model, bias = whole(options, "hidden_size"), flag(options, "enable_bias", True)
     if options.get("word_embed_proj_dim") is not None:
         agree(options, "word_embed_proj_dim", d_model, "hidden_size")
+    _equal_heads(options)
     return ModelConfig(
         **sizes(instead(options, intermediate_size=whole(options, "ffn_dim"))),
         act_fn=activation(options, "activation_function", "relu"),
@@ -171,6 +172,7 @@ def bloom(options: Options) -> ModelConfig:
     refuse_unless(options, apply_residual_connection_post_layernorm=False)
     options = _plain_names(options, n_embed="hidden_size", n_head="num_attention_heads", n_layer="num_hidden_layers")
     n_ctx = whole(options, "seq_length", 2048)  # the longest prompt of its training; transformers knows no longest
+    _equal_heads(options)
     return ModelConfig(
         **sizes(instead(options, max_position_embeddings=n_ctx)),
         positional_embedding_type="alibi",
@@ -238,6 +240,13 @@ def phi(options: Options) -> ModelConfig:
         tie_word_embeddings=flag(options, "tie_word_embeddings", False),
         **general(options),
     )
+
+
+def _equal_heads(options: Options) -> None:
+    """Refuse a `head_dim` other than an equal share of the width, which transformers takes whatever it says."""
+    if options.get("head_dim") is not None:
+        share = head_share(options, "hidden_size", "num_attention_heads")
+        agree(options, "head_dim", share, "hidden_size over the heads")
 
 
 def _plain_names(options: Options, **names: str) -> Options:

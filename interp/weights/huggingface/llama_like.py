@@ -191,7 +191,9 @@ def gemma2(options: Options) -> ModelConfig:
     return llama_like(
         defaults(options, head_dim=256, num_key_value_heads=4),
         **_gemma(options),
-        **_gemma_sides(options, (50.0, 30.0)),
+        **_gemma_sides(options),
+        attn_scores_soft_cap=_cap(options, "attn_logit_softcapping", 50.0),
+        output_logits_soft_cap=_cap(options, "final_logit_softcapping", 30.0),
         **window(options, default=4096, layers=kinds),
     )
 
@@ -199,6 +201,7 @@ def gemma2(options: Options) -> ModelConfig:
 def gemma3_text(options: Options) -> ModelConfig:
     """Gemma 3: norms of queries and keys; local layers have a rotary base of their own (Gemma Team 2025, section 2)."""
     causal_only(options)
+    options.get("attn_logit_softcapping")  # transformers has the option, and caps no scores
     n_layers = whole(options, "num_hidden_layers", least=0)
     every = whole(options, "sliding_window_pattern", whole(options, "_sliding_window_pattern", 6))
     kinds = layer_kinds(options, ["local" if (at + 1) % every else "global" for at in range(n_layers)])
@@ -215,7 +218,8 @@ def gemma3_text(options: Options) -> ModelConfig:
         **({"rotary_base_local": near[0], "rope_scaling_local": near[1]} if windowed else {}),
         qk_norm="RMS",
         **_gemma(options),
-        **_gemma_sides(options, (None, None)),
+        **_gemma_sides(options),
+        output_logits_soft_cap=_cap(options, "final_logit_softcapping", None),
         **windowed,
     )
 
@@ -248,19 +252,14 @@ def _gemma(options: Options) -> dict[str, Any]:
     }
 
 
-def _gemma_sides(options: Options, caps: tuple[float | None, float | None]) -> dict[str, Any]:
-    """What Gemma 2 and 3 have in common: norms on both sides, a scale of scores of its own, soft caps."""
-    names = ("attn_logit_softcapping", "final_logit_softcapping")
-    given = [options.get(name, default) for name, default in zip(names, caps, strict=True)]
-    scores, logits = (
-        None if cap is None else float(number({name: cap}, name)) for name, cap in zip(names, given, strict=True)
-    )
-    return {
-        "norm_placement": "both",
-        "attn_scale": number(options, "query_pre_attn_scalar", 256) ** 0.5,
-        "attn_scores_soft_cap": scores,
-        "output_logits_soft_cap": logits,
-    }
+def _gemma_sides(options: Options) -> dict[str, Any]:
+    """What Gemma 2 and 3 have in common: norms on both sides, and a scale of scores of its own."""
+    return {"norm_placement": "both", "attn_scale": number(options, "query_pre_attn_scalar", 256) ** 0.5}
+
+
+def _cap(options: Options, name: str, default: float | None) -> float | None:
+    cap = options.get(name, default)
+    return None if cap is None else float(number({name: cap}, name))
 
 
 def _gemma3_rope(options: Options, kind: str) -> tuple[float, Any]:

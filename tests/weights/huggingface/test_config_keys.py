@@ -186,6 +186,11 @@ def verdict(family: str, changes: Changes) -> str | None:
         return refusal(changes, error)
     with torch.no_grad():
         difference = relative_difference(ours(tokens), logits)
+    if 1e-5 <= difference < 1e-3:  # whether it is rounding shows in a wider type
+        theirs = theirs.double()
+        with torch.no_grad():
+            logits = theirs(tokens, use_cache=False, return_dict=True).logits
+            difference = relative_difference(interp.load(theirs)(tokens), logits)
     if not difference < 1e-5:
         return f"{changes}: logits differ by {difference:.0e}"
     # A file without the entries that transformers fills in gives the same model.
