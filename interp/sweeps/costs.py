@@ -109,6 +109,9 @@ class Costs:
         # ... and of a position of a whole prompt in all layers of a plain forward.
         self.forward = float(self.mix[-1] + self.write[-1] + self.look[-1] * (width + 1) / 2)
         self.state = self.wide * (cfg.d_inner or 0) * (cfg.d_state or 0) if cfg.has_mamba else 0
+        # Scores that a row forms with every key, and their pattern, where no fused kernel does without them.
+        formed = cfg.attn_sinks or cfg.attn_scores_soft_cap is not None
+        self.scores = 3 * cfg.n_heads * width if formed else 0
         # Positions of a prompt that the metric reads, and tokens at each.
         all_positions = metric.whole and metric.positions is None
         several = isinstance(metric.positions, list | tuple)
@@ -148,7 +151,7 @@ class Costs:
         """
         cfg, width = self.cfg, self.width
         heads, kv_heads = cfg.n_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head
-        row = 4 * cfg.d_model + max((layer.numbers for layer in self.layers), default=0)
+        row = 4 * cfg.d_model + max((layer.numbers for layer in self.layers), default=0) + self.scores
         sequence = 2 * width * (kv_heads + (heads if kv_heads < heads else 0))
         sequence += 3 * self.state  # of a run of rows: before it, after it, in between
         if on_demand:
@@ -193,7 +196,7 @@ class Costs:
             formed = formed or site.short == "state"
             numbers = int(np.prod([sizes.get(axis, 1) for axis in site.axes]))
             store += 2 * numbers * (self.wide if site.short in ("state", "delta") else 1)
-        working = 4 * cfg.d_model + max((row.numbers for row in self.layers), default=0)
+        working = 4 * cfg.d_model + max((row.numbers for row in self.layers), default=0) + self.scores
         working += 2 * self.state if formed else 0
         recurrent = sum(cfg.mixer(layer) in MAMBAS for layer in range(first_layer, cfg.n_layers))
         logits = 2 * n_prompts * self.reads * self.tokens
