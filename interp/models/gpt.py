@@ -380,7 +380,8 @@ def _check_size(cfg: ModelConfig) -> None:
         return
     # One layer of each kind, without memory, is enough to count them all.
     kinds = Counter(cfg.layer_types or ["every layer"] * min(cfg.n_layers, 1))
-    few = cfg.replace(n_layers=len(kinds), layer_types=None if cfg.layer_types is None else tuple(kinds))
+    layer_types = None if cfg.layer_types is None else tuple(kinds)
+    few = cfg.replace(n_layers=len(kinds), layer_types=layer_types, attn_types=None, nope_layers=())
     try:
         with torch.device("meta"):
             model = GPT(few)

@@ -350,3 +350,9 @@ def test_a_configuration_survives_plain_values() -> None:
     assert type(cfg).from_dict(cfg.to_dict()) == cfg
     with pytest.raises(ConfigError, match="did you mean 'n_heads'"):
         type(cfg).from_dict({**cfg.to_dict(), "n_head": 3})
+
+
+def test_a_large_model_with_layers_of_two_kinds_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("interp.models.gpt.SURELY_FITS", 1)  # so that its size is counted
+    for kind in ("gemma2", "sinks", "hybrid"):
+        assert make(kind).cfg.n_layers > 1
