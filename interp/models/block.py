@@ -22,6 +22,7 @@ from interp.hooked.hooks import HookPoint
 from interp.hooked.past import PastKeyValues
 from interp.models.attention import Attention
 from interp.models.layers import MLP, Norm, SharedNorm
+from interp.models.moe import MoE
 from interp.state_space.mamba1 import Mamba1
 from interp.state_space.mamba2 import Mamba2
 
@@ -46,7 +47,12 @@ class Block(nn.Module):
             owner, path = self.ln1 if cfg.shared_norm else None, f"{here}.ln2"
             self.ln2 = Norm(cfg, path, points) if owner is None else SharedNorm(cfg, path, points, owner)
         self.ln2_post = Norm(cfg, f"{here}.ln2_post", points) if cfg.norms_after and has_mlp else None
-        self.mlp = MLP(cfg, layer, points) if has_mlp else None
+        self.mlp: MLP | MoE | None = None
+        if cfg.experts_in(layer) is not None:
+            self.mlp = MoE(cfg, layer, points)
+        elif has_mlp:
+            assert cfg.d_mlp is not None
+            self.mlp = MLP(cfg, cfg.d_mlp, f"{here}.mlp.hook_", points)
         self.heads = {"q": cfg.n_heads, "k": cfg.n_kv_heads, "v": cfg.n_kv_heads}
         self.hook_split = {name: points[f"{here}.hook_{name}_input"] for name in self.heads if self.attn is not None}
         self.hook_resid_pre, self.hook_resid_post = points[f"{here}.hook_resid_pre"], points[f"{here}.hook_resid_post"]

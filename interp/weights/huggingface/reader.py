@@ -178,7 +178,7 @@ def _checkpoint(
         del names["lm_head.weight"]
     # 2. Their tensors as ours; 3. none is read before it is called.
     places = weights(empty(cfg))
-    rows = {name: family.row(name) for name in places}
+    rows = {name: family.row(name, names) for name in places}
     theirs = {name: _names(rows[name], len(place)) for name, place in places.items()}
     problems = name_problems({one for each in theirs.values() for one in each}, names)
     if problems:
