@@ -78,10 +78,12 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
         raise ConfigError(
             f"model_type {shown(model_type)} is not supported; choose from {', '.join(FAMILIES)}{hint}. {BRIDGE}"
         )
-    if options.get("quantization_config") is not None:
+    family = FAMILIES[model_type]
+    quantized = options.get("quantization_config")
+    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
+    if quantized is not None and (method != "mxfp4" or "quantization_config" not in (family.silent or ())):
         raise ConfigError("quantization_config is not supported: load the unquantised model or a .gguf file")
     refuse_unless(options, is_causal=True)
-    family = FAMILIES[model_type]
     watched = Watched(options)
     try:
         cfg = family.configure(options if family.silent is None else watched)
@@ -153,9 +155,12 @@ FAMILIES = {
     "qwen2_moe": _llama(experts.qwen2_moe, rows.QWEN2_MOE, *_WINDOWS, alternatives=(rows.QWEN_FUSED, rows.LLAMA)),
     "qwen3_moe": _llama(experts.qwen3_moe, rows.QWEN3_MOE, *_WINDOWS, alternatives=(rows.QWEN_FUSED, rows.LLAMA)),
     "olmoe": _llama(experts.olmoe, rows.OLMOE, alternatives=(rows.QWEN_FUSED,)),
-    # The activation function of its experts is fixed; the two others repeat what is said elsewhere.
+    # The activation function of its experts is fixed; the two numbers repeat what is said elsewhere.
     "gpt_oss": _llama(
-        experts.gpt_oss, rows.GPT_OSS, "hidden_act", "experts_per_token", "initial_context_length", *_WINDOWS
+        experts.gpt_oss,
+        rows.GPT_OSS,
+        *("hidden_act", "experts_per_token", "initial_context_length", "quantization_config"),
+        *_WINDOWS,
     ),
     "mamba": Family(mambas.mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
     "falcon_mamba": Family(mambas.falcon_mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
