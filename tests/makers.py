@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from interp.circuits.graph import Graph
-from interp.config import ModelConfig, RopeScaling
+from interp.config import Experts, ModelConfig, RopeScaling
 from interp.edits import Edit, Variant
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT, Mamba
@@ -100,6 +100,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "embed_norm": True,
         "parallel_attn_mlp": True,
     },
+    "experts": {**LLAMA, "experts": Experts(4, 2, 6)},
+    "shared_expert": {
+        **LLAMA,
+        "layer_types": ("attn+moe", "attn+mlp"),
+        "experts": Experts(5, 2, 7, normalize_weights=False, d_shared=9, shared_gate=True),
+    },
+    "clamped_experts": {
+        **LLAMA,
+        "attn_sinks": True,
+        "norm_placement": "both",
+        "experts": Experts(3, 1, 8, router_bias=True, expert_bias=True, swiglu_limit=0.8),
+    },
 }
 
 STATES: dict[str, Any] = {
@@ -117,6 +129,10 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "one_part_a_layer": {
         **STATES, "n_layers": 4, "layer_types": ("mlp", "mamba2", "attn", "mamba"), "d_mlp": 20, "act_fn": "relu2",
         "ssm_normalization_type": "RMSPre", "ssm_eps": 0.1,
+    },
+    "grouped_experts": {
+        **STATES, "n_layers": 3, "layer_types": ("moe", "mamba2+moe", "attn+moe"), "act_fn": "relu2",
+        "experts": Experts(6, 2, 5, router="sigmoid", weight_factor=1.5, n_groups=3, groups_per_token=2, d_shared=4),
     },
 }  # fmt: skip
 # Parameters that start as ones, zeros or constants: norms, biases, and two of a mixer.

@@ -71,7 +71,7 @@ class Norm(nn.Module):
         """Normalise x [..., d_model]."""
         wide = self._center(x)
         scale = self.hook_scale(self._scale(wide))
-        return self._weigh(self.hook_normalized((wide / scale).to(x.dtype)))
+        return self.weighed(self.hook_normalized((wide / scale).to(x.dtype)))
 
     @property
     def gain(self) -> Tensor | None:
@@ -86,7 +86,7 @@ class Norm(nn.Module):
     def unhooked(self, x: Tensor) -> Tensor:
         """The same without the hook points: for inputs beside the residual stream."""
         wide = self._center(x)
-        return self._weigh((wide / self._scale(wide)).to(x.dtype))
+        return self.weighed((wide / self._scale(wide)).to(x.dtype))
 
     def scale(self, x: Tensor) -> Tensor:
         """The divisor of x.  # [..., d_model] -> [..., 1]"""
@@ -110,7 +110,8 @@ class Norm(nn.Module):
     def _scale(self, wide: Tensor) -> Tensor:
         return (wide.pow(2).mean(self.dims, keepdim=True) + self.eps).sqrt()
 
-    def _weigh(self, normalized: Tensor) -> Tensor:
+    def weighed(self, normalized: Tensor) -> Tensor:
+        """What is normalised, with weight and bias.  # [..., d_model]"""
         gain, b = self.gain, self.b
         if gain is None:
             return normalized

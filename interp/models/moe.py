@@ -151,7 +151,7 @@ class MoE(nn.Module):
         out = torch.zeros_like(rows)
         for expert in used.any(0).nonzero()[:, 0].tolist():
             at = used[:, expert].nonzero()[:, 0]
-            neurons = self._post(*self._pre(rows[at], expert))  # [row of the expert, d_expert]
+            neurons = self.activate(*self._pre(rows[at], expert))  # [row of the expert, d_expert]
             made = F.linear(neurons, self.W_down[expert], None if self.b_down is None else self.b_down[expert])
             out.index_add_(0, at, made * factors[at, expert, None])
         return out.view_as(x)
@@ -166,7 +166,7 @@ class MoE(nn.Module):
         pre = self.hook_pre(pre)
         if linear is not None and self.hook_pre_linear is not None:
             linear = self.hook_pre_linear(linear)
-        return self.hook_post(self._post(pre, linear))
+        return self.hook_post(self.activate(pre, linear))
 
     def inputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the neurons of every expert are made of: `hook_expert_pre` and, when gated, `hook_expert_pre_linear`.
@@ -195,7 +195,7 @@ class MoE(nn.Module):
         linear = project(self.W_up, self.b_up)
         return (linear, None) if self.W_gate_up is None else (project(self.W_gate_up, self.b_gate_up), linear)
 
-    def _post(self, pre: Tensor, linear: Tensor | None) -> Tensor:
+    def activate(self, pre: Tensor, linear: Tensor | None) -> Tensor:
         """Neurons from what they are made of.  # [..., d_expert]"""
         if linear is None:
             return self.act(pre)
