@@ -127,12 +127,12 @@ class Experts:
 
     | router | what it does |
     |---|---|
-    | `softmax` | weights are the probabilities of the chosen experts, out of all of them; with `normalize_weights` out \
-      of the chosen ones, so that they sum to 1 (Shazeer et al. 2017, "Outrageously Large Neural Networks", section 2; \
-      Jiang et al. 2024, "Mixtral of Experts", section 2) |
-    | `sigmoid` | weights are the sigmoids of the scores; with `normalize_weights` divided by their sum. The choice goes \
-      by sigmoids plus a learned bias; it is among the `groups_per_token` best of `n_groups` groups of neighbouring \
-      experts, whose value is the sum of their two best (DeepSeek-AI 2024, "DeepSeek-V3", section 2.1.2) |
+    | `softmax` | weights are the probabilities of the chosen experts, out of all of them; with `normalize_weights` \
+      out of the chosen ones, so that they sum to 1 (Shazeer et al. 2017, "Outrageously Large Neural Networks", \
+      section 2; Jiang et al. 2024, "Mixtral of Experts", section 2) |
+    | `sigmoid` | weights are the sigmoids of the scores; with `normalize_weights` divided by their sum. The choice \
+      goes by sigmoids plus a learned bias; it is among the `groups_per_token` best of `n_groups` groups of \
+      neighbouring experts, whose value is the sum of their two best (DeepSeek-AI 2024, "DeepSeek-V3", section 2.1.2) |
 
     Each expert is an MLP of `d_expert` neurons, gated and with the activation function as the model's MLPs are.
     `weight_factor` multiplies all weights; `router_bias` and `expert_bias` say which biases there are. With
@@ -233,8 +233,9 @@ class ModelConfig:
     of each layer whether it is `global` or `local`, and None makes all of them local. Local layers may have a
     `rotary_base_local` of their own, with `rope_scaling_local` in place of `rope_scaling`. `qk_norm` is a norm of
     queries and keys before rotation: `RMS` or `LN` of each head, with the same weights for all, `LN_each_head` with
-    weights for each and no bias, `RMS_all_heads` of all heads together. `clip_qkv` bounds queries, keys (after their norm) and values;
-    `attn_sinks` gives every head a score of looking nowhere (Xiao et al. 2023, "StreamingLLM"; gpt-oss).
+    weights for each and no bias, `RMS_all_heads` of all heads together. `clip_qkv` bounds values, and queries and keys
+    after their norm; `attn_sinks` gives every head a score of looking nowhere (Xiao et al. 2023, "StreamingLLM";
+    gpt-oss).
 
     Layers: `layer_types` says for each layer what mixes positions, and whether an MLP or a mixture of experts follows:
     one of `attn+mlp`, `attn`, `mlp`, `mamba`, `mamba+mlp`, `mamba2`, `mamba2+mlp`, `attn+moe`, `moe`, `mamba+moe`,
@@ -436,10 +437,11 @@ class ModelConfig:
             self._check_choice("layer_types", LAYER_TYPES, kind)
         if self.attn_only:
             raise ConfigError("attn_only=True contradicts layer_types, which describes every layer")
-        routed = any(kind.endswith("moe") for kind in self.layer_types)
-        if routed != (self.experts is not None):
-            given = "are given, but layer_types has none" if self.experts is not None else "are not given"
-            raise ConfigError(f"layers with experts ('attn+moe', 'moe', ...) need experts, and {given}")
+        routed = next((kind for kind in self.layer_types if kind.endswith("moe")), None)
+        if routed is None:
+            object.__setattr__(self, "experts", None)
+        elif self.experts is None:
+            raise ConfigError(f"layer_types has {routed!r}, which needs experts, an Experts that describes them")
 
     def _check(self) -> None:
         names = ["d_vocab", "d_vocab_out"]

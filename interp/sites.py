@@ -5,8 +5,9 @@ costs something beyond the plain forward (an attention pattern that the fused ke
 stream for every head); it is computed only in the layers where a hook or a cache asks for it.
 
 Every axis has one name everywhere: `batch`, `pos`, `head`, `kv_head` (key and value heads, fewer than `head` with
-grouped queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for an axis of length one. Mixtures have
-`expert`, `d_expert`, `d_shared` (neurons of the shared expert) and `slot` (the chosen ones). State-space layers have `channel` (Mamba-1), `ssm_head`, `d_ssm_head` and `ssm_group` (Mamba-2), `d_state`, and `conv_channel`: channels, B
+grouped queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for an axis of length one. Mixtures of experts
+have `expert`, `d_expert`, `d_shared` (neurons of the shared expert) and `slot` (the chosen ones). State-space layers
+have `channel` (Mamba-1), `ssm_head`, `d_ssm_head` and `ssm_group` (Mamba-2), `d_state`, and `conv_channel`: channels, B
 and C side by side, as Mamba-2 convolves them.
 """
 
@@ -31,7 +32,7 @@ class Site:
     """One row of the table: `template` is the full name, with `{l}` for the layer if the site belongs to one.
 
     `mixers` lists the mixers ("attn", "mamba", "mamba2") whose layers have the site; None means every layer for which
-    `exists` holds.
+    `exists` holds. A `whole` site holds whole numbers, which have no gradient and no mean.
     """
 
     template: str
@@ -39,6 +40,7 @@ class Site:
     meaning: str
     on_demand: bool = False
     mixers: tuple[str, ...] | None = None
+    whole: bool = False
 
     @property
     def per_layer(self) -> bool:
@@ -167,7 +169,12 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.mlp.hook_pre_linear", NEURONS, "the branch of a gated MLP that has no activation function"),
     Site("blocks.{l}.mlp.hook_post", NEURONS, "neuron activations, as W_out reads them"),
     Site("blocks.{l}.mlp.hook_router_scores", PER_EXPERT, "the router's logits, by which experts are chosen"),
-    Site("blocks.{l}.mlp.hook_expert_indices", ("batch", "pos", "slot"), "the chosen experts' numbers, best first"),
+    Site(
+        "blocks.{l}.mlp.hook_expert_indices",
+        ("batch", "pos", "slot"),
+        "the chosen experts' numbers, best first",
+        whole=True,
+    ),
     Site("blocks.{l}.mlp.hook_expert_weights", PER_EXPERT, "the factor of each expert's output, 0 if it is not chosen"),
     Site("blocks.{l}.mlp.hook_expert_pre", EXPERT_NEURONS, "each expert's hook_pre, chosen or not", True),
     Site("blocks.{l}.mlp.hook_expert_pre_linear", EXPERT_NEURONS, "each expert's hook_pre_linear, chosen or not", True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ KINDS: dict[str, dict[str, Any]] = {
         **LLAMA,
         "attn_sinks": True,
         "norm_placement": "both",
-        "experts": Experts(3, 1, 8, router_bias=True, expert_bias=True, swiglu_limit=0.8),
+        "experts": Experts(3, 2, 8, router_bias=True, expert_bias=True, swiglu_limit=0.8),
     },
 }
 
@@ -131,7 +132,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "ssm_normalization_type": "RMSPre", "ssm_eps": 0.1,
     },
     "grouped_experts": {
-        **STATES, "n_layers": 3, "layer_types": ("moe", "mamba2+moe", "attn+moe"), "act_fn": "relu2",
+        **STATES, "n_layers": 3, "layer_types": ("mamba2+moe", "moe", "attn+moe"), "act_fn": "relu2",
         "experts": Experts(6, 2, 5, router="sigmoid", weight_factor=1.5, n_groups=3, groups_per_token=2, d_shared=4),
     },
 }  # fmt: skip
@@ -153,6 +154,11 @@ def make(kind: str, **changes: Any) -> GPT:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
             parameter.add_(FAR_FROM_START.get(last, 0.0))
     return model
+
+
+def every_expert(experts: Experts) -> Experts:
+    """The same experts, of which a router chooses all."""
+    return replace(experts, experts_per_token=experts.n_experts, groups_per_token=experts.n_groups)
 
 
 def pairs_of(*lengths: int) -> PromptPairs:

@@ -103,7 +103,6 @@ class LayerRun:
             return None
         return mixer.derive(site, self.attention_mask, **values)
 
-
     def expert_inputs(self, which: int) -> Tensor | None:
         """What the neurons of every expert are made of: the gate, or else the input (0), and the other branch (1)."""
         mlp, stored = self.block.mlp, self.stored(f"mlp.hook_expert_{('pre', 'pre_linear')[which]}")

@@ -83,12 +83,15 @@ class MoE(nn.Module):
         weights = self.hook_weights(self.weights(scores, indices))  # [batch, pos, expert]
         # 4. The experts.
         each = (self.hook_pre, self.hook_post, self.hook_pre_linear, self.hook_out)
-        # An expert that is not chosen counts for nothing, but its weight has a gradient.
-        slope = self.hook_weights.edited and weights.requires_grad
-        if slope or any(point is not None and point.wanted for point in each):
+        if any(point is not None and point.wanted for point in each):
             out = self._every(x, weights).sum(-2)
         else:
-            out = self._chosen(x, indices, weights)
+            used = (weights != 0).scatter(-1, indices, True)  # [batch, pos, expert]
+            out = self._used(x, used, weights)
+            if self.hook_weights.edited and weights.requires_grad:
+                # An expert that is not computed adds nothing, but its weight has a gradient.
+                others = weights.masked_fill(used, 0.0)
+                out = out + self.outputs(self.activate(*self.inputs(x)), others).sum(-2)
         return out if self.shared is None else out + self.shared_out(x)
 
     def scores(self, x: Tensor) -> Tensor:
@@ -144,17 +147,17 @@ class MoE(nn.Module):
             out = (x @ self.w_shared).sigmoid()[..., None] * out
         return self.hook_shared_out(out)
 
-    def _chosen(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum of outputs, each expert at its own positions.  # [..., d_model]"""
+    def _used(self, x: Tensor, used: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum of outputs, each expert at the positions where it is `used`.  # [..., d_model]"""
         rows, factors = x.flatten(0, -2), weights.flatten(0, -2)  # [row, d_model], [row, expert]
-        used = (factors != 0).scatter(-1, indices.flatten(0, -2), True)
+        used = used.flatten(0, -2)
         out = torch.zeros_like(rows)
         for expert in used.any(0).nonzero()[:, 0].tolist():
             at = used[:, expert].nonzero()[:, 0]
             neurons = self.activate(*self._pre(rows[at], expert))  # [row of the expert, d_expert]
             made = F.linear(neurons, self.W_down[expert], None if self.b_down is None else self.b_down[expert])
-            out.index_add_(0, at, made * factors[at, expert, None])
-        return out.view_as(x)
+            out.index_add_(0, at, (made * factors[at, expert, None]).to(out.dtype))
+        return out.to(weights.dtype).view_as(x)  # which autocast leaves narrower than x
 
     def _every(self, x: Tensor, weights: Tensor) -> Tensor:
         """The weighted output of every expert.  # [..., expert, d_model]"""

@@ -35,8 +35,8 @@ READ = {
     },
     "jamba": READ_ALL | {
         "attn_layer_period", "attn_layer_offset", "expert_layer_period", "expert_layer_offset", "num_experts",
-        "num_local_experts", "num_experts_per_tok", "rms_norm_eps", "hidden_act", "mamba_d_state", "mamba_d_conv", "mamba_expand",
-        "mamba_dt_rank", "mamba_conv_bias", "mamba_proj_bias",
+        "num_local_experts", "num_experts_per_tok", "rms_norm_eps", "hidden_act", "mamba_d_state", "mamba_d_conv",
+        "mamba_expand", "mamba_dt_rank", "mamba_conv_bias", "mamba_proj_bias",
     },
     "nemotron_h": READ_ALL | {
         "layers_block_type", "layer_types", "hybrid_override_pattern", "layer_norm_epsilon", "attention_head_dim",
