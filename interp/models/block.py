@@ -115,6 +115,17 @@ class Block(nn.Module):
         made = made if norm is None else norm(made)
         return made if self.residual_scale == 1.0 else made * self.residual_scale
 
+    def mlp_results(self, parts: Tensor, scale: Tensor | None) -> Tensor:
+        """Parts of what the MLP made, as they are added to the stream: through the norm after it, which is linear.
+
+        Args:
+            parts: [..., part, d_model].
+            scale: the divisor of the norm after the MLP [..., 1]; None where there is none.
+        """
+        if self.ln2_post is not None and scale is not None:
+            parts = self.ln2_post.scaled(parts, scale[..., None, :])
+        return parts if self.residual_scale == 1.0 else parts * self.residual_scale
+
     def head_results(self, z: Tensor) -> Tensor:
         """What each head adds to the residual stream.  # [..., head, d_head] -> [..., head, d_model]
 

@@ -1,8 +1,8 @@
 """The components that a model can be taken apart into, and the edits that take some of them away together.
 
 A component is what is ablated at once, at all positions: a head, the attention or state-space mixer of a layer, an MLP,
-an expert, a neuron, a channel. Edits of one site and layer are one edit, so that a model without two hundred of its heads is
-thirty edits. Taken away one after another, components make a curve; so they do when they are given back.
+an expert, a neuron, a channel. Edits of one site and layer are one edit, so that a model without two hundred of its
+heads is thirty edits. Taken away one after another, components make a curve; so they do when they are given back.
 """
 
 from __future__ import annotations
