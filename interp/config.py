@@ -140,7 +140,9 @@ class Experts:
     "gpt-oss-120b & gpt-oss-20b Model Card", section 2.2).
 
     A shared expert of `d_shared` neurons is computed at every position beside the chosen ones; with `shared_gate` it is
-    multiplied by the sigmoid of a score of its own (Qwen Team 2024, "Qwen1.5-MoE").
+    multiplied by the sigmoid of a score of its own (Qwen Team 2024, "Qwen1.5-MoE"). With `d_latent` experts, though
+    neither router nor shared expert, read and write that many channels, which two linear maps connect with the stream,
+    with biases where the model's MLPs have them (NVIDIA 2025, "Nemotron 3", section 2).
     """
 
     n_experts: int
@@ -157,15 +159,17 @@ class Experts:
     swiglu_alpha: float = 1.702
     d_shared: int | None = None
     shared_gate: bool = False
+    d_latent: int | None = None
 
     def __post_init__(self) -> None:
         where = " of the experts"
         for name in ("n_experts", "experts_per_token", "d_expert", "n_groups", "groups_per_token"):
             number = whole_number(f"{name}{where}", getattr(self, name), least=1, most=MAX_SIZE)
             object.__setattr__(self, name, number)
-        if self.d_shared is not None:
-            number = whole_number(f"d_shared{where}", self.d_shared, least=1, most=MAX_SIZE)
-            object.__setattr__(self, "d_shared", number)
+        for name in ("d_shared", "d_latent"):
+            if getattr(self, name) is not None:
+                number = whole_number(f"{name}{where}", getattr(self, name), least=1, most=MAX_SIZE)
+                object.__setattr__(self, name, number)
         for name in ("normalize_weights", "router_bias", "expert_bias", "shared_gate"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}{where} must be True or False, not {shown(getattr(self, name))}")

@@ -230,6 +230,7 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss-clamped": ("gpt_oss", {**GPT_OSS, "swiglu_limit": 0.4, "swiglu_alpha": 1.1, "attention_bias": False}),
     "jamba-experts": ("jamba", {**JAMBA, "num_experts": 4, "expert_layer_period": 3, "expert_layer_offset": 0}),
     "nemotron_h-experts": ("nemotron_h", NEMOTRON_MOE),
+    "nemotron_h-latent": ("nemotron_h", {**NEMOTRON_MOE, "moe_latent_size": 8, "mlp_bias": True}),
     "nemotron_h-groups": (
         "nemotron_h",
         {

@@ -133,7 +133,10 @@ RECURRENT: dict[str, dict[str, Any]] = {
     },
     "grouped_experts": {
         **STATES, "n_layers": 3, "layer_types": ("mamba2+moe", "moe", "attn+moe"), "act_fn": "relu2",
-        "experts": Experts(6, 2, 5, router="sigmoid", weight_factor=1.5, n_groups=3, groups_per_token=2, d_shared=4),
+        "experts": Experts(
+            6, 2, 5, router="sigmoid", weight_factor=1.5, n_groups=3, groups_per_token=2, d_shared=4,
+            d_latent=9,
+        ),
     },
 }  # fmt: skip
 # Parameters that start as ones, zeros or constants: norms, biases, and two of a mixer.

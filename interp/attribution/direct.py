@@ -103,8 +103,11 @@ def _experts(
     parts = block.mlp_results(made, own.get(f"{here}ln2_post.hook_scale"))
     used = own[f"{here}mlp.hook_expert_weights"].ne(0).any(0).nonzero()[:, 0].tolist()
     labels: list[Label] = [(Part("expert", layer, expert).name, "expert", layer, expert) for expert in used]
-    labels.append((f"rest of {Part('mlp', layer).name}", "mlp", layer, None))
-    return labels, [*parts[:, used].unbind(1), cache["mlp_out", layer][at] - parts.sum(1)]
+    wrote = list(parts[:, used].unbind(1))
+    if block.has_beside_experts:
+        labels.append((f"rest of {Part('mlp', layer).name}", "mlp", layer, None))
+        wrote.append(cache["mlp_out", layer][at] - parts.sum(1))
+    return labels, wrote
 
 
 def _biases(

@@ -115,6 +115,14 @@ class Block(nn.Module):
         made = made if norm is None else norm(made)
         return made if self.residual_scale == 1.0 else made * self.residual_scale
 
+    @property
+    def has_beside_experts(self) -> bool:
+        """Whether a mixture adds anything that none of its experts makes: a shared expert, a bias."""
+        mlp, after = self.mlp, self.ln2_post
+        if not isinstance(mlp, MoE) or mlp.shared is not None or (after is not None and after.b is not None):
+            return True
+        return mlp.latent_out is not None and mlp.latent_out.b is not None
+
     def mlp_results(self, parts: Tensor, scale: Tensor | None) -> Tensor:
         """Parts of what the MLP made, as they are added to the stream: through the norm after it, which is linear.
 

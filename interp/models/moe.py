@@ -30,13 +30,36 @@ from interp.models.layers import ACTIVATIONS, MLP
 from interp.precision import widened
 
 
+class Latent(nn.Module):
+    """A linear map between the stream and the channels that experts read and write."""
+
+    def __init__(self, d_in: int, d_out: int, biased: bool) -> None:
+        super().__init__()
+        self.W_rows = nn.Parameter(torch.empty(d_out, d_in))
+        self.b = nn.Parameter(torch.empty(d_out)) if biased else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """With its bias.  # [..., d_in] -> [..., d_out]"""
+        return F.linear(x, self.W_rows, self.b)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """Without its bias.  # [..., d_in] -> [..., d_out]"""
+        return F.linear(x, self.W_rows)
+
+    @property
+    def W(self) -> Tensor:
+        """[d_in, d_out]; a view."""
+        return self.W_rows.T
+
+
 class MoE(nn.Module):
     """A router and its experts.
 
     Weights lie as the matrix products want them, one row an output: `W_router_rows` [expert, d_model], `W_up` and, when
     gated, `W_gate_up` [expert, d_expert, d_model], `W_down` [expert, d_model, d_expert]. `W_router`, `W_in`, `W_gate`
     and `W_out` are views in TransformerLens's order of axes. `b_choice` [expert] is added to sigmoids for the choice
-    alone, `w_shared` [d_model] gates the shared expert.
+    alone, `w_shared` [d_model] gates the shared expert. Where experts read and write channels of their own, those stand
+    in the place of `d_model`, and `latent_in` and `latent_out` connect them with the stream.
     """
 
     def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint]) -> None:
@@ -56,13 +79,13 @@ class MoE(nn.Module):
         self.shared = None if wide is None else MLP(cfg, wide, here + "shared_", points)
 
     def _make_weights(self, cfg: ModelConfig, experts: Experts) -> None:
-        n, d_expert, d_model = experts.n_experts, experts.d_expert, cfg.d_model
+        n, d_expert, d_model = experts.n_experts, experts.d_expert, experts.d_latent or cfg.d_model
         biased = experts.expert_bias
 
         def weight(there: bool, *shape: int) -> nn.Parameter | None:
             return nn.Parameter(torch.empty(shape)) if there else None
 
-        self.W_router_rows = nn.Parameter(torch.empty(n, d_model))
+        self.W_router_rows = nn.Parameter(torch.empty(n, cfg.d_model))
         self.b_router = weight(experts.router_bias, n)
         self.b_choice = weight(experts.router == "sigmoid", n)
         self.W_up = nn.Parameter(torch.empty(n, d_expert, d_model))
@@ -71,7 +94,11 @@ class MoE(nn.Module):
         self.b_up = weight(biased, n, d_expert)
         self.b_gate_up = weight(biased and cfg.gated_mlp, n, d_expert)
         self.b_down = weight(biased, n, d_model)
-        self.w_shared = weight(experts.shared_gate, d_model)
+        self.w_shared = weight(experts.shared_gate, cfg.d_model)
+        self.latent_in = self.latent_out = None
+        if experts.d_latent is not None:
+            self.latent_in = Latent(cfg.d_model, experts.d_latent, cfg.mlp_bias)
+            self.latent_out = Latent(experts.d_latent, cfg.d_model, cfg.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer's experts add.  # [batch, pos, d_model] -> [batch, pos, d_model]"""
@@ -84,7 +111,7 @@ class MoE(nn.Module):
         # 4. The experts.
         each = (self.hook_pre, self.hook_post, self.hook_pre_linear, self.hook_out)
         if any(point is not None and point.wanted for point in each):
-            out = self._every(x, weights).sum(-2)
+            out = self.hook_out(self.outputs(self.neurons(x), weights)).sum(-2)
         else:
             used = (weights != 0).scatter(-1, indices, True)  # [batch, pos, expert]
             out = self._used(x, used, weights)
@@ -92,7 +119,16 @@ class MoE(nn.Module):
                 # An expert that is not computed adds nothing, but its weight has a gradient.
                 others = weights.masked_fill(used, 0.0)
                 out = out + self.outputs(self.activate(*self.inputs(x)), others).sum(-2)
-        return out if self.shared is None else out + self.shared_out(x)
+        beside = self.beside(x)
+        return out if beside is None else out + beside
+
+    def beside(self, x: Tensor) -> Tensor | None:
+        """What is added beside the experts: the shared expert, a bias.  # [..., d_model]"""
+        bias = None if self.latent_out is None else self.latent_out.b
+        if self.shared is None:
+            return bias
+        out = self.shared_out(x)
+        return out if bias is None else out + bias
 
     def scores(self, x: Tensor) -> Tensor:
         """The router's logits.  # [..., d_model] -> [..., expert]"""
@@ -149,7 +185,8 @@ class MoE(nn.Module):
 
     def _used(self, x: Tensor, used: Tensor, weights: Tensor) -> Tensor:
         """The weighted sum of outputs, each expert at the positions where it is `used`.  # [..., d_model]"""
-        rows, factors = x.flatten(0, -2), weights.flatten(0, -2)  # [row, d_model], [row, expert]
+        rows = x if self.latent_in is None else self.latent_in(x)
+        rows, factors = rows.flatten(0, -2), weights.flatten(0, -2)  # [row, d_model], [row, expert]
         used = used.flatten(0, -2)
         out = torch.zeros_like(rows)
         for expert in used.any(0).nonzero()[:, 0].tolist():
@@ -157,11 +194,8 @@ class MoE(nn.Module):
             neurons = self.activate(*self._pre(rows[at], expert))  # [row of the expert, d_expert]
             made = F.linear(neurons, self.W_down[expert], None if self.b_down is None else self.b_down[expert])
             out.index_add_(0, at, (made * factors[at, expert, None]).to(out.dtype))
-        return out.to(weights.dtype).view_as(x)  # which autocast leaves narrower than x
-
-    def _every(self, x: Tensor, weights: Tensor) -> Tensor:
-        """The weighted output of every expert.  # [..., expert, d_model]"""
-        return self.hook_out(self.outputs(self.neurons(x), weights))
+        out = out.to(weights.dtype).unflatten(0, x.shape[:-1])  # which autocast leaves narrower than x
+        return out if self.latent_out is None else self.latent_out.linear(out)
 
     def neurons(self, x: Tensor) -> Tensor:
         """The neurons of every expert.  # [..., d_model] -> [..., expert, d_expert]"""
@@ -176,6 +210,7 @@ class MoE(nn.Module):
 
         [..., d_model] -> [..., expert, d_expert].
         """
+        x = x if self.latent_in is None else self.latent_in(x)
         linear = torch.einsum("...d,efd->...ef", x, self.W_up)
         linear = linear if self.b_up is None else linear + self.b_up
         if self.W_gate_up is None:
@@ -187,7 +222,8 @@ class MoE(nn.Module):
         """The weighted output of every expert.  # [..., expert, d_expert], [..., expert] -> [..., expert, d_model]"""
         made = torch.einsum("...ef,edf->...ed", neurons, self.W_down)
         made = made if self.b_down is None else made + self.b_down
-        return made * weights[..., None]
+        made = made * weights[..., None]
+        return made if self.latent_out is None else self.latent_out.linear(made)
 
     def _pre(self, x: Tensor, expert: int) -> tuple[Tensor, Tensor | None]:
         """The same of one expert.  # [row, d_model] -> [row, d_expert]"""

@@ -120,6 +120,8 @@ def weights(model: GPT) -> dict[str, Tensor]:
         "mlp": ("W_router", "b_router", "b_choice", "w_shared", "W_in", "W_gate", "W_out")
         + (("b_in", "b_gate", "b_out") if biased else ()),
         "mlp.shared": parts["mlp"],
+        "mlp.latent_in": ("W", "b"),
+        "mlp.latent_out": ("W", "b"),
     }
     for layer, block in enumerate(model.blocks):
         for part, names in (parts | mixture if isinstance(block.mlp, MoE) else parts).items():

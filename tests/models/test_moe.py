@@ -65,9 +65,10 @@ def test_a_mixture_is_the_formula_at_every_position(kind: str, tokens: Tensor) -
         mlp: Any = model.block(layer).mlp
         here = f"blocks.{layer}.mlp.hook_"
         inputs = cache["ln2.normalized", layer] * model.block(layer).ln2.w
+        read = inputs if mlp.latent_in is None else inputs @ mlp.latent_in.W + mlp.latent_in.b
         close(cache[here + "router_scores"], inputs @ mlp.W_router + (0 if mlp.b_router is None else mlp.b_router))
         for x, scores, indices, weights, out in zip(
-            inputs.flatten(0, 1),
+            read.flatten(0, 1),
             *(cache[here + site].flatten(0, 1) for site in ("router_scores", "expert_indices", "expert_weights")),
             cache["expert_out", layer].sum(2).flatten(0, 1),
             strict=True,
@@ -79,7 +80,8 @@ def test_a_mixture_is_the_formula_at_every_position(kind: str, tokens: Tensor) -
             if experts.normalize_weights:
                 expected = expected / expected.sum()
             close(weights, expected * experts.weight_factor)
-            close(out, written_out(mlp, cfg, x, weights))
+            made = written_out(mlp, cfg, x, weights)
+            close(out, made if mlp.latent_out is None else made @ mlp.latent_out.W)
 
 
 @torch.no_grad()
@@ -91,6 +93,8 @@ def test_experts_and_the_shared_one_sum_to_what_the_mixture_gives(kind: str, tok
     parts = cache["expert_out", layer].sum(2)
     if model.cfg.experts.d_shared is not None:
         parts = parts + cache["shared_out", layer]
+    if model.cfg.experts.d_latent is not None:
+        parts = parts + model.block(layer).mlp.latent_out.b
     block = model.block(layer)
     close(parts if block.ln2_post is None else block.ln2_post.unhooked(parts), cache["mlp_out", layer])
 

@@ -186,11 +186,6 @@ def nemotron_h(options: Options) -> ModelConfig:
 
 
 def _nemotron_experts(options: Options) -> Experts:
-    if options.get("moe_latent_size") is not None:
-        raise ConfigError(
-            f"moe_latent_size={shown(options['moe_latent_size'])} is not supported: experts read and write the "
-            "residual stream itself"
-        )
     return Experts(
         whole(options, "n_routed_experts" if "n_routed_experts" in options else "num_local_experts", 8),
         whole(options, "num_experts_per_tok", 2),
@@ -201,6 +196,7 @@ def _nemotron_experts(options: Options) -> Experts:
         n_groups=whole(options, "n_group", 1),
         groups_per_token=whole(options, "topk_group", 1),
         d_shared=whole(options, "moe_shared_expert_intermediate_size", 7688),
+        d_latent=None if options.get("moe_latent_size") is None else whole(options, "moe_latent_size"),
     )
 
 

@@ -234,6 +234,11 @@ NEMOTRON_MOE = {
         )
     },
 }
+NEMOTRON_MOE |= {
+    f"blocks.{{l}}.mlp.latent_{ours}.{weight}": Row(f"layers.{{l}}.mixer.{theirs}_latent_proj.{name}", pattern)
+    for ours, theirs in (("in", "fc1"), ("out", "fc2"))
+    for weight, name, pattern in (("W", "weight", TRANSPOSED), ("b", "bias", None))
+}
 NEMOTRON_FUSED = _fused("mixer") | {"blocks.{l}.mlp.W_in": Row("layers.{l}.mixer.experts.up_proj", EACH)}
 # Gate and input of a neuron stand next to each other.
 GPT_OSS = {

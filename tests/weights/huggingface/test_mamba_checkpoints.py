@@ -334,7 +334,7 @@ def test_published_names_of_nemotron_h_are_read() -> None:
         ("jamba", {"attn_layer_offset": 3}, "attn_layer_offset=3 must be below attn_layer_period=3"),
         ("jamba", {"mamba_inner_layernorms": False}, "mamba_inner_layernorms=False is not supported"),
         ("jamba", {"sliding_window": 8}, "sliding_window=8 is not a known option of a jamba model"),
-        ("nemotron_h", {"layers_block_type": ["moe"], "moe_latent_size": 8}, "moe_latent_size=8 is not supported"),
+        ("nemotron_h", {"layers_block_type": ["moe"], "moe_latent_size": 0}, "moe_latent_size must be at least 1"),
         ("nemotron_h", {"layers_block_type": ["linear_attentoin"]}, "did you mean 'linear_attention'"),
         ("nemotron_h", {"attention_bias": True}, "attention_bias=True is not supported"),
         ("nemotron_h", {"mlp_hidden_act": "relu3"}, "mlp_hidden_act='relu3' is not supported; .*nearest is 'relu'"),
