@@ -1,9 +1,9 @@
 """Ablation: what does the answer lose when a component is taken away, and how many components does it need?
 
 1. Run the clean prompts, and put something that carries no information in the place of what a head, a layer's
-   attention or state-space mixer, an MLP, a neuron or a channel gives, at all positions: zero, its mean over prompts
-   (position by position, or role by role), its value in another prompt, or in the corrupt prompt. Each is another
-   question; all are one sweep.
+   attention or state-space mixer, an MLP, an expert, a neuron or a channel gives, at all positions: zero, its mean over
+   prompts (position by position, or role by role), its value in another prompt, or in the corrupt prompt. Each is
+   another question; all are one sweep.
 2. The effect is what the metric loses: its clean value less its ablated one. Above zero the component helps, below it
    works against the answer. p is corrected for all that was tested.
 3. Cumulative: take away the component that matters most, then the second as well, and so on. In reverse: take all away
@@ -77,9 +77,10 @@ def run(
         kind: one or several names of `interp.variants.ablations.ABLATIONS`, as "zero,mean".
         site: what the components are, one or several of "z" (heads), "gated" (heads of Mamba-2 layers, channels of
             Mamba-1 layers), "attn_out" (the attention of a layer, with its bias), "out" (the state-space mixer of a
-            layer), "mlp_out" (MLPs), "post" (neurons). None takes heads, and the mixers of layers without any.
+            layer), "mlp_out" (MLPs), "expert_out" (experts of a mixture), "post" (neurons). None takes heads, and the
+            mixers of layers without any.
         only: only these components, by the names of tables or globs: "L9H6,L9H9", "L9H*", "MLP 3", "attention 3",
-            "L9S6" (a head of a Mamba-2 layer), "L9C123" (a channel of a Mamba-1 layer), "mixer 3".
+            "L9S6" (a head of a Mamba-2 layer), "L9C123" (a channel of a Mamba-1 layer), "mixer 3", "L9E5" (an expert).
         cumulative: take away (and give back) up to so many one after another, or just these numbers; 0 is none.
         draws: random orders that the order of importance is compared with.
         over: the side that means are over and that other prompts are taken from.
@@ -91,7 +92,7 @@ def run(
     Returns:
         A row for every ablation and prompt: `kind`, `stage` ("single", "ablate" one after another, "restore"), `order`
         ("importance", "random" or ""), `draw`, `number` of components that were ablated or restored, `component, site,
-        layer, head, neuron` of a single one (and `ssm_head, channel` in models with state-space layers), `prompt,
+        layer, head, neuron` of a single one (and `ssm_head, channel` or `expert` in models that have them), `prompt,
         metric, value, base_value` and `effect` = base_value - value, in the metric's unit.
 
     Raises:
@@ -126,7 +127,7 @@ def run(
 
     frame = pd.concat(frames, ignore_index=True)
     frame["prompt"] = np.array(chosen)[frame["prompt"]]
-    return with_effect(frame, recurrent=model.cfg.has_mamba)
+    return with_effect(frame, recurrent=model.cfg.has_mamba, sparse=model.cfg.experts is not None)
 
 
 def _listed(words: str | Sequence[str]) -> list[str]:
@@ -160,7 +161,7 @@ def plot_single(table: pd.DataFrame) -> Figure:
     table = table.assign(kind=table["kind"].map(spelled))
     label = spelled(table["metric"].iloc[0])
     several = "kind" if table["kind"].nunique() > 1 else None
-    if part in ("head", "ssm_head"):
+    if part in ("head", "ssm_head", "expert"):
         table, marked = table[table[part].notna()], 3 if several else 6
         title = None if several else f"Ablation: {table['kind'].iloc[0]}"
         return figures.heatmap(table, x=part, y="layer", facet=several, label=label, annotate=marked, title=title)
@@ -196,8 +197,10 @@ main = study_command(
         whole("--measured", "Measure only so many of the prompts."),
         whole("--draws", "Random orders beside that of importance.  [3]", least=0),
         whole("--cumulative", "Take away, and give back, up to so many one after another.  [0]", least=0),
-        click.option("--only", help="Only these: L9H6,L9H9, L9H*, MLP 3, attention 3, L9N123, L9S6, mixer 3."),
-        site_option("z, gated (heads or channels), attn_out, out, mlp_out, post (neurons).  [z, gated, out]"),
+        click.option("--only", help="Only these: L9H6,L9H9, L9H*, MLP 3, attention 3, L9N123, L9S6, mixer 3, L9E5."),
+        site_option(
+            "z, gated (heads or channels), attn_out, out, mlp_out, expert_out, post (neurons).  [z, gated, out]"
+        ),
         click.option("--kind", help=f"{', '.join(ABLATIONS)}, several as zero,mean.  [mean]"),
     ],
 )

@@ -1,7 +1,8 @@
 """Direct logit attribution: which heads, mixers, MLPs and embeddings write the answer into the residual stream?
 
 1. The last position's residual stream is the sum of the embedding, every head's result, every bias and every MLP's
-   output. A state-space layer adds what its heads write (Mamba-2) or its channels (Mamba-1, which has no heads).
+   output. A state-space layer adds what its heads write (Mamba-2) or its channels (Mamba-1, which has no heads), a
+   mixture what the experts write that the position is sent to.
 2. The final norm, with the scale that it has in this run, and the unembedding are linear: the answer's logit (or its
    difference from the wrong answer's) is the sum of what each part contributes.
 3. What the sum leaves over is reported as `residue`; it is rounding error.
@@ -18,7 +19,7 @@ import torch
 
 from interp import figures, stats
 from interp.arguments import checked, whole_number
-from interp.attribution.direct import PARTS, SITES, contribution_table, of_mixers, seen_through, written
+from interp.attribution.direct import PARTS, columns, contribution_table, kept, of_mixers, seen_through, written
 from interp.errors import check_choice
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 METRICS = ("logit_diff", "logit")
 SUMS = ("head", "mixer", "mlp")
 MIXERS = ("ssm_head", "channel", "mixer")  # kinds that a state-space layer's rows have
+WHOLES = {**dict.fromkeys(MIXERS, "mixer"), "expert": "mlp"}  # kinds of rows, and of the part of a layer that they make
 CHANNELS = 12
 
 
@@ -59,7 +61,8 @@ def run(
         a soft cap all these are of the logits before it, and `capped` is the metric after it. With state-space layers
         there are the columns `ssm_head, channel`, and the kinds `ssm_head` (`L9S6`, of Mamba-2), `channel` (`L9C123`,
         of Mamba-1) and `mixer` (`mixer 9`, a Mamba-1 layer; `rest of mixer 9` where channels of it have rows of their
-        own).
+        own). With mixtures there is the column `expert` and the kind `expert` (`L9E5`, for every expert that some
+        prompt is sent to; `rest of MLP 9` is a shared expert, and biases).
 
     Raises:
         UnknownName: another metric.
@@ -69,7 +72,7 @@ def run(
     channels = whole_number("channels", channels, least=0)
     cfg = model.cfg
     pairs = pairs.to(model.device)
-    names = [name for name in model.hook_dict if name.endswith(SITES)]
+    names = kept(model)
     capped = cfg.output_logits_soft_cap is not None
     names += [f"blocks.{cfg.n_layers - 1}.hook_resid_post"] if capped and cfg.n_layers else []
     logits, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=pairs.attention_mask)
@@ -106,7 +109,7 @@ def run(
     labels += [("total", "total", None, None), ("residue", "residue", None, None)]
     residue = total - torch.stack(values).sum(0)
     values += [*([seen] if capped else []), total, residue]
-    return contribution_table(labels, values, metric, PARTS if cfg.has_mamba else ["head"])
+    return contribution_table(labels, values, metric, columns(cfg))
 
 
 @checked
@@ -126,7 +129,7 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 
 def plot_parts(table: pd.DataFrame, kind: str) -> Figure:
-    """One kind of parts of a summary: "head" and "ssm_head" as a grid, "channel" as bars."""
+    """One kind of parts of a summary: "channel" as bars, the others as a grid."""
     table = table[table["kind"] == kind]
     if kind != "channel":
         return figures.heatmap(table, x=kind, y="layer", label=_label(table), annotate=6)
@@ -145,8 +148,8 @@ def plot_layers(frame: pd.DataFrame) -> Figure:
 
 
 def by_layer(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of layers; all parts of a state-space layer are of the kind `mixer`."""
-    kinds = frame["kind"].replace(dict.fromkeys(MIXERS, "mixer"))
+    """The rows of layers; all parts of a state-space layer are of the kind `mixer`, experts of the kind `mlp`."""
+    kinds = frame["kind"].replace(WHOLES)
     return frame.assign(kind=kinds)[kinds.isin(SUMS)]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from interp import errors, figures, metrics, sites, stats, tasks
     from interp.circuits.circuit import Circuit
     from interp.circuits.graph import Graph
-    from interp.config import ModelConfig, RopeScaling
+    from interp.config import Experts, ModelConfig, RopeScaling
     from interp.directions.steering import Direction, steer
     from interp.edits import Edit, Variant
     from interp.errors import InterpError
@@ -46,6 +46,7 @@ __all__ = [
     "Circuit",
     "Direction",
     "Edit",
+    "Experts",
     "Graph",
     "HookPoint",
     "InterpError",
@@ -83,6 +84,7 @@ _DEFINED_IN = {
     "Circuit": "circuits.circuit",
     "Direction": "directions.steering",
     "Edit": "edits",
+    "Experts": "config",
     "Graph": "circuits.graph",
     "HookPoint": "hooked.hooks",
     "InterpError": "errors",

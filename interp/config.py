@@ -21,7 +21,11 @@ NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
 POSITIONS = ("standard", "sinusoidal", "rotary", "alibi", "none")
 MAMBAS = ("mamba", "mamba2")
 SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
-LAYER_TYPES = ("attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp")
+LAYER_TYPES = (
+    "attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp", "attn+moe", "moe", "mamba+moe",
+    "mamba2+moe",
+)  # fmt: skip
+ROUTERS = ("softmax", "sigmoid")
 ROPE_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
 NORM_PLACEMENTS = ("pre", "post", "both")
 ATTENTION_TYPES = ("global", "local")
@@ -114,6 +118,84 @@ class RopeScaling:
         return 1.0
 
 
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of an MLP: a router sends each position to a few of many MLPs.
+
+    The router's scores are x W_router [+ b_router]. The `experts_per_token` experts with the best scores are computed,
+    and their outputs are added up, each times its weight. `router` says what the weights are:
+
+    | router | what it does |
+    |---|---|
+    | `softmax` | weights are the probabilities of the chosen experts, out of all of them; with `normalize_weights` \
+      out of the chosen ones, so that they sum to 1 (Shazeer et al. 2017, "Outrageously Large Neural Networks", \
+      section 2; Jiang et al. 2024, "Mixtral of Experts", section 2) |
+    | `sigmoid` | weights are the sigmoids of the scores; with `normalize_weights` divided by their sum. The choice \
+      goes by sigmoids plus a learned bias; it is among the `groups_per_token` best of `n_groups` groups of \
+      neighbouring experts, whose value is the sum of their two best (DeepSeek-AI 2024, "DeepSeek-V3", section 2.1.2) |
+
+    Each expert is an MLP of `d_expert` neurons, gated and with the activation function as the model's MLPs are.
+    `weight_factor` multiplies all weights; `router_bias` and `expert_bias` say which biases there are. With
+    `swiglu_limit` experts clamp both branches, and compute (linear + 1) gate sigmoid(`swiglu_alpha` gate) (OpenAI 2025,
+    "gpt-oss-120b & gpt-oss-20b Model Card", section 2.2).
+
+    A shared expert of `d_shared` neurons is computed at every position beside the chosen ones; with `shared_gate` it is
+    multiplied by the sigmoid of a score of its own (Qwen Team 2024, "Qwen1.5-MoE"). With `d_latent` experts, though
+    neither router nor shared expert, read and write that many channels, which two linear maps connect with the stream,
+    with biases where the model's MLPs have them (NVIDIA 2025, "Nemotron 3", section 2).
+    """
+
+    n_experts: int
+    experts_per_token: int
+    d_expert: int
+    router: str = "softmax"
+    normalize_weights: bool = True
+    weight_factor: float = 1.0
+    router_bias: bool = False
+    expert_bias: bool = False
+    n_groups: int = 1
+    groups_per_token: int = 1
+    swiglu_limit: float | None = None
+    swiglu_alpha: float = 1.702
+    d_shared: int | None = None
+    shared_gate: bool = False
+    d_latent: int | None = None
+
+    def __post_init__(self) -> None:
+        where = " of the experts"
+        for name in ("n_experts", "experts_per_token", "d_expert", "n_groups", "groups_per_token"):
+            number = whole_number(f"{name}{where}", getattr(self, name), least=1, most=MAX_SIZE)
+            object.__setattr__(self, name, number)
+        for name in ("d_shared", "d_latent"):
+            if getattr(self, name) is not None:
+                number = whole_number(f"{name}{where}", getattr(self, name), least=1, most=MAX_SIZE)
+                object.__setattr__(self, name, number)
+        for name in ("normalize_weights", "router_bias", "expert_bias", "shared_gate"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}{where} must be True or False, not {shown(getattr(self, name))}")
+        for name in ("weight_factor", "swiglu_alpha", *(() if self.swiglu_limit is None else ("swiglu_limit",))):
+            _settle_number(self, name, where, above=0)
+        if not isinstance(self.router, str) or self.router not in ROUTERS:
+            raise ConfigError(f"router={shown(self.router)}{where} is not supported; choose from {', '.join(ROUTERS)}")
+        self._check_choice()
+
+    def _check_choice(self) -> None:
+        """Refuse numbers of experts and groups that no router can choose."""
+        if self.n_experts % self.n_groups:
+            raise ConfigError(f"n_experts={self.n_experts} must be a multiple of n_groups={self.n_groups}")
+        if self.groups_per_token > self.n_groups:
+            raise ConfigError(
+                f"groups_per_token={self.groups_per_token} must be at most n_groups={self.n_groups} of the experts"
+            )
+        among = self.n_experts // self.n_groups * self.groups_per_token
+        if self.experts_per_token > among:
+            raise ConfigError(f"experts_per_token={self.experts_per_token} must be at most {among}, which there are")
+        if self.n_groups > 1 and self.router != "sigmoid":
+            raise ConfigError(f"n_groups={self.n_groups} of the experts needs router='sigmoid', not {self.router!r}")
+        if self.shared_gate and self.d_shared is None:
+            raise ConfigError("shared_gate=True of the experts needs d_shared, the width of the shared expert")
+
+
 class AttentionKind(NamedTuple):
     """What one attention layer does differently from another: layers of the same kind share masks and angles.
 
@@ -155,12 +237,14 @@ class ModelConfig:
     of each layer whether it is `global` or `local`, and None makes all of them local. Local layers may have a
     `rotary_base_local` of their own, with `rope_scaling_local` in place of `rope_scaling`. `qk_norm` is a norm of
     queries and keys before rotation: `RMS` or `LN` of each head, with the same weights for all, `LN_each_head` with
-    weights for each and no bias, `RMS_all_heads` of all heads together. `clip_qkv` bounds queries, keys and values;
-    `attn_sinks` gives every head a score of looking nowhere (Xiao et al. 2023, "StreamingLLM"; gpt-oss).
+    weights for each and no bias, `RMS_all_heads` of all heads together. `clip_qkv` bounds values, and queries and keys
+    after their norm; `attn_sinks` gives every head a score of looking nowhere (Xiao et al. 2023, "StreamingLLM";
+    gpt-oss).
 
-    Layers: `layer_types` says for each layer what mixes positions, and whether an MLP follows: one of `attn+mlp`,
-    `attn`, `mlp`, `mamba`, `mamba+mlp`, `mamba2`, `mamba2+mlp`; None makes all of them `attn+mlp`, or `attn` with
-    `attn_only`.
+    Layers: `layer_types` says for each layer what mixes positions, and whether an MLP or a mixture of experts follows:
+    one of `attn+mlp`, `attn`, `mlp`, `mamba`, `mamba+mlp`, `mamba2`, `mamba2+mlp`, `attn+moe`, `moe`, `mamba+moe`,
+    `mamba2+moe`; None makes all of them `attn+mlp`, `attn` with `attn_only`, or `attn+moe` with `experts`, which
+    describes the mixtures.
 
     State-space layers (Gu and Dao 2023, "Mamba"; Dao and Gu 2024, "Transformers are SSMs"): `d_inner` channels, each
     with a state of `d_state` numbers, after a convolution over `d_conv` positions. Mamba-2 has heads of `d_ssm_head`
@@ -188,6 +272,8 @@ class ModelConfig:
     # MLP
     act_fn: str | None = "gelu_new"
     gated_mlp: bool = False
+
+    experts: Experts | None = None
 
     # Norms of the residual stream
     normalization_type: str | None = "LN"
@@ -273,8 +359,9 @@ class ModelConfig:
         if self.d_vocab_out == -1:
             settle("d_vocab_out", self.d_vocab)
         if not self.has_mlp:
-            settle("d_mlp", None)
             settle("act_fn", None)
+        if not self.has_plain_mlp:
+            settle("d_mlp", None)
         elif self.d_mlp is None:
             settle("d_mlp", 4 * self.d_model)
         if self.positional_embedding_type == "rotary" and self.rotary_dim is None:
@@ -337,7 +424,11 @@ class ModelConfig:
     def _check_layers(self) -> None:
         """Refuse kinds of layers that do not exist, before anything is derived from them."""
         self._check_whole("n_layers", 0)
+        if not isinstance(self.experts, Experts | None):
+            raise ConfigError(f"experts must be an Experts or None, not {shown(self.experts)}")
         if self.layer_types is None:
+            if self.experts is not None and self.attn_only:
+                raise ConfigError("attn_only=True contradicts experts, which stand in place of an MLP")
             return
         if not is_several(self.layer_types):
             raise ConfigError(f"layer_types must be a list with the kind of each layer, not {shown(self.layer_types)}")
@@ -350,12 +441,17 @@ class ModelConfig:
             self._check_choice("layer_types", LAYER_TYPES, kind)
         if self.attn_only:
             raise ConfigError("attn_only=True contradicts layer_types, which describes every layer")
+        routed = next((kind for kind in self.layer_types if kind.endswith("moe")), None)
+        if routed is None:
+            object.__setattr__(self, "experts", None)
+        elif self.experts is None:
+            raise ConfigError(f"layer_types has {routed!r}, which needs experts, an Experts that describes them")
 
     def _check(self) -> None:
         names = ["d_vocab", "d_vocab_out"]
         names += ["d_head", "n_heads", "n_key_value_heads"] if self.has_attention else []
         names += ["d_inner", "d_state", "dt_rank", *STATE_SPACE_SIZES] if self.has_mamba else []
-        names += ["d_mlp"] if self.has_mlp else []
+        names += ["d_mlp"] if self.has_plain_mlp else []
         for name in names:
             self._check_whole(name, 1)
         if self.has_attention and self.n_heads % self.n_kv_heads:
@@ -385,6 +481,8 @@ class ModelConfig:
             raise ConfigError(f"tied embeddings need d_vocab_out={self.d_vocab_out} to equal d_vocab={self.d_vocab}")
         if self.gated_mlp and not self.has_mlp:
             raise ConfigError("gated_mlp=True contradicts layers without an MLP (attn_only, or layer_types)")
+        if self.experts is not None and self.experts.swiglu_limit is not None and not self.gated_mlp:
+            raise ConfigError("swiglu_limit of the experts needs gated_mlp=True")
 
     def _check_norms(self) -> None:
         self._check_choice("normalization_type", NORMALIZATIONS)
@@ -498,12 +596,14 @@ class ModelConfig:
         """
         if type(layer) is not int or not 0 <= layer < self.n_layers:  # in a forward it is one, and costs no call
             layer = one_of_layers(layer, self.n_layers)
-        return ("attn" if self.attn_only else "attn+mlp") if self.layer_types is None else self.layer_types[layer]
+        if self.layer_types is not None:
+            return self.layer_types[layer]
+        return "attn" if self.attn_only else "attn+mlp" if self.experts is None else "attn+moe"
 
     def mixer(self, layer: int) -> str | None:
         """What mixes positions in a layer: "attn", "mamba", "mamba2", or None in a layer that has only an MLP."""
         first = self.layer_type(layer).partition("+")[0]
-        return None if first == "mlp" else first
+        return None if first in ("mlp", "moe") else first
 
     def attention_kind(self, layer: int) -> AttentionKind:
         """How far a layer's attention sees, and how it rotates."""
@@ -535,8 +635,12 @@ class ModelConfig:
         return [layer for layer in range(self.n_layers) if self.mixer(layer) in mixers]
 
     def mlp_in(self, layer: int) -> bool:
-        """Whether a layer has an MLP."""
-        return self.layer_type(layer).endswith("mlp")
+        """Whether a layer has an MLP, or a mixture of them."""
+        return self.layer_type(layer).endswith(("mlp", "moe"))
+
+    def experts_in(self, layer: int) -> Experts | None:
+        """The experts among which a layer's router chooses; None in a layer without."""
+        return self.experts if self.layer_type(layer).endswith("moe") else None
 
     @functools.cached_property
     def mixers(self) -> frozenset[str | None]:
@@ -557,10 +661,17 @@ class ModelConfig:
 
     @functools.cached_property
     def has_mlp(self) -> bool:
-        """Whether any layer has an MLP."""
+        """Whether any layer has an MLP, or a mixture of them."""
         if self.layer_types is None or not self.n_layers:
             return not self.attn_only
         return any(self.mlp_in(layer) for layer in range(self.n_layers))
+
+    @functools.cached_property
+    def has_plain_mlp(self) -> bool:
+        """Whether any layer has an MLP that is not a mixture."""
+        if self.layer_types is None or not self.n_layers:
+            return self.has_mlp and self.experts is None
+        return any(kind.endswith("mlp") for kind in self.layer_types)
 
     @property
     def n_ssm_heads(self) -> int:
@@ -613,11 +724,12 @@ class ModelConfig:
             ConfigError: not a mapping, an unknown field, or a missing field that is needed.
         """
         _check_fields(cls, values)
-        for name in ("rope_scaling", "rope_scaling_local"):
-            scaling = values.get(name)
-            if isinstance(scaling, Mapping):
-                _check_fields(RopeScaling, scaling)
-                values = {**values, name: RopeScaling(**scaling)}
+        parts = {"rope_scaling": RopeScaling, "rope_scaling_local": RopeScaling, "experts": Experts}
+        for name, kind in parts.items():
+            part = values.get(name)
+            if isinstance(part, Mapping):
+                _check_fields(kind, part)
+                values = {**values, name: kind(**part)}
         return cls(**values)
 
 

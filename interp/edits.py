@@ -103,6 +103,8 @@ class Edit:
         name = find_act_name(self.site, layer if "blocks." not in self.site else None, names)
         if name not in names:
             raise unknown_site(name, names)
+        if names[name].whole and self.op == "mean":
+            raise ConfigError(f"op='mean' at {name!r}: it holds whole numbers, of which there is no mean")
         for axis, index in self.where.items():
             if axis != "layer":
                 _check_index(axis, index, names[name], cfg, self)

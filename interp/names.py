@@ -64,6 +64,7 @@ PART_KINDS: dict[str, PartKind] = {
     "channel": PartKind("L{layer}C{index}", "channel", "gated", "channel"),
     "attention": PartKind("attention {layer}", "attention", "attn_out"),
     "mixer": PartKind("mixer {layer}", "mixer", "out", node="s{layer}"),
+    "expert": PartKind("L{layer}E{index}", "expert", "expert_out", "expert"),
     "neuron": PartKind("L{layer}N{index}", "neuron", "post", "d_mlp"),
     "mlp": PartKind("MLP {layer}", "MLP", "mlp_out", node="m{layer}"),
     "logits": PartKind("logits", "unembedding", node="logits"),

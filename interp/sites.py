@@ -5,7 +5,8 @@ costs something beyond the plain forward (an attention pattern that the fused ke
 stream for every head); it is computed only in the layers where a hook or a cache asks for it.
 
 Every axis has one name everywhere: `batch`, `pos`, `head`, `kv_head` (key and value heads, fewer than `head` with
-grouped queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for an axis of length one. State-space layers
+grouped queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for an axis of length one. Mixtures of experts
+have `expert`, `d_expert`, `d_shared` (neurons of the shared expert) and `slot` (the chosen ones). State-space layers
 have `channel` (Mamba-1), `ssm_head`, `d_ssm_head` and `ssm_group` (Mamba-2), `d_state`, and `conv_channel`: channels, B
 and C side by side, as Mamba-2 convolves them.
 """
@@ -31,7 +32,7 @@ class Site:
     """One row of the table: `template` is the full name, with `{l}` for the layer if the site belongs to one.
 
     `mixers` lists the mixers ("attn", "mamba", "mamba2") whose layers have the site; None means every layer for which
-    `exists` holds.
+    `exists` holds. A `whole` site holds whole numbers, which have no gradient and no mean.
     """
 
     template: str
@@ -39,6 +40,7 @@ class Site:
     meaning: str
     on_demand: bool = False
     mixers: tuple[str, ...] | None = None
+    whole: bool = False
 
     @property
     def per_layer(self) -> bool:
@@ -65,6 +67,9 @@ QUERY_AXES = ("batch", "pos", "head", "d_head")
 KEYS = ("batch", "pos", "kv_head", "d_head")
 GRID = ("batch", "head", "query", "key")
 NEURONS = ("batch", "pos", "d_mlp")
+PER_EXPERT = ("batch", "pos", "expert")
+EXPERT_NEURONS = (*PER_EXPERT, "d_expert")
+SHARED_NEURONS = ("batch", "pos", "d_shared")
 CHANNELS = ("batch", "pos", "channel")
 SSM_HEADS = ("batch", "pos", "ssm_head", "d_ssm_head")
 ATTN, MAMBA, MAMBA2 = ("attn",), ("mamba",), ("mamba2",)
@@ -163,6 +168,27 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.mlp.hook_pre", NEURONS, "input of the activation function (the gate, in a gated MLP)"),
     Site("blocks.{l}.mlp.hook_pre_linear", NEURONS, "the branch of a gated MLP that has no activation function"),
     Site("blocks.{l}.mlp.hook_post", NEURONS, "neuron activations, as W_out reads them"),
+    Site("blocks.{l}.mlp.hook_router_scores", PER_EXPERT, "the router's logits, by which experts are chosen"),
+    Site(
+        "blocks.{l}.mlp.hook_expert_indices",
+        ("batch", "pos", "slot"),
+        "the chosen experts' numbers, best first",
+        whole=True,
+    ),
+    Site("blocks.{l}.mlp.hook_expert_weights", PER_EXPERT, "the factor of each expert's output, 0 if it is not chosen"),
+    Site("blocks.{l}.mlp.hook_expert_pre", EXPERT_NEURONS, "each expert's hook_pre, chosen or not", True),
+    Site("blocks.{l}.mlp.hook_expert_pre_linear", EXPERT_NEURONS, "each expert's hook_pre_linear, chosen or not", True),
+    Site("blocks.{l}.mlp.hook_expert_post", EXPERT_NEURONS, "each expert's hook_post, chosen or not", True),
+    Site(
+        "blocks.{l}.mlp.hook_expert_out",
+        (*PER_EXPERT, "d_model"),
+        "each expert's output times its weight, before any norm",
+        True,
+    ),
+    Site("blocks.{l}.mlp.hook_shared_pre", SHARED_NEURONS, "the shared expert's hook_pre"),
+    Site("blocks.{l}.mlp.hook_shared_pre_linear", SHARED_NEURONS, "the shared expert's hook_pre_linear"),
+    Site("blocks.{l}.mlp.hook_shared_post", SHARED_NEURONS, "the shared expert's hook_post"),
+    Site("blocks.{l}.mlp.hook_shared_out", RESID, "the shared expert's output, times its gate"),
     Site("blocks.{l}.ln2_post.hook_scale", SCALE, "divisor of the norm after the MLP"),
     Site("blocks.{l}.ln2_post.hook_normalized", RESID, "normalised output of the MLP, before the weights"),
     Site("blocks.{l}.hook_mlp_out", RESID, "what the MLP adds to the residual stream, with b_out"),
@@ -213,11 +239,23 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
         return turned or cfg.qk_norm is not None
     if place.endswith("hook_sinks"):
         return cfg.attn_sinks
-    if place.endswith("hook_pre_linear"):
-        return cfg.gated_mlp and has_mlp
+    if ".mlp." in place:
+        return _in_mlp(place.rpartition("hook_")[2], cfg, layer)
     if place.endswith("hook_resid_mid"):
         return has_mlp and mixer is not None and not cfg.parallel_attn_mlp
     return has_mlp or "mlp" not in place
+
+
+def _in_mlp(name: str, cfg: ModelConfig, layer: int) -> bool:
+    """Whether the MLP of a layer, or its mixture of experts, has a site."""
+    experts = cfg.experts_in(layer)
+    if name.endswith("pre_linear") and not cfg.gated_mlp:
+        return False
+    if name.startswith("shared_"):
+        return experts is not None and experts.d_shared is not None
+    if name.startswith(("router_", "expert_")):
+        return experts is not None
+    return experts is None and cfg.mlp_in(layer)
 
 
 def site_names(cfg: ModelConfig) -> Mapping[str, Site]:
@@ -239,6 +277,8 @@ def axis_sizes(cfg: ModelConfig) -> dict[str, int]:
     """The lengths of the axes that do not depend on the prompts."""
     check_config(cfg)
     d_inner, d_state = cfg.d_inner or 0, cfg.d_state or 0
+    of = cfg.experts
+    experts = (0, 0, 0, 0) if of is None else (of.n_experts, of.experts_per_token, of.d_expert, of.d_shared or 0)
     return {
         "head": cfg.n_heads,
         "kv_head": cfg.n_kv_heads,
@@ -251,6 +291,7 @@ def axis_sizes(cfg: ModelConfig) -> dict[str, int]:
         "ssm_group": cfg.n_ssm_groups,
         "d_state": d_state,
         "conv_channel": d_inner + 2 * cfg.n_ssm_groups * d_state,
+        **dict(zip(("expert", "slot", "d_expert", "d_shared"), experts, strict=True)),
         "one": 1,
     }
 

@@ -267,6 +267,71 @@ NEMOTRON: dict[str, Any] = {
     "max_position_embeddings": 64, "mamba_num_heads": 6, "mamba_head_dim": 8, "ssm_state_size": 5, "n_groups": 2,
     "time_step_min": 0.6, **ENDS,
 }  # fmt: skip
+# Mixtures of experts, with and without an expert that all positions share.
+SPARSE: dict[str, Any] = {**GROUPED, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+SHARED = {**SPARSE, "shared_expert_intermediate_size": 20}
+GPT_OSS = {
+    **GROUPED, "num_local_experts": 5, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 6,
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 900.0, "factor": 4.0, "truncate": False,
+        "original_max_position_embeddings": 12,
+    },
+}  # fmt: skip
+NEMOTRON_MOE = {
+    **NEMOTRON, "layers_block_type": ["moe", "linear_attention", "full_attention", "moe", "mlp"],
+    "n_routed_experts": 6, "moe_intermediate_size": 12, "moe_shared_expert_intermediate_size": 10,
+    "num_experts_per_tok": 2,
+}  # fmt: skip
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", {**GROUPED, "num_local_experts": 4}),
+    "mixtral-window": (
+        "mixtral",
+        {**GROUPED, "num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 5, "tie_word_embeddings": True},
+    ),
+    "qwen2_moe": ("qwen2_moe", SHARED),
+    "qwen2_moe-some-layers": (
+        "qwen2_moe",
+        {**SHARED, "num_hidden_layers": 4, "norm_topk_prob": True, "decoder_sparse_step": 2, "mlp_only_layers": [3]},
+    ),
+    "qwen2_moe-window": (
+        "qwen2_moe",
+        {**SHARED, "num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+    ),
+    "qwen3_moe": ("qwen3_moe", SPARSE),
+    "qwen3_moe-window": (
+        "qwen3_moe",
+        {
+            **SPARSE,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "mlp_only_layers": [0],
+        },
+    ),
+    "olmoe": ("olmoe", {**GROUPED, "num_experts": 6, "num_experts_per_tok": 3}),
+    "olmoe-clipped": (
+        "olmoe",
+        {**GROUPED, "num_experts": 4, "clip_qkv": 0.8, "norm_topk_prob": True, "num_experts_per_tok": 2},
+    ),
+    "gpt_oss": ("gpt_oss", GPT_OSS),
+    "gpt_oss-clamped": ("gpt_oss", {**GPT_OSS, "swiglu_limit": 0.4, "swiglu_alpha": 1.1, "attention_bias": False}),
+    "jamba-experts": ("jamba", {**JAMBA, "num_experts": 4, "expert_layer_period": 3, "expert_layer_offset": 0}),
+    "nemotron_h-experts": ("nemotron_h", NEMOTRON_MOE),
+    "nemotron_h-latent": ("nemotron_h", {**NEMOTRON_MOE, "moe_latent_size": 8, "mlp_bias": True}),
+    "nemotron_h-groups": (
+        "nemotron_h",
+        {
+            **NEMOTRON_MOE,
+            "n_group": 3,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": False,
+            "mlp_bias": True,
+        },
+    ),
+}
+CASES |= MIXTURES
 STATE_SPACE = {
     **{"mamba": SMALL, "falcon_mamba": SMALL, "mamba2": {**SMALL, **MAMBA2_HEADS}},
     **{"bamba": HYBRID, "jamba": JAMBA, "nemotron_h": NEMOTRON},
@@ -297,6 +362,9 @@ def tiny(model_type: str, options: dict[str, Any], seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0 if parameter.ndim > 1 else 0.5, 0.3)
+        for name, buffer in model.named_buffers():
+            if name.endswith("correction_bias"):  # learned, though no parameter
+                buffer.normal_(0.0, 0.3)
     return model
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.circuits.graph import Graph
-from interp.config import ModelConfig, RopeScaling
+from interp.config import Experts, ModelConfig, RopeScaling
 from interp.edits import Edit, Variant
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT, Mamba
@@ -100,6 +101,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "embed_norm": True,
         "parallel_attn_mlp": True,
     },
+    "experts": {**LLAMA, "experts": Experts(4, 2, 6)},
+    "shared_expert": {
+        **LLAMA,
+        "layer_types": ("attn+moe", "attn+mlp"),
+        "experts": Experts(5, 2, 7, normalize_weights=False, d_shared=9, shared_gate=True),
+    },
+    "clamped_experts": {
+        **LLAMA,
+        "attn_sinks": True,
+        "norm_placement": "both",
+        "experts": Experts(3, 2, 8, router_bias=True, expert_bias=True, swiglu_limit=0.8),
+    },
 }
 
 STATES: dict[str, Any] = {
@@ -117,6 +130,13 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "one_part_a_layer": {
         **STATES, "n_layers": 4, "layer_types": ("mlp", "mamba2", "attn", "mamba"), "d_mlp": 20, "act_fn": "relu2",
         "ssm_normalization_type": "RMSPre", "ssm_eps": 0.1,
+    },
+    "grouped_experts": {
+        **STATES, "n_layers": 3, "layer_types": ("mamba2+moe", "moe", "attn+moe"), "act_fn": "relu2",
+        "experts": Experts(
+            6, 2, 5, router="sigmoid", weight_factor=1.5, n_groups=3, groups_per_token=2, d_shared=4,
+            d_latent=9,
+        ),
     },
 }  # fmt: skip
 # Parameters that start as ones, zeros or constants: norms, biases, and two of a mixer.
@@ -137,6 +157,11 @@ def make(kind: str, **changes: Any) -> GPT:
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
             parameter.add_(FAR_FROM_START.get(last, 0.0))
     return model
+
+
+def every_expert(experts: Experts) -> Experts:
+    """The same experts, of which a router chooses all."""
+    return replace(experts, experts_per_token=experts.n_experts, groups_per_token=experts.n_groups)
 
 
 def pairs_of(*lengths: int) -> PromptPairs:

@@ -29,7 +29,8 @@ def every_part(cfg: ModelConfig) -> list[Part]:
             made += [Part(kind, layer, index) for index in range(sizes[kind])]
         made += [] if mixer is None else [Part(mixer.whole, layer)]
         if cfg.mlp_in(layer):
-            made += [Part("neuron", layer, index) for index in range(sizes["d_mlp"])] + [Part("mlp", layer)]
+            units = ("neuron", sizes["d_mlp"]) if cfg.experts_in(layer) is None else ("expert", sizes["expert"])
+            made += [Part(units[0], layer, index) for index in range(units[1])] + [Part("mlp", layer)]
     return [*made, Part("logits")]
 
 
@@ -149,8 +150,16 @@ def test_the_tables_of_kinds_agree_with_those_of_sites() -> None:
         of_mixer = {site.short: site for site in SITES if site.mixers is not None and mixer in site.mixers}
         assert whole in of_mixer and unit.axis in of_mixer[unit.site].axes
         assert own.heads == (mixer != "mamba") and own.usual in (own.unit, own.whole)
-    assert set(WHOLES) <= set(sites) and list(CUTS) == ["z", "gated", "attn_out", "out", "mlp_out", "post"]
-    assert set(UNITS) == {"head", "kv_head", "ssm_head", "ssm_group", "channel", "neuron"}
+    assert set(WHOLES) <= set(sites) and list(CUTS) == [
+        "z",
+        "gated",
+        "attn_out",
+        "out",
+        "mlp_out",
+        "expert_out",
+        "post",
+    ]
+    assert set(UNITS) == {"head", "kv_head", "ssm_head", "ssm_group", "channel", "expert", "neuron"}
 
 
 def test_the_part_of_a_row() -> None:

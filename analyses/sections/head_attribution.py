@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analyses.head_attribution import MIXERS, SUMS, by_layer, plot_layers, plot_parts, run, summary
-from interp.attribution.direct import PARTS
+from analyses.head_attribution import SUMS, WHOLES, by_layer, plot_layers, plot_parts, run, summary
+from interp.attribution.direct import PARTS, columns
 from interp.hooked.model import HookedModel
 from interp.names import PART_KINDS
 from interp.prompts.pairs import PromptPairs
@@ -36,8 +36,8 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         *(_figure(parts, kind) for kind in PARTS if kind in set(parts["kind"])),
     ]
     shown = table[table["kind"].isin([*PARTS, "mixer", "mlp", "embed"])]
-    if model.cfg.has_mamba:  # names say where parts stand
-        shown = shown.drop(columns=PARTS)
+    if model.cfg.has_mamba or model.cfg.experts is not None:  # names say where parts stand
+        shown = shown.drop(columns=columns(model.cfg))
     section = Section(
         title="Direct logit attribution",
         anchor="attribution",
@@ -50,7 +50,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
 
 def _added(frame: pd.DataFrame) -> tuple[list[tuple[str, float]], float]:
     """What all heads, mixers and MLPs add, each in a word, and what biases add: means over prompts."""
-    kinds = frame["kind"].replace(dict.fromkeys(MIXERS, "mixer"))
+    kinds = frame["kind"].replace(WHOLES)
     sums = frame["value"].groupby([kinds, frame["prompt"]]).sum().groupby(level=0).mean()
     return [(PART_KINDS[kind].plural, float(sums[kind])) for kind in SUMS if kind in sums], float(sums["bias"])
 
@@ -110,7 +110,8 @@ def _figure(parts: pd.DataFrame, kind: str) -> FigureItem:
     """Every head, or the channels with rows."""
     own = parts[parts["kind"] == kind]
     row = PART_KINDS[kind]
-    which = "the channels with the largest ones" if kind == "channel" else f"every {row.word}"
+    some = {"channel": "the channels with the largest ones", "expert": "every expert that a last position is sent to"}
+    which = some.get(kind, f"every {row.word}")
     return FigureItem(
         f"attribution_{kind}s",
         f"Direct contribution of {which}",

@@ -1,7 +1,7 @@
 """Direct logit attribution: the parts of a model that write into its residual stream, and what each is worth in logits.
 
-1. `written`: embeddings, heads, biases and MLPs write vectors, whose sum, with what state-space layers write, is the
-   stream.
+1. `written`: embeddings, heads, biases, MLPs and experts write vectors, whose sum, with what state-space layers write,
+   is the stream.
 2. The final norm, with the scale that it has in a run, and the unembedding are linear: a direction of logits is one
    direction of the stream (`seen_through`). Heads and channels of state-space layers are read in it without their
    vectors (`of_mixers`), since a layer of Mamba-1 has thousands of channels.
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.config import ModelConfig
 from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
+from interp.models.derivations import LayerRun
 from interp.models.gpt import GPT
 from interp.names import MIXER_PARTS, Part
 
@@ -29,20 +31,42 @@ if TYPE_CHECKING:
 SITES = ("hook_embed", "hook_pos_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out", "ln_final.hook_scale")
 """How the names of the sites end that a run has to keep."""
 
-PARTS = [own.unit for own in MIXER_PARTS.values()]  # kinds of parts of mixers that have rows of their own
+EXPERT_SITES = (
+    "hook_resid_pre", "hook_resid_mid", "ln2.hook_normalized", "mlp.hook_expert_weights", "ln2_post.hook_scale",
+)  # fmt: skip
+"""The same for layers with experts."""
+
+MIXED = [own.unit for own in MIXER_PARTS.values()]
+PARTS = [*MIXED, "expert"]  # kinds of parts of layers that have rows of their own
 Label = tuple[str, str, int | None, int | None]
 """Of a part: its name, its kind, its layer and its number there."""
 
 
+def kept(model: HookedModel) -> list[str]:
+    """The sites that a run has to keep."""
+    routed = {f"blocks.{at}." for at in range(model.cfg.n_layers) if model.cfg.experts_in(at) is not None}
+    return [
+        name
+        for name in model.hook_dict
+        if name.endswith(SITES) or (name.endswith(EXPERT_SITES) and name.startswith(tuple(routed)))
+    ]
+
+
+def columns(cfg: ModelConfig) -> list[str]:
+    """Those of `PARTS` that have a column in tables of a model."""
+    return (MIXED if cfg.has_mamba else ["head"]) + (["expert"] if cfg.experts is not None else [])
+
+
 def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor]) -> tuple[list[Label], list[Tensor]]:
-    """What embeddings, heads, biases and MLPs wrote into the residual stream, a vector for every prompt.
+    """What embeddings, heads, biases, MLPs and experts wrote into the residual stream, a vector for every prompt.
 
     Args:
-        model, cache: what ran, and its `SITES`.
+        model, cache: what ran, and the sites of `kept`.
         at: numbers of prompts and a position of each, both [prompt].
 
     Returns:
-        The parts' labels, and what each wrote [prompt, d_model].
+        The parts' labels, and what each wrote [prompt, d_model]. Of experts those that any of the prompts is sent to;
+        what their MLP wrote beside them has a row of its own.
     """
     labels: list[Label] = []
     wrote: list[Tensor] = []
@@ -57,9 +81,32 @@ def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor
         for name, bias in _biases(model, layer, cache, at):
             labels.append((name, "bias", layer, None))
             wrote.append(bias)
-        if model.cfg.mlp_in(layer):
+        if model.cfg.experts_in(layer) is not None:
+            own, by_experts = _experts(model, cache, layer, at)
+            labels += own
+            wrote += by_experts
+        elif model.cfg.mlp_in(layer):
             labels.append((Part("mlp", layer).name, "mlp", layer, None))
             wrote.append(cache["mlp_out", layer][at])
+    return labels, wrote
+
+
+def _experts(
+    model: HookedModel, cache: ActivationCache, layer: int, at: tuple[Tensor, Tensor]
+) -> tuple[list[Label], list[Tensor]]:
+    """What the experts of a layer wrote, and what its MLP wrote beside them: a shared expert, biases."""
+    assert isinstance(model, GPT)
+    block, here = model.block(layer), f"blocks.{layer}."
+    own = {name: cache[name][at] for name in cache if name.startswith(here) and name.endswith(EXPERT_SITES)}
+    made = LayerRun(model.cfg, layer, block, own, None).expert_out()  # [prompt, expert, d_model]
+    assert made is not None
+    parts = block.mlp_results(made, own.get(f"{here}ln2_post.hook_scale"))
+    used = own[f"{here}mlp.hook_expert_weights"].ne(0).any(0).nonzero()[:, 0].tolist()
+    labels: list[Label] = [(Part("expert", layer, expert).name, "expert", layer, expert) for expert in used]
+    wrote = list(parts[:, used].unbind(1))
+    if block.has_beside_experts:
+        labels.append((f"rest of {Part('mlp', layer).name}", "mlp", layer, None))
+        wrote.append(cache["mlp_out", layer][at] - parts.sum(1))
     return labels, wrote
 
 
@@ -101,7 +148,7 @@ def of_mixers(
     """What state-space layers contribute: each head of Mamba-2, and the channels of Mamba-1 that contribute most.
 
     Args:
-        model, cache: what ran, and its `SITES`.
+        model, cache: what ran, and the sites of `kept`.
         at: numbers of prompts and a position of each, both [prompt].
         seen: the direction of the residual stream that counts, as `seen_through` gives it, [prompt, d_model].
         channels: how many channels of all Mamba-1 layers have rows, the largest mean magnitudes.

@@ -272,7 +272,8 @@ def integrated_gradients(
     """How much of the metric's difference between the two runs each position's token accounts for.
 
     The input embedding goes in a straight line from the base run's to the other run's; the gradient is taken in the
-    middle of each of `steps` pieces.
+    middle of each of `steps` pieces. In a mixture of experts a choice that changes on the way is a jump of the metric,
+    which no gradient accounts for.
 
     Returns:
         [prompt, pos], in the metric's unit; the sum over positions is metric(other run) - metric(base run), but for
@@ -357,6 +358,9 @@ def _check(model: HookedModel, base: str, names: list[str]) -> None:
     if not names:
         raise HookError("gradients need at least one site")
     points = [model.hook_dict[name] for name in names]
+    whole = next((point.name for point in points if point.site.whole), None)
+    if whole is not None:
+        raise HookError(f"{whole!r} holds whole numbers, which have no gradient")
     split = {point.layer() for point in points if point.site.short in ("q_input", "k_input", "v_input")}
     for point in points:
         if point.site.short.startswith("ln1.") and point.layer() in split:

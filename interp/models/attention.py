@@ -79,7 +79,7 @@ class Attention(nn.Module):
         sight = context.sights[self.kind]
         q, k, v = self.project(x, split or {})
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self._clipped(self.q_norm(q)), self._clipped(self.k_norm(k))
         if self.hook_rot_q is not None and self.hook_rot_k is not None:
             q, k = (self.rotate(q, sight), self.rotate(k, sight)) if sight.cos is not None else (q, k)
             q, k = self.hook_rot_q(q), self.hook_rot_k(k)
@@ -93,7 +93,7 @@ class Attention(nn.Module):
     def turn(self, q: Tensor, k: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
         """Queries and keys as scores compare them, normalised and turned by their positions, without hook points."""
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm.unhooked(q), self.k_norm.unhooked(k)
+            q, k = self._clipped(self.q_norm.unhooked(q)), self._clipped(self.k_norm.unhooked(k))
         return (q, k) if sight.cos is None else (self.rotate(q, sight), self.rotate(k, sight))
 
     def write(self, z: Tensor) -> Tensor:
@@ -129,9 +129,14 @@ class Attention(nn.Module):
                 else plain
                 for name, (plain, W, b) in parts.items()
             )
-        if cfg.clip_qkv is not None:
-            q, k, v = (value.clamp(-cfg.clip_qkv, cfg.clip_qkv) for value in (q, k, v))
-        return self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        if self.q_norm is None:  # otherwise their norms come first
+            q, k = self._clipped(q), self._clipped(k)
+        return self.hook_q(q), self.hook_k(k), self.hook_v(self._clipped(v))
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        """Queries, keys or values within the model's bounds."""
+        bound = self.cfg.clip_qkv
+        return x if bound is None else x.clamp(-bound, bound)
 
     def rotate(self, x: Tensor, sight: Sight) -> Tensor:
         """Turn pairs (a, b) of the first `rotary_dim` channels of x [batch, pos, head, d_head] by an angle each.

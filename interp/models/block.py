@@ -22,6 +22,7 @@ from interp.hooked.hooks import HookPoint
 from interp.hooked.past import PastKeyValues
 from interp.models.attention import Attention
 from interp.models.layers import MLP, Norm, SharedNorm
+from interp.models.moe import MoE
 from interp.state_space.mamba1 import Mamba1
 from interp.state_space.mamba2 import Mamba2
 
@@ -46,7 +47,12 @@ class Block(nn.Module):
             owner, path = self.ln1 if cfg.shared_norm else None, f"{here}.ln2"
             self.ln2 = Norm(cfg, path, points) if owner is None else SharedNorm(cfg, path, points, owner)
         self.ln2_post = Norm(cfg, f"{here}.ln2_post", points) if cfg.norms_after and has_mlp else None
-        self.mlp = MLP(cfg, layer, points) if has_mlp else None
+        self.mlp: MLP | MoE | None = None
+        if cfg.experts_in(layer) is not None:
+            self.mlp = MoE(cfg, layer, points)
+        elif has_mlp:
+            assert cfg.d_mlp is not None
+            self.mlp = MLP(cfg, cfg.d_mlp, f"{here}.mlp.hook_", points)
         self.heads = {"q": cfg.n_heads, "k": cfg.n_kv_heads, "v": cfg.n_kv_heads}
         self.hook_split = {name: points[f"{here}.hook_{name}_input"] for name in self.heads if self.attn is not None}
         self.hook_resid_pre, self.hook_resid_post = points[f"{here}.hook_resid_pre"], points[f"{here}.hook_resid_post"]
@@ -108,6 +114,25 @@ class Block(nn.Module):
         """What is added to the stream of what attention or MLP made."""
         made = made if norm is None else norm(made)
         return made if self.residual_scale == 1.0 else made * self.residual_scale
+
+    @property
+    def has_beside_experts(self) -> bool:
+        """Whether a mixture adds anything that none of its experts makes: a shared expert, a bias."""
+        mlp, after = self.mlp, self.ln2_post
+        if not isinstance(mlp, MoE) or mlp.shared is not None or (after is not None and after.b is not None):
+            return True
+        return mlp.latent_out is not None and mlp.latent_out.b is not None
+
+    def mlp_results(self, parts: Tensor, scale: Tensor | None) -> Tensor:
+        """Parts of what the MLP made, as they are added to the stream: through the norm after it, which is linear.
+
+        Args:
+            parts: [..., part, d_model].
+            scale: the divisor of the norm after the MLP [..., 1]; None where there is none.
+        """
+        if self.ln2_post is not None and scale is not None:
+            parts = self.ln2_post.scaled(parts, scale[..., None, :])
+        return parts if self.residual_scale == 1.0 else parts * self.residual_scale
 
     def head_results(self, z: Tensor) -> Tensor:
         """What each head adds to the residual stream.  # [..., head, d_head] -> [..., head, d_model]

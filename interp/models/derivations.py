@@ -9,6 +9,8 @@ A cache gives them without having stored them (`interp.hooked.cache`), as the fo
 | `attn_scores`, `pattern` | queries and keys, or the scores if these are stored |
 | `result` | `z` |
 | `state`, `mixer.pattern` | what the recurrence runs on (`RECURRENT`) |
+| `expert_pre`, `expert_pre_linear` | what the MLP's norm makes of the residual stream |
+| `expert_post`, `expert_out` | the one before, and the experts' weights |
 
 A derivation gives None where the run does not have what it needs.
 """
@@ -25,6 +27,7 @@ from interp.config import ModelConfig
 from interp.forward.forward_context import make_context
 from interp.models.block import Block
 from interp.models.layers import Norm
+from interp.models.moe import MoE
 from interp.state_space.mixer import RECURRENT
 
 
@@ -100,6 +103,33 @@ class LayerRun:
             return None
         return mixer.derive(site, self.attention_mask, **values)
 
+    def expert_inputs(self, which: int) -> Tensor | None:
+        """What the neurons of every expert are made of: the gate, or else the input (0), and the other branch (1)."""
+        mlp, stored = self.block.mlp, self.stored(f"mlp.hook_expert_{('pre', 'pre_linear')[which]}")
+        if not isinstance(mlp, MoE) or stored is not None:
+            return stored
+        norm, normalized, stream = self.block.ln2, self.stored("ln2.hook_normalized"), self.mlp_in
+        if norm is not None and normalized is not None:
+            return mlp.inputs(norm.weighed(normalized))[which]
+        if stream is None:
+            return None
+        return mlp.inputs(stream if norm is None else norm.unhooked(stream))[which]
+
+    def expert_neurons(self) -> Tensor | None:
+        """The neurons of every expert.  # [batch, pos, expert, d_expert]"""
+        mlp, stored = self.block.mlp, self.stored("mlp.hook_expert_post")
+        pre, linear = self.expert_inputs(0), self.expert_inputs(1)
+        if not isinstance(mlp, MoE) or stored is not None or pre is None:
+            return stored
+        return mlp.activate(pre, linear)
+
+    def expert_out(self) -> Tensor | None:
+        """The weighted output of every expert.  # [batch, pos, expert, d_model]"""
+        mlp, neurons, weights = self.block.mlp, self.expert_neurons(), self.stored("mlp.hook_expert_weights")
+        if not isinstance(mlp, MoE) or neurons is None or weights is None:
+            return None
+        return mlp.outputs(neurons, weights)
+
 
 def norm_scale(norm: nn.Module | None, resid: Tensor | None) -> Tensor | None:
     """The divisor of a norm, from the residual stream that it reads.  # [..., 1]"""
@@ -124,6 +154,10 @@ IN_LAYER: dict[str, Callable[[LayerRun], Tensor | None]] = {
     "attn_scores": LayerRun.scores,
     "pattern": LayerRun.pattern,
     "result": LayerRun.head_results,
+    "expert_pre": lambda run: run.expert_inputs(0),
+    "expert_pre_linear": lambda run: run.expert_inputs(1),
+    "expert_post": LayerRun.expert_neurons,
+    "expert_out": LayerRun.expert_out,
     "state": lambda run: run.recurrent("state"),
     "mixer.pattern": lambda run: run.recurrent("pattern"),
 }

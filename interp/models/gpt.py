@@ -56,7 +56,10 @@ def _stacked(part: str, name: str, shape: str) -> property:
         if len(there) < len(owners):
             which = ", ".join(map(str, there))
             raise UnknownName(f"{name} is not in every layer but in {which}: take blocks[l].{part}.{name} of each")
-        return torch.stack([getattr(owner, name) for owner in owners])
+        stacked = [getattr(owner, name) for owner in owners]
+        if any(one.shape != stacked[0].shape for one in stacked):
+            raise UnknownName(f"{name} has a shape of its own in some layers: take blocks[l].{part}.{name} of each")
+        return torch.stack(stacked)
 
     return property(
         stack, doc=f"`{name}` of every layer, copied: [layer, {shape}]. `blocks[l].{part}.{name}` is a view."
@@ -336,6 +339,7 @@ class GPT(HookedModel):
     W_in = _stacked("mlp", "W_in", "d_model, d_mlp")
     W_gate = _stacked("mlp", "W_gate", "d_model, d_mlp")
     W_out = _stacked("mlp", "W_out", "d_mlp, d_model")
+    W_router = _stacked("mlp", "W_router", "d_model, expert")
     b_in = _stacked("mlp", "b_in", "d_mlp")
     b_gate = _stacked("mlp", "b_gate", "d_mlp")
     b_out = _stacked("mlp", "b_out", "d_model")
@@ -375,7 +379,8 @@ def _check_size(cfg: ModelConfig) -> None:
     """
     place = torch.get_default_device()
     widest = cfg.d_model + sum(axis_sizes(cfg).values()) + cfg.n_heads * cfg.d_head
-    at_most = cfg.d_model * (cfg.d_vocab + cfg.d_vocab_out + cfg.n_ctx) + cfg.n_layers * widest**2
+    n_mlps = 1 if cfg.experts is None else cfg.experts.n_experts
+    at_most = cfg.d_model * (cfg.d_vocab + cfg.d_vocab_out + cfg.n_ctx) + cfg.n_layers * n_mlps * widest**2
     if place.type == "meta" or at_most < SURELY_FITS:
         return
     # One layer of each kind, without memory, is enough to count them all.

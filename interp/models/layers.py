@@ -77,7 +77,7 @@ class Norm(nn.Module):
         """Normalise x [..., d_model]."""
         wide = self._center(x)
         scale = self.hook_scale(self._scale(wide))
-        return self._weigh(self.hook_normalized((wide / scale).to(x.dtype)))
+        return self.weighed(self.hook_normalized((wide / scale).to(x.dtype)))
 
     @property
     def gain(self) -> Tensor | None:
@@ -92,7 +92,7 @@ class Norm(nn.Module):
     def unhooked(self, x: Tensor) -> Tensor:
         """The same without the hook points: for inputs beside the residual stream."""
         wide = self._center(x)
-        return self._weigh((wide / self._scale(wide)).to(x.dtype))
+        return self.weighed((wide / self._scale(wide)).to(x.dtype))
 
     def scale(self, x: Tensor) -> Tensor:
         """The divisor of x.  # [..., d_model] -> [..., 1]"""
@@ -116,7 +116,8 @@ class Norm(nn.Module):
     def _scale(self, wide: Tensor) -> Tensor:
         return (wide.pow(2).mean(self.dims, keepdim=True) + self.eps).sqrt()
 
-    def _weigh(self, normalized: Tensor) -> Tensor:
+    def weighed(self, normalized: Tensor) -> Tensor:
+        """What is normalised, with weight and bias.  # [..., d_model]"""
         gain, b = self.gain, self.b
         if gain is None:
             return normalized
@@ -172,22 +173,27 @@ class MLP(nn.Module):
 
     Weights lie as the matrix products want them, one row an output: `W_up` and, when gated, `W_gate_up`
     [d_mlp, d_model], `W_down` [d_model, d_mlp]. `W_in` and the rest are views in TransformerLens's shapes.
+
+    Args:
+        cfg: the model's configuration.
+        d_mlp: how many neurons.
+        sites: how the names of its sites begin, such as `blocks.0.mlp.hook_`.
+        points: the hook points of the model.
     """
 
-    def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint]) -> None:
+    def __init__(self, cfg: ModelConfig, d_mlp: int, sites: str, points: Mapping[str, HookPoint]) -> None:
         super().__init__()
-        assert cfg.d_mlp is not None and cfg.act_fn is not None
+        assert cfg.act_fn is not None
         self.act = ACTIVATIONS[cfg.act_fn]
         gated, biased = cfg.gated_mlp, cfg.mlp_bias
-        self.W_up = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model))
-        self.W_gate_up = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model)) if gated else None
-        self.W_down = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp))
-        self.b_up = nn.Parameter(torch.empty(cfg.d_mlp)) if biased else None
-        self.b_gate_up = nn.Parameter(torch.empty(cfg.d_mlp)) if gated and biased else None
+        self.W_up = nn.Parameter(torch.empty(d_mlp, cfg.d_model))
+        self.W_gate_up = nn.Parameter(torch.empty(d_mlp, cfg.d_model)) if gated else None
+        self.W_down = nn.Parameter(torch.empty(cfg.d_model, d_mlp))
+        self.b_up = nn.Parameter(torch.empty(d_mlp)) if biased else None
+        self.b_gate_up = nn.Parameter(torch.empty(d_mlp)) if gated and biased else None
         self.b_down = nn.Parameter(torch.empty(cfg.d_model)) if biased else None
-        here = f"blocks.{layer}.mlp.hook_"
-        self.hook_pre, self.hook_post = points[here + "pre"], points[here + "post"]
-        self.hook_pre_linear = points.get(here + "pre_linear")
+        self.hook_pre, self.hook_post = points[sites + "pre"], points[sites + "post"]
+        self.hook_pre_linear = points.get(sites + "pre_linear")
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer's neurons add.  # [batch, pos, d_model] -> [batch, pos, d_model]"""

@@ -65,8 +65,12 @@ class RowCost(NamedTuple):
 def row_in(cfg: ModelConfig, layer: int, wide: int) -> RowCost:
     """What a row costs in a layer; `wide` numbers of the model's type fill one of a step size or a state."""
     d_model, d_mlp = cfg.d_model, (cfg.d_mlp or 0) if cfg.mlp_in(layer) else 0
-    mlp = 2 * d_model * (3 if cfg.gated_mlp else 2) * d_mlp
-    mixer, beside_mlp = cfg.mixer(layer), 3 * d_mlp + d_model
+    router = 0
+    if (experts := cfg.experts_in(layer)) is not None:
+        d_mlp = experts.experts_per_token * experts.d_expert + (experts.d_shared or 0)
+        router = experts.n_experts
+    mlp = 2 * d_model * ((3 if cfg.gated_mlp else 2) * d_mlp + router)
+    mixer, beside_mlp = cfg.mixer(layer), 3 * d_mlp + d_model + 3 * router
     if mixer == "attn":
         heads, kv_heads = cfg.n_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head
         beside = max(3 * (heads + 2 * kv_heads) + 2 * heads, beside_mlp)
@@ -156,6 +160,8 @@ class Costs:
         sequence += 3 * self.state  # of a run of rows: before it, after it, in between
         if on_demand:
             row += 3 * max(cfg.n_heads, 1) * (cfg.d_model + width)
+        if cfg.experts is not None and any(name.startswith("expert_") for name in on_demand):
+            row += cfg.experts.n_experts * (4 * cfg.experts.d_expert + 3 * cfg.d_model)
         if "state" in on_demand:
             row += 6 * self.state
         if "mixer.pattern" in on_demand:

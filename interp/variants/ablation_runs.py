@@ -27,7 +27,7 @@ from interp.variants.components import one_after_another, replaced
 if TYPE_CHECKING:
     import pandas as pd
 
-PARTS = ["head", "ssm_head", "channel", "neuron"]
+PARTS = ["head", "ssm_head", "channel", "expert", "neuron"]
 """Columns of a component's number in its layer, by what it is."""
 
 CELL = ["kind", "component", "site", "layer", *PARTS, "metric"]
@@ -37,6 +37,7 @@ COLUMNS = [
     *("prompt", "metric", "value", "base_value", "rounding", "effect"),
 ]
 RECURRENT = {"ssm_head", "channel"}  # columns of models that have such layers
+SPARSE = {"expert"}
 
 
 def singles(parts: Sequence[Part], values: Mapping[str, Mapping[str, Tensor]]) -> list[Variant]:
@@ -82,15 +83,17 @@ def curves(
     return made
 
 
-def with_effect(frame: pd.DataFrame, *, recurrent: bool) -> pd.DataFrame:
+def with_effect(frame: pd.DataFrame, *, recurrent: bool, sparse: bool) -> pd.DataFrame:
     """A sweep's table with the effect, base_value - value, and its columns in order.
 
     Args:
         frame: single ablations, and curves.
         recurrent: whether there are columns of heads and channels of state-space layers.
+        sparse: whether there is one of experts.
     """
     frame = frame.assign(effect=frame["base_value"] - frame["value"])
-    columns = [name for name in COLUMNS if recurrent or name not in RECURRENT]
+    absent = (set() if recurrent else RECURRENT) | (set() if sparse else SPARSE)
+    columns = [name for name in COLUMNS if name not in absent]
     whole = {name: "Int64" for name in ("draw", "number", "layer", *PARTS) if name in columns}
     return frame.reindex(columns=columns).astype(whole)
 

@@ -64,7 +64,7 @@ def replacements(
     Raises:
         UnknownName: a kind, side or site that does not exist.
         PromptError: `mean_by_role` of prompts without roles, `resample` where no other prompt has a prompt's length.
-        InterpError: `mean_by_role` of a site without positions of its own, such as a pattern.
+        InterpError: `mean_by_role` of a site without positions of its own, such as a pattern; a mean of whole numbers.
 
     Source: see the module.
     """
@@ -72,6 +72,9 @@ def replacements(
     check_side(run)
     pairs = pairs.to(model.device)
     names = list(dict.fromkeys(names))
+    whole = next((name for name in names if name in model.hook_dict and model.hook_dict[name].site.whole), None)
+    if whole is not None and kind in ("mean", "mean_by_role"):
+        raise InterpError(f"{whole!r} holds whole numbers, of which there is no mean: choose another ablation")
     _, cache = model.run_with_cache(
         getattr(pairs, run), names_filter=names, attention_mask=pairs.attention_mask, return_type=None
     )

@@ -1,8 +1,8 @@
 """The components that a model can be taken apart into, and the edits that take some of them away together.
 
 A component is what is ablated at once, at all positions: a head, the attention or state-space mixer of a layer, an MLP,
-a neuron, a channel. Edits of one site and layer are one edit, so that a model without two hundred of its heads is
-thirty edits. Taken away one after another, components make a curve; so they do when they are given back.
+an expert, a neuron, a channel. Edits of one site and layer are one edit, so that a model without two hundred of its
+heads is thirty edits. Taken away one after another, components make a curve; so they do when they are given back.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ CUTS: dict[str, tuple[str, ...]] = {
     "z": ("head",),
     "gated": ("ssm_head", "channel"),
     **{site: (kind,) for site, kind in WHOLES.items()},
+    "expert_out": ("expert",),
     "post": ("neuron",),
 }
 """The sites of components, and the kinds of part that a layer's components may be there."""
@@ -32,7 +33,7 @@ CUTS: dict[str, tuple[str, ...]] = {
 STAGES = {"ablate": "ablated", "restore": "restored"}
 """The curves: components go, or come back when all have gone."""
 
-NESTED = (*((own.unit, own.whole) for own in MIXER_PARTS.values()), ("neuron", "mlp"))
+NESTED = (*((own.unit, own.whole) for own in MIXER_PARTS.values()), ("expert", "mlp"), ("neuron", "mlp"))
 """Kinds of part, and the kind that contains them."""
 
 
@@ -44,7 +45,7 @@ def components(model: HookedModel, sites: Iterable[str] | None = None, only: Nam
         model: the model.
         sites: names of `CUTS`: "z" (heads), "gated" (heads of Mamba-2 layers, channels of Mamba-1 layers), "attn_out"
             (the attention of a layer, with its bias), "out" (the state-space mixer of a layer), "mlp_out" (MLPs),
-            "post" (neurons). None takes heads, and the mixers of layers without any.
+            "expert_out" (experts), "post" (neurons). None takes heads, and the mixers of layers without any.
         only: keep those of these names: as `Part.parse` reads them, a glob ("L9H*"), a predicate or a list of these;
             "L9H6,L9H9" is two.
 
@@ -110,8 +111,8 @@ def check_apart(parts: Iterable[Part]) -> None:
     """Refuse components that contain one another, which cannot be counted together.
 
     Raises:
-        InterpError: heads beside the whole attention of their layer, channels beside its mixer, or neurons beside its
-            MLP.
+        InterpError: heads beside the whole attention of their layer, channels beside its mixer, or experts or neurons
+            beside its MLP.
     """
     there = {(part.kind, part.layer) for part in parts}
     for part, whole in NESTED:

@@ -39,6 +39,7 @@ AXES = {
     "ssm_head": ("ssm_head",),
     "ssm_group": ("ssm_group",),
     "channel": ("channel",),
+    "expert": ("expert",),
 }
 """What cells may be cut by, and the axes of a site that it can mean: a pattern's position is its destination."""
 
@@ -80,7 +81,7 @@ READ = tuple(dict.fromkeys(PART_KINDS[own.unit].site for own in MIXER_PARTS.valu
 """What W_O and W_out read: values that have the heads, or channels, of a mixer."""
 
 PLACES = ("pos", "role", "query", "key")
-HEAD_AXES = ("head", "kv_head", "ssm_head", "ssm_group", "channel")
+HEAD_AXES = ("head", "kv_head", "ssm_head", "ssm_group", "channel", "expert")
 COLUMNS = (*HEAD_AXES, *PLACES, "neuron")
 TOLD = {"pos": ("token", "role"), "query": ("query_token", "query_role"), "key": ("key_token", "key_role")}
 """A column of positions, and the columns that say which token and which role stands there."""

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -20,6 +19,7 @@ from interp.config import ModelConfig
 from interp.errors import ConfigError, InterpError, UnknownName, WeightsError, nearest
 from interp.models.gpt import GPT, Mamba
 from interp.models.layers import PosEmbed
+from interp.models.moe import MoE
 from interp.state_space.mixer import MambaMixer
 from interp.weights.checkpoint import FLOATS, Checkpoint, Stored
 
@@ -115,9 +115,17 @@ def weights(model: GPT) -> dict[str, Tensor]:
         "ln2_post": ("w", "b"),
         "mlp": ("W_in", "W_gate", "W_out") + (("b_in", "b_gate", "b_out") if cfg.mlp_bias else ()),
     }
+    biased = cfg.experts is not None and cfg.experts.expert_bias
+    mixture = {
+        "mlp": ("W_router", "b_router", "b_choice", "w_shared", "W_in", "W_gate", "W_out")
+        + (("b_in", "b_gate", "b_out") if biased else ()),
+        "mlp.shared": parts["mlp"],
+        "mlp.latent_in": ("W", "b"),
+        "mlp.latent_out": ("W", "b"),
+    }
     for layer, block in enumerate(model.blocks):
-        for part, names in parts.items():
-            owner = operator.attrgetter(part)(block) if block.attn is not None or "." not in part else None
+        for part, names in (parts | mixture if isinstance(block.mlp, MoE) else parts).items():
+            owner = _part(block, part)
             named |= {f"blocks.{layer}.{part}.{name}": getattr(owner, name, None) for name in names}
         if isinstance(block.mixer, MambaMixer):
             named |= {f"blocks.{layer}.mixer.{name}": weight for name, weight in block.mixer.named_parameters()}
@@ -126,6 +134,14 @@ def weights(model: GPT) -> dict[str, Tensor]:
         named["unembed.W_U"] = model.unembed.W_U
     named["unembed.b_U"] = model.unembed.b_U
     return {name: tensor.detach() for name, tensor in named.items() if tensor is not None}
+
+
+def _part(block: nn.Module, path: str) -> nn.Module | None:
+    """A part of a block, such as `attn.q_norm`; None where the block has none."""
+    part: nn.Module | None = block
+    for name in path.split("."):
+        part = getattr(part, name, None)
+    return part
 
 
 def name_problems(expected: Collection[str], given: Collection[str]) -> list[str]:

@@ -126,8 +126,21 @@ def test_every_kind_of_model_can_be_ablated(name: str) -> None:
     model, pairs = make(name), pairs_of(6, 6, 4)
     frame = ablation.run(model, pairs, kind="zero,mean", site=sites_of(model), only=lambda n: "N" not in n)
     summary = ablation.summary(frame)
-    assert len(summary) == 2 * 2 * (model.cfg.n_heads + len(sites_of(model)) - 1 - (not model.cfg.attn_only))
+    assert len(summary) == 2 * 2 * (model.cfg.n_heads + 1 + model.cfg.has_mlp)
     assert summary["n"].eq(3).all() and summary["p_adjusted"].ge(summary["p"]).all()
+    ablation.plot(frame).canvas.draw()
+
+
+@pytest.mark.parametrize("name", ["experts", "shared_expert", "grouped_experts"])
+def test_every_ablation_of_an_expert_equals_a_full_forward(name: str) -> None:
+    model, pairs = make(name), pairs_of(6, 6, 4)
+    frame = ablation.run(model, pairs, kind="zero,mean", site="expert_out", progress=False)
+    assert set(frame["component"]) == {f"L{row.layer}E{row.expert}" for row in frame.itertuples()}
+    for (kind, layer, expert), own in frame.groupby(["kind", "layer", "expert"]):
+        expected = without(model, pairs, [(f"blocks.{layer}.mlp.hook_expert_out", expert)], kind)
+        assert own["value"].tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    n_layers = sum(model.cfg.experts_in(layer) is not None for layer in range(model.cfg.n_layers))
+    assert len(ablation.summary(frame)) == 2 * n_layers * model.cfg.experts.n_experts
     ablation.plot(frame).canvas.draw()
 
 

@@ -35,6 +35,8 @@ def test_a_slope_is_the_metrics_rate_of_change_of_every_prompt(kind: str) -> Non
     model, pairs = make(kind).double(), pairs_of(6, 4, 5)
     names = [*(f"blocks.0.attn.hook_{site}" for site in SITES), "blocks.1.hook_q_input", "blocks.1.hook_resid_post"]
     names += ["blocks.1.hook_mlp_in", "blocks.0.mlp.hook_post"] if not model.cfg.attn_only else []
+    names += [f"blocks.0.mlp.hook_{site}" for site in ("router_scores", "expert_weights", "shared_out")]
+    names = [name for name in names if name in model.hook_dict]
     found = gradients(model, pairs, names, "log_prob")
     generator = torch.Generator().manual_seed(0)
     for name in names:
@@ -45,6 +47,21 @@ def test_a_slope_is_the_metrics_rate_of_change_of_every_prompt(kind: str) -> Non
         rate = (found.slopes[name] * way).flatten(1).sum(1)
         assert rate.tolist() == pytest.approx(((there - back) / 2e-5).tolist(), rel=1e-4, abs=1e-6), name
     assert found.metric.tolist() == pytest.approx(moved(model, pairs, INPUT, torch.zeros(1), "log_prob").tolist())
+
+
+@pytest.mark.parametrize("kind", ["experts", "shared_expert", "clamped_experts"])
+def test_a_slope_at_an_expert_is_the_metrics_rate_of_change(kind: str) -> None:
+    model, pairs = make(kind).double(), pairs_of(6, 4, 5)
+    names = [f"blocks.0.mlp.hook_expert_{site}" for site in ("weights", "pre", "pre_linear", "post", "out")]
+    found = gradients(model, pairs, names, "log_prob")
+    generator = torch.Generator().manual_seed(0)
+    for name in names:
+        way = torch.randn(found.values[name].shape, generator=generator, dtype=torch.float64)
+        there, back = (moved(model, pairs, name, way * step, "log_prob") for step in (1e-5, -1e-5))
+        rate = (found.slopes[name] * way).flatten(1).sum(1)
+        assert rate.tolist() == pytest.approx(((there - back) / 2e-5).tolist(), rel=1e-4, abs=1e-6), name
+    with pytest.raises(HookError, match="expert_indices' holds whole numbers, which have no gradient"):
+        gradients(model, pairs, "blocks.0.mlp.hook_expert_indices")
 
 
 MIXER = ["in", "conv", "delta", "B", "C", "state", "y", "gate", "gated", "out", "pattern"]
@@ -149,7 +166,11 @@ def test_half_precision_is_differentiated_as_well() -> None:
     assert float((rough.float() - exact).norm() / exact.norm()) < 0.1
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
+# Where a router's choice changes on the way, the metric jumps.
+CONTINUOUS = [kind for kind, own in (KINDS | RECURRENT).items() if "experts" not in own]
+
+
+@pytest.mark.parametrize("kind", CONTINUOUS)
 def test_integrated_gradients_add_up_to_the_difference_of_the_runs(kind: str) -> None:
     model, pairs = make(kind), pairs_of(6, 4, 5)
     found = integrated_gradients(model, pairs, steps=100)

@@ -37,6 +37,9 @@ def test_every_site_has_the_axes_that_the_table_says(any_model: GPT, tokens: Ten
         "d_model": cfg.d_model, "d_head": cfg.d_head, "d_mlp": cfg.d_mlp, "channel": 24, "ssm_head": 6, "d_ssm_head": 4,
         "ssm_group": 2, "d_state": 3, "conv_channel": 24 + 2 * 2 * 3,
     }  # fmt: skip
+    if (experts := cfg.experts) is not None:
+        sizes |= {"expert": experts.n_experts, "slot": experts.experts_per_token, "d_expert": experts.d_expert}
+        sizes |= {"d_shared": experts.d_shared}
     seen = {}
     for other in ("mixer.hook_state", "mixer.hook_pattern"):  # two ways to the same y, of which one may be changed
         wanted = [name for name in any_model.hook_dict if not name.endswith(other)]
@@ -54,7 +57,15 @@ def test_every_site_reaches_the_logits(any_model: GPT, tokens: Tensor) -> None:
         if name.endswith("hook_attn_scores"):
             continue
         changed = any_model.run_with_hooks(
-            tokens, fwd_hooks=[(name, lambda x, hook: x * (1 + torch.rand(x.shape, generator=noise)))]
+            tokens,
+            fwd_hooks=[
+                (
+                    name,
+                    lambda x, hook: (
+                        x * (1 + torch.rand(x.shape, generator=noise)) if x.is_floating_point() else (x + 1) % 3
+                    ),
+                )
+            ],
         )
         silent = point.site.short == "k_input" and not changed.ne(plain).any()
         assert silent or not torch.allclose(changed, plain, atol=1e-6), name

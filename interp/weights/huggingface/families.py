@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from interp.arguments import shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
 from interp.weights.checkpoint import Row
-from interp.weights.huggingface import gpt_like, hybrids, llama_like, rows
+from interp.weights.huggingface import experts, gpt_like, hybrids, llama_like, rows
 from interp.weights.huggingface import mamba as mambas
 from interp.weights.huggingface.options import Watched, refuse_unless, refuse_unread
 from interp.weights.options import Options
@@ -28,7 +28,8 @@ class Family:
 
     One of `prefixes` begins the names in a model with a head, and is missing in a model without one; `{l}` in a name is
     the layer; `buffers` matches tensors that are computed, not learned; `older` maps the names of modules in older
-    files to today's. `rows_of` gives the table where it depends on the configuration.
+    files to today's. `rows_of` gives the table where it depends on the configuration; `alternatives` are further tables,
+    for weights that other files have under other names.
     """
 
     configure: Callable[[Options], ModelConfig]
@@ -38,9 +39,12 @@ class Family:
     older: Mapping[str, str] = field(default_factory=dict)
     rows_of: Callable[[ModelConfig], Mapping[str, Row]] | None = None
     silent: frozenset[str] | None = frozenset()
+    alternatives: tuple[Mapping[str, Row], ...] = ()
 
-    def row(self, name: str) -> Row:
+    def row(self, name: str, there: Container[str] = ()) -> Row:
         """The table's row for one of our weights, with the layer's number filled in.
+
+        Where several tables have one it is the first whose tensor is `there`.
 
         Raises:
             KeyError: this architecture has no such weight.
@@ -48,8 +52,12 @@ class Family:
         start, layer, rest = "", "", name
         if name.startswith("blocks."):
             start, layer, rest = name.split(".", 2)
-        row = self.rows[f"{start}.{{l}}.{rest}" if layer else name]
-        return replace(row, theirs=row.theirs.replace("{l}", layer))
+        template = f"{start}.{{l}}.{rest}" if layer else name
+        found = [table[template] for table in (self.rows, *self.alternatives) if template in table]
+        if not found:
+            raise KeyError(template)
+        filled = [replace(row, theirs=row.theirs.replace("{l}", layer)) for row in found]
+        return next((row for row in filled if row.theirs.replace("{i}", "0") in there), filled[0])
 
     def bare(self, name: str) -> str:
         """One of their names as in the table: without the prefix, and with today's name of its module."""
@@ -72,10 +80,12 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
         raise ConfigError(
             f"model_type {shown(model_type)} is not supported; choose from {', '.join(FAMILIES)}{hint}. {BRIDGE}"
         )
-    if options.get("quantization_config") is not None:
+    family = FAMILIES[model_type]
+    quantized = options.get("quantization_config")
+    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
+    if quantized is not None and (method != "mxfp4" or "quantization_config" not in (family.silent or ())):
         raise ConfigError("quantization_config is not supported: load the unquantised model or a .gguf file")
     refuse_unless(options, is_causal=True)
-    family = FAMILIES[model_type]
     watched = Watched(options)
     try:
         cfg = family.configure(options if family.silent is None else watched)
@@ -93,8 +103,13 @@ _ATTENTION_BUFFERS = re.compile(r"^h\.\d+\.attn\.(attention\.)?(masked_)?bias$")
 _MAMBA: dict[str, Any] = {"older": {"embedding": "embeddings"}, "silent": None}
 
 
-def _llama(configure: Callable[[Options], ModelConfig], table: Mapping[str, Row] = rows.LLAMA, *silent: str) -> Family:
-    return Family(configure, table, ("model.",), _COMPUTED, silent=frozenset(silent))
+def _llama(
+    configure: Callable[[Options], ModelConfig],
+    table: Mapping[str, Row] = rows.LLAMA,
+    *silent: str,
+    alternatives: tuple[Mapping[str, Row], ...] = (),
+) -> Family:
+    return Family(configure, table, ("model.",), _COMPUTED, silent=frozenset(silent), alternatives=alternatives)
 
 
 _WINDOWS = ("max_window_layers", "sliding_window", "layer_types")  # read only where there are windows
@@ -151,10 +166,31 @@ FAMILIES = {
     "cohere": _llama(llama_like.cohere, rows.HEAD_NORMED),
     "granite": _llama(llama_like.granite),
     "smollm3": _llama(llama_like.smollm3, rows.LLAMA, *_WINDOWS),
+    "mixtral": _llama(
+        experts.mixtral, rows.MIXTRAL, "router_jitter_noise", *_WINDOWS, alternatives=(rows.MIXTRAL_FUSED,)
+    ),
+    "qwen2_moe": _llama(experts.qwen2_moe, rows.QWEN2_MOE, *_WINDOWS, alternatives=(rows.QWEN_FUSED, rows.LLAMA)),
+    "qwen3_moe": _llama(experts.qwen3_moe, rows.QWEN3_MOE, *_WINDOWS, alternatives=(rows.QWEN_FUSED, rows.LLAMA)),
+    "olmoe": _llama(experts.olmoe, rows.OLMOE, alternatives=(rows.QWEN_FUSED,)),
+    # The activation function of its experts is fixed; the two numbers repeat what is said elsewhere.
+    "gpt_oss": _llama(
+        experts.gpt_oss,
+        rows.GPT_OSS,
+        *("hidden_act", "experts_per_token", "initial_context_length", "quantization_config"),
+        *_WINDOWS,
+    ),
     "mamba": Family(mambas.mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
     "falcon_mamba": Family(mambas.falcon_mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
     "mamba2": Family(mambas.mamba2, rows.MAMBA2, ("backbone.",), **_MAMBA),
     "bamba": Family(hybrids.bamba, rows.BAMBA, ("model.",), _COMPUTED, silent=None),
-    "jamba": Family(hybrids.jamba, rows.JAMBA, ("model.",), silent=None),
-    "nemotron_h": Family(hybrids.nemotron_h, rows.NEMOTRON_H, ("model.", "backbone."), silent=None),
+    "jamba": Family(
+        hybrids.jamba, rows.JAMBA_MOE, ("model.",), silent=None, alternatives=(rows.JAMBA_FUSED, rows.JAMBA)
+    ),
+    "nemotron_h": Family(
+        hybrids.nemotron_h,
+        rows.NEMOTRON_MOE,
+        ("model.", "backbone."),
+        silent=None,
+        alternatives=(rows.NEMOTRON_FUSED, rows.NEMOTRON_H),
+    ),
 }

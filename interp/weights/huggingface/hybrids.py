@@ -3,10 +3,8 @@
 | family | state-space layers | attention | MLP |
 |---|---|---|---|
 | `bamba` | Mamba-2 | rotary, in the layers that are listed | gated, in every layer |
-| `jamba` | Mamba-1, normalised inside | no positions, at regular intervals | gated, in every layer |
-| `nemotron_h` | Mamba-2 | no positions, as a layer of its own | squared ReLU, as a layer of its own |
-
-Layers with experts are refused.
+| `jamba` | Mamba-1, normalised inside | no positions, at regular intervals | gated, in every layer; some are mixtures |
+| `nemotron_h` | Mamba-2 | no positions, as a layer of its own | squared ReLU or a mixture, as a layer of its own |
 
 Sources: the configuration and modelling files of `transformers` 4 and 5 for each `model_type`; Lieber et al. 2024
 ("Jamba"); Blakeman et al. 2025 ("Nemotron-H").
@@ -18,7 +16,7 @@ import math
 from typing import Any
 
 from interp.arguments import shown
-from interp.config import ModelConfig
+from interp.config import Experts, ModelConfig
 from interp.errors import ConfigError, unknown
 from interp.weights.huggingface.config import activation, general, kv_heads, rotary, sizes
 from interp.weights.huggingface.options import agree, expanded, head_size, limit, refuse_others, silu_only
@@ -37,29 +35,28 @@ READ = {
     },
     "jamba": READ_ALL | {
         "attn_layer_period", "attn_layer_offset", "expert_layer_period", "expert_layer_offset", "num_experts",
-        "num_local_experts", "rms_norm_eps", "hidden_act", "mamba_d_state", "mamba_d_conv", "mamba_expand",
-        "mamba_dt_rank", "mamba_conv_bias", "mamba_proj_bias",
+        "num_local_experts", "num_experts_per_tok", "rms_norm_eps", "hidden_act", "mamba_d_state", "mamba_d_conv",
+        "mamba_expand", "mamba_dt_rank", "mamba_conv_bias", "mamba_proj_bias",
     },
     "nemotron_h": READ_ALL | {
         "layers_block_type", "layer_types", "hybrid_override_pattern", "layer_norm_epsilon", "attention_head_dim",
         "mlp_hidden_act", "mamba_hidden_act", "mlp_bias", "mamba_num_heads", "mamba_head_dim", "n_groups",
-        "ssm_state_size", "conv_kernel", "expand", "use_bias", "use_conv_bias", "time_step_min",
+        "ssm_state_size", "conv_kernel", "expand", "use_bias", "use_conv_bias", "time_step_min", "n_routed_experts",
+        "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "moe_shared_expert_intermediate_size",
+        "moe_latent_size", "routed_scaling_factor", "n_group", "topk_group", "norm_topk_prob",
     },
 }  # fmt: skip
-# Options without effect on the numbers: dropout and losses in training, kernels, experts where no layer has any.
-SILENT_ALL = {"attention_dropout", "num_logits_to_keep", "use_mamba_kernels"}
-ROUTING = {"output_router_logits", "num_experts_per_tok"}
+# Options without effect on the numbers: dropout and losses in training, kernels, what transformers does not read.
+SILENT_ALL = {"attention_dropout", "num_logits_to_keep", "use_mamba_kernels", "output_router_logits"}
 SILENT = {
     "bamba": SILENT_ALL | {"mamba_chunk_size", "z_loss_coefficient"},
-    "jamba": SILENT_ALL | ROUTING | {
+    "jamba": SILENT_ALL | {
         "router_aux_loss_coef", "use_mambapy", "use_associative_scan", "calc_logits_for_entire_prompt",
     },
     # transformers fixes the largest step size, and `use_bias` decides about the biases of Mamba-2's projections.
-    "nemotron_h": SILENT_ALL | ROUTING | {
-        "hidden_dropout", "chunk_size", "mamba_proj_bias", "mamba_ssm_cache_dtype", "n_routed_experts",
-        "n_shared_experts", "moe_intermediate_size", "moe_shared_expert_intermediate_size", "moe_latent_size",
-        "moe_shared_expert_overlap", "routed_scaling_factor", "n_group", "topk_group", "norm_topk_prob",
-        "mtp_layers_block_type", "mtp_hybrid_override_pattern", "num_local_experts", "residual_in_fp32",
+    "nemotron_h": SILENT_ALL | {
+        "hidden_dropout", "chunk_size", "mamba_proj_bias", "mamba_ssm_cache_dtype", "n_shared_experts",
+        "moe_shared_expert_overlap", "mtp_layers_block_type", "mtp_hybrid_override_pattern", "residual_in_fp32",
         "rescale_prenorm_residual", "time_step_max", "time_step_limit", "time_step_floor", "rms_norm_eps",
     },
 }  # fmt: skip
@@ -67,8 +64,8 @@ NEMOTRON_LAYERS = {
     **{"M": "mamba2", "mamba": "mamba2", "linear_attention": "mamba2"},
     **{"*": "attn", "attention": "attn", "full_attention": "attn"},
     **{"-": "mlp", "mlp": "mlp"},
+    **{"E": "moe", "moe": "moe"},
 }
-EXPERTS = ("E", "moe")
 
 
 def bamba(options: Options) -> ModelConfig:
@@ -117,13 +114,22 @@ def jamba(options: Options) -> ModelConfig:
     n_layers = whole(options, "num_hidden_layers")
     attends = _every(options, "attn", 8, 4, n_layers)
     n_experts = whole(options, "num_experts" if "num_experts" in options else "num_local_experts", 16)
-    if n_experts != 1 and (routed := _every(options, "expert", 2, 1, n_layers)):
-        raise ConfigError(f"num_experts={n_experts} is not supported: layer {min(routed)} would have experts")
+    routed = _every(options, "expert", 2, 1, n_layers) if n_experts != 1 else []
     fields = _stack(options, eps=("rms_norm_eps", 1e-6))
     rank = None if options.get("mamba_dt_rank", "auto") == "auto" else whole(options, "mamba_dt_rank")
     return ModelConfig(
         **fields,
-        layer_types=tuple("attn+mlp" if at in attends else "mamba+mlp" for at in range(n_layers)),
+        layer_types=tuple(
+            ("attn" if at in attends else "mamba") + ("+moe" if at in routed else "+mlp") for at in range(n_layers)
+        ),
+        experts=Experts(
+            n_experts,
+            whole(options, "num_experts_per_tok", 2),
+            whole(options, "intermediate_size"),
+            normalize_weights=False,
+        )
+        if routed
+        else None,
         positional_embedding_type="none",
         d_inner=expanded(options, "mamba_expand", whole(options, "hidden_size")),
         d_state=whole(options, "mamba_d_state", 16),
@@ -157,10 +163,11 @@ def nemotron_h(options: Options) -> ModelConfig:
     agree(options, "attention_head_dim", d_head, "head_dim")
     options = {**options, "num_hidden_layers": len(layers), "head_dim": d_head}
     n_heads, d_ssm_head = whole(options, "mamba_num_heads", 128), whole(options, "mamba_head_dim", 64)
-    has_mlp = "mlp" in layers
+    has_mlp = "mlp" in layers or "moe" in layers
     return ModelConfig(
         **_stack(options, eps=("layer_norm_epsilon", 1e-5)),
         layer_types=layers,
+        experts=_nemotron_experts(options) if "moe" in layers else None,
         positional_embedding_type="none",
         d_inner=n_heads * d_ssm_head,
         d_state=whole(options, "ssm_state_size", 128),
@@ -174,6 +181,21 @@ def nemotron_h(options: Options) -> ModelConfig:
         mlp_bias=flag(options, "mlp_bias", False),
         attn_in_bias=False,
         attn_out_bias=False,
+    )
+
+
+def _nemotron_experts(options: Options) -> Experts:
+    return Experts(
+        whole(options, "n_routed_experts" if "n_routed_experts" in options else "num_local_experts", 8),
+        whole(options, "num_experts_per_tok", 2),
+        whole(options, "moe_intermediate_size", 7688),
+        router="sigmoid",
+        normalize_weights=flag(options, "norm_topk_prob", True),
+        weight_factor=float(number(options, "routed_scaling_factor", 1.0)),
+        n_groups=whole(options, "n_group", 1),
+        groups_per_token=whole(options, "topk_group", 1),
+        d_shared=whole(options, "moe_shared_expert_intermediate_size", 7688),
+        d_latent=None if options.get("moe_latent_size") is None else whole(options, "moe_latent_size"),
     )
 
 
@@ -207,8 +229,6 @@ def _nemotron_layers(options: Options) -> tuple[str, ...]:
     if not isinstance(named, (str, list, tuple)):
         raise ConfigError(f"layers_block_type must be a list with the kind of each layer, not {shown(named)}")
     for kind in named:
-        if kind in EXPERTS:
-            raise ConfigError(f"layers_block_type has {kind!r}: layers with experts are not supported")
         if not isinstance(kind, str) or kind not in NEMOTRON_LAYERS:
             raise unknown("kind of layer", kind, [name for name in NEMOTRON_LAYERS if len(name) > 1])
     return tuple(NEMOTRON_LAYERS[kind] for kind in named)

@@ -25,6 +25,7 @@ from interp.weights.build import empty, name_problems, weights
 from interp.weights.checkpoint import Checkpoint, Row, Source, Stored, equal, in_memory, refuse_deeper
 from interp.weights.files import WEIGHT_FILES, Tensors, contents, open_weights, shards_of
 from interp.weights.huggingface.families import configure
+from interp.weights.mxfp4 import dequantized
 
 TOKENIZER_FILES = [
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -174,6 +175,7 @@ def _checkpoint(
         refuse_deeper(options.get(name), tensors, source.location)
     # 1. The family and the configuration.
     family, cfg = configure(options)
+    tensors = dequantized(tensors)
     refuse_deeper(cfg.n_layers, tensors, source.location)
     # The name in the family's table -> the name in the file.
     names = {family.bare(name): name for name in tensors if not family.buffers.search(family.bare(name))}
@@ -187,7 +189,7 @@ def _checkpoint(
         del names["lm_head.weight"]
     # 2. Their tensors as ours; 3. none is read before it is called.
     places = weights(empty(cfg))
-    rows = {name: family.row(name) for name in places}
+    rows = {name: family.row(name, names) for name in places}
     theirs = {name: _names(rows[name], len(place)) for name, place in places.items()}
     problems = name_problems({one for each in theirs.values() for one in each}, names)
     if problems:

@@ -269,3 +269,83 @@ NEMOTRON_H = {
     **MAMBA2,
     "blocks.{l}.ln2.w": Row("layers.{l}.norm.weight"),
 }
+
+# One tensor for each expert, as files have them; and all experts of a layer in one, as transformers 5 has in memory.
+EACH = "expert out_features in_features -> expert in_features out_features"
+FUSED = "expert (two d_expert) d_model -> two expert d_model d_expert"
+
+
+def _experts(module: str, names: tuple[str, str, str], router: str = "gate") -> dict[str, Row]:
+    """The rows of a router and of experts that have a tensor each; `names` are gate, input and output."""
+    here, mlp = f"layers.{{l}}.{module}", "blocks.{l}.mlp."
+    rows = {f"{mlp}W_router": Row(f"{here}.{router}.weight", TRANSPOSED)}
+    for ours, theirs in zip(("W_gate", "W_in", "W_out"), names, strict=True):
+        rows[mlp + ours] = Row(f"{here}.experts.{{i}}.{theirs}.weight", EACH)
+    return rows
+
+
+def _fused(module: str, *more: str) -> dict[str, Row]:
+    """The rows of experts of which a layer has one tensor; `more` are weights whose name differs from that in files."""
+    here, mlp = f"layers.{{l}}.{module}", "blocks.{l}.mlp."
+    return {
+        f"{mlp}W_gate": Row(f"{here}.experts.gate_up_proj", FUSED, 0),
+        f"{mlp}W_in": Row(f"{here}.experts.gate_up_proj", FUSED, 1),
+        f"{mlp}W_out": Row(f"{here}.experts.down_proj", EACH),
+        **{f"{mlp}W_router": Row(f"{here}.{router}", TRANSPOSED) for router in more},
+    }
+
+
+GATED_EXPERT = ("gate_proj", "up_proj", "down_proj")
+MIXTRAL = LLAMA | _experts("block_sparse_moe", ("w1", "w3", "w2"))
+MIXTRAL_FUSED = _fused("mlp", "gate.weight")
+QWEN2_MOE = {
+    **LLAMA,
+    **_experts("mlp", GATED_EXPERT),
+    **{
+        f"blocks.{{l}}.mlp.shared.{ours}": Row(f"layers.{{l}}.mlp.shared_expert.{theirs}.weight", TRANSPOSED)
+        for ours, theirs in zip(("W_gate", "W_in", "W_out"), GATED_EXPERT, strict=True)
+    },
+    "blocks.{l}.mlp.w_shared": Row("layers.{l}.mlp.shared_expert_gate.weight", "1 d_model -> d_model"),
+}
+QWEN3_MOE = HEAD_NORMED | _experts("mlp", GATED_EXPERT)
+QWEN_FUSED = _fused("mlp")
+OLMOE = {**LLAMA, **{name: row for name, row in OLMO2.items() if "_norm" in name}, **_experts("mlp", GATED_EXPERT)}
+JAMBA_MOE = JAMBA | _experts("feed_forward", GATED_EXPERT, "router")
+JAMBA_FUSED = _fused("feed_forward")
+NEMOTRON_MOE = {
+    **NEMOTRON_H,
+    **_experts("mixer", GATED_EXPERT),
+    "blocks.{l}.mlp.b_choice": Row("layers.{l}.mixer.gate.e_score_correction_bias"),
+    **{
+        f"blocks.{{l}}.mlp.shared.{ours}": Row(f"layers.{{l}}.mixer.shared_experts.{theirs}", pattern)
+        for ours, theirs, pattern in (
+            ("W_in", "up_proj.weight", TRANSPOSED),
+            ("W_out", "down_proj.weight", TRANSPOSED),
+            ("b_in", "up_proj.bias", None),
+            ("b_out", "down_proj.bias", None),
+        )
+    },
+}
+NEMOTRON_MOE |= {
+    f"blocks.{{l}}.mlp.latent_{ours}.{weight}": Row(f"layers.{{l}}.mixer.{theirs}_latent_proj.{name}", pattern)
+    for ours, theirs in (("in", "fc1"), ("out", "fc2"))
+    for weight, name, pattern in (("W", "weight", TRANSPOSED), ("b", "bias", None))
+}
+NEMOTRON_FUSED = _fused("mixer") | {"blocks.{l}.mlp.W_in": Row("layers.{l}.mixer.experts.up_proj", EACH)}
+# Gate and input of a neuron stand next to each other.
+GPT_OSS = {
+    **LLAMA,
+    "blocks.{l}.attn.sinks": Row("layers.{l}.self_attn.sinks"),
+    "blocks.{l}.mlp.W_router": Row("layers.{l}.mlp.router.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_router": Row("layers.{l}.mlp.router.bias"),
+    **{
+        f"blocks.{{l}}.mlp.{ours}": Row(f"layers.{{l}}.mlp.experts.gate_up_proj{theirs}", pattern, part)
+        for part, kind in enumerate(("gate", "in"))
+        for ours, theirs, pattern in (
+            (f"W_{kind}", "", "expert d_model (d_expert two) -> two expert d_model d_expert"),
+            (f"b_{kind}", "_bias", "expert (d_expert two) -> two expert d_expert"),
+        )
+    },
+    "blocks.{l}.mlp.W_out": Row("layers.{l}.mlp.experts.down_proj"),
+    "blocks.{l}.mlp.b_out": Row("layers.{l}.mlp.experts.down_proj_bias"),
+}
