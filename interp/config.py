@@ -642,6 +642,16 @@ class ModelConfig:
         """The experts among which a layer's router chooses; None in a layer without."""
         return self.experts if self.layer_type(layer).endswith("moe") else None
 
+    def neurons_in(self, layer: int) -> int:
+        """How many neurons of a layer's MLP a position takes: of a mixture those of the chosen and the shared experts.
+
+        0 where the layer has none.
+        """
+        experts = self.experts_in(layer)
+        if experts is not None:
+            return experts.experts_per_token * experts.d_expert + (experts.d_shared or 0)
+        return self.d_mlp or 0 if self.mlp_in(layer) else 0
+
     @functools.cached_property
     def mixers(self) -> frozenset[str | None]:
         """Everything that mixes positions in some layer."""

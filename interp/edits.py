@@ -103,12 +103,20 @@ class Edit:
         name = find_act_name(self.site, layer if "blocks." not in self.site else None, names)
         if name not in names:
             raise unknown_site(name, names)
-        if names[name].whole and self.op == "mean":
-            raise ConfigError(f"op='mean' at {name!r}: it holds whole numbers, of which there is no mean")
+        if names[name].whole:
+            self._check_whole(name)
         for axis, index in self.where.items():
             if axis != "layer":
                 _check_index(axis, index, names[name], cfg, self)
         return name
+
+    def _check_whole(self, name: str) -> None:
+        """Refuse what cannot be done to numbers of experts."""
+        if self.op != "set":
+            raise ConfigError(f"op={self.op!r} at {name!r}: it holds the numbers of experts, which can only be set")
+        number = self.source
+        if isinstance(number, float) and not number.is_integer():
+            raise ConfigError(f"source={number!r} at {name!r}: the number of an expert is a whole number")
 
 
 @dataclass(frozen=True)

@@ -358,7 +358,9 @@ def tiny(model_type: str, options: dict[str, Any], seed: int = 0) -> Any:
     config = transformers.AutoConfig.for_model(model_type, **options)
     torch.manual_seed(seed)
     attention = attention_of(options)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation=attention, experts_implementation="eager"
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0 if parameter.ndim > 1 else 0.5, 0.3)

@@ -15,7 +15,7 @@ from interp.sites import Site, axis_sizes
 MOST_MEMORY = 2**30  # bytes of one graph by default
 # Numbers that a graph keeps for every position of a layer, in units of its sizes: the widths of the residual stream, of
 # the MLP, of all heads and of all channels of a state-space layer; and in the layers of a site that is formed on demand
-# also those of split inputs, of scores and patterns, and of states.
+# also those of split inputs, of scores and patterns, of states, and of all experts.
 KEPT = {"d_model": 14, "d_mlp": 7, "heads": 7, "channels": 24, "inputs": 5, "grids": 5, "states": 5}
 
 
@@ -48,13 +48,15 @@ def _numbers_kept(model: HookedModel, names: Iterable[str], width: int) -> int:
     mixers |= dict.fromkeys(MAMBAS, KEPT["channels"] * (cfg.d_inner or 0))
     for layer in range(cfg.n_layers):
         numbers += KEPT["d_model"] * cfg.d_model + mixers.get(cfg.mixer(layer) or "", 0)
-        numbers += KEPT["d_mlp"] * (cfg.d_mlp or 0) * cfg.mlp_in(layer)
+        numbers += KEPT["d_mlp"] * cfg.neurons_in(layer)
     for site in (model.hook_dict[name].site for name in names):
         if "query" in site.axes:
             each = KEPT["grids"] + (sizes["d_state"] if "channel" in site.axes else 0)
             numbers += each * sizes[site.axes[1]] * width
         elif "d_state" in site.axes and site.on_demand:
             numbers += KEPT["states"] * sizes["channel"] * sizes["d_state"]
+        elif site.short.startswith("expert_"):
+            numbers += KEPT["inputs"] * (3 * sizes["d_expert"] + cfg.d_model) * sizes["expert"]
         elif site.on_demand:
             heads = next((sizes[axis] for axis in ("head", "kv_head") if axis in site.axes), 1)
             numbers += KEPT["inputs"] * cfg.d_model * heads

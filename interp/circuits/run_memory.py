@@ -21,7 +21,8 @@ CHANNELS = 12  # numbers that a state-space layer holds at a time, for each of i
 def _row_bytes(model: HookedModel, metric: Metric, width: int, n_senders: int) -> int:
     """Bytes of one circuit on one prompt, with so many senders that some edge reads."""
     cfg = model.cfg
-    readers = COPIES * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_model + 4 * (cfg.d_mlp or 0) + 8 * cfg.d_model
+    neurons = max(map(cfg.neurons_in, range(cfg.n_layers)), default=0)
+    readers = COPIES * (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_model + 4 * neurons + 8 * cfg.d_model
     readers += CHANNELS * (cfg.d_inner or 0)
     logits = 4 * cfg.d_vocab_out * (width if metric.whole and metric.positions is None else 1)
     return 4 * width * (readers + n_senders * cfg.d_model) + 4 * logits * (metric.tokens is None)

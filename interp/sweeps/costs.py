@@ -64,11 +64,8 @@ class RowCost(NamedTuple):
 
 def row_in(cfg: ModelConfig, layer: int, wide: int) -> RowCost:
     """What a row costs in a layer; `wide` numbers of the model's type fill one of a step size or a state."""
-    d_model, d_mlp = cfg.d_model, (cfg.d_mlp or 0) if cfg.mlp_in(layer) else 0
-    router = 0
-    if (experts := cfg.experts_in(layer)) is not None:
-        d_mlp = experts.experts_per_token * experts.d_expert + (experts.d_shared or 0)
-        router = experts.n_experts
+    d_model, d_mlp = cfg.d_model, cfg.neurons_in(layer)
+    router = 0 if (experts := cfg.experts_in(layer)) is None else experts.n_experts
     mlp = 2 * d_model * ((3 if cfg.gated_mlp else 2) * d_mlp + router)
     mixer, beside_mlp = cfg.mixer(layer), 3 * d_mlp + d_model + 3 * router
     if mixer == "attn":

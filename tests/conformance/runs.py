@@ -30,6 +30,7 @@ def drawn(subject: Subject) -> list[Variant]:
         op, role = OPS[at % len(OPS)], ROLES[at // 2 % len(ROLES)]
         if "attn_scores" in name and op in ("add", "scale"):
             op = "set"  # masked scores have no sums
+        op = "set" if point.site.whole else op
         axis = next(axis for axis in point.site.axes if axis in ("pos", "query"))
         where: dict[str, Any] = {} if role is None else {axis: role}
         singles.append(Edit(name, where, op, source=0.5 if op == "scale" else None))

@@ -28,8 +28,8 @@ class Family:
 
     One of `prefixes` begins the names in a model with a head, and is missing in a model without one; `{l}` in a name is
     the layer; `buffers` matches tensors that are computed, not learned; `older` maps the names of modules in older
-    files to today's. `rows_of` gives the table where it depends on the configuration; `alternatives` are further tables,
-    for weights that other files have under other names.
+    files to today's. `rows_of` gives the table where it depends on the configuration; `alternatives` are further
+    tables, for weights that other files have under other names.
     """
 
     configure: Callable[[Options], ModelConfig]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from checkpoints import GROUPED, MIXTURES, change_weights, relative_difference, tiny, tokens_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -56,8 +57,6 @@ def test_drawn_configurations_equal_transformers(
 
 
 def config_of(kind: str) -> Any:
-    import transformers
-
     return transformers.AutoConfig.for_model(kind)
 
 
@@ -134,3 +133,26 @@ def test_what_would_change_the_numbers_is_refused_by_name(case: str, change: dic
     kind, options = MIXTURES[case]
     with pytest.raises(ConfigError, match=named):
         configure({"model_type": kind, **options, **change})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "nemotron_h-groups"])
+def test_scores_choice_and_weights_are_those_of_the_hooked_transformers_module(case: str) -> None:
+    theirs = tiny(*MIXTURES[case])
+    model, tokens = interp.load(theirs), tokens_for(theirs, (2, 9))
+    seen: list[Any] = []
+    routers = [module for module in theirs.modules() if type(module).__name__.endswith("opKRouter")]
+    routers += [module for module in theirs.modules() if type(module).__name__.endswith("TopkRouter")]
+    for router in routers:
+        router.register_forward_hook(lambda module, given, made: seen.append(made))
+    theirs(tokens)
+    _, cache = model.run_with_cache(tokens)
+    layers = [layer for layer in range(model.cfg.n_layers) if model.cfg.experts_in(layer) is not None]
+    assert len(seen) == len(layers)
+    for layer, (scores, weights, indices) in zip(layers, seen, strict=True):
+        ours = cache["router_scores", layer].flatten(0, 1)
+        assert relative_difference(ours, scores) < 1e-5
+        order = indices.sort(-1)
+        assert torch.equal(cache["expert_indices", layer].flatten(0, 1).sort(-1).values, order.values)
+        chosen = cache["expert_weights", layer].flatten(0, 1).gather(-1, order.values)
+        assert relative_difference(chosen, weights.gather(-1, order.indices)) < 1e-5
