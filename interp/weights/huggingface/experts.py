@@ -59,6 +59,8 @@ def qwen2_moe(options: Options) -> ModelConfig:
         n_layers, last = whole(options, "num_hidden_layers", least=0), whole(options, "max_window_layers", 28, least=0)
         kinds = layer_kinds(options, ["global" if at % 2 or at >= last else "local" for at in range(n_layers)])
         windowed = window(options, default=4096, layers=kinds)
+    elif "local" in (layer_kinds(options) or ()):
+        raise ConfigError("layer_types names local layers, and use_sliding_window=False leaves them without a window")
     return llama_like(
         options,
         attn_in_bias=flag(options, "qkv_bias", True),
