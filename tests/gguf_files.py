@@ -139,6 +139,7 @@ def sentencepiece_vocabulary(processor: Any, *, user_defined: Sequence[str] = ()
 
 
 # The architecture of each family in a GGUF file, and its metadata beside the sizes, as llama.cpp's converter writes it.
+EXPERTS = {"expert_count": "num_experts", "expert_used_count": "num_experts_per_tok"}
 CONVERTED: dict[str, tuple[str, dict[str, str]]] = {
     "llama": ("llama", {}),
     "qwen2": ("qwen2", {}),
@@ -160,6 +161,23 @@ CONVERTED: dict[str, tuple[str, dict[str, str]]] = {
     "gpt_neox": ("gptneox", {}),
     "bloom": ("bloom", {}),
     "falcon": ("falcon", {}),
+    "mixtral": ("llama", {**EXPERTS, "expert_count": "num_local_experts"}),
+    "qwen2_moe": (
+        "qwen2moe",
+        {
+            **EXPERTS, "expert_feed_forward_length": "moe_intermediate_size",
+            "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+        },
+    ),
+    "qwen3_moe": ("qwen3moe", {**EXPERTS, "expert_feed_forward_length": "moe_intermediate_size"}),
+    "olmoe": ("olmoe", EXPERTS),
+    "gpt_oss": (
+        "gpt-oss",
+        {
+            **EXPERTS, "expert_count": "num_local_experts", "expert_feed_forward_length": "intermediate_size",
+            "attention.sliding_window": "sliding_window",
+        },
+    ),
     "mamba": ("mamba", {}),
     "mamba2": ("mamba2", {}),
 }  # fmt: skip
@@ -185,6 +203,9 @@ def converted(model: Any) -> tuple[str, Metadata, dict[str, torch.Tensor]]:
     tensors: dict[str, torch.Tensor] = {}
     for theirs, tensor in model.state_dict().items():
         if theirs == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if ".experts." in theirs or theirs.endswith("sinks"):
+            tensors |= _of_experts(config, theirs, tensor)
             continue
         plain = theirs.replace("dt_bias", "dt_proj.bias")
         plain = plain.removeprefix("transformer.") if architecture == "bloom" else plain
@@ -233,6 +254,21 @@ def _metadata(config: Any, heads: int, kv_heads: int) -> Metadata:
     return metadata | {key: getattr(config, name) for key, name in own.items() if getattr(config, name) is not None}
 
 
+def _of_experts(config: Any, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the converter makes of a tensor of all experts of a layer, or of its sinks."""
+    here, last = name.partition(".layers.")[2].partition(".")[0], name.rpartition(".")[2]
+    if last == "sinks":
+        return {f"blk.{here}.attn_sinks.weight": tensor}
+    kind, oss = "bias" if last.endswith("_bias") else "weight", config.model_type == "gpt_oss"
+    if last.startswith("down"):
+        return {f"blk.{here}.ffn_down_exps.{kind}": tensor.mT if oss and kind == "weight" else tensor}
+    parts = (tensor[..., ::2], tensor[..., 1::2]) if oss else tensor.chunk(2, dim=1)
+    return {
+        f"blk.{here}.ffn_{part}_exps.{kind}": piece.mT if oss and kind == "weight" else piece
+        for part, piece in zip(("gate", "up"), parts, strict=True)
+    }
+
+
 def _of_mamba(config: Any) -> Metadata:
     inner = int(config.expand * config.hidden_size)
     first = config.model_type == "mamba"
@@ -247,7 +283,7 @@ def _of_mamba(config: Any) -> Metadata:
 def _as_converted(config: Any, name: str, tensor: torch.Tensor, heads: int, kv_heads: int) -> torch.Tensor:
     """One tensor as the converter changes it."""
     kind = config.model_type
-    if kind == "llama" and ("q_proj" in name or "k_proj" in name):
+    if kind in ("llama", "mixtral") and ("q_proj" in name or "k_proj" in name):
         return interleaved(tensor, heads if "q_proj" in name else kv_heads)
     if kind.startswith("gemma") and name.endswith("norm.weight"):
         return tensor + 1

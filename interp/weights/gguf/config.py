@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from interp.arguments import shown
-from interp.config import ModelConfig, RopeScaling
+from interp.config import Experts, ModelConfig, RopeScaling
 from interp.errors import ConfigError, WeightsError
 from interp.weights.gguf.container import GGUFFile
 
@@ -142,8 +143,40 @@ def starcoder2(metadata: Metadata) -> ModelConfig:
 
 
 def llama_like(metadata: Metadata) -> ModelConfig:
-    """Llama, SmolLM and Mistral (architecture `llama`), and Qwen 2."""
-    return ModelConfig(**_llama(metadata), **_window(metadata))
+    """Llama, SmolLM, Mistral and Mixtral (architecture `llama`), and Qwen 2."""
+    experts = _experts(metadata, width="feed_forward_length") if metadata.get("expert_count", 0) else {}
+    return ModelConfig(**_llama(metadata), **_window(metadata), **experts)
+
+
+def qwen2moe(metadata: Metadata) -> ModelConfig:
+    """Qwen 1.5 MoE and Qwen 2 MoE: a shared expert beside the chosen ones, whose weights are not normalised."""
+    width = metadata.need("expert_shared_feed_forward_length", int)
+    experts = _experts(metadata, normalize_weights=False, d_shared=width, shared_gate=True)
+    return ModelConfig(**_llama(metadata), **experts)
+
+
+def qwen3moe(metadata: Metadata) -> ModelConfig:
+    """Qwen 3 MoE."""
+    return ModelConfig(**_llama(metadata), **_experts(metadata), qk_norm="RMS")
+
+
+def olmoe(metadata: Metadata) -> ModelConfig:
+    """OLMoE."""
+    experts = _experts(metadata, width="feed_forward_length", normalize_weights=False)
+    return ModelConfig(**_llama(metadata), **experts, qk_norm="RMS_all_heads")
+
+
+def gpt_oss(metadata: Metadata) -> ModelConfig:
+    """gpt-oss: sinks, every other layer local, experts that clamp what they multiply."""
+    fields = _llama(metadata)
+    if fields["rope_scaling"] is not None:
+        fields["rope_scaling"] = dataclasses.replace(fields["rope_scaling"], truncate=False)
+    return ModelConfig(
+        **fields,
+        **_experts(metadata, router_bias=True, expert_bias=True, swiglu_limit=7.0),
+        **_window(metadata, _pattern(metadata, 2)),
+        attn_sinks=True,
+    )
 
 
 def qwen3(metadata: Metadata) -> ModelConfig:
@@ -215,7 +248,11 @@ CONFIGURE = {
     "falcon": falcon,
     "llama": llama_like,
     "qwen2": llama_like,
+    "qwen2moe": qwen2moe,
     "qwen3": qwen3,
+    "qwen3moe": qwen3moe,
+    "olmoe": olmoe,
+    "gpt-oss": gpt_oss,
     "gemma": gemma,
     "gemma2": gemma2,
     "gemma3": gemma3,
@@ -251,6 +288,17 @@ def _llama(metadata: Metadata, *, norm: Fields | None = None, whole_heads: bool 
             f"supported; it must be the whole head of {fields['d_head']}"
         )
     return fields
+
+
+def _experts(metadata: Metadata, *, width: str = "expert_feed_forward_length", **own: Any) -> Fields:
+    """A mixture of experts in every layer; `width` is the entry of their neurons."""
+    experts = Experts(
+        metadata.need("expert_count", int),
+        metadata.need("expert_used_count", int),
+        metadata.need(width, int),
+        **{"normalize_weights": metadata.get("expert_weights_norm", True), **own},
+    )
+    return {"experts": experts}
 
 
 def _gemma(metadata: Metadata) -> Fields:

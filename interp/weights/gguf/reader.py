@@ -72,6 +72,9 @@ ROWS = {
     "falcon": rows.FUSED,
     "llama": rows.LLAMA,
     "phi3": rows.PHI3,
+    **dict.fromkeys(("qwen2moe", "qwen3moe"), rows.QWEN_MOE),
+    "olmoe": rows.OLMOE,
+    "gpt-oss": rows.GPT_OSS,
     "olmo2": rows.OLMO2,
     "mamba": rows.MAMBA,
     "mamba2": rows.MAMBA2,
@@ -86,6 +89,8 @@ def _tensors(file: GGUFFile, cfg: ModelConfig, architecture: str) -> dict[str, S
     table = ROWS[architecture]
     if architecture == "falcon" and not cfg.shared_norm:
         table = rows.FALCON_TWO_NORMS
+    if architecture == "llama" and cfg.experts is not None:
+        table = rows.MIXTRAL
     if architecture == "phi2" and "blk.0.attn_qkv.weight" in file.tensors:  # of older files
         table = rows.FUSED
     tensors: dict[str, Stored] = {}

@@ -63,6 +63,30 @@ PHI3 = FUSED | {
     "blocks.{l}.mlp.W_gate": Row("blk.{l}.ffn_up.weight", TRANSPOSED, "gate"),
     "blocks.{l}.mlp.W_in": Row("blk.{l}.ffn_up.weight", TRANSPOSED, "up"),
 }
+# Experts lie one after another in one tensor.
+EACH_TRANSPOSED = "expert out_features in_features -> expert in_features out_features"
+EXPERTS = {
+    "blocks.{l}.mlp.W_router": Row("blk.{l}.ffn_gate_inp.weight", TRANSPOSED),
+    "blocks.{l}.mlp.b_router": Row("blk.{l}.ffn_gate_inp.bias"),
+    "blocks.{l}.mlp.w_shared": Row("blk.{l}.ffn_gate_inp_shexp.weight", "... d_model -> (... d_model)"),
+    **{
+        f"blocks.{{l}}.mlp.{ours}": Row(f"blk.{{l}}.ffn_{theirs}_exps.{kind}", pattern)
+        for name, theirs in (("in", "up"), ("gate", "gate"), ("out", "down"))
+        for ours, kind, pattern in ((f"W_{name}", "weight", EACH_TRANSPOSED), (f"b_{name}", "bias", None))
+    },
+    **{
+        f"blocks.{{l}}.mlp.shared.W_{ours}": Row(f"blk.{{l}}.ffn_{theirs}_shexp.weight", TRANSPOSED)
+        for ours, theirs in (("in", "up"), ("gate", "gate"), ("out", "down"))
+    },
+}
+MIXTRAL = LLAMA | EXPERTS
+QWEN_MOE = SEPARATE | EXPERTS
+OLMOE = OLMO2 | EXPERTS
+GPT_OSS = SEPARATE | {
+    **EXPERTS,
+    "blocks.{l}.attn.sinks": Row("blk.{l}.attn_sinks.weight"),
+    "blocks.{l}.ln2.w": Row("blk.{l}.post_attention_norm.weight"),
+}
 SSM = {
     "embed.W_E": Row("token_embd.weight"),
     "blocks.{l}.ln1.w": Row("blk.{l}.attn_norm.weight"),
