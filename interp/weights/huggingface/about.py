@@ -4,21 +4,46 @@ from __future__ import annotations
 
 from interp.weights.huggingface.families import FAMILIES
 
+LENGTHS = "with dynamic or LongRoPE scaling, keys that a cache keeps are turned by the length at that time"
+CAPPED = "direct attributions are of the logits before the cap"
 # What is special about a family, or limited: each a few words, in Markdown.
 QUIRKS: dict[str, tuple[str, ...]] = {
     "gpt2": ("learned positions",),
     "gpt_neox": ("attention and MLP read the same stream by default", "a part of each head is rotated"),
+    "gpt_neo": ("scores are not scaled",),
+    "gptj": ("the unembedding has a bias",),
+    "opt": ("positions count from 2 in its table", "norms after the parts and a narrower embedding (350M) are refused"),
+    "bloom": ("no longest prompt in transformers; here that of its training",),
+    "falcon": (
+        "slopes of ALiBi are rounded to bfloat16",
+        "with ALiBi compared with transformers' sdpa, as its eager attention adds the bias twice",
+    ),
+    "phi": ("the unembedding has a bias",),
+    "llama": (LENGTHS,),
     "qwen2": ("biases on queries, keys and values alone",),
+    "gemma": ("norms store their weights less 1", "the embedding is multiplied by the root of its width"),
+    "gemma2": ("the heads of a layer share the scale of the norm after them", CAPPED),
+    "gemma3_text": (
+        "the heads of a layer share the scale of the norm after them",
+        "scores are not capped, as in transformers",
+    ),
+    "gemma3": ("images are not read",),
+    "phi3": (LENGTHS,),
+    "olmo2": ("no norm before the parts", "the heads of a layer share the scale of the norm after them"),
+    "cohere": ("neighbours rotate in pairs",),
+    "granite": ("`hook_result` is before the factor of the stream",),
+    "smollm3": ("some layers do not rotate",),
+    "qwen2_moe": ("a shared expert beside the chosen ones",),
+    "gpt_oss": ("rows of a pattern sum to less than 1: the rest goes to the sink", "published MXFP4 weights are read"),
     "mamba": ("no heads, no MLP", "no longest prompt"),
     "falcon_mamba": ("norms without weights on step sizes, B and C", "no longest prompt"),
     "mamba2": ("the gate comes before the norm, whatever `norm_before_gate` says", "no longest prompt"),
     "bamba": ("half of each head is rotated", "with a cache, transformers forgets `time_step_limit`"),
-    "jamba": ("no positions", "norms inside the mixer", "experts are refused"),
+    "jamba": ("no positions", "norms inside the mixer"),
     "nemotron_h": (
         "each layer is a mixer, attention or an MLP alone",
         "no positions",
         "with a cache, transformers forgets `time_step_min`",
-        "experts are refused",
     ),
 }
 
