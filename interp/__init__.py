@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from interp.lenses.tuned_lens import TunedLens
     from interp.loading.load import load
     from interp.loading.save import save
+    from interp.loading.to_bridge import to_bridge
     from interp.metrics import Metric
     from interp.models.gpt import GPT, Mamba
     from interp.prompts.pairs import PromptPairs
