@@ -30,8 +30,8 @@ from interp.text.tokenizer import Tokenizer
 from interp.weights import manifest
 from interp.weights.build import weights
 from interp.weights.huggingface import write as to_huggingface
+from interp.weights.huggingface.configs.written import ARCHITECTURES
 from interp.weights.huggingface.reader import PICKLED_FILES, SAFE_FILES, TOKENIZER_FILES
-from interp.weights.huggingface.written_options import ARCHITECTURES
 from interp.weights.transformer_lens import CONFIG_FILE, WEIGHTS_FILE
 
 FORMATS = ("interp", "huggingface")

@@ -11,9 +11,10 @@ from interp.arguments import shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
 from interp.weights.checkpoint import Row
-from interp.weights.huggingface import experts, gpt_like, hybrids, llama_like, rows
-from interp.weights.huggingface import mamba as mambas
-from interp.weights.huggingface.options import Watched, refuse_unless, refuse_unread
+from interp.weights.huggingface import rows
+from interp.weights.huggingface.configs import experts, gpt_like, hybrids, llama_like
+from interp.weights.huggingface.configs import mamba as mambas
+from interp.weights.huggingface.configs.checks import Watched, refuse_unless, refuse_unread
 from interp.weights.options import Options
 
 BRIDGE = (

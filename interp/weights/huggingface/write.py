@@ -19,8 +19,8 @@ from interp.errors import ConfigError, UnknownName
 from interp.models.gpt import GPT
 from interp.weights.build import weights
 from interp.weights.checkpoint import Row
+from interp.weights.huggingface.configs.written import OPTIONS
 from interp.weights.huggingface.families import Family, configure
-from interp.weights.huggingface.written_options import OPTIONS
 
 IGNORED = {"model_name", "initializer_range", "seed", "use_attn_scale", "attn_only", "layer_types"}
 # Fields that matter only in models with the part that they describe.

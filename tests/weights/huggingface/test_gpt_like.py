@@ -11,9 +11,9 @@ from checkpoints import BLOOM, CASES, FALCON, GPTJ, GROUPED_FALCON, NEO, OPT, PH
 import interp
 from interp.config import ModelConfig
 from interp.errors import ConfigError, InterpError
+from interp.weights.huggingface.configs.written import OPTIONS
 from interp.weights.huggingface.families import configure
 from interp.weights.huggingface.write import computed, describe
-from interp.weights.huggingface.written_options import OPTIONS
 
 # One case for each way in which positions enter.
 POSITIONS = ["gpt_neo", "gptj", "opt", "bloom-six-heads", "falcon-groups", "falcon-alibi", "phi"]

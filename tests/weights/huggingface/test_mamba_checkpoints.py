@@ -18,8 +18,8 @@ from torch import Tensor
 import interp
 from interp.errors import ConfigError, WeightsError
 from interp.models.gpt import Mamba
+from interp.weights.huggingface.configs.mamba import N_CTX
 from interp.weights.huggingface.families import configure
-from interp.weights.huggingface.mamba import N_CTX
 
 # What the published file of a 130 million parameter Mamba says beside what transformers 5 writes.
 OLDER: dict[str, Any] = {

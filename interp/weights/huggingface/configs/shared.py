@@ -16,7 +16,7 @@ from interp.arguments import is_several, shown
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, nearest, unknown
 from interp.weights.checkpoint import ACTIVATION_NAMES
-from interp.weights.huggingface.options import refuse_unless
+from interp.weights.huggingface.configs.checks import refuse_unless
 from interp.weights.options import Options, flag, number, whole
 
 LAYER_KINDS = {"full_attention": "global", "sliding_attention": "local"}

@@ -14,8 +14,8 @@ from typing import Any
 from interp.arguments import is_several, shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError
-from interp.weights.huggingface.config import activation, causal_only, layer_kinds, llama_like, rope_of, window
-from interp.weights.huggingface.options import Watched, defaults, instead, refuse_unread
+from interp.weights.huggingface.configs.checks import Watched, defaults, instead, refuse_unread
+from interp.weights.huggingface.configs.shared import activation, causal_only, layer_kinds, llama_like, rope_of, window
 from interp.weights.options import Options, flag, number, whole
 
 

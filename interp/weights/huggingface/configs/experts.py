@@ -20,8 +20,8 @@ from typing import Any
 from interp.arguments import is_several, shown
 from interp.config import Experts, ModelConfig
 from interp.errors import ConfigError
-from interp.weights.huggingface.config import layer_kinds, llama_like, window
-from interp.weights.huggingface.options import defaults
+from interp.weights.huggingface.configs.checks import defaults
+from interp.weights.huggingface.configs.shared import layer_kinds, llama_like, window
 from interp.weights.options import Options, flag, number, whole
 
 # What gpt_oss has where its config.json says nothing of rotary scaling.

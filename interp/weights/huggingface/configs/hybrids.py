@@ -18,8 +18,8 @@ from typing import Any
 from interp.arguments import shown
 from interp.config import Experts, ModelConfig
 from interp.errors import ConfigError, unknown
-from interp.weights.huggingface.config import activation, general, kv_heads, rotary, sizes
-from interp.weights.huggingface.options import agree, expanded, head_size, limit, refuse_others, silu_only
+from interp.weights.huggingface.configs.checks import agree, expanded, head_size, limit, refuse_others, silu_only
+from interp.weights.huggingface.configs.shared import activation, general, kv_heads, rotary, sizes
 from interp.weights.options import Options, flag, number, whole
 
 READ_ALL = {

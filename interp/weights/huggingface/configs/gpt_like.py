@@ -8,8 +8,8 @@ from __future__ import annotations
 from interp.arguments import is_several, is_whole, shown
 from interp.config import ATTENTION_TYPES, ModelConfig
 from interp.errors import ConfigError, unknown
-from interp.weights.huggingface.config import activation, general, head_share, kv_heads, rotary, sizes, window
-from interp.weights.huggingface.options import agree, defaults, instead, refuse_unless
+from interp.weights.huggingface.configs.checks import agree, defaults, instead, refuse_unless
+from interp.weights.huggingface.configs.shared import activation, general, head_share, kv_heads, rotary, sizes, window
 from interp.weights.options import Options, flag, number, whole
 
 # How Megatron, which trained BLOOM, was run.

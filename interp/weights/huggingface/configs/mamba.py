@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 from interp.config import ModelConfig
-from interp.weights.huggingface.config import general
-from interp.weights.huggingface.options import agree, expanded, head_size, limit, refuse_others, silu_only
+from interp.weights.huggingface.configs.checks import agree, expanded, head_size, limit, refuse_others, silu_only
+from interp.weights.huggingface.configs.shared import general
 from interp.weights.options import Options, flag, number, whole
 
 N_CTX = 2**20

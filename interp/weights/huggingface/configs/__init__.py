@@ -1,0 +1,1 @@
+"""From the config.json of each family to a `ModelConfig`, and back."""
