@@ -286,7 +286,7 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("mixtral", {**GROUPED, "num_local_experts": 4}),
     "mixtral-window": (
         "mixtral",
-        {**GROUPED, "num_local_experts": 3, "num_experts_per_tok": 1, "sliding_window": 5, "tie_word_embeddings": True},
+        {**GROUPED, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 5, "tie_word_embeddings": True},
     ),
     "qwen2_moe": ("qwen2_moe", SHARED),
     "qwen2_moe-some-layers": (
@@ -295,7 +295,14 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen2_moe-window": (
         "qwen2_moe",
-        {**SHARED, "num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2},
+        {
+            **SHARED,
+            "num_hidden_layers": 4,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 2,
+            "num_experts_per_tok": 1,
+        },
     ),
     "qwen3_moe": ("qwen3_moe", SPARSE),
     "qwen3_moe-window": (

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 from makers import compare, make, pairs_of
 
-from interp.edits import Variant
-from interp.errors import HookError, UnknownName
+from interp.edits import Edit, Variant
+from interp.errors import ConfigError, HookError, InterpError, UnknownName
 from interp.sweeps.sweep import plan_sweep, sweep
+from interp.variants.ablations import replacements
 from interp.variants.routing import send_to, without_expert
 
 
@@ -46,3 +47,11 @@ def test_experts_that_there_are_not_are_refused() -> None:
             sweep(model, pairs, [Variant(edit)], progress=False)
     with pytest.raises(UnknownName, match="expert must be at least 0, not -1"):
         send_to(0, -1)
+
+
+def test_numbers_of_experts_have_no_mean() -> None:
+    model, pairs = make("experts"), pairs_of(6, 6)
+    with pytest.raises(ConfigError, match="whole numbers, of which there is no mean"):
+        sweep(model, pairs, [Variant(Edit("expert_indices", {"layer": 0}, op="mean"))], progress=False)
+    with pytest.raises(InterpError, match="whole numbers, of which there is no mean"):
+        replacements(model, pairs, ["blocks.0.mlp.hook_expert_indices"], "mean")

@@ -45,7 +45,7 @@ class Family:
     def row(self, name: str, there: Container[str] = ()) -> Row:
         """The table's row for one of our weights, with the layer's number filled in.
 
-        Where several tables have one it is the first whose tensor is `there`.
+        Where several tables have one it is the first whose tensor is `there`, and else that of `rows`.
 
         Raises:
             KeyError: this architecture has no such weight.
@@ -185,13 +185,13 @@ FAMILIES = {
     "mamba2": Family(mambas.mamba2, rows.MAMBA2, ("backbone.",), **_MAMBA),
     "bamba": Family(hybrids.bamba, rows.BAMBA, ("model.",), _COMPUTED, silent=None),
     "jamba": Family(
-        hybrids.jamba, rows.JAMBA_MOE, ("model.",), silent=None, alternatives=(rows.JAMBA_FUSED, rows.JAMBA)
+        hybrids.jamba, rows.JAMBA, ("model.",), silent=None, alternatives=(rows.JAMBA_MOE, rows.JAMBA_FUSED)
     ),
     "nemotron_h": Family(
         hybrids.nemotron_h,
-        rows.NEMOTRON_MOE,
+        rows.NEMOTRON_H,
         ("model.", "backbone."),
         silent=None,
-        alternatives=(rows.NEMOTRON_FUSED, rows.NEMOTRON_H),
+        alternatives=(rows.NEMOTRON_MOE, rows.NEMOTRON_FUSED),
     ),
 }
