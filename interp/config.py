@@ -630,6 +630,17 @@ class ModelConfig:
         scalings = (kind.rope_scaling for kind in self.attention_kinds)
         return any(scaling is not None and scaling.kind in ("dynamic", "longrope") for scaling in scalings)
 
+    def keys_stay(self, before: int, after: int) -> bool:
+        """Whether keys of a prompt of `before` positions are still right once it has `after`."""
+        for kind in self.attention_kinds:
+            scaling = kind.rope_scaling
+            if scaling is None or max(before, after) <= scaling.original_n_ctx:
+                continue
+            grows = scaling.kind == "dynamic" and before != after
+            if grows or (scaling.kind == "longrope" and min(before, after) <= scaling.original_n_ctx):
+                return False
+        return True
+
     def layers_with(self, *mixers: str) -> list[int]:
         """The layers in which one of `mixers` mixes positions."""
         return [layer for layer in range(self.n_layers) if self.mixer(layer) in mixers]

@@ -205,7 +205,8 @@ def _continued(
         model, tokens, mask, max_new_tokens: as in `generate`, tokens and mask [batch, pos].
         draw: logits [batch, d_vocab] -> the next token of each prompt [batch].
         ends: the ids that end a prompt.
-        past: where to keep keys and values; None runs all tokens again for each new one.
+        past: where to keep keys and values; None runs all tokens again for each new one, as is done, too, where a
+            longer prompt turns earlier keys by other angles.
     """
     pad = None if model.tokenizer is None else model.tokenizer.pad_token_id
     fill = ends[0] if pad is None and ends else pad
@@ -213,7 +214,11 @@ def _continued(
     done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
     for step in range(max_new_tokens):
         # 1. The prompt, once; 3. then the new token alone.
-        seen = tokens[:, -1:] if past is not None and step else tokens
+        if past is not None and model.cfg.turns_by_length:
+            lengths = mask.sum(1).tolist()
+            if not all(model.cfg.keys_stay(length - 1, length) for length in lengths):
+                past = PastKeyValues(model.cfg.n_layers)
+        seen = tokens[:, -1:] if past is not None and len(past) else tokens
         logits = model(seen, attention_mask=mask, past_kv_cache=past)[:, -1]  # [batch, d_vocab_out]
         # 2. The next token.
         new = draw(logits)  # [batch]

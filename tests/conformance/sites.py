@@ -217,8 +217,9 @@ def _added(weight: str, norm: str) -> Callable[[Place], Pair]:
 
 def _query_key_value(at: Place) -> Pair:
     """What a projection gives, within the bounds that some models set."""
-    theirs, bound = at.heads(f"{at.here}attn.W_{at.name[-1].upper()}"), at.subject.ours.cfg.clip_qkv
-    return at.ours, theirs if bound is None else theirs.clamp(-bound, bound)
+    theirs, cfg = at.heads(f"{at.here}attn.W_{at.name[-1].upper()}"), at.subject.ours.cfg
+    bounded = cfg.clip_qkv is not None and (cfg.qk_norm is None or at.name.endswith("v"))  # else after the norm
+    return at.ours, theirs.clamp(-cfg.clip_qkv, cfg.clip_qkv) if bounded and cfg.clip_qkv is not None else theirs
 
 
 def _result(at: Place) -> Pair:

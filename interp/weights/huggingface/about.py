@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interp.weights.huggingface.families import FAMILIES
 
-LENGTHS = "with dynamic or LongRoPE scaling, keys that a cache keeps are turned by the length at that time"
+LENGTHS = "with dynamic or LongRoPE scaling, text is that of the whole prompt, with a cache too"
 CAPPED = "direct attributions are of the logits before the cap"
 # What is special about a family, or limited: each a few words, in Markdown.
 QUIRKS: dict[str, tuple[str, ...]] = {
