@@ -212,7 +212,7 @@ def _continued(
     fill = ends[0] if pad is None and ends else pad
     ending = torch.tensor(ends, dtype=torch.int64, device=model.device)
     done = torch.zeros(tokens.shape[0], dtype=torch.bool, device=tokens.device)
-    for step in range(max_new_tokens):
+    for _ in range(max_new_tokens):
         # 1. The prompt, once; 3. then the new token alone.
         if past is not None and model.cfg.turns_by_length:
             lengths = mask.sum(1).tolist()
