@@ -18,7 +18,7 @@ from interp.errors import ConfigError, nearest
 
 ACTIVATIONS = ("relu", "relu2", "gelu", "gelu_new", "silu", "solu")
 NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
-POSITIONS = ("standard", "sinusoidal", "rotary", "alibi", "none")
+POSITIONS = ("standard", "sinusoidal", "rotary", "alibi", "relative", "none")
 MAMBAS = ("mamba", "mamba2")
 SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
 LAYER_TYPES = ("attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp")
@@ -34,7 +34,8 @@ STATE_SPACE_SIZES = ("d_conv", "d_ssm_head", "n_ssm_groups")
 FLAGS = (
     "gated_mlp", "final_norm", "rotary_adjacent_pairs", "attn_only", "parallel_attn_mlp", "use_attn_scale",
     "tie_word_embeddings", "attn_in_bias", "attn_out_bias", "mlp_bias", "unembed_bias", "conv_bias", "mamba_bias",
-    "embed_norm", "norm_bias", "norm_unit_offset", "shared_norm", "attn_sinks", "alibi_bfloat16",
+    "embed_norm", "norm_bias", "norm_unit_offset", "shared_norm", "attn_sinks", "alibi_bfloat16", "sinusoidal_halves",
+    "cross_attention",
 )  # fmt: skip
 
 
@@ -146,8 +147,10 @@ class ModelConfig:
     through (Gemma Team 2024, "Gemma 2", section 2).
 
     Positions: `standard` is a learned table added to the embedding, `sinusoidal` the fixed one of Vaswani et al. 2017
-    (section 3.5), `rotary` turns queries and keys (Su et al. 2021, section 3.4) in their first `rotary_dim` channels,
-    `alibi` lowers scores with distance (Press et al. 2021, section 3), `none` leaves order to the causal mask or to the
+    (section 3.5; with `sinusoidal_halves` all sines come before all cosines), `rotary` turns queries and keys (Su et al. 2021, section 3.4) in their first `rotary_dim` channels,
+    `alibi` lowers scores with distance (Press et al. 2021, section 3), `relative` adds a learned number for each head
+    and distance, of which there are `relative_buckets`; those beyond `relative_max_distance` share the last one (Raffel
+    et al. 2020, "T5", section 2.1; in an `interp.EncoderDecoder`), `none` leaves order to the causal mask or to the
     recurrence. `auto` is `standard` for a model with attention and `none` for one without. `alibi_bfloat16` rounds
     slope times position to bfloat16 and scales it like the scores (Falcon). Layers in `nope_layers` do not rotate.
 
@@ -156,7 +159,9 @@ class ModelConfig:
     `rotary_base_local` of their own, with `rope_scaling_local` in place of `rope_scaling`. `qk_norm` is a norm of
     queries and keys before rotation: `RMS` or `LN` of each head, with the same weights for all, `LN_each_head` with
     weights for each and no bias, `RMS_all_heads` of all heads together. `clip_qkv` bounds queries, keys and values;
-    `attn_sinks` gives every head a score of looking nowhere (Xiao et al. 2023, "StreamingLLM"; gpt-oss).
+    `attn_sinks` gives every head a score of looking nowhere (Xiao et al. 2023, "StreamingLLM"; gpt-oss). With
+    `cross_attention` every layer also looks at the output of an encoder, between attention and MLP: see
+    `EncoderDecoderConfig`.
 
     Layers: `layer_types` says for each layer what mixes positions, and whether an MLP follows: one of `attn+mlp`,
     `attn`, `mlp`, `mamba`, `mamba+mlp`, `mamba2`, `mamba2+mlp`; None makes all of them `attn+mlp`, or `attn` with
@@ -215,6 +220,9 @@ class ModelConfig:
     rope_scaling_local: RopeScaling | None = None
     nope_layers: tuple[int, ...] = ()
     alibi_bfloat16: bool = False
+    sinusoidal_halves: bool = False
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
 
     # Attention, and its place in the block
     attention_dir: str = "causal"
@@ -228,6 +236,7 @@ class ModelConfig:
     qk_norm: str | None = None
     clip_qkv: float | None = None
     attn_sinks: bool = False
+    cross_attention: bool = False
 
     # Which weights there are
     tie_word_embeddings: bool = False
@@ -377,12 +386,16 @@ class ModelConfig:
         self._check_attention()
         self._check_choice("attention_dir", ("causal", "bidirectional"))
         kind = self.positional_embedding_type
-        if kind in ("rotary", "alibi") and not self.has_attention:
+        if kind in ("rotary", "alibi", "relative") and not self.has_attention:
             raise ConfigError(f"positional_embedding_type={kind!r} needs a layer with attention; this model has none")
         if self.rotary_dim is not None and (self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.d_head):
             raise ConfigError(f"rotary_dim must be even and at most d_head={self.d_head}, not {self.rotary_dim}")
         if self.tie_word_embeddings and self.d_vocab_out != self.d_vocab:
             raise ConfigError(f"tied embeddings need d_vocab_out={self.d_vocab_out} to equal d_vocab={self.d_vocab}")
+        if self.cross_attention and (self.mixers != {"attn"} or not self.causal or self.parallel_attn_mlp):
+            raise ConfigError(
+                "cross_attention=True is of a decoder: every layer needs causal attention, and no parallel_attn_mlp"
+            )
         if self.gated_mlp and not self.has_mlp:
             raise ConfigError("gated_mlp=True contradicts layers without an MLP (attn_only, or layer_types)")
 
@@ -419,6 +432,11 @@ class ModelConfig:
             raise ConfigError(f"{name} needs positional_embedding_type='rotary', not {kind!r}")
         if self.rope_scaling_local is not None and self.rotary_base_local is None:
             raise ConfigError("rope_scaling_local needs rotary_base_local, the base of local layers")
+        if self.positional_embedding_type == "relative":
+            self._check_whole("relative_buckets", 4)
+            self._check_whole("relative_max_distance", self.relative_buckets)
+        if self.sinusoidal_halves and self.positional_embedding_type != "sinusoidal":
+            raise ConfigError("sinusoidal_halves=True needs positional_embedding_type='sinusoidal'")
         if self.alibi_bfloat16 and self.positional_embedding_type != "alibi":
             raise ConfigError("alibi_bfloat16=True needs positional_embedding_type='alibi'")
         if not is_several(self.nope_layers):
@@ -661,3 +679,99 @@ def _settle_number(
     number = real_number(f"{name}{where}", given, least=least, above=above)
     if not isinstance(given, int | float):  # an int stays an int, so that files and fingerprints keep their bytes
         object.__setattr__(owner, name, number)
+
+
+STACKS = ("encoder", "decoder")
+"""The stacks of an encoder-decoder, and how the names of their sites begin."""
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """Everything that determines the computation of an `interp.EncoderDecoder`, apart from its weights.
+
+    The encoder reads a prompt in both directions. The decoder continues another one from left to right, and looks at the
+    encoder's output in every layer (Vaswani et al. 2017, "Attention Is All You Need", section 3.1).
+
+    Attributes:
+        encoder: of the first stack, with `attention_dir="bidirectional"`.
+        decoder: of the second stack, with `cross_attention=True`. The unembedding is as its fields say; tied, it reads
+            the decoder's token embedding.
+        shared_embeddings: whether both stacks have one table of token embeddings.
+        decoder_start_token_id: what the decoder's prompt begins with; None where a model does not say.
+
+    Raises:
+        ConfigError: stacks that do not fit together.
+    """
+
+    encoder: ModelConfig
+    decoder: ModelConfig
+    shared_embeddings: bool = True
+    decoder_start_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for stack in STACKS:
+            check_config(getattr(self, stack))
+        if self.encoder.causal or self.encoder.mixers != {"attn"}:
+            raise ConfigError("the encoder needs attention in every layer, with attention_dir='bidirectional'")
+        if not self.decoder.cross_attention or self.encoder.cross_attention:
+            raise ConfigError("cross_attention must be True in the decoder's configuration, and False in the encoder's")
+        alike = ("d_model", "d_vocab") if self.shared_embeddings else ("d_model",)
+        for name in alike:
+            if getattr(self.encoder, name) != getattr(self.decoder, name):
+                raise ConfigError(
+                    f"{name} must be the same in both stacks, not {getattr(self.encoder, name)} in the encoder and "
+                    f"{getattr(self.decoder, name)} in the decoder"
+                )
+        if self.decoder_start_token_id is not None:
+            most = self.decoder.d_vocab - 1
+            start = whole_number("decoder_start_token_id", self.decoder_start_token_id, least=0, most=most)
+            object.__setattr__(self, "decoder_start_token_id", start)
+
+    @property
+    def d_model(self) -> int:
+        """The width of both residual streams."""
+        return self.decoder.d_model
+
+    @property
+    def d_vocab(self) -> int:
+        """How many tokens the encoder reads."""
+        return self.encoder.d_vocab
+
+    @property
+    def d_vocab_out(self) -> int:
+        """How many tokens the decoder may answer."""
+        return self.decoder.d_vocab_out
+
+    @property
+    def n_ctx(self) -> int:
+        """The longest prompt that the encoder reads."""
+        return self.encoder.n_ctx
+
+    @property
+    def model_name(self) -> str:
+        """The model's name."""
+        return self.decoder.model_name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a manifest or a JSON file; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EncoderDecoderConfig:
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ConfigError: not a mapping, an unknown field, or a missing field that is needed.
+        """
+        _check_fields(cls, values)
+        stacks = {stack: ModelConfig.from_dict(values[stack]) for stack in STACKS}
+        return cls(**{**values, **stacks})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ModelConfig.__dict__ or name in ModelConfig.__annotations__:
+            raise ConfigError(
+                f"an encoder-decoder has no {name!r} of its own, but one in each stack: cfg.encoder.{name} and "
+                f"cfg.decoder.{name}. What works on one stack takes it from the model's `encoder` or `decoder`, and from "
+                "the `encoder` or `decoder` of a cache"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

@@ -16,11 +16,11 @@ import fnmatch
 import functools
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from interp.arguments import is_several, misfit, own_signature, shown, whole_number
-from interp.config import ModelConfig, check_config
+from interp.config import STACKS, EncoderDecoderConfig, ModelConfig, check_config
 from interp.errors import UnknownName, unknown
 
 NameFilter = str | Callable[[str], bool] | Sequence[str] | None
@@ -51,12 +51,25 @@ class Site:
         `mixer.pattern`.
         """
         path, _, last = self.template.rpartition("hook_")
-        module = path.rstrip(".").removeprefix("blocks.{l}.").removeprefix("attn.")
-        return f"{module}.{last}" if last in ("scale", "normalized") or (module, last) == ("mixer", "pattern") else last
+        stack, dot, _ = path.partition(".")
+        start = f"{stack}." if dot and stack in STACKS else ""
+        module = path.removeprefix(start).rstrip(".").removeprefix("blocks.{l}.").removeprefix("attn.")
+        shared = last in ("scale", "normalized") or module == "cross_attn" or (module, last) == ("mixer", "pattern")
+        return start + (f"{module}.{last}" if shared else last)
 
     def name(self, layer: int | None = None) -> str:
         """The full name of this site in one layer."""
         return self.template.format(l=layer)
+
+    def within(self, stack: str) -> Site:
+        """The same site in one stack of an encoder-decoder."""
+        return replace(self, template=f"{stack}.{self.template}")
+
+    @property
+    def stack(self) -> str:
+        """The stack of an encoder-decoder that the site belongs to; empty in other models."""
+        first = self.template.partition(".")[0]
+        return first if first in STACKS else ""
 
 
 RESID = ("batch", "pos", "d_model")
@@ -96,6 +109,23 @@ def _mamba_sites(
         Site(here + "out", RESID, f"{of}: what the mixer adds to the residual stream", mixers=mixers),
     )
 
+
+# The second mixer of a decoder's layer. Its keys and values stand at the positions of what the encoder has read.
+CROSS_SITES = (
+    Site("blocks.{l}.ln_cross.hook_scale", SCALE, "divisor of the cross-attention's norm"),
+    Site("blocks.{l}.ln_cross.hook_normalized", RESID, "normalised residual stream, before the norm's weights"),
+    Site("blocks.{l}.cross_attn.hook_q", QUERY_AXES, "queries of the cross-attention, with bias"),
+    Site("blocks.{l}.cross_attn.hook_k", KEYS, "keys, of the encoder's output, with bias"),
+    Site("blocks.{l}.cross_attn.hook_v", KEYS, "values, of the encoder's output, with bias"),
+    Site("blocks.{l}.cross_attn.hook_attn_scores", GRID, "scaled scores of the cross-attention", True),
+    Site("blocks.{l}.cross_attn.hook_pattern", GRID, "probabilities of the cross-attention", True),
+    Site("blocks.{l}.cross_attn.hook_z", QUERY_AXES, "values mixed by the pattern, before W_O"),
+    Site(
+        "blocks.{l}.cross_attn.hook_result", ("batch", "pos", "head", "d_model"), "z W_O of each head, without bias", True
+    ),
+    Site("blocks.{l}.hook_cross_attn_out", RESID, "what the cross-attention adds to the residual stream, with b_O"),
+    Site("blocks.{l}.hook_resid_mid_cross", RESID, "residual stream between cross-attention and MLP"),
+)
 
 SITES: tuple[Site, ...] = (
     Site("embed.ln.hook_scale", SCALE, "divisor of the norm after the token embedding"),
@@ -156,7 +186,8 @@ SITES: tuple[Site, ...] = (
         ("ssm_head",),
         ("batch", "pos", "ssm_group", "d_state"),
     ),
-    Site("blocks.{l}.hook_resid_mid", RESID, "residual stream between mixer and MLP"),
+    Site("blocks.{l}.hook_resid_mid", RESID, "residual stream between mixer and what follows it"),
+    *CROSS_SITES,
     Site("blocks.{l}.hook_mlp_in", RESID, "residual stream as the MLP alone reads it, before ln2", True),
     Site("blocks.{l}.ln2.hook_scale", SCALE, "divisor of the MLP's norm"),
     Site("blocks.{l}.ln2.hook_normalized", RESID, "normalised residual stream, before the norm's weights"),
@@ -202,6 +233,12 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
             return cfg.embed_norm
         return place != "hook_pos_embed" or cfg.positional_embedding_type in ("standard", "sinusoidal")
     mixer, has_mlp = cfg.mixer(layer), cfg.mlp_in(layer)
+    if "cross" in place and not cfg.cross_attention:
+        return False
+    if "ln_cross" in place:
+        return cfg.norms_before
+    if place.endswith("hook_resid_mid_cross"):
+        return has_mlp
     if site.mixers is not None and mixer not in site.mixers:
         return False
     norm = NORMS.match(place)
@@ -216,18 +253,22 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
     if place.endswith("hook_pre_linear"):
         return cfg.gated_mlp and has_mlp
     if place.endswith("hook_resid_mid"):
-        return has_mlp and mixer is not None and not cfg.parallel_attn_mlp
+        return (has_mlp or cfg.cross_attention) and mixer is not None and not cfg.parallel_attn_mlp
     return has_mlp or "mlp" not in place
 
 
-def site_names(cfg: ModelConfig) -> Mapping[str, Site]:
+def site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
     """Every full site name of a model, in the order of computation; made once, as it is asked for again and again."""
-    check_config(cfg)
+    if not isinstance(cfg, EncoderDecoderConfig):
+        check_config(cfg)
     return _site_names(cfg)
 
 
 @functools.lru_cache(maxsize=8)
-def _site_names(cfg: ModelConfig) -> Mapping[str, Site]:
+def _site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
+    if isinstance(cfg, EncoderDecoderConfig):
+        own = {stack: _site_names(getattr(cfg, stack)) for stack in STACKS}
+        return MappingProxyType({f"{s}.{name}": site.within(s) for s, sites in own.items() for name, site in sites.items()})
     names = {site.name(): site for site in SITES if not site.per_layer and exists(site, cfg)}
     last = {name: names.pop(name) for name in list(names) if "ln_final" in name}
     for layer in range(cfg.n_layers):
@@ -274,6 +315,9 @@ def get_act_name(site: str, layer: int | None = None, layer_type: str | None = N
 @functools.lru_cache(maxsize=4096)
 def _act_name(site: str, layer: int | None, layer_type: str | None) -> str:
     """`get_act_name` of checked arguments, cached because sweeps ask for the same names many times."""
+    stack, dot, rest = site.partition(".")
+    if dot and stack in STACKS:
+        return f"{stack}.{_act_name(rest, layer, layer_type)}"
     if site.startswith("blocks.") or site in BY_TEMPLATE:
         return site
     short = ALIASES.get(site.removeprefix("hook_"), site.removeprefix("hook_"))

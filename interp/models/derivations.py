@@ -38,6 +38,7 @@ class LayerRun:
         block: its weights.
         tensors: full site name -> value.
         attention_mask: of the run [batch, pos]; None without padding.
+        relative: the table of relative positions [bucket, head], where the model has one.
     """
 
     cfg: ModelConfig
@@ -45,6 +46,7 @@ class LayerRun:
     block: Block
     tensors: Mapping[str, Tensor]
     attention_mask: Tensor | None
+    relative: Tensor | None = None
 
     def stored(self, name: str) -> Tensor | None:
         """The value of a site of this layer, such as `attn.hook_z`, if it is stored."""
@@ -62,7 +64,8 @@ class LayerRun:
         if own is not None:
             return own
         direct = self.block.parallel or self.cfg.mixer(self.layer) is None
-        return self.resid_pre if direct else self.stored("hook_resid_mid")
+        between = "hook_resid_mid_cross" if self.cfg.cross_attention else "hook_resid_mid"
+        return self.resid_pre if direct else self.stored(between)
 
     def split_input(self, letter: str) -> Tensor | None:
         """What every query, key or value head ("q", "k", "v") reads.  # [batch, pos, head, d_model]"""
@@ -83,8 +86,10 @@ class LayerRun:
         q, k = self.stored(f"attn.hook_{turned}q"), self.stored(f"attn.hook_{turned}k")
         if q is None or k is None:
             return None
-        mask = self.attention_mask
-        context = make_context(self.cfg, q.shape[1], attention_mask=mask, device=q.device, dtype=q.dtype)
+        mask, table = self.attention_mask, self.relative
+        context = make_context(
+            self.cfg, q.shape[1], attention_mask=mask, relative=table, device=q.device, dtype=q.dtype
+        )
         return attn.scores(q, k, context.sights[attn.kind])
 
     def pattern(self) -> Tensor | None:

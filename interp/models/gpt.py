@@ -82,6 +82,9 @@ class GPT(HookedModel):
 
     def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
         check_config(cfg)
+        if cfg.cross_attention or cfg.positional_embedding_type == "relative":
+            what = "cross_attention" if cfg.cross_attention else "positional_embedding_type='relative'"
+            raise ConfigError(f"{what} is of the stacks of an interp.EncoderDecoder, and a GPT does not have it")
         _check_size(cfg)
         points = {name: HookPoint(name, site) for name, site in site_names(cfg).items()}
         super().__init__(cfg, tokenizer, points)
@@ -101,20 +104,11 @@ class GPT(HookedModel):
     def init_weights(self) -> None:
         """Draw weights as GPT-2 does (Radford et al. 2019, section 2.3), from `cfg.seed` if it is given.
 
-        Normal with `cfg.initializer_range`, what writes to the residual stream divided by sqrt(2 n_layers), norms one
-        and biases zero; what makes the recurrence of a state-space layer as `MambaMixer.init_weights` says.
+        What makes the recurrence of a state-space layer is drawn as `MambaMixer.init_weights` says, and the rest as
+        `draw_weights`.
         """
         generator = None if self.cfg.seed is None else torch.Generator(self.device).manual_seed(self.cfg.seed)
-        for name, parameter in self.named_parameters():
-            last = name.rpartition(".")[2]
-            if last == "w":
-                parameter.fill_(0.0 if self.cfg.norm_unit_offset else 1.0)
-            elif last.startswith("b"):
-                parameter.zero_()
-            else:
-                writes = last in ("W_z", "W_down") or name.endswith("mixer.W_out")
-                std = self.cfg.initializer_range / (math.sqrt(2 * self.cfg.n_layers) if writes else 1.0)
-                parameter.normal_(0.0, std, generator=generator)
+        draw_weights(self, self.cfg, generator)
         for block in self.blocks:
             if isinstance(block.mixer, MambaMixer):
                 block.mixer.init_weights(generator)
@@ -407,6 +401,22 @@ def _memory(place: torch.device) -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def draw_weights(model: nn.Module, cfg: ModelConfig, generator: torch.Generator | None) -> None:
+    """Draw the weights of a residual stack: normal with `cfg.initializer_range`, what writes to the residual stream
+    divided by sqrt(2 n_layers), norms one and biases zero.
+    """
+    for name, parameter in model.named_parameters():
+        last = name.rpartition(".")[2]
+        if last == "w":
+            parameter.fill_(0.0 if cfg.norm_unit_offset else 1.0)
+        elif last.startswith("b"):
+            parameter.zero_()
+        else:
+            writes = last in ("W_z", "W_down") or name.endswith("mixer.W_out")
+            std = cfg.initializer_range / (math.sqrt(2 * cfg.n_layers) if writes else 1.0)
+            parameter.normal_(0.0, std, generator=generator)
 
 
 def _check_past(past: object) -> None:

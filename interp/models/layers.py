@@ -233,8 +233,11 @@ class Embed(nn.Module):
     def __init__(self, cfg: ModelConfig, points: Mapping[str, HookPoint]) -> None:
         super().__init__()
         self.scale = cfg.embed_scale
-        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
+        self._make_weights(cfg)
         self.ln = Norm(cfg, "embed.ln", points) if cfg.embed_norm else None
+
+    def _make_weights(self, cfg: ModelConfig) -> None:
+        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """What is added to the residual stream.  # [batch, pos] -> [batch, pos, d_model]"""
@@ -252,6 +255,22 @@ class Embed(nn.Module):
         return rows if self.scale == 1.0 else rows * rows.new_tensor(self.scale)
 
 
+class SharedEmbed(Embed):
+    """A token embedding with the table of another one."""
+
+    def __init__(self, cfg: ModelConfig, points: Mapping[str, HookPoint], owner: Embed) -> None:
+        super().__init__(cfg, points)
+        self._owner = (owner,)  # in a tuple, so that its parameter is not counted twice
+
+    def _make_weights(self, cfg: ModelConfig) -> None:
+        pass
+
+    @property
+    def W_E(self) -> Tensor:  # type: ignore[override]
+        """The other embedding's table."""
+        return self._owner[0].W_E
+
+
 class PosEmbed(nn.Module):
     """Learned position embedding: W_pos [n_ctx, d_model]."""
 
@@ -265,7 +284,10 @@ class PosEmbed(nn.Module):
 
 
 class SinusoidalEmbed(nn.Module):
-    """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(same) (Vaswani et al. 2017, section 3.5)."""
+    """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(same) (Vaswani et al. 2017, section 3.5).
+
+    With `sinusoidal_halves` the sines come first and then the cosines (Junczys-Dowmunt et al. 2018, "Marian").
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -281,6 +303,8 @@ class SinusoidalEmbed(nn.Module):
         d_model = self.cfg.d_model
         even = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float64)
         angle = positions[..., None] * torch.exp(-math.log(10000.0) * even / d_model)
+        if self.cfg.sinusoidal_halves:
+            return torch.cat((angle.sin(), angle.cos()), dim=-1)[..., :d_model].float()
         return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :d_model].float()
 
 
