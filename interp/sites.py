@@ -121,7 +121,10 @@ CROSS_SITES = (
     Site("blocks.{l}.cross_attn.hook_pattern", GRID, "probabilities of the cross-attention", True),
     Site("blocks.{l}.cross_attn.hook_z", QUERY_AXES, "values mixed by the pattern, before W_O"),
     Site(
-        "blocks.{l}.cross_attn.hook_result", ("batch", "pos", "head", "d_model"), "z W_O of each head, without bias", True
+        "blocks.{l}.cross_attn.hook_result",
+        ("batch", "pos", "head", "d_model"),
+        "z W_O of each head, without bias",
+        True,
     ),
     Site("blocks.{l}.hook_cross_attn_out", RESID, "what the cross-attention adds to the residual stream, with b_O"),
     Site("blocks.{l}.hook_resid_mid_cross", RESID, "residual stream between cross-attention and MLP"),
@@ -268,7 +271,9 @@ def site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
 def _site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
     if isinstance(cfg, EncoderDecoderConfig):
         own = {stack: _site_names(getattr(cfg, stack)) for stack in STACKS}
-        return MappingProxyType({f"{s}.{name}": site.within(s) for s, sites in own.items() for name, site in sites.items()})
+        return MappingProxyType(
+            {f"{s}.{name}": site.within(s) for s, sites in own.items() for name, site in sites.items()}
+        )
     names = {site.name(): site for site in SITES if not site.per_layer and exists(site, cfg)}
     last = {name: names.pop(name) for name in list(names) if "ln_final" in name}
     for layer in range(cfg.n_layers):

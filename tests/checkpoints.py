@@ -156,6 +156,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2-biases": ("mamba2", {**MAMBA2_SIZES, "use_bias": True, "n_groups": 1, "tie_word_embeddings": True}),
 }
 
+T5_SIZES = {
+    "vocab_size": 61, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 3, "pad_token_id": 0,
+    "eos_token_id": 1, "decoder_start_token_id": 0, "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+}  # fmt: skip
+# Models with an encoder and a decoder.
+SEQ2SEQ: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("t5", T5_SIZES),
+    "t5-v1.1": ("t5", {**T5_SIZES, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "t5-deep-narrow-heads": (
+        "t5",
+        {**T5_SIZES, "num_decoder_layers": 3, "num_heads": 5, "d_kv": 3, "feed_forward_proj": "gated-silu"},
+    ),
+}
+
 # Smaller ones of every family with state-space layers.
 SMALL: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 5, "bos_token_id": 0, "eos_token_id": 0,
@@ -206,6 +221,21 @@ def tiny(model_type: str, options: dict[str, Any], seed: int = 0) -> Any:
     return model
 
 
+def seq2seq(case: str, seed: int = 0) -> Any:
+    """A random transformers model of `SEQ2SEQ` in which every weight matters to the logits."""
+    model_type, options = SEQ2SEQ[case]
+    config = transformers.AutoConfig.for_model(model_type, **options)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_positions" not in name or parameter.requires_grad:  # a fixed table is no weight
+                parameter.normal_(0.0 if parameter.ndim > 1 else 0.5, 0.3)
+        if hasattr(model, "final_logits_bias"):
+            model.final_logits_bias.normal_()
+    return model
+
+
 def transformers_model(model_type: str, options: dict[str, Any], dtype: torch.dtype = torch.float64) -> Any:
     """A tiny random model, with weights large enough for every part of it to matter."""
     torch.manual_seed(0)
@@ -245,7 +275,9 @@ def change_weights(folder: Path, **changes: Tensor | None) -> None:
 
 
 def tokens_for(model: Any, shape: tuple[int, int] = (3, 48)) -> Tensor:
-    return torch.randint(0, model.config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, model.config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:

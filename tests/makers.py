@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from interp.circuits.graph import Graph
-from interp.config import ModelConfig, RopeScaling
+from interp.config import EncoderDecoderConfig, ModelConfig, RopeScaling
 from interp.edits import Edit, Variant
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT, Mamba
 from interp.prompts.pairs import PromptPairs
@@ -119,6 +120,15 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "ssm_normalization_type": "RMSPre", "ssm_eps": 0.1,
     },
 }  # fmt: skip
+# Models with an encoder and a decoder: what both stacks have, and what the encoder and the decoder have beside it.
+T5: dict[str, Any] = {
+    **LLAMA, "positional_embedding_type": "relative", "relative_buckets": 8, "relative_max_distance": 12,
+    "use_attn_scale": False, "act_fn": "gelu_new",
+}  # fmt: skip
+STACKS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "t5": (T5, {"n_layers": 3}, {"tie_word_embeddings": True, "logit_scale": 0.25}),
+    "pre_norm": ({"n_heads": 4}, {"n_heads": 2, "d_head": 8}, {"n_key_value_heads": 2}),
+}
 # Parameters that start as ones, zeros or constants: norms, biases, and two of a mixer.
 CONSTANT = re.compile(r"[wb].*|D|A_log|sinks")
 # Longer steps and slower decay than at the start of training, so that states matter beside D x, and for long.
@@ -136,6 +146,24 @@ def make(kind: str, **changes: Any) -> GPT:
             if CONSTANT.fullmatch(last):
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
             parameter.add_(FAR_FROM_START.get(last, 0.0))
+    return model
+
+
+def encoder_decoder(kind: str, **changes: Any) -> EncoderDecoder:
+    """A tiny model with an encoder and a decoder, of one kind of `STACKS`; as `make`."""
+    both, encoder, decoder = STACKS[kind]
+    both = {**TINY, **both, **changes}
+    cfg = EncoderDecoderConfig(
+        ModelConfig(**{**both, **encoder, "attention_dir": "bidirectional"}),
+        ModelConfig(**{**both, **decoder, "cross_attention": True}),
+        decoder_start_token_id=1,
+    )
+    model = EncoderDecoder(cfg)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if CONSTANT.fullmatch(name.rpartition(".")[2]):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model
 
 

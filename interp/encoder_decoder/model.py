@@ -169,7 +169,9 @@ class EncoderDecoder(HookedModel):
     def _decoded(self, encoded: Encoded, tokens: Tensor, mask: Tensor | None, *, start_at_layer: int = 0) -> Tensor:
         """The decoder's normalised residual stream [batch, pos, d_model]."""
         if len(tokens) != len(encoded.stream):
-            raise PromptError(f"the encoder has {len(encoded.stream)} prompts and the decoder {len(tokens)}: give equally many")
+            raise PromptError(
+                f"the encoder has {len(encoded.stream)} prompts and the decoder {len(tokens)}: give equally many"
+            )
         mask = self._checked_prompt(self.decoder, tokens, mask, start_at_layer=start_at_layer)
         out: Tensor = self.decoder(tokens, mask, encoded=encoded, start_at_layer=start_at_layer)
         return out
@@ -247,7 +249,9 @@ class EncoderDecoder(HookedModel):
         """
         for name, given in (("layers", layers), ("pos_slice", pos_slice)):
             if given is not None:
-                raise PromptError(f"{name} does not say of which stack: choose sites by names_filter, such as 'decoder.*'")
+                raise PromptError(
+                    f"{name} does not say of which stack: choose sites by names_filter, such as 'decoder.*'"
+                )
         tokens, mask = self._input(input, kwargs.pop("prepend_bos", None), kwargs.pop("attention_mask", None))
         more, own_mask = self.decoder_tokens(decoder_input, len(tokens), kwargs.pop("decoder_attention_mask", None))
         drop = kwargs.pop("remove_batch_dim", False)

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interp.arguments import shown
-from interp.config import ModelConfig
+from interp.config import EncoderDecoderConfig, ModelConfig
 from interp.errors import ConfigError, nearest
 from interp.weights.checkpoint import Row
 from interp.weights.huggingface import gpt_like, hybrids, llama_like, rows
 from interp.weights.huggingface import mamba as mambas
+from interp.weights.huggingface.encoder_decoder import t5
 from interp.weights.huggingface.options import Watched, refuse_unless, refuse_unread
 from interp.weights.options import Options
 
@@ -28,15 +29,19 @@ class Family:
 
     One of `prefixes` begins the names in a model with a head, and is missing in a model without one; `{l}` in a name is
     the layer; `buffers` matches tensors that are computed, not learned; `older` maps the names of modules in older
-    files to today's.
+    files to today's; `gated_rows` are in the place of `rows` where the MLPs of a model are gated; `repeats` maps
+    the names of tensors that repeat others to these.
     """
 
-    configure: Callable[[Options], ModelConfig]
+    configure: Callable[[Options], ModelConfig | EncoderDecoderConfig]
     rows: Mapping[str, Row]
     prefixes: tuple[str, ...]
     buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches no name
     older: Mapping[str, str] = field(default_factory=dict)
     silent: frozenset[str] | None = frozenset()
+    encoder_decoder: bool = False
+    gated_rows: Mapping[str, Row] | None = None
+    repeats: Mapping[str, str] = field(default_factory=dict)
 
     def row(self, name: str) -> Row:
         """The table's row for one of our weights, with the layer's number filled in.
@@ -44,11 +49,9 @@ class Family:
         Raises:
             KeyError: this architecture has no such weight.
         """
-        start, layer, rest = "", "", name
-        if name.startswith("blocks."):
-            start, layer, rest = name.split(".", 2)
-        row = self.rows[f"{start}.{{l}}.{rest}" if layer else name]
-        return replace(row, theirs=row.theirs.replace("{l}", layer))
+        layer = _LAYER.search(name)
+        row = self.rows[_LAYER.sub(r"\1.{l}.", name, count=1)]
+        return replace(row, theirs=row.theirs.replace("{l}", layer[2])) if layer else row
 
     def bare(self, name: str) -> str:
         """One of their names as in the table: without the prefix, and with today's name of its module."""
@@ -58,7 +61,7 @@ class Family:
         return self.older.get(module, module) + dot + rest
 
 
-def configure(options: Options) -> tuple[Family, ModelConfig]:
+def configure(options: Options) -> tuple[Family, ModelConfig | EncoderDecoderConfig]:
     """The family and the configuration that a config.json describes.
 
     Raises:
@@ -81,10 +84,13 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
     except KeyError as error:
         raise ConfigError(f"the configuration of this {model_type} model has no entry {error}") from error
     if family.silent is not None:
-        refuse_unread(watched, model_type, family.silent)
+        refuse_unread(watched, model_type, family.silent, is_encoder_decoder=family.encoder_decoder)
+    if family.gated_rows is not None and isinstance(cfg, EncoderDecoderConfig) and cfg.decoder.gated_mlp:
+        family = replace(family, rows=family.gated_rows)
     return family, cfg
 
 
+_LAYER = re.compile(r"\b(blocks)\.(\d+)\.")
 _INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 _COMPUTED = re.compile(_INV_FREQ)
 _NOT_TEXT = re.compile(rf"^(vision_tower|multi_modal_projector)\.|{_INV_FREQ}")
@@ -140,5 +146,14 @@ FAMILIES = {
     "mamba2": Family(mambas.mamba2, rows.MAMBA2, ("backbone.",), **_MAMBA),
     "bamba": Family(hybrids.bamba, rows.BAMBA, ("model.",), _COMPUTED, silent=None),
     "jamba": Family(hybrids.jamba, rows.JAMBA, ("model.",), silent=None),
+    "t5": Family(
+        t5.t5,
+        t5.T5,
+        ("",),
+        silent=frozenset({"dropout_rate", "dense_act_fn", "is_gated_act", "n_positions", "output_past"}),
+        encoder_decoder=True,
+        gated_rows=t5.T5_GATED,
+        repeats=t5.REPEATS,
+    ),
     "nemotron_h": Family(hybrids.nemotron_h, rows.NEMOTRON_H, ("model.", "backbone."), silent=None),
 }
