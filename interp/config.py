@@ -711,6 +711,8 @@ class EncoderDecoderConfig:
     def __post_init__(self) -> None:
         for stack in STACKS:
             check_config(getattr(self, stack))
+        if not (self.encoder.n_layers and self.decoder.n_layers):
+            raise ConfigError("n_layers must be at least 1 in both stacks")
         if self.encoder.causal or self.encoder.mixers != {"attn"}:
             raise ConfigError("the encoder needs attention in every layer, with attention_dir='bidirectional'")
         if not self.decoder.cross_attention or self.encoder.cross_attention:

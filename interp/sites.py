@@ -66,6 +66,16 @@ class Site:
         return replace(self, template=f"{stack}.{self.template}")
 
     @property
+    def cross(self) -> bool:
+        """Whether it belongs to a cross-attention."""
+        return ".cross_attn." in self.template
+
+    @property
+    def rows_in(self) -> str:
+        """The stack of an encoder-decoder whose positions are those of the site; empty in other models."""
+        return "encoder" if self.cross and self.template.endswith(("hook_k", "hook_v")) else self.stack
+
+    @property
     def stack(self) -> str:
         """The stack of an encoder-decoder that the site belongs to; empty in other models."""
         first = self.template.partition(".")[0]
@@ -279,6 +289,11 @@ def _site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
     for layer in range(cfg.n_layers):
         names |= {site.name(layer): site for site in SITES if site.per_layer and exists(site, cfg, layer)}
     return MappingProxyType(names | last)
+
+
+def config_of(cfg: ModelConfig | EncoderDecoderConfig, site: Site) -> ModelConfig:
+    """The configuration of the stack that a site belongs to; of other models the model's own."""
+    return getattr(cfg, site.stack) if isinstance(cfg, EncoderDecoderConfig) else cfg
 
 
 def axis_sizes(cfg: ModelConfig) -> dict[str, int]:

@@ -37,7 +37,7 @@ def run_values(
     pairs, sides = pairs.to(model.device), (base, other_side(base) if source is None else source)
     measure, found = get_metric(metric), []
     for _, part in batches(model, pairs, ()):
-        logits = [model(getattr(part, side), attention_mask=part.attention_mask) for side in sides]
+        logits = [model(**part.inputs(side)) for side in sides]
         check_answers(part.answers, logits[0].shape[-1])
         rows = torch.arange(len(part), device=logits[0].device)[:, None]
         at = where_read(measure, part).to(logits[0].device)

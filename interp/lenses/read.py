@@ -118,7 +118,7 @@ def read(
 
     # 1. Run the prompts, and list the places (prompt and position) to read.
     pairs = pairs.to(model.device)
-    logits, cache = model.run_with_cache(pairs.clean, names_filter=list(names), attention_mask=pairs.attention_mask)
+    logits, cache = model.run_with_cache(**pairs.inputs("clean"), names_filter=list(names))
     prompt, at = pairs.mask.nonzero(as_tuple=True)  # [place]: every real position
     if pos == "last":
         prompt, at = torch.arange(len(pairs), device=model.device), pairs.last

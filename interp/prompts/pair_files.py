@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from interp.files.checksums import of_values, plain_json
 from interp.files.whole_files import read_saved, write_whole
 from interp.prompts.answers import AnswerSets, sets_by_text
 from interp.text.padding import pad
+
+if TYPE_CHECKING:
+    from interp.prompts.pairs import PromptPairs
 
 FORMAT = "interp.PromptPairs 1"
 
@@ -37,6 +40,7 @@ class SavedPairs:
     name: str
     notes: dict[str, Any]
     answer_sets: AnswerSets
+    encoder: PromptPairs | None
 
     @property
     def lengths(self) -> Tensor:
@@ -49,7 +53,21 @@ class SavedPairs:
             [row["clean"], row["corrupt"], row["answers"], sorted(row["roles"].items()), *row.get("answer_sets", ())]
             for row in self._plain_pairs()
         ]
+        if self.encoder is not None:
+            content.append(self.encoder.digest())
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+    def _plain(self) -> dict[str, Any]:
+        """What a file holds, in plain JSON values."""
+        padding = self.clean[~self.mask]
+        return {
+            "name": self.name,
+            "digest": self.digest(),
+            "notes": plain_json("notes", self.notes),
+            "pad_id": int(padding[0]) if len(padding) else 0,
+            "pairs": self._plain_pairs(),
+            **({"encoder": self.encoder._plain()} if self.encoder is not None else {}),
+        }
 
     def _plain_pairs(self) -> list[dict[str, Any]]:
         """Each pair as plain JSON values."""
@@ -77,15 +95,7 @@ class SavedPairs:
             OutputError: the file cannot be written.
         """
         path = Path(path)
-        padding = self.clean[~self.mask]
-        content = {
-            "format": FORMAT,
-            "name": self.name,
-            "digest": self.digest(),
-            "notes": plain_json("notes", self.notes),
-            "pad_id": int(padding[0]) if len(padding) else 0,
-            "pairs": self._plain_pairs(),
-        }
+        content = {"format": FORMAT, **self._plain()}
         text = json.dumps({**content, "sha256": of_values(content)}, ensure_ascii=False, indent=1) + "\n"
         write_whole(path, text.encode(), what="prompt pairs")
         return path
@@ -100,7 +110,8 @@ class SavedPairs:
         """
         content = read_saved(Path(path), FORMAT, what="prompt pairs", refuse=PromptError)
         try:
-            pairs: Any = cls(**_fields(content))
+            read = content.get("encoder")
+            pairs: Any = cls(**_fields(content), encoder=None if read is None else cls(**_fields(read)))
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
             if isinstance(error, PromptError):
                 raise

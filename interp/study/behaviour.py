@@ -113,7 +113,7 @@ def behaviour(
         says: list[str] = []
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
-            logits = model(getattr(part, side), attention_mask=part.attention_mask)
+            logits = model(**part.inputs(side))
             first = logits[torch.arange(len(part), device=logits.device), part.last].argmax(-1)
             says += [
                 model.tokenizer.str_tokens([token])[0] if model.tokenizer else str(token) for token in first.tolist()

@@ -20,7 +20,7 @@ N_CTX = 2**20
 def t5(options: Options) -> EncoderDecoderConfig:
     """The configuration of a `t5` model."""
     act_fn, gated = _activation(options.get("feed_forward_proj", "relu"))
-    n_layers = whole(options, "num_layers", least=0)
+    n_layers = whole(options, "num_layers")
     d_model = whole(options, "d_model")
     # transformers ties always, and remembers the option, by which v1.1 is told apart, under another name.
     scaled = flag(options, "scale_decoder_outputs", flag(options, "tie_word_embeddings", True))
@@ -47,7 +47,7 @@ def t5(options: Options) -> EncoderDecoderConfig:
     }
     decoder_layers = options.get("num_decoder_layers")
     decoder = ModelConfig(
-        n_layers=n_layers if decoder_layers is None else whole(options, "num_decoder_layers", least=0),
+        n_layers=n_layers if decoder_layers is None else whole(options, "num_decoder_layers"),
         cross_attention=True,
         tie_word_embeddings=True,
         logit_scale=d_model**-0.5 if scaled else 1.0,
