@@ -66,6 +66,11 @@ class Site:
         return replace(self, template=f"{stack}.{self.template}")
 
     @property
+    def short_in_stack(self) -> str:
+        """The short name without the stack's, as other models have it."""
+        return self.short.removeprefix(f"{self.stack}.") if self.stack else self.short
+
+    @property
     def cross(self) -> bool:
         """Whether it belongs to a cross-attention."""
         return ".cross_attn." in self.template

@@ -105,7 +105,7 @@ class Stack(nn.Module):
     def derive(self, name: str, tensors: Mapping[str, Tensor], attention_mask: Tensor | None) -> Tensor | None:
         """The value of a site from those of its neighbours, as `interp.models.derivations` gives it, or None."""
         point = self.hook_dict[name]
-        short = point.site.short.removeprefix(f"{point.site.stack}.")
+        short = point.site.short_in_stack
         if short in AT_THE_END:
             return AT_THE_END[short](self.ln_final, tensors.get(f"blocks.{self.cfg.n_layers - 1}.hook_resid_post"))
         if short not in IN_LAYER:

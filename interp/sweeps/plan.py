@@ -159,7 +159,7 @@ def make_plan(placement: Placement, metric: Metric, *, max_memory: int | None = 
     check_sources(placement)
     rows = _rows_of_variants(placement)
     begins = start_positions(rows) if packed and model.cfg.has_mamba else ()
-    company = [_company(placement.edits(variant), variant) for variant in range(n_variants)]
+    company = [company_of(placement.edits(variant), variant) for variant in range(n_variants)]
     budget = _budget(placement, metric, rows, company, max_memory=max_memory, n_starts=len(begins))
     # 2. Blocks of prompts.
     size = _block_size(placement, budget)
@@ -225,9 +225,10 @@ class Company(NamedTuple):
     costly_layers: tuple[int, ...]
 
 
-def _company(edits: Sequence[Placed], variant: int) -> Company:
+def company_of(edits: Sequence[Placed], variant: int) -> Company:
+    """What a variant has in common with those that share a chunk with it."""
     formed = tuple(sorted({edit.site.short for edit in edits if edit.site.on_demand}))
-    norm = any(edit.site.short.startswith("ln1.") for edit in edits)
+    norm = any(edit.site.short_in_stack.startswith("ln1.") for edit in edits)
     exclusive = set(COSTLY) <= set(formed) or (norm and any(name.endswith("_input") for name in formed))
     layers = tuple(sorted({edit.step // 2 for edit in edits if edit.site.short in COSTLY}))
     return Company(formed, variant if exclusive else -1, layers)

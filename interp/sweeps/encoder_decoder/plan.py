@@ -19,7 +19,7 @@ from interp.sweeps.costs import SLACK, row_in
 from interp.sweeps.edit_reach import changed
 from interp.sweeps.encoder_decoder.reach import Start, StackPlacement, start_of
 from interp.sweeps.machine import free_memory, watched
-from interp.sweeps.plan import Chunk, Plan, check_sources, most_rows
+from interp.sweeps.plan import Chunk, Company, Plan, check_sources, company_of, most_rows
 
 
 class StackCosts:
@@ -130,7 +130,8 @@ def make_stack_plan(placement: StackPlacement, metric: Metric, *, max_memory: in
         1 if hooked else min(most_rows(model) // costs.rows(start), (max_memory - size * store) // each)
         for start in starts
     ]
-    order = sorted(range(n_variants), key=lambda v: (starts[v].encoder is None, starts[v].encoder or 0, starts[v].decoder))
+    groups = [(start, company_of(placement.edits(v), v)) for v, start in enumerate(starts)]
+    order = sorted(range(n_variants), key=lambda v: (starts[v].encoder is None, starts[v].encoder or 0, starts[v].decoder, groups[v][1], v))
     chunks: list[Chunk] = []
     for first in range(0, n_prompts, size):
         block = (first, min(first + size, n_prompts))
@@ -139,7 +140,8 @@ def make_stack_plan(placement: StackPlacement, metric: Metric, *, max_memory: in
         runs = 2 * n * costs.operations(Start(0, 0), cfg.decoder.n_layers)
         chunks.append(Chunk(block, (), 0, n * costs.rows(Start(0, 0)), runs, n * store))
         counts = live[:, slice(*block)].sum(1) if not hooked else np.full(n_variants, n)
-        for start, members in _chunks(order, starts, counts.tolist(), most_cells):
+        for members in _chunks(order, groups, counts.tolist(), most_cells):
+            start = starts[members[0]]
             cells = int(counts[members].sum())
             operations = cells * costs.operations(start, cfg.decoder.n_layers)
             chunks.append(
@@ -150,18 +152,18 @@ def make_stack_plan(placement: StackPlacement, metric: Metric, *, max_memory: in
 
 
 def _chunks(
-    order: Sequence[int], starts: Sequence[Start], counts: Sequence[int], most: Sequence[int]
-) -> Iterator[tuple[Start, list[int]]]:
-    """Neighbours that enter at the same place, with about so many cells in each chunk."""
+    order: Sequence[int], groups: Sequence[tuple[Start, Company]], counts: Sequence[int], most: Sequence[int]
+) -> Iterator[list[int]]:
+    """Neighbours that enter at the same place and may share a forward, with about so many cells in each chunk."""
     members: list[int] = []
     total = 0
     for variant in order:
         if not counts[variant]:
             continue  # it changes nothing on these prompts
-        if members and (starts[variant] != starts[members[0]] or total + counts[variant] > most[variant]):
-            yield starts[members[0]], members
+        if members and (groups[variant] != groups[members[0]] or total + counts[variant] > most[variant]):
+            yield members
             members, total = [], 0
         members.append(variant)
         total += counts[variant]
     if members:
-        yield starts[members[0]], members
+        yield members

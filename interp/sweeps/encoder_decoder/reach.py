@@ -121,7 +121,7 @@ class StackPlacement:
 
     def differs(self, placed: Placed) -> Mask:
         """Where the source run can differ from the base run at the site of an edit, judged by tokens."""
-        site, short = placed.site, placed.site.short.partition(".")[2]
+        site, short = placed.site, placed.site.short_in_stack
         real = self.real[site.rows_in]
         if placed.edit.run == "base" or short == "pos_embed":
             return np.zeros_like(real)
