@@ -19,6 +19,7 @@ import torch
 from interp import figures, stats
 from interp.arguments import checked, whole_number
 from interp.attribution.direct import PARTS, SITES, contribution_table, of_mixers, seen_through, written
+from interp.encoder_decoder.model import output_stack, run_output_stack
 from interp.errors import check_choice
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from interp.figures.style import Figure
 
 METRICS = ("logit_diff", "logit")
-SUMS = ("head", "mixer", "mlp")
+HEADS, CROSS = "head", "cross_head"
+SUMS = (HEADS, CROSS, "mixer", "mlp")
 MIXERS = ("ssm_head", "channel", "mixer")  # kinds that a state-space layer's rows have
 CHANNELS = 12
 
@@ -59,7 +61,8 @@ def run(
         a soft cap all these are of the logits before it, and `capped` is the metric after it. With state-space layers
         there are the columns `ssm_head, channel`, and the kinds `ssm_head` (`L9S6`, of Mamba-2), `channel` (`L9C123`,
         of Mamba-1) and `mixer` (`mixer 9`, a Mamba-1 layer; `rest of mixer 9` where channels of it have rows of their
-        own).
+        own). Of a model with an encoder and a decoder it is the decoder, with the column and the kind `cross_head`
+        (`L9X6`).
 
     Raises:
         UnknownName: another metric.
@@ -67,12 +70,12 @@ def run(
     """
     check_choice("metric of head attribution", metric, METRICS)
     channels = whole_number("channels", channels, least=0)
+    whole, model, pairs = model, output_stack(model), pairs.to(model.device)
     cfg = model.cfg
-    pairs = pairs.to(model.device)
     names = [name for name in model.hook_dict if name.endswith(SITES)]
     capped = cfg.output_logits_soft_cap is not None
     names += [f"blocks.{cfg.n_layers - 1}.hook_resid_post"] if capped and cfg.n_layers else []
-    logits, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=pairs.attention_mask)
+    logits, cache = run_output_stack(whole, pairs.inputs("clean"), names)
     at = (torch.arange(len(pairs), device=model.device), pairs.last)  # the last position of every prompt
 
     # 1. What each part wrote.
@@ -106,13 +109,14 @@ def run(
     labels += [("total", "total", None, None), ("residue", "residue", None, None)]
     residue = total - torch.stack(values).sum(0)
     values += [*([seen] if capped else []), total, residue]
-    return contribution_table(labels, values, metric, PARTS if cfg.has_mamba else ["head"])
+    own = PARTS if cfg.has_mamba else [HEADS, CROSS] if cfg.cross_attention else [HEADS]
+    return contribution_table(labels, values, metric, own)
 
 
 @checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over prompts with intervals and corrected p, the largest magnitudes first."""
-    own = [name for name in PARTS if name in frame]
+    own = [name for name in (*PARTS, CROSS) if name in frame]
     table = stats.tested(frame, by=["component", "kind", "layer", *own, "metric"], value="value")
     return stats.strongest_first(table)
 
@@ -127,6 +131,8 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 def plot_parts(table: pd.DataFrame, kind: str) -> Figure:
     """One kind of parts of a summary: "head" and "ssm_head" as a grid, "channel" as bars."""
+    if CROSS in table:
+        return _plot_both(table)
     table = table[table["kind"] == kind]
     if kind != "channel":
         return figures.heatmap(table, x=kind, y="layer", label=_label(table), annotate=6)
@@ -134,6 +140,14 @@ def plot_parts(table: pd.DataFrame, kind: str) -> Figure:
     x = Axis("component", title="channel")
     title = f"The {len(table)} channels with the largest contributions"
     return figures.bars(table, x=x, horizontal=True, diverging=True, label=_label(table), title=title)
+
+
+def _plot_both(table: pd.DataFrame) -> Figure:
+    """The heads of a decoder's own attention beside those of its cross-attention, layer by head."""
+    table = table[table["kind"].isin([HEADS, CROSS])]
+    attention = table["kind"].map({HEADS: "attention", CROSS: "cross-attention"})
+    table = table.assign(head=table[HEADS].fillna(table[CROSS]), attention=attention)
+    return figures.heatmap(table, x=HEADS, y="layer", facet="attention", label=_label(table))
 
 
 def plot_layers(frame: pd.DataFrame) -> Figure:

@@ -754,6 +754,11 @@ class EncoderDecoderConfig:
         """The model's name."""
         return self.decoder.model_name
 
+    @property
+    def has_mamba(self) -> bool:
+        """Whether any layer is a state-space layer: none is."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a manifest or a JSON file; `from_dict` reads them back."""
         return dataclasses.asdict(self)

@@ -95,7 +95,7 @@ def test_names_are_those_of_tables_and_figures() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("L9X6", "did you mean 'L9"),
+        ("L9Q6", "did you mean 'L9"),
         ("MPL 9", "did you mean 'MLP 9'"),
         ("9_mlp_out", "MLP 9"),
         ("mixr 3", "did you mean 'mixer 3'"),
@@ -142,15 +142,19 @@ def test_the_tables_of_kinds_agree_with_those_of_sites() -> None:
     sites = {site.short: site for site in SITES}
     for kind, row in PART_KINDS.items():
         if row.site:
-            axes = [site.axes for site in SITES if site.short == row.site]
+            axes = [site.axes for site in SITES if site.short == row.site.removeprefix("encoder.")]
             assert any(row.axis in (None, *of) for of in axes), kind
     for mixer, own in MIXER_PARTS.items():
         whole, unit = PART_KINDS[own.whole].site, PART_KINDS[own.unit]
         of_mixer = {site.short: site for site in SITES if site.mixers is not None and mixer in site.mixers}
         assert whole in of_mixer and unit.axis in of_mixer[unit.site].axes
         assert own.heads == (mixer != "mamba") and own.usual in (own.unit, own.whole)
-    assert set(WHOLES) <= set(sites) and list(CUTS) == ["z", "gated", "attn_out", "out", "mlp_out", "post"]
-    assert set(UNITS) == {"head", "kv_head", "ssm_head", "ssm_group", "channel", "neuron"}
+    assert set(WHOLES) <= set(sites) and list(CUTS) == [
+        *("z", "gated", "cross_attn.z", "encoder.z", "attn_out", "out", "mlp_out", "post")
+    ]
+    assert set(UNITS) == {
+        *("head", "encoder_head", "cross_head", "kv_head", "ssm_head", "ssm_group", "channel", "neuron")
+    }
 
 
 def test_the_part_of_a_row() -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.encoder_decoder.model import output_stack
 from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
@@ -44,6 +45,7 @@ def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor
     Returns:
         The parts' labels, and what each wrote [prompt, d_model].
     """
+    model = output_stack(model)
     labels: list[Label] = []
     wrote: list[Tensor] = []
     for name in (Part("embed").name, Part("pos_embed").name):
@@ -57,6 +59,14 @@ def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor
         for name, bias in _biases(model, layer, cache, at):
             labels.append((name, "bias", layer, None))
             wrote.append(bias)
+        if model.cfg.cross_attention:
+            heads = range(model.cfg.n_heads)
+            labels += [(Part("cross_head", layer, head).name, "cross_head", layer, head) for head in heads]
+            wrote += model.cross_head_results(layer, cache["cross_attn.z", layer][at]).unbind(1)
+            b_O = model.attention(layer, cross=True).b_O * model.cfg.residual_scale
+            if model.cfg.attn_out_bias:
+                labels.append((f"cross_b_O_{layer}", "bias", layer, None))
+                wrote.append(b_O.expand(len(at[0]), -1))
         if model.cfg.mlp_in(layer):
             labels.append((Part("mlp", layer).name, "mlp", layer, None))
             wrote.append(cache["mlp_out", layer][at])

@@ -24,6 +24,7 @@ from interp.encoder_decoder.cross_attention import Encoded
 from interp.encoder_decoder.stack import Stack
 from interp.errors import ConfigError, InterpError, PromptError, UnknownName
 from interp.forward.packed_rows import KeysValues
+from interp.hooked.cache import ActivationCache
 from interp.hooked.generation import generate
 from interp.hooked.hooks import HookPoint
 from interp.hooked.model import HookedModel
@@ -331,6 +332,30 @@ class EncoderDecoder(HookedModel):
     def W_U(self) -> Tensor:
         """Unembedding [d_model, d_vocab_out], times the logits' factor."""
         return self.decoder.W_U
+
+
+def output_stack(model: HookedModel) -> Any:
+    """What has the residual stream that logits are read from: the decoder of two stacks, or the model itself.
+
+    Of a decoder the names of sites are those within it.
+    """
+    return model.decoder if isinstance(model, EncoderDecoder) else model
+
+
+def run_output_stack(
+    model: HookedModel, inputs: Mapping[str, Any], names: Sequence[str]
+) -> tuple[Tensor, ActivationCache]:
+    """Logits of a forward, and the cache of its `output_stack`.
+
+    Args:
+        model: the model.
+        inputs: of the forward, as `PromptPairs.inputs` gives them.
+        names: the sites to keep, by their names in the stack.
+    """
+    if not isinstance(model, EncoderDecoder):
+        return model.run_with_cache(**inputs, names_filter=list(names))
+    logits, cache = model.run_with_cache(**inputs, names_filter=[f"decoder.{name}" for name in names])
+    return logits, cache.decoder
 
 
 class _Continuing:

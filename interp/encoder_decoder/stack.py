@@ -82,8 +82,8 @@ class Stack(nn.Module):
             n_past=0 if past is None else len(past),
             attention_mask=mask,
             relative=self.W_rel,
-            device=self.embed.W_E.device,
-            dtype=self.embed.W_E.dtype,
+            device=self.device,
+            dtype=self.dtype,
         )
         if encoded is not None:
             context = DecoderContext(context.positions, context.sights, None, context.real, encoded, kept)
@@ -132,10 +132,34 @@ class Stack(nn.Module):
         assert attn is not None
         return attn
 
-    def head_results(self, layer: int, z: Tensor, *, cross: bool = False) -> Tensor:
+    def head_results(self, layer: int, z: Tensor) -> Tensor:
         """What each head adds to the residual stream: z W_O.  # [..., head, d_head] -> [..., head, d_model]"""
-        results = self.attention(layer, cross=cross).head_results(z)
+        return self.block(layer).head_results(z)
+
+    def bias_result(self, layer: int, z: Tensor) -> Tensor | None:
+        """What the attention adds beside its heads; None where nothing.  # [..., head, d_head] -> [..., d_model]"""
+        return self.block(layer).bias_result(z)
+
+    def cross_head_results(self, layer: int, z: Tensor) -> Tensor:
+        """What each head of a cross-attention adds to the stream.  # [..., head, d_head] -> [..., head, d_model]"""
+        results = self.attention(layer, cross=True).head_results(z)
         return results if self.cfg.residual_scale == 1.0 else results * self.cfg.residual_scale
+
+    def uncapped_logits(self, normalized: Tensor) -> Tensor:
+        """Logits before a soft cap.  # [..., d_model] -> [..., d_vocab_out]"""
+        if self.unembed is None:
+            raise InterpError("no unembedding reads the encoder's output: logits are the decoder's")
+        return self.unembed.uncapped(normalized)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.embed.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' number type."""
+        return self.embed.W_E.dtype
 
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> Norm | None:
         """The norm between the residual stream and a layer, its MLP, or what reads the output; None where none is."""
@@ -153,7 +177,7 @@ class Stack(nn.Module):
             raise InterpError("no unembedding reads the encoder's output: logits are the decoder's")
         if isinstance(tokens, str):
             raise InterpError(f"a stack reads ids, not text: give model.to_single_token({tokens!r})")
-        return self.W_U.T[torch.as_tensor(tokens, device=self.embed.W_E.device)]
+        return self.W_U.T[torch.as_tensor(tokens, device=self.device)]
 
     @property
     def W_U(self) -> Tensor:

@@ -21,7 +21,15 @@ from interp.errors import InterpError, PromptError, UnknownName, check_choice
 from interp.hooked.slices import PosSlice, take
 
 # What writes to the residual stream, by kind, and the site of what it writes in a layer.
-WRITERS = {"attn": "hook_attn_out", "mixer": "mixer.hook_out", "mlp": "hook_mlp_out"}
+WRITERS = {
+    "attn": "hook_attn_out",
+    "mixer": "mixer.hook_out",
+    "cross_attn": "hook_cross_attn_out",
+    "mlp": "hook_mlp_out",
+}
+
+MIDS = ("resid_mid", "resid_mid_cross")
+"""The sites of the residual stream between the parts of a layer."""
 
 Key = str | tuple[Any, ...]
 
@@ -56,6 +64,10 @@ class CachedModel(Protocol):
 
     def head_results(self, layer: int, z: Tensor) -> Tensor:
         """What each head adds to the residual stream.  # [..., head, d_head] -> [..., head, d_model]"""
+        ...
+
+    def cross_head_results(self, layer: int, z: Tensor) -> Tensor:
+        """The same of the heads of a decoder's cross-attention; asked for where there is one."""
         ...
 
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> Scales | None:
@@ -151,9 +163,11 @@ class Decompositions(ABC):
                 names.append(("final_post", ("resid_post", at - 1)))
                 continue
             names.append((f"{at}_pre", ("resid_pre", at)))
-            has_mid = f"blocks.{at}.hook_resid_mid" in self.model.hook_dict
-            if has_mid and ((incl_mid and at < last) or (mlp_input and at == last)):
-                names.append((f"{at}_mid", ("resid_mid", at)))
+            between = [mid for mid in MIDS if f"blocks.{at}.hook_{mid}" in self.model.hook_dict]
+            if mlp_input and at == last and not incl_mid:
+                between = between[-1:]
+            for mid in between if (incl_mid and at < last) or (mlp_input and at == last) else ():
+                names.append((f"{at}_{mid.removeprefix('resid_')}", (mid, at)))
         stack = torch.stack([take(self[key], pos_slice, -2) for _, key in names])
         if apply_ln:
             stack = self.model.ln_final(stack)
@@ -175,7 +189,7 @@ class Decompositions(ABC):
         Args:
             layer: the reader; None or -1 is the unembedding.
             mlp_input: read at the MLP of `layer`, its mixer included.
-            mode: "all", or one kind of component: "attn", "mixer" (state-space layers) or "mlp".
+            mode: "all", or one kind of component: "attn", "mixer" (state-space layers), "cross_attn" or "mlp".
             apply_ln: scale the rows as the reader's norm does (`apply_ln_to_stack`).
             pos_slice: positions to keep.
             incl_embeds: token and position embedding too.
@@ -226,7 +240,8 @@ class Decompositions(ABC):
 
         Args:
             layer: the reader; -1 is the unembedding.
-            return_labels: return `(stack, labels)`; labels are `L0H0`, `L0H1`, ..., `remainder`.
+            return_labels: return `(stack, labels)`; labels are `L0H0`, `L0H1`, ..., `remainder`. The heads of a
+                decoder's cross-attention are `L0X0`, `L0X1`, ..., after those of the layer's own attention.
             incl_remainder: a last row with everything that no head wrote, so that the rows sum to the stream.
             pos_slice: positions to keep.
             apply_ln: scale the rows as the reader's norm does.
@@ -242,13 +257,17 @@ class Decompositions(ABC):
         with_heads = [at for at in range(n_layers) if f"blocks.{at}.attn.hook_z" in self.model.hook_dict]
         if n_layers and not with_heads:
             raise UnknownName("this model has no attention heads: decompose_resid takes what its layers write")
-        labels = [f"L{at}H{head}" for at in with_heads if at < last for head in range(n_heads)]
+        labels: list[str] = []
         rows: list[Tensor] = []
         for at in with_heads:
             if at >= last:
                 break
-            z = take(self["z", at], pos_slice, -3)
-            rows.extend(self.model.head_results(at, z).unbind(-2))
+            labels += [f"L{at}H{head}" for head in range(n_heads)]
+            rows.extend(self.model.head_results(at, take(self["z", at], pos_slice, -3)).unbind(-2))
+            if f"blocks.{at}.cross_attn.hook_z" in self.model.hook_dict:
+                labels += [f"L{at}X{head}" for head in range(n_heads)]
+                z = take(self["cross_attn.z", at], pos_slice, -3)
+                rows.extend(self.model.cross_head_results(at, z).unbind(-2))
         total = take(self["resid_post", last - 1] if last else self["resid_pre", 0], pos_slice, -2)
         if incl_remainder:
             labels.append("remainder")

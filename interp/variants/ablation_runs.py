@@ -27,7 +27,7 @@ from interp.variants.components import one_after_another, replaced
 if TYPE_CHECKING:
     import pandas as pd
 
-PARTS = ["head", "ssm_head", "channel", "neuron"]
+PARTS = ["head", "cross_head", "encoder_head", "ssm_head", "channel", "neuron"]
 """Columns of a component's number in its layer, by what it is."""
 
 CELL = ["kind", "component", "site", "layer", *PARTS, "metric"]
@@ -37,6 +37,7 @@ COLUMNS = [
     *("prompt", "metric", "value", "base_value", "rounding", "effect"),
 ]
 RECURRENT = {"ssm_head", "channel"}  # columns of models that have such layers
+TWO_STACKS = {"cross_head", "encoder_head"}  # columns of models with an encoder and a decoder
 
 
 def singles(parts: Sequence[Part], values: Mapping[str, Mapping[str, Tensor]]) -> list[Variant]:
@@ -90,7 +91,9 @@ def with_effect(frame: pd.DataFrame, *, recurrent: bool) -> pd.DataFrame:
         recurrent: whether there are columns of heads and channels of state-space layers.
     """
     frame = frame.assign(effect=frame["base_value"] - frame["value"])
-    columns = [name for name in COLUMNS if recurrent or name not in RECURRENT]
+    columns = [
+        name for name in COLUMNS if (recurrent or name not in RECURRENT) and (name in frame or name not in TWO_STACKS)
+    ]
     whole = {name: "Int64" for name in ("draw", "number", "layer", *PARTS) if name in columns}
     return frame.reindex(columns=columns).astype(whole)
 

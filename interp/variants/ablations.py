@@ -72,9 +72,7 @@ def replacements(
     check_side(run)
     pairs = pairs.to(model.device)
     names = list(dict.fromkeys(names))
-    _, cache = model.run_with_cache(
-        getattr(pairs, run), names_filter=names, attention_mask=pairs.attention_mask, return_type=None
-    )
+    _, cache = model.run_with_cache(**pairs.inputs(run), names_filter=names, return_type=None)
     replace = _replacement(kind, pairs, seed)
     return {name: replace(cache[name], model.hook_dict[name].site) for name in names}
 
@@ -82,7 +80,9 @@ def replacements(
 def _replacement(kind: str, pairs: PromptPairs, seed: int) -> Callable[[Tensor, Site], Tensor]:
     """The function from a site's values in a run to those that replace them."""
     if kind == "mean":
-        return lambda value, site: mean_over_prompts(value, site, pairs.mask).expand_as(value)
+        return lambda value, site: mean_over_prompts(value, site, pairs.masks(site)[0]).expand_as(value)
+    if pairs.encoder is not None and kind in ("mean_by_role", "resample"):
+        raise PromptError(f"{kind} is of one prompt, and these pairs have one for each stack: use 'mean' or 'corrupt'")
     if kind == "mean_by_role":
         if not pairs.role_names:
             raise PromptError("mean_by_role needs prompts with roles, and these have none: use 'mean'")
