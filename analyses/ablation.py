@@ -185,7 +185,9 @@ def _plot_stacks(table: pd.DataFrame, several: str | None) -> Figure:
     kinds = [kind for kind in ("encoder_head", "head", "cross_head") if kind in table]
     table = table[table[kinds].notna().any(axis=1)]
     words = {"encoder_head": "encoder", "head": "decoder", "cross_head": "cross-attention"}
-    attention = [next(words[kind] for kind in kinds if not missing[kind]) for _, missing in table[kinds].isna().iterrows()]
+    attention = [
+        next(words[kind] for kind in kinds if not missing[kind]) for _, missing in table[kinds].isna().iterrows()
+    ]
     table = table.assign(attention=attention, head=table[kinds].bfill(axis=1).iloc[:, 0].astype(int))
     facet = ["attention"] if several is None else ["kind", "attention"]
     return figures.heatmap(table, x="head", y="layer", facet=facet, label=spelled(table["metric"].iloc[0]))

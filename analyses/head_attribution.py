@@ -24,7 +24,7 @@ from interp.errors import check_choice
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import logit_weights
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import PromptPairs, fitting
 from interp.study.command import study_command
 from interp.study.options import choice, whole
 
@@ -70,7 +70,7 @@ def run(
     """
     check_choice("metric of head attribution", metric, METRICS)
     channels = whole_number("channels", channels, least=0)
-    whole, model, pairs = model, output_stack(model), pairs.to(model.device)
+    whole, model, pairs = model, output_stack(model), fitting(model, pairs).to(model.device)
     cfg = model.cfg
     names = [name for name in model.hook_dict if name.endswith(SITES)]
     capped = cfg.output_logits_soft_cap is not None

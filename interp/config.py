@@ -778,7 +778,8 @@ class EncoderDecoderConfig:
         if name in ModelConfig.__dict__ or name in ModelConfig.__annotations__:
             raise ConfigError(
                 f"an encoder-decoder has no {name!r} of its own, but one in each stack: cfg.encoder.{name} and "
-                f"cfg.decoder.{name}. What works on one stack takes it from the model's `encoder` or `decoder`, and from "
-                "the `encoder` or `decoder` of a cache"
+                f"cfg.decoder.{name}. What asks for it is made for one stack: interp.sweep and gradients take sites of "
+                "both, such as 'decoder.blocks.0.attn.hook_z'; the logit lens, head attribution and ablation read the "
+                "decoder; the `encoder` and `decoder` of a cache take their streams apart"
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

@@ -24,7 +24,7 @@ from interp.encoder_decoder.model import output_stack, run_output_stack
 from interp.errors import InterpError, ParityError, PromptError, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import best_logit, check_answers, joint_logit, mean_logit
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import PromptPairs, fitting
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +119,7 @@ def read(
     check_answers(pairs.answer_table, model.cfg.d_vocab_out)
 
     # 1. Run the prompts, and list the places (prompt and position) to read.
-    pairs = pairs.to(model.device)
+    pairs = fitting(model, pairs).to(model.device)
     logits, cache = run_output_stack(model, pairs.inputs("clean"), names)
     prompt, at = pairs.mask.nonzero(as_tuple=True)  # [place]: every real position
     if pos == "last":

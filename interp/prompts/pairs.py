@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import NO_LISTS, as_index, checked, device_of, is_whole, plain, shown
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import PromptError, unknown
 from interp.prompts import answers as answers_of
 from interp.prompts import pair_checks as pairing
@@ -33,6 +34,22 @@ from interp.text.tokenizer import labels
 
 if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
+
+
+def fitting(model: HookedModel, pairs: PromptPairs) -> PromptPairs:
+    """Pairs that have a prompt for each stack of the model.
+
+    Raises:
+        PromptError: they have one too few or too many.
+    """
+    two = isinstance(model, EncoderDecoder)
+    if two != (pairs.encoder is not None):
+        needs = "an encoder and a decoder, and needs pairs with" if two else "a single stack, and takes no pairs with"
+        raise PromptError(
+            f"this model has {needs} a prompt for each: PromptPairs.from_text and from_tokens make them with `decoder`"
+        )
+    return pairs
+
 
 TENSORS = ("clean", "corrupt", "mask")
 TUPLES = ("roles", "clean_texts", "corrupt_texts", "str_tokens", "corrupt_str_tokens")
@@ -87,7 +104,9 @@ class PromptPairs(SavedPairs):
         if not isinstance(self.encoder, PromptPairs | None):
             raise PromptError(f"encoder must be PromptPairs or None, not {shown(self.encoder)}")
         if self.encoder is not None and len(self.encoder) != len(self):
-            raise PromptError(f"the encoder has {len(self.encoder)} pairs and the decoder {len(self)}: give equally many")
+            raise PromptError(
+                f"the encoder has {len(self.encoder)} pairs and the decoder {len(self)}: give equally many"
+            )
 
     def _check_shapes(self) -> None:
         shape = list(self.clean.shape)
@@ -177,7 +196,10 @@ class PromptPairs(SavedPairs):
             rows,
             corrupt_rows,
             answers=answers_of.answer_ids(
-                answers, len(rows), model, clean_texts if prefixes is None else pairing.decoder_texts(decoder, len(rows))
+                answers,
+                len(rows),
+                model,
+                clean_texts if prefixes is None else pairing.decoder_texts(decoder, len(rows)),
             ),
             roles=pairing.role_positions(roles, rows, tokenizer, clean_texts),
             pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0),
@@ -276,6 +298,12 @@ class PromptPairs(SavedPairs):
             "decoder_input": own["input"],
             "decoder_attention_mask": own["attention_mask"],
         }
+
+    @property
+    def contrast(self) -> bool:
+        """Whether any clean prompt differs from its corrupt one."""
+        own = not torch.equal(self.clean, self.corrupt)
+        return own or (self.encoder is not None and self.encoder.contrast)
 
     def masks(self, site: Site) -> tuple[Tensor, Tensor]:
         """True at real tokens [n, pos], at the positions of a site and at those of its keys."""

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from interp.arguments import byte_budget, checked, is_whole, shown
 from interp.edits import Variant
-from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import ConfigError, PromptError, SweepInterrupted, unknown
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric, check_answers, digest, get_metric, normalised_effect
 from interp.prompts.pair_checks import check_side
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import PromptPairs, fitting
 from interp.sweeps.encoder_decoder.plan import make_stack_plan
 from interp.sweeps.encoder_decoder.reach import StackPlacement
 from interp.sweeps.machine import watched
@@ -175,26 +174,11 @@ def _job(
             f"metric {measure.name!r} reads token {max(measure.tokens)}, and the model's answers are 0 to "
             f"{model.cfg.d_vocab_out - 1}"
         )
-    pairs = _fitting(model, pairs).to(model.device)
+    pairs = fitting(model, pairs).to(model.device)
     placement = placement_of(model, pairs, variants, measure, base=base, source=source)
     two = isinstance(placement, StackPlacement)
     plan = (make_stack_plan if two else make_plan)(placement, measure, max_memory=max_memory)  # type: ignore[operator]
     return Job(model, pairs, variants, measure, base, source, plan, placement)
-
-
-def _fitting(model: HookedModel, pairs: PromptPairs) -> PromptPairs:
-    """Pairs that have a prompt for each stack of the model.
-
-    Raises:
-        PromptError: they have one too few or too many.
-    """
-    two = isinstance(model, EncoderDecoder)
-    if two != (pairs.encoder is not None):
-        needs = "an encoder and a decoder, and needs pairs with" if two else "a single stack, and takes no pairs with"
-        raise PromptError(
-            f"this model has {needs} a prompt for each: PromptPairs.from_text and from_tokens make them with `decoder`"
-        )
-    return pairs
 
 
 def _measure(job: Job, out: str | Path | None, progress: bool | None, executor: str | Executor) -> Measured:

@@ -24,7 +24,7 @@ from interp.arguments import seed as check_seed
 from interp.errors import InterpError, PromptError, check_choice
 from interp.hooked.model import HookedModel
 from interp.prompts.pair_checks import check_side
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import PromptPairs, fitting
 from interp.sites import Site
 from interp.sweeps.source_values import mean_over_prompts
 
@@ -70,7 +70,7 @@ def replacements(
     """
     check_choice("ablation", kind, ABLATIONS)
     check_side(run)
-    pairs = pairs.to(model.device)
+    pairs = fitting(model, pairs).to(model.device)
     names = list(dict.fromkeys(names))
     _, cache = model.run_with_cache(**pairs.inputs(run), names_filter=names, return_type=None)
     replace = _replacement(kind, pairs, seed)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import device_of, shown
-from interp.config import ModelConfig, RopeScaling
+from interp.config import STACKS, EncoderDecoderConfig, ModelConfig, RopeScaling
 from interp.errors import ConfigError, WeightsError, nearest
 from interp.files.foreign_files import read_json
 from interp.models.gpt import GPT
@@ -145,6 +145,8 @@ def _checkpoint(
             raise WeightsError(f"a state dict must hold tensors under names, not under {shown(name)}")
         if not BUFFERS.fullmatch(name):
             tensors[GROUPED.sub(r"\1\2", name)] = value if isinstance(value, Stored) else _stored(name, value)
+    if isinstance(cfg, Mapping) and set(STACKS) <= set(cfg):
+        return Checkpoint(EncoderDecoderConfig.from_dict(cfg), tensors, tokenizer, source), torch.float32
     if isinstance(cfg, ModelConfig):
         settled, dtype = cfg, torch.float32
     else:

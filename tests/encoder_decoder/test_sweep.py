@@ -126,7 +126,10 @@ def test_every_operation_and_several_edits_at_once(model: EncoderDecoder) -> Non
     for name in sites:
         variants += [Variant([Edit(name, {"pos": 0}, "zero")]), Variant([Edit(name, {"pos": [0, -1]}, "scale", 0.5)])]
         variants += [Variant([Edit(name, {}, "add", 0.3)]), Variant([Edit(name, {}, "set", "base")])]
-    both = [Edit("encoder.resid_pre", {"layer": 1, "pos": "changed"}), Edit("decoder.cross_attn.z", {"layer": 1, "head": 1})]
+    both = [
+        Edit("encoder.resid_pre", {"layer": 1, "pos": "changed"}),
+        Edit("decoder.cross_attn.z", {"layer": 1, "head": 1}),
+    ]
     variants += [Variant(both), Variant(both[::-1]), Variant([*both, Edit("decoder.embed", {"pos": 0}, "scale", 2.0)])]
     variants += [Variant([Edit("decoder.cross_attn.pattern", {"layer": 0, "key": "changed"}, "zero")]), Variant([])]
     compare(model, pairs_of(), variants)

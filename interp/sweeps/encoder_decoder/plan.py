@@ -131,7 +131,10 @@ def make_stack_plan(placement: StackPlacement, metric: Metric, *, max_memory: in
         for start in starts
     ]
     groups = [(start, company_of(placement.edits(v), v)) for v, start in enumerate(starts)]
-    order = sorted(range(n_variants), key=lambda v: (starts[v].encoder is None, starts[v].encoder or 0, starts[v].decoder, groups[v][1], v))
+    order = sorted(
+        range(n_variants),
+        key=lambda v: (starts[v].encoder is None, starts[v].encoder or 0, starts[v].decoder, groups[v][1], v),
+    )
     chunks: list[Chunk] = []
     for first in range(0, n_prompts, size):
         block = (first, min(first + size, n_prompts))

@@ -72,7 +72,7 @@ def test_generation_is_that_of_transformers(both: tuple[Any, EncoderDecoder]) ->
 def test_a_directory_is_read_as_the_model_in_memory(case: str, tmp_path: Path) -> None:
     theirs = seq2seq(case)
     theirs.save_pretrained(tmp_path)
-    logits = interp.load(tmp_path)(SOURCE, PREFIX)  # type: ignore[call-arg]
+    logits = interp.load(tmp_path, check=True)(SOURCE, PREFIX)  # type: ignore[call-arg]
     assert relative_difference(logits, theirs(input_ids=SOURCE, decoder_input_ids=PREFIX).logits) < 1e-5
 
 

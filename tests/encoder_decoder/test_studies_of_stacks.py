@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from analyses import ablation, head_attribution, logit_lens
+import interp
+from analyses import (
+    ablation,
+    activation_patching,
+    attention_patterns,
+    attribution_patching,
+    circuit,
+    edge_attribution,
+    head_attribution,
+    head_detectors,
+    logit_lens,
+    patchscope,
+    path_patching,
+    tuned_lens,
+)
+from interp.attribution.gradients import gradients
+from interp.attribution.node_scores import estimate
+from interp.edits import Edit, Variant
 from interp.encoder_decoder.model import EncoderDecoder
-from interp.errors import InterpError
+from interp.errors import ConfigError, InterpError, PromptError
+from interp.heads import qk_ov
 from interp.metrics import measure
 from interp.prompts.pairs import PromptPairs
 from tests.makers import STACKS, close, encoder_decoder
@@ -56,7 +76,7 @@ def test_what_components_are_worth_sums_to_the_logits(model: EncoderDecoder) -> 
     close(worth, expected - (constant[:, None] if isinstance(constant, torch.Tensor) else 0), 1e-4)
     with pytest.raises(InterpError, match="no unembedding reads the encoder's output"):
         cache.encoder.logit_attrs(cache.encoder.decompose_resid(), 3)
-    with pytest.raises(InterpError, match="take cfg.encoder or|takes it from the model's `encoder` or `decoder`"):
+    with pytest.raises(InterpError, match="made for one stack"):
         cache.decompose_resid()
 
 
@@ -103,3 +123,59 @@ def test_heads_of_all_three_attentions_can_be_ablated(model: EncoderDecoder) -> 
     assert set(curves[curves["stage"] != "single"]["number"]) == {0, 1, 2}
     mlps = ablation.run(model, PAIRS, kind="zero", site="mlp_out", progress=False)
     assert set(mlps["component"]) == {"MLP 0", "MLP 1"}
+
+
+def test_gradients_at_both_stacks_are_those_of_small_changes() -> None:
+    model = encoder_decoder("pre_norm").double()
+    names = ["encoder.blocks.1.attn.hook_z", "decoder.blocks.0.cross_attn.hook_v", "decoder.blocks.1.hook_resid_pre"]
+    found = gradients(model, PAIRS, names)
+    in_parts = gradients(model, PAIRS, names, max_memory=1)
+    for name in names:
+        close(in_parts.slopes[name], found.slopes[name])
+        for prompt, pos in ((0, 1), (1, 0)):
+            change = torch.zeros_like(found.values[name])
+            change[prompt, pos] = torch.randn(
+                change[prompt, pos].shape, generator=torch.Generator().manual_seed(1)
+            ).double()
+            values = []
+            for step in (1e-4, -1e-4):
+                hooks = [(name, lambda value, hook, step=step, change=change: value + step * change)]
+                logits = model.run_with_hooks(**PAIRS.inputs("clean"), fwd_hooks=hooks)
+                values.append(float(measure("logit_diff", logits.detach(), PAIRS)[prompt]))
+            expected = float((found.slopes[name][prompt, pos] * change[prompt, pos]).sum())
+            assert (values[0] - values[1]) / 2e-4 == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_a_saved_model_is_the_same(model: EncoderDecoder, tmp_path: Path) -> None:
+    interp.save(model, tmp_path / "saved")
+    loaded = interp.load(tmp_path / "saved")
+    assert isinstance(loaded, EncoderDecoder) and loaded.cfg == model.cfg
+    assert torch.equal(loaded(SOURCE, PREFIX), model(SOURCE, PREFIX))
+    with pytest.raises(ConfigError, match="is saved with format='interp'"):
+        interp.save(model, tmp_path / "other", format="huggingface")
+
+
+def test_studies_of_one_stack_say_so(model: EncoderDecoder) -> None:
+    for study in (
+        lambda: interp.Graph.of(model),
+        lambda: interp.TunedLens.identity(model),
+        lambda: activation_patching.run(model, PAIRS, progress=False),
+        lambda: attribution_patching.run(model, PAIRS, progress=False),
+        lambda: attention_patterns.run(model, PAIRS),
+        lambda: path_patching.run(model, PAIRS, progress=False),
+        lambda: edge_attribution.run(model, PAIRS, progress=False),
+        lambda: circuit.run(model, PAIRS, progress=False),
+        lambda: head_detectors.run(model, PAIRS),
+        lambda: patchscope.run(model, PAIRS),
+        lambda: tuned_lens.run(model, PAIRS, progress=False),
+        lambda: estimate(model, PAIRS, [Variant([Edit("decoder.z", {"layer": 1})])]),
+    ):
+        with pytest.raises(ConfigError, match="made for one stack: interp.sweep and gradients take sites of both"):
+            study()
+    for study in (lambda: head_attribution.run(model, PAIRS.encoder), lambda: logit_lens.run(model, PAIRS.encoder)):
+        with pytest.raises(PromptError, match="needs pairs with a prompt for each"):
+            study()
+    with pytest.raises(InterpError, match="weights of a EncoderDecoder cannot be read"):
+        qk_ov.readable(model)
+    with pytest.raises(PromptError, match="mean_by_role is of one prompt"):
+        ablation.run(model, PAIRS, kind="mean_by_role", progress=False)
