@@ -109,8 +109,8 @@ def run(
     labels += [("total", "total", None, None), ("residue", "residue", None, None)]
     residue = total - torch.stack(values).sum(0)
     values += [*([seen] if capped else []), total, residue]
-    own = PARTS if cfg.has_mamba else [HEADS, CROSS] if cfg.cross_attention else [HEADS]
-    return contribution_table(labels, values, metric, own)
+    columns = PARTS if cfg.has_mamba else [HEADS, CROSS] if cfg.cross_attention else [HEADS]
+    return contribution_table(labels, values, metric, columns)
 
 
 @checked

@@ -147,12 +147,13 @@ class ModelConfig:
     through (Gemma Team 2024, "Gemma 2", section 2).
 
     Positions: `standard` is a learned table added to the embedding, `sinusoidal` the fixed one of Vaswani et al. 2017
-    (section 3.5; with `sinusoidal_halves` all sines come before all cosines), `rotary` turns queries and keys (Su et al. 2021, section 3.4) in their first `rotary_dim` channels,
-    `alibi` lowers scores with distance (Press et al. 2021, section 3), `relative` adds a learned number for each head
-    and distance, of which there are `relative_buckets`; those beyond `relative_max_distance` share the last one (Raffel
-    et al. 2020, "T5", section 2.1; in an `interp.EncoderDecoder`), `none` leaves order to the causal mask or to the
-    recurrence. `auto` is `standard` for a model with attention and `none` for one without. `alibi_bfloat16` rounds
-    slope times position to bfloat16 and scales it like the scores (Falcon). Layers in `nope_layers` do not rotate.
+    (section 3.5; with `sinusoidal_halves` all sines come before all cosines), `rotary` turns queries and keys (Su et
+    al. 2021, section 3.4) in their first `rotary_dim` channels, `alibi` lowers scores with distance (Press et al. 2021,
+    section 3), `relative` adds a learned number for each head and distance, of which there are `relative_buckets`;
+    those beyond `relative_max_distance` share the last one (Raffel et al. 2020, "T5", section 2.1; in the stacks of an
+    `interp.EncoderDecoder`), `none` leaves order to the causal mask or to the recurrence. `auto` is `standard` for a
+    model with attention and `none` for one without. `alibi_bfloat16` rounds slope times position to bfloat16 and scales
+    it like the scores (Falcon). Layers in `nope_layers` do not rotate.
 
     Attention: with `window_size` a query of a local layer sees that many positions, its own included; `attn_types` says
     of each layer whether it is `global` or `local`, and None makes all of them local. Local layers may have a
@@ -689,8 +690,8 @@ STACKS = ("encoder", "decoder")
 class EncoderDecoderConfig:
     """Everything that determines the computation of an `interp.EncoderDecoder`, apart from its weights.
 
-    The encoder reads a prompt in both directions. The decoder continues another one from left to right, and looks at the
-    encoder's output in every layer (Vaswani et al. 2017, "Attention Is All You Need", section 3.1).
+    The encoder reads a prompt in both directions. The decoder continues another one from left to right, and looks at
+    the encoder's output in every layer (Vaswani et al. 2017, "Attention Is All You Need", section 3.1).
 
     Attributes:
         encoder: of the first stack, with `attention_dir="bidirectional"`.

@@ -251,12 +251,8 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
             return cfg.embed_norm
         return place != "hook_pos_embed" or cfg.positional_embedding_type in ("standard", "sinusoidal")
     mixer, has_mlp = cfg.mixer(layer), cfg.mlp_in(layer)
-    if "cross" in place and not cfg.cross_attention:
-        return False
-    if "ln_cross" in place:
-        return cfg.norms_before
-    if place.endswith("hook_resid_mid_cross"):
-        return has_mlp
+    if "cross" in place:
+        return _exists_across(place, cfg, has_mlp)
     if site.mixers is not None and mixer not in site.mixers:
         return False
     norm = NORMS.match(place)
@@ -273,6 +269,12 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
     if place.endswith("hook_resid_mid"):
         return (has_mlp or cfg.cross_attention) and mixer is not None and not cfg.parallel_attn_mlp
     return has_mlp or "mlp" not in place
+
+
+def _exists_across(place: str, cfg: ModelConfig, has_mlp: bool) -> bool:
+    """Whether a layer computes a site of its cross-attention, or beside it."""
+    between = has_mlp or not place.endswith("resid_mid_cross")
+    return cfg.cross_attention and between and (cfg.norms_before or "ln_cross" not in place)
 
 
 def site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:

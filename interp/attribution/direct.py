@@ -45,7 +45,7 @@ def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor
     Returns:
         The parts' labels, and what each wrote [prompt, d_model].
     """
-    model = output_stack(model)
+    model = output_stack(model)  # a decoder, or the model itself
     labels: list[Label] = []
     wrote: list[Tensor] = []
     for name in (Part("embed").name, Part("pos_embed").name):
@@ -63,10 +63,10 @@ def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor
             heads = range(model.cfg.n_heads)
             labels += [(Part("cross_head", layer, head).name, "cross_head", layer, head) for head in heads]
             wrote += model.cross_head_results(layer, cache["cross_attn.z", layer][at]).unbind(1)
-            b_O = model.attention(layer, cross=True).b_O * model.cfg.residual_scale
-            if model.cfg.attn_out_bias:
+            beside = model.cross_bias(layer)
+            if beside is not None:
                 labels.append((f"cross_b_O_{layer}", "bias", layer, None))
-                wrote.append(b_O.expand(len(at[0]), -1))
+                wrote.append(beside.expand(len(at[0]), -1))
         if model.cfg.mlp_in(layer):
             labels.append((Part("mlp", layer).name, "mlp", layer, None))
             wrote.append(cache["mlp_out", layer][at])

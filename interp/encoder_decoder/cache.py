@@ -1,7 +1,7 @@
 """`EncoderDecoderCache`: what one forward of an encoder-decoder computed, in both stacks.
 
-Names begin with the stack: `cache["decoder.blocks.3.attn.hook_z"]`, or short, `cache["decoder.z", 3]`. Its `encoder` and
-`decoder` are caches of one stack each, with the names within it, which take its residual stream apart.
+Names begin with the stack: `cache["decoder.blocks.3.attn.hook_z"]`, or short, `cache["decoder.z", 3]`. Its `encoder`
+and `decoder` are caches of one stack each, with the names within it, which take its residual stream apart.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class StackCache(ActivationCache):
     def _derive(self, name: str) -> Tensor:
         made = self._cross(name) if self._whole and ".cross_attn." in name else None
         made = self._ln_cross(name) if made is None and ".ln_cross." in name else made
-        return super()._derive(name) if made is None else made  # type: ignore[no-any-return]
+        return super()._derive(name) if made is None else made
 
     def _block(self, name: str) -> tuple[str, Any]:
         """How the names of a site's layer begin, and the layer."""
@@ -147,7 +147,7 @@ class EncoderDecoderCache(ActivationCache):
     def _derive(self, name: str) -> Tensor:
         stack, _, rest = name.partition(".")
         if stack not in STACKS or name not in self.model.hook_dict:
-            return super()._derive(name)  # type: ignore[no-any-return]
+            return super()._derive(name)
         cache = self._of(stack)
         cache.has_batch_dim = True
         return cache[rest]

@@ -155,7 +155,9 @@ class EncoderDecoder(HookedModel):
         decoder_attention_mask: Tensor | None = None,
         start_at_layer: int = 0,
     ) -> Tensor:
-        """Logits [batch, pos, d_vocab_out] of the decoder, which looks at what `encode` gave; arguments as in `forward`.
+        """Logits [batch, pos, d_vocab_out] of the decoder, which looks at what `encode` gave.
+
+        Arguments are those of `forward`.
 
         With `start_at_layer` the input is the residual stream [batch, pos, d_model] that enters that layer.
         """
@@ -370,14 +372,12 @@ class _Continuing:
         self.to_batch, self.to_string = model.to_batch, model.to_string
         self.kept: dict[int, KeysValues] = {}
 
-    def __call__(
-        self, input: Tensor, *, attention_mask: Tensor | None = None, past_kv_cache: PastKeyValues | None = None
-    ) -> Tensor:
+    def __call__(self, input: Tensor, **options: Any) -> Any:
         """Logits [batch, pos, d_vocab_out] of the decoder's tokens [batch, pos] after those in `past_kv_cache`."""
-        model, past = self.model, past_kv_cache
+        model: EncoderDecoder = self.model
+        past: PastKeyValues | None = options["past_kv_cache"]
         n_past = 0 if past is None else len(past)
-        mask = model._checked_prompt(model.decoder, input, attention_mask, n_past=n_past)
+        mask = model._checked_prompt(model.decoder, input, options["attention_mask"], n_past=n_past)
         kept = None if past is None else self.kept
         out = model.decoder(input, mask, encoded=self.encoded, past=past, kept=kept)
-        logits: Tensor = model.unembed(out)
-        return logits
+        return model.unembed(out)

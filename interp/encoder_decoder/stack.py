@@ -1,7 +1,7 @@
 """One stack of an encoder-decoder: embeddings, blocks, and the norm after the last of them.
 
-A cache's part of a stack reads from it what it needs (`interp.hooked.decompositions.CachedModel`). Here sites have their
-names within the stack, `blocks.3.attn.hook_z`; the model's own begin with the stack's name.
+A cache's part of a stack reads from it what it needs (`interp.hooked.decompositions.CachedModel`). Here sites have
+their names within the stack, `blocks.3.attn.hook_z`; the model's own begin with the stack's name.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Stack(nn.Module):
         """The stack's output, after the final norm if it has one [batch, pos, d_model].
 
         Args:
-            tokens: [batch, pos]; with `start_at_layer` the residual stream [batch, pos, d_model] that enters that layer.
+            tokens: [batch, pos]; with `start_at_layer` the residual stream [batch, pos, d_model] that enters the layer.
             mask: [batch, earlier and these positions], True at real tokens; None without padding.
             encoded: what a decoder looks at.
             past: keys and values of earlier positions.
@@ -90,7 +90,7 @@ class Stack(nn.Module):
         resid = tokens if tokens.is_floating_point() else self.embed_tokens(tokens, context)
         for block in self.blocks[start_at_layer:]:
             resid = block(resid, context, past)
-        return self.ln_final(resid)  # type: ignore[no-any-return]
+        return self.ln_final(resid)
 
     def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
         """The residual stream [batch, pos, d_model] that enters the first layer."""
@@ -144,6 +144,11 @@ class Stack(nn.Module):
         """What each head of a cross-attention adds to the stream.  # [..., head, d_head] -> [..., head, d_model]"""
         results = self.attention(layer, cross=True).head_results(z)
         return results if self.cfg.residual_scale == 1.0 else results * self.cfg.residual_scale
+
+    def cross_bias(self, layer: int) -> Tensor | None:
+        """What a cross-attention adds beside its heads [d_model]; None where nothing."""
+        bias = self.attention(layer, cross=True).b_z
+        return None if bias is None else bias * self.cfg.residual_scale
 
     def uncapped_logits(self, normalized: Tensor) -> Tensor:
         """Logits before a soft cap.  # [..., d_model] -> [..., d_vocab_out]"""

@@ -27,9 +27,9 @@ from interp.forward.rotary import rotary_angles
 class Sight:
     """Who may look at whom in the attention layers of one kind, and by which angles they turn.
 
-    `allowed` [batch or 1, 1, query, key] is None where no mask is needed beyond `causal`. `bias` is ALiBi's or that of relative positions, `cos` and
-    `sin` are the rotary embedding's, shaped to be multiplied with pairs of channels (`Attention.rotate`). `groups` are
-    those of the sequences of equal length in a packed batch.
+    `allowed` [batch or 1, 1, query, key] is None where no mask is needed beyond `causal`. `bias` is ALiBi's or that of
+    relative positions, `cos` and `sin` are the rotary embedding's, shaped to be multiplied with pairs of channels
+    (`Attention.rotate`). `groups` are those of the sequences of equal length in a packed batch.
     """
 
     allowed: Tensor | None

@@ -73,6 +73,10 @@ class HookedModel(TextInput, nn.Module, ABC):
         """What each head of a decoder's cross-attention adds; only the stacks of an encoder-decoder may have one."""
         raise UnknownName(f"layer {layer} has no cross-attention: only the decoder of an interp.EncoderDecoder has")
 
+    def cross_bias(self, layer: int) -> Tensor | None:
+        """What a decoder's cross-attention adds beside its heads; as `cross_head_results`."""
+        raise UnknownName(f"layer {layer} has no cross-attention: only the decoder of an interp.EncoderDecoder has")
+
     @abstractmethod
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> Scales | None:
         """The norm between the residual stream and a reader: a layer, its MLP, or (n_layers) the unembedding."""

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interp.errors import ParityError, WeightsError
 from interp.encoder_decoder.model import EncoderDecoder
+from interp.errors import ParityError, WeightsError
 from interp.hooked.model import HookedModel
 from interp.rounding import of_logits
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,9 +18,6 @@ from interp.files.checksums import of_values, plain_json
 from interp.files.whole_files import read_saved, write_whole
 from interp.prompts.answers import AnswerSets, sets_by_text
 from interp.text.padding import pad
-
-if TYPE_CHECKING:
-    from interp.prompts.pairs import PromptPairs
 
 FORMAT = "interp.PromptPairs 1"
 
@@ -40,7 +37,7 @@ class SavedPairs:
     name: str
     notes: dict[str, Any]
     answer_sets: AnswerSets
-    encoder: PromptPairs | None
+    encoder: Any  # pairs of this kind, or None
 
     @property
     def lengths(self) -> Tensor:
@@ -49,7 +46,7 @@ class SavedPairs:
 
     def digest(self) -> str:
         """SHA-256 of everything that affects a model's score: token ids without padding, answers and roles."""
-        content = [
+        content: list[Any] = [
             [row["clean"], row["corrupt"], row["answers"], sorted(row["roles"].items()), *row.get("answer_sets", ())]
             for row in self._plain_pairs()
         ]
@@ -111,7 +108,8 @@ class SavedPairs:
         content = read_saved(Path(path), FORMAT, what="prompt pairs", refuse=PromptError)
         try:
             read = content.get("encoder")
-            pairs: Any = cls(**_fields(content), encoder=None if read is None else cls(**_fields(read)))
+            make: Any = cls
+            pairs = make(**_fields(content), encoder=None if read is None else make(**_fields(read)))
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
             if isinstance(error, PromptError):
                 raise

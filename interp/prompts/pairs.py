@@ -104,9 +104,7 @@ class PromptPairs(SavedPairs):
         if not isinstance(self.encoder, PromptPairs | None):
             raise PromptError(f"encoder must be PromptPairs or None, not {shown(self.encoder)}")
         if self.encoder is not None and len(self.encoder) != len(self):
-            raise PromptError(
-                f"the encoder has {len(self.encoder)} pairs and the decoder {len(self)}: give equally many"
-            )
+            raise PromptError(f"the encoder has {len(self.encoder)} pairs and the decoder {len(self)}: give as many")
 
     def _check_shapes(self) -> None:
         shape = list(self.clean.shape)
@@ -172,8 +170,8 @@ class PromptPairs(SavedPairs):
                 end) or the text of a token that occurs once in the clean prompt: `{"IO": " Mary", "END": -1}`.
             prepend_bos: as in `model.to_tokens`.
             decoder: for a model with an encoder and a decoder, whose encoder reads `clean` and `corrupt`: what the
-                decoder continues on both sides, one text or one for each pair, after its start token; the answers follow
-                it. None is the start token alone.
+                decoder continues on both sides, one text or one for each pair, after its start token; the answers
+                follow it. None is the start token alone.
             name: a name for tables and files.
             notes: how the pairs were made, to be kept with them.
 
@@ -279,7 +277,7 @@ class PromptPairs(SavedPairs):
         return pairs if decoder is None else pairs._continued_by(pairing.real_rows(decoder, None, "decoder"))
 
     def _continued_by(self, prefixes: Sequence[Sequence[int]]) -> Self:
-        """Pairs whose decoder continues these ids, on both sides, while its encoder reads the prompts of these pairs."""
+        """Pairs whose decoder continues these ids, on both sides, while the encoder reads the prompts of these."""
         pairs = type(self).from_tokens(prefixes, answers=self.answers, name=self.name, notes=self.notes)
         return dataclasses.replace(pairs, answer_sets=self.answer_sets, encoder=self)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -243,7 +244,9 @@ class BaseRunCache:
         counts: dict[str, Tensor] = {}
         for first, last in dict.fromkeys(chunk.prompts for chunk in self.plan.chunks):
             whole = self.pairs.inputs(self.sides[run])  # as wide as all prompts, so that blocks can be added
-            inputs = {what: None if value is None else value[first:last] for what, value in whole.items()}
+            inputs: dict[str, Any] = {
+                what: None if value is None else value[first:last] for what, value in whole.items()
+            }
             _, cache = self.model.run_with_cache(**inputs, names_filter=sorted(names), return_type=None)
             for name, value in cache.items():
                 site = self.model.hook_dict[name].site

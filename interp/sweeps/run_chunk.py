@@ -131,20 +131,25 @@ class Job:
             return torch.stack([*(runs.value[run].double() for run in RUNS), runs.rounding]).cpu().numpy()
         values = np.tile(runs.value["base"].double().cpu().numpy(), (len(chunk.variants), 1))
         # 2. and 3. The cells that differ from the base run.
+        cells: Cells | StackCells
         if isinstance(self.placement, StackPlacement):
             cells, found = self._in_both_stacks(self.placement, runs, chunk)
         else:
-            cells = self._cells(self.placement, runs, chunk)
-            run = _in_one_pass if self.plan.packed else _as_whole_prompts
-            found = run(self, runs, cells) if len(cells.prompt) else None
+            cells, found = self._in_one_stack(self.placement, runs, chunk)
         if found is not None:
             values[cells.variant, cells.prompt] = found.double().cpu().numpy()
         return values
 
+    def _in_one_stack(self, placement: Placement, runs: BaseRuns, chunk: Chunk) -> tuple[Cells, Tensor | None]:
+        """The cells of a chunk, and their metric; None where there are none."""
+        cells = self._cells(placement, runs, chunk)
+        run = _in_one_pass if self.plan.packed else _as_whole_prompts
+        return cells, run(self, runs, cells) if len(cells.prompt) else None
+
     def _in_both_stacks(
         self, placement: StackPlacement, runs: BaseRuns, chunk: Chunk
     ) -> tuple[StackCells, Tensor | None]:
-        """The cells of a chunk for a model with an encoder and a decoder, and their metric; None where there are none."""
+        """The cells of a chunk for a model of two stacks, and their metric; None where there are none."""
         model = placement.model
         cells = cells_of(
             placement,
@@ -165,9 +170,9 @@ class Job:
 
         return cells, _measured(self, runs, cells, logits)
 
-    def _cells(self, whole: Placement, runs: BaseRuns, chunk: Chunk) -> Cells:
+    def _cells(self, every: Placement, runs: BaseRuns, chunk: Chunk) -> Cells:
         """The cells of a chunk that must be run: where an edit names no position whose value differs, none."""
-        cfg, placement = self.model.cfg, whole.block(chunk.prompts)
+        cfg, placement = self.model.cfg, every.block(chunk.prompts)
         differs = value_differences(runs.stored["base"], runs.stored["source"], placement.differs)
         hooked = watched(self.model)  # somebody's hooks expect all prompts
         changes = Changes(lambda placed: self.base_runs.source_of(placed, runs), runs.stored["base"])

@@ -176,8 +176,10 @@ def _job(
         )
     pairs = fitting(model, pairs).to(model.device)
     placement = placement_of(model, pairs, variants, measure, base=base, source=source)
-    two = isinstance(placement, StackPlacement)
-    plan = (make_stack_plan if two else make_plan)(placement, measure, max_memory=max_memory)  # type: ignore[operator]
+    if isinstance(placement, StackPlacement):
+        plan = make_stack_plan(placement, measure, max_memory=max_memory)
+    else:
+        plan = make_plan(placement, measure, max_memory=max_memory)
     return Job(model, pairs, variants, measure, base, source, plan, placement)
 
 

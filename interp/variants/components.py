@@ -123,14 +123,16 @@ def _most_layers(model: HookedModel) -> int:
 
 def _named(site: str, layer: int | None, names: Container[str]) -> str:
     """The full name of a site among these; where there are two stacks, the decoder's unless it names the encoder."""
-    name = get_act_name(site, layer)
+    return _in_decoder(get_act_name(site, layer), names)
+
+
+def _in_decoder(name: str, names: Container[str]) -> str:
     return f"decoder.{name}" if name not in names and f"decoder.{name}" in names else name
 
 
 def site_of(part: Part, names: Container[str]) -> str:
     """The full name of the site that holds what a part writes, in a model that has the sites `names`."""
-    part.full_site  # refuses a part that has none
-    return _named(part.row.site, part.layer, names)
+    return _in_decoder(part.full_site, names)
 
 
 def check_apart(parts: Iterable[Part]) -> None:

@@ -99,7 +99,9 @@ def load_transformer_lens(
     if not isinstance(tokenizer, Tokenizer | None):
         raise ConfigError(f"tokenizer must be a Tokenizer of interp or None, not {shown(tokenizer)}")
     place, number_type = device_of(device, with_values=True), dtype_of(own_dtype if dtype is None else dtype)
-    return build(checkpoint, device=place, dtype=number_type)
+    model = build(checkpoint, device=place, dtype=number_type)
+    assert isinstance(model, GPT)
+    return model
 
 
 def to_transformer_lens(model: GPT) -> dict[str, Tensor]:
@@ -129,6 +131,9 @@ def read(directory: str | Path, *, tokenizer: Tokenizer | None = None) -> Checkp
     source = Source(kind="transformer_lens", location=str(folder), files=(folder / WEIGHTS_FILE,))
     cfg = read_json(folder / CONFIG_FILE)
     try:
+        if set(STACKS) <= set(cfg):
+            own = tokenizer or Tokenizer.from_directory(folder)
+            return Checkpoint(EncoderDecoderConfig.from_dict(cfg), tensors, own, source)
         return _checkpoint(cfg, tensors, tokenizer or Tokenizer.from_directory(folder), source)[0]
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG_FILE}: {error}") from error
@@ -145,8 +150,6 @@ def _checkpoint(
             raise WeightsError(f"a state dict must hold tensors under names, not under {shown(name)}")
         if not BUFFERS.fullmatch(name):
             tensors[GROUPED.sub(r"\1\2", name)] = value if isinstance(value, Stored) else _stored(name, value)
-    if isinstance(cfg, Mapping) and set(STACKS) <= set(cfg):
-        return Checkpoint(EncoderDecoderConfig.from_dict(cfg), tensors, tokenizer, source), torch.float32
     if isinstance(cfg, ModelConfig):
         settled, dtype = cfg, torch.float32
     else:

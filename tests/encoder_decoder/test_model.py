@@ -36,8 +36,9 @@ def test_every_site_is_cached_and_what_is_derived_is_what_a_forward_forms(model:
     for name, value in every.items():
         sizes = {"batch": 2, "pos": 5 if name.startswith("encoder") else 3}
         if ".cross_attn.hook_k" not in name and ".cross_attn.hook_v" not in name:
-            assert [sizes.get(axis, size) for axis, size in zip(model.hook_dict[name].site.axes, value.shape, strict=True)
-                    ] == list(value.shape)  # fmt: skip
+            axes = model.hook_dict[name].site.axes
+            expected = [sizes.get(axis, size) for axis, size in zip(axes, value.shape, strict=True)]
+            assert list(value.shape) == expected
         close(usual[name], value)
         stack, _, rest = name.partition(".")
         close(getattr(usual, stack)[rest], value)

@@ -170,7 +170,7 @@ def test_studies_of_one_stack_say_so(model: EncoderDecoder) -> None:
         lambda: tuned_lens.run(model, PAIRS, progress=False),
         lambda: estimate(model, PAIRS, [Variant([Edit("decoder.z", {"layer": 1})])]),
     ):
-        with pytest.raises(ConfigError, match="made for one stack: interp.sweep and gradients take sites of both"):
+        with pytest.raises(ConfigError, match=r"made for one stack: interp\.sweep and gradients"):
             study()
     for study in (lambda: head_attribution.run(model, PAIRS.encoder), lambda: logit_lens.run(model, PAIRS.encoder)):
         with pytest.raises(PromptError, match="needs pairs with a prompt for each"):

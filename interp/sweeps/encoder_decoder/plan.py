@@ -17,7 +17,7 @@ from interp.metrics import Metric, answers_of, where_read
 from interp.sites import axis_sizes, config_of
 from interp.sweeps.costs import SLACK, row_in
 from interp.sweeps.edit_reach import changed
-from interp.sweeps.encoder_decoder.reach import Start, StackPlacement, start_of
+from interp.sweeps.encoder_decoder.reach import StackPlacement, Start, start_of
 from interp.sweeps.machine import free_memory, watched
 from interp.sweeps.plan import Chunk, Company, Plan, check_sources, company_of, most_rows
 

@@ -22,7 +22,7 @@ from interp.hooked.hooks import HookPoint, attached
 from interp.prompts.pairs import PromptPairs
 from interp.sweeps.batched_edits import Changes, Layout, SourceOf
 from interp.sweeps.edit_reach import Differs, Numbers, changed, value_differences
-from interp.sweeps.encoder_decoder.reach import Start, StackPlacement, edited, start_of, stream_into
+from interp.sweeps.encoder_decoder.reach import StackPlacement, Start, edited, start_of, stream_into
 
 
 class StackChanges(Changes):

@@ -161,7 +161,7 @@ def head_rows(cfg: ModelConfig) -> dict[str, slice]:
 
 def part_of(cfg: ModelConfig | EncoderDecoderConfig, name: str) -> ModelConfig:
     """The configuration of the stack that a weight belongs to."""
-    return getattr(cfg, name.partition(".")[0]) if isinstance(cfg, EncoderDecoderConfig) else cfg  # type: ignore[no-any-return]
+    return getattr(cfg, name.partition(".")[0]) if isinstance(cfg, EncoderDecoderConfig) else cfg
 
 
 def with_output(cfg: ModelConfig | EncoderDecoderConfig, **changes: Any) -> ModelConfig | EncoderDecoderConfig:

@@ -52,6 +52,7 @@ def describe(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
         except (ConfigError, UnknownName) as error:
             tried[name] = {"": str(error)}
             continue
+        assert isinstance(read_back, ModelConfig)  # none of `OPTIONS` has two stacks
         described = computed(read_back)
         if described == wanted:
             if not all(isinstance(options.get(expand, 1), int) for expand in ("expand", "mamba_expand")):
