@@ -25,6 +25,7 @@ from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import logit_weights
 from interp.prompts.pairs import PromptPairs, fitting
+from interp.sites import stream_after
 from interp.study.command import study_command
 from interp.study.options import choice, whole
 
@@ -74,7 +75,7 @@ def run(
     cfg = model.cfg
     names = [name for name in model.hook_dict if name.endswith(SITES)]
     capped = cfg.output_logits_soft_cap is not None
-    names += [f"blocks.{cfg.n_layers - 1}.hook_resid_post"] if capped and cfg.n_layers else []
+    names += [stream_after(cfg, cfg.n_layers - 1)] if capped and cfg.n_layers else []
     logits, cache = run_output_stack(whole, pairs.inputs("clean"), names)
     at = (torch.arange(len(pairs), device=model.device), pairs.last)  # the last position of every prompt
 

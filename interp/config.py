@@ -23,7 +23,7 @@ MAMBAS = ("mamba", "mamba2")
 SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
 LAYER_TYPES = ("attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp")
 ROPE_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
-NORM_PLACEMENTS = ("pre", "post", "both")
+NORM_PLACEMENTS = ("pre", "post", "both", "residual")
 ATTENTION_TYPES = ("global", "local")
 QK_NORMS = ("RMS", "RMS_all_heads", "LN", "LN_each_head", None)
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
@@ -34,8 +34,8 @@ STATE_SPACE_SIZES = ("d_conv", "d_ssm_head", "n_ssm_groups")
 FLAGS = (
     "gated_mlp", "final_norm", "rotary_adjacent_pairs", "attn_only", "parallel_attn_mlp", "use_attn_scale",
     "tie_word_embeddings", "attn_in_bias", "attn_out_bias", "mlp_bias", "unembed_bias", "conv_bias", "mamba_bias",
-    "embed_norm", "norm_bias", "norm_unit_offset", "shared_norm", "attn_sinks", "alibi_bfloat16", "sinusoidal_halves",
-    "cross_attention",
+    "embed_norm", "embed_norm_of_sum", "norm_bias", "norm_unit_offset", "shared_norm", "attn_sinks", "alibi_bfloat16",
+    "sinusoidal_halves", "cross_attention",
 )  # fmt: skip
 
 
@@ -139,8 +139,10 @@ class ModelConfig:
     Norms: `LN` and `RMS` have weights; `LNPre` and `RMSPre` only centre and scale (TransformerLens's folded form).
     `norm_bias=False` leaves layer norm without its bias, `norm_unit_offset` stores weights less 1 (Gemma).
     `norm_placement` says where a layer has norms: `pre` before attention and MLP, `post` after each, before what it
-    made is added to the stream (OLMo 2), `both` (Gemma 2). With `shared_norm` a parallel MLP reads the stream through
-    the attention's norm (GPT-J). `embed_norm` is a norm after the token embedding (BLOOM).
+    made is added to the stream (OLMo 2), `both` (Gemma 2), `residual` on the stream itself, after what attention and
+    MLP added to it (Vaswani et al. 2017, section 3.1; BERT). With `shared_norm` a parallel MLP reads the stream through
+    the attention's norm (GPT-J). `embed_norm` is a norm after the token embedding (BLOOM), with `embed_norm_of_sum`
+    after the sum of all embeddings (BERT).
 
     Scales: `embed_scale` multiplies the token embedding, `residual_scale` what attention and MLP add, `logit_scale` the
     logits. `output_logits_soft_cap` and `attn_scores_soft_cap` are the c of c tanh(x / c), which logits and scores go
@@ -204,6 +206,7 @@ class ModelConfig:
     norm_unit_offset: bool = False
     shared_norm: bool = False
     embed_norm: bool = False
+    embed_norm_of_sum: bool = False
 
     # Factors
     embed_scale: float = 1.0
@@ -397,6 +400,8 @@ class ModelConfig:
             raise ConfigError(
                 "cross_attention=True is of a decoder: every layer needs causal attention, and no parallel_attn_mlp"
             )
+        if self.cross_attention and (self.qk_norm is not None or self.clip_qkv is not None or self.attn_sinks):
+            raise ConfigError("cross_attention=True is not supported together with qk_norm, clip_qkv or attn_sinks")
         if self.gated_mlp and not self.has_mlp:
             raise ConfigError("gated_mlp=True contradicts layers without an MLP (attn_only, or layer_types)")
 
@@ -410,8 +415,14 @@ class ModelConfig:
             raise ConfigError(f"norm_unit_offset=True needs norms with weights, not {self.normalization_type!r}")
         if self.shared_norm and not (self.parallel_attn_mlp and self.norm_placement == "pre"):
             raise ConfigError("shared_norm=True needs parallel_attn_mlp=True and norm_placement='pre'")
+        if self.norms_on_stream and self.parallel_attn_mlp:
+            raise ConfigError(
+                "norm_placement='residual' contradicts parallel_attn_mlp=True: its MLP reads after a norm"
+            )
         if self.embed_norm and self.normalization_type is None:
             raise ConfigError("embed_norm=True contradicts normalization_type=None")
+        if self.embed_norm_of_sum and not self.embed_norm:
+            raise ConfigError("embed_norm_of_sum=True needs embed_norm=True")
 
     def _check_attention(self) -> None:
         """Refuse contradictions between what attention layers do differently from one another."""
@@ -612,6 +623,11 @@ class ModelConfig:
         return self.norm_placement in ("post", "both")
 
     @property
+    def norms_on_stream(self) -> bool:
+        """Whether the stream itself passes through norms, so that it is not the sum of what was written to it."""
+        return self.norm_placement == "residual"
+
+    @property
     def centers(self) -> bool:
         """Whether the norms subtract the mean (layer norm) or not (RMS norm, or none)."""
         return self.normalization_type in ("LN", "LNPre")
@@ -712,10 +728,15 @@ class EncoderDecoderConfig:
     def __post_init__(self) -> None:
         for stack in STACKS:
             check_config(getattr(self, stack))
-        if not (self.encoder.n_layers and self.decoder.n_layers):
-            raise ConfigError("n_layers must be at least 1 in both stacks")
-        if self.encoder.causal or self.encoder.mixers != {"attn"}:
-            raise ConfigError("the encoder needs attention in every layer, with attention_dir='bidirectional'")
+            own: ModelConfig = getattr(self, stack)
+            if not own.n_layers or own.layer_types is not None or own.attn_only:
+                raise ConfigError(f"the {stack} needs at least one layer, and all of attention and an MLP")
+            if own.norm_placement not in ("pre", "residual"):
+                raise ConfigError(
+                    f"norm_placement of the {stack} must be 'pre' or 'residual', not {own.norm_placement!r}"
+                )
+        if self.encoder.causal:
+            raise ConfigError("the encoder needs attention_dir='bidirectional'")
         if not self.decoder.cross_attention or self.encoder.cross_attention:
             raise ConfigError("cross_attention must be True in the decoder's configuration, and False in the encoder's")
         alike = ("d_model", "d_vocab") if self.shared_embeddings else ("d_model",)
@@ -729,6 +750,46 @@ class EncoderDecoderConfig:
             most = self.decoder.d_vocab - 1
             start = whole_number("decoder_start_token_id", self.decoder_start_token_id, least=0, most=most)
             object.__setattr__(self, "decoder_start_token_id", start)
+
+    @classmethod
+    def original_transformer(
+        cls,
+        *,
+        d_vocab: int,
+        n_ctx: int,
+        n_layers: int = 6,
+        d_model: int = 512,
+        n_heads: int = 8,
+        d_mlp: int = 2048,
+        decoder_start_token_id: int | None = None,
+        **fields: Any,
+    ) -> EncoderDecoderConfig:
+        """The Transformer of Vaswani et al. 2017, "Attention Is All You Need"; by default its base model (table 3).
+
+        Norms are on the residual stream, after each sub-layer (section 3.1); attention has no biases (3.2.2), the MLP
+        has ReLU and biases (3.3); source, target and output have one embedding, times the square root of `d_model` at
+        both inputs (3.4); positions are sinusoidal (3.5). `fields` are further ones of both stacks, such as `seed`.
+        """
+        both: dict[str, Any] = {
+            "d_vocab": d_vocab,
+            "n_ctx": n_ctx,
+            "n_layers": n_layers,
+            "d_model": d_model,
+            "n_heads": n_heads,
+            "d_mlp": d_mlp,
+            "act_fn": "relu",
+            "norm_placement": "residual",
+            "final_norm": False,
+            "embed_scale": math.sqrt(d_model),
+            "positional_embedding_type": "sinusoidal",
+            "attn_in_bias": False,
+            "attn_out_bias": False,
+            "unembed_bias": False,
+            **fields,
+        }
+        encoder = ModelConfig(**both, attention_dir="bidirectional")
+        decoder = ModelConfig(**both, cross_attention=True, tie_word_embeddings=True)
+        return cls(encoder, decoder, decoder_start_token_id=decoder_start_token_id)
 
     @property
     def d_model(self) -> int:

@@ -8,6 +8,10 @@ Every axis has one name everywhere: `batch`, `pos`, `head`, `kv_head` (key and v
 grouped queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for an axis of length one. State-space layers
 have `channel` (Mamba-1), `ssm_head`, `d_ssm_head` and `ssm_group` (Mamba-2), `d_state`, and `conv_channel`: channels, B
 and C side by side, as Mamba-2 convolves them.
+
+Names in an encoder-decoder begin with the stack, `encoder.blocks.3.attn.hook_z`, and so do the short ones, `encoder.z`.
+Positions are those of the stack's own prompt; keys and values of a cross-attention, and the keys of its pattern, stand
+at the encoder's.
 """
 
 from __future__ import annotations
@@ -143,6 +147,7 @@ CROSS_SITES = (
     ),
     Site("blocks.{l}.hook_cross_attn_out", RESID, "what the cross-attention adds to the residual stream, with b_O"),
     Site("blocks.{l}.hook_resid_mid_cross", RESID, "residual stream between cross-attention and MLP"),
+    Site("blocks.{l}.hook_normalized_resid_mid_cross", RESID, "resid_mid_cross after the norm on the stream"),
 )
 
 SITES: tuple[Site, ...] = (
@@ -205,6 +210,11 @@ SITES: tuple[Site, ...] = (
         ("batch", "pos", "ssm_group", "d_state"),
     ),
     Site("blocks.{l}.hook_resid_mid", RESID, "residual stream between mixer and what follows it"),
+    Site(
+        "blocks.{l}.hook_normalized_resid_mid",
+        RESID,
+        "resid_mid after the norm on the stream, as the next part reads it",
+    ),
     *CROSS_SITES,
     Site("blocks.{l}.hook_mlp_in", RESID, "residual stream as the MLP alone reads it, before ln2", True),
     Site("blocks.{l}.ln2.hook_scale", SCALE, "divisor of the MLP's norm"),
@@ -216,14 +226,20 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.ln2_post.hook_normalized", RESID, "normalised output of the MLP, before the weights"),
     Site("blocks.{l}.hook_mlp_out", RESID, "what the MLP adds to the residual stream, with b_out"),
     Site("blocks.{l}.hook_resid_post", RESID, "residual stream that leaves the block"),
+    Site(
+        "blocks.{l}.hook_normalized_resid_post",
+        RESID,
+        "resid_post after the norm on the stream, as the next block reads it",
+    ),
     Site("ln_final.hook_scale", SCALE, "divisor of the final norm"),
     Site("ln_final.hook_normalized", RESID, "normalised residual stream, before the final norm's weights"),
 )
 
 BY_TEMPLATE = {site.template: site for site in SITES}
+ORDER = {site.template: at for at, site in enumerate(SITES)}
 SHORT_WITH_MODULE = {site.short for site in SITES if "." in site.short}
 
-NORMS = re.compile(r"blocks\.\{l\}\.ln(?P<part>[12])(?P<after>_post)?\.")
+NORMS = re.compile(r"blocks\.\{l\}\.(?P<norm>ln(?P<part>[12]|_cross))(?P<after>_post)?\.")
 
 # The parts that a layer may have.
 PARTS = {"attn": "attention", "mixer": "state-space mixer", "mlp": "MLP"}
@@ -252,13 +268,13 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
         return place != "hook_pos_embed" or cfg.positional_embedding_type in ("standard", "sinusoidal")
     mixer, has_mlp = cfg.mixer(layer), cfg.mlp_in(layer)
     if "cross" in place:
-        return _exists_across(place, cfg, has_mlp)
+        return _exists_across(place, cfg)
     if site.mixers is not None and mixer not in site.mixers:
         return False
     norm = NORMS.match(place)
     if norm is not None:
         part = mixer is not None if norm["part"] == "1" else has_mlp
-        return part and (cfg.norms_after if norm["after"] else cfg.norms_before)
+        return part and (cfg.norms_after if norm["after"] else cfg.norms_before or cfg.norms_on_stream)
     if "_norm." in place or "hook_rot_" in place:
         turned = "hook_rot_" in place and cfg.attention_kind(layer).rotary_base is not None
         return turned or cfg.qk_norm is not None
@@ -266,15 +282,18 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
         return cfg.attn_sinks
     if place.endswith("hook_pre_linear"):
         return cfg.gated_mlp and has_mlp
-    if place.endswith("hook_resid_mid"):
-        return (has_mlp or cfg.cross_attention) and mixer is not None and not cfg.parallel_attn_mlp
+    if "hook_normalized_" in place and not cfg.norms_on_stream:
+        return False
+    if place.endswith("resid_mid"):
+        return has_mlp and mixer is not None and not cfg.parallel_attn_mlp
     return has_mlp or "mlp" not in place
 
 
-def _exists_across(place: str, cfg: ModelConfig, has_mlp: bool) -> bool:
+def _exists_across(place: str, cfg: ModelConfig) -> bool:
     """Whether a layer computes a site of its cross-attention, or beside it."""
-    between = has_mlp or not place.endswith("resid_mid_cross")
-    return cfg.cross_attention and between and (cfg.norms_before or "ln_cross" not in place)
+    normed = cfg.norms_before or cfg.norms_on_stream
+    there = cfg.norms_on_stream if "hook_normalized_" in place else normed or "ln_cross" not in place
+    return cfg.cross_attention and there
 
 
 def site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
@@ -287,15 +306,62 @@ def site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
 @functools.lru_cache(maxsize=8)
 def _site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
     if isinstance(cfg, EncoderDecoderConfig):
-        own = {stack: _site_names(getattr(cfg, stack)) for stack in STACKS}
-        return MappingProxyType(
-            {f"{s}.{name}": site.within(s) for s, sites in own.items() for name, site in sites.items()}
-        )
-    names = {site.name(): site for site in SITES if not site.per_layer and exists(site, cfg)}
+        stacks = {stack: _site_names(getattr(cfg, stack)) for stack in STACKS}
+        every = ((stack, name, site) for stack, sites in stacks.items() for name, site in sites.items())
+        return MappingProxyType({f"{stack}.{name}": site.within(stack) for stack, name, site in every})
+    ordered = sorted(SITES, key=lambda site: _turn(site, cfg))
+    names = {site.name(): site for site in ordered if not site.per_layer and exists(site, cfg)}
     last = {name: names.pop(name) for name in list(names) if "ln_final" in name}
     for layer in range(cfg.n_layers):
-        names |= {site.name(layer): site for site in SITES if site.per_layer and exists(site, cfg, layer)}
+        own = sorted(SITES, key=lambda site: _turn(site, cfg, layer)) if cfg.norms_on_stream else SITES
+        names |= {site.name(layer): site for site in own if site.per_layer and exists(site, cfg, layer)}
     return MappingProxyType(names | last)
+
+
+def _turn(site: Site, cfg: ModelConfig, layer: int | None = None) -> tuple[int, int]:
+    """What sites are sorted by: their place in the table, of a norm on the stream that of what it normalises."""
+    own = ORDER[site.template]
+    if "embed.ln" in site.template and cfg.embed_norm_of_sum:
+        return ORDER["hook_pos_embed"], own
+    if layer is not None and cfg.norms_on_stream and (norm := NORMS.match(site.template)):
+        return ORDER[normed_on_stream(cfg, layer, norm["norm"]).replace(f".{layer}.", ".{l}.")], own
+    return own, -1
+
+
+def normed_on_stream(cfg: ModelConfig, layer: int, norm: str) -> str:
+    """The site that a norm on the stream ("ln1", "ln_cross" or "ln2") normalises."""
+    places = {"ln1": "mid" if cfg.mlp_in(layer) else "post", "ln_cross": "mid_cross", "ln2": "post"}
+    return f"blocks.{layer}.hook_resid_{places[norm]}"
+
+
+def stream_after(cfg: ModelConfig, layer: int) -> str:
+    """The site of the residual stream after a layer, as the next layer or the unembedding reads it."""
+    return f"blocks.{layer}.hook_{'normalized_' if cfg.norms_on_stream else ''}resid_post"
+
+
+def streams_between(cfg: ModelConfig, layer: int) -> tuple[str, ...]:
+    """The sites of the residual stream between the parts of a layer, each as the next part reads it: the MLP the last.
+
+    There are two where a layer has a cross-attention.
+    """
+    here = f"blocks.{layer}.hook_{'normalized_' if cfg.norms_on_stream else ''}resid_mid"
+    return (here, f"{here}_cross") if cfg.cross_attention else (here,)
+
+
+def stream_between(cfg: ModelConfig, layer: int) -> str:
+    """The site of the residual stream before a layer's MLP, as the MLP reads it."""
+    return streams_between(cfg, layer)[-1]
+
+
+def norm_on_stream(cfg: ModelConfig, writer: str, layer: int | None = None) -> str | None:
+    """The norm that the stream passes through after something was added: "embed", or a part of a layer, such as "attn".
+
+    None where it passes through none.
+    """
+    if writer == "embed":
+        return "embed.ln" if cfg.embed_norm_of_sum else None
+    norms = {"mlp": "ln2", "cross_attn": "ln_cross"}
+    return f"blocks.{layer}.{norms.get(writer, 'ln1')}" if cfg.norms_on_stream else None
 
 
 def config_of(cfg: ModelConfig | EncoderDecoderConfig, site: Site) -> ModelConfig:

@@ -62,7 +62,9 @@ class StackCache(ActivationCache):
 
     def _ln_cross(self, name: str) -> Tensor | None:
         here, block = self._block(name)
-        resid = self._tensors.get(f"{here}.hook_resid_mid")
+        resid = self._tensors.get(
+            f"{here}.hook_resid_mid{'_cross' if block is not None and block.norms_on_stream else ''}"
+        )
         if resid is None or not isinstance(block, DecoderBlock) or block.ln_cross is None:
             return None
         return block.ln_cross.scale(resid) if name.endswith("scale") else block.ln_cross.normalized(resid)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from interp.config import ModelConfig
 from interp.encoder_decoder.block import DecoderBlock
 from interp.encoder_decoder.cross_attention import DecoderContext, Encoded
-from interp.errors import InterpError, UnknownName
+from interp.errors import InterpError, PromptError, UnknownName
 from interp.forward.forward_context import Context, make_context
 from interp.forward.packed_rows import KeysValues
 from interp.hooked.hooks import HookPoint
@@ -23,6 +23,7 @@ from interp.models.attention import Attention
 from interp.models.block import Block
 from interp.models.derivations import AT_THE_END, IN_LAYER, LayerRun
 from interp.models.layers import Embed, Norm, PosEmbed, SharedEmbed, SinusoidalEmbed, Unembed
+from interp.sites import stream_after
 
 
 class Stack(nn.Module):
@@ -75,7 +76,15 @@ class Stack(nn.Module):
             past: keys and values of earlier positions.
             kept: as in `DecoderContext`.
             start_at_layer: skip the layers before this one.
+
+        Raises:
+            PromptError: a decoder that is given nothing to look at, or an encoder that is.
         """
+        if (encoded is None) == self.cfg.cross_attention:
+            raise PromptError(
+                "a decoder looks at what its encoder read, and an encoder at nothing: call the whole model, or "
+                "model.decode(model.encode(input), decoder_input)"
+            )
         context = make_context(
             self.cfg,
             tokens.shape[1],
@@ -95,10 +104,10 @@ class Stack(nn.Module):
     def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
         """The residual stream [batch, pos, d_model] that enters the first layer."""
         resid = self.hook_embed(self.embed(tokens))  # [batch, pos, d_model]
-        if self.pos_embed is None or self.hook_pos_embed is None:
-            return resid
-        table = self.pos_embed(context.positions).to(resid.dtype)
-        return resid + self.hook_pos_embed(table.expand_as(resid))
+        if self.pos_embed is not None and self.hook_pos_embed is not None:
+            table = self.pos_embed(context.positions).to(resid.dtype)
+            resid = resid + self.hook_pos_embed(table.expand_as(resid))
+        return self.embed.ln(resid) if self.embed.ln is not None and self.embed.norms_sum else resid
 
     # What a cache asks of the model that ran
 
@@ -107,7 +116,7 @@ class Stack(nn.Module):
         point = self.hook_dict[name]
         short = point.site.short_in_stack
         if short in AT_THE_END:
-            return AT_THE_END[short](self.ln_final, tensors.get(f"blocks.{self.cfg.n_layers - 1}.hook_resid_post"))
+            return AT_THE_END[short](self.ln_final, tensors.get(stream_after(self.cfg, self.cfg.n_layers - 1)))
         if short not in IN_LAYER:
             return None
         layer = point.layer()
@@ -170,7 +179,7 @@ class Stack(nn.Module):
         """The norm between the residual stream and a layer, its MLP, or what reads the output; None where none is."""
         if layer == self.cfg.n_layers:
             return self.ln_final if isinstance(self.ln_final, Norm) else None
-        return self.block(layer).ln2 if mlp_input else self.block(layer).ln1
+        return self.block(layer).norm_before_mlp if mlp_input else self.block(layer).norm_before_mixer
 
     def tokens_to_residual_directions(self, tokens: str | int | Tensor | Sequence[int]) -> Tensor:
         """Columns of W_U, one for each token id.

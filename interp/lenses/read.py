@@ -25,6 +25,7 @@ from interp.errors import InterpError, ParityError, PromptError, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import best_logit, check_answers, joint_logit, mean_logit
 from interp.prompts.pairs import PromptPairs, fitting
+from interp.sites import stream_after, streams_between
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,10 +53,11 @@ def depths(model: HookedModel, *, halves: bool = True) -> list[str]:
     model = output_stack(model)
     if not model.cfg.n_layers:
         raise InterpError("a lens reads the outputs of layers, and this model has no layers")
-    endings = ("hook_resid_pre", "hook_resid_mid", "hook_resid_mid_cross") if halves else ("hook_resid_pre",)
-    names = [name for name in model.hook_dict if name.endswith(endings)]
-    names.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
-    pre = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    names, pre = [], [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    for layer, entering in enumerate(pre):
+        between = [name for name in streams_between(model.cfg, layer) if name in model.hook_dict]
+        names += [entering, *between] if halves else [entering]
+    names.append(stream_after(model.cfg, model.cfg.n_layers - 1))
     absent = [name for name in (*pre, names[-1]) if name not in model.hook_dict]
     if absent:
         raise InterpError(f"a lens needs the residual stream of every layer, and this model has no site {absent[0]!r}")
@@ -153,7 +155,7 @@ def read(
 
 def gap(frame: pd.DataFrame) -> float:
     """How far the rows after the last layer are from the model's own output, in nats: the largest over all places."""
-    last = frame[(frame["site"] == "resid_post") & (frame["metric"] == "kl")]
+    last = frame[frame["site"].str.endswith("resid_post") & (frame["metric"] == "kl")]
     return float(last["value"].abs().max(skipna=False))
 
 
@@ -223,7 +225,8 @@ def _places(frame: pd.DataFrame, columns: Sequence[str]) -> list[tuple[Any, ...]
 
 def depth(layer: int, site: str) -> float:
     """A site's depth in layers: the stream enters layer 3 at 3 and passes its middle at 3.5."""
-    return layer + {"resid_pre": 0.0, "resid_mid": 0.5, "resid_mid_cross": 0.75, "resid_post": 1.0}[site]
+    places = {"resid_pre": 0.0, "resid_mid": 0.5, "resid_mid_cross": 0.75, "resid_post": 1.0}
+    return layer + places[site.removeprefix("normalized_")]
 
 
 def in_words(row: pd.Series[Any]) -> str:
@@ -234,7 +237,7 @@ def in_words(row: pd.Series[Any]) -> str:
         "resid_mid_cross": "what the MLP reads in layer",
         "resid_post": "the output of layer",
     }
-    return f"{where[row['site']]} {row['layer']}"
+    return f"{where[row['site'].removeprefix('normalized_')]} {row['layer']}"
 
 
 def settled(table: pd.DataFrame, holds: pd.Series[bool]) -> pd.Series[Any] | None:

@@ -25,13 +25,14 @@ class Row:
     """Where one of our weights is stored: their tensor's name, the einops pattern to our shape, and the part.
 
     A name with `{i}` means several tensors, numbered from 0, which are stacked. `part` is the number of the part in a
-    tensor that fuses several weights, or which heads of one that holds queries, keys and values under one another: "q",
-    "k" or "v". In an `interleaved` tensor the two members of a rotary pair are next to each other.
+    tensor that fuses several weights, a slice of the first axis of one that holds more, or which heads of one that
+    holds queries, keys and values under one another: "q", "k" or "v". In an `interleaved` tensor the two members of a
+    rotary pair are next to each other.
     """
 
     theirs: str
     pattern: str | None = None
-    part: int | str | None = None
+    part: int | str | slice | None = None
     interleaved: bool = False
 
 

@@ -31,6 +31,7 @@ from interp.errors import ConfigError, InterpError, PromptError
 from interp.heads import qk_ov
 from interp.metrics import measure
 from interp.prompts.pairs import PromptPairs
+from interp.sites import stream_after, stream_between
 from tests.makers import STACKS, close, encoder_decoder
 
 SOURCE = torch.tensor([[3, 5, 7, 11, 2], [4, 6, 8, 10, 12]])
@@ -47,9 +48,10 @@ def model(request: pytest.FixtureRequest) -> EncoderDecoder:
 def test_what_is_written_sums_to_the_stream_of_each_stack(model: EncoderDecoder, stack: str) -> None:
     _, cache = model.run_with_cache(SOURCE, PREFIX)
     own = getattr(cache, stack)
-    n_layers = own.model.cfg.n_layers
+    cfg = own.model.cfg
+    n_layers = cfg.n_layers
     for layer in range(n_layers + 1):
-        stream = own["resid_post", layer - 1] if layer else own["resid_pre", 0]
+        stream = own[stream_after(cfg, layer - 1)] if layer else own["resid_pre", 0]
         rows, labels = own.decompose_resid(layer, return_labels=True)
         close(rows.sum(0), stream)
         assert (stack == "decoder" and layer > 0) == any("cross_attn_out" in label for label in labels)
@@ -57,12 +59,12 @@ def test_what_is_written_sums_to_the_stream_of_each_stack(model: EncoderDecoder,
         close(heads.sum(0), stream)
         assert len(set(names)) == len(names) == len(heads)
         if layer < n_layers:
-            between = own["resid_mid_cross" if stack == "decoder" else "resid_mid", layer]
+            between = own[stream_between(cfg, layer)]
             close(own.decompose_resid(layer, mlp_input=True).sum(0), between)
             close(own.accumulated_resid(layer, mlp_input=True)[-1], between)
     rows, labels = own.accumulated_resid(incl_mid=True, return_labels=True)
     assert labels[:3] == (["0_pre", "0_mid", "0_mid_cross"] if stack == "decoder" else ["0_pre", "0_mid", "1_pre"])
-    close(rows[-1], own["resid_post", -1])
+    close(rows[-1], own[stream_after(cfg, n_layers - 1)])
 
 
 def test_what_components_are_worth_sums_to_the_logits(model: EncoderDecoder) -> None:
@@ -70,7 +72,8 @@ def test_what_components_are_worth_sums_to_the_logits(model: EncoderDecoder) -> 
     own = cache.decoder
     worth = own.logit_attrs(own.decompose_resid(), torch.tensor([3, 4])).sum(0)
     norm, b_U = model.ln_final, model.unembed.b_U
-    constant = 0 if norm.b is None else norm.b @ model.W_U[:, [3, 4]]
+    b = getattr(norm, "b", None)
+    constant = 0 if b is None else b @ model.W_U[:, [3, 4]]
     constant = constant + (0 if b_U is None else b_U[[3, 4]])
     expected = torch.stack([logits[at, :, token] for at, token in enumerate((3, 4))])
     close(worth, expected - (constant[:, None] if isinstance(constant, torch.Tensor) else 0), 1e-4)
@@ -83,10 +86,11 @@ def test_what_components_are_worth_sums_to_the_logits(model: EncoderDecoder) -> 
 @torch.no_grad()
 def test_the_logit_lens_ends_with_the_models_own_output(model: EncoderDecoder) -> None:
     frame = logit_lens.run(model, PAIRS)
-    last = frame[(frame["site"] == "resid_post") & (frame["metric"] == "logit_diff")]["value"].to_numpy()
+    site = stream_after(model.cfg.decoder, 1).rpartition("hook_")[2]
+    last = frame[(frame["site"] == site) & (frame["metric"] == "logit_diff")]["value"].to_numpy()
     expected = measure("logit_diff", model(**PAIRS.inputs("clean")), PAIRS)
     assert last == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-5)
-    assert "resid_mid_cross" in set(frame["site"])
+    assert site.replace("post", "mid_cross") in set(frame["site"])
     table = logit_lens.summary(frame)
     assert np.isfinite(table[table["metric"] != "logit_diff"]["value"]).all()
     logit_lens.plot(frame)

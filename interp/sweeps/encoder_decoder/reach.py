@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from interp.config import STACKS, EncoderDecoderConfig
+from interp.config import STACKS, EncoderDecoderConfig, ModelConfig
 from interp.edits import Edit, Variant
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.encoder_decoder.stack import Stack
 from interp.prompts.pairs import PromptPairs
+from interp.sites import config_of, stream_after
 from interp.sweeps.edit_reach import LOCAL_SITES, Mask, Numbers, Placed, Placer
 
 Masks = dict[str, Mask]  # of each stack [prompt, pos]
@@ -52,8 +53,8 @@ def start_of(variant: Variant, cfg: EncoderDecoderConfig) -> Start:
 
 def stream_into(cfg: EncoderDecoderConfig, stack: str, layer: int) -> str:
     """The site of the residual stream that enters a layer of a stack, or the norm after the last."""
-    last = layer == getattr(cfg, stack).n_layers
-    return f"{stack}.blocks.{layer - 1}.hook_resid_post" if last else f"{stack}.blocks.{layer}.hook_resid_pre"
+    own: ModelConfig = getattr(cfg, stack)
+    return f"{stack}.{stream_after(own, layer - 1) if layer == own.n_layers else f'blocks.{layer}.hook_resid_pre'}"
 
 
 class StackPlacer(Placer):
@@ -126,7 +127,8 @@ class StackPlacement:
         if placed.edit.run == "base" or short == "pos_embed":
             return np.zeros_like(real)
         own = self._tokens[site.rows_in]
-        if placed.step == 0 and short in LOCAL_SITES:
+        after = config_of(self.model.cfg, site).norms_on_stream and short.startswith("ln1.")  # after the attention
+        if placed.step == 0 and short in LOCAL_SITES and not after:
             return own
         encoder = self._tokens["encoder"].any(1, keepdims=True)
         if site.rows_in == "encoder":

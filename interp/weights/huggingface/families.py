@@ -13,7 +13,7 @@ from interp.errors import ConfigError, nearest
 from interp.weights.checkpoint import Row
 from interp.weights.huggingface import gpt_like, hybrids, llama_like, rows
 from interp.weights.huggingface import mamba as mambas
-from interp.weights.huggingface.encoder_decoder import t5
+from interp.weights.huggingface.encoder_decoder import bart, t5
 from interp.weights.huggingface.options import Watched, refuse_unless, refuse_unread
 from interp.weights.options import Options
 
@@ -101,6 +101,7 @@ def _llama(configure: Callable[[Options], ModelConfig], table: Mapping[str, Row]
     return Family(configure, table, ("model.",), _COMPUTED, silent=frozenset(silent))
 
 
+_FAIRSEQ = ("encoder_layerdrop", "decoder_layerdrop", "init_std", "extra_pos_embeddings", "save_step")
 _WINDOWS = ("max_window_layers", "sliding_window", "layer_types")  # read only where there are windows
 FAMILIES = {
     "gpt2": Family(
@@ -146,6 +147,23 @@ FAMILIES = {
     "mamba2": Family(mambas.mamba2, rows.MAMBA2, ("backbone.",), **_MAMBA),
     "bamba": Family(hybrids.bamba, rows.BAMBA, ("model.",), _COMPUTED, silent=None),
     "jamba": Family(hybrids.jamba, rows.JAMBA, ("model.",), silent=None),
+    "bart": Family(
+        bart.bart,
+        bart.BART,
+        ("model.",),
+        silent=frozenset({*_FAIRSEQ, "num_hidden_layers"}),
+        encoder_decoder=True,
+        repeats=bart.REPEATS,
+    ),
+    "marian": Family(
+        bart.marian,
+        bart.MARIAN,
+        ("model.",),
+        re.compile(r"^(en|de)coder\.embed_positions\.weight$"),
+        silent=frozenset({*_FAIRSEQ, "num_hidden_layers"}),
+        encoder_decoder=True,
+        repeats=bart.REPEATS,
+    ),
     "t5": Family(
         t5.t5,
         t5.T5,

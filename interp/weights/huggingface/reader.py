@@ -148,9 +148,8 @@ def _arranged(tensor: Tensor, *, row: Row, cfg: ModelConfig, origin: str | None)
     except RuntimeError as error:  # from einops
         shape = list(tensor.shape)
         raise WeightsError(f"{origin!r} has shape {shape}, which cannot be split as {row.pattern!r}") from error
-    if isinstance(row.part, str):
-        ours = ours[head_rows(cfg)[row.part]]
-    return ours if row.part is None or isinstance(row.part, str) else ours[row.part]
+    part = head_rows(cfg)[row.part] if isinstance(row.part, str) else row.part
+    return ours if part is None else ours[part]
 
 
 def head_rows(cfg: ModelConfig) -> dict[str, slice]:
@@ -178,6 +177,12 @@ def _embedding_read_by_logits(cfg: ModelConfig | EncoderDecoderConfig) -> str:
     return "encoder.embed.W_E" if cfg.shared_embeddings else "decoder.embed.W_E"
 
 
+def _repeats(repeats: Mapping[str, str], cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, str]:
+    """Which tensors repeat others: a decoder's embedding only where the stacks share one."""
+    shared = not isinstance(cfg, EncoderDecoderConfig) or cfg.shared_embeddings
+    return {copy: first for copy, first in repeats.items() if shared or not copy.startswith("decoder.")}
+
+
 def _drop_repeats(repeats: Mapping[str, str], names: dict[str, str], tensors: Tensors) -> None:
     """Leave out tensors that repeat others; one that is not like the other is refused."""
     for copy, first in repeats.items():
@@ -200,8 +205,10 @@ def _checkpoint(
         refuse_deeper(part.n_layers, tensors, source.location)
     # The name in the family's table -> the name in the file.
     names = {family.bare(name): name for name in tensors if not family.buffers.search(family.bare(name))}
-    _drop_repeats(family.repeats, names, tensors)
+    _drop_repeats(_repeats(family.repeats, cfg), names, tensors)
     last = cfg.decoder if isinstance(cfg, EncoderDecoderConfig) else cfg
+    if "final_logits_bias" not in names and isinstance(cfg, EncoderDecoderConfig):
+        cfg = with_output(cfg, unembed_bias=False)  # a table of zeros that some files leave out
     tied = last.tie_word_embeddings and "lm_head.weight" in names
     embedding = family.rows[_embedding_read_by_logits(cfg)].theirs
     if tied and embedding in names and not equal(tensors[names[embedding]], tensors[names["lm_head.weight"]]):

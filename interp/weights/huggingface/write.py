@@ -104,7 +104,9 @@ def tensors(model: GPT, family: Family) -> dict[str, Tensor]:
     for name, weight in weights(model).items():
         row = family.row(name)
         rows[row.theirs] = row
-        parts.setdefault(row.theirs, {})[0 if row.part is None else row.part] = weight.cpu()
+        part = 0 if row.part is None else row.part
+        assert not isinstance(part, slice)  # of no family of `OPTIONS`
+        parts.setdefault(row.theirs, {})[part] = weight.cpu()
     found: dict[str, Tensor] = {}
     for name, of_tensor in parts.items():
         tensor = _theirs(rows[name], of_tensor)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import interp
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import ConfigError, WeightsError
-from tests.checkpoints import SEQ2SEQ, relative_difference, seq2seq
+from tests.checkpoints import BART_SIZES, SEQ2SEQ, T5_SIZES, relative_difference, seq2seq, seq2seq_of
 
 SOURCE = torch.randint(3, 61, (3, 23), generator=torch.Generator().manual_seed(1))
 PREFIX = torch.randint(3, 61, (3, 17), generator=torch.Generator().manual_seed(2))
@@ -51,6 +53,41 @@ def test_a_batch_padded_on_the_right_gives_the_same_logits(both: tuple[Any, Enco
     assert relative_difference(logits[own.bool()], expected[own.bool()]) < 1e-5
 
 
+@st.composite
+def drawn(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
+    """A family and sizes of a model of it."""
+    layers, heads = st.integers(1, 3), st.sampled_from([1, 2, 3])
+    if draw(st.booleans()):
+        sizes = {**T5_SIZES, "num_layers": draw(layers), "num_decoder_layers": draw(layers), "num_heads": draw(heads)}
+        buckets = draw(st.sampled_from([4, 6, 8, 32]))
+        return "t5", {
+            **sizes,
+            "d_kv": draw(st.integers(1, 9)),
+            "relative_attention_num_buckets": buckets,
+            "relative_attention_max_distance": draw(st.sampled_from([buckets, 40, 128])),
+            "feed_forward_proj": draw(st.sampled_from(["relu", "gated-gelu", "gated-silu", "gelu"])),
+            "tie_word_embeddings": draw(st.booleans()),
+            "layer_norm_epsilon": draw(st.sampled_from([1e-6, 1e-3])),
+        }
+    sizes = {f"{stack}_{what}": draw(values) for stack in ("encoder", "decoder") for what, values in (
+        ("layers", layers), ("attention_heads", heads), ("ffn_dim", st.integers(3, 50)),
+    )}  # fmt: skip
+    more = {
+        "scale_embedding": draw(st.booleans()),
+        "activation_function": draw(st.sampled_from(["gelu", "relu", "swish"])),
+    }
+    return draw(st.sampled_from(["bart", "marian"])), {**BART_SIZES, **sizes, **more, "d_model": 12}
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(drawn())
+@torch.no_grad()
+def test_any_sizes_give_the_logits_of_transformers(given_sizes: tuple[str, dict[str, Any]]) -> None:
+    theirs = seq2seq_of(*given_sizes)
+    logits = interp.load(theirs)(SOURCE, PREFIX)
+    assert relative_difference(logits, theirs(input_ids=SOURCE, decoder_input_ids=PREFIX).logits) < 1e-5
+
+
 @torch.no_grad()
 def test_generation_is_that_of_transformers(both: tuple[Any, EncoderDecoder]) -> None:
     theirs, ours = both
@@ -74,6 +111,19 @@ def test_a_directory_is_read_as_the_model_in_memory(case: str, tmp_path: Path) -
     theirs.save_pretrained(tmp_path)
     logits = interp.load(tmp_path, check=True)(SOURCE, PREFIX)  # type: ignore[call-arg]
     assert relative_difference(logits, theirs(input_ids=SOURCE, decoder_input_ids=PREFIX).logits) < 1e-5
+
+
+@torch.no_grad()
+def test_an_unembedding_of_its_own_is_read(tmp_path: Path) -> None:
+    theirs = seq2seq("t5-v1.1")
+    theirs.lm_head.weight = torch.nn.Parameter(torch.randn(61, 24, generator=torch.Generator().manual_seed(3)))
+    ours = interp.load(theirs)
+    assert relative_difference(ours(SOURCE, PREFIX), theirs(input_ids=SOURCE, decoder_input_ids=PREFIX).logits) < 1e-5
+    theirs = seq2seq("marian")
+    del theirs.final_logits_bias
+    theirs.register_buffer("final_logits_bias", torch.zeros(1, 61), persistent=False)
+    ours = interp.load(theirs)
+    assert relative_difference(ours(SOURCE, PREFIX), theirs(input_ids=SOURCE, decoder_input_ids=PREFIX).logits) < 1e-5
 
 
 def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
