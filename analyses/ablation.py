@@ -40,9 +40,9 @@ from interp.study.sentences import spelled
 from interp.study.shared_options import METRIC, site_option
 from interp.study.sweep_options import SweepOptions, in_folder
 from interp.sweeps.sweep import sweep
-from interp.variants.ablation_runs import PARTS, curves, losses, recovery, singles, with_effect
+from interp.variants.ablation_runs import PARTS, TWO_STACKS, curves, losses, recovery, singles, with_effect
 from interp.variants.ablations import ABLATIONS, replacements
-from interp.variants.components import STAGES, check_apart, components, steps
+from interp.variants.components import STAGES, check_apart, components, site_of, steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,9 @@ def run(
         site: what the components are, one or several of "z" (heads), "gated" (heads of Mamba-2 layers, channels of
             Mamba-1 layers), "attn_out" (the attention of a layer, with its bias), "out" (the state-space mixer of a
             layer), "mlp_out" (MLPs), "expert_out" (experts of a mixture), "post" (neurons). None takes heads, and the
-            mixers of layers without any.
+            mixers of layers without any. Of a model with an encoder and a decoder these are the decoder's;
+            "cross_attn.z" are the heads of its cross-attention, "encoder.z" those of the encoder, and None takes all
+            three.
         only: only these components, by the names of tables or globs: "L9H6,L9H9", "L9H*", "MLP 3", "attention 3",
             "L9S6" (a head of a Mamba-2 layer), "L9C123" (a channel of a Mamba-1 layer), "mixer 3", "L9E5" (an expert).
         cumulative: take away (and give back) up to so many one after another, or just these numbers; 0 is none.
@@ -112,11 +114,12 @@ def run(
     few = pairs[chosen]
 
     # 1. and 2. Every component by itself, with the values that take its place.
-    names = dict.fromkeys(part.full_site for part in parts)
+    names = dict.fromkeys(site_of(part, model.hook_dict) for part in parts)
     values: dict[str, dict[str, Tensor]] = {}
     for one in kinds:
         given = replacements(model, pairs, names, one, run="corrupt" if one == "corrupt" else over, seed=seed)
-        values[one] = {name: value[chosen, : few.mask.shape[1]] for name, value in given.items()}
+        widths = {name: few.masks(model.hook_dict[name].site)[0].shape[1] for name in given}
+        values[one] = {name: value[chosen, : widths[name]] for name, value in given.items()}
     clean: dict[str, Any] = {"base": "clean", "source": "clean"}
     frames = [sweep(model, few, singles(parts, values), metric, **clean, **in_folder(options, "single"))]
 
@@ -161,6 +164,8 @@ def plot_single(table: pd.DataFrame) -> Figure:
     table = table.assign(kind=table["kind"].map(spelled))
     label = spelled(table["metric"].iloc[0])
     several = "kind" if table["kind"].nunique() > 1 else None
+    if not TWO_STACKS.isdisjoint(table):
+        return _plot_stacks(table, several)
     if part in ("head", "ssm_head", "expert"):
         table, marked = table[table[part].notna()], 3 if several else 6
         title = None if several else f"Ablation: {table['kind'].iloc[0]}"
@@ -174,6 +179,19 @@ def plot_single(table: pd.DataFrame) -> Figure:
         return figures.bars(kept, x=x, hue=several, horizontal=True, diverging=True, label=label, title=title)
     table = table.assign(part=table["site"].map({site: PART_KINDS[kind].word for site, kind in WHOLES.items()}))
     return figures.lines(table.dropna(subset="part"), x="layer", hue="part", facet=several, label=label)
+
+
+def _plot_stacks(table: pd.DataFrame, several: str | None) -> Figure:
+    """Heads of a model with an encoder and a decoder, layer by head, a panel for each of its attentions."""
+    kinds = [kind for kind in ("encoder_head", "head", "cross_head") if kind in table]
+    table = table[table[kinds].notna().any(axis=1)]
+    words = {"encoder_head": "encoder", "head": "decoder", "cross_head": "cross-attention"}
+    attention = [
+        next(words[kind] for kind in kinds if not missing[kind]) for _, missing in table[kinds].isna().iterrows()
+    ]
+    table = table.assign(attention=attention, head=table[kinds].bfill(axis=1).iloc[:, 0].astype(int))
+    facet = ["attention"] if several is None else ["kind", "attention"]
+    return figures.heatmap(table, x="head", y="layer", facet=facet, label=spelled(table["metric"].iloc[0]))
 
 
 def plot_curves(table: pd.DataFrame) -> Figure:

@@ -20,11 +20,13 @@ import torch
 from interp import figures, stats
 from interp.arguments import checked, whole_number
 from interp.attribution.direct import PARTS, columns, contribution_table, kept, of_mixers, seen_through, written
+from interp.encoder_decoder.model import output_stack, run_output_stack
 from interp.errors import check_choice
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import logit_weights
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import PromptPairs, fitting
+from interp.sites import stream_after
 from interp.study.command import study_command
 from interp.study.options import choice, whole
 
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
     from interp.figures.style import Figure
 
 METRICS = ("logit_diff", "logit")
-SUMS = ("head", "mixer", "mlp")
+HEADS, CROSS = "head", "cross_head"
+SUMS = (HEADS, CROSS, "mixer", "mlp")
 MIXERS = ("ssm_head", "channel", "mixer")  # kinds that a state-space layer's rows have
 WHOLES = {**dict.fromkeys(MIXERS, "mixer"), "expert": "mlp"}  # kinds of rows, and of the part of a layer that they make
 CHANNELS = 12
@@ -62,7 +65,8 @@ def run(
         there are the columns `ssm_head, channel`, and the kinds `ssm_head` (`L9S6`, of Mamba-2), `channel` (`L9C123`,
         of Mamba-1) and `mixer` (`mixer 9`, a Mamba-1 layer; `rest of mixer 9` where channels of it have rows of their
         own). With mixtures there is the column `expert` and the kind `expert` (`L9E5`, for every expert that some
-        prompt is sent to; `rest of MLP 9` is a shared expert, and biases).
+        prompt is sent to; `rest of MLP 9` is a shared expert, and biases). Of a model with an encoder and a decoder it
+        is the decoder, with the column and the kind `cross_head` (`L9X6`).
 
     Raises:
         UnknownName: another metric.
@@ -70,12 +74,12 @@ def run(
     """
     check_choice("metric of head attribution", metric, METRICS)
     channels = whole_number("channels", channels, least=0)
+    whole, model, pairs = model, output_stack(model), fitting(model, pairs).to(model.device)
     cfg = model.cfg
-    pairs = pairs.to(model.device)
     names = kept(model)
     capped = cfg.output_logits_soft_cap is not None
-    names += [f"blocks.{cfg.n_layers - 1}.hook_resid_post"] if capped and cfg.n_layers else []
-    logits, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=pairs.attention_mask)
+    names += [stream_after(cfg, cfg.n_layers - 1)] if capped and cfg.n_layers else []
+    logits, cache = run_output_stack(whole, pairs.inputs("clean"), names)
     at = (torch.arange(len(pairs), device=model.device), pairs.last)  # the last position of every prompt
 
     # 1. What each part wrote.
@@ -115,7 +119,7 @@ def run(
 @checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over prompts with intervals and corrected p, the largest magnitudes first."""
-    own = [name for name in PARTS if name in frame]
+    own = [name for name in (*PARTS, CROSS) if name in frame]
     table = stats.tested(frame, by=["component", "kind", "layer", *own, "metric"], value="value")
     return stats.strongest_first(table)
 
@@ -130,6 +134,8 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 def plot_parts(table: pd.DataFrame, kind: str) -> Figure:
     """One kind of parts of a summary: "channel" as bars, the others as a grid."""
+    if CROSS in table:
+        return _plot_both(table)
     table = table[table["kind"] == kind]
     if kind != "channel":
         return figures.heatmap(table, x=kind, y="layer", label=_label(table), annotate=6)
@@ -137,6 +143,14 @@ def plot_parts(table: pd.DataFrame, kind: str) -> Figure:
     x = Axis("component", title="channel")
     title = f"The {len(table)} channels with the largest contributions"
     return figures.bars(table, x=x, horizontal=True, diverging=True, label=_label(table), title=title)
+
+
+def _plot_both(table: pd.DataFrame) -> Figure:
+    """The heads of a decoder's own attention beside those of its cross-attention, layer by head."""
+    table = table[table["kind"].isin([HEADS, CROSS])]
+    attention = table["kind"].map({HEADS: "attention", CROSS: "cross-attention"})
+    table = table.assign(head=table[HEADS].fillna(table[CROSS]), attention=attention)
+    return figures.heatmap(table, x=HEADS, y="layer", facet="attention", label=_label(table))
 
 
 def plot_layers(frame: pd.DataFrame) -> Figure:

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from interp import errors, figures, metrics, sites, stats, tasks
     from interp.circuits.circuit import Circuit
     from interp.circuits.graph import Graph
-    from interp.config import Experts, ModelConfig, RopeScaling
+    from interp.config import EncoderDecoderConfig, Experts, ModelConfig, RopeScaling
     from interp.directions.steering import Direction, steer
     from interp.edits import Edit, Variant
+    from interp.encoder_decoder.model import EncoderDecoder
     from interp.errors import InterpError
     from interp.hooked.cache import ActivationCache
     from interp.hooked.hooks import HookPoint
@@ -47,6 +48,8 @@ __all__ = [
     "Circuit",
     "Direction",
     "Edit",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
     "Experts",
     "Graph",
     "HookPoint",
@@ -85,6 +88,8 @@ _DEFINED_IN = {
     "Circuit": "circuits.circuit",
     "Direction": "directions.steering",
     "Edit": "edits",
+    "EncoderDecoder": "encoder_decoder.model",
+    "EncoderDecoderConfig": "config",
     "Experts": "config",
     "Graph": "circuits.graph",
     "HookPoint": "hooked.hooks",

@@ -18,7 +18,7 @@ from interp.errors import ConfigError, nearest
 
 ACTIVATIONS = ("relu", "relu2", "gelu", "gelu_new", "quick_gelu", "silu", "solu")
 NORMALIZATIONS = ("LN", "LNPre", "RMS", "RMSPre", None)
-POSITIONS = ("standard", "sinusoidal", "rotary", "alibi", "none")
+POSITIONS = ("standard", "sinusoidal", "rotary", "alibi", "relative", "none")
 MAMBAS = ("mamba", "mamba2")
 SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
 LAYER_TYPES = (
@@ -27,7 +27,7 @@ LAYER_TYPES = (
 )  # fmt: skip
 ROUTERS = ("softmax", "sigmoid")
 ROPE_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
-NORM_PLACEMENTS = ("pre", "post", "both")
+NORM_PLACEMENTS = ("pre", "post", "both", "residual")
 ATTENTION_TYPES = ("global", "local")
 QK_NORMS = ("RMS", "RMS_all_heads", "LN", "LN_each_head", None)
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
@@ -38,7 +38,8 @@ STATE_SPACE_SIZES = ("d_conv", "d_ssm_head", "n_ssm_groups")
 FLAGS = (
     "gated_mlp", "final_norm", "rotary_adjacent_pairs", "attn_only", "parallel_attn_mlp", "use_attn_scale",
     "tie_word_embeddings", "attn_in_bias", "attn_out_bias", "mlp_bias", "unembed_bias", "conv_bias", "mamba_bias",
-    "embed_norm", "norm_bias", "norm_unit_offset", "shared_norm", "attn_sinks", "alibi_bfloat16",
+    "embed_norm", "embed_norm_of_sum", "norm_bias", "norm_unit_offset", "shared_norm", "attn_sinks", "alibi_bfloat16",
+    "sinusoidal_halves", "cross_attention",
 )  # fmt: skip
 
 
@@ -220,18 +221,23 @@ class ModelConfig:
     Norms: `LN` and `RMS` have weights; `LNPre` and `RMSPre` only centre and scale (TransformerLens's folded form).
     `norm_bias=False` leaves layer norm without its bias, `norm_unit_offset` stores weights less 1 (Gemma).
     `norm_placement` says where a layer has norms: `pre` before attention and MLP, `post` after each, before what it
-    made is added to the stream (OLMo 2), `both` (Gemma 2). With `shared_norm` a parallel MLP reads the stream through
-    the attention's norm (GPT-J). `embed_norm` is a norm after the token embedding (BLOOM).
+    made is added to the stream (OLMo 2), `both` (Gemma 2), `residual` on the stream itself, after what attention and
+    MLP added to it (Vaswani et al. 2017, section 3.1; BERT). With `shared_norm` a parallel MLP reads the stream through
+    the attention's norm (GPT-J). `embed_norm` is a norm after the token embedding (BLOOM), with `embed_norm_of_sum`
+    after the sum of all embeddings (BERT).
 
     Scales: `embed_scale` multiplies the token embedding, `residual_scale` what attention and MLP add, `logit_scale` the
     logits. `output_logits_soft_cap` and `attn_scores_soft_cap` are the c of c tanh(x / c), which logits and scores go
     through (Gemma Team 2024, "Gemma 2", section 2).
 
     Positions: `standard` is a learned table added to the embedding, `sinusoidal` the fixed one of Vaswani et al. 2017
-    (section 3.5), `rotary` turns queries and keys (Su et al. 2021, section 3.4) in their first `rotary_dim` channels,
-    `alibi` lowers scores with distance (Press et al. 2021, section 3), `none` leaves order to the causal mask or to the
-    recurrence. `auto` is `standard` for a model with attention and `none` for one without. `alibi_bfloat16` rounds
-    slope times position to bfloat16 and scales it like the scores (Falcon). Layers in `nope_layers` do not rotate.
+    (section 3.5; with `sinusoidal_halves` all sines come before all cosines), `rotary` turns queries and keys (Su et
+    al. 2021, section 3.4) in their first `rotary_dim` channels, `alibi` lowers scores with distance (Press et al. 2021,
+    section 3), `relative` adds a learned number for each head and distance, of which there are `relative_buckets`;
+    those beyond `relative_max_distance` share the last one (Raffel et al. 2020, "T5", section 2.1; in the stacks of an
+    `interp.EncoderDecoder`), `none` leaves order to the causal mask or to the recurrence. `auto` is `standard` for a
+    model with attention and `none` for one without. `alibi_bfloat16` rounds slope times position to bfloat16 and scales
+    it like the scores (Falcon). Layers in `nope_layers` do not rotate.
 
     Attention: with `window_size` a query of a local layer sees that many positions, its own included; `attn_types` says
     of each layer whether it is `global` or `local`, and None makes all of them local. Local layers may have a
@@ -239,7 +245,8 @@ class ModelConfig:
     queries and keys before rotation: `RMS` or `LN` of each head, with the same weights for all, `LN_each_head` with
     weights for each and no bias, `RMS_all_heads` of all heads together. `clip_qkv` bounds values, and queries and keys
     after their norm; `attn_sinks` gives every head a score of looking nowhere (Xiao et al. 2023, "StreamingLLM";
-    gpt-oss).
+    gpt-oss). With `cross_attention` every layer also looks at the output of an encoder, between attention and MLP: see
+    `EncoderDecoderConfig`.
 
     Layers: `layer_types` says for each layer what mixes positions, and whether an MLP or a mixture of experts follows:
     one of `attn+mlp`, `attn`, `mlp`, `mamba`, `mamba+mlp`, `mamba2`, `mamba2+mlp`, `attn+moe`, `moe`, `mamba+moe`,
@@ -284,6 +291,7 @@ class ModelConfig:
     norm_unit_offset: bool = False
     shared_norm: bool = False
     embed_norm: bool = False
+    embed_norm_of_sum: bool = False
 
     # Factors
     embed_scale: float = 1.0
@@ -301,6 +309,9 @@ class ModelConfig:
     rope_scaling_local: RopeScaling | None = None
     nope_layers: tuple[int, ...] = ()
     alibi_bfloat16: bool = False
+    sinusoidal_halves: bool = False
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
 
     # Attention, and its place in the block
     attention_dir: str = "causal"
@@ -314,6 +325,7 @@ class ModelConfig:
     qk_norm: str | None = None
     clip_qkv: float | None = None
     attn_sinks: bool = False
+    cross_attention: bool = False
 
     # Which weights there are
     tie_word_embeddings: bool = False
@@ -473,12 +485,14 @@ class ModelConfig:
         self._check_attention()
         self._check_choice("attention_dir", ("causal", "bidirectional"))
         kind = self.positional_embedding_type
-        if kind in ("rotary", "alibi") and not self.has_attention:
+        if kind in ("rotary", "alibi", "relative") and not self.has_attention:
             raise ConfigError(f"positional_embedding_type={kind!r} needs a layer with attention; this model has none")
         if self.rotary_dim is not None and (self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.d_head):
             raise ConfigError(f"rotary_dim must be even and at most d_head={self.d_head}, not {self.rotary_dim}")
         if self.tie_word_embeddings and self.d_vocab_out != self.d_vocab:
             raise ConfigError(f"tied embeddings need d_vocab_out={self.d_vocab_out} to equal d_vocab={self.d_vocab}")
+        if self.cross_attention:
+            self._check_cross_attention()
         if self.gated_mlp and not self.has_mlp:
             raise ConfigError("gated_mlp=True contradicts layers without an MLP (attn_only, or layer_types)")
         if self.experts is not None and self.experts.swiglu_limit is not None and not self.gated_mlp:
@@ -494,8 +508,14 @@ class ModelConfig:
             raise ConfigError(f"norm_unit_offset=True needs norms with weights, not {self.normalization_type!r}")
         if self.shared_norm and not (self.parallel_attn_mlp and self.norm_placement == "pre"):
             raise ConfigError("shared_norm=True needs parallel_attn_mlp=True and norm_placement='pre'")
+        if self.norms_on_stream and self.parallel_attn_mlp:
+            raise ConfigError(
+                "norm_placement='residual' contradicts parallel_attn_mlp=True: its MLP reads after a norm"
+            )
         if self.embed_norm and self.normalization_type is None:
             raise ConfigError("embed_norm=True contradicts normalization_type=None")
+        if self.embed_norm_of_sum and not self.embed_norm:
+            raise ConfigError("embed_norm_of_sum=True needs embed_norm=True")
 
     def _check_attention(self) -> None:
         """Refuse contradictions between what attention layers do differently from one another."""
@@ -517,6 +537,11 @@ class ModelConfig:
             raise ConfigError(f"{name} needs positional_embedding_type='rotary', not {kind!r}")
         if self.rope_scaling_local is not None and self.rotary_base_local is None:
             raise ConfigError("rope_scaling_local needs rotary_base_local, the base of local layers")
+        if self.positional_embedding_type == "relative":
+            self._check_whole("relative_buckets", 4)
+            self._check_whole("relative_max_distance", self.relative_buckets)
+        if self.sinusoidal_halves and self.positional_embedding_type != "sinusoidal":
+            raise ConfigError("sinusoidal_halves=True needs positional_embedding_type='sinusoidal'")
         if self.alibi_bfloat16 and self.positional_embedding_type != "alibi":
             raise ConfigError("alibi_bfloat16=True needs positional_embedding_type='alibi'")
         if not is_several(self.nope_layers):
@@ -525,6 +550,14 @@ class ModelConfig:
         object.__setattr__(self, "nope_layers", layers)
         for scaling in (self.rope_scaling, self.rope_scaling_local):
             self._check_factors(scaling)
+
+    def _check_cross_attention(self) -> None:
+        if self.mixers != {"attn"} or not self.causal or self.parallel_attn_mlp:
+            raise ConfigError(
+                "cross_attention=True is of a decoder: every layer needs causal attention, and no parallel_attn_mlp"
+            )
+        if self.qk_norm is not None or self.clip_qkv is not None or self.attn_sinks:
+            raise ConfigError("cross_attention=True is not supported together with qk_norm, clip_qkv or attn_sinks")
 
     def _check_attn_types(self) -> None:
         if not is_several(self.attn_types):
@@ -725,6 +758,11 @@ class ModelConfig:
         return self.norm_placement in ("post", "both")
 
     @property
+    def norms_on_stream(self) -> bool:
+        """Whether the stream itself passes through norms, so that it is not the sum of what was written to it."""
+        return self.norm_placement == "residual"
+
+    @property
     def centers(self) -> bool:
         """Whether the norms subtract the mean (layer norm) or not (RMS norm, or none)."""
         return self.normalization_type in ("LN", "LNPre")
@@ -794,3 +832,152 @@ def _settle_number(
     number = real_number(f"{name}{where}", given, least=least, above=above)
     if not isinstance(given, int | float):  # an int stays an int, so that files and fingerprints keep their bytes
         object.__setattr__(owner, name, number)
+
+
+STACKS = ("encoder", "decoder")
+"""The stacks of an encoder-decoder, and how the names of their sites begin."""
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """Everything that determines the computation of an `interp.EncoderDecoder`, apart from its weights.
+
+    The encoder reads a prompt in both directions. The decoder continues another one from left to right, and looks at
+    the encoder's output in every layer (Vaswani et al. 2017, "Attention Is All You Need", section 3.1).
+
+    Attributes:
+        encoder: of the first stack, with `attention_dir="bidirectional"`.
+        decoder: of the second stack, with `cross_attention=True`. The unembedding is as its fields say; tied, it reads
+            the decoder's token embedding.
+        shared_embeddings: whether both stacks have one table of token embeddings.
+        decoder_start_token_id: what the decoder's prompt begins with; None where a model does not say.
+
+    Raises:
+        ConfigError: stacks that do not fit together.
+    """
+
+    encoder: ModelConfig
+    decoder: ModelConfig
+    shared_embeddings: bool = True
+    decoder_start_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for stack in STACKS:
+            check_config(getattr(self, stack))
+            own: ModelConfig = getattr(self, stack)
+            if not own.n_layers or own.layer_types is not None or own.attn_only:
+                raise ConfigError(f"the {stack} needs at least one layer, and all of attention and an MLP")
+            if own.norm_placement not in ("pre", "residual"):
+                raise ConfigError(
+                    f"norm_placement of the {stack} must be 'pre' or 'residual', not {own.norm_placement!r}"
+                )
+        if self.encoder.causal:
+            raise ConfigError("the encoder needs attention_dir='bidirectional'")
+        if not self.decoder.cross_attention or self.encoder.cross_attention:
+            raise ConfigError("cross_attention must be True in the decoder's configuration, and False in the encoder's")
+        alike = ("d_model", "d_vocab") if self.shared_embeddings else ("d_model",)
+        for name in alike:
+            if getattr(self.encoder, name) != getattr(self.decoder, name):
+                raise ConfigError(
+                    f"{name} must be the same in both stacks, not {getattr(self.encoder, name)} in the encoder and "
+                    f"{getattr(self.decoder, name)} in the decoder"
+                )
+        if self.decoder_start_token_id is not None:
+            most = self.decoder.d_vocab - 1
+            start = whole_number("decoder_start_token_id", self.decoder_start_token_id, least=0, most=most)
+            object.__setattr__(self, "decoder_start_token_id", start)
+
+    @classmethod
+    def original_transformer(
+        cls,
+        *,
+        d_vocab: int,
+        n_ctx: int,
+        n_layers: int = 6,
+        d_model: int = 512,
+        n_heads: int = 8,
+        d_mlp: int = 2048,
+        decoder_start_token_id: int | None = None,
+        **fields: Any,
+    ) -> EncoderDecoderConfig:
+        """The Transformer of Vaswani et al. 2017, "Attention Is All You Need"; by default its base model (table 3).
+
+        Norms are on the residual stream, after each sub-layer (section 3.1); attention has no biases (3.2.2), the MLP
+        has ReLU and biases (3.3); source, target and output have one embedding, times the square root of `d_model` at
+        both inputs (3.4); positions are sinusoidal (3.5). `fields` are further ones of both stacks, such as `seed`.
+        """
+        both: dict[str, Any] = {
+            "d_vocab": d_vocab,
+            "n_ctx": n_ctx,
+            "n_layers": n_layers,
+            "d_model": d_model,
+            "n_heads": n_heads,
+            "d_mlp": d_mlp,
+            "act_fn": "relu",
+            "norm_placement": "residual",
+            "final_norm": False,
+            "embed_scale": math.sqrt(d_model),
+            "positional_embedding_type": "sinusoidal",
+            "attn_in_bias": False,
+            "attn_out_bias": False,
+            "unembed_bias": False,
+            **fields,
+        }
+        encoder = ModelConfig(**both, attention_dir="bidirectional")
+        decoder = ModelConfig(**both, cross_attention=True, tie_word_embeddings=True)
+        return cls(encoder, decoder, decoder_start_token_id=decoder_start_token_id)
+
+    @property
+    def d_model(self) -> int:
+        """The width of both residual streams."""
+        return self.decoder.d_model
+
+    @property
+    def d_vocab(self) -> int:
+        """How many tokens the encoder reads."""
+        return self.encoder.d_vocab
+
+    @property
+    def d_vocab_out(self) -> int:
+        """How many tokens the decoder may answer."""
+        return self.decoder.d_vocab_out
+
+    @property
+    def n_ctx(self) -> int:
+        """The longest prompt that the encoder reads."""
+        return self.encoder.n_ctx
+
+    @property
+    def model_name(self) -> str:
+        """The model's name."""
+        return self.decoder.model_name
+
+    @property
+    def has_mamba(self) -> bool:
+        """Whether any layer is a state-space layer: none is."""
+        return False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a manifest or a JSON file; `from_dict` reads them back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EncoderDecoderConfig:
+        """The configuration that `to_dict` wrote.
+
+        Raises:
+            ConfigError: not a mapping, an unknown field, or a missing field that is needed.
+        """
+        _check_fields(cls, values)
+        stacks = {stack: ModelConfig.from_dict(values[stack]) for stack in STACKS}
+        return cls(**{**values, **stacks})
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ModelConfig.__dict__ or name in ModelConfig.__annotations__:
+            raise ConfigError(
+                f"an encoder-decoder has no {name!r} of its own, but one in each stack: cfg.encoder.{name} and "
+                f"cfg.decoder.{name}. What asks for it is made for one stack: interp.sweep and gradients take sites of "
+                "both, such as 'decoder.blocks.0.attn.hook_z'; the logit lens, head attribution and ablation read the "
+                "decoder; the `encoder` and `decoder` of a cache take their streams apart"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

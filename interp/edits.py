@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import as_index, entries, plain, shown
-from interp.config import ModelConfig
+from interp.config import STACKS, EncoderDecoderConfig, ModelConfig
 from interp.errors import ConfigError, UnknownName, check_choice, unknown
 from interp.hooked.cache import ActivationCache
 from interp.hooked.hooks import HookPoint
@@ -91,15 +91,16 @@ class Edit:
         """Whether a function computes the new value."""
         return callable(self.source) and not isinstance(self.source, Tensor | ActivationCache)
 
-    def name(self, cfg: ModelConfig) -> str:
+    def name(self, cfg: ModelConfig | EncoderDecoderConfig) -> str:
         """The full site name, after checking that the model has it and that `where` fits its axes."""
-        layer = self.where.get("layer")
+        layer, names = self.where.get("layer"), site_names(cfg)
+        if isinstance(cfg, EncoderDecoderConfig):
+            cfg = self._stack(cfg)
         if layer is not None and not (isinstance(layer, int) and 0 <= layer < cfg.n_layers):
             raise UnknownName(
                 f"layer {layer!r} of an edit at {self.site!r} is not one of this model's layers, "
                 f"0 to {cfg.n_layers - 1}"
             )
-        names = site_names(cfg)
         name = find_act_name(self.site, layer if "blocks." not in self.site else None, names)
         if name not in names:
             raise unknown_site(name, names)
@@ -117,6 +118,16 @@ class Edit:
         number = self.source
         if isinstance(number, float) and not number.is_integer():
             raise ConfigError(f"source={number!r} at {name!r}: the number of an expert is a whole number")
+
+    def _stack(self, cfg: EncoderDecoderConfig) -> ModelConfig:
+        """The configuration of the stack that the site's name begins with."""
+        stack = self.site.partition(".")[0]
+        if stack not in STACKS:
+            raise UnknownName(
+                f"which stack's {self.site!r}? The names of an encoder-decoder's sites begin with it: "
+                f"'decoder.{self.site}' or 'encoder.{self.site}'"
+            )
+        return cfg.encoder if stack == "encoder" else cfg.decoder
 
 
 @dataclass(frozen=True)

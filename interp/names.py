@@ -58,6 +58,8 @@ PART_KINDS: dict[str, PartKind] = {
     "embed": PartKind("embed", "embedding", "embed", node="input"),
     "pos_embed": PartKind("pos_embed", "position embedding", "pos_embed"),
     "head": PartKind("L{layer}H{index}", "head", "z", "head", "a{layer}.h{index}", inputs=True),
+    "encoder_head": PartKind("E{layer}H{index}", "encoder head", "encoder.z", "head"),
+    "cross_head": PartKind("L{layer}X{index}", "cross-attention head", "cross_attn.z", "head"),
     "kv_head": PartKind("L{layer}KV{index}", "key-value head", "", "kv_head", "a{layer}.kv{index}", inputs=True),
     "ssm_head": PartKind("L{layer}S{index}", "state-space head", "gated", "ssm_head", "s{layer}.h{index}"),
     "ssm_group": PartKind("L{layer}G{index}", "state-space group", "", "ssm_group"),
@@ -203,10 +205,10 @@ class Part:
 
         >>> Part.parse("L9H9:q") == Part.parse("a9.h9<q>") == Part("head", 9, 9, "q")
         True
-        >>> Part.parse("L9X6")
+        >>> Part.parse("L9Q6")
         Traceback (most recent call last):
             ...
-        interp.errors.UnknownName: no part matches 'L9X6'; did you mean 'L9S6' or 'L9N6' or 'L9H6'?
+        interp.errors.UnknownName: no part matches 'L9Q6'; did you mean 'L9S6' or 'L9N6' or 'L9H6'?
         """
         part = spelled(text)
         if among is not None:

@@ -9,6 +9,10 @@ grouped queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for an
 have `expert`, `d_expert`, `d_shared` (neurons of the shared expert) and `slot` (the chosen ones). State-space layers
 have `channel` (Mamba-1), `ssm_head`, `d_ssm_head` and `ssm_group` (Mamba-2), `d_state`, and `conv_channel`: channels, B
 and C side by side, as Mamba-2 convolves them.
+
+Names in an encoder-decoder begin with the stack, `encoder.blocks.3.attn.hook_z`, and so do the short ones, `encoder.z`.
+Positions are those of the stack's own prompt; keys and values of a cross-attention, and the keys of its pattern, stand
+at the encoder's.
 """
 
 from __future__ import annotations
@@ -17,11 +21,11 @@ import fnmatch
 import functools
 import re
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from interp.arguments import is_several, misfit, own_signature, shown, whole_number
-from interp.config import ModelConfig, check_config
+from interp.config import STACKS, EncoderDecoderConfig, ModelConfig, check_config
 from interp.errors import UnknownName, unknown
 
 NameFilter = str | Callable[[str], bool] | Sequence[str] | None
@@ -53,12 +57,40 @@ class Site:
         `mixer.pattern`.
         """
         path, _, last = self.template.rpartition("hook_")
-        module = path.rstrip(".").removeprefix("blocks.{l}.").removeprefix("attn.")
-        return f"{module}.{last}" if last in ("scale", "normalized") or (module, last) == ("mixer", "pattern") else last
+        stack, dot, _ = path.partition(".")
+        start = f"{stack}." if dot and stack in STACKS else ""
+        module = path.removeprefix(start).rstrip(".").removeprefix("blocks.{l}.").removeprefix("attn.")
+        shared = last in ("scale", "normalized") or module == "cross_attn" or (module, last) == ("mixer", "pattern")
+        return start + (f"{module}.{last}" if shared else last)
 
     def name(self, layer: int | None = None) -> str:
         """The full name of this site in one layer."""
         return self.template.format(l=layer)
+
+    def within(self, stack: str) -> Site:
+        """The same site in one stack of an encoder-decoder."""
+        return replace(self, template=f"{stack}.{self.template}")
+
+    @property
+    def short_in_stack(self) -> str:
+        """The short name without the stack's, as other models have it."""
+        return self.short.removeprefix(f"{self.stack}.") if self.stack else self.short
+
+    @property
+    def cross(self) -> bool:
+        """Whether it belongs to a cross-attention."""
+        return ".cross_attn." in self.template
+
+    @property
+    def rows_in(self) -> str:
+        """The stack of an encoder-decoder whose positions are those of the site; empty in other models."""
+        return "encoder" if self.cross and self.template.endswith(("hook_k", "hook_v")) else self.stack
+
+    @property
+    def stack(self) -> str:
+        """The stack of an encoder-decoder that the site belongs to; empty in other models."""
+        first = self.template.partition(".")[0]
+        return first if first in STACKS else ""
 
 
 RESID = ("batch", "pos", "d_model")
@@ -101,6 +133,27 @@ def _mamba_sites(
         Site(here + "out", RESID, f"{of}: what the mixer adds to the residual stream", mixers=mixers),
     )
 
+
+# The second mixer of a decoder's layer. Its keys and values stand at the positions of what the encoder has read.
+CROSS_SITES = (
+    Site("blocks.{l}.ln_cross.hook_scale", SCALE, "divisor of the cross-attention's norm"),
+    Site("blocks.{l}.ln_cross.hook_normalized", RESID, "normalised residual stream, before the norm's weights"),
+    Site("blocks.{l}.cross_attn.hook_q", QUERY_AXES, "queries of the cross-attention, with bias"),
+    Site("blocks.{l}.cross_attn.hook_k", KEYS, "keys, of the encoder's output, with bias"),
+    Site("blocks.{l}.cross_attn.hook_v", KEYS, "values, of the encoder's output, with bias"),
+    Site("blocks.{l}.cross_attn.hook_attn_scores", GRID, "scaled scores of the cross-attention", True),
+    Site("blocks.{l}.cross_attn.hook_pattern", GRID, "probabilities of the cross-attention", True),
+    Site("blocks.{l}.cross_attn.hook_z", QUERY_AXES, "values mixed by the pattern, before W_O"),
+    Site(
+        "blocks.{l}.cross_attn.hook_result",
+        ("batch", "pos", "head", "d_model"),
+        "z W_O of each head, without bias",
+        True,
+    ),
+    Site("blocks.{l}.hook_cross_attn_out", RESID, "what the cross-attention adds to the residual stream, with b_O"),
+    Site("blocks.{l}.hook_resid_mid_cross", RESID, "residual stream between cross-attention and MLP"),
+    Site("blocks.{l}.hook_normalized_resid_mid_cross", RESID, "resid_mid_cross after the norm on the stream"),
+)
 
 SITES: tuple[Site, ...] = (
     Site("embed.ln.hook_scale", SCALE, "divisor of the norm after the token embedding"),
@@ -161,7 +214,13 @@ SITES: tuple[Site, ...] = (
         ("ssm_head",),
         ("batch", "pos", "ssm_group", "d_state"),
     ),
-    Site("blocks.{l}.hook_resid_mid", RESID, "residual stream between mixer and MLP"),
+    Site("blocks.{l}.hook_resid_mid", RESID, "residual stream between mixer and what follows it"),
+    Site(
+        "blocks.{l}.hook_normalized_resid_mid",
+        RESID,
+        "resid_mid after the norm on the stream, as the next part reads it",
+    ),
+    *CROSS_SITES,
     Site("blocks.{l}.hook_mlp_in", RESID, "residual stream as the MLP alone reads it, before ln2", True),
     Site("blocks.{l}.ln2.hook_scale", SCALE, "divisor of the MLP's norm"),
     Site("blocks.{l}.ln2.hook_normalized", RESID, "normalised residual stream, before the norm's weights"),
@@ -193,14 +252,20 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.ln2_post.hook_normalized", RESID, "normalised output of the MLP, before the weights"),
     Site("blocks.{l}.hook_mlp_out", RESID, "what the MLP adds to the residual stream, with b_out"),
     Site("blocks.{l}.hook_resid_post", RESID, "residual stream that leaves the block"),
+    Site(
+        "blocks.{l}.hook_normalized_resid_post",
+        RESID,
+        "resid_post after the norm on the stream, as the next block reads it",
+    ),
     Site("ln_final.hook_scale", SCALE, "divisor of the final norm"),
     Site("ln_final.hook_normalized", RESID, "normalised residual stream, before the final norm's weights"),
 )
 
 BY_TEMPLATE = {site.template: site for site in SITES}
+ORDER = {site.template: at for at, site in enumerate(SITES)}
 SHORT_WITH_MODULE = {site.short for site in SITES if "." in site.short}
 
-NORMS = re.compile(r"blocks\.\{l\}\.ln(?P<part>[12])(?P<after>_post)?\.")
+NORMS = re.compile(r"blocks\.\{l\}\.(?P<norm>ln(?P<part>[12]|_cross))(?P<after>_post)?\.")
 
 # The parts that a layer may have.
 PARTS = {"attn": "attention", "mixer": "state-space mixer", "mlp": "MLP"}
@@ -228,12 +293,14 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
             return cfg.embed_norm
         return place != "hook_pos_embed" or cfg.positional_embedding_type in ("standard", "sinusoidal")
     mixer, has_mlp = cfg.mixer(layer), cfg.mlp_in(layer)
+    if "cross" in place:
+        return _exists_across(place, cfg)
     if site.mixers is not None and mixer not in site.mixers:
         return False
     norm = NORMS.match(place)
     if norm is not None:
         part = mixer is not None if norm["part"] == "1" else has_mlp
-        return part and (cfg.norms_after if norm["after"] else cfg.norms_before)
+        return part and (cfg.norms_after if norm["after"] else cfg.norms_before or cfg.norms_on_stream)
     if "_norm." in place or "hook_rot_" in place:
         turned = "hook_rot_" in place and cfg.attention_kind(layer).rotary_base is not None
         return turned or cfg.qk_norm is not None
@@ -241,7 +308,9 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
         return cfg.attn_sinks
     if ".mlp." in place:
         return _in_mlp(place.rpartition("hook_")[2], cfg, layer)
-    if place.endswith("hook_resid_mid"):
+    if "hook_normalized_" in place and not cfg.norms_on_stream:
+        return False
+    if place.endswith("resid_mid"):
         return has_mlp and mixer is not None and not cfg.parallel_attn_mlp
     return has_mlp or "mlp" not in place
 
@@ -258,19 +327,84 @@ def _in_mlp(name: str, cfg: ModelConfig, layer: int) -> bool:
     return experts is None and cfg.mlp_in(layer)
 
 
-def site_names(cfg: ModelConfig) -> Mapping[str, Site]:
+def _exists_across(place: str, cfg: ModelConfig) -> bool:
+    """Whether a layer computes a site of its cross-attention, or beside it."""
+    normed = cfg.norms_before or cfg.norms_on_stream
+    there = cfg.norms_on_stream if "hook_normalized_" in place else normed or "ln_cross" not in place
+    return cfg.cross_attention and there
+
+
+def site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
     """Every full site name of a model, in the order of computation; made once, as it is asked for again and again."""
-    check_config(cfg)
+    if not isinstance(cfg, EncoderDecoderConfig):
+        check_config(cfg)
     return _site_names(cfg)
 
 
 @functools.lru_cache(maxsize=8)
-def _site_names(cfg: ModelConfig) -> Mapping[str, Site]:
-    names = {site.name(): site for site in SITES if not site.per_layer and exists(site, cfg)}
+def _site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
+    if isinstance(cfg, EncoderDecoderConfig):
+        stacks = {stack: _site_names(getattr(cfg, stack)) for stack in STACKS}
+        every = ((stack, name, site) for stack, sites in stacks.items() for name, site in sites.items())
+        return MappingProxyType({f"{stack}.{name}": site.within(stack) for stack, name, site in every})
+    ordered = sorted(SITES, key=lambda site: _turn(site, cfg))
+    names = {site.name(): site for site in ordered if not site.per_layer and exists(site, cfg)}
     last = {name: names.pop(name) for name in list(names) if "ln_final" in name}
     for layer in range(cfg.n_layers):
-        names |= {site.name(layer): site for site in SITES if site.per_layer and exists(site, cfg, layer)}
+        own = sorted(SITES, key=lambda site: _turn(site, cfg, layer)) if cfg.norms_on_stream else SITES
+        names |= {site.name(layer): site for site in own if site.per_layer and exists(site, cfg, layer)}
     return MappingProxyType(names | last)
+
+
+def _turn(site: Site, cfg: ModelConfig, layer: int | None = None) -> tuple[int, int]:
+    """What sites are sorted by: their place in the table, of a norm on the stream that of what it normalises."""
+    own = ORDER[site.template]
+    if "embed.ln" in site.template and cfg.embed_norm_of_sum:
+        return ORDER["hook_pos_embed"], own
+    if layer is not None and cfg.norms_on_stream and (norm := NORMS.match(site.template)):
+        return ORDER[normed_on_stream(cfg, layer, norm["norm"]).replace(f".{layer}.", ".{l}.")], own
+    return own, -1
+
+
+def normed_on_stream(cfg: ModelConfig, layer: int, norm: str) -> str:
+    """The site that a norm on the stream ("ln1", "ln_cross" or "ln2") normalises."""
+    places = {"ln1": "mid" if cfg.mlp_in(layer) else "post", "ln_cross": "mid_cross", "ln2": "post"}
+    return f"blocks.{layer}.hook_resid_{places[norm]}"
+
+
+def stream_after(cfg: ModelConfig, layer: int) -> str:
+    """The site of the residual stream after a layer, as the next layer or the unembedding reads it."""
+    return f"blocks.{layer}.hook_{'normalized_' if cfg.norms_on_stream else ''}resid_post"
+
+
+def streams_between(cfg: ModelConfig, layer: int) -> tuple[str, ...]:
+    """The sites of the residual stream between the parts of a layer, each as the next part reads it: the MLP the last.
+
+    There are two where a layer has a cross-attention.
+    """
+    here = f"blocks.{layer}.hook_{'normalized_' if cfg.norms_on_stream else ''}resid_mid"
+    return (here, f"{here}_cross") if cfg.cross_attention else (here,)
+
+
+def stream_between(cfg: ModelConfig, layer: int) -> str:
+    """The site of the residual stream before a layer's MLP, as the MLP reads it."""
+    return streams_between(cfg, layer)[-1]
+
+
+def norm_on_stream(cfg: ModelConfig, writer: str, layer: int | None = None) -> str | None:
+    """The norm that the stream passes through after something was added: "embed", or a part of a layer, such as "attn".
+
+    None where it passes through none.
+    """
+    if writer == "embed":
+        return "embed.ln" if cfg.embed_norm_of_sum else None
+    norms = {"mlp": "ln2", "cross_attn": "ln_cross"}
+    return f"blocks.{layer}.{norms.get(writer, 'ln1')}" if cfg.norms_on_stream else None
+
+
+def config_of(cfg: ModelConfig | EncoderDecoderConfig, site: Site) -> ModelConfig:
+    """The configuration of the stack that a site belongs to; of other models the model's own."""
+    return getattr(cfg, site.stack) if isinstance(cfg, EncoderDecoderConfig) else cfg
 
 
 def axis_sizes(cfg: ModelConfig) -> dict[str, int]:
@@ -315,6 +449,9 @@ def get_act_name(site: str, layer: int | None = None, layer_type: str | None = N
 @functools.lru_cache(maxsize=4096)
 def _act_name(site: str, layer: int | None, layer_type: str | None) -> str:
     """`get_act_name` of checked arguments, cached because sweeps ask for the same names many times."""
+    stack, dot, rest = site.partition(".")
+    if dot and stack in STACKS:
+        return f"{stack}.{_act_name(rest, layer, layer_type)}"
     if site.startswith("blocks.") or site in BY_TEMPLATE:
         return site
     short = ALIASES.get(site.removeprefix("hook_"), site.removeprefix("hook_"))

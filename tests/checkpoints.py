@@ -244,6 +244,37 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba2-biases": ("mamba2", {**MAMBA2_SIZES, "use_bias": True, "n_groups": 1, "tie_word_embeddings": True}),
 }
 
+T5_SIZES = {
+    "vocab_size": 61, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 3, "pad_token_id": 0,
+    "eos_token_id": 1, "decoder_start_token_id": 0, "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+}  # fmt: skip
+BART_SIZES = {
+    "vocab_size": 61, "d_model": 24, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 3, "encoder_ffn_dim": 40, "decoder_ffn_dim": 36, "max_position_embeddings": 30,
+    "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None,
+}  # fmt: skip
+MARIAN_SIZES = {**BART_SIZES, "activation_function": "swish", "scale_embedding": True}
+# Models with an encoder and a decoder.
+SEQ2SEQ: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("t5", T5_SIZES),
+    "t5-v1.1": ("t5", {**T5_SIZES, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "t5-deep-narrow-heads": (
+        "t5",
+        {**T5_SIZES, "num_decoder_layers": 3, "num_heads": 5, "d_kv": 3, "feed_forward_proj": "gated-silu"},
+    ),
+    "bart": ("bart", BART_SIZES),
+    "bart-scaled-untied": (
+        "bart",
+        {**BART_SIZES, "scale_embedding": True, "tie_word_embeddings": False, "activation_function": "relu"},
+    ),
+    "marian": ("marian", MARIAN_SIZES),
+    "marian-two-vocabularies": (
+        "marian",
+        {**MARIAN_SIZES, "share_encoder_decoder_embeddings": False, "decoder_vocab_size": 67, "d_model": 12},
+    ),
+}
+
 # Smaller ones of every family with state-space layers.
 SMALL: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 5, "bos_token_id": 0, "eos_token_id": 0,
@@ -374,6 +405,28 @@ def tiny(model_type: str, options: dict[str, Any], seed: int = 0) -> Any:
         for name, buffer in model.named_buffers():
             if name.endswith("correction_bias"):  # learned, though no parameter
                 buffer.normal_(0.0, 0.3)
+    return model
+
+
+def seq2seq(case: str, seed: int = 0) -> Any:
+    """A random transformers model of `SEQ2SEQ` in which every weight matters to the logits."""
+    return seq2seq_of(*SEQ2SEQ[case], seed)
+
+
+def seq2seq_of(model_type: str, options: dict[str, Any], seed: int = 0) -> Any:
+    """The same of a family and its options."""
+    config = transformers.AutoConfig.for_model(model_type, **options)
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_positions" not in name or parameter.requires_grad:  # a fixed table is no weight
+                parameter.normal_(0.0 if parameter.ndim > 1 else 0.5, 0.3)
+        if hasattr(model, "final_logits_bias"):
+            model.final_logits_bias.normal_()
+        if model_type == "bart":  # whose three tables are one, whether the unembedding reads it or not
+            for stack in (model.model.encoder, model.model.decoder):
+                stack.embed_tokens.weight.copy_(model.model.shared.weight)
     return model
 
 

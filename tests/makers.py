@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from interp.circuits.graph import Graph
-from interp.config import Experts, ModelConfig, RopeScaling
+from interp.config import EncoderDecoderConfig, Experts, ModelConfig, RopeScaling
 from interp.edits import Edit, Variant
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT, Mamba
 from interp.prompts.pairs import PromptPairs
@@ -115,6 +116,25 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Norms on the residual stream, as in the first Transformers.
+KINDS |= {
+    "bert": {
+        "norm_placement": "residual", "attention_dir": "bidirectional", "act_fn": "gelu", "final_norm": False,
+        "embed_norm": True, "embed_norm_of_sum": True,
+    },
+    "vaswani": {
+        "norm_placement": "residual", "positional_embedding_type": "sinusoidal", "act_fn": "relu", "final_norm": False,
+        "embed_scale": 4.0, "tie_word_embeddings": True,
+    },
+    "residual_attn": {
+        "norm_placement": "residual", "normalization_type": "RMS", "attn_only": True, "n_key_value_heads": 2,
+        "positional_embedding_type": "rotary",
+    },
+}  # fmt: skip
+# Models whose residual stream is the sum of what was written to it: those that have edges.
+SUMS = [kind for kind, own in KINDS.items() if own.get("norm_placement") != "residual"]
+CAUSAL = [kind for kind, own in KINDS.items() if own.get("attention_dir") != "bidirectional"]
+
 STATES: dict[str, Any] = {
     "normalization_type": "RMS", "d_inner": 24, "d_state": 3, "dt_rank": 3, "d_ssm_head": 4, "n_ssm_groups": 2,
     "unembed_bias": False,
@@ -139,6 +159,20 @@ RECURRENT: dict[str, dict[str, Any]] = {
         ),
     },
 }  # fmt: skip
+# Models with an encoder and a decoder: what both stacks have, and what the encoder and the decoder have beside it.
+T5: dict[str, Any] = {
+    **LLAMA, "positional_embedding_type": "relative", "relative_buckets": 8, "relative_max_distance": 12,
+    "use_attn_scale": False, "act_fn": "gelu_new",
+}  # fmt: skip
+STACKS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "t5": (T5, {"n_layers": 3}, {"tie_word_embeddings": True, "logit_scale": 0.25}),
+    "pre_norm": ({"n_heads": 4}, {"n_heads": 2, "d_head": 8}, {"n_key_value_heads": 2}),
+    "bart": (
+        {"norm_placement": "residual", "final_norm": False, "embed_norm": True, "embed_norm_of_sum": True},
+        {"n_heads": 2, "d_head": 8},
+        {"tie_word_embeddings": True, "embed_scale": 2.0},
+    ),
+}
 # Parameters that start as ones, zeros or constants: norms, biases, and two of a mixer.
 CONSTANT = re.compile(r"[wb].*|D|A_log|sinks")
 # Longer steps and slower decay than at the start of training, so that states matter beside D x, and for long.
@@ -162,6 +196,28 @@ def make(kind: str, **changes: Any) -> GPT:
 def every_expert(experts: Experts) -> Experts:
     """The same experts, of which a router chooses all."""
     return replace(experts, experts_per_token=experts.n_experts, groups_per_token=experts.n_groups)
+
+
+def encoder_decoder(kind: str) -> EncoderDecoder:
+    """A tiny model with an encoder and a decoder, of one kind of `STACKS`; as `make`."""
+    both, encoder, decoder = STACKS[kind]
+    both = {**TINY, **both}
+    cfg = EncoderDecoderConfig(
+        ModelConfig(**{**both, **encoder, "attention_dir": "bidirectional"}),
+        ModelConfig(**{**both, **decoder, "cross_attention": True}),
+        decoder_start_token_id=1,
+    )
+    return with_constants(EncoderDecoder(cfg))
+
+
+def with_constants(model: EncoderDecoder) -> EncoderDecoder:
+    """The model with norms and biases that matter."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if CONSTANT.fullmatch(name.rpartition(".")[2]):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def pairs_of(*lengths: int) -> PromptPairs:

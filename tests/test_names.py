@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from makers import KINDS, RECURRENT, make, pairs_of
+from makers import RECURRENT, SUMS, make, pairs_of
 
 from analyses import ablation, edge_attribution, head_attribution, path_patching
 from interp.circuits.graph import Graph
@@ -34,7 +34,7 @@ def every_part(cfg: ModelConfig) -> list[Part]:
     return [*made, Part("logits")]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
+@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
 def test_every_part_of_every_kind_of_layer_is_read_back_from_its_names(kind: str) -> None:
     parts = every_part(make(kind).cfg)
     names = [part.name for part in parts]
@@ -50,7 +50,7 @@ def test_every_part_of_every_kind_of_layer_is_read_back_from_its_names(kind: str
             assert [Part.parse(text) for text in spellings] == [read_by] * 4
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
+@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
 def test_parts_sort_in_the_order_of_computation(kind: str) -> None:
     parts = every_part(make(kind).cfg)
     assert sorted(random.Random(0).sample(parts, len(parts))) == parts
@@ -59,7 +59,7 @@ def test_parts_sort_in_the_order_of_computation(kind: str) -> None:
         assert [node.stage for node in sorted(nodes, key=lambda node: node.part)] == sorted(n.stage for n in nodes)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
+@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
 def test_nodes_and_edges_are_named_as_files_of_circuits_name_them(kind: str) -> None:
     graph = Graph.of(make(kind))
     for node in (*graph.senders, *graph.receivers):
@@ -96,7 +96,7 @@ def test_names_are_those_of_tables_and_figures() -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("L9X6", "did you mean 'L9"),
+        ("L9Q6", "did you mean 'L9"),
         ("MPL 9", "did you mean 'MLP 9'"),
         ("9_mlp_out", "MLP 9"),
         ("mixr 3", "did you mean 'mixer 3'"),
@@ -143,7 +143,7 @@ def test_the_tables_of_kinds_agree_with_those_of_sites() -> None:
     sites = {site.short: site for site in SITES}
     for kind, row in PART_KINDS.items():
         if row.site:
-            axes = [site.axes for site in SITES if site.short == row.site]
+            axes = [site.axes for site in SITES if site.short == row.site.removeprefix("encoder.")]
             assert any(row.axis in (None, *of) for of in axes), kind
     for mixer, own in MIXER_PARTS.items():
         whole, unit = PART_KINDS[own.whole].site, PART_KINDS[own.unit]
@@ -151,15 +151,11 @@ def test_the_tables_of_kinds_agree_with_those_of_sites() -> None:
         assert whole in of_mixer and unit.axis in of_mixer[unit.site].axes
         assert own.heads == (mixer != "mamba") and own.usual in (own.unit, own.whole)
     assert set(WHOLES) <= set(sites) and list(CUTS) == [
-        "z",
-        "gated",
-        "attn_out",
-        "out",
-        "mlp_out",
-        "expert_out",
-        "post",
+        *("z", "gated", "cross_attn.z", "encoder.z", "attn_out", "out", "mlp_out", "expert_out", "post")
     ]
-    assert set(UNITS) == {"head", "kv_head", "ssm_head", "ssm_group", "channel", "expert", "neuron"}
+    assert set(UNITS) == {
+        *("head", "encoder_head", "cross_head", "kv_head", "ssm_head", "ssm_group", "channel", "expert", "neuron")
+    }
 
 
 def test_the_part_of_a_row() -> None:

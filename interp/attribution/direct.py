@@ -1,7 +1,8 @@
 """Direct logit attribution: the parts of a model that write into its residual stream, and what each is worth in logits.
 
 1. `written`: embeddings, heads, biases, MLPs and experts write vectors, whose sum, with what state-space layers write,
-   is the stream.
+   is the stream. Where the stream itself passes through norms, a vector is what these leave of it, and their biases are
+   parts.
 2. The final norm, with the scale that it has in a run, and the unembedding are linear: a direction of logits is one
    direction of the stream (`seen_through`). Heads and channels of state-space layers are read in it without their
    vectors (`of_mixers`), since a layer of Mamba-1 has thousands of channels.
@@ -19,16 +20,22 @@ import torch
 from torch import Tensor
 
 from interp.config import ModelConfig
+from interp.encoder_decoder.model import output_stack
 from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
 from interp.models.derivations import LayerRun
 from interp.models.gpt import GPT
+from interp.models.layers import Norm
 from interp.names import MIXER_PARTS, Part
+from interp.sites import norm_on_stream
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SITES = ("hook_embed", "hook_pos_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out", "ln_final.hook_scale")
+SITES = (
+    "hook_embed", "hook_pos_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out", "ln_final.hook_scale",
+    "embed.ln.hook_scale", "ln1.hook_scale", "ln_cross.hook_scale", "ln2.hook_scale",
+)  # fmt: skip
 """How the names of the sites end that a run has to keep."""
 
 EXPERT_SITES = (
@@ -40,6 +47,9 @@ MIXED = [own.unit for own in MIXER_PARTS.values()]
 PARTS = [*MIXED, "expert"]  # kinds of parts of layers that have rows of their own
 Label = tuple[str, str, int | None, int | None]
 """Of a part: its name, its kind, its layer and its number there."""
+
+Written = tuple[Label, Tensor]
+"""A part's label, and what it wrote for each prompt [prompt, d_model]."""
 
 
 def kept(model: HookedModel) -> list[str]:
@@ -68,32 +78,52 @@ def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor
         The parts' labels, and what each wrote [prompt, d_model]. Of experts those that any of the prompts is sent to;
         what their MLP wrote beside them has a row of its own.
     """
+    model = output_stack(model)  # a decoder, or the model itself
     labels: list[Label] = []
     wrote: list[Tensor] = []
-    for name in (Part("embed").name, Part("pos_embed").name):
-        if f"hook_{name}" in cache:
-            labels.append((name, "embed", None, None))
-            wrote.append(cache[name][at])
+
+    def through(writer: str, layer: int | None = None) -> None:
+        """All vectors so far, as a norm on the stream hands them on."""
+        path = norm_on_stream(model.cfg, writer, layer)
+        if path is None:
+            return
+        norm, scale = model.get_submodule(path), cache[f"{path}.hook_scale"][at]
+        assert isinstance(norm, Norm)
+        wrote[:] = [norm.scaled(vector, scale) for vector in wrote]
+        if norm.b is not None:
+            labels.append((f"b of {path}", "bias", layer, None))
+            wrote.append(norm.b.expand(len(at[0]), -1))
+
+    for name in _embeddings(cache):
+        labels.append((name, "embed", None, None))
+        wrote.append(cache[name][at])
+    through("embed")
     for layer in range(model.cfg.n_layers):
-        if model.cfg.mixer(layer) == "attn":
-            labels += [(Part("head", layer, head).name, "head", layer, head) for head in range(model.cfg.n_heads)]
-            wrote += model.head_results(layer, cache["z", layer][at]).unbind(1)
-        for name, bias in _biases(model, layer, cache, at):
-            labels.append((name, "bias", layer, None))
-            wrote.append(bias)
-        if model.cfg.experts_in(layer) is not None:
-            own, by_experts = _experts(model, cache, layer, at)
-            labels += own
-            wrote += by_experts
-        elif model.cfg.mlp_in(layer):
-            labels.append((Part("mlp", layer).name, "mlp", layer, None))
-            wrote.append(cache["mlp_out", layer][at])
+        for writer, parts in _of_layer(model, cache, layer, at):
+            labels += [label for label, _ in parts]
+            wrote += [vector for _, vector in parts]
+            through(writer, layer)
     return labels, wrote
 
 
-def _experts(
+def _of_layer(
     model: HookedModel, cache: ActivationCache, layer: int, at: tuple[Tensor, Tensor]
-) -> tuple[list[Label], list[Tensor]]:
+) -> Iterator[tuple[str, list[Written]]]:
+    """What each writer of a layer wrote, in their order. A state-space layer's channels and heads are left out."""
+    mixer = model.cfg.mixer(layer)
+    if mixer is not None:
+        heads = model.head_results(layer, cache["z", layer][at]).unbind(1) if mixer == "attn" else ()
+        parts = [((Part("head", layer, head).name, "head", layer, head), vector) for head, vector in enumerate(heads)]
+        yield mixer, [*parts, *_biases(model, layer, cache, at)]
+    if model.cfg.cross_attention:
+        yield "cross_attn", list(_of_cross_attention(model, layer, cache, at))
+    if model.cfg.experts_in(layer) is not None:
+        yield "mlp", _experts(model, cache, layer, at)
+    elif model.cfg.mlp_in(layer):
+        yield "mlp", [((Part("mlp", layer).name, "mlp", layer, None), cache["mlp_out", layer][at])]
+
+
+def _experts(model: HookedModel, cache: ActivationCache, layer: int, at: tuple[Tensor, Tensor]) -> list[Written]:
     """What the experts of a layer wrote, and what its MLP wrote beside them: a shared expert, biases."""
     assert isinstance(model, GPT)
     block, here = model.block(layer), f"blocks.{layer}."
@@ -102,25 +132,41 @@ def _experts(
     assert made is not None
     parts = block.mlp_results(made, own.get(f"{here}ln2_post.hook_scale"))
     used = own[f"{here}mlp.hook_expert_weights"].ne(0).any(0).nonzero()[:, 0].tolist()
-    labels: list[Label] = [(Part("expert", layer, expert).name, "expert", layer, expert) for expert in used]
-    wrote = list(parts[:, used].unbind(1))
+    wrote: list[Written] = [
+        ((Part("expert", layer, expert).name, "expert", layer, expert), parts[:, expert]) for expert in used
+    ]
     if block.has_beside_experts:
-        labels.append((f"rest of {Part('mlp', layer).name}", "mlp", layer, None))
-        wrote.append(cache["mlp_out", layer][at] - parts.sum(1))
-    return labels, wrote
+        rest = cache["mlp_out", layer][at] - parts.sum(1)
+        wrote.append(((f"rest of {Part('mlp', layer).name}", "mlp", layer, None), rest))
+    return wrote
 
 
-def _biases(
+def _embeddings(cache: ActivationCache) -> list[str]:
+    """The names of the embeddings that the model has."""
+    return [name for name in (Part("embed").name, Part("pos_embed").name) if f"hook_{name}" in cache]
+
+
+def _of_cross_attention(
     model: HookedModel, layer: int, cache: ActivationCache, at: tuple[Tensor, Tensor]
-) -> Iterator[tuple[str, Tensor]]:
-    """What the output bias of a layer's mixer wrote [prompt, d_model], with its name, if it has one."""
+) -> Iterator[Written]:
+    """What the heads of a decoder's cross-attention wrote, and its bias [prompt, d_model]."""
+    results = model.cross_head_results(layer, cache["cross_attn.z", layer][at])
+    for head, vector in enumerate(results.unbind(1)):
+        yield (Part("cross_head", layer, head).name, "cross_head", layer, head), vector
+    bias = model.cross_bias(layer)
+    if bias is not None:
+        yield (f"cross_b_O_{layer}", "bias", layer, None), bias.expand(len(at[0]), -1)
+
+
+def _biases(model: HookedModel, layer: int, cache: ActivationCache, at: tuple[Tensor, Tensor]) -> Iterator[Written]:
+    """What the output bias of a layer's mixer wrote [prompt, d_model], if it has one."""
     if model.cfg.mixer(layer) == "attn" and model.cfg.attn_out_bias:
         bias = model.bias_result(layer, cache["z", layer][at])
         assert bias is not None
-        yield f"b_O_{layer}", bias
+        yield (f"b_O_{layer}", "bias", layer, None), bias
     mixer = model.block(layer).mixer if isinstance(model, GPT) else None
     if mixer is not None and mixer.b_out is not None:
-        yield f"b_out_{layer}", mixer.b_out.expand(len(at[0]), -1)
+        yield (f"b_out_{layer}", "bias", layer, None), mixer.b_out.expand(len(at[0]), -1)
 
 
 def seen_through(norm: Any, scale: Tensor | None, direction: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from interp.metrics import METRICS, Metric, evaluate, get_metric, read
 from interp.models.gpt import GPT
 from interp.precision import widened
 from interp.prompts.pair_checks import other_side
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import PromptPairs, fitting
 from interp.sites import match
 
 AnyMetric = str | Metric | Callable[..., Tensor]
@@ -105,7 +105,10 @@ def gradients(
     >>> gradients(model, pairs, "blocks.*.attn.hook_z").slopes["blocks.1.attn.hook_z"].shape
     torch.Size([1, 3, 2, 8])
     """
-    pairs, sites = pairs.to(model.device), match([names] if isinstance(names, str) else list(names), model.hook_dict)
+    pairs, sites = (
+        fitting(model, pairs).to(model.device),
+        match([names] if isinstance(names, str) else list(names), model.hook_dict),
+    )
     parts = []
     for at, part in batches(model, pairs, sites, max_memory=max_memory):
         here = {name: cut(value, at, part, model.hook_dict[name].site) for name, value in (given or {}).items()}
@@ -135,14 +138,14 @@ def differentiate(
     metric, given, sites = differentiable(metric), given or {}, list(dict.fromkeys(names))
     _check(model, base, sites)
     source = other_side(base) if source is None else other_side(other_side(source))
-    mask, reference = pairs.attention_mask, None
+    reference = None
     if metric.needs_reference:
         with torch.no_grad():
-            reference = read(metric, model(getattr(pairs, source), attention_mask=mask), pairs)
+            reference = read(metric, model(**pairs.inputs(source)), pairs)
     leaves = _Leaves(sites, given, set(stop))
     with torch.enable_grad(), constant(model) as fixed, attached(model.hook_dict, [(leaves.hooked, leaves.hook)]):
         # 1. One forward, whose graph begins at the sites.
-        logits = fixed(getattr(pairs, base), attention_mask=mask)
+        logits = fixed(**pairs.inputs(base))
         value = evaluate(metric, read(metric, logits, pairs), pairs, reference)  # [prompt]
         if not value.requires_grad:
             raise HookError(
@@ -304,9 +307,7 @@ def values_at(model: HookedModel, pairs: PromptPairs, names: Iterable[str], side
     wanted = list(names)
     if not wanted:
         return {}
-    _, cache = model.run_with_cache(
-        getattr(pairs, side), names_filter=wanted, attention_mask=pairs.attention_mask, return_type=None
-    )
+    _, cache = model.run_with_cache(**pairs.inputs(side), names_filter=wanted, return_type=None)
     return {name: cache[name] for name in wanted}
 
 
@@ -361,9 +362,10 @@ def _check(model: HookedModel, base: str, names: list[str]) -> None:
     whole = next((point.name for point in points if point.site.whole), None)
     if whole is not None:
         raise HookError(f"{whole!r} holds whole numbers, which have no gradient")
-    split = {point.layer() for point in points if point.site.short in ("q_input", "k_input", "v_input")}
+    inputs = ("q_input", "k_input", "v_input")
+    split = {(point.site.stack, point.layer()) for point in points if point.site.short_in_stack in inputs}
     for point in points:
-        if point.site.short.startswith("ln1.") and point.layer() in split:
+        if point.site.short_in_stack.startswith("ln1.") and (point.site.stack, point.layer()) in split:
             raise HookError(
                 f"{point.name!r} is not what heads with inputs of their own read: take its gradient in a run of its own"
             )

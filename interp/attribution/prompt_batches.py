@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from interp.arguments import byte_budget
-from interp.config import MAMBAS
+from interp.config import MAMBAS, ModelConfig
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.sites import Site, axis_sizes
@@ -32,24 +33,33 @@ def batches(
         ConfigError: `max_memory` is not a positive number.
     """
     max_memory = byte_budget(max_memory)
-    width = pairs.mask.shape[1]
-    each = _numbers_kept(model, names, width) * width * model.dtype.itemsize
+    sites = [model.hook_dict[name].site for name in names]
+    if isinstance(model, EncoderDecoder):
+        encoder = pairs if pairs.encoder is None else pairs.encoder
+        stacks = [(model.cfg.encoder, "encoder", encoder), (model.cfg.decoder, "decoder", pairs)]
+    else:
+        stacks = [(model.cfg, "", pairs)]
+    numbers = 0
+    for cfg, stack, own in stacks:
+        width = own.mask.shape[1]
+        numbers += _numbers_kept(cfg, [site for site in sites if site.stack == stack], width) * width
+    each = numbers * model.dtype.itemsize
     size = max(1, (MOST_MEMORY if max_memory is None else max_memory) // each)
     for first in range(0, len(pairs), size):
         at = slice(first, min(first + size, len(pairs)))
         yield at, pairs[at]
 
 
-def _numbers_kept(model: HookedModel, names: Iterable[str], width: int) -> int:
+def _numbers_kept(cfg: ModelConfig, sites: Iterable[Site], width: int) -> int:
     """How many numbers a graph keeps for every position of prompts of this length."""
-    cfg, sizes = model.cfg, axis_sizes(model.cfg)
+    sizes = axis_sizes(cfg)
     numbers = 3 * cfg.d_vocab_out
     mixers = {"attn": KEPT["heads"] * cfg.n_heads * cfg.d_head}
     mixers |= dict.fromkeys(MAMBAS, KEPT["channels"] * (cfg.d_inner or 0))
     for layer in range(cfg.n_layers):
-        numbers += KEPT["d_model"] * cfg.d_model + mixers.get(cfg.mixer(layer) or "", 0)
+        numbers += KEPT["d_model"] * cfg.d_model + mixers.get(cfg.mixer(layer) or "", 0) * (1 + cfg.cross_attention)
         numbers += KEPT["d_mlp"] * cfg.neurons_in(layer)
-    for site in (model.hook_dict[name].site for name in names):
+    for site in sites:
         if "query" in site.axes:
             each = KEPT["grids"] + (sizes["d_state"] if "channel" in site.axes else 0)
             numbers += each * sizes[site.axes[1]] * width
@@ -65,22 +75,24 @@ def _numbers_kept(model: HookedModel, names: Iterable[str], width: int) -> int:
 
 def cut(value: Tensor, at: slice, part: PromptPairs, site: Site) -> Tensor:
     """The rows of some prompts of a site's value, without the positions that `batches` has cut off."""
-    width = slice(part.mask.shape[1])
-    kept = {"batch": at, "pos": width, "query": width, "key": width}
+    rows, keys = (slice(mask.shape[1]) for mask in part.masks(site))
+    kept = {"batch": at, "pos": rows, "query": rows, "key": keys}
     return value[tuple(kept.get(axis, slice(None)) for axis in site.axes)]
 
 
 def joined_parts(parts: list[Tensor], site: Site, pairs: PromptPairs) -> Tensor:
     """The values of all prompts from those of parts of them, with 0 at padding."""
-    width = pairs.mask.shape[1]
-    axes = [at for at, axis in enumerate(site.axes) if axis in ("pos", "query", "key")]
-    shape = [width if at in axes else size for at, size in enumerate(parts[0].shape)]
+    rows, keys = pairs.masks(site)
+    masks = {"pos": rows, "query": rows, "key": keys}
+    axes = {at: masks[axis] for at, axis in enumerate(site.axes) if axis in masks}
+    shape = [axes[at].shape[1] if at in axes else size for at, size in enumerate(parts[0].shape)]
     whole = parts[0].new_zeros([len(pairs), *shape[1:]])
     first = 0
     for part in parts:
         whole[first : first + len(part)][tuple(slice(size) for size in part.shape)] = part
         first += len(part)
-    for at in axes:
-        padding = ~pairs.mask.reshape([len(pairs), *(width if axis == at else 1 for axis in range(1, whole.ndim))])
+    for at, mask in axes.items():
+        shape = [len(pairs), *(mask.shape[1] if axis == at else 1 for axis in range(1, whole.ndim))]
+        padding = ~mask.reshape(shape)
         whole = whole.masked_fill(padding, 0)
     return whole

@@ -13,7 +13,7 @@ from interp.hooked.model import HookedModel
 from interp.metric_rounding import rounding
 from interp.metrics import check_answers, evaluate, get_metric, largest_logit, read, where_read
 from interp.prompts.pair_checks import other_side
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import PromptPairs, fitting
 
 
 class RunValues(NamedTuple):
@@ -34,10 +34,10 @@ def run_values(
     source: str | None = None,
 ) -> RunValues:
     """The metric of the base run and of the source run (the other side's), which is also the reference."""
-    pairs, sides = pairs.to(model.device), (base, other_side(base) if source is None else source)
+    pairs, sides = fitting(model, pairs).to(model.device), (base, other_side(base) if source is None else source)
     measure, found = get_metric(metric), []
     for _, part in batches(model, pairs, ()):
-        logits = [model(getattr(part, side), attention_mask=part.attention_mask) for side in sides]
+        logits = [model(**part.inputs(side)) for side in sides]
         check_answers(part.answers, logits[0].shape[-1])
         rows = torch.arange(len(part), device=logits[0].device)[:, None]
         at = where_read(measure, part).to(logits[0].device)

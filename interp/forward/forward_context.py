@@ -3,7 +3,7 @@
 1. Positions count from the start of each real prompt, on whichever side it is padded.
 2. A mask says which keys a query may look at: not later ones in a causal model, none beyond the window of a local
    layer, and no padding.
-3. Rotary models turn queries and keys by angles, ALiBi lowers scores, both by position.
+3. Rotary models turn queries and keys by angles; ALiBi lowers scores, and relative biases change them, by distance.
 
 Layers of one kind (`ModelConfig.attention_kind`) share all of it; most models have one kind, and others two.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from interp.config import AttentionKind, ModelConfig
 from interp.forward.packed_rows import Packed
+from interp.forward.relative import relative_bias
 from interp.forward.rotary import rotary_angles
 
 
@@ -26,9 +27,9 @@ from interp.forward.rotary import rotary_angles
 class Sight:
     """Who may look at whom in the attention layers of one kind, and by which angles they turn.
 
-    `allowed` [batch or 1, 1, query, key] is None where no mask is needed beyond `causal`. `bias` is ALiBi's, `cos` and
-    `sin` are the rotary embedding's, shaped to be multiplied with pairs of channels (`Attention.rotate`). `groups` are
-    those of the sequences of equal length in a packed batch.
+    `allowed` [batch or 1, 1, query, key] is None where no mask is needed beyond `causal`. `bias` is ALiBi's or that of
+    relative positions, `cos` and `sin` are the rotary embedding's, shaped to be multiplied with pairs of channels
+    (`Attention.rotate`). `groups` are those of the sequences of equal length in a packed batch.
     """
 
     allowed: Tensor | None
@@ -60,13 +61,15 @@ def make_context(
     *,
     n_past: int = 0,
     attention_mask: Tensor | None = None,
+    relative: Tensor | None = None,
     device: torch.device,
     dtype: torch.dtype,
 ) -> Context:
     """Positions, masks and rotary angles for `n_pos` tokens that follow `n_past` earlier ones.
 
     `attention_mask` [batch, n_past + n_pos] is True at real tokens. Padding positions look at themselves alone, so that
-    no row of the pattern is empty; real positions never look at padding.
+    no row of the pattern is empty; real positions never look at padding. `relative` [bucket, head] is the table of a
+    model with relative positions.
     """
     n_keys = n_past + n_pos
     if attention_mask is not None and bool(attention_mask.all()):
@@ -89,7 +92,9 @@ def make_context(
     positions = key_positions[:, n_past:]
     sights = {}
     for kind in cfg.attention_kinds:
-        bias = _alibi(cfg, positions, key_positions, dtype) if cfg.positional_embedding_type == "alibi" else None
+        bias = None if relative is None else relative_bias(cfg, relative, positions, key_positions)
+        if cfg.positional_embedding_type == "alibi":
+            bias = _alibi(cfg, positions, key_positions, dtype)
         sight = Sight(allowed, causal, bias, *_turns(cfg, kind, positions, lengths, dtype))
         if kind.window is not None and kind.window < n_keys:
             near = causal_mask(n_pos, n_keys, device) & ~causal_mask(n_pos, n_keys, device, before=kind.window)

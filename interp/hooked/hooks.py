@@ -113,7 +113,8 @@ class HookPoint:
         """The layer this point belongs to."""
         if not self.site.per_layer:
             raise HookError(f"{self.name} belongs to no layer")
-        return int(self.name.split(".")[1])
+        parts = self.name.split(".")
+        return int(parts[parts.index("blocks") + 1])
 
     @property
     def hooks(self) -> tuple[Hook, ...]:

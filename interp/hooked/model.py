@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from interp.arguments import checked, device_of, entries, flag, shown
 from interp.config import ModelConfig
-from interp.errors import ConfigError, HookError, PromptError
+from interp.errors import ConfigError, HookError, PromptError, UnknownName
 from interp.hooked.cache import ActivationCache
 from interp.hooked.decompositions import Scales
 from interp.hooked.generation import generate
@@ -68,6 +68,14 @@ class HookedModel(TextInput, nn.Module, ABC):
     @abstractmethod
     def head_results(self, layer: int, z: Tensor) -> Tensor:
         """What each head adds to the residual stream.  # [..., head, d_head] -> [..., head, d_model]"""
+
+    def cross_head_results(self, layer: int, z: Tensor) -> Tensor:
+        """What each head of a decoder's cross-attention adds; only the stacks of an encoder-decoder may have one."""
+        raise UnknownName(f"layer {layer} has no cross-attention: only the decoder of an interp.EncoderDecoder has")
+
+    def cross_bias(self, layer: int) -> Tensor | None:
+        """What a decoder's cross-attention adds beside its heads; as `cross_head_results`."""
+        raise UnknownName(f"layer {layer} has no cross-attention: only the decoder of an interp.EncoderDecoder has")
 
     @abstractmethod
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> Scales | None:

@@ -147,6 +147,10 @@ class TextInput:
         return tokens.to(self.device, torch.int64), attention_mask
 
     def _check_tokens(self, tokens: Tensor, n_past: int) -> None:
+        self._check_ids(tokens, n_past, self.cfg, "the prompt")
+
+    def _check_ids(self, tokens: Tensor, n_past: int, cfg: ModelConfig, what: str) -> None:
+        """Refuse tokens that a model (or a stack) of this configuration cannot read."""
         if tokens.is_floating_point():
             raise PromptError(
                 f"tokens must be whole numbers [batch, pos], not {list(tokens.shape)} {tokens.dtype}; a residual "
@@ -154,16 +158,16 @@ class TextInput:
             )
         if tokens.numel() == 0:
             raise PromptError(
-                f"the prompt is empty: tokens have shape {list(tokens.shape)}, expected [batch, pos] with pos > 0"
+                f"{what} is empty: tokens have shape {list(tokens.shape)}, expected [batch, pos] with pos > 0"
             )
-        if tokens.shape[1] + n_past > self.cfg.n_ctx:
+        if tokens.shape[1] + n_past > cfg.n_ctx:
             raise PromptError(
-                f"a prompt of {tokens.shape[1] + n_past} tokens is longer than the model's context of {self.cfg.n_ctx}"
+                f"a prompt of {tokens.shape[1] + n_past} tokens is longer than the model's context of {cfg.n_ctx}"
             )
         low, high = (int(x) for x in torch.aminmax(tokens))
-        if low < 0 or high >= self.cfg.d_vocab:
+        if low < 0 or high >= cfg.d_vocab:
             raise PromptError(
-                f"token id {low if low < 0 else high} is out of range: this model's ids are 0 to {self.cfg.d_vocab - 1}"
+                f"token id {low if low < 0 else high} is out of range: this model's ids are 0 to {cfg.d_vocab - 1}"
             )
 
 

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from interp import stats
 from interp.arguments import checked, whole_number
+from interp.encoder_decoder.model import output_stack, run_output_stack
 from interp.errors import InterpError, ParityError, PromptError, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import best_logit, check_answers, joint_logit, mean_logit
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import PromptPairs, fitting
+from interp.sites import stream_after, streams_between
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,12 +50,14 @@ def depths(model: HookedModel, *, halves: bool = True) -> list[str]:
     Raises:
         InterpError: a model without layers, or a bridged one without the residual stream of some layer.
     """
+    model = output_stack(model)
     if not model.cfg.n_layers:
         raise InterpError("a lens reads the outputs of layers, and this model has no layers")
-    endings = ("hook_resid_pre", "hook_resid_mid") if halves else ("hook_resid_pre",)
-    names = [name for name in model.hook_dict if name.endswith(endings)]
-    names.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
-    pre = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    names, pre = [], [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    for layer, entering in enumerate(pre):
+        between = [name for name in streams_between(model.cfg, layer) if name in model.hook_dict]
+        names += [entering, *between] if halves else [entering]
+    names.append(stream_after(model.cfg, model.cfg.n_layers - 1))
     absent = [name for name in (*pre, names[-1]) if name not in model.hook_dict]
     if absent:
         raise InterpError(f"a lens needs the residual stream of every layer, and this model has no site {absent[0]!r}")
@@ -117,8 +121,8 @@ def read(
     check_answers(pairs.answer_table, model.cfg.d_vocab_out)
 
     # 1. Run the prompts, and list the places (prompt and position) to read.
-    pairs = pairs.to(model.device)
-    logits, cache = model.run_with_cache(pairs.clean, names_filter=list(names), attention_mask=pairs.attention_mask)
+    pairs = fitting(model, pairs).to(model.device)
+    logits, cache = run_output_stack(model, pairs.inputs("clean"), names)
     prompt, at = pairs.mask.nonzero(as_tuple=True)  # [place]: every real position
     if pos == "last":
         prompt, at = torch.arange(len(pairs), device=model.device), pairs.last
@@ -138,9 +142,9 @@ def read(
         for name in names:
             stream = cache[name][prompt, at]  # [place, d_model]
             read_logits = read_out(model, stream if translate is None else translate(name, stream))
-            point = model.hook_dict[name]
+            point = output_stack(model).hook_dict[name]
             measured = _measure(model, read_logits, output, right, wrong, is_last, top)
-            depth_columns = {"lens": lens, "layer": point.layer(), "site": point.site.short}
+            depth_columns = {"lens": lens, "layer": point.layer(), "site": point.site.short_in_stack}
             frames += [place.assign(**depth_columns, **columns) for columns in measured]
     frame = pd.concat(frames, ignore_index=True)[COLUMNS]
 
@@ -151,7 +155,7 @@ def read(
 
 def gap(frame: pd.DataFrame) -> float:
     """How far the rows after the last layer are from the model's own output, in nats: the largest over all places."""
-    last = frame[(frame["site"] == "resid_post") & (frame["metric"] == "kl")]
+    last = frame[frame["site"].str.endswith("resid_post") & (frame["metric"] == "kl")]
     return float(last["value"].abs().max(skipna=False))
 
 
@@ -221,13 +225,19 @@ def _places(frame: pd.DataFrame, columns: Sequence[str]) -> list[tuple[Any, ...]
 
 def depth(layer: int, site: str) -> float:
     """A site's depth in layers: the stream enters layer 3 at 3 and passes its middle at 3.5."""
-    return layer + {"resid_pre": 0.0, "resid_mid": 0.5, "resid_post": 1.0}[site]
+    places = {"resid_pre": 0.0, "resid_mid": 0.5, "resid_mid_cross": 0.75, "resid_post": 1.0}
+    return layer + places[site.removeprefix("normalized_")]
 
 
 def in_words(row: pd.Series[Any]) -> str:
     """The depth of a table's row, such as `the input of layer 3`."""
-    where = {"resid_pre": "the input of layer", "resid_mid": "the middle of layer", "resid_post": "the output of layer"}
-    return f"{where[row['site']]} {row['layer']}"
+    where = {
+        "resid_pre": "the input of layer",
+        "resid_mid": "the middle of layer",
+        "resid_mid_cross": "what the MLP reads in layer",
+        "resid_post": "the output of layer",
+    }
+    return f"{where[row['site'].removeprefix('normalized_')]} {row['layer']}"
 
 
 def settled(table: pd.DataFrame, holds: pd.Series[bool]) -> pd.Series[Any] | None:

@@ -73,6 +73,8 @@ def load(
 ) -> HookedModel:
     """A model with its weights as published: nothing is folded, centred or rounded.
 
+    Checkpoints with an encoder and a decoder (t5, bart, marian) give an `interp.EncoderDecoder`.
+
     Args:
         source: a short name (`MODELS` lists them), a directory (config.json and safetensors, or what
             `interp.save` wrote), a .gguf file, a repository of the Hugging Face hub, a

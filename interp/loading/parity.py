@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import ParityError, WeightsError
 from interp.hooked.model import HookedModel
 from interp.rounding import of_logits
@@ -48,8 +49,13 @@ def check_against_transformers(
         tokens = torch.randint(0, model.cfg.d_vocab, size, generator=torch.Generator().manual_seed(0))
     theirs: Any = reference if isinstance(reference, torch.nn.Module) else _load(model, reference)
     with torch.inference_mode():
-        ours = model(tokens).double().cpu()  # [batch, pos, d_vocab]
-        expected = theirs(tokens.to(theirs.device), use_cache=False).logits.double().cpu()
+        if isinstance(model, EncoderDecoder):  # the decoder is given the same ids, as many as both stacks have
+            own = tokens % model.cfg.decoder.d_vocab
+            ours = model(tokens, own).double().cpu()
+            given = {"input_ids": tokens.to(theirs.device), "decoder_input_ids": own.to(theirs.device)}
+        else:
+            ours, given = model(tokens).double().cpu(), {"input_ids": tokens.to(theirs.device)}
+        expected = theirs(**given, use_cache=False).logits.double().cpu()  # [batch, pos, d_vocab]
     difference = float((ours - expected).abs().max())
     rounding = float(of_logits(expected.abs().max(), model.dtype))  # in half precision larger than `TOLERANCE`
     return {
@@ -75,8 +81,9 @@ def require_parity(model: HookedModel, reference: Any = None) -> None:
 
 def _load(model: HookedModel, reference: str | Path | None) -> Any:
     """The transformers model, from a path or from the files that our model was loaded from."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+    head = AutoModelForSeq2SeqLM if isinstance(model, EncoderDecoder) else AutoModelForCausalLM
     if reference is None:
         source = getattr(model, "source", None)
         if source is None or source.kind not in ("gguf", "huggingface"):
@@ -89,5 +96,5 @@ def _load(model: HookedModel, reference: str | Path | None) -> Any:
     if path.suffix == ".gguf":
         path, options["gguf_file"] = path.parent, path.name
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        theirs = AutoModelForCausalLM.from_pretrained(str(path), local_files_only=True, **options)
+        theirs = head.from_pretrained(str(path), local_files_only=True, **options)
     return theirs.eval().to(model.device)

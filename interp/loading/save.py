@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from interp.arguments import shown
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import ConfigError, OutputError, WeightsError, check_choice
 from interp.files.whole_files import place_of, whole_folder
 from interp.models.gpt import GPT
@@ -40,7 +41,9 @@ READ = ["config.json", CONFIG_FILE, tokenizer_files.OWN_FILE, *tokenizer_files.O
 READ += [*TOKENIZER_FILES, *SAFE_FILES, *PICKLED_FILES]
 
 
-def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingface"] = "interp") -> Path:
+def save(
+    model: GPT | EncoderDecoder, folder: str | Path, *, format: Literal["interp", "huggingface"] = "interp"
+) -> Path:
     """Write a model and its tokenizer; `interp.load(folder)` gives the same logits, bit for bit, in the same dtype.
 
     Args:
@@ -67,7 +70,11 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
     check_choice("format", format, FORMATS)
     if not isinstance(folder, str | os.PathLike):
         raise ConfigError(f"folder must be a path, not {shown(folder)}")
-    if not isinstance(model, GPT):
+    if isinstance(model, EncoderDecoder) and format != "interp":
+        raise ConfigError(
+            "a model with an encoder and a decoder is saved with format='interp'; transformers' is not written"
+        )
+    if not isinstance(model, GPT | EncoderDecoder):
         raise ConfigError(
             f"save takes a model of interp, not {type(model).__name__}; for a TransformerBridge, save the transformers "
             "model: bridge.original_model.save_pretrained(folder)"
@@ -83,6 +90,7 @@ def save(model: GPT, folder: str | Path, *, format: Literal["interp", "huggingfa
         settings = {CONFIG_FILE: model.cfg.to_dict()}
         tensors = {name: weight.cpu().contiguous() for name, weight in weights(model).items()}
     else:
+        assert isinstance(model, GPT)
         family, options = to_huggingface.describe(model.cfg)
         settings = _huggingface_settings(model, options)
         tensors = to_huggingface.tensors(model, family)

@@ -42,7 +42,7 @@ class Attention(nn.Module):
     values under one another. `W_Q` and the rest are views in TransformerLens's shapes.
     """
 
-    def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint]) -> None:
+    def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint], name: str = "attn") -> None:
         super().__init__()
         self.cfg = cfg
         self.layer = layer
@@ -53,8 +53,8 @@ class Attention(nn.Module):
         self.W_z = nn.Parameter(torch.empty(cfg.d_model, cfg.n_heads * cfg.d_head))
         self.b_z = nn.Parameter(torch.empty(cfg.d_model)) if cfg.attn_out_bias else None
         self.sinks = nn.Parameter(torch.empty(cfg.n_heads)) if cfg.attn_sinks else None
-        path = f"blocks.{layer}.attn"
-        normed = cfg.qk_norm is not None
+        path = f"blocks.{layer}.{name}"
+        normed = f"{path}.q_norm.hook_scale" in points
         self.q_norm = HeadNorm(cfg, f"{path}.q_norm", points, cfg.n_heads) if normed else None
         self.k_norm = HeadNorm(cfg, f"{path}.k_norm", points, cfg.n_kv_heads) if normed else None
         here = f"{path}.hook_"

@@ -28,6 +28,7 @@ from interp.forward.forward_context import make_context
 from interp.models.block import Block
 from interp.models.layers import Norm
 from interp.models.moe import MoE
+from interp.sites import normed_on_stream, stream_between
 from interp.state_space.mixer import RECURRENT
 
 
@@ -41,6 +42,7 @@ class LayerRun:
         block: its weights.
         tensors: full site name -> value.
         attention_mask: of the run [batch, pos]; None without padding.
+        relative: the table of relative positions [bucket, head], where the model has one.
     """
 
     cfg: ModelConfig
@@ -48,6 +50,7 @@ class LayerRun:
     block: Block
     tensors: Mapping[str, Tensor]
     attention_mask: Tensor | None
+    relative: Tensor | None = None
 
     def stored(self, name: str) -> Tensor | None:
         """The value of a site of this layer, such as `attn.hook_z`, if it is stored."""
@@ -65,7 +68,13 @@ class LayerRun:
         if own is not None:
             return own
         direct = self.block.parallel or self.cfg.mixer(self.layer) is None
-        return self.resid_pre if direct else self.stored("hook_resid_mid")
+        return self.resid_pre if direct else self.tensors.get(stream_between(self.cfg, self.layer))
+
+    def norm_input(self, norm: str) -> Tensor | None:
+        """The residual stream that "ln1" or "ln2" normalises."""
+        if self.cfg.norms_on_stream:
+            return self.tensors.get(normed_on_stream(self.cfg, self.layer, norm))
+        return self.resid_pre if norm == "ln1" else self.mlp_in
 
     def split_input(self, letter: str) -> Tensor | None:
         """What every query, key or value head ("q", "k", "v") reads.  # [batch, pos, head, d_model]"""
@@ -86,8 +95,10 @@ class LayerRun:
         q, k = self.stored(f"attn.hook_{turned}q"), self.stored(f"attn.hook_{turned}k")
         if q is None or k is None:
             return None
-        mask = self.attention_mask
-        context = make_context(self.cfg, q.shape[1], attention_mask=mask, device=q.device, dtype=q.dtype)
+        mask, table = self.attention_mask, self.relative
+        context = make_context(
+            self.cfg, q.shape[1], attention_mask=mask, relative=table, device=q.device, dtype=q.dtype
+        )
         return attn.scores(q, k, context.sights[attn.kind])
 
     def pattern(self) -> Tensor | None:
@@ -142,10 +153,10 @@ def normalized(norm: nn.Module | None, resid: Tensor | None) -> Tensor | None:
 
 
 IN_LAYER: dict[str, Callable[[LayerRun], Tensor | None]] = {
-    "ln1.scale": lambda run: norm_scale(run.block.ln1, run.resid_pre),
-    "ln1.normalized": lambda run: normalized(run.block.ln1, run.resid_pre),
-    "ln2.scale": lambda run: norm_scale(run.block.ln2, run.mlp_in),
-    "ln2.normalized": lambda run: normalized(run.block.ln2, run.mlp_in),
+    "ln1.scale": lambda run: norm_scale(run.block.ln1, run.norm_input("ln1")),
+    "ln1.normalized": lambda run: normalized(run.block.ln1, run.norm_input("ln1")),
+    "ln2.scale": lambda run: norm_scale(run.block.ln2, run.norm_input("ln2")),
+    "ln2.normalized": lambda run: normalized(run.block.ln2, run.norm_input("ln2")),
     "q_input": lambda run: run.split_input("q"),
     "k_input": lambda run: run.split_input("k"),
     "v_input": lambda run: run.split_input("v"),

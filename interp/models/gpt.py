@@ -8,6 +8,9 @@ Every block adds to the residual stream and nothing else touches it:
    A block may lack one of the two.
 4. logits = unembed(norm(resid_post of the last block)).
 
+In the first Transformers the norms are on the stream instead: the next part reads norm(resid_mid), the next block
+norm(resid_post).
+
 Sources: Vaswani et al. 2017 (attention, positions), Radford et al. 2019 (GPT-2: norm before each part), Black et al.
 2022 (GPT-NeoX: parallel blocks, partial rotary), Touvron et al. 2023 (Llama: RMSNorm, rotary, gated MLP).
 """
@@ -36,7 +39,7 @@ from interp.models.attention import Attention
 from interp.models.block import Block
 from interp.models.derivations import AT_THE_END, IN_LAYER, LayerRun
 from interp.models.layers import Embed, Norm, PosEmbed, SinusoidalEmbed, Unembed
-from interp.sites import axis_sizes, site_names
+from interp.sites import axis_sizes, site_names, stream_after
 from interp.state_space.mixer import MambaMixer
 from interp.text.padding import check_attention_mask
 from interp.text.tokenizer import Tokenizer
@@ -85,6 +88,9 @@ class GPT(HookedModel):
 
     def __init__(self, cfg: ModelConfig, tokenizer: Tokenizer | None = None) -> None:
         check_config(cfg)
+        if cfg.cross_attention or cfg.positional_embedding_type == "relative":
+            what = "cross_attention" if cfg.cross_attention else "positional_embedding_type='relative'"
+            raise ConfigError(f"{what} is of the stacks of an interp.EncoderDecoder, and a GPT does not have it")
         _check_size(cfg)
         points = {name: HookPoint(name, site) for name, site in site_names(cfg).items()}
         super().__init__(cfg, tokenizer, points)
@@ -104,20 +110,11 @@ class GPT(HookedModel):
     def init_weights(self) -> None:
         """Draw weights as GPT-2 does (Radford et al. 2019, section 2.3), from `cfg.seed` if it is given.
 
-        Normal with `cfg.initializer_range`, what writes to the residual stream divided by sqrt(2 n_layers), norms one
-        and biases zero; what makes the recurrence of a state-space layer as `MambaMixer.init_weights` says.
+        What makes the recurrence of a state-space layer is drawn as `MambaMixer.init_weights` says, and the rest as
+        `draw_weights`.
         """
         generator = None if self.cfg.seed is None else torch.Generator(self.device).manual_seed(self.cfg.seed)
-        for name, parameter in self.named_parameters():
-            last = name.rpartition(".")[2]
-            if last == "w":
-                parameter.fill_(0.0 if self.cfg.norm_unit_offset else 1.0)
-            elif last.startswith("b"):
-                parameter.zero_()
-            else:
-                writes = last in ("W_z", "W_down") or name.endswith("mixer.W_out")
-                std = self.cfg.initializer_range / (math.sqrt(2 * self.cfg.n_layers) if writes else 1.0)
-                parameter.normal_(0.0, std, generator=generator)
+        draw_weights(self, self.cfg, generator)
         for block in self.blocks:
             if isinstance(block.mixer, MambaMixer):
                 block.mixer.init_weights(generator)
@@ -235,10 +232,10 @@ class GPT(HookedModel):
     def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
         """The residual stream [batch, pos, d_model] that enters the first layer."""
         resid = self.hook_embed(self.embed(tokens))  # [batch, pos, d_model]
-        if self.pos_embed is None or self.hook_pos_embed is None:
-            return resid
-        table = self.pos_embed(context.positions).to(resid.dtype)
-        return resid + self.hook_pos_embed(table.expand_as(resid))
+        if self.pos_embed is not None and self.hook_pos_embed is not None:
+            table = self.pos_embed(context.positions).to(resid.dtype)
+            resid = resid + self.hook_pos_embed(table.expand_as(resid))
+        return self.embed.ln(resid) if self.embed.ln is not None and self.embed.norms_sum else resid
 
     def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
         n_layers = self.cfg.n_layers
@@ -271,7 +268,7 @@ class GPT(HookedModel):
         point = self.hook_dict[name]
         short = point.site.short
         if short in AT_THE_END:
-            return AT_THE_END[short](self.ln_final, tensors.get(f"blocks.{self.cfg.n_layers - 1}.hook_resid_post"))
+            return AT_THE_END[short](self.ln_final, tensors.get(stream_after(self.cfg, self.cfg.n_layers - 1)))
         if short not in IN_LAYER:
             return None
         layer = point.layer()
@@ -298,7 +295,7 @@ class GPT(HookedModel):
         if layer == self.cfg.n_layers:
             return self.ln_final if isinstance(self.ln_final, Norm) else None
         block = self.block(layer)
-        return block.ln2 if mlp_input or self.cfg.mixer(layer) is None else block.ln1
+        return block.norm_before_mlp if mlp_input or self.cfg.mixer(layer) is None else block.norm_before_mixer
 
     @property
     def W_E(self) -> Tensor:
@@ -413,6 +410,22 @@ def _memory(place: torch.device) -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def draw_weights(model: nn.Module, cfg: ModelConfig, generator: torch.Generator | None) -> None:
+    """Draw the weights of a residual stack: normal with `cfg.initializer_range`, what writes to the residual stream
+    divided by sqrt(2 n_layers), norms one and biases zero.
+    """
+    for name, parameter in model.named_parameters():
+        last = name.rpartition(".")[2]
+        if last == "w":
+            parameter.fill_(0.0 if cfg.norm_unit_offset else 1.0)
+        elif last.startswith("b"):
+            parameter.zero_()
+        else:
+            writes = last in ("W_z", "W_down") or name.endswith("mixer.W_out")
+            std = cfg.initializer_range / (math.sqrt(2 * cfg.n_layers) if writes else 1.0)
+            parameter.normal_(0.0, std, generator=generator)
 
 
 def _check_past(past: object) -> None:

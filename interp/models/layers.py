@@ -240,28 +240,51 @@ class MLP(nn.Module):
 
 
 class Embed(nn.Module):
-    """Token embedding: W_E [d_vocab, d_model], times the model's factor, through its norm if it has one."""
+    """Token embedding: W_E [d_vocab, d_model], times the model's factor, through its norm if it has one.
+
+    A norm of the sum of all embeddings is here, too, and left to whoever makes the sum.
+    """
 
     def __init__(self, cfg: ModelConfig, points: Mapping[str, HookPoint]) -> None:
         super().__init__()
         self.scale = cfg.embed_scale
-        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
+        self._make_weights(cfg)
         self.ln = Norm(cfg, "embed.ln", points) if cfg.embed_norm else None
+        self.norms_sum = cfg.embed_norm_of_sum
+
+    def _make_weights(self, cfg: ModelConfig) -> None:
+        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """What is added to the residual stream.  # [batch, pos] -> [batch, pos, d_model]"""
         rows = self._scaled(F.embedding(tokens, self.W_E))
-        return rows if self.ln is None else self.ln(rows)
+        return rows if self.ln is None or self.norms_sum else self.ln(rows)
 
     @property
     def table(self) -> Tensor:
         """What every token adds to the residual stream [d_vocab, d_model]; W_E itself where nothing is between."""
         rows = self._scaled(self.W_E)
-        return rows if self.ln is None else self.ln.unhooked(rows)
+        return rows if self.ln is None or self.norms_sum else self.ln.unhooked(rows)
 
     def _scaled(self, rows: Tensor) -> Tensor:
         # The factor is rounded to their number type, as in transformers.
         return rows if self.scale == 1.0 else rows * rows.new_tensor(self.scale)
+
+
+class SharedEmbed(Embed):
+    """A token embedding with the table of another one."""
+
+    def __init__(self, cfg: ModelConfig, points: Mapping[str, HookPoint], owner: Embed) -> None:
+        super().__init__(cfg, points)
+        self._owner = (owner,)  # in a tuple, so that its parameter is not counted twice
+
+    def _make_weights(self, cfg: ModelConfig) -> None:
+        pass
+
+    @property
+    def W_E(self) -> Tensor:  # type: ignore[override]
+        """The other embedding's table."""
+        return self._owner[0].W_E
 
 
 class PosEmbed(nn.Module):
@@ -277,7 +300,10 @@ class PosEmbed(nn.Module):
 
 
 class SinusoidalEmbed(nn.Module):
-    """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(same) (Vaswani et al. 2017, section 3.5)."""
+    """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(same) (Vaswani et al. 2017, section 3.5).
+
+    With `sinusoidal_halves` the sines come first and then the cosines (Junczys-Dowmunt et al. 2018, "Marian").
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -293,6 +319,8 @@ class SinusoidalEmbed(nn.Module):
         d_model = self.cfg.d_model
         even = torch.arange(0, d_model, 2, device=positions.device, dtype=torch.float64)
         angle = positions[..., None] * torch.exp(-math.log(10000.0) * even / d_model)
+        if self.cfg.sinusoidal_halves:
+            return torch.cat((angle.sin(), angle.cos()), dim=-1)[..., :d_model].float()
         return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :d_model].float()
 
 

@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from interp.arguments import is_several, is_whole, plain, shown
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import PromptError, check_choice
 from interp.text.padding import MASK_OF, as_mask, whole_ids
 
@@ -66,6 +68,34 @@ def encode_prompts(model: HookedModel, texts: Sequence[str], prepend_bos: bool |
                 f"pair {at}: a prompt of {len(row)} tokens is longer than the model's context of {model.cfg.n_ctx}"
             )
     return rows
+
+
+def decoder_texts(decoder: str | Sequence[str] | None, n: int) -> list[str]:
+    """What the decoder of a model continues in each of n pairs, after its start token.
+
+    Raises:
+        PromptError: no texts, or not one for each pair.
+    """
+    texts = [decoder or ""] * n if isinstance(decoder, str | None) else decoder
+    if not is_several(texts) or not all(isinstance(text, str) for text in texts):
+        raise PromptError(f"decoder must be a text, or one for each pair, not {shown(decoder)}")
+    if len(texts) != n:
+        raise PromptError(f"there are {n} clean prompts but {len(texts)} texts of the decoder: give one for each pair")
+    return list(texts)
+
+
+def decoder_rows(model: HookedModel, decoder: str | Sequence[str] | None, n: int) -> list[list[int]] | None:
+    """Token ids of what the decoder of a model continues in each of n pairs; None for a model of one stack.
+
+    Raises:
+        PromptError: `decoder` for a model of one stack; texts that are not one for each pair.
+    """
+    if not isinstance(model, EncoderDecoder):
+        if decoder is not None:
+            raise PromptError("decoder is for models with an encoder and a decoder, and this one has a single stack")
+        return None
+    tokens, mask = model.decoder_tokens(decoder_texts(decoder, n), n)
+    return real_rows(tokens, torch.ones_like(tokens) if mask is None else mask, "decoder")
 
 
 def check_rows(

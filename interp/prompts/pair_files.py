@@ -37,6 +37,7 @@ class SavedPairs:
     name: str
     notes: dict[str, Any]
     answer_sets: AnswerSets
+    encoder: Any  # pairs of this kind, or None
 
     @property
     def lengths(self) -> Tensor:
@@ -45,11 +46,25 @@ class SavedPairs:
 
     def digest(self) -> str:
         """SHA-256 of everything that affects a model's score: token ids without padding, answers and roles."""
-        content = [
+        content: list[Any] = [
             [row["clean"], row["corrupt"], row["answers"], sorted(row["roles"].items()), *row.get("answer_sets", ())]
             for row in self._plain_pairs()
         ]
+        if self.encoder is not None:
+            content.append(self.encoder.digest())
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+    def _plain(self) -> dict[str, Any]:
+        """What a file holds, in plain JSON values."""
+        padding = self.clean[~self.mask]
+        return {
+            "name": self.name,
+            "digest": self.digest(),
+            "notes": plain_json("notes", self.notes),
+            "pad_id": int(padding[0]) if len(padding) else 0,
+            "pairs": self._plain_pairs(),
+            **({"encoder": self.encoder._plain()} if self.encoder is not None else {}),
+        }
 
     def _plain_pairs(self) -> list[dict[str, Any]]:
         """Each pair as plain JSON values."""
@@ -77,15 +92,7 @@ class SavedPairs:
             OutputError: the file cannot be written.
         """
         path = Path(path)
-        padding = self.clean[~self.mask]
-        content = {
-            "format": FORMAT,
-            "name": self.name,
-            "digest": self.digest(),
-            "notes": plain_json("notes", self.notes),
-            "pad_id": int(padding[0]) if len(padding) else 0,
-            "pairs": self._plain_pairs(),
-        }
+        content = {"format": FORMAT, **self._plain()}
         text = json.dumps({**content, "sha256": of_values(content)}, ensure_ascii=False, indent=1) + "\n"
         write_whole(path, text.encode(), what="prompt pairs")
         return path
@@ -100,7 +107,9 @@ class SavedPairs:
         """
         content = read_saved(Path(path), FORMAT, what="prompt pairs", refuse=PromptError)
         try:
-            pairs: Any = cls(**_fields(content))
+            read = content.get("encoder")
+            make: Any = cls
+            pairs = make(**_fields(content), encoder=None if read is None else make(**_fields(read)))
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
             if isinstance(error, PromptError):
                 raise

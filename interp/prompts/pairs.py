@@ -21,17 +21,35 @@ import torch
 from torch import Tensor
 
 from interp.arguments import NO_LISTS, as_index, checked, device_of, is_whole, plain, shown
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import PromptError, unknown
 from interp.prompts import answers as answers_of
 from interp.prompts import pair_checks as pairing
 from interp.prompts.answers import AnswerSets
 from interp.prompts.pair_checks import Roles
 from interp.prompts.pair_files import SavedPairs
+from interp.sites import Site
 from interp.text.padding import pad
 from interp.text.tokenizer import labels
 
 if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
+
+
+def fitting(model: HookedModel, pairs: PromptPairs) -> PromptPairs:
+    """Pairs that have a prompt for each stack of the model.
+
+    Raises:
+        PromptError: they have one too few or too many.
+    """
+    two = isinstance(model, EncoderDecoder)
+    if two != (pairs.encoder is not None):
+        needs = "an encoder and a decoder, and needs pairs with" if two else "a single stack, and takes no pairs with"
+        raise PromptError(
+            f"this model has {needs} a prompt for each: PromptPairs.from_text and from_tokens make them with `decoder`"
+        )
+    return pairs
+
 
 TENSORS = ("clean", "corrupt", "mask")
 TUPLES = ("roles", "clean_texts", "corrupt_texts", "str_tokens", "corrupt_str_tokens")
@@ -53,6 +71,8 @@ class PromptPairs(SavedPairs):
         notes: how the pairs were made (seed, templates, what was left out), in plain JSON values.
         answer_sets: for each pair the ids of all its right and of all its wrong answers, including those of `answers`;
             () if every pair has one of each. Metrics measure all of them: see `interp.metrics`.
+        encoder: for a model with an encoder and a decoder the pairs that the encoder reads; `clean` and `corrupt` are
+            then what the decoder continues. None for all other models.
 
     Raises:
         PromptError: shapes, lengths, answers or role positions that contradict each other; the message names the pair.
@@ -70,6 +90,7 @@ class PromptPairs(SavedPairs):
     name: str = "custom"
     notes: dict[str, Any] = field(default_factory=dict)
     answer_sets: AnswerSets = ()
+    encoder: PromptPairs | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -80,6 +101,10 @@ class PromptPairs(SavedPairs):
         self._check_shapes()
         self._check_each_pair()
         object.__setattr__(self, "answer_sets", answers_of.check_answer_sets(self.answer_sets, self.answers))
+        if not isinstance(self.encoder, PromptPairs | None):
+            raise PromptError(f"encoder must be PromptPairs or None, not {shown(self.encoder)}")
+        if self.encoder is not None and len(self.encoder) != len(self):
+            raise PromptError(f"the encoder has {len(self.encoder)} pairs and the decoder {len(self)}: give as many")
 
     def _check_shapes(self) -> None:
         shape = list(self.clean.shape)
@@ -128,6 +153,7 @@ class PromptPairs(SavedPairs):
         answers: Sequence[Any],
         roles: Roles | Sequence[Roles] | None = None,
         prepend_bos: bool | None = None,
+        decoder: str | Sequence[str] | None = None,
         name: str = "custom",
         notes: Mapping[str, Any] | None = None,
     ) -> Self:
@@ -143,6 +169,9 @@ class PromptPairs(SavedPairs):
             roles: role -> position for each pair, or one mapping for all. A position is a number (negative: from the
                 end) or the text of a token that occurs once in the clean prompt: `{"IO": " Mary", "END": -1}`.
             prepend_bos: as in `model.to_tokens`.
+            decoder: for a model with an encoder and a decoder, whose encoder reads `clean` and `corrupt`: what the
+                decoder continues on both sides, one text or one for each pair, after its start token; the answers
+                follow it. None is the start token alone.
             name: a name for tables and files.
             notes: how the pairs were made, to be kept with them.
 
@@ -158,24 +187,34 @@ class PromptPairs(SavedPairs):
         )
         tokenizer = model.tokenizer
         assert tokenizer is not None  # encode_prompts refuses
+        prefixes = pairing.decoder_rows(model, decoder, len(rows))
         shown, corrupt_shown = ([tuple(tokenizer.str_tokens(row)) for row in side] for side in (rows, corrupt_rows))
         pairing.check_rows(rows, corrupt_rows, shown, corrupt_shown)
         pairs = cls.from_tokens(
             rows,
             corrupt_rows,
-            answers=answers_of.answer_ids(answers, len(rows), model, clean_texts),
+            answers=answers_of.answer_ids(
+                answers,
+                len(rows),
+                model,
+                clean_texts if prefixes is None else pairing.decoder_texts(decoder, len(rows)),
+            ),
             roles=pairing.role_positions(roles, rows, tokenizer, clean_texts),
             pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0),
             name=name,
             notes=notes,
         )
-        return dataclasses.replace(
+        pairs = dataclasses.replace(
             pairs,
             clean_texts=tuple(clean_texts),
             corrupt_texts=tuple(corrupt_texts),
             str_tokens=tuple(shown),
             corrupt_str_tokens=tuple(corrupt_shown),
         )
+        if prefixes is None:
+            return pairs
+        own = tuple(tuple(tokenizer.str_tokens(row)) for row in prefixes)
+        return dataclasses.replace(pairs._continued_by(prefixes), str_tokens=own, corrupt_str_tokens=own)
 
     @classmethod
     def from_tokens(
@@ -187,6 +226,7 @@ class PromptPairs(SavedPairs):
         roles: Roles | Sequence[Roles] | None = None,
         pad_id: int = 0,
         mask: Any = None,
+        decoder: Sequence[Sequence[int]] | Tensor | None = None,
         name: str = "custom",
         notes: Mapping[str, Any] | None = None,
     ) -> Self:
@@ -200,6 +240,8 @@ class PromptPairs(SavedPairs):
             pad_id: the id that pads the shorter prompts.
             mask: for tensors that are padded on either side, [n, pos], True or 1 at real tokens, as
                 `model.to_batch(texts)` returns it.
+            decoder: for a model with an encoder and a decoder, whose encoder reads `clean` and `corrupt`: the ids that
+                the decoder continues on both sides, for each pair, beginning with the start token.
             name: as in `from_text`.
             notes: as in `from_text`.
 
@@ -218,7 +260,7 @@ class PromptPairs(SavedPairs):
         pairing.check_rows(rows, corrupt_rows, shown, corrupt_shown)
         tokens, real = pad(rows, pad_id)
         sets = answers_of.answer_ids(answers, len(rows), None)
-        return cls(
+        pairs = cls(
             clean=tokens,
             corrupt=pad(corrupt_rows, pad_id)[0],
             mask=real,
@@ -232,6 +274,41 @@ class PromptPairs(SavedPairs):
             notes={} if notes is None else notes,  # type: ignore[arg-type]
             answer_sets=sets,
         )
+        return pairs if decoder is None else pairs._continued_by(pairing.real_rows(decoder, None, "decoder"))
+
+    def _continued_by(self, prefixes: Sequence[Sequence[int]]) -> Self:
+        """Pairs whose decoder continues these ids, on both sides, while the encoder reads the prompts of these."""
+        pairs = type(self).from_tokens(prefixes, answers=self.answers, name=self.name, notes=self.notes)
+        return dataclasses.replace(pairs, answer_sets=self.answer_sets, encoder=self)
+
+    def inputs(self, side: str) -> dict[str, Any]:
+        """What a forward of one side, "clean" or "corrupt", takes: `model(**pairs.inputs("clean"))`.
+
+        Raises:
+            UnknownName: another side.
+        """
+        pairing.check_side(side)
+        own = {"input": getattr(self, side), "attention_mask": self.attention_mask}
+        if self.encoder is None:
+            return own
+        return {
+            **self.encoder.inputs(side),
+            "decoder_input": own["input"],
+            "decoder_attention_mask": own["attention_mask"],
+        }
+
+    @property
+    def contrast(self) -> bool:
+        """Whether any clean prompt differs from its corrupt one."""
+        own = not torch.equal(self.clean, self.corrupt)
+        return own or (self.encoder is not None and self.encoder.contrast)
+
+    def masks(self, site: Site) -> tuple[Tensor, Tensor]:
+        """True at real tokens [n, pos], at the positions of a site and at those of its keys."""
+        if self.encoder is None or not site.stack:
+            return self.mask, self.mask
+        rows, keys = (self.encoder if inside else self for inside in (site.rows_in == "encoder", site.cross))
+        return rows.mask, keys.mask if site.cross else rows.mask
 
     @cached_property
     def answer_table(self) -> Tensor:
@@ -319,7 +396,8 @@ class PromptPairs(SavedPairs):
         parts: dict[str, Any] = {what: getattr(self, what)[chosen, :width] for what in TENSORS}
         parts |= {what: tuple(getattr(self, what)[at] for at in chosen) for what in TUPLES}
         sets = tuple(self.answer_sets[at] for at in chosen) if self.answer_sets else ()
-        return dataclasses.replace(self, **parts, answers=self.answers[chosen], answer_sets=sets)
+        encoder = None if self.encoder is None else self.encoder[chosen]
+        return dataclasses.replace(self, **parts, answers=self.answers[chosen], answer_sets=sets, encoder=encoder)
 
     def _chosen(self, index: Any) -> list[int]:
         n = len(self)
@@ -350,4 +428,5 @@ class PromptPairs(SavedPairs):
         """The same pairs with their tensors on a device."""
         place = device_of(device)
         moved = {what: getattr(self, what).to(place) for what in (*TENSORS, "answers")}
-        return dataclasses.replace(self, **moved)
+        encoder = None if self.encoder is None else self.encoder.to(place)
+        return dataclasses.replace(self, **moved, encoder=encoder)

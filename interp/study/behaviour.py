@@ -25,7 +25,7 @@ from interp.arguments import checked
 from interp.errors import InterpError
 from interp.hooked.model import HookedModel
 from interp.metrics import METRICS, Metric, get_metric, measure
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import PromptPairs, fitting
 from interp.study.sentences import bounds, counted, interval
 from interp.tasks.answer_sets import prob_diff
 
@@ -104,8 +104,8 @@ def behaviour(
     if extra.needs_reference:
         raise InterpError(f"metric {extra.name!r} compares two runs: behaviour needs one of a single run")
     wanted[extra.name] = extra
-    pairs = pairs.to(model.device)
-    sides = ("clean",) if torch.equal(pairs.clean, pairs.corrupt) else ("clean", "corrupt")
+    pairs = fitting(model, pairs).to(model.device)
+    sides = ("clean", "corrupt") if pairs.contrast else ("clean",)
     size = max(1, MOST_LOGITS // (pairs.mask.shape[1] * model.cfg.d_vocab_out))
     rows = []
     for side in sides:
@@ -113,7 +113,7 @@ def behaviour(
         says: list[str] = []
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
-            logits = model(getattr(part, side), attention_mask=part.attention_mask)
+            logits = model(**part.inputs(side))
             first = logits[torch.arange(len(part), device=logits.device), part.last].argmax(-1)
             says += [
                 model.tokenizer.str_tokens([token])[0] if model.tokenizer else str(token) for token in first.tolist()

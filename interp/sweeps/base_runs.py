@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from interp.edits import RUNS, Variant
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.forward.packed_rows import PrefixValues
 from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
@@ -24,7 +26,10 @@ from interp.metric_rounding import rounding
 from interp.metrics import Metric, evaluate, largest_logit, read, where_read, which_read
 from interp.models.block import key_site, mixed_site
 from interp.prompts.pairs import PromptPairs
+from interp.sites import stream_after
 from interp.sweeps.edit_reach import Numbers, Placed
+from interp.sweeps.encoder_decoder.reach import start_of
+from interp.sweeps.encoder_decoder.run import kept_sites
 from interp.sweeps.plan import Plan
 from interp.sweeps.source_values import sum_over_prompts, whole_source
 
@@ -114,16 +119,16 @@ class BaseRunCache:
 
     def _run_side(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """What a run has at some sites, what the metric reads of its logits, and the largest of all of them there."""
-        model, tokens, mask = self.model, getattr(pairs, side), pairs.attention_mask
+        model, inputs = self.model, pairs.inputs(side)
         if not self.plan.packed:
-            logits, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask)
+            logits, cache = model.run_with_cache(**inputs, names_filter=sorted(names))
             at = where_read(self.metric, pairs).to(logits.device)
             there = logits[torch.arange(len(pairs), device=logits.device)[:, None], at]  # [prompt, read, d_vocab_out]
             return dict(cache), read(self.metric, logits, pairs), largest_logit(there)
         # Nothing but what the metric reads is normalised and unembedded.
-        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+        last = stream_after(model.cfg, model.cfg.n_layers - 1)
         names = names | {last}
-        _, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask, return_type=None)
+        _, cache = model.run_with_cache(**inputs, names_filter=sorted(names), return_type=None)
         at = where_read(self.metric, pairs)
         final = cache[last][torch.arange(len(pairs), device=at.device)[:, None], at]  # [prompt, read, d_model]
         normalized = model.ln_final(final)
@@ -156,6 +161,8 @@ class BaseRunCache:
 
     def _joined_sites(self) -> set[str]:
         """The sites of the base run that rows are joined from, and its keys and values."""
+        if isinstance(self.model, EncoderDecoder):
+            return kept_sites(self.model, [start_of(variant, self.model.cfg) for variant in self.variants])
         if not self.plan.packed:
             return set()
         names = set()
@@ -216,8 +223,8 @@ class BaseRunCache:
             whole = self._mean(edit.run, placed)
         else:
             whole = whole_source(edit, placed.name, site, self.model.cfg, self.pairs)
-        first, last = runs.prompts
-        part = {"batch": slice(first, last), **dict.fromkeys(("pos", "query", "key"), slice(runs.pairs.mask.shape[1]))}
+        rows, keys = (slice(mask.shape[1]) for mask in runs.pairs.masks(site))
+        part = {"batch": slice(*runs.prompts), "pos": rows, "query": rows, "key": keys}
         return whole[tuple(part.get(axis, slice(None)) for axis in site.axes)]
 
     def _mean(self, run: str, placed: Placed) -> Tensor:
@@ -237,15 +244,14 @@ class BaseRunCache:
         sums: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         for first, last in dict.fromkeys(chunk.prompts for chunk in self.plan.chunks):
-            mask = self.pairs.mask[first:last]
-            _, cache = self.model.run_with_cache(
-                getattr(self.pairs, self.sides[run])[first:last],
-                names_filter=sorted(names),
-                attention_mask=None if bool(mask.all()) else mask,
-                return_type=None,
-            )
+            whole = self.pairs.inputs(self.sides[run])  # as wide as all prompts, so that blocks can be added
+            inputs: dict[str, Any] = {
+                what: None if value is None else value[first:last] for what, value in whole.items()
+            }
+            _, cache = self.model.run_with_cache(**inputs, names_filter=sorted(names), return_type=None)
             for name, value in cache.items():
-                total, count = sum_over_prompts(value, self.model.hook_dict[name].site, mask)
+                site = self.model.hook_dict[name].site
+                total, count = sum_over_prompts(value, site, self.pairs.masks(site)[0][first:last])
                 sums[name] = sums[name] + total if name in sums else total
                 counts[name] = counts[name] + count if name in counts else count
         n = len(self.pairs)

@@ -18,12 +18,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from interp.config import EncoderDecoderConfig
 from interp.errors import ConfigError
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric, answers_of
 from interp.sites import Site
 from interp.sweeps.costs import Costs, Load
 from interp.sweeps.edit_reach import Mask, Placed, Placement, RowsByStep, changed, rows_by_step, start_positions
+from interp.sweeps.encoder_decoder.reach import StackPlacement
 from interp.sweeps.machine import ROWS, free_memory, packs, watched
 from interp.sweeps.source_values import whole_source
 
@@ -125,8 +127,9 @@ class Plan:
 
 def expected_seconds(plan: Plan, model: HookedModel) -> float:
     """How long a plan should take, from the time of a matrix product of this model's shape on this machine."""
-    x = torch.ones(_most_rows(model), model.cfg.d_model, device=model.device, dtype=model.dtype)
-    weight = torch.ones(model.cfg.d_mlp or model.cfg.d_model, model.cfg.d_model, device=x.device, dtype=x.dtype)
+    cfg = model.cfg.decoder if isinstance(model.cfg, EncoderDecoderConfig) else model.cfg
+    x = torch.ones(most_rows(model), cfg.d_model, device=model.device, dtype=model.dtype)
+    weight = torch.ones(cfg.d_mlp or cfg.d_model, cfg.d_model, device=x.device, dtype=x.dtype)
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -153,10 +156,10 @@ def make_plan(placement: Placement, metric: Metric, *, max_memory: int | None = 
     max_memory = free_memory(model.device) if max_memory is None else max_memory
     packed = packs(model)
     # 1. The rows of each variant.
-    _check_sources(placement)
+    check_sources(placement)
     rows = _rows_of_variants(placement)
     begins = start_positions(rows) if packed and model.cfg.has_mamba else ()
-    company = [_company(placement.edits(variant), variant) for variant in range(n_variants)]
+    company = [company_of(placement.edits(variant), variant) for variant in range(n_variants)]
     budget = _budget(placement, metric, rows, company, max_memory=max_memory, n_starts=len(begins))
     # 2. Blocks of prompts.
     size = _block_size(placement, budget)
@@ -172,7 +175,7 @@ def make_plan(placement: Placement, metric: Metric, *, max_memory: int | None = 
     return Plan(tuple(chunks), n_variants, n_prompts, idle, max_memory, packed, tuple(joins), begins)
 
 
-def _check_sources(placement: Placement) -> None:
+def check_sources(placement: Placement | StackPlacement) -> None:
     """Refuse tensors and caches that do not fit the site that they are for, before anything is run."""
     for variant in range(len(placement.variants)):
         for placed in placement.edits(variant):
@@ -222,9 +225,10 @@ class Company(NamedTuple):
     costly_layers: tuple[int, ...]
 
 
-def _company(edits: Sequence[Placed], variant: int) -> Company:
+def company_of(edits: Sequence[Placed], variant: int) -> Company:
+    """What a variant has in common with those that share a chunk with it."""
     formed = tuple(sorted({edit.site.short for edit in edits if edit.site.on_demand}))
-    norm = any(edit.site.short.startswith("ln1.") for edit in edits)
+    norm = any(edit.site.short_in_stack.startswith("ln1.") for edit in edits)
     exclusive = set(COSTLY) <= set(formed) or (norm and any(name.endswith("_input") for name in formed))
     layers = tuple(sorted({edit.step // 2 for edit in edits if edit.site.short in COSTLY}))
     return Company(formed, variant if exclusive else -1, layers)
@@ -301,7 +305,7 @@ def _budget(
     return _Budget(
         Costs(model.cfg, metric, pairs.mask.shape[1], model.dtype.itemsize, answers_of(metric, pairs)[0].numel()),
         max_memory,
-        _most_rows(model),
+        most_rows(model),
         packed=packs(model),
         hooked=watched(model),
         copied=list({edit.name: edit.site for edit in edits if edit.edit.run is not None}.values()),
@@ -365,5 +369,6 @@ def _chunk(block: tuple[int, int], members: Sequence[int], load: Load, store: in
     return Chunk(block, tuple(members), load.cells, load.rows, load.operations, store + load.memory)
 
 
-def _most_rows(model: HookedModel) -> int:
+def most_rows(model: HookedModel) -> int:
+    """How many rows a chunk should have at its widest."""
     return ROWS.get(model.device.type, ROWS["cpu"])

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from interp.edits import RUNS, Variant
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.forward.forward_context import Context, packed_context
 from interp.forward.packed_rows import Packed, pack
 from interp.hooked.cache import ActivationCache
@@ -31,6 +32,7 @@ from interp.metrics import Metric, answers_of, evaluate, is_read, read, score, w
 from interp.models.block import mixed_site
 from interp.models.gpt import GPT
 from interp.prompts.pairs import PromptPairs
+from interp.sites import stream_after
 from interp.sweeps.base_runs import BaseRunCache, BaseRuns
 from interp.sweeps.batched_edits import Changes, Layout
 from interp.sweeps.costs import LOGIT_ROWS
@@ -43,6 +45,8 @@ from interp.sweeps.edit_reach import (
     rows_by_step,
     value_differences,
 )
+from interp.sweeps.encoder_decoder.reach import StackPlacement
+from interp.sweeps.encoder_decoder.run import StackCells, cells_of, decoded
 from interp.sweeps.machine import watched
 from interp.sweeps.plan import Chunk, Plan
 
@@ -84,7 +88,7 @@ class Job:
     base: str
     source: str
     plan: Plan
-    _placement: Placement | None = field(default=None, repr=False)
+    _placement: Placement | StackPlacement | None = field(default=None, repr=False)
     _base_runs: BaseRunCache | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,11 +98,11 @@ class Job:
         return {**self.__dict__, "_base_runs": None, "_placement": None}
 
     @property
-    def placement(self) -> Placement:
+    def placement(self) -> Placement | StackPlacement:
         """Where the edits act; a pickle leaves it behind, and another process places the edits of its own chunks."""
         if self._placement is None:
-            read = is_read(self.metric, self.pairs)
-            self._placement = Placement(self.model, self.pairs, self.variants, read, base=self.base, source=self.source)
+            sides = {"base": self.base, "source": self.source}
+            self._placement = placement_of(self.model, self.pairs, self.variants, self.metric, **sides)
         return self._placement
 
     @property
@@ -126,17 +130,50 @@ class Job:
         runs = self.base_runs.of(chunk.prompts)
         if not chunk.variants:
             return torch.stack([*(runs.value[run].double() for run in RUNS), runs.rounding]).cpu().numpy()
-        cells = self._cells(runs, chunk)
         values = np.tile(runs.value["base"].double().cpu().numpy(), (len(chunk.variants), 1))
         # 2. and 3. The cells that differ from the base run.
-        if len(cells.prompt):
-            run = _in_one_pass if self.plan.packed else _as_whole_prompts
-            values[cells.variant, cells.prompt] = run(self, runs, cells).double().cpu().numpy()
+        cells: Cells | StackCells
+        if isinstance(self.placement, StackPlacement):
+            cells, found = self._in_both_stacks(self.placement, runs, chunk)
+        else:
+            cells, found = self._in_one_stack(self.placement, runs, chunk)
+        if found is not None:
+            values[cells.variant, cells.prompt] = found.double().cpu().numpy()
         return values
 
-    def _cells(self, runs: BaseRuns, chunk: Chunk) -> Cells:
+    def _in_one_stack(self, placement: Placement, runs: BaseRuns, chunk: Chunk) -> tuple[Cells, Tensor | None]:
+        """The cells of a chunk, and their metric; None where there are none."""
+        cells = self._cells(placement, runs, chunk)
+        run = _in_one_pass if self.plan.packed else _as_whole_prompts
+        return cells, run(self, runs, cells) if len(cells.prompt) else None
+
+    def _in_both_stacks(
+        self, placement: StackPlacement, runs: BaseRuns, chunk: Chunk
+    ) -> tuple[StackCells, Tensor | None]:
+        """The cells of a chunk for a model of two stacks, and their metric; None where there are none."""
+        model = placement.model
+        cells = cells_of(
+            placement,
+            chunk.prompts,
+            chunk.variants,
+            runs.stored,
+            lambda placed: self.base_runs.source_of(placed, runs),
+            watched=watched(model),
+        )
+        if not len(cells.prompt):
+            return cells, None
+        out = decoded(model, runs.pairs, self.base, runs.stored["base"], cells)  # [cell, pos, d_model]
+        read = where_read(self.metric, runs.pairs).to(out.device)[torch.from_numpy(cells.prompt).to(out.device)]
+        out = out[torch.arange(len(out), device=out.device)[:, None], read]  # [cell, read, d_model]
+
+        def logits(chosen: Numbers) -> Tensor:
+            return self.base_runs.unembedded(out[chosen], cells.prompt[chosen], runs.pairs)
+
+        return cells, _measured(self, runs, cells, logits)
+
+    def _cells(self, every: Placement, runs: BaseRuns, chunk: Chunk) -> Cells:
         """The cells of a chunk that must be run: where an edit names no position whose value differs, none."""
-        cfg, placement = self.model.cfg, self.placement.block(chunk.prompts)
+        cfg, placement = self.model.cfg, every.block(chunk.prompts)
         differs = value_differences(runs.stored["base"], runs.stored["source"], placement.differs)
         hooked = watched(self.model)  # somebody's hooks expect all prompts
         changes = Changes(lambda placed: self.base_runs.source_of(placed, runs), runs.stored["base"])
@@ -248,7 +285,8 @@ class _Batch:
     def normalize(self) -> Tensor:
         """What the unembedding reads of every row whose final value is needed [row, d_model]."""
         if self._lay_out(self.read):
-            self.resid = self._moved(self.resid, self.base[f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post"])
+            last = stream_after(self.model.cfg, self.model.cfg.n_layers - 1)
+            self.resid = self._moved(self.resid, self.base[last])
         normalized: Tensor = self.model.ln_final(self.resid)
         return normalized[0]
 
@@ -301,7 +339,16 @@ def _as_whole_prompts(job: Job, runs: BaseRuns, cells: Cells) -> Tensor:
     return _measured(job, runs, cells, lambda chosen: seen[chosen])
 
 
-def _measured(job: Job, runs: BaseRuns, cells: Cells, seen: Callable[[Numbers], Tensor]) -> Tensor:
+def placement_of(
+    model: HookedModel, pairs: PromptPairs, variants: Sequence[Variant], metric: Metric, *, base: str, source: str
+) -> Placement | StackPlacement:
+    """Where the edits of variants act in a model of one stack, or of two."""
+    if isinstance(model, EncoderDecoder):
+        return StackPlacement(model, pairs, variants, base=base, source=source)
+    return Placement(model, pairs, variants, is_read(metric, pairs), base=base, source=source)
+
+
+def _measured(job: Job, runs: BaseRuns, cells: Cells | StackCells, seen: Callable[[Numbers], Tensor]) -> Tensor:
     """The metric of every cell [cell], from what `seen` gives of the logits of some cells [cell, ...]."""
     metric, n_cells = job.metric, len(cells.prompt)
     parts = []

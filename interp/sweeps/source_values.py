@@ -7,15 +7,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from interp.config import ModelConfig
+from interp.config import EncoderDecoderConfig, ModelConfig
 from interp.edits import Edit
 from interp.errors import PromptError, UnknownName
 from interp.hooked.cache import ActivationCache
 from interp.prompts.pairs import PromptPairs
-from interp.sites import Site, axis_sizes
+from interp.sites import Site, axis_sizes, config_of
 
 
-def whole_source(edit: Edit, name: str, site: Site, cfg: ModelConfig, pairs: PromptPairs) -> Tensor:
+def whole_source(
+    edit: Edit, name: str, site: Site, cfg: ModelConfig | EncoderDecoderConfig, pairs: PromptPairs
+) -> Tensor:
     """A source that was given as a value, as wide as the site is for all prompts; for op="mean" averaged over them.
 
     Raises:
@@ -29,12 +31,13 @@ def whole_source(edit: Edit, name: str, site: Site, cfg: ModelConfig, pairs: Pro
         given = given[name]
     exact = torch.float64 if isinstance(given, float) else None  # of the model's own type only when it is used
     value = torch.as_tensor(given, dtype=exact, device=pairs.mask.device)
-    n, width = pairs.mask.shape
-    sizes = {**axis_sizes(cfg), "batch": n, "pos": width, "query": width, "key": width}
+    rows, keys = pairs.masks(site)
+    n, width = rows.shape
+    sizes = {**axis_sizes(config_of(cfg, site)), "batch": n, "pos": width, "query": width, "key": keys.shape[1]}
     shape = [sizes[axis] for axis in site.axes]
     try:
         value = value.expand(shape)
-        return mean_over_prompts(value, site, pairs.mask).expand(shape) if edit.op == "mean" else value
+        return mean_over_prompts(value, site, rows).expand(shape) if edit.op == "mean" else value
     except RuntimeError as error:
         raise PromptError(
             f"the source of {edit.op!r} at {name!r} has shape {list(value.shape)}, which does not broadcast to "

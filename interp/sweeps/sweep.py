@@ -22,14 +22,15 @@ from interp.arguments import byte_budget, checked, is_whole, shown
 from interp.edits import Variant
 from interp.errors import ConfigError, PromptError, SweepInterrupted, unknown
 from interp.hooked.model import HookedModel
-from interp.metrics import Metric, check_answers, digest, get_metric, is_read, normalised_effect
+from interp.metrics import Metric, check_answers, digest, get_metric, normalised_effect
 from interp.prompts.pair_checks import check_side
-from interp.prompts.pairs import PromptPairs
-from interp.sweeps.edit_reach import Placement
+from interp.prompts.pairs import PromptPairs, fitting
+from interp.sweeps.encoder_decoder.plan import make_stack_plan
+from interp.sweeps.encoder_decoder.reach import StackPlacement
 from interp.sweeps.machine import watched
 from interp.sweeps.plan import Plan, make_plan
 from interp.sweeps.progress import progress_bar
-from interp.sweeps.run_chunk import Job, Values
+from interp.sweeps.run_chunk import Job, Values, placement_of
 from interp.version import __version__
 
 if TYPE_CHECKING:
@@ -173,9 +174,12 @@ def _job(
             f"metric {measure.name!r} reads token {max(measure.tokens)}, and the model's answers are 0 to "
             f"{model.cfg.d_vocab_out - 1}"
         )
-    pairs = pairs.to(model.device)
-    placement = Placement(model, pairs, variants, is_read(measure, pairs), base=base, source=source)
-    plan = make_plan(placement, measure, max_memory=max_memory)
+    pairs = fitting(model, pairs).to(model.device)
+    placement = placement_of(model, pairs, variants, measure, base=base, source=source)
+    if isinstance(placement, StackPlacement):
+        plan = make_stack_plan(placement, measure, max_memory=max_memory)
+    else:
+        plan = make_plan(placement, measure, max_memory=max_memory)
     return Job(model, pairs, variants, measure, base, source, plan, placement)
 
 

@@ -27,7 +27,7 @@ from interp.variants.components import one_after_another, replaced
 if TYPE_CHECKING:
     import pandas as pd
 
-PARTS = ["head", "ssm_head", "channel", "expert", "neuron"]
+PARTS = ["head", "cross_head", "encoder_head", "ssm_head", "channel", "expert", "neuron"]
 """Columns of a component's number in its layer, by what it is."""
 
 CELL = ["kind", "component", "site", "layer", *PARTS, "metric"]
@@ -38,6 +38,7 @@ COLUMNS = [
 ]
 RECURRENT = {"ssm_head", "channel"}  # columns of models that have such layers
 SPARSE = {"expert"}
+TWO_STACKS = {"cross_head", "encoder_head"}  # columns of models with an encoder and a decoder
 
 
 def singles(parts: Sequence[Part], values: Mapping[str, Mapping[str, Tensor]]) -> list[Variant]:
@@ -93,7 +94,7 @@ def with_effect(frame: pd.DataFrame, *, recurrent: bool, sparse: bool) -> pd.Dat
     """
     frame = frame.assign(effect=frame["base_value"] - frame["value"])
     absent = (set() if recurrent else RECURRENT) | (set() if sparse else SPARSE)
-    columns = [name for name in COLUMNS if name not in absent]
+    columns = [name for name in COLUMNS if name not in absent and (name in frame or name not in TWO_STACKS)]
     whole = {name: "Int64" for name in ("draw", "number", "layer", *PARTS) if name in columns}
     return frame.reindex(columns=columns).astype(whole)
 

@@ -24,7 +24,7 @@ from interp.arguments import seed as check_seed
 from interp.errors import InterpError, PromptError, check_choice
 from interp.hooked.model import HookedModel
 from interp.prompts.pair_checks import check_side
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import PromptPairs, fitting
 from interp.sites import Site
 from interp.sweeps.source_values import mean_over_prompts
 
@@ -70,14 +70,12 @@ def replacements(
     """
     check_choice("ablation", kind, ABLATIONS)
     check_side(run)
-    pairs = pairs.to(model.device)
+    pairs = fitting(model, pairs).to(model.device)
     names = list(dict.fromkeys(names))
     whole = next((name for name in names if name in model.hook_dict and model.hook_dict[name].site.whole), None)
     if whole is not None and kind in ("mean", "mean_by_role"):
         raise InterpError(f"{whole!r} holds whole numbers, of which there is no mean: choose another ablation")
-    _, cache = model.run_with_cache(
-        getattr(pairs, run), names_filter=names, attention_mask=pairs.attention_mask, return_type=None
-    )
+    _, cache = model.run_with_cache(**pairs.inputs(run), names_filter=names, return_type=None)
     replace = _replacement(kind, pairs, seed)
     return {name: replace(cache[name], model.hook_dict[name].site) for name in names}
 
@@ -85,7 +83,9 @@ def replacements(
 def _replacement(kind: str, pairs: PromptPairs, seed: int) -> Callable[[Tensor, Site], Tensor]:
     """The function from a site's values in a run to those that replace them."""
     if kind == "mean":
-        return lambda value, site: mean_over_prompts(value, site, pairs.mask).expand_as(value)
+        return lambda value, site: mean_over_prompts(value, site, pairs.masks(site)[0]).expand_as(value)
+    if pairs.encoder is not None and kind in ("mean_by_role", "resample"):
+        raise PromptError(f"{kind} is of one prompt, and these pairs have one for each stack: use 'mean' or 'corrupt'")
     if kind == "mean_by_role":
         if not pairs.role_names:
             raise PromptError("mean_by_role needs prompts with roles, and these have none: use 'mean'")

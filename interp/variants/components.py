@@ -7,7 +7,7 @@ heads is thirty edits. Taken away one after another, components make a curve; so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,17 @@ from torch import Tensor
 from interp.arguments import MOST, checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.edits import Edit, Variant
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import InterpError, check_choice, unknown
 from interp.hooked.model import HookedModel
 from interp.names import MIXER_PARTS, PART_KINDS, WHOLES, Part, spelled
-from interp.sites import NameFilter, axis_sizes, get_act_name, match
+from interp.sites import NameFilter, axis_sizes, config_of, get_act_name, match
 
 CUTS: dict[str, tuple[str, ...]] = {
     "z": ("head",),
     "gated": ("ssm_head", "channel"),
+    "cross_attn.z": ("cross_head",),
+    "encoder.z": ("encoder_head",),
     **{site: (kind,) for site, kind in WHOLES.items()},
     "expert_out": ("expert",),
     "post": ("neuron",),
@@ -45,15 +48,19 @@ def components(model: HookedModel, sites: Iterable[str] | None = None, only: Nam
         model: the model.
         sites: names of `CUTS`: "z" (heads), "gated" (heads of Mamba-2 layers, channels of Mamba-1 layers), "attn_out"
             (the attention of a layer, with its bias), "out" (the state-space mixer of a layer), "mlp_out" (MLPs),
-            "expert_out" (experts), "post" (neurons). None takes heads, and the mixers of layers without any.
+            "expert_out" (experts), "post" (neurons). None takes heads, and the mixers of layers without any. Of a model
+            with an encoder and a decoder these are the decoder's; "cross_attn.z" are the heads of its cross-attention,
+            "encoder.z" those of the encoder, and None takes all three.
         only: keep those of these names: as `Part.parse` reads them, a glob ("L9H*"), a predicate or a list of these;
             "L9H6,L9H9" is two.
 
     Raises:
         UnknownName: a site or name that does not exist, or that this model does not have.
     """
-    cfg = model.cfg
-    layers = range(cfg.n_layers)
+    cfg, two = model.cfg, isinstance(model, EncoderDecoder)
+    layers = range(_most_layers(model))
+    if two and sites is None:
+        sites = ("encoder.z", "z", "cross_attn.z")
     if sites is None:
         mixers = [(layer, cfg.mixer(layer)) for layer in layers]
         places = [(PART_KINDS[MIXER_PARTS[mixer].usual].site, layer) for layer, mixer in mixers if mixer is not None]
@@ -81,8 +88,8 @@ def _as_written(name: Any) -> Any:
 
 def having(model: HookedModel, sites: Iterable[str]) -> list[str]:
     """Those of some sites, by short names, that some layer of the model has."""
-    layers = range(model.cfg.n_layers)
-    return [one for one in sites if any(get_act_name(one, layer) in model.hook_dict for layer in layers)]
+    layers = range(_most_layers(model))
+    return [one for one in sites if any(_named(one, layer, model.hook_dict) in model.hook_dict for layer in layers)]
 
 
 def _checked(model: HookedModel, sites: Iterable[str]) -> list[str]:
@@ -97,14 +104,36 @@ def _checked(model: HookedModel, sites: Iterable[str]) -> list[str]:
 
 def _of_layer(model: HookedModel, site: str, layer: int) -> list[Part]:
     """The components that a site gives in a layer; none where the layer does not have it."""
-    name = get_act_name(site, layer)
+    name = _named(site, layer, model.hook_dict)
     if name not in model.hook_dict:
         return []
     axes = {kind: PART_KINDS[kind].axis for kind in CUTS[site]}
     kind, axis = next((k, axis) for k, axis in axes.items() if axis in (None, *model.hook_dict[name].site.axes))
     if axis is None:
         return [Part(kind, layer)]
-    return [Part(kind, layer, at) for at in range(axis_sizes(model.cfg)[axis])]
+    cfg = config_of(model.cfg, model.hook_dict[name].site)
+    return [Part(kind, layer, at) for at in range(axis_sizes(cfg)[axis])]
+
+
+def _most_layers(model: HookedModel) -> int:
+    """How many layers the model has; of two stacks the deeper one."""
+    if isinstance(model, EncoderDecoder):
+        return max(model.cfg.encoder.n_layers, model.cfg.decoder.n_layers)
+    return model.cfg.n_layers
+
+
+def _named(site: str, layer: int | None, names: Container[str]) -> str:
+    """The full name of a site among these; where there are two stacks, the decoder's unless it names the encoder."""
+    return _in_decoder(get_act_name(site, layer), names)
+
+
+def _in_decoder(name: str, names: Container[str]) -> str:
+    return f"decoder.{name}" if name not in names and f"decoder.{name}" in names else name
+
+
+def site_of(part: Part, names: Container[str]) -> str:
+    """The full name of the site that holds what a part writes, in a model that has the sites `names`."""
+    return _in_decoder(part.full_site, names)
 
 
 def check_apart(parts: Iterable[Part]) -> None:
@@ -131,7 +160,7 @@ def replaced(parts: Iterable[Part], stands: Mapping[str, Tensor]) -> list[Edit]:
     """
     together: dict[str, list[Part]] = {}
     for part in parts:
-        together.setdefault(part.full_site, []).append(part)
+        together.setdefault(site_of(part, stands), []).append(part)
     return [Edit(name, _where(of_site), "set", stands[name]) for name, of_site in together.items()]
 
 

@@ -15,10 +15,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from interp.config import ModelConfig
+from interp.config import EncoderDecoderConfig, ModelConfig
+from interp.encoder_decoder.model import EncoderDecoder
+from interp.encoder_decoder.stack import Stack
 from interp.errors import ConfigError, InterpError, UnknownName, WeightsError, nearest
 from interp.models.gpt import GPT, Mamba
-from interp.models.layers import PosEmbed
+from interp.models.layers import PosEmbed, SharedEmbed
 from interp.models.moe import MoE
 from interp.state_space.mixer import MambaMixer
 from interp.weights.checkpoint import FLOATS, Checkpoint, Stored
@@ -27,7 +29,9 @@ MAX_LISTED = 6  # problems in one message
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
+def build(
+    checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> GPT | EncoderDecoder:
     """The model that a checkpoint describes, with its weights, its tokenizer and its source.
 
     Args:
@@ -65,10 +69,12 @@ def build(checkpoint: Checkpoint, *, device: str | torch.device = "cpu", dtype: 
     return model
 
 
-def empty(cfg: ModelConfig) -> GPT:
+def empty(cfg: ModelConfig | EncoderDecoderConfig) -> GPT | EncoderDecoder:
     """A model whose weights have shapes and no values ("meta" tensors)."""
     try:
         with torch.device("meta"):
+            if isinstance(cfg, EncoderDecoderConfig):
+                return EncoderDecoder(cfg)
             return Mamba(cfg) if cfg.has_mamba else GPT(cfg)
     except InterpError:
         raise
@@ -91,26 +97,41 @@ def dtype_of(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
-def weights(model: GPT) -> dict[str, Tensor]:
+def weights(model: GPT | EncoderDecoder) -> dict[str, Tensor]:
     """Every weight of a model under TransformerLens's name and in its shape, as a detached view into the model.
 
     The weights of a state-space layer, which TransformerLens does not have, are named and shaped as in the mixer.
-    Writing to the tensors changes the model. A tied unembedding is not listed, because it is `embed.W_E`.
+    Writing to the tensors changes the model. A tied unembedding is not listed, because it is `embed.W_E`, and neither
+    is an embedding with the table of another. Names in an encoder-decoder begin with the stack.
     """
+    if isinstance(model, EncoderDecoder):
+        stacks = {"encoder": model.encoder, "decoder": model.decoder}
+        return {f"{stack}.{name}": own for stack, part in stacks.items() for name, own in _of_stack(part).items()}
+    return _of_stack(model)
+
+
+def _of_stack(model: GPT | Stack) -> dict[str, Tensor]:
+    """The weights of one residual stack."""
     cfg = model.cfg
-    named: dict[str, Tensor | None] = {"embed.W_E": model.embed.W_E}
+    named: dict[str, Tensor | None] = {}
+    if not isinstance(model.embed, SharedEmbed):
+        named["embed.W_E"] = model.embed.W_E
+    named["W_rel"] = getattr(model, "W_rel", None)
     named |= {f"embed.ln.{name}": getattr(model.embed.ln, name, None) for name in ("w", "b")}
     if isinstance(model.pos_embed, PosEmbed):
         named["pos_embed.W_pos"] = model.pos_embed.W_pos
-    parts = {
-        "ln1": ("w", "b"),
-        "attn": ("W_Q", "W_K", "W_V", "W_O")
+    of_attention = (
+        ("W_Q", "W_K", "W_V", "W_O")
         + (("b_Q", "b_K", "b_V") if cfg.attn_in_bias else ())
         + (("b_O",) if cfg.attn_out_bias else ())
-        + ("sinks",),
+    )
+    parts = {
+        "ln1": ("w", "b"),
+        "attn": (*of_attention, "sinks"),
         "attn.q_norm": ("w", "b"),
         "attn.k_norm": ("w", "b"),
         "ln1_post": ("w", "b"),
+        **({"ln_cross": ("w", "b"), "cross_attn": of_attention} if cfg.cross_attention else {}),
         "ln2": () if cfg.shared_norm else ("w", "b"),
         "ln2_post": ("w", "b"),
         "mlp": ("W_in", "W_gate", "W_out") + (("b_in", "b_gate", "b_out") if cfg.mlp_bias else ()),
@@ -130,9 +151,10 @@ def weights(model: GPT) -> dict[str, Tensor]:
         if isinstance(block.mixer, MambaMixer):
             named |= {f"blocks.{layer}.mixer.{name}": weight for name, weight in block.mixer.named_parameters()}
     named |= {f"ln_final.{name}": getattr(model.ln_final, name, None) for name in ("w", "b")}
-    if not cfg.tie_word_embeddings:
-        named["unembed.W_U"] = model.unembed.W_U
-    named["unembed.b_U"] = model.unembed.b_U
+    if model.unembed is not None:
+        if not cfg.tie_word_embeddings:
+            named["unembed.W_U"] = model.unembed.W_U
+        named["unembed.b_U"] = model.unembed.b_U
     return {name: tensor.detach() for name, tensor in named.items() if tensor is not None}
 
 
@@ -166,7 +188,7 @@ def _some(texts: list[str], count: int) -> str:
     return ", ".join(texts[:MAX_LISTED]) + more
 
 
-def _reserve(model: GPT, device: str | torch.device, dtype: torch.dtype, where: str) -> None:
+def _reserve(model: GPT | EncoderDecoder, device: str | torch.device, dtype: torch.dtype, where: str) -> None:
     """Reserve memory for every weight. (`to_empty` does the same, but imports sympy, which takes 0.7 s.)"""
     needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     try:
@@ -212,7 +234,7 @@ def _fill(place: Tensor, name: str, checkpoint: Checkpoint) -> list[str]:
     return []
 
 
-def _not_finite(model: GPT, checkpoint: Checkpoint) -> list[str]:
+def _not_finite(model: GPT | EncoderDecoder, checkpoint: Checkpoint) -> list[str]:
     # A sum is not finite if any term is not, needs no memory, and is faster over parameters than over our views.
     if all(bool(parameter.detach().sum().isfinite()) for parameter in model.parameters()):
         return []

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from interp.config import ModelConfig
+from interp.config import EncoderDecoderConfig, ModelConfig
 from interp.errors import WeightsError
 from interp.text.tokenizer import Tokenizer
 
@@ -122,7 +122,7 @@ class Checkpoint:
     another tensor.
     """
 
-    cfg: ModelConfig
+    cfg: ModelConfig | EncoderDecoderConfig
     tensors: Mapping[str, Stored]
     tokenizer: Tokenizer | None
     source: Source

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import device_of, shown
-from interp.config import ModelConfig, RopeScaling
+from interp.config import STACKS, EncoderDecoderConfig, ModelConfig, RopeScaling
 from interp.errors import ConfigError, WeightsError, nearest
 from interp.files.foreign_files import read_json
 from interp.models.gpt import GPT
@@ -101,7 +101,9 @@ def load_transformer_lens(
     if not isinstance(tokenizer, Tokenizer | None):
         raise ConfigError(f"tokenizer must be a Tokenizer of interp or None, not {shown(tokenizer)}")
     place, number_type = device_of(device, with_values=True), dtype_of(own_dtype if dtype is None else dtype)
-    return build(checkpoint, device=place, dtype=number_type)
+    model = build(checkpoint, device=place, dtype=number_type)
+    assert isinstance(model, GPT)
+    return model
 
 
 def to_transformer_lens(model: GPT) -> dict[str, Tensor]:
@@ -131,6 +133,9 @@ def read(directory: str | Path, *, tokenizer: Tokenizer | None = None) -> Checkp
     source = Source(kind="transformer_lens", location=str(folder), files=(folder / WEIGHTS_FILE,))
     cfg = read_json(folder / CONFIG_FILE)
     try:
+        if set(STACKS) <= set(cfg):
+            own = tokenizer or Tokenizer.from_directory(folder)
+            return Checkpoint(EncoderDecoderConfig.from_dict(cfg), tensors, own, source)
         return _checkpoint(cfg, tensors, tokenizer or Tokenizer.from_directory(folder), source)[0]
     except ConfigError as error:
         raise ConfigError(f"{folder / CONFIG_FILE}: {error}") from error

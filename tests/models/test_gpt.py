@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from makers import KINDS, RECURRENT, close, make
+from makers import CAUSAL, RECURRENT, close, make
 from torch import Tensor
 
 from interp.errors import ConfigError, PromptError, UnknownName
 from interp.hooked.past import PastKeyValues
 from interp.models.gpt import GPT
 
-CAUSAL = [kind for kind in (*KINDS, *RECURRENT) if kind != "bidirectional"]
+EVERY_CAUSAL = [*CAUSAL, *RECURRENT]
 # Keys that are kept were turned by the length that the prompt had then, as transformers keeps them.
-CONTINUED = [kind for kind in CAUSAL if kind not in ("dynamic", "longrope")]
+CONTINUED = [kind for kind in EVERY_CAUSAL if kind not in ("dynamic", "longrope")]
 
 
 def test_logits_have_the_vocabulary_of_the_answers(any_model: GPT, tokens: Tensor) -> None:
@@ -48,7 +48,7 @@ def test_padding_changes_no_number_at_real_positions(any_model: GPT, tokens: Ten
         assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("kind", CAUSAL)
+@pytest.mark.parametrize("kind", EVERY_CAUSAL)
 def test_later_tokens_do_not_change_earlier_logits(kind: str, tokens: Tensor) -> None:
     model = make(kind)
     other = tokens.clone()

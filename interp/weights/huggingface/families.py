@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from interp.arguments import shown
-from interp.config import ModelConfig
+from interp.config import EncoderDecoderConfig, ModelConfig
 from interp.errors import ConfigError, nearest
 from interp.weights.checkpoint import Row
 from interp.weights.huggingface import rows
 from interp.weights.huggingface.configs import experts, gpt_like, hybrids, llama_like
 from interp.weights.huggingface.configs import mamba as mambas
 from interp.weights.huggingface.configs.checks import Watched, refuse_unless, refuse_unread
+from interp.weights.huggingface.encoder_decoder import bart, t5
 from interp.weights.options import Options
 
 BRIDGE = (
@@ -30,17 +31,20 @@ class Family:
     One of `prefixes` begins the names in a model with a head, and is missing in a model without one; `{l}` in a name is
     the layer; `buffers` matches tensors that are computed, not learned; `older` maps the names of modules in older
     files to today's. `rows_of` gives the table where it depends on the configuration; `alternatives` are further
-    tables, for weights that other files have under other names.
+    tables, for weights that other files have under other names; `repeats` maps the names of tensors that repeat others
+    to these.
     """
 
-    configure: Callable[[Options], ModelConfig]
+    configure: Callable[[Options], ModelConfig | EncoderDecoderConfig]
     rows: Mapping[str, Row]
     prefixes: tuple[str, ...]
     buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches no name
     older: Mapping[str, str] = field(default_factory=dict)
-    rows_of: Callable[[ModelConfig], Mapping[str, Row]] | None = None
+    rows_of: Callable[[Any], Mapping[str, Row]] | None = None
     silent: frozenset[str] | None = frozenset()
     alternatives: tuple[Mapping[str, Row], ...] = ()
+    encoder_decoder: bool = False
+    repeats: Mapping[str, str] = field(default_factory=dict)
 
     def row(self, name: str, there: Container[str] = ()) -> Row:
         """The table's row for one of our weights, with the layer's number filled in.
@@ -50,10 +54,8 @@ class Family:
         Raises:
             KeyError: this architecture has no such weight.
         """
-        start, layer, rest = "", "", name
-        if name.startswith("blocks."):
-            start, layer, rest = name.split(".", 2)
-        template = f"{start}.{{l}}.{rest}" if layer else name
+        found_layer = _LAYER.search(name)
+        layer, template = ("", name) if found_layer is None else (found_layer[2], _LAYER.sub(r"\1.{l}.", name, count=1))
         found = [table[template] for table in (self.rows, *self.alternatives) if template in table]
         if not found:
             raise KeyError(template)
@@ -68,7 +70,7 @@ class Family:
         return self.older.get(module, module) + dot + rest
 
 
-def configure(options: Options) -> tuple[Family, ModelConfig]:
+def configure(options: Options) -> tuple[Family, ModelConfig | EncoderDecoderConfig]:
     """The family and the configuration that a config.json describes.
 
     Raises:
@@ -93,10 +95,11 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
     except KeyError as error:
         raise ConfigError(f"the configuration of this {model_type} model has no entry {error}") from error
     if family.silent is not None:
-        refuse_unread(watched, model_type, family.silent)
+        refuse_unread(watched, model_type, family.silent, is_encoder_decoder=family.encoder_decoder)
     return (family if family.rows_of is None else replace(family, rows=family.rows_of(cfg))), cfg
 
 
+_LAYER = re.compile(r"\b(blocks)\.(\d+)\.")
 _INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 _COMPUTED = re.compile(_INV_FREQ)
 _NOT_TEXT = re.compile(rf"^(vision_tower|multi_modal_projector)\.|{_INV_FREQ}")
@@ -113,6 +116,7 @@ def _llama(
     return Family(configure, table, ("model.",), _COMPUTED, silent=frozenset(silent), alternatives=alternatives)
 
 
+_FAIRSEQ = ("encoder_layerdrop", "decoder_layerdrop", "init_std", "extra_pos_embeddings", "save_step")
 _WINDOWS = ("max_window_layers", "sliding_window", "layer_types")  # read only where there are windows
 FAMILIES = {
     "gpt2": Family(
@@ -193,5 +197,31 @@ FAMILIES = {
         ("model.", "backbone."),
         silent=None,
         alternatives=(rows.NEMOTRON_MOE, rows.NEMOTRON_FUSED),
+    ),
+    "bart": Family(
+        bart.bart,
+        bart.BART,
+        ("model.",),
+        silent=frozenset({*_FAIRSEQ, "num_hidden_layers"}),
+        encoder_decoder=True,
+        repeats=bart.REPEATS,
+    ),
+    "marian": Family(
+        bart.marian,
+        bart.MARIAN,
+        ("model.",),
+        re.compile(r"^(en|de)coder\.embed_positions\.weight$"),
+        silent=frozenset({*_FAIRSEQ, "num_hidden_layers"}),
+        encoder_decoder=True,
+        repeats=bart.REPEATS,
+    ),
+    "t5": Family(
+        t5.t5,
+        t5.T5,
+        ("",),
+        silent=frozenset({"dropout_rate", "dense_act_fn", "is_gated_act", "n_positions", "output_past"}),
+        encoder_decoder=True,
+        rows_of=t5.rows_of,
+        repeats=t5.REPEATS,
     ),
 }

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from interp.config import ModelConfig
+from interp.config import EncoderDecoderConfig, ModelConfig
 from interp.errors import ConfigError, UnknownName, WeightsError
 from interp.files.foreign_files import read_json
 from interp.text.tokenizer import Tokenizer
@@ -168,6 +169,42 @@ def head_rows(cfg: ModelConfig) -> dict[str, slice]:
     return {"q": slice(heads), "k": slice(heads, both), "v": slice(both, both + cfg.n_kv_heads)}
 
 
+def part_of(cfg: ModelConfig | EncoderDecoderConfig, name: str) -> ModelConfig:
+    """The configuration of the stack that a weight belongs to."""
+    return getattr(cfg, name.partition(".")[0]) if isinstance(cfg, EncoderDecoderConfig) else cfg
+
+
+def with_output(cfg: ModelConfig | EncoderDecoderConfig, **changes: Any) -> ModelConfig | EncoderDecoderConfig:
+    """The configuration with some fields changed in the stack that makes logits."""
+    if isinstance(cfg, EncoderDecoderConfig):
+        return dataclasses.replace(cfg, decoder=cfg.decoder.replace(**changes))
+    return cfg.replace(**changes)
+
+
+def _embedding_read_by_logits(cfg: ModelConfig | EncoderDecoderConfig) -> str:
+    """The token embedding that a tied unembedding reads."""
+    if not isinstance(cfg, EncoderDecoderConfig):
+        return "embed.W_E"
+    return "encoder.embed.W_E" if cfg.shared_embeddings else "decoder.embed.W_E"
+
+
+def _repeats(repeats: Mapping[str, str], cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, str]:
+    """Which tensors repeat others: a decoder's embedding only where the stacks share one."""
+    shared = not isinstance(cfg, EncoderDecoderConfig) or cfg.shared_embeddings
+    return {copy: first for copy, first in repeats.items() if shared or not copy.startswith("decoder.")}
+
+
+def _drop_repeats(repeats: Mapping[str, str], names: dict[str, str], tensors: Tensors) -> None:
+    """Leave out tensors that repeat others; one that is not like the other is refused."""
+    for copy, first in repeats.items():
+        if copy not in names:
+            continue
+        if first in names and not equal(tensors[names[first]], tensors[names[copy]]):
+            raise WeightsError(f"{names[copy]!r} and {names[first]!r} differ, but this model has one table for both")
+        names.setdefault(first, names[copy])
+        del names[copy]
+
+
 def _checkpoint(
     options: Mapping[str, Any], tensors: Tensors, tokenizer: Tokenizer | None, source: Source
 ) -> Checkpoint:
@@ -176,14 +213,19 @@ def _checkpoint(
     # 1. The family and the configuration.
     family, cfg = configure(options)
     tensors = dequantized(tensors)
-    refuse_deeper(cfg.n_layers, tensors, source.location)
+    for part in (cfg.encoder, cfg.decoder) if isinstance(cfg, EncoderDecoderConfig) else (cfg,):
+        refuse_deeper(part.n_layers, tensors, source.location)
     # The name in the family's table -> the name in the file.
     names = {family.bare(name): name for name in tensors if not family.buffers.search(family.bare(name))}
-    tied = cfg.tie_word_embeddings and "lm_head.weight" in names
-    embedding = family.rows["embed.W_E"].theirs
+    _drop_repeats(_repeats(family.repeats, cfg), names, tensors)
+    last = cfg.decoder if isinstance(cfg, EncoderDecoderConfig) else cfg
+    if "final_logits_bias" not in names and isinstance(cfg, EncoderDecoderConfig):
+        cfg = with_output(cfg, unembed_bias=False)  # a table of zeros that some files leave out
+    tied = last.tie_word_embeddings and "lm_head.weight" in names
+    embedding = family.rows[_embedding_read_by_logits(cfg)].theirs
     if tied and embedding in names and not equal(tensors[names[embedding]], tensors[names["lm_head.weight"]]):
         # As in transformers: two different tensors are not tied, whatever the configuration says.
-        cfg = cfg.replace(tie_word_embeddings=False)
+        cfg = with_output(cfg, tie_word_embeddings=False)
     elif tied:
         names.setdefault(embedding, names["lm_head.weight"])
         del names["lm_head.weight"]
@@ -195,7 +237,7 @@ def _checkpoint(
     if problems:
         raise WeightsError(f"the weights of {source.location} do not fit its config.json: {'; '.join(problems)}")
     pieces = {
-        name: _piece(_stacked([tensors[names[one]] for one in theirs[name]], row), row, cfg)
+        name: _piece(_stacked([tensors[names[one]] for one in theirs[name]], row), row, part_of(cfg, name))
         for name, row in rows.items()
     }
     return Checkpoint(cfg, pieces, tokenizer, source)

@@ -51,6 +51,7 @@ def describe(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
         except (ConfigError, UnknownName) as error:
             tried[name] = {"": str(error)}
             continue
+        assert isinstance(read_back, ModelConfig)  # none of `OPTIONS` has two stacks
         described = computed(read_back)
         if described == wanted:
             if not all(isinstance(options.get(expand, 1), int) for expand in ("expand", "mamba_expand")):
@@ -105,7 +106,8 @@ def tensors(model: GPT, family: Family) -> dict[str, Tensor]:
     for name, weight in weights(model).items():
         row = family.row(name)
         rows[row.theirs] = row
-        parts.setdefault(row.theirs, {})[0 if row.part is None else row.part] = weight.cpu()
+        part = 0 if row.part is None else row.part
+        parts.setdefault(row.theirs, {})[part] = weight.cpu()
     found: dict[str, Tensor] = {}
     for name, of_tensor in parts.items():
         tensor = _theirs(rows[name], of_tensor)

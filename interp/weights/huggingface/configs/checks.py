@@ -89,16 +89,17 @@ def defaults(options: Options, **values: Any) -> Options:
     return instead(options, **{name: value for name, value in values.items() if name not in options})
 
 
-def refuse_unread(options: Watched, kind: str, silent: Collection[str] = ()) -> None:
+def refuse_unread(options: Watched, kind: str, silent: Collection[str] = (), **fixed: Any) -> None:
     """Refuse options that were not read and may change the numbers.
 
     Args:
         options: after the family's function has read them.
         kind: the family, for the message.
         silent: options of this family that do not affect the numbers.
+        fixed: options with one supported value each.
     """
     harmless = {*silent, *HARMLESS, *(name for name in options if name.endswith(HARMLESS_ENDS))}
-    refuse_others(options, kind, set(options.read), harmless)
+    refuse_others(options, kind, set(options.read), harmless, **fixed)
 
 
 def refuse_unless(options: Options, **supported: bool) -> None:
