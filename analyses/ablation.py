@@ -26,6 +26,7 @@ from torch import Tensor
 
 from interp import figures, stats
 from interp.arguments import MOST, checked, whole_number
+from interp.encoder_decoder.model import output_stack
 from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
@@ -130,7 +131,7 @@ def run(
 
     frame = pd.concat(frames, ignore_index=True)
     frame["prompt"] = np.array(chosen)[frame["prompt"]]
-    return with_effect(frame, recurrent=model.cfg.has_mamba, sparse=model.cfg.experts is not None)
+    return with_effect(frame, recurrent=model.cfg.has_mamba, sparse=output_stack(model).cfg.experts is not None)
 
 
 def _listed(words: str | Sequence[str]) -> list[str]:

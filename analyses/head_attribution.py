@@ -119,7 +119,7 @@ def run(
 @checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over prompts with intervals and corrected p, the largest magnitudes first."""
-    own = [name for name in (*PARTS, CROSS) if name in frame]
+    own = [name for name in PARTS if name in frame]
     table = stats.tested(frame, by=["component", "kind", "layer", *own, "metric"], value="value")
     return stats.strongest_first(table)
 

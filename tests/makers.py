@@ -124,7 +124,7 @@ KINDS |= {
     },
     "vaswani": {
         "norm_placement": "residual", "positional_embedding_type": "sinusoidal", "act_fn": "relu", "final_norm": False,
-        "embed_scale": 4.0, "tie_word_embeddings": True,
+        "embed_scale": 2.0, "tie_word_embeddings": True,
     },
     "residual_attn": {
         "norm_placement": "residual", "normalization_type": "RMS", "attn_only": True, "n_key_value_heads": 2,

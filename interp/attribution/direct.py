@@ -44,7 +44,7 @@ EXPERT_SITES = (
 """The same for layers with experts."""
 
 MIXED = [own.unit for own in MIXER_PARTS.values()]
-PARTS = [*MIXED, "expert"]  # kinds of parts of layers that have rows of their own
+PARTS = [*MIXED, "cross_head", "expert"]  # kinds of parts of layers that have rows of their own
 Label = tuple[str, str, int | None, int | None]
 """Of a part: its name, its kind, its layer and its number there."""
 
@@ -64,7 +64,8 @@ def kept(model: HookedModel) -> list[str]:
 
 def columns(cfg: ModelConfig) -> list[str]:
     """Those of `PARTS` that have a column in tables of a model."""
-    return (MIXED if cfg.has_mamba else ["head"]) + (["expert"] if cfg.experts is not None else [])
+    mixers = MIXED if cfg.has_mamba else ["head", "cross_head"] if cfg.cross_attention else ["head"]
+    return mixers + (["expert"] if cfg.experts is not None else [])
 
 
 def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor]) -> tuple[list[Label], list[Tensor]]:

@@ -31,7 +31,7 @@ from interp.files.whole_files import write_whole
 from interp.hooked.hooks import HookPoint
 from interp.hooked.model import HookedModel
 from interp.hooked.slices import take
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import PromptPairs, fitting
 from interp.variants.granularity import HEAD_AXES
 
 FORMAT = "interp.Direction 1"
@@ -58,7 +58,7 @@ def states(
         PromptError: a position outside some prompt, a site without positions.
     """
     check_choice("side", side, ["clean", "corrupt"])
-    pairs = pairs.to(model.device)
+    pairs = fitting(model, pairs).to(model.device)
     edits = [Edit(site, where) for where in places]
     if not edits:
         raise PromptError("no places were given: name at least one to read states at")
@@ -67,12 +67,7 @@ def states(
     batches = []
     for first in range(0, len(pairs), FORWARD_PROMPTS):
         part = pairs[first : first + FORWARD_PROMPTS]
-        _, cache = model.run_with_cache(
-            getattr(part, side),
-            names_filter=sorted(set(names)),
-            attention_mask=part.attention_mask,
-            return_type=None,
-        )
+        _, cache = model.run_with_cache(**part.inputs(side), names_filter=sorted(set(names)), return_type=None)
         batches.append(
             [_at(cache[name], point, part, edit.where) for name, point, edit in zip(names, points, edits, strict=True)]
         )
@@ -93,7 +88,7 @@ def _readable(model: HookedModel, name: str) -> HookPoint:
 
 def _at(value: Tensor, point: HookPoint, pairs: PromptPairs, where: Where) -> Tensor:
     """The state at a place [prompt, ...], out of a site's whole value [prompt, pos, ...]."""
-    at = pairs.positions(where.get("pos", -1))
+    at = pairs.at(point.site).positions(where.get("pos", -1))
     if at.shape[1] != 1:
         raise PromptError(f"a state is read at a single position, not at {where['pos']}")
     value = value[torch.arange(len(pairs), device=value.device), at[:, 0]]  # [prompt, the axes after pos]

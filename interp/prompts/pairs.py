@@ -303,12 +303,14 @@ class PromptPairs(SavedPairs):
         own = not torch.equal(self.clean, self.corrupt)
         return own or (self.encoder is not None and self.encoder.contrast)
 
+    def at(self, site: Site) -> PromptPairs:
+        """The pairs whose positions are those of a site: where there are two prompts, those of its stack."""
+        return self.encoder if self.encoder is not None and site.rows_in == "encoder" else self
+
     def masks(self, site: Site) -> tuple[Tensor, Tensor]:
         """True at real tokens [n, pos], at the positions of a site and at those of its keys."""
-        if self.encoder is None or not site.stack:
-            return self.mask, self.mask
-        rows, keys = (self.encoder if inside else self for inside in (site.rows_in == "encoder", site.cross))
-        return rows.mask, keys.mask if site.cross else rows.mask
+        rows = self.at(site).mask
+        return rows, self.encoder.mask if self.encoder is not None and site.cross else rows
 
     @cached_property
     def answer_table(self) -> Tensor:

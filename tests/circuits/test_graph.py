@@ -44,6 +44,11 @@ def test_every_layer_has_the_nodes_of_its_parts(recurrent: GPT) -> None:
         assert node.axis == (axes[2] if node.head is not None else None)
 
 
+def test_a_stream_that_passes_through_norms_has_no_edges() -> None:
+    with pytest.raises(InterpError, match=r"edges need a residual stream that is the sum.*norm_placement='residual'"):
+        Graph.of(make("bert"))
+
+
 def test_every_edge_has_a_name_that_finds_it(edged_model: GPT) -> None:
     graph = Graph.of(edged_model)
     names = [graph.edge_name(*edge) for edge in graph.edges]

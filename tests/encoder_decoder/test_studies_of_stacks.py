@@ -25,13 +25,14 @@ from analyses import (
 )
 from interp.attribution.gradients import gradients
 from interp.attribution.node_scores import estimate
+from interp.directions.steering import difference_of_means, steer
 from interp.edits import Edit, Variant
 from interp.encoder_decoder.model import EncoderDecoder
-from interp.errors import ConfigError, InterpError, PromptError
+from interp.errors import ConfigError, InterpError, PromptError, UnknownName
 from interp.heads import qk_ov
 from interp.metrics import measure
 from interp.prompts.pairs import PromptPairs
-from interp.sites import stream_after, stream_between
+from interp.sites import get_act_name, stream_after, stream_between
 from tests.makers import STACKS, close, encoder_decoder
 
 SOURCE = torch.tensor([[3, 5, 7, 11, 2], [4, 6, 8, 10, 12]])
@@ -183,3 +184,19 @@ def test_studies_of_one_stack_say_so(model: EncoderDecoder) -> None:
         qk_ov.readable(model)
     with pytest.raises(PromptError, match="mean_by_role is of one prompt"):
         ablation.run(model, PAIRS, kind="mean_by_role", progress=False)
+
+
+def test_directions_are_read_and_added_in_either_stack(model: EncoderDecoder) -> None:
+    _, cache = model.run_with_cache(**PAIRS.inputs("clean"))
+    for site, at in (("encoder.resid_pre", [2, 3]), ("decoder.resid_pre", [1, 2])):
+        found = difference_of_means(model, PAIRS, site, where={"layer": 1}, labels=["one", "two"])
+        each = cache[site, 1][torch.arange(2), torch.tensor(at)]
+        close(found.vector, each[0] - each[1], 1e-4)
+        with steer(model, found, 3.0), torch.no_grad():
+            steered = model(**PAIRS.inputs("clean"))
+        moved = [(get_act_name(site, 1), lambda value, hook, vector=found.vector: value + 3 * vector)]
+        close(steered, model.run_with_hooks(**PAIRS.inputs("clean"), fwd_hooks=moved).detach())
+    with pytest.raises(UnknownName, match="which stack's 'resid_pre'"):
+        difference_of_means(model, PAIRS, "resid_pre", where={"layer": 1}, labels=["one", "two"])
+    with pytest.raises(PromptError, match="needs pairs with a prompt for each"):
+        difference_of_means(model, PAIRS.encoder, "encoder.resid_pre", where={"layer": 1}, labels=["one", "two"])

@@ -356,3 +356,21 @@ def test_a_large_model_with_layers_of_two_kinds_is_made(monkeypatch: pytest.Monk
     monkeypatch.setattr("interp.models.gpt.SURELY_FITS", 1)  # so that its size is counted
     for kind in ("gemma2", "sinks", "hybrid"):
         assert make(kind).cfg.n_layers > 1
+
+
+def test_norms_on_the_stream_are_those_of_torchs_own_encoder_layer(tokens: Tensor) -> None:
+    model = make("vaswani", attention_dir="bidirectional")
+    stream = model.run_with_cache(tokens)[1]["resid_pre", 0]
+    with torch.no_grad():
+        for block in model.blocks:
+            theirs = torch.nn.TransformerEncoderLayer(16, 4, 64, dropout=0.0, batch_first=True, norm_first=False)
+            theirs.load_state_dict({
+                "self_attn.in_proj_weight": block.attn.W_qkv, "self_attn.in_proj_bias": block.attn.b_qkv,
+                "self_attn.out_proj.weight": block.attn.W_z, "self_attn.out_proj.bias": block.attn.b_z,
+                "linear1.weight": block.mlp.W_up, "linear1.bias": block.mlp.b_up,
+                "linear2.weight": block.mlp.W_down, "linear2.bias": block.mlp.b_down,
+                "norm1.weight": block.ln1.w, "norm1.bias": block.ln1.b,
+                "norm2.weight": block.ln2.w, "norm2.bias": block.ln2.b,
+            })  # fmt: skip
+            stream = theirs(stream)
+        close(model(tokens), model.unembed(stream))
