@@ -146,8 +146,9 @@ def test_earlier_positions(kind: str, device: torch.device) -> None:
     tokens = make_pairs((7, 7)).clean
     past = PastKeyValues(model.cfg.n_layers)
     with torch.no_grad():
-        parts = [there(tokens[:, at], past_kv_cache=past) for at in (slice(0, 3), slice(3, 4), slice(4, 7))]
-        near(torch.cat([part.cpu() for part in parts], dim=1), model(tokens))
+        if not model.cfg.turns_by_length:  # such a model is refused earlier positions
+            parts = [there(tokens[:, at], past_kv_cache=past) for at in (slice(0, 3), slice(3, 4), slice(4, 7))]
+            near(torch.cat([part.cpu() for part in parts], dim=1), model(tokens))
         made = [m.generate(tokens, 4, do_sample=False) for m in (model, there)]
     assert made[0].tolist() == made[1].cpu().tolist()
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interp.config import EncoderDecoderConfig
 from interp.errors import ConfigError, WeightsError
 from interp.hooked.model import HookedModel
 from interp.loading.bridged_model import BridgedModel
@@ -49,7 +50,7 @@ def from_bridge(
         dtype: the number type of the weights; None keeps the bridge's, and the same restriction holds.
 
     Raises:
-        ConfigError: not a bridge, not around a decoder of transformers, or in training mode.
+        ConfigError: not a bridge, not around a model of transformers with one stack of blocks, or in training mode.
         WeightsError: weights that were folded or centred, or that differ from those that the bridge computes with.
     """
     if not is_bridge(bridge):
@@ -72,6 +73,11 @@ def from_bridge(
     except ConfigError:  # a family or an option that our own models do not have
         pass
     else:
+        if isinstance(checkpoint.cfg, EncoderDecoderConfig):
+            raise ConfigError(
+                f"a {config.model_type} model has an encoder and a decoder, which no bridge is taken for: load its "
+                "directory, interp.load(path), as an interp.EncoderDecoder"
+            )
         return _native(checkpoint, bridge, here.device if device is None else device, dtype or here.dtype)
     if (device is not None and torch.empty(0, device=device).device != here.device) or dtype not in (None, here.dtype):
         raise ConfigError(

@@ -151,7 +151,7 @@ class GPT(HookedModel):
 
         Raises:
             PromptError: an empty prompt, one longer than the context, ids out of range, a mask of another shape; what
-                another model left in `past_kv_cache`.
+                another model left in `past_kv_cache`, or keys that a longer prompt turns by other angles.
         """
         _check_past(past_kv_cache)
         if not isinstance(return_type, str | None) or return_type not in ("logits", "loss", "both", None):
@@ -170,6 +170,8 @@ class GPT(HookedModel):
                 (tokens.shape[0], n_past + tokens.shape[1]),
                 gaps=not self.cfg.has_mamba,
             )
+        if n_past and self.cfg.turns_by_length:
+            self._check_kept(n_past, tokens, mask)
         context = make_context(
             self.cfg, tokens.shape[1], n_past=n_past, attention_mask=mask, device=self.device, dtype=self.dtype
         )
@@ -195,6 +197,21 @@ class GPT(HookedModel):
         draft = past.draft()
         draft.claim(self, self.cfg.n_layers, n_prompts)
         return draft
+
+    def _check_kept(self, n_past: int, tokens: Tensor, mask: Tensor | None) -> None:
+        """Refuse keys that would have been turned by other angles in the whole prompt."""
+        n_new = tokens.shape[1]
+        if mask is None:
+            lengths = [(n_past, n_past + n_new)]
+        else:
+            lengths = list(zip(mask[:, :n_past].sum(1).tolist(), mask.sum(1).tolist(), strict=True))
+        for before, after in lengths:
+            if not self.cfg.keys_stay(before, after):
+                raise PromptError(
+                    f"keys of {before} earlier positions cannot be kept for a prompt of {after}: this model's rotary "
+                    "angles depend on the length of the whole prompt (rope_scaling). Run all tokens at once, without "
+                    "past_kv_cache; model.generate does so by itself"
+                )
 
     def _read_out(
         self, resid: Tensor, return_type: str | None, tokens: Tensor | None, mask: Tensor | None, per_token: bool

@@ -103,7 +103,8 @@ def test_a_report_is_complete_and_replaces_an_earlier_one(talker: Path, tmp_path
 
 def test_models_are_listed() -> None:
     assert "smollm2-135m" in ok("models").stdout
-    assert {json.loads(line)["name"] for line in ok("models", "--json").stdout.splitlines()} == {"smollm2-135m", "toy"}
+    listed = {json.loads(line)["name"] for line in ok("models", "--json").stdout.splitlines()}
+    assert listed == {"smollm2-135m", "gemma-3-270m", "toy"}
 
 
 def test_families_are_listed() -> None:

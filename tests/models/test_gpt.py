@@ -16,7 +16,7 @@ from interp.hooked.past import PastKeyValues
 from interp.models.gpt import GPT
 
 EVERY_CAUSAL = [*CAUSAL, *RECURRENT]
-# Keys that are kept were turned by the length that the prompt had then, as transformers keeps them.
+# Of the two others, keys cannot be kept beyond the trained context.
 CONTINUED = [kind for kind in EVERY_CAUSAL if kind not in ("dynamic", "longrope")]
 
 
@@ -84,6 +84,23 @@ def test_a_padded_prefix_is_remembered(kind: str, tokens: Tensor) -> None:
     close(
         model(tokens[:, 5:], attention_mask=mask[:, 5:], past_kv_cache=past), model(tokens, attention_mask=mask)[:, 5:]
     )
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_keys_that_a_longer_prompt_turns_otherwise_are_refused(kind: str, tokens: Tensor) -> None:
+    model = make(kind)
+    past = PastKeyValues(model.cfg.n_layers)
+    within = model.cfg.rope_scaling.original_n_ctx
+    parts = [model(tokens[:, at], past_kv_cache=past) for at in (slice(0, 3), slice(3, within))]
+    close(torch.cat(parts, dim=1), model(tokens[:, :within]))
+    with pytest.raises(PromptError, match=f"keys of {within} earlier positions cannot be kept for a prompt of 7"):
+        model(tokens[:, within:], past_kv_cache=past)
+    padded = torch.cat([torch.zeros_like(tokens[:, : 7 - within]), tokens[:, :within]], dim=1)
+    mask = torch.ones_like(padded).bool()
+    mask[:, : 7 - within] = False
+    past = PastKeyValues(model.cfg.n_layers)
+    parts = [model(padded[:, at], attention_mask=mask[:, at], past_kv_cache=past) for at in (slice(0, 5), slice(5, 7))]
+    close(torch.cat(parts, dim=1), model(padded, attention_mask=mask))
 
 
 def test_the_layers_can_be_run_in_two_halves(any_model: GPT, tokens: Tensor) -> None:

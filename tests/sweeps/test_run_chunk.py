@@ -43,6 +43,8 @@ def edits(draw: st.DrawFn, model: GPT, shortest: int) -> Edit:
         if draw(st.booleans()):
             where[axis] = draw(choice)
     ops = ["set", "set", "zero"] if "scores" in name else ["set", "set", "add", "scale", "zero"]  # -inf has no sums
+    if model.hook_dict[name].site.whole:  # numbers of experts can only be set
+        return Edit(name, where, "set", draw(st.sampled_from([None, "source", "base", 1])))
     op = draw(st.sampled_from(ops))
     if op == "scale":
         source: Any = draw(st.sampled_from([0.5, -1.0, 2.0]))

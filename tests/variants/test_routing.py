@@ -51,7 +51,7 @@ def test_experts_that_there_are_not_are_refused() -> None:
 
 def test_numbers_of_experts_have_no_mean() -> None:
     model, pairs = make("experts"), pairs_of(6, 6)
-    with pytest.raises(ConfigError, match="whole numbers, of which there is no mean"):
+    with pytest.raises(ConfigError, match="holds the numbers of experts, which can only be set"):
         sweep(model, pairs, [Variant(Edit("expert_indices", {"layer": 0}, op="mean"))], progress=False)
     with pytest.raises(InterpError, match="whole numbers, of which there is no mean"):
         replacements(model, pairs, ["blocks.0.mlp.hook_expert_indices"], "mean")

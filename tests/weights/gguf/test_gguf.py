@@ -308,7 +308,7 @@ def test_metadata_equals_the_readers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"llama.expert_count": 8}, "llama.expert_count=8"),
+        ({"llama.expert_count": 8, "llama.expert_used_count": 9}, "experts_per_token=9 must be at most 8"),
         ({"llama.attention.temperature_scale": 0.1}, "llama.attention.temperature_scale=0.1"),
         ({"llama.attn_logit_softcapping": 50.0}, "llama.attn_logit_softcapping=50.0"),
         ({"llama.rope.scaling.type": "mrope"}, "rope.scaling.type='mrope'"),
