@@ -24,6 +24,7 @@ from interp.figures.axes import Axis
 from interp.hooked.model import HookedModel
 from interp.metrics import logit_weights
 from interp.prompts.pairs import PromptPairs
+from interp.sites import stream_after
 from interp.study.command import study_command
 from interp.study.options import choice, whole
 
@@ -71,7 +72,7 @@ def run(
     pairs = pairs.to(model.device)
     names = [name for name in model.hook_dict if name.endswith(SITES)]
     capped = cfg.output_logits_soft_cap is not None
-    names += [f"blocks.{cfg.n_layers - 1}.hook_resid_post"] if capped and cfg.n_layers else []
+    names += [stream_after(cfg, cfg.n_layers - 1)] if capped and cfg.n_layers else []
     logits, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=pairs.attention_mask)
     at = (torch.arange(len(pairs), device=model.device), pairs.last)  # the last position of every prompt
 

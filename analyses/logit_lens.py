@@ -101,7 +101,7 @@ def plot_rank(table: pd.DataFrame) -> Figure:
 def plot_table(frame: pd.DataFrame) -> Figure:
     """The likeliest token at every layer's input and every position of the first prompt."""
     first = frame[(frame["metric"] == "top_prob") & (frame["k"] == 0) & (frame["prompt"] == frame["prompt"].min())]
-    first = first[first["site"] != "resid_mid"]
+    first = first[~first["site"].str.endswith("resid_mid")]
     rows = first["layer"].astype(str).where(first["site"] == "resid_pre", "out")
     return figures.lens_table(first.assign(layer=rows), y=Axis("layer", values=list(dict.fromkeys(rows))))
 

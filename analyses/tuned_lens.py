@@ -29,6 +29,7 @@ from interp.lenses import training_text as texts
 from interp.lenses.training import train
 from interp.lenses.tuned_lens import CONFIG_FILE, TunedLens
 from interp.prompts.pairs import PromptPairs
+from interp.sites import stream_after
 from interp.study.command import study_command
 from interp.study.options import PLACE, above_zero, whole
 from interp.study.shared_options import POS, TOP
@@ -94,7 +95,7 @@ def run(
             model, lens, train_on, sequences=sequences, length=length, seed=seed, progress=progress, **options
         )
     lens.check(model)
-    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    last = stream_after(model.cfg, model.cfg.n_layers - 1)
     names = [name for name in lenses.depths(model, halves=False) if name == last or _layer(name) in lens.layers]
     read = {"tuned": lens.translate, "logit": None}
     return lenses.read(model, pairs, names, lenses=read, pos=pos, top=top)
@@ -145,7 +146,9 @@ def plot(frame: pd.DataFrame) -> Figure:
 
 def plot_depth(table: pd.DataFrame) -> Figure:
     """The answer's probability and place, and the divergence from the output, over depth for both lenses."""
-    shown = table[table["metric"].isin(PANELS) & ~((table["metric"] == "kl") & (table["site"] == "resid_post"))]
+    shown = table[
+        table["metric"].isin(PANELS) & ~((table["metric"] == "kl") & table["site"].str.endswith("resid_post"))
+    ]
     for column in ("value", "ci_low", "ci_high"):
         shown = shown.assign(**{column: (shown[column] + (shown["metric"] == "rank")).clip(lower=LEAST)})
     shown = shown.assign(panel=shown["metric"].map(PANELS), metric="")

@@ -23,7 +23,7 @@ MAMBAS = ("mamba", "mamba2")
 SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
 LAYER_TYPES = ("attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp")
 ROPE_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
-NORM_PLACEMENTS = ("pre", "post", "both")
+NORM_PLACEMENTS = ("pre", "post", "both", "residual")
 ATTENTION_TYPES = ("global", "local")
 QK_NORMS = ("RMS", "RMS_all_heads", "LN", "LN_each_head", None)
 LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
@@ -34,7 +34,7 @@ STATE_SPACE_SIZES = ("d_conv", "d_ssm_head", "n_ssm_groups")
 FLAGS = (
     "gated_mlp", "final_norm", "rotary_adjacent_pairs", "attn_only", "parallel_attn_mlp", "use_attn_scale",
     "tie_word_embeddings", "attn_in_bias", "attn_out_bias", "mlp_bias", "unembed_bias", "conv_bias", "mamba_bias",
-    "embed_norm", "norm_bias", "norm_unit_offset", "shared_norm", "attn_sinks", "alibi_bfloat16",
+    "embed_norm", "embed_norm_of_sum", "norm_bias", "norm_unit_offset", "shared_norm", "attn_sinks", "alibi_bfloat16",
 )  # fmt: skip
 
 
@@ -138,8 +138,10 @@ class ModelConfig:
     Norms: `LN` and `RMS` have weights; `LNPre` and `RMSPre` only centre and scale (TransformerLens's folded form).
     `norm_bias=False` leaves layer norm without its bias, `norm_unit_offset` stores weights less 1 (Gemma).
     `norm_placement` says where a layer has norms: `pre` before attention and MLP, `post` after each, before what it
-    made is added to the stream (OLMo 2), `both` (Gemma 2). With `shared_norm` a parallel MLP reads the stream through
-    the attention's norm (GPT-J). `embed_norm` is a norm after the token embedding (BLOOM).
+    made is added to the stream (OLMo 2), `both` (Gemma 2), `residual` on the stream itself, after what attention and
+    MLP added to it (Vaswani et al. 2017, section 3.1; BERT). With `shared_norm` a parallel MLP reads the stream through
+    the attention's norm (GPT-J). `embed_norm` is a norm after the token embedding (BLOOM), with `embed_norm_of_sum`
+    after the sum of all embeddings (BERT).
 
     Scales: `embed_scale` multiplies the token embedding, `residual_scale` what attention and MLP add, `logit_scale` the
     logits. `output_logits_soft_cap` and `attn_scores_soft_cap` are the c of c tanh(x / c), which logits and scores go
@@ -198,6 +200,7 @@ class ModelConfig:
     norm_unit_offset: bool = False
     shared_norm: bool = False
     embed_norm: bool = False
+    embed_norm_of_sum: bool = False
 
     # Factors
     embed_scale: float = 1.0
@@ -396,8 +399,14 @@ class ModelConfig:
             raise ConfigError(f"norm_unit_offset=True needs norms with weights, not {self.normalization_type!r}")
         if self.shared_norm and not (self.parallel_attn_mlp and self.norm_placement == "pre"):
             raise ConfigError("shared_norm=True needs parallel_attn_mlp=True and norm_placement='pre'")
+        if self.norms_on_stream and self.parallel_attn_mlp:
+            raise ConfigError(
+                "norm_placement='residual' contradicts parallel_attn_mlp=True: its MLP reads after a norm"
+            )
         if self.embed_norm and self.normalization_type is None:
             raise ConfigError("embed_norm=True contradicts normalization_type=None")
+        if self.embed_norm_of_sum and not self.embed_norm:
+            raise ConfigError("embed_norm_of_sum=True needs embed_norm=True")
 
     def _check_attention(self) -> None:
         """Refuse contradictions between what attention layers do differently from one another."""
@@ -591,6 +600,11 @@ class ModelConfig:
     def norms_after(self) -> bool:
         """Whether what attention and MLP make passes through norms before it is added to the stream."""
         return self.norm_placement in ("post", "both")
+
+    @property
+    def norms_on_stream(self) -> bool:
+        """Whether the stream itself passes through norms, so that it is not the sum of what was written to it."""
+        return self.norm_placement == "residual"
 
     @property
     def centers(self) -> bool:

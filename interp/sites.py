@@ -157,6 +157,7 @@ SITES: tuple[Site, ...] = (
         ("batch", "pos", "ssm_group", "d_state"),
     ),
     Site("blocks.{l}.hook_resid_mid", RESID, "residual stream between mixer and MLP"),
+    Site("blocks.{l}.hook_normalized_resid_mid", RESID, "resid_mid after the norm on the stream, as the MLP reads it"),
     Site("blocks.{l}.hook_mlp_in", RESID, "residual stream as the MLP alone reads it, before ln2", True),
     Site("blocks.{l}.ln2.hook_scale", SCALE, "divisor of the MLP's norm"),
     Site("blocks.{l}.ln2.hook_normalized", RESID, "normalised residual stream, before the norm's weights"),
@@ -167,11 +168,17 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.ln2_post.hook_normalized", RESID, "normalised output of the MLP, before the weights"),
     Site("blocks.{l}.hook_mlp_out", RESID, "what the MLP adds to the residual stream, with b_out"),
     Site("blocks.{l}.hook_resid_post", RESID, "residual stream that leaves the block"),
+    Site(
+        "blocks.{l}.hook_normalized_resid_post",
+        RESID,
+        "resid_post after the norm on the stream, as the next block reads it",
+    ),
     Site("ln_final.hook_scale", SCALE, "divisor of the final norm"),
     Site("ln_final.hook_normalized", RESID, "normalised residual stream, before the final norm's weights"),
 )
 
 BY_TEMPLATE = {site.template: site for site in SITES}
+ORDER = {site.template: at for at, site in enumerate(SITES)}
 SHORT_WITH_MODULE = {site.short for site in SITES if "." in site.short}
 
 NORMS = re.compile(r"blocks\.\{l\}\.ln(?P<part>[12])(?P<after>_post)?\.")
@@ -207,7 +214,7 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
     norm = NORMS.match(place)
     if norm is not None:
         part = mixer is not None if norm["part"] == "1" else has_mlp
-        return part and (cfg.norms_after if norm["after"] else cfg.norms_before)
+        return part and (cfg.norms_after if norm["after"] else cfg.norms_before or cfg.norms_on_stream)
     if "_norm." in place or "hook_rot_" in place:
         turned = "hook_rot_" in place and cfg.attention_kind(layer).rotary_base is not None
         return turned or cfg.qk_norm is not None
@@ -215,7 +222,9 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
         return cfg.attn_sinks
     if place.endswith("hook_pre_linear"):
         return cfg.gated_mlp and has_mlp
-    if place.endswith("hook_resid_mid"):
+    if "hook_normalized_" in place and not cfg.norms_on_stream:
+        return False
+    if place.endswith("resid_mid"):
         return has_mlp and mixer is not None and not cfg.parallel_attn_mlp
     return has_mlp or "mlp" not in place
 
@@ -228,11 +237,49 @@ def site_names(cfg: ModelConfig) -> Mapping[str, Site]:
 
 @functools.lru_cache(maxsize=8)
 def _site_names(cfg: ModelConfig) -> Mapping[str, Site]:
-    names = {site.name(): site for site in SITES if not site.per_layer and exists(site, cfg)}
+    ordered = sorted(SITES, key=lambda site: _turn(site, cfg))
+    names = {site.name(): site for site in ordered if not site.per_layer and exists(site, cfg)}
     last = {name: names.pop(name) for name in list(names) if "ln_final" in name}
     for layer in range(cfg.n_layers):
-        names |= {site.name(layer): site for site in SITES if site.per_layer and exists(site, cfg, layer)}
+        own = sorted(SITES, key=lambda site: _turn(site, cfg, layer)) if cfg.norms_on_stream else SITES
+        names |= {site.name(layer): site for site in own if site.per_layer and exists(site, cfg, layer)}
     return MappingProxyType(names | last)
+
+
+def _turn(site: Site, cfg: ModelConfig, layer: int | None = None) -> tuple[int, int]:
+    """What sites are sorted by: their place in the table, of a norm on the stream that of what it normalises."""
+    own = ORDER[site.template]
+    if "embed.ln" in site.template and cfg.embed_norm_of_sum:
+        return ORDER["hook_pos_embed"], own
+    if layer is not None and cfg.norms_on_stream and (norm := NORMS.match(site.template)):
+        return ORDER[normed_on_stream(cfg, layer, f"ln{norm['part']}").replace(f".{layer}.", ".{l}.")], own
+    return own, -1
+
+
+def normed_on_stream(cfg: ModelConfig, layer: int, norm: str) -> str:
+    """The site that a norm on the stream, "ln1" or "ln2", normalises."""
+    between = norm == "ln1" and cfg.mlp_in(layer)
+    return f"blocks.{layer}.hook_resid_{'mid' if between else 'post'}"
+
+
+def stream_after(cfg: ModelConfig, layer: int) -> str:
+    """The site of the residual stream after a layer, as the next layer or the unembedding reads it."""
+    return f"blocks.{layer}.hook_{'normalized_' if cfg.norms_on_stream else ''}resid_post"
+
+
+def stream_between(cfg: ModelConfig, layer: int) -> str:
+    """The site of the residual stream between a layer's mixer and its MLP, as the MLP reads it."""
+    return f"blocks.{layer}.hook_{'normalized_' if cfg.norms_on_stream else ''}resid_mid"
+
+
+def norm_on_stream(cfg: ModelConfig, writer: str, layer: int | None = None) -> str | None:
+    """The norm that the stream passes through after something was added: "embed", or a layer's "attn" or "mlp".
+
+    None where it passes through none.
+    """
+    if writer == "embed":
+        return "embed.ln" if cfg.embed_norm_of_sum else None
+    return f"blocks.{layer}.ln{2 if writer == 'mlp' else 1}" if cfg.norms_on_stream else None
 
 
 def axis_sizes(cfg: ModelConfig) -> dict[str, int]:

@@ -245,7 +245,9 @@ def change_weights(folder: Path, **changes: Tensor | None) -> None:
 
 
 def tokens_for(model: Any, shape: tuple[int, int] = (3, 48)) -> Tensor:
-    return torch.randint(0, model.config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, model.config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:

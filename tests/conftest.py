@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import KINDS, RECURRENT, make
+from makers import KINDS, RECURRENT, SUMS, make
 from vocabularies import names_tokenizer
 
 from interp.models.gpt import GPT
@@ -61,6 +61,12 @@ def model(request: pytest.FixtureRequest) -> GPT:
 @pytest.fixture(params=[*KINDS, *RECURRENT])
 def any_model(request: pytest.FixtureRequest) -> GPT:
     """Every model, whatever its layers mix positions with."""
+    return make(request.param)
+
+
+@pytest.fixture(params=[*SUMS, *RECURRENT])
+def edged_model(request: pytest.FixtureRequest) -> GPT:
+    """Every model whose residual stream is a sum, so that it has edges."""
     return make(request.param)
 
 

@@ -102,6 +102,25 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Norms on the residual stream, as in the first Transformers.
+KINDS |= {
+    "bert": {
+        "norm_placement": "residual", "attention_dir": "bidirectional", "act_fn": "gelu", "final_norm": False,
+        "embed_norm": True, "embed_norm_of_sum": True,
+    },
+    "vaswani": {
+        "norm_placement": "residual", "positional_embedding_type": "sinusoidal", "act_fn": "relu", "final_norm": False,
+        "embed_scale": 2.0, "tie_word_embeddings": True,
+    },
+    "residual_attn": {
+        "norm_placement": "residual", "normalization_type": "RMS", "attn_only": True, "n_key_value_heads": 2,
+        "positional_embedding_type": "rotary",
+    },
+}  # fmt: skip
+# Models whose residual stream is the sum of what was written to it: those that have edges.
+SUMS = [kind for kind, own in KINDS.items() if own.get("norm_placement") != "residual"]
+CAUSAL = [kind for kind, own in KINDS.items() if own.get("attention_dir") != "bidirectional"]
+
 STATES: dict[str, Any] = {
     "normalization_type": "RMS", "d_inner": 24, "d_state": 3, "dt_rank": 3, "d_ssm_head": 4, "n_ssm_groups": 2,
     "unembed_bias": False,

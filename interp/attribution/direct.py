@@ -1,7 +1,7 @@
 """Direct logit attribution: the parts of a model that write into its residual stream, and what each is worth in logits.
 
 1. `written`: embeddings, heads, biases and MLPs write vectors, whose sum, with what state-space layers write, is the
-   stream.
+   stream. Where the stream itself passes through norms, a vector is what these leave of it, and their biases are parts.
 2. The final norm, with the scale that it has in a run, and the unembedding are linear: a direction of logits is one
    direction of the stream (`seen_through`). Heads and channels of state-space layers are read in it without their
    vectors (`of_mixers`), since a layer of Mamba-1 has thousands of channels.
@@ -21,12 +21,17 @@ from torch import Tensor
 from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
+from interp.models.layers import Norm
 from interp.names import MIXER_PARTS, Part
+from interp.sites import norm_on_stream
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SITES = ("hook_embed", "hook_pos_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out", "ln_final.hook_scale")
+SITES = (
+    "hook_embed", "hook_pos_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out", "ln_final.hook_scale",
+    "embed.ln.hook_scale", "ln1.hook_scale", "ln2.hook_scale",
+)  # fmt: skip
 """How the names of the sites end that a run has to keep."""
 
 PARTS = [own.unit for own in MIXER_PARTS.values()]  # kinds of parts of mixers that have rows of their own
@@ -46,10 +51,24 @@ def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor
     """
     labels: list[Label] = []
     wrote: list[Tensor] = []
+
+    def through(writer: str, layer: int | None = None) -> None:
+        """All vectors so far, as a norm on the stream hands them on."""
+        path = norm_on_stream(model.cfg, writer, layer)
+        if path is None:
+            return
+        norm, scale = model.get_submodule(path), cache[f"{path}.hook_scale"][at]
+        assert isinstance(norm, Norm)
+        wrote[:] = [norm.scaled(vector, scale) for vector in wrote]
+        if norm.b is not None:
+            labels.append((f"b of {path}", "bias", layer, None))
+            wrote.append(norm.b.expand(len(at[0]), -1))
+
     for name in (Part("embed").name, Part("pos_embed").name):
         if f"hook_{name}" in cache:
             labels.append((name, "embed", None, None))
             wrote.append(cache[name][at])
+    through("embed")
     for layer in range(model.cfg.n_layers):
         if model.cfg.mixer(layer) == "attn":
             labels += [(Part("head", layer, head).name, "head", layer, head) for head in range(model.cfg.n_heads)]
@@ -57,9 +76,12 @@ def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor
         for name, bias in _biases(model, layer, cache, at):
             labels.append((name, "bias", layer, None))
             wrote.append(bias)
+        if model.cfg.mixer(layer) == "attn":
+            through("attn", layer)
         if model.cfg.mlp_in(layer):
             labels.append((Part("mlp", layer).name, "mlp", layer, None))
             wrote.append(cache["mlp_out", layer][at])
+            through("mlp", layer)
     return labels, wrote
 
 

@@ -105,8 +105,16 @@ class Graph:
         """The graph of a model.
 
         Raises:
-            InterpError: a model that has not all of the sites, such as a bridged one without split inputs.
+            InterpError: a model that has not all of the sites, such as a bridged one without split inputs, or one with
+                norms on the residual stream, which then is no sum.
         """
+        if model.cfg.norms_on_stream:
+            raise InterpError(
+                "edges need a residual stream that is the sum of what was written to it, and in this model it passes "
+                "through norms between the layers (norm_placement='residual'), so that what one component changes for "
+                "a reader depends on all others; patch whole activations instead: `interp.sweep` at 'z', 'mlp_out' or "
+                "'resid_pre'"
+            )
         graph = _graph(model.cfg)
         lacking = [name for name in (*graph.sender_sites, *graph.receiver_sites) if name not in model.hook_dict]
         if lacking:

@@ -33,6 +33,7 @@ from interp.heads.hidden_attention import mixer_of, patterns, shares, sources
 from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
+from interp.sites import norm_on_stream
 from interp.text.padding import as_mask
 
 LENGTH = 25  # tokens in a run, unless the caller says otherwise
@@ -379,11 +380,16 @@ def _caches(
 
 @torch.no_grad()
 def _written(model: HookedModel, layer: int, cache: ActivationCache, tokens: Tensor) -> Tensor:
-    """What heads add to the logits of some tokens, without the final norm's scale.  # [batch, head, query, token]"""
+    """What heads add to the logits of some tokens, without the scales of norms.  # [batch, head, query, token]"""
+    cfg = model.cfg
     results = model.head_results(layer, cache["z", layer])  # [batch, query, head, d_model]
-    norm = model.norm_before(model.cfg.n_layers)
-    if norm is not None:
-        results = norm.scaled(results, results.new_ones(()))
+    later = [norm_on_stream(cfg, part, at) for at in range(layer, cfg.n_layers) for part in ("attn", "mlp")]
+    norms = [
+        model.get_submodule(path) for path in later if path is not None and f"{path}.hook_scale" in model.hook_dict
+    ]
+    for norm in (*norms, model.norm_before(cfg.n_layers)):
+        if norm is not None:
+            results = norm.scaled(results, results.new_ones(()))  # type: ignore[operator]
     columns = model.W_U.T[tokens]  # [batch, token, d_model]
     return einsum(
         results.float(), columns.float(), "batch query head d_model, batch token d_model -> batch head query token"

@@ -77,12 +77,18 @@ def readable(model: HookedModel) -> GPT:
     """The model, if its weights can be read here.
 
     Raises:
-        InterpError: a bridged model, which another library computes.
+        InterpError: a bridged model, which another library computes, or one with norms on the residual stream, which
+            stand between any two layers.
     """
     if not isinstance(model, GPT):
         raise InterpError(
             f"the weights of a {type(model).__name__} cannot be read: load its checkpoint with interp.load, or judge "
             "its heads by their patterns"
+        )
+    if model.cfg.norms_on_stream:
+        raise InterpError(
+            "the weights of two layers do not compose where norms are on the residual stream between them "
+            "(norm_placement='residual'): judge this model's heads by their patterns"
         )
     return model
 

@@ -2,7 +2,8 @@
 
 The stream is the sum of what the embedding, every head and every MLP have written to it (Elhage et al. 2021, "A
 Mathematical Framework for Transformer Circuits"). Since the norm before a reader is linear once its scale is given, and
-so is the unembedding, each part has its own share of what is read.
+so is the unembedding, each part has its own share of what is read. Where the stream itself passes through norms, a part
+arrives as the norms on its way hand it on, each with the scale of this run; their biases are parts of their own.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from interp.arguments import checked, is_whole, plain, shown
 from interp.config import ModelConfig
 from interp.errors import InterpError, PromptError, UnknownName, check_choice
 from interp.hooked.slices import PosSlice, take
+from interp.sites import norm_on_stream, stream_after, stream_between
 
 # What writes to the residual stream, by kind, and the site of what it writes in a layer.
 WRITERS = {"attn": "hook_attn_out", "mixer": "mixer.hook_out", "mlp": "hook_mlp_out"}
@@ -60,6 +62,10 @@ class CachedModel(Protocol):
 
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> Scales | None:
         """The norm between the residual stream and a reader: a layer, its MLP, or (n_layers) the unembedding."""
+        ...
+
+    def get_submodule(self, target: str) -> Any:
+        """A part of the model by its path, such as a norm on the stream."""
         ...
 
     def tokens_to_residual_directions(self, tokens: str | int | Tensor) -> Tensor:
@@ -145,15 +151,15 @@ class Decompositions(ABC):
             [rows, batch, pos, d_model].
         """
         last = self._layer(layer)
-        names: list[tuple[str, tuple[str, int]]] = []
+        names: list[tuple[str, Key]] = []
         for at in range(last + 1):
             if at == self.model.cfg.n_layers:
-                names.append(("final_post", ("resid_post", at - 1)))
+                names.append(("final_post", stream_after(self.model.cfg, at - 1)))
                 continue
             names.append((f"{at}_pre", ("resid_pre", at)))
-            has_mid = f"blocks.{at}.hook_resid_mid" in self.model.hook_dict
-            if has_mid and ((incl_mid and at < last) or (mlp_input and at == last)):
-                names.append((f"{at}_mid", ("resid_mid", at)))
+            mid = stream_between(self.model.cfg, at)
+            if mid in self.model.hook_dict and ((incl_mid and at < last) or (mlp_input and at == last)):
+                names.append((f"{at}_mid", mid))
         stack = torch.stack([take(self[key], pos_slice, -2) for _, key in names])
         if apply_ln:
             stack = self.model.ln_final(stack)
@@ -172,6 +178,9 @@ class Decompositions(ABC):
     ) -> Any:
         """What each component wrote to the residual stream before `layer`; with `mode="all"` the rows sum to it.
 
+        Where the stream passes through norms on its way, they are what is left of each there; with `mode="all"` the
+        norms' biases are components, too.
+
         Args:
             layer: the reader; None or -1 is the unembedding.
             mlp_input: read at the MLP of `layer`, its mixer included.
@@ -180,7 +189,7 @@ class Decompositions(ABC):
             pos_slice: positions to keep.
             incl_embeds: token and position embedding too.
             return_labels: return `(stack, labels)`; labels are `embed`, `pos_embed`, `0_attn_out` (or
-                `0_mixer_out`), `0_mlp_out`, ...
+                `0_mixer_out`), `0_mlp_out`, ..., and of norms on the stream `embed_ln_bias`, `0_ln1_bias`, ...
 
         Returns:
             [component, batch, pos, d_model].
@@ -190,27 +199,28 @@ class Decompositions(ABC):
         """
         self._check_mode(mode)
         last = self._layer(layer)
-        labels: list[str] = []
-        keys: list[Key] = []
+        parts = _Parts(self, pos_slice, biases=mode == "all")
         if incl_embeds and "hook_embed" not in self.model.hook_dict:
             raise InterpError("this model does not expose its embedding, so its residual stream cannot be decomposed")
         if incl_embeds:
             for name in ("embed", "pos_embed"):
                 if f"hook_{name}" in self.model.hook_dict:
-                    labels.append(name)
-                    keys.append(f"hook_{name}")
+                    parts.add(name, take(self[f"hook_{name}"], pos_slice, -2))
+            parts.through("embed")
         for at in range(last + (1 if mlp_input and last < self.model.cfg.n_layers else 0)):
             for kind, site in WRITERS.items():
                 name = f"blocks.{at}.{site}"
-                if mode in ("all", kind) and name in self.model.hook_dict and (kind != "mlp" or at < last):
-                    labels.append(f"{at}_{kind}_out")
-                    keys.append(name)
-        if not keys:
+                if name not in self.model.hook_dict or (kind == "mlp" and at >= last):
+                    continue
+                if mode in ("all", kind):
+                    parts.add(f"{at}_{kind}_out", take(self[name], pos_slice, -2))
+                parts.through(kind, at)
+        if not parts.rows:
             raise InterpError(f"no component of mode={mode!r} writes to the residual stream before layer {last}")
-        stack = torch.stack([take(self[key], pos_slice, -2) for key in keys])
+        stack = torch.stack(parts.rows)
         if apply_ln:
             stack = self.apply_ln_to_stack(stack, last, mlp_input, pos_slice)
-        return (stack, labels) if return_labels else stack
+        return (stack, parts.labels) if return_labels else stack
 
     @checked
     @like_the_cache
@@ -242,14 +252,17 @@ class Decompositions(ABC):
         with_heads = [at for at in range(n_layers) if f"blocks.{at}.attn.hook_z" in self.model.hook_dict]
         if n_layers and not with_heads:
             raise UnknownName("this model has no attention heads: decompose_resid takes what its layers write")
-        labels = [f"L{at}H{head}" for at in with_heads if at < last for head in range(n_heads)]
-        rows: list[Tensor] = []
-        for at in with_heads:
-            if at >= last:
-                break
-            z = take(self["z", at], pos_slice, -3)
-            rows.extend(self.model.head_results(at, z).unbind(-2))
-        total = take(self["resid_post", last - 1] if last else self["resid_pre", 0], pos_slice, -2)
+        parts = _Parts(self, pos_slice, biases=False)
+        for at in range(last):
+            if at in with_heads:
+                results = self.model.head_results(at, take(self["z", at], pos_slice, -3))
+                for head in range(n_heads):
+                    parts.add(f"L{at}H{head}", results[..., head, :])
+                parts.through("attn", at)
+            if f"blocks.{at}.hook_mlp_out" in self.model.hook_dict:
+                parts.through("mlp", at)
+        total = take(self[stream_after(self.model.cfg, last - 1)] if last else self["resid_pre", 0], pos_slice, -2)
+        labels, rows = parts.labels, parts.rows
         if incl_remainder:
             labels.append("remainder")
             rows.append(total - (torch.stack(rows).sum(0) if rows else 0))
@@ -354,3 +367,36 @@ class Decompositions(ABC):
                 f"tokens of shape {list(direction.shape[:-1])} do not fit a stack of {list(scaled.shape[1:-1])} = "
                 "[batch, pos]: give one token, [batch] or [batch, pos]"
             ) from error
+
+
+class _Parts:
+    """Parts of the residual stream on their way up, which grow in number.
+
+    Args:
+        run: where they and the scales of norms are read.
+        pos_slice: positions to keep.
+        biases: whether the bias of a norm on the stream is a part, too.
+    """
+
+    def __init__(self, run: Decompositions, pos_slice: PosSlice, *, biases: bool) -> None:
+        self.run = run
+        self.pos_slice = pos_slice
+        self.biases = biases
+        self.labels: list[str] = []
+        self.rows: list[Tensor] = []  # each [batch, pos, d_model]
+
+    def add(self, label: str, value: Tensor) -> None:
+        """One more part, from where it is written, at the positions to keep."""
+        self.labels.append(label)
+        self.rows.append(value)
+
+    def through(self, writer: str, layer: int | None = None) -> None:
+        """All parts so far, as they leave the norm that the stream passes through after a writer, if there is one."""
+        path = norm_on_stream(self.run.model.cfg, writer, layer)
+        if path is None:
+            return
+        norm = self.run.model.get_submodule(path)
+        scale = take(self.run[f"{path}.hook_scale"], self.pos_slice, -2)
+        self.rows = [norm.scaled(row, scale) for row in self.rows]
+        if self.biases and norm.b is not None:
+            self.add(f"{path.removeprefix('blocks.').replace('.', '_')}_bias", norm.b.expand(*scale.shape[:-1], -1))

@@ -24,6 +24,7 @@ from interp.errors import InterpError, ParityError, PromptError, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import best_logit, check_answers, joint_logit, mean_logit
 from interp.prompts.pairs import PromptPairs
+from interp.sites import stream_after, stream_between
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,10 +51,11 @@ def depths(model: HookedModel, *, halves: bool = True) -> list[str]:
     """
     if not model.cfg.n_layers:
         raise InterpError("a lens reads the outputs of layers, and this model has no layers")
-    endings = ("hook_resid_pre", "hook_resid_mid") if halves else ("hook_resid_pre",)
-    names = [name for name in model.hook_dict if name.endswith(endings)]
-    names.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
-    pre = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    names, pre = [], [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+    for layer, entering in enumerate(pre):
+        middle = stream_between(model.cfg, layer)
+        names += [entering, middle] if halves and middle in model.hook_dict else [entering]
+    names.append(stream_after(model.cfg, model.cfg.n_layers - 1))
     absent = [name for name in (*pre, names[-1]) if name not in model.hook_dict]
     if absent:
         raise InterpError(f"a lens needs the residual stream of every layer, and this model has no site {absent[0]!r}")
@@ -151,7 +153,7 @@ def read(
 
 def gap(frame: pd.DataFrame) -> float:
     """How far the rows after the last layer are from the model's own output, in nats: the largest over all places."""
-    last = frame[(frame["site"] == "resid_post") & (frame["metric"] == "kl")]
+    last = frame[frame["site"].str.endswith("resid_post") & (frame["metric"] == "kl")]
     return float(last["value"].abs().max(skipna=False))
 
 
@@ -221,13 +223,13 @@ def _places(frame: pd.DataFrame, columns: Sequence[str]) -> list[tuple[Any, ...]
 
 def depth(layer: int, site: str) -> float:
     """A site's depth in layers: the stream enters layer 3 at 3 and passes its middle at 3.5."""
-    return layer + {"resid_pre": 0.0, "resid_mid": 0.5, "resid_post": 1.0}[site]
+    return layer + {"resid_pre": 0.0, "resid_mid": 0.5, "resid_post": 1.0}[site.removeprefix("normalized_")]
 
 
 def in_words(row: pd.Series[Any]) -> str:
     """The depth of a table's row, such as `the input of layer 3`."""
     where = {"resid_pre": "the input of layer", "resid_mid": "the middle of layer", "resid_post": "the output of layer"}
-    return f"{where[row['site']]} {row['layer']}"
+    return f"{where[row['site'].removeprefix('normalized_')]} {row['layer']}"
 
 
 def settled(table: pd.DataFrame, holds: pd.Series[bool]) -> pd.Series[Any] | None:

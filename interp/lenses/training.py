@@ -43,6 +43,7 @@ from interp.lenses.training_text import Texts, prepare
 from interp.lenses.tuned_lens import CONFIG_FILE, TunedLens, held_out_divergence
 from interp.progress import counting
 from interp.resume.fingerprint import fingerprint
+from interp.sites import stream_after
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORWARD_SEQUENCES = 16  # sequences in a forward
@@ -185,7 +186,7 @@ def _streams(
     sequences.
     """
     names = {layer: f"blocks.{layer}.hook_resid_pre" for layer in layers}
-    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    last = stream_after(model.cfg, model.cfg.n_layers - 1)
     rows = tokens if at is None else tokens[at[0][:, 0]]
     _, cache = model.run_with_cache(rows.to(model.device), names_filter=[*names.values(), last], return_type=None)
 

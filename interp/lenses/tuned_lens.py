@@ -111,7 +111,7 @@ class TunedLens:
 
     def translate(self, name: str, stream: Tensor) -> Tensor:
         """The translated stream of a site, as `interp.lenses.read.read` needs it; the last output is left unchanged."""
-        if name.endswith("hook_resid_post"):
+        if name.endswith("resid_post"):
             return stream
         return self(stream, int(name.split(".")[1]))
 

@@ -3,6 +3,7 @@
 1. The mixer, attention or a state-space layer, reads the normalised stream and lets positions look at one another.
 2. What it made is written to the stream, then the MLP reads that and adds in turn; with parallel blocks both read what
    came in. A block may lack one of the two. Some models normalise what is added too, or multiply it by a factor.
+   Where the norms are on the stream, a part reads the stream as it is, which is normalised after the part has added.
 
 The halves are apart because a sweep runs fewer positions through the second than through the first.
 """
@@ -37,12 +38,13 @@ class Block(nn.Module):
         mixer, has_mlp = cfg.mixer(layer), cfg.mlp_in(layer)
         self.parallel = cfg.parallel_attn_mlp and mixer is not None
         self.residual_scale = cfg.residual_scale
-        self.ln1 = Norm(cfg, f"{here}.ln1", points) if cfg.norms_before and mixer is not None else None
+        self.norms_on_stream, normed = cfg.norms_on_stream, cfg.norms_before or cfg.norms_on_stream
+        self.ln1 = Norm(cfg, f"{here}.ln1", points) if normed and mixer is not None else None
         self.attn = Attention(cfg, layer, points) if mixer == "attn" else None
         self.mixer = MIXERS[mixer](cfg, layer, points) if mixer in MIXERS else None
         self.ln1_post = Norm(cfg, f"{here}.ln1_post", points) if cfg.norms_after and mixer == "attn" else None
         self.ln2: Norm | None = None
-        if cfg.norms_before and has_mlp:
+        if normed and has_mlp:
             owner, path = self.ln1 if cfg.shared_norm else None, f"{here}.ln2"
             self.ln2 = Norm(cfg, path, points) if owner is None else SharedNorm(cfg, path, points, owner)
         self.ln2_post = Norm(cfg, f"{here}.ln2_post", points) if cfg.norms_after and has_mlp else None
@@ -55,6 +57,10 @@ class Block(nn.Module):
             points.get(f"{here}.hook_mixer_in"),
         )
         self.hook_resid_mid = points.get(f"{here}.hook_resid_mid")
+        self.hook_normalized_resid_mid, self.hook_normalized_resid_post = (
+            points.get(f"{here}.hook_normalized_resid_mid"),
+            points.get(f"{here}.hook_normalized_resid_post"),
+        )
         self.hook_mlp_in, self.hook_mlp_out = points.get(f"{here}.hook_mlp_in"), points.get(f"{here}.hook_mlp_out")
 
     def forward(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> Tensor:
@@ -67,14 +73,15 @@ class Block(nn.Module):
         That is z [batch, pos, head, d_head], or what W_out of a state-space layer reads; nothing without a mixer.
         """
         resid = self.hook_resid_pre(resid)
+        norm = self.norm_before_mixer
         if self.attn is not None:
-            x = resid if self.ln1 is None else self.ln1(resid)
+            x = resid if norm is None else norm(resid)
             return resid, self.attn.mix(x, context, split=self._split_inputs(resid, x), past=past)
         if self.mixer is None:
             return resid, resid[..., :0]
         assert self.hook_mixer_in is not None
         own = self.hook_mixer_in(resid.clone()) if self.hook_mixer_in.wanted else resid
-        return resid, self.mixer.mix(own if self.ln1 is None else self.ln1(own), context, past=past)
+        return resid, self.mixer.mix(own if norm is None else norm(own), context, past=past)
 
     def write(self, resid: Tensor, mixed: Tensor) -> Tensor:
         """The second half, where each position is by itself: what mixer and MLP add to the residual stream."""
@@ -84,23 +91,44 @@ class Block(nn.Module):
         else:
             added = resid if self.mixer is None else resid + self.mixer.write(mixed)
         if self.mlp is None:
-            return self.hook_resid_post(added)
+            return self._left(added)
         if self.parallel:
-            return self.hook_resid_post(added + self._mlp_out(resid))
+            return self._left(added + self._mlp_out(resid))
         resid = added if self.hook_resid_mid is None else self.hook_resid_mid(added)
-        return self.hook_resid_post(resid + self._mlp_out(resid))
+        if self.hook_normalized_resid_mid is not None and self.ln1 is not None:
+            resid = self.hook_normalized_resid_mid(self.ln1(resid))
+        return self._left(resid + self._mlp_out(resid))
+
+    def _left(self, added: Tensor) -> Tensor:
+        """The residual stream that leaves the block, of what it is with all that the block added."""
+        resid, norm = self.hook_resid_post(added), self.ln1 if self.mlp is None else self.ln2
+        if self.hook_normalized_resid_post is None or norm is None:
+            return resid
+        return self.hook_normalized_resid_post(norm(resid))
+
+    @property
+    def norm_before_mixer(self) -> Norm | None:
+        """The norm between the residual stream and the mixer; None where it reads the stream as it is."""
+        return None if self.norms_on_stream else self.ln1
+
+    @property
+    def norm_before_mlp(self) -> Norm | None:
+        """The norm between the residual stream and the MLP; None where it reads the stream as it is."""
+        return None if self.norms_on_stream else self.ln2
 
     def _mlp_out(self, resid: Tensor) -> Tensor:
         assert self.mlp is not None and self.hook_mlp_in is not None and self.hook_mlp_out is not None
         if self.hook_mlp_in.wanted:
             resid = self.hook_mlp_in(resid.clone())
-        x = resid if self.ln2 is None else self.ln2(resid)
+        norm = self.norm_before_mlp
+        x = resid if norm is None else norm(resid)
         return self.hook_mlp_out(self._added(self.mlp(x), self.ln2_post))
 
     def mlp_added(self, resid: Tensor) -> Tensor:
         """What the MLP adds to a stream [..., d_model], without the hook points of the norms: for other inputs."""
         assert self.mlp is not None
-        made = self.mlp(resid if self.ln2 is None else self.ln2.unhooked(resid))
+        norm = self.norm_before_mlp
+        made = self.mlp(resid if norm is None else norm.unhooked(resid))
         made = made if self.ln2_post is None else self.ln2_post.unhooked(made)
         return made if self.residual_scale == 1.0 else made * self.residual_scale
 
@@ -140,17 +168,17 @@ class Block(nn.Module):
 
     def _split_inputs(self, resid: Tensor, x: Tensor) -> dict[str, Tensor]:
         """A normalised residual stream of its own for every head, where somebody asked for it."""
-        split = {}
+        split, norm = {}, self.norm_before_mixer
         for name, point in self.hook_split.items():
             if not point.wanted:
                 continue
-            if self.ln1 is not None and self.ln1.edited and not torch.equal(x, self.ln1.unhooked(resid)):
+            if norm is not None and norm.edited and not torch.equal(x, norm.unhooked(resid)):
                 raise HookError(
                     f"{point.name!r} does not pass through what a hook on this layer's ln1 changed: choose one"
                 )
             every = repeat(resid, "batch pos d_model -> batch pos head d_model", head=self.heads[name])
             own = point(every.contiguous())  # one memory for each head, so that they can be changed apart
-            split[name] = own if self.ln1 is None else self.ln1.unhooked(own)
+            split[name] = own if norm is None else norm.unhooked(own)
         return split
 
 

@@ -25,6 +25,7 @@ from interp.config import ModelConfig
 from interp.forward.forward_context import make_context
 from interp.models.block import Block
 from interp.models.layers import Norm
+from interp.sites import normed_on_stream, stream_between
 from interp.state_space.mixer import RECURRENT
 
 
@@ -62,7 +63,13 @@ class LayerRun:
         if own is not None:
             return own
         direct = self.block.parallel or self.cfg.mixer(self.layer) is None
-        return self.resid_pre if direct else self.stored("hook_resid_mid")
+        return self.resid_pre if direct else self.tensors.get(stream_between(self.cfg, self.layer))
+
+    def norm_input(self, norm: str) -> Tensor | None:
+        """The residual stream that "ln1" or "ln2" normalises."""
+        if self.cfg.norms_on_stream:
+            return self.tensors.get(normed_on_stream(self.cfg, self.layer, norm))
+        return self.resid_pre if norm == "ln1" else self.mlp_in
 
     def split_input(self, letter: str) -> Tensor | None:
         """What every query, key or value head ("q", "k", "v") reads.  # [batch, pos, head, d_model]"""
@@ -112,10 +119,10 @@ def normalized(norm: nn.Module | None, resid: Tensor | None) -> Tensor | None:
 
 
 IN_LAYER: dict[str, Callable[[LayerRun], Tensor | None]] = {
-    "ln1.scale": lambda run: norm_scale(run.block.ln1, run.resid_pre),
-    "ln1.normalized": lambda run: normalized(run.block.ln1, run.resid_pre),
-    "ln2.scale": lambda run: norm_scale(run.block.ln2, run.mlp_in),
-    "ln2.normalized": lambda run: normalized(run.block.ln2, run.mlp_in),
+    "ln1.scale": lambda run: norm_scale(run.block.ln1, run.norm_input("ln1")),
+    "ln1.normalized": lambda run: normalized(run.block.ln1, run.norm_input("ln1")),
+    "ln2.scale": lambda run: norm_scale(run.block.ln2, run.norm_input("ln2")),
+    "ln2.normalized": lambda run: normalized(run.block.ln2, run.norm_input("ln2")),
     "q_input": lambda run: run.split_input("q"),
     "k_input": lambda run: run.split_input("k"),
     "v_input": lambda run: run.split_input("v"),

@@ -8,6 +8,9 @@ Every block adds to the residual stream and nothing else touches it:
    A block may lack one of the two.
 4. logits = unembed(norm(resid_post of the last block)).
 
+In the first Transformers the norms are on the stream instead: the next part reads norm(resid_mid), the next block
+norm(resid_post).
+
 Sources: Vaswani et al. 2017 (attention, positions), Radford et al. 2019 (GPT-2: norm before each part), Black et al.
 2022 (GPT-NeoX: parallel blocks, partial rotary), Touvron et al. 2023 (Llama: RMSNorm, rotary, gated MLP).
 """
@@ -36,7 +39,7 @@ from interp.models.attention import Attention
 from interp.models.block import Block
 from interp.models.derivations import AT_THE_END, IN_LAYER, LayerRun
 from interp.models.layers import Embed, Norm, PosEmbed, SinusoidalEmbed, Unembed
-from interp.sites import axis_sizes, site_names
+from interp.sites import axis_sizes, site_names, stream_after
 from interp.state_space.mixer import MambaMixer
 from interp.text.padding import check_attention_mask
 from interp.text.tokenizer import Tokenizer
@@ -232,10 +235,10 @@ class GPT(HookedModel):
     def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
         """The residual stream [batch, pos, d_model] that enters the first layer."""
         resid = self.hook_embed(self.embed(tokens))  # [batch, pos, d_model]
-        if self.pos_embed is None or self.hook_pos_embed is None:
-            return resid
-        table = self.pos_embed(context.positions).to(resid.dtype)
-        return resid + self.hook_pos_embed(table.expand_as(resid))
+        if self.pos_embed is not None and self.hook_pos_embed is not None:
+            table = self.pos_embed(context.positions).to(resid.dtype)
+            resid = resid + self.hook_pos_embed(table.expand_as(resid))
+        return self.embed.ln(resid) if self.embed.ln is not None and self.embed.norms_sum else resid
 
     def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:
         n_layers = self.cfg.n_layers
@@ -268,7 +271,7 @@ class GPT(HookedModel):
         point = self.hook_dict[name]
         short = point.site.short
         if short in AT_THE_END:
-            return AT_THE_END[short](self.ln_final, tensors.get(f"blocks.{self.cfg.n_layers - 1}.hook_resid_post"))
+            return AT_THE_END[short](self.ln_final, tensors.get(stream_after(self.cfg, self.cfg.n_layers - 1)))
         if short not in IN_LAYER:
             return None
         layer = point.layer()
@@ -295,7 +298,7 @@ class GPT(HookedModel):
         if layer == self.cfg.n_layers:
             return self.ln_final if isinstance(self.ln_final, Norm) else None
         block = self.block(layer)
-        return block.ln2 if mlp_input or self.cfg.mixer(layer) is None else block.ln1
+        return block.norm_before_mlp if mlp_input or self.cfg.mixer(layer) is None else block.norm_before_mixer
 
     @property
     def W_E(self) -> Tensor:

@@ -228,24 +228,28 @@ class MLP(nn.Module):
 
 
 class Embed(nn.Module):
-    """Token embedding: W_E [d_vocab, d_model], times the model's factor, through its norm if it has one."""
+    """Token embedding: W_E [d_vocab, d_model], times the model's factor, through its norm if it has one.
+
+    A norm of the sum of all embeddings is here, too, and left to whoever makes the sum.
+    """
 
     def __init__(self, cfg: ModelConfig, points: Mapping[str, HookPoint]) -> None:
         super().__init__()
         self.scale = cfg.embed_scale
         self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
         self.ln = Norm(cfg, "embed.ln", points) if cfg.embed_norm else None
+        self.norms_sum = cfg.embed_norm_of_sum
 
     def forward(self, tokens: Tensor) -> Tensor:
         """What is added to the residual stream.  # [batch, pos] -> [batch, pos, d_model]"""
         rows = self._scaled(F.embedding(tokens, self.W_E))
-        return rows if self.ln is None else self.ln(rows)
+        return rows if self.ln is None or self.norms_sum else self.ln(rows)
 
     @property
     def table(self) -> Tensor:
         """What every token adds to the residual stream [d_vocab, d_model]; W_E itself where nothing is between."""
         rows = self._scaled(self.W_E)
-        return rows if self.ln is None else self.ln.unhooked(rows)
+        return rows if self.ln is None or self.norms_sum else self.ln.unhooked(rows)
 
     def _scaled(self, rows: Tensor) -> Tensor:
         # The factor is rounded to their number type, as in transformers.

@@ -24,6 +24,7 @@ from interp.metric_rounding import rounding
 from interp.metrics import Metric, evaluate, largest_logit, read, where_read, which_read
 from interp.models.block import key_site, mixed_site
 from interp.prompts.pairs import PromptPairs
+from interp.sites import stream_after
 from interp.sweeps.edit_reach import Numbers, Placed
 from interp.sweeps.plan import Plan
 from interp.sweeps.source_values import sum_over_prompts, whole_source
@@ -121,7 +122,7 @@ class BaseRunCache:
             there = logits[torch.arange(len(pairs), device=logits.device)[:, None], at]  # [prompt, read, d_vocab_out]
             return dict(cache), read(self.metric, logits, pairs), largest_logit(there)
         # Nothing but what the metric reads is normalised and unembedded.
-        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+        last = stream_after(model.cfg, model.cfg.n_layers - 1)
         names = names | {last}
         _, cache = model.run_with_cache(tokens, names_filter=sorted(names), attention_mask=mask, return_type=None)
         at = where_read(self.metric, pairs)

@@ -20,11 +20,12 @@ import numpy as np
 from torch import Tensor
 
 from interp.arguments import entries
+from interp.config import ModelConfig
 from interp.edits import Edit, Index, Variant
 from interp.errors import PromptError
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
-from interp.sites import Site, axis_sizes, unknown_site
+from interp.sites import NORMS, Site, axis_sizes, unknown_site
 
 Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]  # [prompt, pos]
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -112,7 +113,7 @@ class Placer:
         row_axis = "query" if "query" in axes else "pos"
         axes.remove(row_axis)
         if name not in self._steps:
-            self._steps[name] = step_of(site, point.layer() if site.per_layer else None, self.model.cfg.n_layers)
+            self._steps[name] = step_of(site, point.layer() if site.per_layer else None, self.model.cfg)
         step = self._steps[name]
         late = step + (site.short in QUERY_SITES) > 2 * (self.model.cfg.n_layers - 1)
         return Placed(
@@ -261,11 +262,12 @@ def _key(index: Index) -> object:
     return ("slice", index.start, index.stop, index.step) if isinstance(index, slice) else index
 
 
-def step_of(site: Site, layer: int | None, n_layers: int) -> int:
+def step_of(site: Site, layer: int | None, cfg: ModelConfig) -> int:
     """Where in the depth of a model a site is."""
     if layer is None:
-        return 2 * n_layers if "ln_final" in site.template else 0
-    return 2 * layer + (site.short not in QUERY_SITES | INPUT_SITES)
+        return 2 * cfg.n_layers if "ln_final" in site.template else 0
+    on_stream = cfg.norms_on_stream and NORMS.match(site.template) is not None  # after the attention
+    return 2 * layer + (on_stream or site.short not in QUERY_SITES | INPUT_SITES)
 
 
 def rows_first(value: Tensor, site: Site) -> Tensor:

@@ -31,6 +31,7 @@ from interp.metrics import Metric, answers_of, evaluate, is_read, read, score, w
 from interp.models.block import mixed_site
 from interp.models.gpt import GPT
 from interp.prompts.pairs import PromptPairs
+from interp.sites import stream_after
 from interp.sweeps.base_runs import BaseRunCache, BaseRuns
 from interp.sweeps.batched_edits import Changes, Layout
 from interp.sweeps.costs import LOGIT_ROWS
@@ -248,7 +249,8 @@ class _Batch:
     def normalize(self) -> Tensor:
         """What the unembedding reads of every row whose final value is needed [row, d_model]."""
         if self._lay_out(self.read):
-            self.resid = self._moved(self.resid, self.base[f"blocks.{self.model.cfg.n_layers - 1}.hook_resid_post"])
+            last = stream_after(self.model.cfg, self.model.cfg.n_layers - 1)
+            self.resid = self._moved(self.resid, self.base[last])
         normalized: Tensor = self.model.ln_final(self.resid)
         return normalized[0]
 

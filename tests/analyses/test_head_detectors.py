@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from makers import KINDS, make
+from makers import KINDS, SUMS, make
 from scipy.stats import spearmanr
 
 import interp
@@ -86,8 +86,8 @@ def test_every_kind_of_model_gives_a_table_a_figure_and_a_section(kind: str) -> 
     had = set(zip(frame["detector"], frame["source"], strict=True))
     assert {(name, "task") for name in LINKED} | {("induction", "patterns")} <= had
     assert len(frame) == len(frame.drop_duplicates(["detector", "source", "layer", "head", "prompt"]))
-    assert (("copying", "weights") in had) == (kind != "attn_only")
-    assert (("previous_token", "weights") in had) == (kind != "no_positions")
+    assert (("copying", "weights") in had) == (kind in SUMS and kind != "attn_only")
+    assert (("previous_token", "weights") in had) == (kind in SUMS and kind != "no_positions")
     assert "no tokenizer" in text and (("no positions" in text) == (kind == "no_positions"))
     assert frame["value"].abs().max() <= 1 + 1e-6 and findings and all(line.endswith(".") for line in findings)
     task = frame[(frame["source"] == "task") & (frame["detector"] == "duplicate_token")]

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from makers import KINDS, RECURRENT, make, pairs_of
+from makers import RECURRENT, SUMS, make, pairs_of
 
 from analyses import activation_patching, head_attribution, path_patching
 from analyses.sections.path_patching import report
@@ -19,7 +19,7 @@ from interp.errors import InterpError, PromptError, UnknownName
 from interp.prompts.pairs import PromptPairs
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SUMS)
 def test_every_head_is_a_sender_to_the_logits(kind: str) -> None:
     model, pairs = make(kind), pairs_of()
     frame = path_patching.run(model, pairs, progress=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from makers import KINDS, RECURRENT, make, pairs_of
+from makers import KINDS, RECURRENT, SUMS, make, pairs_of
 from torch import Tensor
 
 from interp.attribution.gradients import INPUT, path_slopes, values_at
@@ -88,7 +88,7 @@ def test_small_changes_are_estimated_closely_at_every_site(kind: str) -> None:
         assert np.abs(found - expected).max() < 1e-2 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
+@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
 def test_edges_are_estimated_as_edge_attribution_does(kind: str) -> None:
     model, pairs = make(kind).double(), pairs_of(6, 4)
     graph = Graph.of(model)

@@ -49,8 +49,8 @@ def paths_by_networkx(graph: Graph, edges: Tensor) -> Tensor:
     return kept
 
 
-def test_pruning_keeps_what_lies_on_a_path(any_model: GPT) -> None:
-    graph = Graph.of(any_model)
+def test_pruning_keeps_what_lies_on_a_path(edged_model: GPT) -> None:
+    graph = Graph.of(edged_model)
     for seed, share in enumerate([0.02, 0.06, 0.1, 0.3]):
         edges = drawn(graph, share, seed)
         kept = on_paths(graph, edges)

@@ -20,14 +20,14 @@ def bias(model: GPT, layer: int) -> torch.Tensor | None:
 
 
 @torch.no_grad()
-def test_every_receiver_reads_the_sum_of_its_senders_and_of_biases(any_model: GPT, tokens: torch.Tensor) -> None:
-    graph = Graph.of(any_model)
+def test_every_receiver_reads_the_sum_of_its_senders_and_of_biases(edged_model: GPT, tokens: torch.Tensor) -> None:
+    graph = Graph.of(edged_model)
     names = [*graph.sender_sites, *graph.receiver_sites]
-    _, cache = any_model.run_with_cache(tokens, names_filter=names)
-    sent, received = graph.sent(any_model, cache), graph.received(cache)
+    _, cache = edged_model.run_with_cache(tokens, names_filter=names)
+    sent, received = graph.sent(edged_model, cache), graph.received(cache)
     for at, node in enumerate(graph.receivers):
-        behind_own = node.kind == "mlp" and not any_model.cfg.parallel_attn_mlp
-        biases = [bias(any_model, layer) for layer in range(node.layer + behind_own)]
+        behind_own = node.kind == "mlp" and not edged_model.cfg.parallel_attn_mlp
+        biases = [bias(edged_model, layer) for layer in range(node.layer + behind_own)]
         expected = sent[graph.allowed[:, at]].sum(0) + sum(b for b in biases if b is not None)
         assert torch.allclose(received[at], expected, atol=1e-4), node.name
 
@@ -44,8 +44,13 @@ def test_every_layer_has_the_nodes_of_its_parts(recurrent: GPT) -> None:
         assert node.axis == (axes[2] if node.head is not None else None)
 
 
-def test_every_edge_has_a_name_that_finds_it(any_model: GPT) -> None:
-    graph = Graph.of(any_model)
+def test_a_stream_that_passes_through_norms_has_no_edges() -> None:
+    with pytest.raises(InterpError, match=r"edges need a residual stream that is the sum.*norm_placement='residual'"):
+        Graph.of(make("bert"))
+
+
+def test_every_edge_has_a_name_that_finds_it(edged_model: GPT) -> None:
+    graph = Graph.of(edged_model)
     names = [graph.edge_name(*edge) for edge in graph.edges]
     assert len(set(names)) == len(names) == graph.n_edges
     assert [graph.edge(name) for name in names] == list(graph.edges)

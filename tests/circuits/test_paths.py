@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers import KINDS, RECURRENT, make, make_pairs
+from makers import RECURRENT, SUMS, make, make_pairs
 from torch import Tensor
 
 import interp
@@ -66,7 +66,7 @@ def by_hand(model: GPT, pairs: PromptPairs, sender: Node, receiver: Node, throug
 
 
 @pytest.mark.parametrize("through", THROUGH)
-@pytest.mark.parametrize("kind", [*KINDS, *RECURRENT])
+@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
 def test_every_path_equals_the_published_algorithm(kind: str, through: str) -> None:
     model, pairs = make(kind), make_pairs((6, 4))
     graph = Graph.of(model)
@@ -109,8 +109,8 @@ def test_a_path_of_a_real_model_equals_the_published_algorithm(through: str) -> 
     assert (frame["value"] - frame["base_value"]).abs().max() > 0.1
 
 
-def test_all_senders_at_once_bring_the_source_run(any_model: GPT) -> None:
-    model, pairs = any_model, make_pairs((6, 4, 6))
+def test_all_senders_at_once_bring_the_source_run(edged_model: GPT) -> None:
+    model, pairs = edged_model, make_pairs((6, 4, 6))
     if model.cfg.norms_after:
         pytest.skip("each head changes the scale of the others of its layer, so that their changes do not add up")
     graph, last = Graph.of(model), f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
@@ -124,8 +124,8 @@ def test_all_senders_at_once_bring_the_source_run(any_model: GPT) -> None:
     assert torch.allclose(together[pairs.mask], source[pairs.mask], atol=1e-3)
 
 
-def test_to_the_logits_by_all_paths_is_activation_patching(any_model: GPT) -> None:
-    model, pairs = any_model, make_pairs((6, 4, 6))
+def test_to_the_logits_by_all_paths_is_activation_patching(edged_model: GPT) -> None:
+    model, pairs = edged_model, make_pairs((6, 4, 6))
     graph = Graph.of(model)
     starts = parse_senders("all", graph)
     (logits,) = parse_receivers("logits", graph, model)

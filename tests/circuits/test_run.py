@@ -62,11 +62,11 @@ def one_by_one(model: GPT, pairs: PromptPairs, masks: Tensor, kind: str, base: s
     return values
 
 
-def test_circuits_are_what_a_loop_over_receivers_says(any_model: GPT) -> None:
+def test_circuits_are_what_a_loop_over_receivers_says(edged_model: GPT) -> None:
     pairs = pairs_of()
-    masks = drawn_edges(Graph.of(any_model), 0.1, 0.5, 0.9)
-    found = run_circuits(any_model, pairs, masks)
-    expected = one_by_one(any_model, pairs, masks, "corrupt", "clean", "logit_diff")
+    masks = drawn_edges(Graph.of(edged_model), 0.1, 0.5, 0.9)
+    found = run_circuits(edged_model, pairs, masks)
+    expected = one_by_one(edged_model, pairs, masks, "corrupt", "clean", "logit_diff")
     assert torch.allclose(found, expected, atol=2e-4), (found - expected).abs().max()
     assert found.std(0).min() > 1e-3  # the circuits differ
 
@@ -87,8 +87,8 @@ def test_every_ablation_stands_in_for_senders(of: str, kind: str) -> None:
 
 
 @torch.no_grad()
-def test_all_edges_are_the_base_run_and_none_the_ablated_run(any_model: GPT) -> None:
-    model, pairs = any_model, pairs_of()
+def test_all_edges_are_the_base_run_and_none_the_ablated_run(edged_model: GPT) -> None:
+    model, pairs = edged_model, pairs_of()
     graph = Graph.of(model)
     masks = torch.stack([graph.allowed, torch.zeros_like(graph.allowed)])
     found = run_circuits(model, pairs, masks, graph, max_memory=2**22)

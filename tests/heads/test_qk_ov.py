@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from makers import KINDS, make
+from makers import SUMS, make
 from torch import Tensor
 
 import interp
@@ -231,7 +231,7 @@ def test_standing_counts_what_is_lower_and_higher() -> None:
     assert head_weights.standing(values, values).tolist() == [pytest.approx([1, -2 / 3, -2 / 3, 1 / 3]), [0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SUMS)
 def test_every_kind_of_model_has_scores_within_their_range_or_a_reason(kind: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         model = make(kind).to(dtype)

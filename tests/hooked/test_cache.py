@@ -13,6 +13,7 @@ from torch import Tensor
 
 from interp.errors import HookError, InterpError, PromptError, UnknownName
 from interp.models.gpt import GPT
+from interp.sites import stream_after, stream_between
 
 
 def test_caching_changes_no_bit_and_keeps_what_is_computed_anyway(any_model: GPT, tokens: Tensor) -> None:
@@ -232,9 +233,11 @@ def test_components_sum_to_the_residual_stream(any_model: GPT, tokens: Tensor, r
     stack, labels = cache.decompose_resid(layer, mlp_input=mlp_input, return_labels=True)
     assert len(stack) == len(labels) == len(set(labels))
     if layer is None:
-        expected = cache["resid_post", -1]
-    elif mlp_input and f"blocks.{layer}.hook_resid_mid" in any_model.hook_dict:
-        expected = cache["resid_mid", layer]
+        expected = cache[stream_after(any_model.cfg, any_model.cfg.n_layers - 1)]
+    elif mlp_input and (between := stream_between(any_model.cfg, layer)) in any_model.hook_dict:
+        expected = cache[between]
+    elif mlp_input and any_model.cfg.norms_on_stream:  # what an MLP would read in a layer that has none
+        expected = cache[stream_after(any_model.cfg, layer)]
     elif mlp_input:
         mixed = [name for name in (f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.mixer.hook_out") if name in cache]
         expected = cache["resid_pre", layer] + sum(cache[name] for name in mixed)
@@ -248,17 +251,36 @@ def test_heads_and_their_remainder_sum_to_the_residual_stream(model: GPT, tokens
     _, cache = model.run_with_cache(tokens)
     stack, labels = cache.stack_head_results(layer, incl_remainder=True, return_labels=True)
     assert labels[-1] == "remainder" and len(labels) == len(stack)
-    close(stack.sum(0), cache["resid_post", -1] if layer == -1 else cache["resid_pre", layer])
-    if layer != 0:
+    close(stack.sum(0), cache[stream_after(model.cfg, 1)] if layer == -1 else cache["resid_pre", layer])
+    if layer != 0 and not model.cfg.norms_on_stream:
         own, bias = stack[: model.cfg.n_heads].sum(0), model.bias_result(0, cache["z", 0])
         close(own if bias is None else own + bias, cache["attn_out", 0])
         if not model.cfg.norms_after and model.cfg.residual_scale == 1.0:
             close(stack[1], cache["result", 0][:, :, 1])
 
 
+@pytest.mark.parametrize("kind", ["bert", "vaswani"])
+def test_a_component_arrives_through_every_norm_on_its_way(kind: str, tokens: Tensor) -> None:
+    model = make(kind)
+    _, cache = model.run_with_cache(tokens)
+    stack, labels = cache.decompose_resid(return_labels=True)
+    norms = [(layer, name) for layer in range(2) for name in ("ln1", "ln2")]
+    starts = {"0_attn_out": 0, "0_mlp_out": 1, "1_mlp_out": 3, "0_ln2_bias": 2}
+    with torch.no_grad():
+        for label, first in starts.items():
+            bias = model.block(0).ln2.b.expand(3, 7, -1)
+            part = bias if label == "0_ln2_bias" else cache[f"blocks.{label[0]}.hook_{label[2:]}"]
+            for layer, name in norms[first:]:
+                norm = getattr(model.block(layer), name)
+                part = (part - part.mean(-1, keepdim=True)) / cache["scale", layer, name] * norm.w
+            close(stack[labels.index(label)], part)
+    assert ("embed_ln_bias" in labels) == model.cfg.embed_norm_of_sum and labels[-1] == "1_ln2_bias"
+
+
 def test_logit_attributions_sum_to_the_logit_difference(any_model: GPT, tokens: Tensor) -> None:
     _, cache = any_model.run_with_cache(tokens)
-    logits = any_model.uncapped_logits(any_model.ln_final(cache["resid_post", -1]))
+    final = cache[stream_after(any_model.cfg, any_model.cfg.n_layers - 1)]
+    logits = any_model.uncapped_logits(any_model.ln_final(final))
     n = any_model.cfg.d_vocab_out
     right, wrong = tokens[:, 0] % n, (tokens[:, 0] + 1) % n
     attrs = cache.logit_attrs(cache.decompose_resid(), right, wrong)

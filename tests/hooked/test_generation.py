@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from makers import KINDS, RECURRENT, make
+from makers import CAUSAL, RECURRENT, make
 from torch import Tensor
 
 from interp.errors import PromptError
@@ -12,10 +12,10 @@ from interp.heads.from_patterns import evenly, links
 from interp.hooked.generation import sample
 from interp.hooked.past import PastKeyValues
 
-CAUSAL = [kind for kind in (*KINDS, *RECURRENT) if kind not in ("bidirectional", "attn_only")]
+CONTINUED = [kind for kind in (*CAUSAL, *RECURRENT) if kind != "attn_only"]
 
 
-@pytest.mark.parametrize("kind", CAUSAL)
+@pytest.mark.parametrize("kind", CONTINUED)
 def test_kept_keys_give_what_running_everything_again_gives(kind: str, tokens: Tensor) -> None:
     model = make(kind)
     kept = model.generate(tokens, 8, do_sample=False)

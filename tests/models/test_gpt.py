@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from makers import KINDS, RECURRENT, close, make
+from makers import CAUSAL, RECURRENT, close, make
 from torch import Tensor
 
 from interp.errors import ConfigError, PromptError, UnknownName
 from interp.hooked.past import PastKeyValues
 from interp.models.gpt import GPT
 
-CAUSAL = [kind for kind in (*KINDS, *RECURRENT) if kind != "bidirectional"]
+EVERY_CAUSAL = [*CAUSAL, *RECURRENT]
 # Keys that are kept were turned by the length that the prompt had then, as transformers keeps them.
-CONTINUED = [kind for kind in CAUSAL if kind not in ("dynamic", "longrope")]
+CONTINUED = [kind for kind in EVERY_CAUSAL if kind not in ("dynamic", "longrope")]
 
 
 def test_logits_have_the_vocabulary_of_the_answers(any_model: GPT, tokens: Tensor) -> None:
@@ -48,7 +48,7 @@ def test_padding_changes_no_number_at_real_positions(any_model: GPT, tokens: Ten
         assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("kind", CAUSAL)
+@pytest.mark.parametrize("kind", EVERY_CAUSAL)
 def test_later_tokens_do_not_change_earlier_logits(kind: str, tokens: Tensor) -> None:
     model = make(kind)
     other = tokens.clone()
@@ -350,3 +350,21 @@ def test_a_configuration_survives_plain_values() -> None:
     assert type(cfg).from_dict(cfg.to_dict()) == cfg
     with pytest.raises(ConfigError, match="did you mean 'n_heads'"):
         type(cfg).from_dict({**cfg.to_dict(), "n_head": 3})
+
+
+def test_norms_on_the_stream_are_those_of_torchs_own_encoder_layer(tokens: Tensor) -> None:
+    model = make("vaswani", attention_dir="bidirectional")
+    stream = model.run_with_cache(tokens)[1]["resid_pre", 0]
+    with torch.no_grad():
+        for block in model.blocks:
+            theirs = torch.nn.TransformerEncoderLayer(16, 4, 64, dropout=0.0, batch_first=True, norm_first=False)
+            theirs.load_state_dict({
+                "self_attn.in_proj_weight": block.attn.W_qkv, "self_attn.in_proj_bias": block.attn.b_qkv,
+                "self_attn.out_proj.weight": block.attn.W_z, "self_attn.out_proj.bias": block.attn.b_z,
+                "linear1.weight": block.mlp.W_up, "linear1.bias": block.mlp.b_up,
+                "linear2.weight": block.mlp.W_down, "linear2.bias": block.mlp.b_down,
+                "norm1.weight": block.ln1.w, "norm1.bias": block.ln1.b,
+                "norm2.weight": block.ln2.w, "norm2.bias": block.ln2.b,
+            })  # fmt: skip
+            stream = theirs(stream)
+        close(model(tokens), model.unembed(stream))
