@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from interp.loading.load import load
     from interp.loading.save import save
     from interp.metrics import Metric
+    from interp.models.encoder import Encoder
     from interp.models.gpt import GPT, Mamba
     from interp.prompts.pairs import PromptPairs
     from interp.sites import get_act_name
@@ -46,6 +47,7 @@ __all__ = [
     "Circuit",
     "Direction",
     "Edit",
+    "Encoder",
     "Graph",
     "HookPoint",
     "InterpError",
@@ -82,6 +84,7 @@ _DEFINED_IN = {
     "Circuit": "circuits.circuit",
     "Direction": "directions.steering",
     "Edit": "edits",
+    "Encoder": "models.encoder",
     "Graph": "circuits.graph",
     "HookPoint": "hooked.hooks",
     "InterpError": "errors",

@@ -57,6 +57,7 @@ class PartKind:
 PART_KINDS: dict[str, PartKind] = {
     "embed": PartKind("embed", "embedding", "embed", node="input"),
     "pos_embed": PartKind("pos_embed", "position embedding", "pos_embed"),
+    "token_type_embed": PartKind("token_type_embed", "segment embedding", "token_type_embed"),
     "head": PartKind("L{layer}H{index}", "head", "z", "head", "a{layer}.h{index}", inputs=True),
     "kv_head": PartKind("L{layer}KV{index}", "key-value head", "", "kv_head", "a{layer}.kv{index}", inputs=True),
     "ssm_head": PartKind("L{layer}S{index}", "state-space head", "gated", "ssm_head", "s{layer}.h{index}"),
@@ -185,7 +186,13 @@ class Part:
     @functools.cached_property
     def _place(self) -> tuple[float, int, int, str]:
         """Where it stands in the order of computation."""
-        layer = -1 if self.kind in ("embed", "pos_embed") else float("inf") if self.layer is None else self.layer
+        layer = (
+            -1
+            if self.kind in ("embed", "pos_embed", "token_type_embed")
+            else float("inf")
+            if self.layer is None
+            else self.layer
+        )
         return layer, ORDER.index(self.kind), -1 if self.index is None else self.index, self.reads or ""
 
     @classmethod

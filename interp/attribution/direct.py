@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SITES = (
-    "hook_embed", "hook_pos_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out", "ln_final.hook_scale",
-    "embed.ln.hook_scale", "ln1.hook_scale", "ln2.hook_scale",
+    "hook_embed", "hook_pos_embed", "hook_token_type_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out",
+    "ln_final.hook_scale", "embed.ln.hook_scale", "ln1.hook_scale", "ln2.hook_scale",
 )  # fmt: skip
 """How the names of the sites end that a run has to keep."""
 
@@ -64,7 +64,7 @@ def written(model: HookedModel, cache: ActivationCache, at: tuple[Tensor, Tensor
             labels.append((f"b of {path}", "bias", layer, None))
             wrote.append(norm.b.expand(len(at[0]), -1))
 
-    for name in (Part("embed").name, Part("pos_embed").name):
+    for name in (Part("embed").name, Part("pos_embed").name, Part("token_type_embed").name):
         if f"hook_{name}" in cache:
             labels.append((name, "embed", None, None))
             wrote.append(cache[name][at])

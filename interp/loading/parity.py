@@ -43,13 +43,17 @@ def check_against_transformers(
     """
     import transformers
 
+    theirs: Any = reference if isinstance(reference, torch.nn.Module) else _load(model, reference)
     if tokens is None:
         size = (2, min(64, model.cfg.n_ctx))
         tokens = torch.randint(0, model.cfg.d_vocab, size, generator=torch.Generator().manual_seed(0))
-    theirs: Any = reference if isinstance(reference, torch.nn.Module) else _load(model, reference)
+        if not model.cfg.causal:  # RoBERTa counts no position where the padding token stands
+            pad = theirs.config.pad_token_id
+            tokens = torch.where(tokens == pad, (tokens + 1) % model.cfg.d_vocab, tokens)
     with torch.inference_mode():
         ours = model(tokens).double().cpu()  # [batch, pos, d_vocab]
-        expected = theirs(tokens.to(theirs.device), use_cache=False).logits.double().cpu()
+        options = {"use_cache": False} if model.cfg.causal else {}
+        expected = theirs(tokens.to(theirs.device), **options).logits.double().cpu()
     difference = float((ours - expected).abs().max())
     rounding = float(of_logits(expected.abs().max(), model.dtype))  # in half precision larger than `TOLERANCE`
     return {
@@ -75,7 +79,7 @@ def require_parity(model: HookedModel, reference: Any = None) -> None:
 
 def _load(model: HookedModel, reference: str | Path | None) -> Any:
     """The transformers model, from a path or from the files that our model was loaded from."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     if reference is None:
         source = getattr(model, "source", None)
@@ -89,5 +93,6 @@ def _load(model: HookedModel, reference: str | Path | None) -> Any:
     if path.suffix == ".gguf":
         path, options["gguf_file"] = path.parent, path.name
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
-        theirs = AutoModelForCausalLM.from_pretrained(str(path), local_files_only=True, **options)
+        kind: Any = AutoModelForCausalLM if model.cfg.linear_output else AutoModelForMaskedLM
+        theirs = kind.from_pretrained(str(path), local_files_only=True, **options)
     return theirs.eval().to(model.device)

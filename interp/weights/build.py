@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from interp.config import ModelConfig
 from interp.errors import ConfigError, InterpError, UnknownName, WeightsError, nearest
+from interp.models.encoder import Encoder
 from interp.models.gpt import GPT, Mamba
 from interp.models.layers import PosEmbed
 from interp.state_space.mixer import MambaMixer
@@ -69,7 +70,7 @@ def empty(cfg: ModelConfig) -> GPT:
     """A model whose weights have shapes and no values ("meta" tensors)."""
     try:
         with torch.device("meta"):
-            return Mamba(cfg) if cfg.has_mamba else GPT(cfg)
+            return (Mamba if cfg.has_mamba else GPT if cfg.linear_output else Encoder)(cfg)
     except InterpError:
         raise
     except (RuntimeError, TypeError, OverflowError) as error:  # from torch, for a size that is too large for it
@@ -102,6 +103,7 @@ def weights(model: GPT) -> dict[str, Tensor]:
     named |= {f"embed.ln.{name}": getattr(model.embed.ln, name, None) for name in ("w", "b")}
     if isinstance(model.pos_embed, PosEmbed):
         named["pos_embed.W_pos"] = model.pos_embed.W_pos
+    named["token_type_embed.W_token_type"] = getattr(model.token_type_embed, "W_token_type", None)
     parts = {
         "ln1": ("w", "b"),
         "attn": ("W_Q", "W_K", "W_V", "W_O")
@@ -122,6 +124,9 @@ def weights(model: GPT) -> dict[str, Tensor]:
         if isinstance(block.mixer, MambaMixer):
             named |= {f"blocks.{layer}.mixer.{name}": weight for name, weight in block.mixer.named_parameters()}
     named |= {f"ln_final.{name}": getattr(model.ln_final, name, None) for name in ("w", "b")}
+    if model.mlm_head is not None:
+        named |= {"mlm_head.W": model.mlm_head.W, "mlm_head.b": model.mlm_head.b}
+        named |= {f"mlm_head.ln.{name}": getattr(model.mlm_head.ln, name) for name in ("w", "b")}
     if not cfg.tie_word_embeddings:
         named["unembed.W_U"] = model.unembed.W_U
     named["unembed.b_U"] = model.unembed.b_U

@@ -26,13 +26,15 @@ class Row:
 
     A name with `{i}` means several tensors, numbered from 0, which are stacked. `part` is the number of the part in a
     tensor that fuses several weights, or which heads of one that holds queries, keys and values under one another: "q",
-    "k" or "v". In an `interleaved` tensor the two members of a rotary pair are next to each other.
+    "k" or "v". In an `interleaved` tensor the two members of a rotary pair are next to each other. Of a tensor with
+    more rows than the model has positions, `last` takes the last ones.
     """
 
     theirs: str
     pattern: str | None = None
     part: int | str | None = None
     interleaved: bool = False
+    last: bool = False
 
 
 @dataclass(frozen=True, eq=False)

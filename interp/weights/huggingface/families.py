@@ -11,7 +11,7 @@ from interp.arguments import shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError, nearest
 from interp.weights.checkpoint import Row
-from interp.weights.huggingface import gpt_like, hybrids, llama_like, rows
+from interp.weights.huggingface import encoders, gpt_like, hybrids, llama_like, rows
 from interp.weights.huggingface import mamba as mambas
 from interp.weights.huggingface.options import Watched, refuse_unless, refuse_unread
 from interp.weights.options import Options
@@ -27,8 +27,9 @@ class Family:
     """One architecture of transformers.
 
     One of `prefixes` begins the names in a model with a head, and is missing in a model without one; `{l}` in a name is
-    the layer; `buffers` matches tensors that are computed, not learned; `older` maps the names of modules in older
-    files to today's.
+    the layer; `buffers` matches tensors that are computed, not learned; `older` maps parts of names in older files to
+    today's; `copies` maps a name in the table to another
+    one, under which files may have the same tensor instead or as well.
     """
 
     configure: Callable[[Options], ModelConfig]
@@ -36,6 +37,7 @@ class Family:
     prefixes: tuple[str, ...]
     buffers: re.Pattern[str] = re.compile(r"(?!)")  # matches no name
     older: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
     silent: frozenset[str] | None = frozenset()
 
     def row(self, name: str) -> Row:
@@ -54,8 +56,7 @@ class Family:
         """One of their names as in the table: without the prefix, and with today's name of its module."""
         for prefix in self.prefixes:
             name = name.removeprefix(prefix)
-        module, dot, rest = name.partition(".")
-        return self.older.get(module, module) + dot + rest
+        return ".".join(self.older.get(part, part) for part in name.split("."))
 
 
 def configure(options: Options) -> tuple[Family, ModelConfig]:
@@ -88,6 +89,9 @@ def configure(options: Options) -> tuple[Family, ModelConfig]:
 _INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 _COMPUTED = re.compile(_INV_FREQ)
 _NOT_TEXT = re.compile(rf"^(vision_tower|multi_modal_projector)\.|{_INV_FREQ}")
+# Heads of other tasks, and positions as numbers.
+_BERT_UNUSED = re.compile(r"^pooler\.|^cls\.seq_relationship\.|position_ids$")
+_BERT_OLDER = {"gamma": "weight", "beta": "bias"}
 _MAMBA: dict[str, Any] = {"older": {"embedding": "embeddings"}, "silent": None}
 
 
@@ -135,6 +139,23 @@ FAMILIES = {
     "cohere": _llama(llama_like.cohere, rows.HEAD_NORMED),
     "granite": _llama(llama_like.granite),
     "smollm3": _llama(llama_like.smollm3, rows.LLAMA, *_WINDOWS),
+    "bert": Family(
+        encoders.bert,
+        encoders.BERT,
+        ("bert.",),
+        _BERT_UNUSED,
+        _BERT_OLDER,
+        copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+    ),
+    "roberta": Family(
+        encoders.roberta,
+        encoders.ROBERTA,
+        ("roberta.",),
+        _BERT_UNUSED,
+        copies={"lm_head.decoder.bias": "lm_head.bias"},
+    ),
+    "distilbert": Family(encoders.distilbert, encoders.DISTILBERT, ("distilbert.",), silent=encoders.DISTILBERT_SILENT),
+    "modernbert": Family(encoders.modernbert, encoders.MODERNBERT, ("model.",), silent=encoders.MODERNBERT_SILENT),
     "mamba": Family(mambas.mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
     "falcon_mamba": Family(mambas.falcon_mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
     "mamba2": Family(mambas.mamba2, rows.MAMBA2, ("backbone.",), **_MAMBA),

@@ -139,6 +139,8 @@ def _empty(stored: Stored) -> Tensor:
 
 def _arranged(tensor: Tensor, *, row: Row, cfg: ModelConfig, origin: str | None) -> Tensor:
     """A tensor of theirs, or an empty one of its shape, in our shape."""
+    if row.last:
+        return tensor[-cfg.n_ctx :]
     if row.pattern is None:
         return tensor
     sizes = {"d_head": cfg.d_head, "qkv": 3, "two": 2}
@@ -168,14 +170,17 @@ def _checkpoint(
     refuse_deeper(cfg.n_layers, tensors, source.location)
     # The name in the family's table -> the name in the file.
     names = {family.bare(name): name for name in tensors if not family.buffers.search(family.bare(name))}
-    tied = cfg.tie_word_embeddings and "lm_head.weight" in names
-    embedding = family.rows["embed.W_E"].theirs
-    if tied and embedding in names and not equal(tensors[names[embedding]], tensors[names["lm_head.weight"]]):
+    for theirs_here, elsewhere in family.copies.items():
+        if elsewhere in names:
+            names.setdefault(theirs_here, names.pop(elsewhere))
+    embedding, head = (family.rows[name].theirs for name in ("embed.W_E", "unembed.W_U"))
+    tied = cfg.tie_word_embeddings and head in names
+    if tied and embedding in names and not equal(tensors[names[embedding]], tensors[names[head]]):
         # As in transformers: two different tensors are not tied, whatever the configuration says.
         cfg = cfg.replace(tie_word_embeddings=False)
     elif tied:
-        names.setdefault(embedding, names["lm_head.weight"])
-        del names["lm_head.weight"]
+        names.setdefault(embedding, names[head])
+        del names[head]
     # 2. Their tensors as ours; 3. none is read before it is called.
     places = weights(empty(cfg))
     rows = {name: family.row(name) for name in places}
