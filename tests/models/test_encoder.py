@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import tokenizers
 import torch
-from checkpoints import CASES, relative_difference, tiny, tokens_for
+from checkpoints import CASES, DISTILBERT_SIZES, ENCODERS, SIZES, relative_difference, tiny, tokens_for
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from makers import MASKED, close, make, plain_forwards
 from torch import Tensor
 
@@ -63,6 +66,52 @@ def test_padded_rows_equal_transformers_unpadded_prompts(case: str, side: str) -
         padded = model(batch, attention_mask=mask)
         for row, prompt in enumerate(prompts):
             assert relative_difference(padded[row, mask[row]], theirs(prompt[None]).logits[0]) < 1e-5
+
+
+@torch.no_grad()
+def test_published_files_of_bert_have_older_names_and_further_heads(tmp_path: Path) -> None:
+    theirs = tiny(*CASES["bert"])
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    state = safetensors.torch.load_file(file)
+    older = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    for new, old in older.items():
+        state = {name.replace(new, old): value for name, value in state.items()}
+    state |= {"bert.pooler.dense.weight": torch.ones(32, 32), "cls.seq_relationship.bias": torch.ones(2)}
+    state["bert.embeddings.position_ids"] = torch.arange(48)[None]
+    assert "cls.predictions.bias" in state and "cls.predictions.decoder.bias" not in state
+    safetensors.torch.save_file(state, file, metadata={"format": "pt"})
+    tokens = tokens_for(theirs)
+    assert relative_difference(interp.load(tmp_path)(tokens), theirs(tokens).logits) < 1e-5
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    model_type=st.sampled_from(sorted(ENCODERS)),
+    n_layers=st.integers(1, 3),
+    n_heads=st.sampled_from([1, 2, 4]),
+    tied=st.booleans(),
+    act=st.sampled_from(["gelu", "relu", "silu", "gelu_new"]),
+    window=st.integers(2, 12),
+    every=st.integers(1, 3),
+)
+def test_drawn_configurations_equal_transformers(
+    model_type: str, n_layers: int, n_heads: int, tied: bool, act: str, window: int, every: int
+) -> None:
+    options: dict[str, Any] = {**SIZES, "num_hidden_layers": n_layers, "num_attention_heads": n_heads}
+    options |= {"pad_token_id": 1, "tie_word_embeddings": tied}
+    if model_type in ("bert", "roberta"):
+        options |= {"hidden_act": act, "type_vocab_size": every}
+    if model_type == "distilbert":
+        options = {**DISTILBERT_SIZES, "n_layers": n_layers, "n_heads": n_heads, "activation": act}
+        options["tie_word_embeddings"] = tied
+    if model_type == "modernbert":
+        options |= {"hidden_activation": act, "classifier_activation": act, "local_attention": window}
+        options |= {"global_attn_every_n_layers": every, "norm_bias": tied, "cls_token_id": 0, "sep_token_id": 0}
+    theirs = tiny(model_type, options, seed=n_layers)
+    tokens = tokens_for(theirs, (2, 30))
+    with torch.no_grad():
+        assert relative_difference(interp.load(theirs)(tokens), theirs(tokens).logits) < 1e-5
 
 
 @torch.no_grad()

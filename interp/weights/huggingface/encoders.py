@@ -112,11 +112,16 @@ MODERNBERT = {
 ROTARY_BASES = {"global": 160_000.0, "local": 10_000.0}
 
 # Options that do not affect the logits of masked tokens.
-DISTILBERT_SILENT = frozenset({"sinusoidal_pos_embds"})  # how positions were drawn before they were trained
+BERT_SILENT = frozenset({
+    "directionality", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head",
+    "pooler_type",
+})  # fmt: skip
+# Among them how positions were drawn before they were trained.
+DISTILBERT_SILENT = frozenset({"sinusoidal_pos_embds", "tie_weights_", "output_past"})
 MODERNBERT_SILENT = frozenset({
     "classifier_pooling", "deterministic_flash_attn", "sparse_prediction", "sparse_pred_ignore_index",
     "initializer_cutoff_factor", "cls_token_id", "repad_logits_with_grad", "reference_compile",
-    "position_embedding_type",
+    "position_embedding_type", "layer_norm_eps",
 })  # fmt: skip
 
 

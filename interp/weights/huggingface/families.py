@@ -146,6 +146,7 @@ FAMILIES = {
         _BERT_UNUSED,
         _BERT_OLDER,
         copies={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+        silent=encoders.BERT_SILENT,
     ),
     "roberta": Family(
         encoders.roberta,
@@ -154,7 +155,13 @@ FAMILIES = {
         _BERT_UNUSED,
         copies={"lm_head.decoder.bias": "lm_head.bias"},
     ),
-    "distilbert": Family(encoders.distilbert, encoders.DISTILBERT, ("distilbert.",), silent=encoders.DISTILBERT_SILENT),
+    "distilbert": Family(
+        encoders.distilbert,
+        encoders.DISTILBERT,
+        ("distilbert.",),
+        _BERT_UNUSED,
+        silent=encoders.DISTILBERT_SILENT,
+    ),
     "modernbert": Family(encoders.modernbert, encoders.MODERNBERT, ("model.",), silent=encoders.MODERNBERT_SILENT),
     "mamba": Family(mambas.mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
     "falcon_mamba": Family(mambas.falcon_mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
