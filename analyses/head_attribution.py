@@ -23,6 +23,7 @@ from interp.attribution.direct import PARTS, columns, contribution_table, kept, 
 from interp.encoder_decoder.model import output_stack, run_output_stack
 from interp.errors import check_choice
 from interp.figures.axes import Axis
+from interp.hooked.decompositions import check_linear_output
 from interp.hooked.model import HookedModel
 from interp.metrics import logit_weights
 from interp.prompts.pairs import PromptPairs, fitting
@@ -70,17 +71,18 @@ def run(
 
     Raises:
         UnknownName: another metric.
-        InterpError: a number of channels below 0.
+        InterpError: a number of channels below 0; a model with a masked-token head, which is not linear.
     """
     check_choice("metric of head attribution", metric, METRICS)
     channels = whole_number("channels", channels, least=0)
     whole, model, pairs = model, output_stack(model), fitting(model, pairs).to(model.device)
     cfg = model.cfg
+    check_linear_output(cfg)
     names = kept(model)
     capped = cfg.output_logits_soft_cap is not None
     names += [stream_after(cfg, cfg.n_layers - 1)] if capped and cfg.n_layers else []
     logits, cache = run_output_stack(whole, pairs.inputs("clean"), names)
-    at = (torch.arange(len(pairs), device=model.device), pairs.last)  # the last position of every prompt
+    at = (torch.arange(len(pairs), device=model.device), pairs.read_at)  # one position of every prompt
 
     # 1. What each part wrote.
     labels, wrote = written(model, cache, at)
@@ -107,7 +109,7 @@ def run(
     # 3. The metric itself, and what the sum leaves over; a soft cap comes after the sum.
     read = logits[at]
     if capped:
-        read = model.uncapped_logits(model.ln_final(cache[names[-1]][at]))
+        read = model.uncapped_logits(model.to_unembed(cache[names[-1]][at]))
         labels.append(("after the soft cap", "capped", None, None))
     total, seen = ((one.gather(-1, answers).double() * weights).sum(-1) for one in (read, logits[at]))
     labels += [("total", "total", None, None), ("residue", "residue", None, None)]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from interp.loading.save import save
     from interp.loading.to_bridge import to_bridge
     from interp.metrics import Metric
+    from interp.models.encoder import Encoder
     from interp.models.gpt import GPT, Mamba
     from interp.prompts.pairs import PromptPairs
     from interp.sites import get_act_name
@@ -48,6 +49,7 @@ __all__ = [
     "Circuit",
     "Direction",
     "Edit",
+    "Encoder",
     "EncoderDecoder",
     "EncoderDecoderConfig",
     "Experts",
@@ -88,6 +90,7 @@ _DEFINED_IN = {
     "Circuit": "circuits.circuit",
     "Direction": "directions.steering",
     "Edit": "edits",
+    "Encoder": "models.encoder",
     "EncoderDecoder": "encoder_decoder.model",
     "EncoderDecoderConfig": "config",
     "Experts": "config",

@@ -38,8 +38,8 @@ STATE_SPACE_SIZES = ("d_conv", "d_ssm_head", "n_ssm_groups")
 FLAGS = (
     "gated_mlp", "final_norm", "rotary_adjacent_pairs", "attn_only", "parallel_attn_mlp", "use_attn_scale",
     "tie_word_embeddings", "attn_in_bias", "attn_out_bias", "mlp_bias", "unembed_bias", "conv_bias", "mamba_bias",
-    "embed_norm", "embed_norm_of_sum", "norm_bias", "norm_unit_offset", "shared_norm", "attn_sinks", "alibi_bfloat16",
-    "sinusoidal_halves", "cross_attention",
+    "embed_norm", "embed_norm_of_sum", "first_norm", "mlm_bias", "norm_bias", "norm_unit_offset", "shared_norm",
+    "attn_sinks", "alibi_bfloat16", "sinusoidal_halves", "cross_attention",
 )  # fmt: skip
 
 
@@ -224,7 +224,12 @@ class ModelConfig:
     made is added to the stream (OLMo 2), `both` (Gemma 2), `residual` on the stream itself, after what attention and
     MLP added to it (Vaswani et al. 2017, section 3.1; BERT). With `shared_norm` a parallel MLP reads the stream through
     the attention's norm (GPT-J). `embed_norm` is a norm after the token embedding (BLOOM), with `embed_norm_of_sum`
-    after the sum of all embeddings (BERT).
+    after the sum of all embeddings (BERT). With `first_norm=False` the first layer's mixer has none of its own
+    (ModernBERT).
+
+    Masked tokens: `n_token_types` rows of a further embedding say which segment a token is of (Devlin et al. 2018,
+    "BERT", section 3). With `mlm_act_fn` there is a head between the stream and the unembedding: a linear map, this
+    activation function and a norm; `mlm_bias` is the bias of its linear map.
 
     Scales: `embed_scale` multiplies the token embedding, `residual_scale` what attention and MLP add, `logit_scale` the
     logits. `output_logits_soft_cap` and `attn_scores_soft_cap` are the c of c tanh(x / c), which logits and scores go
@@ -239,14 +244,14 @@ class ModelConfig:
     model with attention and `none` for one without. `alibi_bfloat16` rounds slope times position to bfloat16 and scales
     it like the scores (Falcon). Layers in `nope_layers` do not rotate.
 
-    Attention: with `window_size` a query of a local layer sees that many positions, its own included; `attn_types` says
-    of each layer whether it is `global` or `local`, and None makes all of them local. Local layers may have a
-    `rotary_base_local` of their own, with `rope_scaling_local` in place of `rope_scaling`. `qk_norm` is a norm of
-    queries and keys before rotation: `RMS` or `LN` of each head, with the same weights for all, `LN_each_head` with
-    weights for each and no bias, `RMS_all_heads` of all heads together. `clip_qkv` bounds values, and queries and keys
-    after their norm; `attn_sinks` gives every head a score of looking nowhere (Xiao et al. 2023, "StreamingLLM";
-    gpt-oss). With `cross_attention` every layer also looks at the output of an encoder, between attention and MLP: see
-    `EncoderDecoderConfig`.
+    Attention: with `window_size` a query of a local layer sees that many positions, its own included, to the left, and
+    where attention looks both ways as many to the right; `attn_types` says of each layer whether it is `global` or
+    `local`, and None makes all of them local. Local layers may have a `rotary_base_local` of their own, with
+    `rope_scaling_local` in place of `rope_scaling`. `qk_norm` is a norm of queries and keys before rotation: `RMS` or
+    `LN` of each head, with the same weights for all, `LN_each_head` with weights for each and no bias, `RMS_all_heads`
+    of all heads together. `clip_qkv` bounds values, and queries and keys after their norm; `attn_sinks` gives every
+    head a score of looking nowhere (Xiao et al. 2023, "StreamingLLM"; gpt-oss). With `cross_attention` every layer also
+    looks at the output of an encoder, between attention and MLP: see `EncoderDecoderConfig`.
 
     Layers: `layer_types` says for each layer what mixes positions, and whether an MLP or a mixture of experts follows:
     one of `attn+mlp`, `attn`, `mlp`, `mamba`, `mamba+mlp`, `mamba2`, `mamba2+mlp`, `attn+moe`, `moe`, `mamba+moe`,
@@ -292,6 +297,7 @@ class ModelConfig:
     shared_norm: bool = False
     embed_norm: bool = False
     embed_norm_of_sum: bool = False
+    first_norm: bool = True
 
     # Factors
     embed_scale: float = 1.0
@@ -333,6 +339,11 @@ class ModelConfig:
     attn_out_bias: bool = True
     mlp_bias: bool = True
     unembed_bias: bool = True
+
+    # The masked-token head, and the embedding of segments
+    n_token_types: int = 0
+    mlm_act_fn: str | None = None
+    mlm_bias: bool = True
 
     # What each layer is made of
     layer_types: tuple[str, ...] | None = None
@@ -421,6 +432,7 @@ class ModelConfig:
                 raise ConfigError(f"{name} must be a RopeScaling or None, not {getattr(self, name)!r}")
         self._check_whole("d_model", 1)
         self._check_whole("n_ctx", 1)
+        self._check_whole("n_token_types", 0)
 
     def _check_numbers(self) -> None:
         for name in ("eps", "ssm_eps", "initializer_range"):
@@ -481,6 +493,7 @@ class ModelConfig:
         if self.has_mamba and not self.causal:
             raise ConfigError("attention_dir='bidirectional' contradicts state-space layers, which only look back")
         self._check_choice("act_fn", ACTIVATIONS if self.has_mlp else (None,))
+        self._check_choice("mlm_act_fn", (*ACTIVATIONS, None))
         self._check_norms()
         self._check_attention()
         self._check_choice("attention_dir", ("causal", "bidirectional"))
@@ -514,6 +527,16 @@ class ModelConfig:
             )
         if self.embed_norm and self.normalization_type is None:
             raise ConfigError("embed_norm=True contradicts normalization_type=None")
+        if self.mlm_act_fn is not None and self.causal:
+            raise ConfigError(
+                f"mlm_act_fn={self.mlm_act_fn!r} is of masked tokens, and needs attention_dir='bidirectional'"
+            )
+        if self.mlm_act_fn is not None and self.normalization_type is None:
+            raise ConfigError(
+                f"mlm_act_fn={self.mlm_act_fn!r} contradicts normalization_type=None: the head has a norm"
+            )
+        if not self.first_norm and not self.norms_before:
+            raise ConfigError("first_norm=False needs norms before the parts, as norm_placement='pre' has them")
         if self.embed_norm_of_sum and not self.embed_norm:
             raise ConfigError("embed_norm_of_sum=True needs embed_norm=True")
 
@@ -526,8 +549,6 @@ class ModelConfig:
             raise ConfigError(f"{given[0]} needs a layer with attention; this model has none")
         if self.window_size is not None:
             self._check_whole("window_size", 1)
-            if not self.causal:
-                raise ConfigError("window_size is of causal attention; it contradicts attention_dir='bidirectional'")
         if self.attn_types is not None:
             self._check_attn_types()
         rotary = self.positional_embedding_type == "rotary"
@@ -756,6 +777,11 @@ class ModelConfig:
     def norms_after(self) -> bool:
         """Whether what attention and MLP make passes through norms before it is added to the stream."""
         return self.norm_placement in ("post", "both")
+
+    @property
+    def linear_output(self) -> bool:
+        """Whether the unembedding reads the stream through nothing but a norm, so that parts have shares of logits."""
+        return self.mlm_act_fn is None
 
     @property
     def norms_on_stream(self) -> bool:

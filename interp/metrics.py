@@ -1,4 +1,4 @@
-"""Metrics: one number for each prompt from the logits at its last real token.
+"""Metrics: one number for each prompt from the logits at its last real token, or at its mask if it has that role.
 
 1. A run gives logits; a `Metric` says which positions and tokens of them it reads, so that nothing else is computed.
 2. It turns what it reads and the pair's answers into one value a row. 3. `normalised_effect` places a value between a
@@ -40,8 +40,9 @@ class Metric:
     Attributes:
         name: its name in tables.
         fn: `fn(logits, answers, reference) -> [rows]`, of logits [rows, d_vocab_out] at each prompt's last real
-            position, answers [rows, 2] (right, wrong) and reference logits [rows, d_vocab_out] or None. Where `whole`
-            is True: `fn(logits, pairs) -> [rows]`, of logits [rows, pos, d_vocab_out] and the rows' `PromptPairs`.
+            position (or at its role "MASK"), answers [rows, 2] (right, wrong) and reference logits [rows, d_vocab_out]
+            or None. Where `whole` is True: `fn(logits, pairs) -> [rows]`, of logits [rows, pos, d_vocab_out] and the
+            rows' `PromptPairs`.
         definition: what it is, in one line, for provenance and captions.
         unit: the unit of its values.
         needs_reference: whether `fn` compares with a second run.
@@ -86,7 +87,7 @@ class Metric:
         if not isinstance(self.positions, str):
             object.__setattr__(self, "positions", as_index("positions of a metric", self.positions, refuse=ConfigError))
         if self.positions is not None and not self.whole:
-            raise ConfigError(f"metric {self.name!r} reads the last position only; to choose positions, set whole=True")
+            raise ConfigError(f"metric {self.name!r} reads one position only; to choose positions, set whole=True")
 
 
 def get_metric(metric: str | Metric | Callable[..., Tensor]) -> Metric:
@@ -113,7 +114,7 @@ def get_metric(metric: str | Metric | Callable[..., Tensor]) -> Metric:
 
 @checked
 def at_last(logits: Tensor, pairs: PromptPairs) -> Tensor:
-    """Logits at each prompt's last real position: [rows, pos, d_vocab_out] -> [rows, d_vocab_out].
+    """Logits where each prompt's answer is read: [rows, pos, d_vocab_out] -> [rows, d_vocab_out].
 
     Raises:
         PromptError: logits that are not one row of positions for each pair.
@@ -123,7 +124,7 @@ def at_last(logits: Tensor, pairs: PromptPairs) -> Tensor:
             f"logits are {list(logits.shape)}, expected [rows, pos, d_vocab_out] of {len(pairs)} pairs padded to "
             f"{pairs.mask.shape[1]} positions"
         )
-    return logits[torch.arange(len(pairs), device=logits.device), pairs.last.to(logits.device)]
+    return logits[torch.arange(len(pairs), device=logits.device), pairs.read_at.to(logits.device)]
 
 
 @checked
@@ -161,7 +162,7 @@ def measure(
 def where_read(metric: Metric, pairs: PromptPairs) -> Tensor:
     """The positions that a metric reads in every prompt [rows, positions]."""
     if not metric.whole:
-        return pairs.last[:, None]
+        return pairs.read_at[:, None]
     if metric.positions is None:
         return torch.arange(pairs.mask.shape[1], device=pairs.mask.device).expand(len(pairs), -1)
     return pairs.positions(metric.positions)

@@ -57,6 +57,7 @@ class PartKind:
 PART_KINDS: dict[str, PartKind] = {
     "embed": PartKind("embed", "embedding", "embed", node="input"),
     "pos_embed": PartKind("pos_embed", "position embedding", "pos_embed"),
+    "token_type_embed": PartKind("token_type_embed", "segment embedding", "token_type_embed"),
     "head": PartKind("L{layer}H{index}", "head", "z", "head", "a{layer}.h{index}", inputs=True),
     "encoder_head": PartKind("E{layer}H{index}", "encoder head", "encoder.z", "head"),
     "cross_head": PartKind("L{layer}X{index}", "cross-attention head", "cross_attn.z", "head"),
@@ -188,7 +189,13 @@ class Part:
     @functools.cached_property
     def _place(self) -> tuple[float, int, int, str]:
         """Where it stands in the order of computation."""
-        layer = -1 if self.kind in ("embed", "pos_embed") else float("inf") if self.layer is None else self.layer
+        layer = (
+            -1
+            if self.kind in ("embed", "pos_embed", "token_type_embed")
+            else float("inf")
+            if self.layer is None
+            else self.layer
+        )
         return layer, ORDER.index(self.kind), -1 if self.index is None else self.index, self.reads or ""
 
     @classmethod

@@ -60,8 +60,8 @@ class Site:
         stack, dot, _ = path.partition(".")
         start = f"{stack}." if dot and stack in STACKS else ""
         module = path.removeprefix(start).rstrip(".").removeprefix("blocks.{l}.").removeprefix("attn.")
-        shared = last in ("scale", "normalized") or module == "cross_attn" or (module, last) == ("mixer", "pattern")
-        return start + (f"{module}.{last}" if shared else last)
+        own = module in ("cross_attn", "mlm_head") or (module, last) == ("mixer", "pattern")
+        return start + (f"{module}.{last}" if own or last in ("scale", "normalized") else last)
 
     def name(self, layer: int | None = None) -> str:
         """The full name of this site in one layer."""
@@ -160,6 +160,7 @@ SITES: tuple[Site, ...] = (
     Site("embed.ln.hook_normalized", RESID, "normalised token embedding, before the norm's weights"),
     Site("hook_embed", RESID, "token embedding, W_E[token]"),
     Site("hook_pos_embed", RESID, "position embedding that is added to the token embedding"),
+    Site("hook_token_type_embed", RESID, "embedding of the segment, which is added to the token embedding"),
     Site("blocks.{l}.hook_resid_pre", RESID, "residual stream that enters the block"),
     *(
         Site(
@@ -259,12 +260,17 @@ SITES: tuple[Site, ...] = (
     ),
     Site("ln_final.hook_scale", SCALE, "divisor of the final norm"),
     Site("ln_final.hook_normalized", RESID, "normalised residual stream, before the final norm's weights"),
+    Site("mlm_head.hook_pre", RESID, "input of the activation function of the masked-token head"),
+    Site("mlm_head.hook_post", RESID, "output of the activation function, as the norm of the head reads it"),
+    Site("mlm_head.ln.hook_scale", SCALE, "divisor of the norm of the masked-token head"),
+    Site("mlm_head.ln.hook_normalized", RESID, "normalised output of the head, before the norm's weights"),
 )
 
 BY_TEMPLATE = {site.template: site for site in SITES}
 ORDER = {site.template: at for at, site in enumerate(SITES)}
 SHORT_WITH_MODULE = {site.short for site in SITES if "." in site.short}
 
+AFTER_LAYERS = ("ln_final.", "mlm_head.")  # how the sites after the last layer begin
 NORMS = re.compile(r"blocks\.\{l\}\.(?P<norm>ln(?P<part>[12]|_cross))(?P<after>_post)?\.")
 
 # The parts that a layer may have.
@@ -287,11 +293,7 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
     """Whether a model of this configuration computes the site; for a site of a layer, whether this layer does."""
     place = site.template
     if layer is None:
-        if "ln_final" in place:
-            return cfg.normalization_type is not None and cfg.final_norm
-        if "embed.ln" in place:
-            return cfg.embed_norm
-        return place != "hook_pos_embed" or cfg.positional_embedding_type in ("standard", "sinusoidal")
+        return _exists_once(place, cfg)
     mixer, has_mlp = cfg.mixer(layer), cfg.mlp_in(layer)
     if "cross" in place:
         return _exists_across(place, cfg)
@@ -299,7 +301,7 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
         return False
     norm = NORMS.match(place)
     if norm is not None:
-        part = mixer is not None if norm["part"] == "1" else has_mlp
+        part = mixer is not None and (layer > 0 or cfg.first_norm) if norm["part"] == "1" else has_mlp
         return part and (cfg.norms_after if norm["after"] else cfg.norms_before or cfg.norms_on_stream)
     if "_norm." in place or "hook_rot_" in place:
         turned = "hook_rot_" in place and cfg.attention_kind(layer).rotary_base is not None
@@ -334,6 +336,19 @@ def _exists_across(place: str, cfg: ModelConfig) -> bool:
     return cfg.cross_attention and there
 
 
+def _exists_once(place: str, cfg: ModelConfig) -> bool:
+    """Whether a model computes a site that belongs to no layer."""
+    if "ln_final" in place:
+        return cfg.normalization_type is not None and cfg.final_norm
+    if "embed.ln" in place:
+        return cfg.embed_norm
+    if "mlm_head" in place:
+        return cfg.mlm_act_fn is not None
+    if place == "hook_token_type_embed":
+        return cfg.n_token_types > 0
+    return place != "hook_pos_embed" or cfg.positional_embedding_type in ("standard", "sinusoidal")
+
+
 def site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
     """Every full site name of a model, in the order of computation; made once, as it is asked for again and again."""
     if not isinstance(cfg, EncoderDecoderConfig):
@@ -349,7 +364,7 @@ def _site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
         return MappingProxyType({f"{stack}.{name}": site.within(stack) for stack, name, site in every})
     ordered = sorted(SITES, key=lambda site: _turn(site, cfg))
     names = {site.name(): site for site in ordered if not site.per_layer and exists(site, cfg)}
-    last = {name: names.pop(name) for name in list(names) if "ln_final" in name}
+    last = {name: names.pop(name) for name in list(names) if name.startswith(AFTER_LAYERS)}
     for layer in range(cfg.n_layers):
         own = sorted(SITES, key=lambda site: _turn(site, cfg, layer)) if cfg.norms_on_stream else SITES
         names |= {site.name(layer): site for site in own if site.per_layer and exists(site, cfg, layer)}
@@ -360,7 +375,7 @@ def _turn(site: Site, cfg: ModelConfig, layer: int | None = None) -> tuple[int, 
     """What sites are sorted by: their place in the table, of a norm on the stream that of what it normalises."""
     own = ORDER[site.template]
     if "embed.ln" in site.template and cfg.embed_norm_of_sum:
-        return ORDER["hook_pos_embed"], own
+        return ORDER["hook_token_type_embed"], own
     if layer is not None and cfg.norms_on_stream and (norm := NORMS.match(site.template)):
         return ORDER[normed_on_stream(cfg, layer, norm["norm"]).replace(f".{layer}.", ".{l}.")], own
     return own, -1
@@ -541,7 +556,7 @@ def _matching(wanted: NameFilter, names: list[str]) -> list[str]:
 def _no_site(wanted: str, names: list[str]) -> UnknownName:
     """An error that, for a short name, gives the full name: a short name does not say which layer."""
     try:
-        layer = None if wanted in ("embed", "pos_embed") else 0
+        layer = None if wanted in ("embed", "pos_embed", "token_type_embed") else 0
         full = get_act_name(wanted, layer)
     except UnknownName:
         known = [site.name(0) for site in SITES if fnmatch.fnmatchcase(site.name(0), wanted)]

@@ -25,6 +25,20 @@ GPT2_SIZES = {
     "vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 MAMBA_SIZES = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 6, "eos_token_id": 0}
+DISTILBERT_SIZES = {
+    "vocab_size": 61, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 44, "max_position_embeddings": 48,
+}  # fmt: skip
+MODERNBERT_SIZES = {**SIZES, "num_hidden_layers": 4, "local_attention": 7, "pad_token_id": 0}
+MODERNBERT_BIASES = {
+    **MODERNBERT_SIZES, "attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True,
+    "decoder_bias": False, "classifier_activation": "silu", "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "default", "rope_theta": 900.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    },
+}  # fmt: skip
+# Families whose heads predict masked tokens.
+ENCODERS = ("bert", "roberta", "distilbert", "modernbert")
 MAMBA2_SIZES = {**MAMBA_SIZES, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 16}
 BAMBA_SIZES = {
     **SIZES, "num_hidden_layers": 4, "attn_layer_indices": [1, 2], "num_key_value_heads": 2, "mamba_n_heads": 8,
@@ -232,6 +246,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "phi",
         {**PHI, "max_position_embeddings": 16, "rope_parameters": {**LINEAR, "rope_type": "dynamic"}},
     ),
+    "bert": ("bert", SIZES),
+    "bert-untied": ("bert", {**SIZES, "type_vocab_size": 3, "hidden_act": "relu", "tie_word_embeddings": False}),
+    "roberta": ("roberta", {**SIZES, "pad_token_id": 1, "max_position_embeddings": 50, "type_vocab_size": 1}),
+    "distilbert": ("distilbert", DISTILBERT_SIZES),
+    "distilbert-relu": ("distilbert", {**DISTILBERT_SIZES, "activation": "relu", "tie_word_embeddings": False}),
+    "modernbert": ("modernbert", MODERNBERT_SIZES),
+    "modernbert-biases": ("modernbert", MODERNBERT_BIASES),
     "mamba": ("mamba", MAMBA_SIZES),
     "mamba-biases": ("mamba", {**MAMBA_SIZES, "use_bias": True, "conv_kernel": 3, "tie_word_embeddings": False}),
     "mamba2": ("mamba2", MAMBA2_SIZES),
@@ -396,9 +417,8 @@ def tiny(model_type: str, options: dict[str, Any], seed: int = 0) -> Any:
     config = transformers.AutoConfig.for_model(model_type, **options)
     torch.manual_seed(seed)
     attention = attention_of(options)
-    model = transformers.AutoModelForCausalLM.from_config(
-        config, attn_implementation=attention, experts_implementation="eager"
-    ).eval()
+    kind = transformers.AutoModelForMaskedLM if model_type in ENCODERS else transformers.AutoModelForCausalLM
+    model = kind.from_config(config, attn_implementation=attention, experts_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0 if parameter.ndim > 1 else 0.5, 0.3)
@@ -469,9 +489,10 @@ def change_weights(folder: Path, **changes: Tensor | None) -> None:
 
 
 def tokens_for(model: Any, shape: tuple[int, int] = (3, 48)) -> Tensor:
-    return torch.randint(
-        0, model.config.get_text_config().vocab_size, shape, generator=torch.Generator().manual_seed(1)
-    )
+    config = model.config.get_text_config()
+    tokens = torch.randint(0, config.vocab_size, shape, generator=torch.Generator().manual_seed(1))
+    # RoBERTa does not count positions where the padding token stands.
+    return tokens.masked_fill(tokens == config.pad_token_id, 2) if config.model_type == "roberta" else tokens
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:

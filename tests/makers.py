@@ -17,6 +17,7 @@ from interp.config import EncoderDecoderConfig, Experts, ModelConfig, RopeScalin
 from interp.edits import Edit, Variant
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.hooked.model import HookedModel
+from interp.models.encoder import Encoder
 from interp.models.gpt import GPT, Mamba
 from interp.prompts.pairs import PromptPairs
 from interp.sites import Site
@@ -173,6 +174,15 @@ STACKS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         {"tie_word_embeddings": True, "embed_scale": 2.0},
     ),
 }
+# Encoders with a masked-token head, which is not linear.
+MASKED: dict[str, dict[str, Any]] = {
+    "bert_mlm": {**KINDS["bert"], "n_token_types": 2, "mlm_act_fn": "gelu", "tie_word_embeddings": True},
+    "modernbert": {
+        **LLAMA, "normalization_type": "LN", "norm_bias": False, "first_norm": False, "embed_norm": True,
+        "act_fn": "gelu", "attention_dir": "bidirectional", "attn_types": ("global", "local"), "window_size": 2,
+        "rotary_base_local": 50.0, "mlm_act_fn": "gelu", "mlm_bias": False,
+    },
+}  # fmt: skip
 # Parameters that start as ones, zeros or constants: norms, biases, and two of a mixer.
 CONSTANT = re.compile(r"[wb].*|D|A_log|sinks")
 # Longer steps and slower decay than at the start of training, so that states matter beside D x, and for long.
@@ -181,8 +191,9 @@ FAR_FROM_START = {"b_dt": 3.0, "A_log": -1.5}
 
 def make(kind: str, **changes: Any) -> GPT:
     """A tiny model of one kind, with weights large enough for every part to matter, biases and norms included."""
-    own = KINDS[kind] if kind in KINDS else RECURRENT[kind]
-    model = (GPT if kind in KINDS else Mamba)(ModelConfig(**{**TINY, **own, **changes}))
+    own = (KINDS | RECURRENT | MASKED)[kind]
+    made = GPT if kind in KINDS else Mamba if kind in RECURRENT else Encoder
+    model = made(ModelConfig(**{**TINY, **own, **changes}))
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

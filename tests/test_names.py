@@ -105,7 +105,7 @@ def test_names_are_those_of_tables_and_figures() -> None:
         ("embedd", "did you mean 'embed'"),
         ("L9H" + "9" * 5000, "no part matches"),
         ("L９H６", "no part matches"),
-        ("", "parts are named embed, pos_embed, L0H0"),
+        ("", "parts are named embed, pos_embed, token_type_embed, L0H0"),
     ],
 )
 def test_a_wrong_name_is_refused_with_the_nearest(text: str, says: str) -> None:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SITES = (
-    "hook_embed", "hook_pos_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out", "ln_final.hook_scale",
-    "embed.ln.hook_scale", "ln1.hook_scale", "ln_cross.hook_scale", "ln2.hook_scale",
+    "hook_embed", "hook_pos_embed", "hook_token_type_embed", "hook_z", "mixer.hook_gated", "hook_mlp_out",
+    "ln_final.hook_scale", "embed.ln.hook_scale", "ln1.hook_scale", "ln_cross.hook_scale", "ln2.hook_scale",
 )  # fmt: skip
 """How the names of the sites end that a run has to keep."""
 
@@ -144,7 +144,8 @@ def _experts(model: HookedModel, cache: ActivationCache, layer: int, at: tuple[T
 
 def _embeddings(cache: ActivationCache) -> list[str]:
     """The names of the embeddings that the model has."""
-    return [name for name in (Part("embed").name, Part("pos_embed").name) if f"hook_{name}" in cache]
+    names = (Part(kind).name for kind in ("embed", "pos_embed", "token_type_embed"))
+    return [name for name in names if f"hook_{name}" in cache]
 
 
 def _of_cross_attention(

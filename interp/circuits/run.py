@@ -339,7 +339,7 @@ def _read_out(
     """What a metric reads of the logits, from the last residual stream [row, pos, d_model], which begins at `first`."""
     prompt = prompt.to(model.device)
     at = where_read(metric, pairs).to(model.device)[prompt] - first  # [row, read]
-    normalized = model.ln_final(resid[torch.arange(len(resid), device=model.device)[:, None], at])
+    normalized = model.to_unembed(resid[torch.arange(len(resid), device=model.device)[:, None], at])
     tokens, some = which_read(metric, pairs), getattr(model.unembed, "some", None)
     if tokens is None or some is None:
         logits = model.unembed(normalized)

@@ -99,7 +99,12 @@ class Stack(nn.Module):
         resid = tokens if tokens.is_floating_point() else self.embed_tokens(tokens, context)
         for block in self.blocks[start_at_layer:]:
             resid = block(resid, context, past)
-        return self.ln_final(resid)
+        return self.to_unembed(resid)
+
+    def to_unembed(self, resid: Tensor) -> Tensor:
+        """What the unembedding, or the other stack, reads of a stream [..., d_model]: it, through the final norm."""
+        normalized: Tensor = self.ln_final(resid)
+        return normalized
 
     def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
         """The residual stream [batch, pos, d_model] that enters the first layer."""

@@ -2,7 +2,7 @@
 
 1. Positions count from the start of each real prompt, on whichever side it is padded.
 2. A mask says which keys a query may look at: not later ones in a causal model, none beyond the window of a local
-   layer, and no padding.
+   layer (on either side, where attention looks both ways), and no padding.
 3. Rotary models turn queries and keys by angles; ALiBi lowers scores, and relative biases change them, by distance.
 
 Layers of one kind (`ModelConfig.attention_kind`) share all of it; most models have one kind, and others two.
@@ -97,7 +97,8 @@ def make_context(
             bias = _alibi(cfg, positions, key_positions, dtype)
         sight = Sight(allowed, causal, bias, *_turns(cfg, kind, positions, lengths, dtype))
         if kind.window is not None and kind.window < n_keys:
-            near = causal_mask(n_pos, n_keys, device) & ~causal_mask(n_pos, n_keys, device, before=kind.window)
+            near = ~causal_mask(n_pos, n_keys, device, before=kind.window)
+            near = near & causal_mask(n_pos, n_keys, device, before=0 if cfg.causal else 1 - kind.window)
             sight = replace(sight, allowed=near[None, None] if allowed is None else allowed & near, causal=False)
         sights[kind] = sight
     return Context(positions, sights, real=None if attention_mask is None else attention_mask[:, n_past:])

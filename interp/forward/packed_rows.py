@@ -126,12 +126,11 @@ class Packed:
 
     def allowed(self, causal: bool, window: int | None = None) -> Tensor:
         """Which keys each row may look at: with a window, no more than so many.  # [row, key]"""
-        real = self.mask[self.row_prompt]
-        if not causal:
-            return real
-        keys = torch.arange(self.mask.shape[1], device=self.position.device)
-        seen = real & (keys <= self.position[:, None])
-        return seen if window is None else seen & (keys > self.position[:, None] - window)
+        seen = self.mask[self.row_prompt]
+        keys, own = torch.arange(self.mask.shape[1], device=self.position.device), self.position[:, None]
+        if causal:
+            seen = seen & (keys <= own)
+        return seen if window is None else seen & (keys > own - window) & (keys < own + window)
 
 
 def at_rows(value: Tensor, place: Tensor | None) -> Tensor:

@@ -106,7 +106,7 @@ def _direct(model: HookedModel, pairs: PromptPairs) -> Tensor:
     A soft cap comes after the sum of each logit.
     """
     _, cache = model.run_with_cache(pairs.clean, attention_mask=pairs.attention_mask)
-    at = torch.arange(len(pairs), device=model.device), pairs.last
+    at = torch.arange(len(pairs), device=model.device), pairs.read_at
     ids, weights = logit_weights(pairs)  # [prompt, answer]
     resid = cache.decompose_resid()
     written = [cache.logit_attrs(resid, ids[:, i])[:, at[0], at[1]].double().sum(0) for i in range(ids.shape[1])]

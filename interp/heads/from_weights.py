@@ -25,6 +25,7 @@ from torch import Tensor
 from interp.errors import InterpError, PromptError
 from interp.forward.forward_context import make_context
 from interp.heads.qk_ov import TINY, each_head, folded, readable, unembedding, wide
+from interp.hooked.decompositions import check_linear_output
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
 
@@ -250,12 +251,13 @@ def standing(values: Tensor, own: Tensor) -> Tensor:
 
 
 def check_one_vocabulary(model: HookedModel) -> None:
-    """Refuse a model whose input tokens have no logits.
+    """Refuse a model whose input tokens have no logits, or none that are linear in what a head writes.
 
     Raises:
-        InterpError: its output vocabulary is not its input vocabulary.
+        InterpError: its output vocabulary is not its input vocabulary, or it has a masked-token head.
     """
     cfg = model.cfg
+    check_linear_output(cfg)
     if cfg.d_vocab_out != cfg.d_vocab:
         raise InterpError(
             f"this model reads a vocabulary of {cfg.d_vocab} tokens and answers with another one of {cfg.d_vocab_out}: "

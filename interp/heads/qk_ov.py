@@ -23,6 +23,7 @@ from torch import Tensor
 
 from interp.arguments import checked, is_whole, shown, whole_number
 from interp.errors import InterpError, UnknownName, check_choice
+from interp.hooked.decompositions import check_linear_output
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
 from interp.models.layers import Norm
@@ -247,6 +248,7 @@ def singular_tokens(model: HookedModel, layer: int, head: int, *, directions: in
 
 def unembedding(model: GPT, tokens: Tensor) -> Tensor:
     """Columns of W_U with the final norm's weight and centring folded in.  # [d_model, token]"""
+    check_linear_output(model.cfg)
     return _after_norm(model.norm_before(model.cfg.n_layers), wide(model.W_U[:, tokens.to(model.device)]))
 
 

@@ -50,7 +50,10 @@ class CachedModel(Protocol):
     """What a cache asks of the model that ran."""
 
     cfg: ModelConfig
-    ln_final: Any
+
+    def to_unembed(self, resid: Tensor) -> Tensor:
+        """What the unembedding reads of the residual stream after the last layer."""
+        ...
 
     @property
     def hook_dict(self) -> Mapping[str, Any]:
@@ -151,7 +154,8 @@ class Decompositions(ABC):
         Args:
             layer: the layer whose input comes last; None or -1 is the final residual stream.
             incl_mid: the stream between mixer and MLP too, of every layer that has both.
-            apply_ln: pass every row through the final norm, each with its own scale, as the unembedding expects.
+            apply_ln: pass every row through the final norm, each with its own scale (and through a masked-token head),
+                as the unembedding expects.
             pos_slice: positions to keep.
             mlp_input: end with the stream that enters the MLP of `layer`.
             return_labels: return `(stack, labels)`; labels are `0_pre`, `0_mid`, ..., `final_post`.
@@ -173,7 +177,7 @@ class Decompositions(ABC):
                 names.append((f"{at}_{'mid_cross' if mid.endswith('cross') else 'mid'}", mid))
         stack = torch.stack([take(self[key], pos_slice, -2) for _, key in names])
         if apply_ln:
-            stack = self.model.ln_final(stack)
+            stack = self.model.to_unembed(stack)
         return (stack, [label for label, _ in names]) if return_labels else stack
 
     @checked
@@ -199,8 +203,9 @@ class Decompositions(ABC):
             apply_ln: scale the rows as the reader's norm does (`apply_ln_to_stack`).
             pos_slice: positions to keep.
             incl_embeds: token and position embedding too.
-            return_labels: return `(stack, labels)`; labels are `embed`, `pos_embed`, `0_attn_out` (or
-                `0_mixer_out`), `0_mlp_out`, ..., and of norms on the stream `embed_ln_bias`, `0_ln1_bias`, ...
+            return_labels: return `(stack, labels)`; labels are `embed`, `pos_embed`, `token_type_embed`,
+                `0_attn_out` (or `0_mixer_out`), `0_mlp_out`, ..., and of norms on the stream
+                `embed_ln_bias`, `0_ln1_bias`, ...
 
         Returns:
             [component, batch, pos, d_model].
@@ -214,7 +219,7 @@ class Decompositions(ABC):
         if incl_embeds and "hook_embed" not in self.model.hook_dict:
             raise InterpError("this model does not expose its embedding, so its residual stream cannot be decomposed")
         if incl_embeds:
-            for name in ("embed", "pos_embed"):
+            for name in ("embed", "pos_embed", "token_type_embed"):
                 if f"hook_{name}" in self.model.hook_dict:
                     parts.add(name, take(self[f"hook_{name}"], pos_slice, -2))
             parts.through("embed")
@@ -364,7 +369,11 @@ class Decompositions(ABC):
             [component, batch, pos], in logits. Summed over a full decomposition it is the logit (difference), less the
             constant that `ln_final.b` and `b_U` add. Of a model whose logits have a soft cap these are the logits
             before it (`model.uncapped_logits`): the cap bends the sum, and no part of it is anybody's.
+
+        Raises:
+            InterpError: a model with a masked-token head, which is not linear, so that no row has a share of a logit.
         """
+        check_linear_output(self.model.cfg)
         direction = self.model.tokens_to_residual_directions(tokens)
         if incorrect_tokens is not None:
             other = self.model.tokens_to_residual_directions(incorrect_tokens)
@@ -384,6 +393,20 @@ class Decompositions(ABC):
                 f"tokens of shape {list(direction.shape[:-1])} do not fit a stack of {list(scaled.shape[1:-1])} = "
                 "[batch, pos]: give one token, [batch] or [batch, pos]"
             ) from error
+
+
+def check_linear_output(cfg: ModelConfig) -> None:
+    """Refuse a model whose logits are no sum of what the parts of the stream are worth.
+
+    Raises:
+        InterpError: it has a masked-token head.
+    """
+    if not cfg.linear_output:
+        raise InterpError(
+            "this model reads logits through a masked-token head (linear map, activation function, norm), which is not "
+            "linear, so that no part of the stream has a share of a logit: take gradients (attribution patching), a "
+            "lens, which reads through the head, or `interp.sweep`"
+        )
 
 
 class _Parts:

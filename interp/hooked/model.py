@@ -81,6 +81,11 @@ class HookedModel(TextInput, nn.Module, ABC):
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> Scales | None:
         """The norm between the residual stream and a reader: a layer, its MLP, or (n_layers) the unembedding."""
 
+    def to_unembed(self, resid: Tensor) -> Tensor:
+        """What the unembedding reads of the residual stream after the last layer.  # [..., d_model], the same shape"""
+        normalized: Tensor = self.ln_final(resid)
+        return normalized
+
     @property
     @abstractmethod
     def W_U(self) -> Tensor:

@@ -90,5 +90,5 @@ def wanted(
 
 def lens_probability(model: HookedModel, state: Tensor, token: Tensor) -> Tensor:
     """The probability of a token [prompt] by the logit lens of states [prompt, d_model]."""
-    logits = model.unembed(model.ln_final(state.to(model.device, model.dtype)[:, None]))[:, 0]
+    logits = model.unembed(model.to_unembed(state.to(model.device, model.dtype)[:, None]))[:, 0]
     return METRICS["prob"].fn(logits, token[:, None].expand(-1, 2), None).double().cpu()

@@ -24,7 +24,7 @@ from interp.encoder_decoder.model import output_stack, run_output_stack
 from interp.errors import InterpError, ParityError, PromptError, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import best_logit, check_answers, joint_logit, mean_logit
-from interp.prompts.pairs import PromptPairs, fitting
+from interp.prompts.pairs import MASK, PromptPairs, fitting
 from interp.sites import stream_after, streams_between
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def depths(model: HookedModel, *, halves: bool = True) -> list[str]:
 
 def read_out(model: HookedModel, stream: Tensor) -> Tensor:
     """Logits of a stream through final norm and unembedding, in float32.  # [..., d_model] -> [..., d_vocab_out]"""
-    logits: Tensor = model.unembed(model.ln_final(stream.to(model.dtype)))
+    logits: Tensor = model.unembed(model.to_unembed(stream.to(model.dtype)))
     return logits.float()
 
 
@@ -94,15 +94,15 @@ def read(
         pairs: the prompts; their clean side is read.
         names: sites of the residual stream; the last must be the output of the last layer, which is the check.
         lenses: name -> the function that translates streams before they are read; None leaves them unchanged.
-        pos: "last" for the last position of every prompt, "all" for every position. The answer at an earlier position
-            is the prompt's own next token.
+        pos: "last" for the last position of every prompt (or its role "MASK"), "all" for every position. The answer at
+            another position is the prompt's own next token, of an encoder the token that stands there.
         top: how many of the likeliest tokens to keep.
 
     Returns:
         Columns `lens, layer, site, prompt, pos, token, role, metric, k, top_token, value`, in order of depth. The
-        answer's metrics are `prob`, `log_prob` (nats), `rank` (0 is first) and, at the last position, `logit_diff`
-        (right minus wrong); `kl` is the divergence of the model's output from this row, in nats; `top_prob` is the
-        probability of the k-th likeliest token, which `top_token` names.
+        answer's metrics are `prob`, `log_prob` (nats), `rank` (0 is first) and, where the prompt's answer is read,
+        `logit_diff` (right minus wrong); `kl` is the divergence of the model's output from this row, in nats;
+        `top_prob` is the probability of the k-th likeliest token, which `top_token` names.
 
     Raises:
         UnknownName: another `pos`.
@@ -125,10 +125,13 @@ def read(
     logits, cache = run_output_stack(model, pairs.inputs("clean"), names)
     prompt, at = pairs.mask.nonzero(as_tuple=True)  # [place]: every real position
     if pos == "last":
-        prompt, at = torch.arange(len(pairs), device=model.device), pairs.last
-    is_last = at == pairs.last[prompt]
+        prompt, at = torch.arange(len(pairs), device=model.device), pairs.read_at
+    is_last = at == pairs.read_at[prompt]
     right, wrong = pairs.answer_table[prompt].unbind(1)  # [place, answer], filled up with -1
-    next_token = pairs.clean[prompt, (at + 1).clamp(max=pairs.clean.shape[1] - 1)]
+    predicted = (at + output_stack(model).cfg.linear_output).clamp(
+        max=pairs.clean.shape[1] - 1
+    )  # an encoder predicts in place
+    next_token = pairs.clean[prompt, predicted]
     next_token = torch.nn.functional.pad(next_token[:, None], (0, right.shape[1] - 1), value=-1)
     right = torch.where(is_last[:, None], right, next_token)
     output = logits[prompt, at].float().log_softmax(-1)  # [place, d_vocab_out]
@@ -203,12 +206,14 @@ def _role(pairs: PromptPairs, prompt: int, at: int) -> str:
 
 @checked
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """Means over prompts at the last position for every lens and depth, with intervals.
+    """Means over prompts, where their answers are read, for every lens and depth, with intervals.
 
     `depth` counts layers, as `depth` gives it; `top_token` is that of the first prompt.
     """
     where = ["lens", "layer", "site"]
-    last = frame[frame["pos"] == frame.groupby("prompt")["pos"].transform("max")]
+    masked = frame["role"].str.split(", ").map(lambda roles: MASK in roles)  # else the last position of a prompt
+    places = frame["pos"].where(masked, frame["pos"] - frame["pos"].max() - 1)
+    last = frame[places == places.groupby(frame["prompt"]).transform("max")]
     order = {place: i for i, place in enumerate(dict.fromkeys(_places(last, where)))}
     table = stats.summarise(last[last["metric"] != "top_prob"], by=[*where, "metric"], value="value")
     table.insert(3, "depth", [depth(layer, site) for layer, site in zip(table["layer"], table["site"], strict=True)])

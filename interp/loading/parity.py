@@ -18,6 +18,7 @@ from torch import Tensor
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import ParityError, WeightsError
 from interp.hooked.model import HookedModel
+from interp.models.encoder import Encoder
 from interp.rounding import of_logits
 
 TOLERANCE = 2e-4
@@ -44,18 +45,23 @@ def check_against_transformers(
     """
     import transformers
 
+    theirs: Any = reference if isinstance(reference, torch.nn.Module) else _load(model, reference)
     if tokens is None:
         size = (2, min(64, model.cfg.n_ctx))
         tokens = torch.randint(0, model.cfg.d_vocab, size, generator=torch.Generator().manual_seed(0))
-    theirs: Any = reference if isinstance(reference, torch.nn.Module) else _load(model, reference)
+        if isinstance(model, Encoder):  # RoBERTa counts no position where the padding token stands
+            pad = theirs.config.pad_token_id
+            tokens = torch.where(tokens == pad, (tokens + 1) % model.cfg.d_vocab, tokens)
     with torch.inference_mode():
+        # [batch, pos, d_vocab]
         if isinstance(model, EncoderDecoder):  # the decoder is given the same ids, as many as both stacks have
             own = tokens % model.cfg.decoder.d_vocab
             ours = model(tokens, own).double().cpu()
             given = {"input_ids": tokens.to(theirs.device), "decoder_input_ids": own.to(theirs.device)}
         else:
             ours, given = model(tokens).double().cpu(), {"input_ids": tokens.to(theirs.device)}
-        expected = theirs(**given, use_cache=False).logits.double().cpu()  # [batch, pos, d_vocab]
+        options = {} if isinstance(model, Encoder) else {"use_cache": False}
+        expected = theirs(**given, **options).logits.double().cpu()
     difference = float((ours - expected).abs().max())
     rounding = float(of_logits(expected.abs().max(), model.dtype))  # in half precision larger than `TOLERANCE`
     return {
@@ -81,9 +87,10 @@ def require_parity(model: HookedModel, reference: Any = None) -> None:
 
 def _load(model: HookedModel, reference: str | Path | None) -> Any:
     """The transformers model, from a path or from the files that our model was loaded from."""
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-    head = AutoModelForSeq2SeqLM if isinstance(model, EncoderDecoder) else AutoModelForCausalLM
+    kinds = {EncoderDecoder: AutoModelForSeq2SeqLM, Encoder: AutoModelForMaskedLM}
+    head: Any = kinds.get(type(model), AutoModelForCausalLM)
     if reference is None:
         source = getattr(model, "source", None)
         if source is None or source.kind not in ("gguf", "huggingface"):

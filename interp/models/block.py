@@ -40,7 +40,8 @@ class Block(nn.Module):
         self.parallel = cfg.parallel_attn_mlp and mixer is not None
         self.residual_scale = cfg.residual_scale
         self.norms_on_stream, normed = cfg.norms_on_stream, cfg.norms_before or cfg.norms_on_stream
-        self.ln1 = Norm(cfg, f"{here}.ln1", points) if normed and mixer is not None else None
+        own = normed and mixer is not None and (layer > 0 or cfg.first_norm)
+        self.ln1 = Norm(cfg, f"{here}.ln1", points) if own else None
         self.attn = Attention(cfg, layer, points) if mixer == "attn" else None
         self.mixer = MIXERS[mixer](cfg, layer, points) if mixer in MIXERS else None
         self.ln1_post = Norm(cfg, f"{here}.ln1_post", points) if cfg.norms_after and mixer == "attn" else None

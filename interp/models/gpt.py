@@ -38,7 +38,15 @@ from interp.hooked.past import PastKeyValues
 from interp.models.attention import Attention
 from interp.models.block import Block
 from interp.models.derivations import AT_THE_END, IN_LAYER, LayerRun
-from interp.models.layers import Embed, Norm, PosEmbed, SinusoidalEmbed, Unembed
+from interp.models.layers import (
+    Embed,
+    MaskedTokenHead,
+    Norm,
+    PosEmbed,
+    SinusoidalEmbed,
+    TokenTypeEmbed,
+    Unembed,
+)
 from interp.sites import axis_sizes, site_names, stream_after
 from interp.state_space.mixer import MambaMixer
 from interp.text.padding import check_attention_mask
@@ -101,8 +109,11 @@ class GPT(HookedModel):
         self.blocks = nn.ModuleList([Block(cfg, layer, points) for layer in range(cfg.n_layers)])
         has_final = cfg.normalization_type is not None and cfg.final_norm
         self.ln_final = Norm(cfg, "ln_final", points) if has_final else nn.Identity()
+        self.mlm_head = None if cfg.mlm_act_fn is None else MaskedTokenHead(cfg, points)
         self.unembed = Unembed(cfg, self.embed)
+        self.token_type_embed = TokenTypeEmbed(cfg) if cfg.n_token_types else None
         self.hook_embed, self.hook_pos_embed = points["hook_embed"], points.get("hook_pos_embed")
+        self.hook_token_type_embed = points.get("hook_token_type_embed")
         if self.embed.W_E.device.type != "meta":
             self.init_weights()
 
@@ -130,6 +141,7 @@ class GPT(HookedModel):
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: PastKeyValues | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Any:
         """Run the model.
 
@@ -145,6 +157,8 @@ class GPT(HookedModel):
             start_at_layer: skip the layers before this one.
             stop_at_layer: return the residual stream that enters this layer; negative counts from the last.
             past_kv_cache: keys and values, or states, of earlier positions; this call's are appended.
+            token_type_ids: [batch, pos], the segment of each token, in a model that embeds it; None is the first
+                everywhere.
 
         Returns:
             Logits [batch, pos, d_vocab_out], or what `return_type` or `stop_at_layer` say.
@@ -176,7 +190,8 @@ class GPT(HookedModel):
             self.cfg, tokens.shape[1], n_past=n_past, attention_mask=mask, device=self.device, dtype=self.dtype
         )
         # 1. The embedding; 2. and 3. the blocks; 4. the unembedding.
-        resid = tokens if start_at_layer is not None else self.embed_tokens(tokens, context)  # [batch, pos, d_model]
+        types = self._token_types(token_type_ids, tokens)
+        resid = tokens if start_at_layer is not None else self.embed_tokens(tokens, context, types)
         for block in self.blocks[first:last]:
             resid = block(resid, context, past)
         out = resid
@@ -217,7 +232,9 @@ class GPT(HookedModel):
         self, resid: Tensor, return_type: str | None, tokens: Tensor | None, mask: Tensor | None, per_token: bool
     ) -> Any:
         """What `return_type` says, from the residual stream after the last layer; without tokens there is no loss."""
-        normalized = self.ln_final(resid)
+        if return_type in ("loss", "both") and self.mlm_head is not None:
+            raise PromptError(f"return_type={return_type!r} is of the next token, and this model predicts masked ones")
+        normalized = self.to_unembed(resid)
         if return_type is None:
             return None
         logits = self.unembed(normalized)
@@ -246,12 +263,35 @@ class GPT(HookedModel):
             raise UnknownName(f"layer {layer} has no attention heads; layers of this model that have: {where}")
         return attn
 
-    def embed_tokens(self, tokens: Tensor, context: Context) -> Tensor:
+    def to_unembed(self, resid: Tensor) -> Tensor:
+        """What the unembedding reads of a stream [..., d_model]: through final norm and masked-token head."""
+        normalized: Tensor = self.ln_final(resid)
+        return normalized if self.mlm_head is None else self.mlm_head(normalized)
+
+    def _token_types(self, given: Tensor | None, tokens: Tensor) -> Tensor | None:
+        """Checked segments [batch, pos]."""
+        if given is None:
+            return None
+        if self.token_type_embed is None or tokens.is_floating_point():
+            why = "it starts at a layer" if self.token_type_embed is not None else "this model does not embed segments"
+            raise PromptError(f"token_type_ids cannot be taken: {why}")
+        types = self._input(given, None, None)[0]
+        if types.shape != tokens.shape:
+            raise PromptError(f"token_type_ids are {list(types.shape)}, expected those of tokens, {list(tokens.shape)}")
+        low, high, n = int(types.min()), int(types.max()), self.cfg.n_token_types
+        if low < 0 or high >= n:
+            raise PromptError(f"token type {low if low < 0 else high} is out of range: this model's are 0 to {n - 1}")
+        return types
+
+    def embed_tokens(self, tokens: Tensor, context: Context, token_types: Tensor | None = None) -> Tensor:
         """The residual stream [batch, pos, d_model] that enters the first layer."""
         resid = self.hook_embed(self.embed(tokens))  # [batch, pos, d_model]
         if self.pos_embed is not None and self.hook_pos_embed is not None:
             table = self.pos_embed(context.positions).to(resid.dtype)
             resid = resid + self.hook_pos_embed(table.expand_as(resid))
+        if self.token_type_embed is not None and self.hook_token_type_embed is not None:
+            types = torch.zeros_like(tokens) if token_types is None else token_types
+            resid = resid + self.hook_token_type_embed(self.token_type_embed(types))
         return self.embed.ln(resid) if self.embed.ln is not None and self.embed.norms_sum else resid
 
     def _layers(self, start: int | None, stop: int | None) -> tuple[int, int]:

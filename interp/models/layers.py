@@ -287,6 +287,18 @@ class SharedEmbed(Embed):
         return self._owner[0].W_E
 
 
+class TokenTypeEmbed(nn.Module):
+    """Embedding of segments: W_token_type [token_type, d_model] (Devlin et al. 2018, "BERT", section 3)."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.W_token_type = nn.Parameter(torch.empty(cfg.n_token_types, cfg.d_model))
+
+    def forward(self, token_types: Tensor) -> Tensor:
+        """Rows of W_token_type.  # [batch, pos] -> [batch, pos, d_model]"""
+        return F.embedding(token_types, self.W_token_type)
+
+
 class PosEmbed(nn.Module):
     """Learned position embedding: W_pos [n_ctx, d_model]."""
 
@@ -322,6 +334,32 @@ class SinusoidalEmbed(nn.Module):
         if self.cfg.sinusoidal_halves:
             return torch.cat((angle.sin(), angle.cos()), dim=-1)[..., :d_model].float()
         return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(-2)[..., :d_model].float()
+
+
+class MaskedTokenHead(nn.Module):
+    """What stands between the stream and the unembedding of an encoder: norm(act(x W + b)).
+
+    Source: Devlin et al. 2018, "BERT", in the released code (`get_masked_lm_output`).
+    """
+
+    def __init__(self, cfg: ModelConfig, points: Mapping[str, HookPoint]) -> None:
+        super().__init__()
+        assert cfg.mlm_act_fn is not None
+        self.act = ACTIVATIONS[cfg.mlm_act_fn]
+        self.W_rows = nn.Parameter(torch.empty(cfg.d_model, cfg.d_model))  # one row an output
+        self.b = nn.Parameter(torch.empty(cfg.d_model)) if cfg.mlm_bias else None
+        self.ln = Norm(cfg, "mlm_head.ln", points)
+        self.hook_pre, self.hook_post = points["mlm_head.hook_pre"], points["mlm_head.hook_post"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the unembedding reads.  # [..., d_model] -> [..., d_model]"""
+        pre = self.hook_pre(F.linear(x, self.W_rows, self.b))
+        return self.ln(self.hook_post(self.act(pre)))
+
+    @property
+    def W(self) -> Tensor:
+        """The linear map [d_model, d_model], from the stream; a view."""
+        return self.W_rows.T
 
 
 class Unembed(nn.Module):

@@ -35,22 +35,7 @@ from interp.text.tokenizer import labels
 if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
 
-
-def fitting(model: HookedModel, pairs: PromptPairs) -> PromptPairs:
-    """Pairs that have a prompt for each stack of the model.
-
-    Raises:
-        PromptError: they have one too few or too many.
-    """
-    two = isinstance(model, EncoderDecoder)
-    if two != (pairs.encoder is not None):
-        needs = "an encoder and a decoder, and needs pairs with" if two else "a single stack, and takes no pairs with"
-        raise PromptError(
-            f"this model has {needs} a prompt for each: PromptPairs.from_text and from_tokens make them with `decoder`"
-        )
-    return pairs
-
-
+MASK = "MASK"  # the role of the token that an encoder predicts
 TENSORS = ("clean", "corrupt", "mask")
 TUPLES = ("roles", "clean_texts", "corrupt_texts", "str_tokens", "corrupt_str_tokens")
 
@@ -64,7 +49,8 @@ class PromptPairs(SavedPairs):
         corrupt: the same for the corrupt prompts; each is as long as its clean prompt.
         mask: [n, pos] bool, True at real tokens of both.
         answers: ids [n, 2] of the clean prompt's right answer and of the wrong one.
-        roles: for each pair, role -> position from the start of the real prompt.
+        roles: for each pair, role -> position from the start of the real prompt. Where one is called "MASK", the
+            answer is read there: it is the token that an encoder predicts in place of its mask.
         clean_texts, corrupt_texts: the prompts as text.
         str_tokens, corrupt_str_tokens: the tokens of each prompt as text, without padding.
         name: the task's name, or `custom`.
@@ -324,8 +310,16 @@ class PromptPairs(SavedPairs):
 
     @property
     def last(self) -> Tensor:
-        """The position of each pair's last real token [n], where the answer is read."""
+        """The position of each pair's last real token [n]."""
         return self.lengths - 1
+
+    @property
+    def read_at(self) -> Tensor:
+        """The position of each pair where its answer is read [n]: its role "MASK", or else the last real token."""
+        if not any(MASK in of_pair for of_pair in self.roles):
+            return self.last
+        places = [of_pair.get(MASK, end) for of_pair, end in zip(self.roles, self.last.tolist(), strict=True)]
+        return torch.tensor(places, device=self.mask.device)
 
     @property
     def role_names(self) -> tuple[str, ...]:
@@ -432,3 +426,18 @@ class PromptPairs(SavedPairs):
         moved = {what: getattr(self, what).to(place) for what in (*TENSORS, "answers")}
         encoder = None if self.encoder is None else self.encoder.to(place)
         return dataclasses.replace(self, **moved, encoder=encoder)
+
+
+def fitting(model: HookedModel, pairs: PromptPairs) -> PromptPairs:
+    """Pairs that have a prompt for each stack of the model.
+
+    Raises:
+        PromptError: they have one too few or too many.
+    """
+    two = isinstance(model, EncoderDecoder)
+    if two != (pairs.encoder is not None):
+        needs = "an encoder and a decoder, and needs pairs with" if two else "a single stack, and takes no pairs with"
+        raise PromptError(
+            f"this model has {needs} a prompt for each: PromptPairs.from_text and from_tokens make them with `decoder`"
+        )
+    return pairs

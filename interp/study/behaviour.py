@@ -114,7 +114,7 @@ def behaviour(
         for start in range(0, len(pairs), size):
             part = pairs[start : start + size]
             logits = model(**part.inputs(side))
-            first = logits[torch.arange(len(part), device=logits.device), part.last].argmax(-1)
+            first = logits[torch.arange(len(part), device=logits.device), part.read_at].argmax(-1)
             says += [
                 model.tokenizer.str_tokens([token])[0] if model.tokenizer else str(token) for token in first.tolist()
             ]

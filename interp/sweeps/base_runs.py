@@ -131,7 +131,7 @@ class BaseRunCache:
         _, cache = model.run_with_cache(**inputs, names_filter=sorted(names), return_type=None)
         at = where_read(self.metric, pairs)
         final = cache[last][torch.arange(len(pairs), device=at.device)[:, None], at]  # [prompt, read, d_model]
-        normalized = model.ln_final(final)
+        normalized = model.to_unembed(final)
         # All logits of one prompt at a time: those of all prompts may be more than memory holds.
         largest = torch.cat([largest_logit(self.model.unembed(one)) for one in normalized.split(1)])
         return dict(cache), self.unembedded(normalized, np.arange(len(pairs)), pairs), largest

@@ -25,7 +25,7 @@ from interp.edits import Edit, Index, Variant
 from interp.errors import PromptError
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
-from interp.sites import NORMS, Site, axis_sizes, unknown_site
+from interp.sites import AFTER_LAYERS, NORMS, Site, axis_sizes, unknown_site
 
 Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]  # [prompt, pos]
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -38,7 +38,8 @@ QUERY_SITES = {
     "C", "y", "gate", "mixer.pattern",
 }  # fmt: skip
 INPUT_SITES = {
-    "embed", "embed.ln.scale", "embed.ln.normalized", "pos_embed", "resid_pre", "ln1.scale", "ln1.normalized",
+    "embed", "pos_embed", "token_type_embed", "embed.ln.scale", "embed.ln.normalized", "resid_pre", "ln1.scale",
+    "ln1.normalized",
     "k", "v", "rot_k", "k_input", "v_input", "k_norm.scale", "k_norm.normalized",
     "mixer_in", "in", "conv", "delta", "B", "state",
 }  # fmt: skip
@@ -265,7 +266,7 @@ def _key(index: Index) -> object:
 def step_of(site: Site, layer: int | None, cfg: ModelConfig) -> int:
     """Where in the depth of a model a site is."""
     if layer is None:
-        return 2 * cfg.n_layers if "ln_final" in site.template else 0
+        return 2 * cfg.n_layers if site.template.startswith(AFTER_LAYERS) else 0
     on_stream = cfg.norms_on_stream and NORMS.match(site.template) is not None  # after the attention
     return 2 * layer + (on_stream or site.short not in QUERY_SITES | INPUT_SITES)
 
@@ -283,7 +284,7 @@ def token_differences(pairs: PromptPairs, base: str, source: str, causal: bool) 
     nowhere = np.zeros_like(real)
 
     def differs(placed: Placed) -> Mask:
-        if placed.edit.run == "base" or placed.site.short == "pos_embed":
+        if placed.edit.run == "base" or placed.site.short in ("pos_embed", "token_type_embed"):
             return nowhere
         return local if placed.step == 0 and placed.site.short in LOCAL_SITES else later
 

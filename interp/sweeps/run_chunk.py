@@ -287,8 +287,7 @@ class _Batch:
         if self._lay_out(self.read):
             last = stream_after(self.model.cfg, self.model.cfg.n_layers - 1)
             self.resid = self._moved(self.resid, self.base[last])
-        normalized: Tensor = self.model.ln_final(self.resid)
-        return normalized[0]
+        return self.model.to_unembed(self.resid)[0]
 
     def _join(self, step: int) -> None:
         """Take note of the rows that cells need from a step of the depth on; they only become more."""

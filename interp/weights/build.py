@@ -19,6 +19,7 @@ from interp.config import EncoderDecoderConfig, ModelConfig
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.encoder_decoder.stack import Stack
 from interp.errors import ConfigError, InterpError, UnknownName, WeightsError, nearest
+from interp.models.encoder import Encoder
 from interp.models.gpt import GPT, Mamba
 from interp.models.layers import PosEmbed, SharedEmbed
 from interp.models.moe import MoE
@@ -75,7 +76,7 @@ def empty(cfg: ModelConfig | EncoderDecoderConfig) -> GPT | EncoderDecoder:
         with torch.device("meta"):
             if isinstance(cfg, EncoderDecoderConfig):
                 return EncoderDecoder(cfg)
-            return Mamba(cfg) if cfg.has_mamba else GPT(cfg)
+            return (Mamba if cfg.has_mamba else GPT if cfg.linear_output else Encoder)(cfg)
     except InterpError:
         raise
     except (RuntimeError, TypeError, OverflowError) as error:  # from torch, for a size that is too large for it
@@ -120,6 +121,7 @@ def _of_stack(model: GPT | Stack) -> dict[str, Tensor]:
     named |= {f"embed.ln.{name}": getattr(model.embed.ln, name, None) for name in ("w", "b")}
     if isinstance(model.pos_embed, PosEmbed):
         named["pos_embed.W_pos"] = model.pos_embed.W_pos
+    named["token_type_embed.W_token_type"] = getattr(getattr(model, "token_type_embed", None), "W_token_type", None)
     of_attention = (
         ("W_Q", "W_K", "W_V", "W_O")
         + (("b_Q", "b_K", "b_V") if cfg.attn_in_bias else ())
@@ -151,6 +153,10 @@ def _of_stack(model: GPT | Stack) -> dict[str, Tensor]:
         if isinstance(block.mixer, MambaMixer):
             named |= {f"blocks.{layer}.mixer.{name}": weight for name, weight in block.mixer.named_parameters()}
     named |= {f"ln_final.{name}": getattr(model.ln_final, name, None) for name in ("w", "b")}
+    head = getattr(model, "mlm_head", None)
+    if head is not None:
+        named |= {"mlm_head.W": head.W, "mlm_head.b": head.b}
+        named |= {f"mlm_head.ln.{name}": getattr(head.ln, name) for name in ("w", "b")}
     if model.unembed is not None:
         if not cfg.tie_word_embeddings:
             named["unembed.W_U"] = model.unembed.W_U

@@ -28,14 +28,14 @@ class Row:
     tensor that fuses several weights, or which heads of one that holds queries, keys and values under one another: "q",
     "k" or "v". With an axis `slot` in the pattern they lie in groups, of which each has its queries, a key and a value.
     In an `interleaved` tensor the two members of a rotary pair are next to each other. `skipped` rows at the start of
-    theirs belong to no position.
+    theirs belong to no position; None skips as many as there are more than the model has positions.
     """
 
     theirs: str
     pattern: str | None = None
     part: int | str | None = None
     interleaved: bool = False
-    skipped: int = 0
+    skipped: int | None = 0
 
 
 @dataclass(frozen=True, eq=False)

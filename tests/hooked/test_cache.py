@@ -192,7 +192,7 @@ def test_a_pickled_cache_leaves_its_model_behind(tokens: Tensor, names: Any) -> 
     if names is None:
         with pytest.raises(InterpError, match=r"needs 'derive' of the model.*set cache\.model"):
             twin["pattern", 0]
-        with pytest.raises(InterpError, match=r"needs 'ln_final' of the model.*set cache\.model"):
+        with pytest.raises(InterpError, match=r"needs 'to_unembed' of the model.*set cache\.model"):
             twin.accumulated_resid(apply_ln=True)
         twin.model = model
         assert torch.equal(twin["pattern", 0], cache["pattern", 0])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from makers import KINDS, RECURRENT, compare, make, make_pairs, plain_forwards
+from makers import KINDS, MASKED, RECURRENT, compare, make, make_pairs, plain_forwards
 from torch import Tensor
 
 from interp.edits import Edit, Variant
@@ -69,7 +69,7 @@ def _excluding(variant: Variant) -> bool:
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_sweep_equals_plain_forwards(data: st.DataObject) -> None:
-    model = make(data.draw(st.sampled_from(sorted(KINDS | RECURRENT))))
+    model = make(data.draw(st.sampled_from(sorted(KINDS | RECURRENT | MASKED))))
     lengths = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4))
     pairs = make_pairs(lengths, data.draw(st.integers(0, 4)), data.draw(st.integers(0, 3)))
     edit = edits(model, min(lengths))
@@ -105,7 +105,7 @@ def test_hundreds_of_edits_in_one_variant(kind: str) -> None:
     compare(model, pairs, variants, "corrupt", "clean")
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS | RECURRENT))
+@pytest.mark.parametrize("kind", sorted(KINDS | RECURRENT | MASKED))
 def test_every_site_in_one_sweep(kind: str) -> None:
     """All sites at once, so that whatever must not share a batch would be seen."""
     model, pairs = make(kind), make_pairs((6, 4, 6), shared=2)

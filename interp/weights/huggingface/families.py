@@ -11,7 +11,7 @@ from interp.arguments import shown
 from interp.config import EncoderDecoderConfig, ModelConfig
 from interp.errors import ConfigError, nearest
 from interp.weights.checkpoint import Row
-from interp.weights.huggingface import rows
+from interp.weights.huggingface import encoders, rows
 from interp.weights.huggingface.configs import experts, gpt_like, hybrids, llama_like
 from interp.weights.huggingface.configs import mamba as mambas
 from interp.weights.huggingface.configs.checks import Watched, refuse_unless, refuse_unread
@@ -29,10 +29,10 @@ class Family:
     """One architecture of transformers.
 
     One of `prefixes` begins the names in a model with a head, and is missing in a model without one; `{l}` in a name is
-    the layer; `buffers` matches tensors that are computed, not learned; `older` maps the names of modules in older
-    files to today's. `rows_of` gives the table where it depends on the configuration; `alternatives` are further
-    tables, for weights that other files have under other names; `repeats` maps the names of tensors that repeat others
-    to these.
+    the layer; `buffers` matches tensors that are computed, not learned, or belong to other tasks; `older` maps parts of
+    names in older files to today's. `rows_of` gives the table where it depends on the configuration; `alternatives` are
+    further tables, for weights that other files have under other names; `repeats` maps the names of tensors that repeat
+    others to these; `fallbacks` maps a name to another one, which counts only where a file has not the first.
     """
 
     configure: Callable[[Options], ModelConfig | EncoderDecoderConfig]
@@ -45,6 +45,7 @@ class Family:
     alternatives: tuple[Mapping[str, Row], ...] = ()
     encoder_decoder: bool = False
     repeats: Mapping[str, str] = field(default_factory=dict)
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
 
     def row(self, name: str, there: Container[str] = ()) -> Row:
         """The table's row for one of our weights, with the layer's number filled in.
@@ -66,8 +67,7 @@ class Family:
         """One of their names as in the table: without the prefix, and with today's name of its module."""
         for prefix in self.prefixes:
             name = name.removeprefix(prefix)
-        module, dot, rest = name.partition(".")
-        return self.older.get(module, module) + dot + rest
+        return ".".join(self.older.get(part, part) for part in name.split("."))
 
 
 def configure(options: Options) -> tuple[Family, ModelConfig | EncoderDecoderConfig]:
@@ -104,6 +104,9 @@ _INV_FREQ = r"(^|\.)rotary_emb\.inv_freq$"
 _COMPUTED = re.compile(_INV_FREQ)
 _NOT_TEXT = re.compile(rf"^(vision_tower|multi_modal_projector)\.|{_INV_FREQ}")
 _ATTENTION_BUFFERS = re.compile(r"^h\.\d+\.attn\.(attention\.)?(masked_)?bias$")
+# Heads of other tasks, and positions as numbers.
+_BERT_UNUSED = re.compile(r"^pooler\.|^cls\.seq_relationship\.|position_ids$")
+_BERT_OLDER = {"gamma": "weight", "beta": "bias"}
 _MAMBA: dict[str, Any] = {"older": {"embedding": "embeddings"}, "silent": None}
 
 
@@ -184,6 +187,30 @@ FAMILIES = {
         *("hidden_act", "experts_per_token", "initial_context_length", "quantization_config"),
         *_WINDOWS,
     ),
+    "bert": Family(
+        encoders.bert,
+        encoders.BERT,
+        ("bert.",),
+        _BERT_UNUSED,
+        _BERT_OLDER,
+        fallbacks={"cls.predictions.decoder.bias": "cls.predictions.bias"},
+        silent=encoders.BERT_SILENT,
+    ),
+    "roberta": Family(
+        encoders.roberta,
+        encoders.ROBERTA,
+        ("roberta.",),
+        _BERT_UNUSED,
+        fallbacks={"lm_head.decoder.bias": "lm_head.bias"},
+    ),
+    "distilbert": Family(
+        encoders.distilbert,
+        encoders.DISTILBERT,
+        ("distilbert.",),
+        _BERT_UNUSED,
+        silent=encoders.DISTILBERT_SILENT,
+    ),
+    "modernbert": Family(encoders.modernbert, encoders.MODERNBERT, ("model.",), silent=encoders.MODERNBERT_SILENT),
     "mamba": Family(mambas.mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
     "falcon_mamba": Family(mambas.falcon_mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
     "mamba2": Family(mambas.mamba2, rows.MAMBA2, ("backbone.",), **_MAMBA),

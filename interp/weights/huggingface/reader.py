@@ -141,7 +141,7 @@ def _empty(stored: Stored) -> Tensor:
 
 def _arranged(tensor: Tensor, *, row: Row, cfg: ModelConfig, origin: str | None) -> Tensor:
     """A tensor of theirs, or an empty one of its shape, in our shape."""
-    tensor = tensor[row.skipped :]
+    tensor = tensor[max(0, tensor.shape[0] - cfg.n_ctx) if row.skipped is None else row.skipped :]
     if row.pattern is None:
         return tensor
     sizes = {"d_head": cfg.d_head, "kv_head": cfg.n_kv_heads, "qkv": 3, "two": 2}
@@ -181,11 +181,11 @@ def with_output(cfg: ModelConfig | EncoderDecoderConfig, **changes: Any) -> Mode
     return cfg.replace(**changes)
 
 
-def _embedding_read_by_logits(cfg: ModelConfig | EncoderDecoderConfig) -> str:
-    """The token embedding that a tied unembedding reads."""
+def _ends_of_logits(cfg: ModelConfig | EncoderDecoderConfig) -> tuple[str, str]:
+    """The unembedding, and before it the token embedding that it reads where they are tied."""
     if not isinstance(cfg, EncoderDecoderConfig):
-        return "embed.W_E"
-    return "encoder.embed.W_E" if cfg.shared_embeddings else "decoder.embed.W_E"
+        return "embed.W_E", "unembed.W_U"
+    return "encoder.embed.W_E" if cfg.shared_embeddings else "decoder.embed.W_E", "decoder.unembed.W_U"
 
 
 def _repeats(repeats: Mapping[str, str], cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, str]:
@@ -218,17 +218,20 @@ def _checkpoint(
     # The name in the family's table -> the name in the file.
     names = {family.bare(name): name for name in tensors if not family.buffers.search(family.bare(name))}
     _drop_repeats(_repeats(family.repeats, cfg), names, tensors)
+    for first, fallback in family.fallbacks.items():
+        if fallback in names:
+            names.setdefault(first, names.pop(fallback))
     last = cfg.decoder if isinstance(cfg, EncoderDecoderConfig) else cfg
     if "final_logits_bias" not in names and isinstance(cfg, EncoderDecoderConfig):
         cfg = with_output(cfg, unembed_bias=False)  # a table of zeros that some files leave out
-    tied = last.tie_word_embeddings and "lm_head.weight" in names
-    embedding = family.rows[_embedding_read_by_logits(cfg)].theirs
-    if tied and embedding in names and not equal(tensors[names[embedding]], tensors[names["lm_head.weight"]]):
+    embedding, head = (family.rows[name].theirs for name in _ends_of_logits(cfg))
+    tied = last.tie_word_embeddings and head in names
+    if tied and embedding in names and not equal(tensors[names[embedding]], tensors[names[head]]):
         # As in transformers: two different tensors are not tied, whatever the configuration says.
         cfg = with_output(cfg, tie_word_embeddings=False)
     elif tied:
-        names.setdefault(embedding, names["lm_head.weight"])
-        del names["lm_head.weight"]
+        names.setdefault(embedding, names[head])
+        del names[head]
     # 2. Their tensors as ours; 3. none is read before it is called.
     places = weights(empty(cfg))
     rows = {name: family.row(name, names) for name in places}

@@ -132,4 +132,5 @@ def _theirs(row: Row, parts: dict[int | str, Tensor]) -> Tensor:
     if row.pattern is not None:
         theirs, _, ours = row.pattern.partition(" -> ")
         tensor = rearrange(tensor, f"{ours} -> {theirs}")
+    assert row.skipped is not None  # of no family of `OPTIONS`
     return torch.cat([tensor.new_zeros(row.skipped, *tensor.shape[1:]), tensor]).contiguous()

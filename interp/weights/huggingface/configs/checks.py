@@ -36,6 +36,7 @@ GENERAL = {
 # How a name ends that only training, drawing weights or running fast depends on.
 HARMLESS_ENDS = (
     "dropout",
+    "dropout_prob",
     "_pdrop",
     "_drop",
     "initializer_range",
