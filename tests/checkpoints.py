@@ -11,6 +11,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from interp.weights.huggingface.families import FAMILIES
+
 SIZES = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -417,35 +419,18 @@ def tiny(model_type: str, options: dict[str, Any], seed: int = 0) -> Any:
     config = transformers.AutoConfig.for_model(model_type, **options)
     torch.manual_seed(seed)
     attention = attention_of(options)
-    kind = transformers.AutoModelForMaskedLM if model_type in ENCODERS else transformers.AutoModelForCausalLM
+    head = FAMILIES[model_type].head if model_type in FAMILIES else "CausalLM"
+    kind = getattr(transformers, f"AutoModelFor{head}")
     model = kind.from_config(config, attn_implementation=attention, experts_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(0.0 if parameter.ndim > 1 else 0.5, 0.3)
-        for name, buffer in model.named_buffers():
-            if name.endswith("correction_bias"):  # learned, though no parameter
-                buffer.normal_(0.0, 0.3)
-    return model
-
-
-def seq2seq(case: str, seed: int = 0) -> Any:
-    """A random transformers model of `SEQ2SEQ` in which every weight matters to the logits."""
-    return seq2seq_of(*SEQ2SEQ[case], seed)
-
-
-def seq2seq_of(model_type: str, options: dict[str, Any], seed: int = 0) -> Any:
-    """The same of a family and its options."""
-    config = transformers.AutoConfig.for_model(model_type, **options)
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "embed_positions" not in name or parameter.requires_grad:  # a fixed table is no weight
+            if parameter.requires_grad:  # a fixed table is no weight
                 parameter.normal_(0.0 if parameter.ndim > 1 else 0.5, 0.3)
-        if hasattr(model, "final_logits_bias"):
-            model.final_logits_bias.normal_()
-        if model_type == "bart":  # whose three tables are one, whether the unembedding reads it or not
-            for stack in (model.model.encoder, model.model.decoder):
+        for name, buffer in model.named_buffers():
+            if name.endswith(("correction_bias", "final_logits_bias")):  # learned, though no parameter
+                buffer.normal_(0.0, 0.3)
+        if model_type == "bart" or (model_type == "marian" and config.share_encoder_decoder_embeddings):
+            for stack in (model.model.encoder, model.model.decoder):  # one table, whether the unembedding is it or not
                 stack.embed_tokens.weight.copy_(model.model.shared.weight)
     return model
 

@@ -20,7 +20,6 @@ from interp.hooked.model import HookedModel
 from interp.models.encoder import Encoder
 from interp.models.gpt import GPT, Mamba
 from interp.prompts.pairs import PromptPairs
-from interp.sites import Site
 from interp.sweeps.sweep import sweep
 
 TINY: dict[str, Any] = {
@@ -299,16 +298,44 @@ def close(value: Tensor, expected: Tensor, rtol: float = 1e-5) -> None:
     assert float((value - expected).abs().max()) <= rtol * float(expected.abs().max())
 
 
-def index_of(where: dict[str, Any], site: Site, pairs: PromptPairs, prompt: int, value: Tensor) -> tuple[Any, ...]:
+def stack_pairs(*, decoder_differs: bool = False) -> PromptPairs:
+    """Pairs whose encoders differ in one token, the third; and whose decoders do in the last, if asked."""
+    lengths, n_own = (6, 4, 6), (3, 1, 2)
+    generator = torch.Generator().manual_seed(8)
+    clean = [torch.randint(2, VOCABULARY, (n,), generator=generator).tolist() for n in lengths]
+    corrupt = [[*row[:2], 1 + row[2] % (VOCABULARY - 1), *row[3:]] for row in clean]
+    prefixes = [[1, *torch.randint(2, VOCABULARY, (n - 1,), generator=generator).tolist()] for n in n_own]
+    answers = [(i, i + 4) for i in range(3)]
+    roles = [{"changed": 2, "END": n - 1} for n in lengths]
+    if not decoder_differs:
+        return PromptPairs.from_tokens(clean, corrupt, answers=answers, roles=roles, decoder=prefixes)
+    encoder = PromptPairs.from_tokens(clean, corrupt, answers=answers, roles=roles)
+    others = [[*row[:-1], 3] for row in prefixes]
+    pairs = PromptPairs.from_tokens(prefixes, others, answers=answers, roles=[{"last": n - 1} for n in n_own])
+    return PromptPairs(**{**vars(pairs), "encoder": encoder})
+
+
+def single(pairs: PromptPairs, at: int, side: str) -> tuple[Tensor, ...]:
+    """What a forward of one unpadded prompt takes: tokens [1, pos], of the encoder before those of the decoder."""
+    both = [pairs] if pairs.encoder is None else [pairs.encoder, pairs]
+    return tuple(getattr(own, side)[at : at + 1, : int(own.lengths[at])] for own in both)
+
+
+def index_of(where: dict[str, Any], hook: Any, pairs: PromptPairs, prompt: int, value: Tensor) -> tuple[Any, ...]:
     """Where an edit acts on one unpadded prompt [1, ...], as an index for `value[index]`."""
-    length = int(pairs.lengths[prompt])
+    rows = keys = pairs
+    if pairs.encoder is not None:
+        cross = ".cross_attn.hook_" in hook.name
+        rows = pairs.encoder if hook.name.startswith("encoder") or (cross and hook.name[-1] in "kv") else pairs
+        keys = pairs.encoder if cross else rows
     index = []
-    for axis, size in zip(site.axes, value.shape, strict=True):
-        given = where.get(axis)
+    for axis, size in zip(hook.site.axes, value.shape, strict=True):
+        given, own = where.get(axis), keys if axis == "key" else rows
+        length = int(own.lengths[prompt])
         if given is None:
             chosen = list(range(size))
         elif isinstance(given, str):
-            chosen = [pairs.roles[prompt][given]]
+            chosen = [own.roles[prompt][given]]
         else:
             chosen = [at % length if axis in ("pos", "query", "key") else at for at in np.atleast_1d(given).tolist()]
         index.append(torch.tensor(chosen))
@@ -320,17 +347,17 @@ def plain_forwards(
 ) -> list[Any]:
     """Logits of each prompt at `read`, or all: a plain forward of it alone, unpadded, with a hook for each edit."""
     found = []
-    for at, n in enumerate(pairs.lengths.tolist()):
-        tokens = {"base": getattr(pairs, base)[at : at + 1, :n], "source": getattr(pairs, source)[at : at + 1, :n]}
+    for at in range(len(pairs)):
+        tokens = {"base": single(pairs, at, base), "source": single(pairs, at, source)}
         hooks = []
         for edit in variant.edits:
             name = edit.name(model.cfg)
             kept = None
-            if edit.op not in ("zero", "scale") and not isinstance(edit.source, float):
-                kept = model.run_with_cache(tokens[edit.run or "base"], names_filter=[name])[1][name]
+            if edit.op not in ("zero", "scale") and not isinstance(edit.source, int | float | Tensor):
+                kept = model.run_with_cache(*tokens[edit.run or "base"], names_filter=[name])[1][name]
 
             def hook(value: Tensor, hook: Any, edit: Edit = edit, kept: Tensor | None = kept, at: int = at) -> Tensor:
-                index = index_of(dict(edit.where), hook.site, pairs, at, value)
+                index = index_of(dict(edit.where), hook, pairs, at, value)
                 new = value.clone()
                 if edit.op == "zero":
                     new[index] = 0
@@ -343,7 +370,7 @@ def plain_forwards(
                 return new
 
             hooks.append((name, hook))
-        logits = model.run_with_hooks(tokens["base"], fwd_hooks=hooks)[0]
+        logits = model.run_with_hooks(*tokens["base"], fwd_hooks=hooks)[0]
         found.append(logits if read is None else logits[read])
     return found
 

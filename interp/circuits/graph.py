@@ -25,6 +25,7 @@ from torch import Tensor
 
 from interp.arguments import checked, entries
 from interp.config import MAMBAS, ModelConfig
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import InterpError, UnknownName, unknown
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
@@ -108,6 +109,11 @@ class Graph:
             InterpError: a model that has not all of the sites, such as a bridged one without split inputs, or one with
                 norms on the residual stream, which then is no sum.
         """
+        if isinstance(model, EncoderDecoder):
+            raise InterpError(
+                "edges are between the parts of one residual stream, and this model has two, which cross-attention "
+                "connects; patch whole activations of both instead: `interp.sweep` at 'encoder.z' or 'decoder.z'"
+            )
         if model.cfg.norms_on_stream:
             raise InterpError(
                 "edges need a residual stream that is the sum of what was written to it, and in this model it passes "

@@ -23,15 +23,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from interp.config import ModelConfig
 from interp.errors import InterpError
 from interp.hooked.cache import ActivationCache
 from interp.weights.checkpoint import Row
 from interp.weights.huggingface import reader
 
 from .cell import Cell, difference, holds
-from .subject import Subject
+from .subject import Subject, inputs
 
 SITES = 1e-5  # of the largest value, in float32
+STACK = re.compile(r"((en|de)coder\.)?")  # how names in a model of two stacks begin
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Seen:
     inputs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
     attention: dict[str, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+    weights: dict[str, Tensor] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -60,6 +63,8 @@ def watched(subject: Subject) -> Iterator[Seen]:
                 first = output[0] if isinstance(output, tuple) else output
                 if isinstance(first, Tensor):
                     seen.outputs[bare] = first.clone()
+                if isinstance(output, tuple) and len(output) > 1 and isinstance(output[-1], Tensor):
+                    seen.weights[bare] = output[-1].clone()
 
             stack.callback(module.register_forward_hook(keep, with_kwargs=True).remove)
         for place in {type(module).__module__ for module in names}:
@@ -89,14 +94,29 @@ class Place:
     name: str
 
     @property
+    def stack(self) -> str:
+        """How names of the site's stack begin, in a model of two."""
+        return STACK.match(self.name)[0]  # type: ignore[index]
+
+    @property
     def layer(self) -> int:
         """The site's layer."""
-        return int(self.name.split(".")[1])
+        return int(self.name.removeprefix(self.stack).split(".")[1])
 
     @property
     def here(self) -> str:
         """The beginning of the names of the layer's weights."""
-        return f"blocks.{self.layer}."
+        return f"{self.stack}blocks.{self.layer}."
+
+    @property
+    def attn(self) -> str:
+        """The beginning of the names of the weights of the attention that the site belongs to."""
+        return self.here + ("cross_attn." if "cross_attn" in self.name else "attn.")
+
+    @property
+    def cfg(self) -> ModelConfig:
+        """Our configuration, of the stack."""
+        return reader.part_of(self.subject.ours.cfg, self.name)
 
     @property
     def ours(self) -> Tensor:
@@ -107,7 +127,7 @@ class Place:
     def block(self) -> str:
         """The name of their layer."""
         rows = self.subject.family.rows
-        first = next(rows[name].theirs for name in rows if name.startswith("blocks."))
+        first = next(rows[name].theirs for name in rows if name.startswith(f"{self.stack}blocks."))
         return f"{first.partition('.{l}.')[0]}.{self.layer}"
 
     def row(self, weight: str) -> Row:
@@ -130,7 +150,7 @@ class Place:
         if isinstance(self.seen.modules[module], torch.nn.Linear):
             flat = flat.T
         try:
-            return reader._arranged(flat, row=row, cfg=self.subject.ours.cfg, origin=module)
+            return reader._arranged(flat, row=row, cfg=self.cfg, origin=module)
         except InterpError as error:  # no refusal of the model's, which has been loaded
             raise AssertionError(str(error)) from error
 
@@ -149,7 +169,13 @@ class Place:
 
     def attention(self) -> tuple[Tensor, Tensor, Tensor]:
         """Turned queries and keys, and attention weights, of the layer's attention."""
-        return self.seen.attention[self.module(self.here + "attn.W_O").rpartition(".")[0]]
+        return self.seen.attention[self.module(f"{self.attn}W_Q").rpartition(".")[0]]
+
+    def weights(self) -> Tensor:
+        """The attention weights alone, which some modules return instead."""
+        with contextlib.suppress(KeyError):
+            return self.attention()[2]
+        return self.seen.weights[self.module(f"{self.attn}W_Q").rpartition(".")[0]]
 
 
 Pair = tuple[Tensor, Tensor]
@@ -163,13 +189,19 @@ def like(theirs: Tensor, ours: Tensor) -> Tensor:
 
 
 def _embedding(at: Place) -> Pair:
-    """The token embedding, as scaled and normalised: what enters the first layer, without that of positions."""
-    first = Place(at.subject, at.seen, at.cache, "blocks.0.hook_resid_pre")
-    return at.ours + at.cache.get("hook_pos_embed", 0), at.into(first.block)
+    """The token embedding, as scaled and normalised: what enters the first layer, without those of positions and types.
+
+    Where a norm comes after their sum, what this norm reads.
+    """
+    whole = at.ours + sum(at.cache.get(f"{at.stack}hook_{name}_embed", 0) for name in ("pos", "token_type"))
+    if at.cfg.embed_norm_of_sum:
+        return whole, at.into(at.module(f"{at.stack}embed.ln.w"))
+    first = Place(at.subject, at.seen, at.cache, f"{at.stack}blocks.0.hook_resid_pre")
+    return whole, at.into(first.block)
 
 
 def _positions(at: Place) -> Pair:
-    return at.ours, at.seen.outputs[at.module("pos_embed.W_pos")].expand_as(at.ours)
+    return at.ours, at.seen.outputs[at.module(f"{at.stack}pos_embed.W_pos")].expand_as(at.ours)
 
 
 def _norm(at: Place) -> tuple[Any, str]:
@@ -197,12 +229,34 @@ def _layer_input(at: Place) -> Pair:
 
 
 def _before_mlp(at: Place) -> Pair:
-    """What the norm before the MLP reads or, where it is the mixer's or none, what the layer or the MLP reads."""
+    """What the norm before the MLP reads or, where it is the mixer's or none, what the layer or the MLP reads.
+
+    Of norms on the stream the first one comes before the MLP, and the MLP reads what it gives.
+    """
+    if at.cfg.norms_on_stream and at.name.endswith("mlp_in"):
+        return at.ours, at.seen.outputs[at.module(at.here + ("ln_cross.w" if at.cfg.cross_attention else "ln1.w"))]
     with contextlib.suppress(KeyError):
-        return at.ours, at.into(at.module(at.here + "ln2.w"))
-    if at.subject.ours.cfg.parallel_attn_mlp:
+        return at.ours, at.into(at.module(at.here + ("ln1.w" if at.cfg.norms_on_stream else "ln2.w")))
+    if at.cfg.parallel_attn_mlp:
         return _layer_input(at)
     return at.ours, at.into(at.module(at.here + "mlp.W_in"))
+
+
+def _middle(at: Place) -> Pair:
+    """The stream after the first of two or three parts of a layer, before a norm on it."""
+    if at.cfg.cross_attention and not at.cfg.norms_on_stream:
+        return at.ours, at.into(at.module(at.here + "ln_cross.w"))
+    return _before_mlp(at)
+
+
+def _after_cross(at: Place) -> Pair:
+    """The stream after a layer's cross-attention, before a norm on it."""
+    return at.ours, at.into(at.module(at.here + ("ln_cross.w" if at.cfg.norms_on_stream else "ln2.w")))
+
+
+def _after(at: Place) -> Pair:
+    """The stream after a layer, before a norm on it."""
+    return at.ours, at.into(at.module(at.here + "ln2.w")) if at.cfg.norms_on_stream else at.seen.outputs[at.block]
 
 
 def _added(weight: str, norm: str) -> Callable[[Place], Pair]:
@@ -217,18 +271,19 @@ def _added(weight: str, norm: str) -> Callable[[Place], Pair]:
 
 def _query_key_value(at: Place) -> Pair:
     """What a projection gives, within the bounds that some models set."""
-    theirs, cfg = at.heads(f"{at.here}attn.W_{at.name[-1].upper()}"), at.subject.ours.cfg
+    theirs, cfg = at.heads(f"{at.attn}W_{at.name[-1].upper()}"), at.cfg
     bounded = cfg.clip_qkv is not None and (cfg.qk_norm is None or at.name.endswith("v"))  # else after the norm
     return at.ours, theirs.clamp(-cfg.clip_qkv, cfg.clip_qkv) if bounded and cfg.clip_qkv is not None else theirs
 
 
 def _result(at: Place) -> Pair:
-    attn = at.subject.ours.attention(at.layer)
-    return at.ours.sum(2) + attn.b_O, at.seen.outputs[at.module(at.here + "attn.W_O")]
+    bias = getattr(at.subject.ours.get_submodule(at.attn.rstrip(".")), "b_O", None)
+    theirs = at.seen.outputs[at.module(f"{at.attn}W_O")]
+    return at.ours.sum(2) if bias is None else at.ours.sum(2) + bias, theirs
 
 
 def _gate_or_in(at: Place) -> Pair:
-    return at.ours, at.neurons(at.here + ("mlp.W_gate" if at.subject.ours.cfg.gated_mlp else "mlp.W_in"))
+    return at.ours, at.neurons(at.here + ("mlp.W_gate" if at.cfg.gated_mlp else "mlp.W_in"))
 
 
 def _scores(at: Place) -> Pair:
@@ -236,12 +291,12 @@ def _scores(at: Place) -> Pair:
     scores, n_keys = at.ours, at.ours.shape[-1]
     if (sinks := at.cache.get(at.name.replace("attn_scores", "sinks"))) is not None:
         scores = torch.cat((scores, sinks.transpose(1, 2)[..., None]), dim=-1)
-    return scores.softmax(-1)[..., :n_keys], at.attention()[2]
+    return scores.softmax(-1)[..., :n_keys], at.weights()
 
 
 def _projected(at: Place) -> Pair:
     """One of the parts of what a state-space layer's W_in gives."""
-    mixer = at.subject.ours.block(at.layer).mixer
+    mixer = at.subject.one.block(at.layer).mixer
     assert mixer is not None
     out = at.seen.outputs[at.module(at.here + "mixer.W_in")]
     parts = dict(zip(mixer.parts, out.split(list(mixer.parts.values()), dim=-1), strict=True))
@@ -257,7 +312,7 @@ def _selected(at: Place) -> Pair:
     letter = at.name[-1]
     with contextlib.suppress(KeyError):
         return at.ours, at.seen.outputs[at.module(f"{at.here}mixer.w_{letter}_norm")]
-    cfg = at.subject.ours.cfg
+    cfg = at.cfg
     if cfg.ssm_normalization_type is not None or cfg.dt_rank is None or cfg.d_state is None:
         raise KeyError(at.name)
     out = at.seen.outputs[at.module(at.here + "mixer.W_x")]
@@ -276,7 +331,7 @@ def _gated_norm(input: int) -> Callable[[Place], Pair]:
 
 def _steps(at: Place) -> Pair:
     """The step sizes of Mamba-2, of their bias and what W_in gives."""
-    cfg, mixer = at.subject.ours.cfg, at.subject.ours.block(at.layer).mixer
+    cfg, mixer = at.cfg, at.subject.one.block(at.layer).mixer
     assert mixer is not None
     if "dt" not in mixer.parts:
         raise KeyError(at.name)
@@ -295,23 +350,34 @@ def _full(at: Place, weight: str) -> str:
 COUNTERPARTS: dict[str, Callable[[Place], Pair]] = {
     r"hook_embed": _embedding,
     r"hook_pos_embed": _positions,
+    r"hook_token_type_embed": lambda at: (at.ours, at.seen.outputs[at.module("token_type_embed.W_token_type")]),
     r".*\.hook_normalized": _normalized,
     r".*\.hook_scale": _scale,
     r"blocks\.\d+\.hook_(resid_pre|[qkv]_input|mixer_in)": _layer_input,
-    r"blocks\.\d+\.hook_(resid_mid|mlp_in)": _before_mlp,
-    r"blocks\.\d+\.hook_resid_post": lambda at: (at.ours, at.seen.outputs[at.block]),
+    r"blocks\.\d+\.hook_resid_mid": _middle,
+    r"blocks\.\d+\.hook_mlp_in": _before_mlp,
+    r"blocks\.\d+\.hook_normalized_resid_mid": lambda at: (at.ours, at.seen.outputs[at.module(at.here + "ln1.w")]),
+    r"blocks\.\d+\.hook_normalized_resid_post": lambda at: (at.ours, at.seen.outputs[at.block]),
+    r"blocks\.\d+\.hook_resid_post": _after,
+    r"blocks\.\d+\.hook_resid_mid_cross": _after_cross,
+    r"blocks\.\d+\.hook_normalized_resid_mid_cross": (
+        lambda at: (at.ours, at.seen.outputs[at.module(at.here + "ln_cross.w")])
+    ),
+    r"blocks\.\d+\.hook_cross_attn_out": lambda at: (at.ours, at.seen.outputs[at.module(f"{at.here}cross_attn.W_O")]),
     r"blocks\.\d+\.hook_attn_out": _added("attn.W_O", "ln1_post.w"),
     r"blocks\.\d+\.hook_mlp_out": _added("mlp.W_out", "ln2_post.w"),
-    r".*\.attn\.hook_[qkv]": _query_key_value,
+    r".*attn\.hook_[qkv]": _query_key_value,
     r".*\.attn\.hook_rot_q": lambda at: (at.ours, at.attention()[0].transpose(1, 2)),
     r".*\.attn\.hook_rot_k": lambda at: (at.ours, at.attention()[1].transpose(1, 2)),
-    r".*\.attn\.hook_attn_scores": _scores,
-    r".*\.attn\.hook_pattern": lambda at: (at.ours, at.attention()[2]),
-    r".*\.attn\.hook_z": lambda at: (at.ours.flatten(2), at.into(at.module(at.here + "attn.W_O"))),
-    r".*\.attn\.hook_result": _result,
+    r".*attn\.hook_attn_scores": _scores,
+    r".*attn\.hook_pattern": lambda at: (at.ours, at.weights()),
+    r".*attn\.hook_z": lambda at: (at.ours.flatten(2), at.into(at.module(f"{at.attn}W_O"))),
+    r".*attn\.hook_result": _result,
     r".*\.mlp\.hook_pre": _gate_or_in,
     r".*\.mlp\.hook_pre_linear": lambda at: (at.ours, at.neurons(at.here + "mlp.W_in")),
     r".*\.mlp\.hook_post": lambda at: (at.ours, at.into(at.module(at.here + "mlp.W_out"))),
+    r"mlm_head\.hook_pre": lambda at: (at.ours, at.seen.outputs[at.module("mlm_head.W")]),
+    r"mlm_head\.hook_post": lambda at: (at.ours, at.into(at.module("mlm_head.ln.w"))),
     r".*\.mixer\.hook_in": _projected,
     r".*\.mixer\.hook_conv": _convolved,
     r".*\.mixer\.hook_[BC]": _selected,
@@ -326,7 +392,8 @@ COUNTERPARTS: dict[str, Callable[[Place], Pair]] = {
 
 def counterpart(name: str) -> Callable[[Place], Pair] | None:
     """What gives both sides for a site; None where no module of theirs computes it."""
-    return next((both for pattern, both in COUNTERPARTS.items() if re.fullmatch(pattern, name)), None)
+    within = STACK.sub("", name, count=1)
+    return next((both for pattern, both in COUNTERPARTS.items() if re.fullmatch(pattern, within)), None)
 
 
 @torch.no_grad()
@@ -335,9 +402,10 @@ def sites(subject: Subject) -> Cell:
     tokens = subject.tokens(2, 11)
     # 1. Both models run; with every site wanted, attention and states go their explicit ways.
     with watched(subject) as seen:
-        subject.logits(tokens)
-    caches = [subject.ours.run_with_cache(tokens)[1]]
-    caches.append(subject.ours.run_with_cache(tokens, names_filter=list(subject.ours.hook_dict))[1])
+        subject.logits(tokens, **({"output_attentions": True} if subject.family.head == "Seq2SeqLM" else {}))
+    given = inputs(subject.ours, tokens)
+    caches = [subject.ours.run_with_cache(*given)[1]]
+    caches.append(subject.ours.run_with_cache(*given, names_filter=list(subject.ours.hook_dict))[1])
     largest, worst, missing = 0.0, "", dict[str, None]()
     for cache in caches:
         for name in [name for name in subject.ours.hook_dict if cache is caches[1] or name in dict(cache.items())]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from interp.edits import Edit, Variant
 from interp.encoder_decoder.model import EncoderDecoder
@@ -17,107 +13,12 @@ from interp.errors import ConfigError, PromptError, UnknownName
 from interp.metrics import Metric
 from interp.prompts.pairs import PromptPairs
 from interp.sweeps.sweep import plan_sweep, sweep
-from tests.makers import STACKS, encoder_decoder, make
-
-LENGTHS, PREFIXES = (6, 4, 6), (3, 1, 2)
-
-
-def pairs_of(*, decoder_differs: bool = False) -> PromptPairs:
-    """Pairs whose encoders differ in one token, the third; and whose decoders do in the last, if asked."""
-    generator = torch.Generator().manual_seed(8)
-    clean = [torch.randint(2, 29, (n,), generator=generator).tolist() for n in LENGTHS]
-    corrupt = [[*row[:2], 1 + row[2] % 28, *row[3:]] for row in clean]
-    prefixes = [[1, *torch.randint(2, 29, (n - 1,), generator=generator).tolist()] for n in PREFIXES]
-    answers = [(i, i + 4) for i in range(3)]
-    roles = [{"changed": 2, "END": n - 1} for n in LENGTHS]
-    if not decoder_differs:
-        return PromptPairs.from_tokens(clean, corrupt, answers=answers, roles=roles, decoder=prefixes)
-    encoder = PromptPairs.from_tokens(clean, corrupt, answers=answers, roles=roles)
-    others = [[*row[:-1], 3] for row in prefixes]
-    pairs = PromptPairs.from_tokens(prefixes, others, answers=answers, roles=[{"last": n - 1} for n in PREFIXES])
-    return PromptPairs(**{**vars(pairs), "encoder": encoder})
+from tests.makers import STACKS, compare, encoder_decoder, make, single, stack_pairs
 
 
 @pytest.fixture(params=STACKS, scope="module")
 def model(request: pytest.FixtureRequest) -> EncoderDecoder:
     return encoder_decoder(request.param)
-
-
-def single(pairs: PromptPairs, at: int, side: str) -> dict[str, Tensor]:
-    """What a forward of one unpadded prompt takes."""
-    assert pairs.encoder is not None
-    lengths = int(pairs.encoder.lengths[at]), int(pairs.lengths[at])
-    tokens = (getattr(pairs.encoder, side), getattr(pairs, side))
-    return {"input": tokens[0][at : at + 1, : lengths[0]], "decoder_input": tokens[1][at : at + 1, : lengths[1]]}
-
-
-def chosen(edit: Edit, hook: Any, pairs: PromptPairs, at: int, value: Tensor) -> tuple[Tensor, ...]:
-    """Where an edit acts on one prompt, by axis."""
-    assert pairs.encoder is not None
-    cross = ".cross_attn.hook_" in hook.name
-    rows = pairs.encoder if hook.name.startswith("encoder") or (cross and hook.name[-1] in "kv") else pairs
-    keys = pairs.encoder if cross else rows
-    index = []
-    for axis, size in zip(hook.site.axes, value.shape, strict=True):
-        given, own = edit.where.get(axis), keys if axis == "key" else rows
-        if isinstance(given, str):
-            given = own.roles[at][given]
-        length = int(own.lengths[at]) if axis in ("pos", "query", "key") else size
-        index.append(torch.arange(size) if given is None else torch.tensor(np.atleast_1d(given)) % length)
-    return torch.meshgrid(*index, indexing="ij")
-
-
-Runs = dict[tuple[int, str], Mapping[str, Tensor]]  # of each prompt and side, what every site has
-
-
-@torch.no_grad()
-def plain_runs(model: EncoderDecoder, pairs: PromptPairs) -> Runs:
-    return {
-        (at, side): model.run_with_cache(**single(pairs, at, side), names_filter="*")[1]
-        for at in range(len(pairs))
-        for side in ("clean", "corrupt")
-    }
-
-
-@torch.no_grad()
-def by_hand(
-    model: EncoderDecoder, pairs: PromptPairs, variant: Variant, at: int, base: str, source: str, runs: Runs
-) -> Tensor:
-    """The logits at the last position of one prompt, from a plain forward of it alone with a hook for each edit."""
-    hooks = []
-    for edit in variant.edits:
-        name = edit.name(model.cfg)
-        kept = None
-        if edit.run is not None:
-            side = base if edit.run == "base" else source
-            kept = runs[at, side][name]
-
-        def hook(value: Tensor, hook: Any, edit: Edit = edit, kept: Tensor | None = kept) -> Tensor:
-            index, new = chosen(edit, hook, pairs, at, value), value.clone()
-            given = edit.source if kept is None else kept[index]
-            if edit.op == "zero":
-                new[index] = 0
-            elif edit.op == "scale":
-                new[index] *= edit.source
-            else:
-                new[index] = given + (new[index] if edit.op == "add" else 0)
-            return new
-
-        hooks.append((name, hook))
-    return model.run_with_hooks(**single(pairs, at, base), fwd_hooks=hooks)[0, -1]
-
-
-def compare(
-    model: EncoderDecoder, pairs: PromptPairs, variants: Sequence[Variant], base: str = "corrupt", **options: Any
-) -> None:
-    source = "clean" if base == "corrupt" else "corrupt"
-    frame = sweep(model, pairs, variants, base=base, source=source, progress=False, **options)
-    values, runs = frame["value"].to_numpy().reshape(len(variants), len(pairs)), plain_runs(model, pairs)
-    for row, variant in zip(values, variants, strict=True):
-        for at, (right, wrong) in enumerate(pairs.answers.tolist()):
-            logits = by_hand(model, pairs, variant, at, base, source, runs)
-            within = 2e-5 * max(1.0, float(logits.abs().max()))
-            assert row[at] == pytest.approx(float(logits[right] - logits[wrong]), abs=within), (variant, at)
 
 
 @pytest.mark.parametrize("base", ["corrupt", "clean"])
@@ -130,7 +31,8 @@ def test_every_site_of_both_stacks_can_be_patched(model: EncoderDecoder, base: s
             variants.append(Variant([Edit(name, {**head, ("key" if row == "query" else row): 0})]))
         else:
             variants.append(Variant([Edit(name, {row: -1} if ".1." in name else {})]))
-    compare(model, pairs_of(decoder_differs=base == "clean"), variants, base)
+    other = "corrupt" if base == "clean" else "clean"
+    compare(model, stack_pairs(decoder_differs=base == "clean"), variants, base, other)
 
 
 def test_every_operation_and_several_edits_at_once(model: EncoderDecoder) -> None:
@@ -145,16 +47,16 @@ def test_every_operation_and_several_edits_at_once(model: EncoderDecoder) -> Non
     ]
     variants += [Variant(both), Variant(both[::-1]), Variant([*both, Edit("decoder.embed", {"pos": 0}, "scale", 2.0)])]
     variants += [Variant([Edit("decoder.cross_attn.pattern", {"layer": 0, "key": "changed"}, "zero")]), Variant([])]
-    compare(model, pairs_of(), variants)
+    compare(model, stack_pairs(), variants, "corrupt", "clean")
 
 
 def test_mean_and_functions_as_sources(model: EncoderDecoder) -> None:
-    pairs = pairs_of()
+    pairs = stack_pairs()
     name = "encoder.blocks.0.hook_resid_post"
     frame = sweep(model, pairs, [Variant([Edit(name, {"pos": 1}, "mean")])], progress=False)
-    caches = [model.run_with_cache(**single(pairs, at, "clean"))[1] for at in range(3)]
+    caches = [model.run_with_cache(*single(pairs, at, "clean"))[1] for at in range(3)]
     mean = torch.stack([cache[name][0, 1] for cache in caches]).mean(0)
-    compare(model, pairs, [Variant([Edit(name, {"pos": 1}, "set", mean)])])
+    compare(model, pairs, [Variant([Edit(name, {"pos": 1}, "set", mean)])], "corrupt", "clean")
     again = sweep(model, pairs, [Variant([Edit(name, {"pos": 1}, "set", mean)])], progress=False)
     assert frame["value"].to_numpy() == pytest.approx(again["value"].to_numpy(), abs=1e-5)
     made = [
@@ -167,7 +69,7 @@ def test_mean_and_functions_as_sources(model: EncoderDecoder) -> None:
 
 
 def test_small_memory_hooks_files_and_other_metrics_change_no_number(model: EncoderDecoder, tmp_path: Path) -> None:
-    pairs = pairs_of()
+    pairs = stack_pairs()
     variants = [Variant([Edit("encoder.z", {"layer": 1, "head": h})], {"head": h}) for h in range(2)]
     variants += [Variant([Edit("decoder.cross_attn.z", {"layer": 1, "head": h})], {"head": h}) for h in range(2)]
     expected = sweep(model, pairs, variants, progress=False)["value"].to_numpy()
@@ -191,7 +93,7 @@ def test_small_memory_hooks_files_and_other_metrics_change_no_number(model: Enco
 
 
 def test_variants_of_the_decoder_alone_cost_less_than_those_of_the_encoder(model: EncoderDecoder) -> None:
-    pairs = pairs_of()
+    pairs = stack_pairs()
     costs = [
         plan_sweep(model, pairs, [Variant([Edit(name, {}, "zero")])]).chunks[-1].operations
         for name in (
@@ -205,7 +107,7 @@ def test_variants_of_the_decoder_alone_cost_less_than_those_of_the_encoder(model
 
 
 def test_what_does_not_fit_is_refused(model: EncoderDecoder) -> None:
-    pairs = pairs_of()
+    pairs = stack_pairs()
     assert pairs.encoder is not None
     with pytest.raises(UnknownName, match=r"which stack's 'z'\?"):
         sweep(model, pairs, [Variant([Edit("z", {"layer": 0})])])
@@ -220,11 +122,12 @@ def test_what_does_not_fit_is_refused(model: EncoderDecoder) -> None:
 
 
 def test_pairs_of_both_prompts_are_cut_saved_and_told_apart(tmp_path: Path) -> None:
-    pairs = pairs_of()
+    pairs = stack_pairs()
     assert pairs.encoder is not None and pairs[1].encoder is not None
     assert pairs[1].encoder.clean.shape == (1, 4) and pairs[1].clean.shape == (1, 1)
     loaded = PromptPairs.load(pairs.save(tmp_path / "pairs.json"))
-    assert loaded.encoder is not None and loaded.digest() == pairs.digest() != pairs_of(decoder_differs=True).digest()
+    other = stack_pairs(decoder_differs=True)
+    assert loaded.encoder is not None and loaded.digest() == pairs.digest() != other.digest()
     assert torch.equal(loaded.encoder.corrupt, pairs.encoder.corrupt) and loaded.encoder.roles == pairs.encoder.roles
     assert set(pairs.inputs("clean")) == {"input", "attention_mask", "decoder_input", "decoder_attention_mask"}
     with pytest.raises(PromptError, match="the encoder has 2 pairs and the decoder 3"):

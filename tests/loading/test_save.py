@@ -10,7 +10,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from checkpoints import CASES, MIXTURES, STATE_SPACE, attention_of, relative_difference, tiny, tokens_for
+from checkpoints import CASES, ENCODERS, MIXTURES, STATE_SPACE, attention_of, relative_difference, tiny, tokens_for
 from makers import make
 
 import interp
@@ -18,7 +18,7 @@ from interp.errors import ConfigError, OutputError, UnknownName, WeightsError
 from interp.weights.huggingface.write import computed
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    **{case: given for case, given in CASES.items() if case not in MIXTURES},
+    **{case: given for case, given in CASES.items() if case not in MIXTURES and given[0] not in ENCODERS},
     **{name: (name, options) for name, options in STATE_SPACE.items()},
 }
 TOKENS = torch.randint(0, 29, (3, 7), generator=torch.Generator().manual_seed(0))

@@ -6,6 +6,13 @@ from interp.weights.huggingface.families import FAMILIES
 
 LENGTHS = "with dynamic or LongRoPE scaling, text is that of the whole prompt, with a cache too"
 CAPPED = "direct attributions are of the logits before the cap"
+MAPPINGS = {
+    "CausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MaskedLM": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "Seq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+}
+"""transformers' tables of its classes, by the end of the name of the class that chooses one."""
+
 # What is special about a family, or limited: each a few words, in Markdown.
 QUIRKS: dict[str, tuple[str, ...]] = {
     "gpt2": ("learned positions",),
@@ -40,6 +47,16 @@ QUIRKS: dict[str, tuple[str, ...]] = {
     "mamba2": ("the gate comes before the norm, whatever `norm_before_gate` says", "no longest prompt"),
     "bamba": ("half of each head is rotated", "with a cache, transformers forgets `time_step_limit`"),
     "jamba": ("no positions", "norms inside the mixer"),
+    "bert": ("norms on the residual stream", "no shares of logits: the head is not linear"),
+    "roberta": (
+        "norms on the residual stream",
+        "transformers counts no position where the padding token stands; here padding is what the mask says",
+    ),
+    "distilbert": ("norms on the residual stream", "no segments"),
+    "modernbert": ("the first layer has no norm before its attention", "windows look both ways"),
+    "bart": ("norms on the residual stream of both stacks", "positions count from 2 in its table"),
+    "marian": ("norms on the residual stream of both stacks", "all sines of a position come before all cosines"),
+    "t5": ("relative positions, alike in all layers of a stack", "scores are not scaled"),
     "nemotron_h": (
         "each layer is a mixer, attention or an MLP alone",
         "no positions",
@@ -56,9 +73,10 @@ def title(model_type: str) -> str:
 
 def checked_against(model_type: str) -> str:
     """The class of transformers with which a family is compared."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto
 
-    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
+    name: str = getattr(modeling_auto, MAPPINGS[FAMILIES[model_type].head])[model_type]
+    return name
 
 
 def families() -> list[dict[str, str]]:

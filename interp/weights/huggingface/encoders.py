@@ -15,8 +15,9 @@ from interp.arguments import shown
 from interp.config import ModelConfig
 from interp.errors import ConfigError
 from interp.weights.checkpoint import Row
+from interp.weights.huggingface.configs import shared
 from interp.weights.huggingface.configs.checks import instead, refuse_unless
-from interp.weights.huggingface.configs.shared import activation, general, layer_kinds, rope_of, sizes
+from interp.weights.huggingface.configs.shared import activation, general, layer_kinds, rope_of
 from interp.weights.huggingface.rows import HEADS_BIAS, HEADS_IN, HEADS_OUT, TRANSPOSED
 from interp.weights.options import Options, flag, number, whole
 
@@ -166,6 +167,11 @@ def distilbert(options: Options) -> ModelConfig:
     renamed = instead(options, **{ours: options[theirs] for ours, theirs in names.items()})
     act = activation(options, "activation", "gelu")
     return _on_stream(options, sizes(renamed), act_fn=act, eps=1e-12, mlm_act_fn=act)
+
+
+def sizes(options: Options) -> dict[str, Any]:
+    """The sizes, of heads with equal shares of the width."""
+    return shared.sizes(instead(options, head_dim=None))
 
 
 def _on_stream(options: Options, of_sizes: Mapping[str, Any], **own: Any) -> ModelConfig:

@@ -33,6 +33,7 @@ class Family:
     names in older files to today's. `rows_of` gives the table where it depends on the configuration; `alternatives` are
     further tables, for weights that other files have under other names; `repeats` maps the names of tensors that repeat
     others to these; `fallbacks` maps a name to another one, which counts only where a file has not the first.
+    `head` is the end of the name of transformers' class: AutoModelForCausalLM, ...MaskedLM or ...Seq2SeqLM.
     """
 
     configure: Callable[[Options], ModelConfig | EncoderDecoderConfig]
@@ -43,7 +44,7 @@ class Family:
     rows_of: Callable[[Any], Mapping[str, Row]] | None = None
     silent: frozenset[str] | None = frozenset()
     alternatives: tuple[Mapping[str, Row], ...] = ()
-    encoder_decoder: bool = False
+    head: str = "CausalLM"
     repeats: Mapping[str, str] = field(default_factory=dict)
     fallbacks: Mapping[str, str] = field(default_factory=dict)
 
@@ -95,7 +96,7 @@ def configure(options: Options) -> tuple[Family, ModelConfig | EncoderDecoderCon
     except KeyError as error:
         raise ConfigError(f"the configuration of this {model_type} model has no entry {error}") from error
     if family.silent is not None:
-        refuse_unread(watched, model_type, family.silent, is_encoder_decoder=family.encoder_decoder)
+        refuse_unread(watched, model_type, family.silent, is_encoder_decoder=family.head == "Seq2SeqLM")
     return (family if family.rows_of is None else replace(family, rows=family.rows_of(cfg))), cfg
 
 
@@ -195,6 +196,7 @@ FAMILIES = {
         _BERT_OLDER,
         fallbacks={"cls.predictions.decoder.bias": "cls.predictions.bias"},
         silent=encoders.BERT_SILENT,
+        head="MaskedLM",
     ),
     "roberta": Family(
         encoders.roberta,
@@ -202,6 +204,7 @@ FAMILIES = {
         ("roberta.",),
         _BERT_UNUSED,
         fallbacks={"lm_head.decoder.bias": "lm_head.bias"},
+        head="MaskedLM",
     ),
     "distilbert": Family(
         encoders.distilbert,
@@ -209,8 +212,11 @@ FAMILIES = {
         ("distilbert.",),
         _BERT_UNUSED,
         silent=encoders.DISTILBERT_SILENT,
+        head="MaskedLM",
     ),
-    "modernbert": Family(encoders.modernbert, encoders.MODERNBERT, ("model.",), silent=encoders.MODERNBERT_SILENT),
+    "modernbert": Family(
+        encoders.modernbert, encoders.MODERNBERT, ("model.",), silent=encoders.MODERNBERT_SILENT, head="MaskedLM"
+    ),
     "mamba": Family(mambas.mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
     "falcon_mamba": Family(mambas.falcon_mamba, rows.MAMBA, ("backbone.",), **_MAMBA),
     "mamba2": Family(mambas.mamba2, rows.MAMBA2, ("backbone.",), **_MAMBA),
@@ -230,7 +236,7 @@ FAMILIES = {
         bart.BART,
         ("model.",),
         silent=frozenset({*_FAIRSEQ, "num_hidden_layers"}),
-        encoder_decoder=True,
+        head="Seq2SeqLM",
         repeats=bart.REPEATS,
     ),
     "marian": Family(
@@ -239,15 +245,15 @@ FAMILIES = {
         ("model.",),
         re.compile(r"^(en|de)coder\.embed_positions\.weight$"),
         silent=frozenset({*_FAIRSEQ, "num_hidden_layers"}),
-        encoder_decoder=True,
+        head="Seq2SeqLM",
         repeats=bart.REPEATS,
     ),
     "t5": Family(
         t5.t5,
         t5.T5,
         ("",),
-        silent=frozenset({"dropout_rate", "dense_act_fn", "is_gated_act", "n_positions", "output_past"}),
-        encoder_decoder=True,
+        silent=frozenset({"dropout_rate", "n_positions", "output_past"}),
+        head="Seq2SeqLM",
         rows_of=t5.rows_of,
         repeats=t5.REPEATS,
     ),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import relative_difference, tiny
-from conformance.subject import changed, forget, written
+from conformance.subject import changed, inputs, of_theirs, written
 from torch import Tensor
 
 import interp
@@ -25,7 +25,7 @@ from interp.weights.huggingface.families import FAMILIES, configure
 # Of transformers, on older spellings of entries: as an error, a warning would pass for a refusal.
 pytestmark = pytest.mark.filterwarnings("ignore")
 Changes = dict[str, Any]
-N_POS = 14
+TOKENS = torch.randint(6, 61, (2, 14), generator=torch.Generator().manual_seed(1))
 
 # What any configuration of transformers has, and what says nothing of the computation: they are changed all at once.
 COMMON: Changes = {
@@ -49,6 +49,13 @@ ROPES = [
     {"rope_type": "llama3", **SCALED, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     {"rope_type": "longrope", **SCALED, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
 ]
+NESTED = [
+    {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in both.items()}
+    for both in (
+        {"full_attention": 50.0, "sliding_attention": 90.0},
+        {"full_attention": 20.0, "sliding_attention": 20.0},
+    )
+]
 LEGAL: dict[str, list[Any]] = {
     "hidden_size": [64, 96],
     "n_embd": [48],
@@ -71,7 +78,7 @@ LEGAL: dict[str, list[Any]] = {
     "expand": [4],
     "mamba_expand": [4],
     "intermediate_size": [36, 80],
-    "rope_parameters": ROPES,
+    "rope_parameters": [*ROPES, *NESTED],
     "rope_scaling": ROPES,
     "sliding_window": [5],
     "layer_types": [["sliding_attention"] * 2, ["full_attention", "sliding_attention"]],
@@ -104,6 +111,18 @@ LEGAL: dict[str, list[Any]] = {
     "_sliding_window_pattern": [3],
     "layer_norm_elementwise_affine": [False],
     "summary_activation": ["tanh"],
+    "classifier_dropout": [0.3],
+    "classifier_activation": [*ACTIVATIONS],
+    "classifier_pooling": ["mean"],
+    "forced_eos_token_id": [3],
+    "n_heads": [2],
+    "dim": [16],
+    "d_model": [12, 36],
+    "encoder_attention_heads": [2],
+    "decoder_attention_heads": [2],
+    "feed_forward_proj": ["gated-gelu", "gated-silu", "gelu", "relu"],
+    "dense_act_fn": ["gelu"],
+    "is_gated_act": [True],
 }
 # Entries that have to change together, tried where one alone is not legal.
 TOGETHER: dict[str, list[Changes]] = {
@@ -125,7 +144,15 @@ TOGETHER: dict[str, list[Changes]] = {
     ],
 }
 # Entries that transformers takes in one way only, beside the others of the tiny configuration.
-UNCHANGED = {"attention_layers", "attention_types", "_sliding_window_pattern", "layer_types", "sliding_window"}
+UNCHANGED = {
+    "is_encoder_decoder",
+    "add_cross_attention",
+    "attention_layers",
+    "attention_types",
+    "_sliding_window_pattern",
+    "layer_types",
+    "sliding_window",
+}
 # Entries of which one says whether the others count, tried in every family that has them.
 SWITCHED: list[Changes] = [
     {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1},
@@ -162,12 +189,10 @@ def others(name: str, value: Any) -> list[Any]:
 
 def built(family: str, changes: Changes) -> tuple[Any, Tensor] | None:
     """A random transformers model with these changes and its logits; None if transformers refuses them."""
-    tokens = torch.randint(6, 61, (2, N_POS), generator=torch.Generator().manual_seed(1))
     try:
         theirs = tiny(family, changed(family, changes))
-        forget(theirs)
         with torch.no_grad():
-            return theirs, theirs(tokens, use_cache=False, return_dict=True).logits
+            return theirs, of_theirs(theirs, TOKENS)
     except Exception:  # whatever its checks, or torch, raise
         return None
 
@@ -183,18 +208,16 @@ def verdict(family: str, changes: Changes) -> str | None:
     if (found := built(family, changes)) is None:
         return None
     theirs, logits = found
-    tokens = torch.randint(6, 61, (2, N_POS), generator=torch.Generator().manual_seed(1))
     try:
         ours = interp.load(theirs)
     except InterpError as error:
         return refusal(changes, error)
     with torch.no_grad():
-        difference = relative_difference(ours(tokens), logits)
+        difference = relative_difference(ours(*inputs(ours, TOKENS)), logits)
     if 1e-5 <= difference < 1e-3:  # whether it is rounding shows in a wider type
         theirs = theirs.double()
         with torch.no_grad():
-            logits = theirs(tokens, use_cache=False, return_dict=True).logits
-            difference = relative_difference(interp.load(theirs)(tokens), logits)
+            difference = relative_difference(interp.load(theirs)(*inputs(ours, TOKENS)), of_theirs(theirs, TOKENS))
     if not difference < 1e-5:
         return f"{changes}: logits differ by {difference:.0e}"
     # A file without the entries that transformers fills in gives the same model.

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import relative_difference, tiny
-from conformance.subject import changed, forget, written
+from conformance.subject import changed, in_a_batch, of_theirs, real, written
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -114,6 +114,8 @@ def options_of(draw: st.DrawFn, family: str) -> dict[str, Any]:
     """A configuration of a family that our loader takes."""
     plain = written(family, {})[1]
     drawn = {name: draw(st.sampled_from(AXES[name]), label=name) for name in AXES if name in plain}
+    if any(isinstance(own, dict) for own in (plain.get("rope_parameters") or {}).values()):  # one set for each kind
+        drawn["rope_parameters"] = {kind: draw(st.sampled_from(ROPES)) for kind in plain["rope_parameters"]}
     while True:
         made = {name: rule({**plain, **drawn}) for name, rule in DERIVED.items() if name in plain and fits(name, plain)}
         try:
@@ -129,28 +131,12 @@ def options_of(draw: st.DrawFn, family: str) -> dict[str, Any]:
         del drawn[refused[0]]
 
 
-def padded(prompts: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
-    """Prompts in one batch, and which of its tokens are real."""
-    longest = max(len(prompt) for prompt in prompts)
-    batch = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    mask = torch.zeros_like(batch, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        real = slice(0, len(prompt)) if side == "right" else slice(longest - len(prompt), longest)
-        batch[row, real], mask[row, real] = prompt, True
-    return batch, mask
-
-
 @torch.no_grad()
 def apart(ours: GPT, theirs: Any, prompts: list[Tensor], side: str) -> float:
     """The largest difference of logits in a padded batch from transformers' on each prompt alone."""
-    batch, mask = padded(prompts, side)
-    logits = ours(batch, attention_mask=mask)
-    found = []
-    for row, prompt in enumerate(prompts):
-        forget(theirs)
-        alone = theirs(prompt[None], use_cache=False).logits[0]
-        found.append(relative_difference(logits[row, mask[row]], alone))
-    return max(found)
+    alone = [of_theirs(theirs, prompt[None])[0] for prompt in prompts]
+    both = zip(in_a_batch(ours, prompts, side), alone, strict=True)
+    return max(relative_difference(*pair) for pair in both)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -160,10 +146,10 @@ def test_drawn_configurations_equal_transformers(family: str, data: st.DataObjec
     options = data.draw(options_of(family))
     try:
         theirs = tiny(family, options, seed=seed)
-        theirs(torch.ones(1, 9, dtype=torch.int64), use_cache=False)
+        of_theirs(theirs, torch.ones(1, 9, dtype=torch.int64))
     except Exception:  # whatever transformers raises where it cannot run
         assume(False)
-    tokens = torch.randint(1, 61, (2, N_POS), generator=torch.Generator().manual_seed(seed))
+    tokens = real(theirs, torch.randint(1, 61, (2, N_POS), generator=torch.Generator().manual_seed(seed)))
     prompts = [tokens[0], tokens[1, :SHORT]]
     found = apart(interp.load(theirs), theirs, prompts, side)
     if not found < 1e-5:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import interp
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import ConfigError, WeightsError
-from tests.checkpoints import BART_SIZES, SEQ2SEQ, T5_SIZES, relative_difference, seq2seq, seq2seq_of
+from tests.checkpoints import BART_SIZES, SEQ2SEQ, T5_SIZES, relative_difference, tiny
 
 SOURCE = torch.randint(3, 61, (3, 23), generator=torch.Generator().manual_seed(1))
 PREFIX = torch.randint(3, 61, (3, 17), generator=torch.Generator().manual_seed(2))
@@ -21,7 +21,7 @@ PREFIX = torch.randint(3, 61, (3, 17), generator=torch.Generator().manual_seed(2
 
 @pytest.fixture(params=SEQ2SEQ, scope="module")
 def both(request: pytest.FixtureRequest) -> tuple[Any, EncoderDecoder]:
-    theirs = seq2seq(request.param)
+    theirs = tiny(*SEQ2SEQ[request.param])
     ours = interp.load(theirs)
     assert isinstance(ours, EncoderDecoder)
     return theirs, ours
@@ -83,7 +83,7 @@ def drawn(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 @given(drawn())
 @torch.no_grad()
 def test_any_sizes_give_the_logits_of_transformers(given_sizes: tuple[str, dict[str, Any]]) -> None:
-    theirs = seq2seq_of(*given_sizes)
+    theirs = tiny(*given_sizes)
     logits = interp.load(theirs)(SOURCE, PREFIX)
     assert relative_difference(logits, theirs(input_ids=SOURCE, decoder_input_ids=PREFIX).logits) < 1e-5
 
@@ -107,7 +107,7 @@ def test_generation_is_that_of_transformers(both: tuple[Any, EncoderDecoder]) ->
 @pytest.mark.parametrize("case", SEQ2SEQ)
 @torch.no_grad()
 def test_a_directory_is_read_as_the_model_in_memory(case: str, tmp_path: Path) -> None:
-    theirs = seq2seq(case)
+    theirs = tiny(*SEQ2SEQ[case])
     theirs.save_pretrained(tmp_path)
     logits = interp.load(tmp_path, check=True)(SOURCE, PREFIX)  # type: ignore[call-arg]
     assert relative_difference(logits, theirs(input_ids=SOURCE, decoder_input_ids=PREFIX).logits) < 1e-5
@@ -115,11 +115,11 @@ def test_a_directory_is_read_as_the_model_in_memory(case: str, tmp_path: Path) -
 
 @torch.no_grad()
 def test_an_unembedding_of_its_own_is_read(tmp_path: Path) -> None:
-    theirs = seq2seq("t5-v1.1")
+    theirs = tiny(*SEQ2SEQ["t5-v1.1"])
     theirs.lm_head.weight = torch.nn.Parameter(torch.randn(61, 24, generator=torch.Generator().manual_seed(3)))
     ours = interp.load(theirs)
     assert relative_difference(ours(SOURCE, PREFIX), theirs(input_ids=SOURCE, decoder_input_ids=PREFIX).logits) < 1e-5
-    theirs = seq2seq("marian")
+    theirs = tiny(*SEQ2SEQ["marian"])
     del theirs.final_logits_bias
     theirs.register_buffer("final_logits_bias", torch.zeros(1, 61), persistent=False)
     ours = interp.load(theirs)
@@ -127,15 +127,15 @@ def test_an_unembedding_of_its_own_is_read(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
-    theirs = seq2seq("t5")
+    theirs = tiny(*SEQ2SEQ["t5"])
     theirs.config.strange_option = 3
     with pytest.raises(ConfigError, match="strange_option=3 is not a known option of a t5 model"):
         interp.load(theirs)
-    theirs = seq2seq("t5")
+    theirs = tiny(*SEQ2SEQ["t5"])
     theirs.config.feed_forward_proj = "gated-gelo"
     with pytest.raises(ConfigError, match="feed_forward_proj"):
         interp.load(theirs)
-    theirs = seq2seq("t5")
+    theirs = tiny(*SEQ2SEQ["t5"])
     theirs.encoder.embed_tokens = torch.nn.Embedding(61, 24)
     with pytest.raises(WeightsError, match="differ, but this model has one table for both"):
         interp.load(theirs)

@@ -9,7 +9,7 @@ from interp.arguments import shown
 from interp.config import EncoderDecoderConfig, ModelConfig
 from interp.errors import ConfigError, unknown
 from interp.weights.checkpoint import ACTIVATION_NAMES, Row
-from interp.weights.huggingface.configs.shared import general
+from interp.weights.huggingface.configs.shared import activation, general
 from interp.weights.huggingface.rows import HEADS_IN, HEADS_OUT, TRANSPOSED
 from interp.weights.options import Options, flag, number, whole
 
@@ -20,6 +20,9 @@ N_CTX = 2**20
 def t5(options: Options) -> EncoderDecoderConfig:
     """The configuration of a `t5` model."""
     act_fn, gated = _activation(options.get("feed_forward_proj", "relu"))
+    if options.get("dense_act_fn") is not None:  # the two parts of the same, which count where they are given
+        act_fn = activation(options, "dense_act_fn", act_fn)
+    gated = flag(options, "is_gated_act", gated)
     n_layers = whole(options, "num_layers")
     d_model = whole(options, "d_model")
     # transformers ties always, and remembers the option, by which v1.1 is told apart, under another name.
