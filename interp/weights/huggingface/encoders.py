@@ -198,13 +198,14 @@ def modernbert(options: Options) -> ModelConfig:
     rope = options.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         raise ConfigError(f"rope_parameters must be an object, not {shown(rope)}")
-    both = options.get("rope_scaling") or {}
     bases = {
         "global": number(options, "global_rope_theta", 160_000.0),
         "local": number(options, "local_rope_theta", 1e4),
     }
     theirs = {"global": "full_attention", "local": "sliding_attention"}
-    turns = {kind: rope_of(options, {**(rope.get(theirs[kind]) or {}), **both}, bases[kind]) for kind in bases}
+    # Options of all layers but their lengths count for nothing in transformers, and are refused.
+    of_all = {"max_position_embeddings": options["max_position_embeddings"]}
+    turns = {kind: rope_of(of_all, rope.get(theirs[kind]) or {}, bases[kind]) for kind in bases}
     local: dict[str, Any] = {"rotary_base_local": turns["local"][0], "rope_scaling_local": turns["local"][1]}
     bias = flag(options, "attention_bias", False)
     return ModelConfig(
