@@ -22,6 +22,7 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from interp.models.attention import Attention
 from interp.models.block import Block
 from interp.models.derivations import AT_THE_END, IN_LAYER, LayerRun
 from interp.models.layers import Embed, Norm, PosEmbed, SinusoidalEmbed, Unembed
+from interp.models.shared_block import SharedBlock
 from interp.sites import axis_sizes, site_names, stream_after
 from interp.state_space.mixer import MambaMixer
 from interp.text.padding import check_attention_mask
@@ -98,7 +100,9 @@ class GPT(HookedModel):
         table = tables.get(cfg.positional_embedding_type)
         self.embed = Embed(cfg, points)
         self.pos_embed = table(cfg) if table else None
-        self.blocks = nn.ModuleList([Block(cfg, layer, points) for layer in range(cfg.n_layers)])
+        self.blocks = nn.ModuleList()
+        for layer in range(cfg.n_layers):
+            self.blocks.append(_block(cfg, layer, points, self.blocks))
         has_final = cfg.normalization_type is not None and cfg.final_norm
         self.ln_final = Norm(cfg, "ln_final", points) if has_final else nn.Identity()
         self.unembed = Unembed(cfg, self.embed)
@@ -175,6 +179,8 @@ class GPT(HookedModel):
         )
         # 1. The embedding; 2. and 3. the blocks; 4. the unembedding.
         resid = tokens if start_at_layer is not None else self.embed_tokens(tokens, context)  # [batch, pos, d_model]
+        if start_at_layer is None and self.cfg.shared is not None:
+            context = replace(context, embedded=resid)
         for block in self.blocks[first:last]:
             resid = block(resid, context, past)
         out = resid
@@ -295,6 +301,11 @@ class GPT(HookedModel):
         if layer == self.cfg.n_layers:
             return self.ln_final if isinstance(self.ln_final, Norm) else None
         block = self.block(layer)
+        if isinstance(block, SharedBlock):
+            raise UnknownName(
+                f"layer {layer} reads the residual stream twice, in a shared block beside the token embedding and in its "
+                "mixer together with what the block makes, and no one norm says what it reads"
+            )
         return block.norm_before_mlp if mlp_input or self.cfg.mixer(layer) is None else block.norm_before_mixer
 
     @property
@@ -366,6 +377,16 @@ class Mamba(GPT):
         if not cfg.has_mamba:
             raise ConfigError("a Mamba has state-space layers: name them in layer_types, as ('mamba',) * n_layers")
         super().__init__(cfg, tokenizer)
+
+
+def _block(cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint], earlier: Sequence[nn.Module]) -> Block:
+    """A layer, which may share weights with one of the earlier ones."""
+    if not cfg.shares(layer):
+        return Block(cfg, layer, points)
+    first = cfg.first_call(layer)
+    owner = None if first == layer else earlier[first]
+    assert isinstance(owner, SharedBlock | None)
+    return SharedBlock(cfg, layer, points, owner)
 
 
 def _check_size(cfg: ModelConfig) -> None:
