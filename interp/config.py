@@ -705,13 +705,18 @@ class ModelConfig:
         first = self.layer_type(layer).removeprefix("shared+").partition("+")[0]
         return None if first in ("mlp", "moe") else first
 
+    def mixers_in(self, layer: int) -> tuple[str, ...]:
+        """Everything that mixes positions in a layer, in the order of computation: in most of them one, or none."""
+        mixer = self.mixer(layer)
+        return () if mixer is None else ("attn", mixer) if self.shares(layer) else (mixer,)
+
     def shares(self, layer: int) -> bool:
         """Whether a layer calls a transformer block that it shares with others."""
         return self.layer_type(layer).startswith("shared+")
 
     def attends(self, layer: int) -> bool:
         """Whether a layer has attention heads, its own or those of a shared block."""
-        return self.mixer(layer) == "attn" or self.shares(layer)
+        return "attn" in self.mixers_in(layer)
 
     def first_call(self, layer: int) -> int:
         """The first layer that calls the shared block of a layer."""
@@ -762,11 +767,7 @@ class ModelConfig:
 
     def layers_with(self, *mixers: str) -> list[int]:
         """The layers in which one of `mixers` mixes positions."""
-        return [
-            layer
-            for layer in range(self.n_layers)
-            if self.mixer(layer) in mixers or ("attn" in mixers and self.shares(layer))
-        ]
+        return [layer for layer in range(self.n_layers) if not set(mixers).isdisjoint(self.mixers_in(layer))]
 
     def mlp_in(self, layer: int) -> bool:
         """Whether a layer has an MLP, or a mixture of them, that writes to the residual stream."""

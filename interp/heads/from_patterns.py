@@ -360,7 +360,7 @@ def _caches(
         for layer in layers
         for name in (
             [f"blocks.{layer}.attn.hook_{site}" for site in sites]
-            if model.cfg.mixer(layer) == "attn"
+            if model.cfg.attends(layer)
             else sources(layer)
         )
     ]

@@ -286,6 +286,11 @@ class GPT(HookedModel):
         Where a norm follows the attention, at the scale that it has for these z.
         """
         self.attention(layer)  # refuses a layer without heads
+        if self.cfg.shares(layer):
+            raise UnknownName(
+                f"the heads of layer {layer} are of a shared block, which writes nothing to the residual stream: it "
+                "adds to the input of the layer's mixer ('shared_out')"
+            )
         return self.block(layer).head_results(z)
 
     def uncapped_logits(self, normalized: Tensor) -> Tensor:
