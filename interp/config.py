@@ -792,12 +792,13 @@ class ModelConfig:
         """Everything that mixes positions in some layer."""
         # Without layer_types all layers are alike, and a damaged file may claim billions: one stands for all.
         different = range(self.n_layers) if self.layer_types is not None else range(min(self.n_layers, 1))
-        return frozenset(self.mixer(layer) for layer in different) or frozenset({"attn"})
+        every = (mixer for layer in different for mixer in self.mixers_in(layer) or (None,))
+        return frozenset(every) or frozenset({"attn"})
 
     @property
     def has_attention(self) -> bool:
         """Whether any layer has attention."""
-        return "attn" in self.mixers or self.has_shared
+        return "attn" in self.mixers
 
     @functools.cached_property
     def has_shared(self) -> bool:

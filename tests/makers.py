@@ -165,6 +165,10 @@ RECURRENT: dict[str, dict[str, Any]] = {
         ),
     },
 }  # fmt: skip
+# Those of them that have edges, and all kinds that have: a shared block reads more than the residual stream, and writes
+# nothing to it.
+EDGED = [kind for kind, own in RECURRENT.items() if "shared" not in own]
+EDGES = [*SUMS, *EDGED]
 # Models with an encoder and a decoder: what both stacks have, and what the encoder and the decoder have beside it.
 T5: dict[str, Any] = {
     **LLAMA, "positional_embedding_type": "relative", "relative_buckets": 8, "relative_max_distance": 12,

@@ -181,6 +181,7 @@ class GPT(HookedModel):
         resid = tokens if start_at_layer is not None else self.embed_tokens(tokens, context)  # [batch, pos, d_model]
         if start_at_layer is None and self.cfg.shared is not None:
             context = replace(context, embedded=resid)
+            resid = resid.clone()  # so that what is changed in the stream alone, and its gradient, are its own
         for block in self.blocks[first:last]:
             resid = block(resid, context, past)
         out = resid

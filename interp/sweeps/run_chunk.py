@@ -270,7 +270,7 @@ class _Batch:
         if joined and layer == 0:
             tokens = self.tokens[self.packed.row_prompt, self.packed.position]  # [row]
             self.resid = self.model.embed_tokens(tokens[None], self.context)
-            self.embedded = None if self.embedded is None else self.resid
+            self.embedded = None if self.embedded is None else self.resid.clone()
         elif joined:
             self.resid = self._moved(self.resid, self.base.get(f"blocks.{layer}.hook_resid_pre"))
             self._move_embedded()

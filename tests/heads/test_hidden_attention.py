@@ -73,7 +73,7 @@ def test_every_layer_has_its_patterns(recurrent: GPT) -> None:
     frame = attention_patterns.run(recurrent, pairs)
     cfg, expected = recurrent.cfg, []
     for layer in range(cfg.n_layers):
-        expected += [f"L{layer}H{head}" for head in range(cfg.n_heads) if cfg.mixer(layer) == "attn"]
+        expected += [f"L{layer}H{head}" for head in range(cfg.n_heads) if cfg.attends(layer)]
         expected += [f"L{layer}S{head}" for head in range(cfg.n_ssm_heads) if cfg.mixer(layer) == "mamba2"]
         expected += [f"mixer {layer}"] if cfg.mixer(layer) == "mamba" else []
     assert list(dict.fromkeys(frame["component"])) == expected
