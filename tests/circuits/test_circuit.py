@@ -129,7 +129,9 @@ def test_the_weights_that_a_circuit_was_found_in_are_told_apart() -> None:
     assert origin(first)["weights"] == origin(make("gpt2"))["weights"] != origin(second)["weights"]
 
 
-def test_circuits_of_state_space_layers_are_saved_and_told_apart(recurrent: GPT, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recurrent_kind", EDGED)
+def test_circuits_of_state_space_layers_are_saved_and_told_apart(recurrent_kind: str, tmp_path: Path) -> None:
+    recurrent = make(recurrent_kind)
     graph = Graph.of(recurrent)
     circuit = Circuit(graph, drawn(graph, 0.4))
     path = circuit.save(tmp_path / "circuit.json")

@@ -12,6 +12,8 @@ from torch import Tensor
 from interp.circuits.graph import Graph, output_bias
 from interp.circuits.run import run_circuits
 from interp.edits import Edit, Variant
+from interp.errors import InterpError
+from interp.models.gpt import GPT
 from interp.sweeps.sweep import sweep
 
 from .cell import Cell, difference, holds
@@ -75,19 +77,22 @@ def decomposition(subject: Subject) -> Cell:
     for layer in range(cfg.n_layers + 1):
         stream = cache["resid_pre", layer] if layer < cfg.n_layers else cache["resid_post", layer - 1]
         found.append(difference(cache.decompose_resid(layer).sum(0), stream))
-        if cfg.has_attention:
+        if cfg.has_attention and cfg.shared is None:
             found.append(difference(cache.stack_head_results(layer, incl_remainder=True).sum(0), stream))
-    # 2. What senders and constants write is the final stream; 3. shares of a logit are the logit, less constants.
-    graph = Graph.of(ours)
-    with_heads = [name for name in graph.sender_sites if name.endswith(("hook_z", "hook_gated"))]
-    biases = [bias for name in with_heads if (bias := output_bias(ours, name)) is not None]
-    written = graph.sent(ours, dict(cache.items())).sum(0) + sum(biases)
-    found.append(difference(written, cache["resid_post", cfg.n_layers - 1]))
+    # 2. Shares of a logit are the logit, less constants.
     shares = cache.logit_attrs(cache.decompose_resid(), tokens).sum(0)  # [batch, pos]
     b = getattr(ours.ln_final, "b", None)
     constant = ours.b_U if b is None else ours.b_U + b @ ours.W_U  # [d_vocab]
     own = uncapped(subject, logits).gather(-1, tokens[..., None])[..., 0]
     found.append(difference(shares + constant[tokens], own))
+    if cfg.shared is not None:  # it has no edges
+        return holds(max(found), SUMS, _refusal(ours))
+    # 3. What senders and constants write is the final stream.
+    graph = Graph.of(ours)
+    with_heads = [name for name in graph.sender_sites if name.endswith(("hook_z", "hook_gated"))]
+    biases = [bias for name in with_heads if (bias := output_bias(ours, name)) is not None]
+    written = graph.sent(ours, dict(cache.items())).sum(0) + sum(biases)
+    found.append(difference(written, cache["resid_post", cfg.n_layers - 1]))
     # 4. All edges give the run of the model, no edge the run in which everything is replaced.
     pairs = make_pairs((7, 5))
     circuits = torch.stack([graph.allowed, torch.zeros_like(graph.allowed)])
@@ -98,6 +103,15 @@ def decomposition(subject: Subject) -> Cell:
             last = ours(side[at : at + 1, :n])[0, -1].double()
             found.append(float((row[at] - (last[right] - last[wrong])).abs() / last.abs().max()))
     return holds(max(found), SUMS)
+
+
+def _refusal(ours: GPT) -> str:
+    """Why a model has no edges."""
+    try:
+        Graph.of(ours)
+    except InterpError as error:
+        return f"no edges: {error}"
+    raise AssertionError("this model has edges")
 
 
 CHECKS = {"sweep": sweeps, "decomposition": decomposition}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,10 @@ class Subject:
     def of(cls, model_type: str, options: dict[str, Any], *, thorough: bool = True) -> Subject:
         """The model of a configuration, with random weights."""
         theirs = tiny(model_type, options)
-        return cls(FAMILIES[model_type], theirs, interp.load(theirs), thorough)
+        family, ours = FAMILIES[model_type], interp.load(theirs)
+        if family.rows_of is not None:
+            family = replace(family, rows=family.rows_of(ours.cfg))
+        return cls(family, theirs, ours, thorough)
 
     def tokens(self, n_rows: int = 3, n_pos: int = 21) -> Tensor:
         """Prompts drawn at random, as long as the context allows.  # [row, pos]"""

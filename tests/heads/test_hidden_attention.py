@@ -84,7 +84,7 @@ def test_every_layer_has_its_patterns(recurrent: GPT) -> None:
     _, cache = recurrent.run_with_cache(pairs.clean, attention_mask=pairs.mask)
     for row in attention.itertuples():
         at = float(cache["pattern", row.layer][row.prompt, row.head, row.query, row.key])
-        assert row.value == pytest.approx(at, abs=1e-6)
+        assert row.value == pytest.approx(at, abs=1e-5)
     summary = attention_patterns.summary(frame)
     assert list(summary.columns[:4]) == ["component", "layer", "query_role", "key_role"]
     attention_patterns.plot(frame).canvas.draw()

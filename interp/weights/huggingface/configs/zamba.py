@@ -31,7 +31,8 @@ SILENT = frozenset(
 
 def zamba2(options: Options) -> ModelConfig:
     """Zamba2: step sizes are at least `time_step_min`, and the convolution always has a bias, as in transformers."""
-    refuse_unless(options, use_shared_mlp_adapter=True)
+    # Where the unembedding is not tied, transformers does not tie the blocks either.
+    refuse_unless(options, use_shared_mlp_adapter=True, tie_word_embeddings=True)
     # The norm in the mixers has this one, whatever the option says.
     agree(options, "rms_norm_eps", 1e-5, "the one of the norm in the mixers")
     layers = _layers(options)
@@ -62,8 +63,7 @@ def zamba2(options: Options) -> ModelConfig:
     rotates = flag(options, "use_mem_rope", False) and bool(hybrid)
     adapted = flag(options, "use_shared_attention_adapter", False)
     return ModelConfig(
-        **sizes(options),
-        **(rotary(options, base=10000.0) if rotates else {"positional_embedding_type": "none"}),
+        **(sizes(options) | (rotary(options, base=10000.0) if rotates else {"positional_embedding_type": "none"})),
         layer_types=layers,
         shared=SharedBlocks(
             whole(options, "num_mem_blocks", 1),
@@ -74,7 +74,7 @@ def zamba2(options: Options) -> ModelConfig:
         attn_scale=math.sqrt(d_head / 2),
         normalization_type="RMS",
         eps=float(number(options, "rms_norm_eps", 1e-5)),
-        tie_word_embeddings=flag(options, "tie_word_embeddings", True),
+        tie_word_embeddings=True,
         unembed_bias=False,
         d_inner=d_inner,
         d_state=whole(options, "mamba_d_state", 64),
