@@ -67,7 +67,7 @@ LEGAL: dict[str, list[Any]] = {
     "mamba_num_heads": [4],
     "mamba_head_dim": [4],
     "n_mamba_heads": [4, 12],
-    "hybrid_layer_ids": [[1, 3], [1, 3, 2]],
+    "hybrid_layer_ids": [[1], [2, 1]],
     "mamba_ngroups": [1],
     "n_groups": [1],
     "mamba_n_groups": [1],
@@ -80,7 +80,7 @@ LEGAL: dict[str, list[Any]] = {
     "layer_types": [["sliding_attention"] * 2, ["full_attention", "sliding_attention"]],
     "layers_block_type": [
         ["full_attention", "mlp", "linear_attention"],
-        ["hybrid", "linear_attention", "linear_attention", "hybrid"],
+        ["hybrid", "linear_attention", "hybrid"],
     ],
     "mtp_layers_block_type": [["full_attention", "mlp"]],
     "attn_layer_indices": [[0], []],

@@ -11,7 +11,7 @@ import math
 
 from interp.arguments import is_several, shown
 from interp.config import ModelConfig, SharedBlocks
-from interp.errors import ConfigError, unknown
+from interp.errors import ConfigError, nearest
 from interp.weights.huggingface.configs.checks import agree, expanded, head_size, instead, limit, refuse_unless
 from interp.weights.huggingface.configs.shared import activation, general, kv_heads, rotary, sizes
 from interp.weights.options import Options, flag, number, whole
@@ -94,13 +94,16 @@ def zamba2(options: Options) -> ModelConfig:
 
 def _layers(options: Options) -> tuple[str, ...]:
     """The kind of each layer; without the option those of the model with 2.7 billion parameters."""
+    option = "layers_block_type (also called layer_types)"
     named = options.get("layers_block_type") or options.get("layer_types")
     if named is None:
         hybrid = {*range(6, 48, 6), 47, 51}
         return tuple(LAYERS["hybrid" if at in hybrid else "mamba"] for at in range(54))
     if not is_several(named):
-        raise ConfigError(f"layers_block_type must be a list with the kind of each layer, not {shown(named)}")
+        raise ConfigError(f"{option} must be a list with the kind of each layer, not {shown(named)}")
     for kind in named:
         if not isinstance(kind, str) or kind not in LAYERS:
-            raise unknown("kind of layer", kind, LAYERS)
+            close = nearest(str(kind), LAYERS, most=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{option} has {shown(kind)}, expected one of {', '.join(map(repr, LAYERS))}{hint}")
     return tuple(LAYERS[kind] for kind in named)
