@@ -527,8 +527,6 @@ class ModelConfig:
         self._check_norms()
         self._check_attention()
         self._check_choice("attention_dir", ("causal", "bidirectional"))
-        if self.shared is not None:
-            self._check_shared(self.shared)
         kind = self.positional_embedding_type
         if kind in ("rotary", "alibi", "relative") and not self.has_attention:
             raise ConfigError(f"positional_embedding_type={kind!r} needs a layer with attention; this model has none")
@@ -660,6 +658,8 @@ class ModelConfig:
                 f"n_ssm_groups={self.n_ssm_groups} must divide the {self.n_ssm_heads} heads of d_ssm_head="
                 f"{self.d_ssm_head} channels"
             )
+        if self.shared is not None:
+            self._check_shared(self.shared)
 
     def _check_limits(self) -> None:
         limits = self.dt_limit

@@ -36,7 +36,8 @@ class Site:
     """One row of the table: `template` is the full name, with `{l}` for the layer if the site belongs to one.
 
     `mixers` lists the mixers ("attn", "mamba", "mamba2") whose layers have the site, with "shared" for layers that call
-    a shared transformer block; None means every layer for which `exists` holds. A `whole` site holds whole numbers, which have no gradient and no mean.
+    a shared transformer block; None means every layer for which `exists` holds. A `whole` site holds whole numbers,
+    which have no gradient and no mean.
     """
 
     template: str
@@ -162,8 +163,15 @@ SITES: tuple[Site, ...] = (
     Site("hook_embed", RESID, "token embedding, W_E[token]"),
     Site("hook_pos_embed", RESID, "position embedding that is added to the token embedding"),
     Site("blocks.{l}.hook_resid_pre", RESID, "residual stream that enters the block"),
-    Site("blocks.{l}.hook_shared_in", BOTH, "resid_pre and the token embedding, for the shared block", mixers=SHARED),
-    Site("blocks.{l}.ln1.hook_normalized", BOTH, "normalised shared_in, before the norm's weights", mixers=SHARED),
+    Site(
+        "blocks.{l}.hook_shared_block_in",
+        BOTH,
+        "resid_pre and the token embedding, for the shared block",
+        mixers=SHARED,
+    ),
+    Site(
+        "blocks.{l}.ln1.hook_normalized", BOTH, "normalised shared_block_in, before the norm's weights", mixers=SHARED
+    ),
     *(
         Site(
             f"blocks.{{l}}.hook_{letter}_input",
@@ -172,10 +180,16 @@ SITES: tuple[Site, ...] = (
             True,
             mixers,
         )
-        for what, width, mixers in (("shared_in", "d_both", SHARED), ("resid_pre", "d_model", ATTN))
+        for what, width, mixers in (("shared_block_in", "d_both", SHARED), ("resid_pre", "d_model", ATTN))
         for letter, head, word in (("q", "head", "query"), ("k", "kv_head", "key"), ("v", "kv_head", "value"))
     ),
-    Site("blocks.{l}.hook_mixer_in", RESID, "resid_pre (with shared_out) as a Mamba mixer alone reads it", True, MAMBA + MAMBA2),
+    Site(
+        "blocks.{l}.hook_mixer_in",
+        RESID,
+        "resid_pre (with shared_block_out) as a Mamba mixer alone reads it",
+        True,
+        MAMBA + MAMBA2,
+    ),
     Site("blocks.{l}.ln1.hook_scale", SCALE, "divisor of the mixer's norm: standard deviation or root mean square"),
     Site("blocks.{l}.ln1.hook_normalized", RESID, "normalised residual stream, before the norm's weights"),
     Site("blocks.{l}.attn.hook_q", QUERY_AXES, "queries, with bias, before rotation", mixers=ATTN),
@@ -208,7 +222,12 @@ SITES: tuple[Site, ...] = (
     Site(
         "blocks.{l}.ln1_post.hook_normalized", RESID, "normalised output of the attention, before weights", mixers=ATTN
     ),
-    Site("blocks.{l}.hook_shared_mid", RESID, "output of the shared attention, as the shared MLP reads it", mixers=SHARED),
+    Site(
+        "blocks.{l}.hook_shared_block_mid",
+        RESID,
+        "output of the shared attention, as the shared MLP reads it",
+        mixers=SHARED,
+    ),
     Site("blocks.{l}.hook_attn_out", RESID, "what the attention adds to the residual stream, with b_O", mixers=ATTN),
     *_mamba_sites(MAMBA, CHANNELS, CHANNELS, CHANNELS, ("channel",), ("batch", "pos", "d_state")),
     *_mamba_sites(
@@ -256,12 +275,17 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.ln2_post.hook_scale", SCALE, "divisor of the norm after the MLP"),
     Site("blocks.{l}.ln2_post.hook_normalized", RESID, "normalised output of the MLP, before the weights"),
     Site(
-        "blocks.{l}.hook_shared_out",
+        "blocks.{l}.hook_shared_block_out",
         RESID,
         "what the shared block adds to the input of the layer's mixer, after the layer's linear map",
         mixers=SHARED,
     ),
-    Site("blocks.{l}.ln_mixer.hook_scale", SCALE, "divisor of the norm before the mixer, ln1 being the shared block's", mixers=SHARED),
+    Site(
+        "blocks.{l}.ln_mixer.hook_scale",
+        SCALE,
+        "divisor of the norm before the mixer, ln1 being the shared block's",
+        mixers=SHARED,
+    ),
     Site("blocks.{l}.ln_mixer.hook_normalized", RESID, "normalised mixer_in, before the norm's weights", mixers=SHARED),
     Site("blocks.{l}.hook_mlp_out", RESID, "what the MLP adds to the residual stream, with b_out"),
     Site("blocks.{l}.hook_resid_post", RESID, "residual stream that leaves the block"),
@@ -345,7 +369,7 @@ def _exists_beside_shared(site: Site, cfg: ModelConfig, layer: int) -> bool:
 
 def in_shared_block(site: Site) -> bool:
     """Whether a site of a layer that calls a shared block comes before the layer's mixer: all that the block has."""
-    own = (".attn.", ".ln1.", ".ln2.", ".mlp.", "hook_shared_", "_input", "hook_resid_pre")
+    own = (".attn.", ".ln1.", ".ln2.", ".mlp.", "hook_shared_block_", "_input", "hook_resid_pre")
     return any(part in site.template for part in own)
 
 
@@ -397,7 +421,10 @@ def _site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
         if cfg.norms_on_stream:
             own = sorted(SITES, key=lambda site: _turn(site, cfg, layer))
         elif cfg.shares(layer):
-            own = sorted(SITES, key=lambda site: (not in_shared_block(site), ".mixer." in site.template, "resid_post" in site.template))
+            own = sorted(
+                SITES,
+                key=lambda site: (not in_shared_block(site), ".mixer." in site.template, "resid_post" in site.template),
+            )
         names |= {site.name(layer): site for site in own if site.per_layer and exists(site, cfg, layer)}
     return MappingProxyType(names | last)
 

@@ -119,7 +119,7 @@ class Graph:
             raise InterpError(
                 "edges need components that read the residual stream and write to it, and the shared blocks of this "
                 "model ('shared+mamba2' layers) read the token embedding beside it and write to the input of a mixer; "
-                "patch whole activations instead: `interp.sweep` at 'z', 'shared_out', 'gated' or 'resid_pre'"
+                "patch whole activations instead: `interp.sweep` at 'z', 'shared_block_out', 'gated' or 'resid_pre'"
             )
         graph = _graph(model.cfg)
         lacking = [name for name in (*graph.sender_sites, *graph.receiver_sites) if name not in model.hook_dict]

@@ -74,7 +74,7 @@ class LayerRun:
     @property
     def mixer_in(self) -> Tensor | None:
         """What a state-space mixer reads: the stream, and what a shared block adds to it for the mixer alone."""
-        own, pre, made = self.stored("hook_mixer_in"), self.resid_pre, self.stored("hook_shared_out")
+        own, pre, made = self.stored("hook_mixer_in"), self.resid_pre, self.stored("hook_shared_block_out")
         if own is not None or not self.cfg.shares(self.layer):
             return pre if own is None else own
         return None if pre is None or made is None else pre + made
@@ -84,14 +84,14 @@ class LayerRun:
         if norm == "ln_mixer":
             return self.mixer_in
         if self.cfg.shares(self.layer):
-            return self.stored("hook_shared_in" if norm == "ln1" else "hook_shared_mid")
+            return self.stored("hook_shared_block_in" if norm == "ln1" else "hook_shared_block_mid")
         if self.cfg.norms_on_stream:
             return self.tensors.get(normed_on_stream(self.cfg, self.layer, norm))
         return self.resid_pre if norm == "ln1" else self.mlp_in
 
     def split_input(self, letter: str) -> Tensor | None:
         """What every query, key or value head ("q", "k", "v") reads.  # [batch, pos, head, d_model]"""
-        pre = self.stored("hook_shared_in") if self.cfg.shares(self.layer) else self.resid_pre
+        pre = self.stored("hook_shared_block_in") if self.cfg.shares(self.layer) else self.resid_pre
         heads = self.block.heads[letter]
         return None if pre is None else repeat(pre, "batch pos d_model -> batch pos head d_model", head=heads)
 

@@ -290,7 +290,7 @@ class GPT(HookedModel):
         if self.cfg.shares(layer):
             raise UnknownName(
                 f"the heads of layer {layer} are of a shared block, which writes nothing to the residual stream: it "
-                "adds to the input of the layer's mixer ('shared_out')"
+                "adds to the input of the layer's mixer ('shared_block_out')"
             )
         return self.block(layer).head_results(z)
 
@@ -309,8 +309,8 @@ class GPT(HookedModel):
         block = self.block(layer)
         if isinstance(block, SharedBlock):
             raise UnknownName(
-                f"layer {layer} reads the residual stream twice, in a shared block beside the token embedding and in its "
-                "mixer together with what the block makes, and no one norm says what it reads"
+                f"layer {layer} reads the residual stream twice, in a shared block beside the token embedding and in "
+                "its mixer together with what the block makes: no one norm says what it reads"
             )
         return block.norm_before_mlp if mlp_input or self.cfg.mixer(layer) is None else block.norm_before_mixer
 
@@ -385,7 +385,7 @@ class Mamba(GPT):
         super().__init__(cfg, tokenizer)
 
 
-def _block(cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint], earlier: Sequence[nn.Module]) -> Block:
+def _block(cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint], earlier: nn.ModuleList) -> Block:
     """A layer, which may share weights with one of the earlier ones."""
     if not cfg.shares(layer):
         return Block(cfg, layer, points)

@@ -5,8 +5,8 @@
 3. mixer_in = resid_pre + mlp_out W_shared: the block writes to the input of the layer's Mamba-2 mixer alone.
 4. resid_post = resid_pre + mixer(ln_mixer(mixer_in)).
 
-Layers that call the same block have its weights in common. What each has of its own are `W_shared` and adapters, maps of
-low rank that are added to input weights (Hu et al. 2021, "LoRA").
+Layers that call the same block have its weights in common. What each has of its own are `W_shared` and adapters, maps
+of low rank that are added to input weights (Hu et al. 2021, "LoRA").
 """
 
 from __future__ import annotations
@@ -155,8 +155,9 @@ class SharedBlock(Block):
         self.ln_mixer = Norm(cfg, f"{here}.ln_mixer", points)
         self.W_shared = nn.Parameter(torch.empty(cfg.d_model, cfg.d_model))  # [d_model in, d_model out]
         self.hook_split = {name: points[f"{here}.hook_{name}_input"] for name in self.heads}
-        self.hook_shared_in, self.hook_shared_mid = points[f"{here}.hook_shared_in"], points[f"{here}.hook_shared_mid"]
-        self.hook_shared_out = points[f"{here}.hook_shared_out"]
+        self.hook_in, self.hook_mid, self.hook_out = (
+            points[f"{here}.hook_shared_block_{name}"] for name in ("in", "mid", "out")
+        )
         if first is not None:
             self._take_weights(first)
 
@@ -170,7 +171,7 @@ class SharedBlock(Block):
 
     def mix(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> tuple[Tensor, Tensor]:
         """The shared block and the mixer: the residual stream, and what W_out of the mixer reads."""
-        assert self.mixer is not None and self.hook_mixer_in is not None
+        assert self.mixer is not None and self.ln_mixer is not None and self.hook_mixer_in is not None
         resid = self.hook_resid_pre(resid)
         own = resid + self._called(resid, context, past)
         if self.hook_mixer_in.wanted:
@@ -190,8 +191,8 @@ class SharedBlock(Block):
                 "a layer that shares a transformer block reads the token embedding beside the residual stream: run the "
                 "model from its tokens, without start_at_layer"
             )
-        both = self.hook_shared_in(torch.cat((resid, context.embedded), dim=-1))  # [batch, pos, d_both]
+        both = self.hook_in(torch.cat((resid, context.embedded), dim=-1))  # [batch, pos, d_both]
         x = self.ln1(both)
         z = self.attn.mix(x, context, split=self._split_inputs(both, x), past=past)
-        out = self.hook_shared_mid(self.attn.write(z))  # [batch, pos, d_model]
-        return self.hook_shared_out(self.mlp(self.ln2(out)) @ self.W_shared)
+        out = self.hook_mid(self.attn.write(z))  # [batch, pos, d_model]
+        return self.hook_out(self.mlp(self.ln2(out)) @ self.W_shared)

@@ -41,15 +41,15 @@ QUERY_SITES = {
 INPUT_SITES = {
     "embed", "embed.ln.scale", "embed.ln.normalized", "pos_embed", "resid_pre", "ln1.scale", "ln1.normalized",
     "k", "v", "rot_k", "k_input", "v_input", "k_norm.scale", "k_norm.normalized",
-    "shared_in", "shared_mid", "shared_out", "mixer_in", "ln_mixer.scale", "ln_mixer.normalized", "in", "conv", "delta",
-    "B", "state",
+    "shared_block_in", "shared_block_mid", "shared_block_out", "mixer_in", "ln_mixer.scale", "ln_mixer.normalized",
+    "in", "conv", "delta", "B", "state",
 }  # fmt: skip
 # What depends on the token and its position alone, in the first layer.
 LOCAL_SITES = (QUERY_SITES | INPUT_SITES) - {
     "attn_scores",
     "pattern",
-    "shared_mid",
-    "shared_out",
+    "shared_block_mid",
+    "shared_block_out",
     "ln_mixer.scale",
     "ln_mixer.normalized",
     "conv",

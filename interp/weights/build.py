@@ -171,7 +171,8 @@ def _of_shared(block: SharedBlock, layer: int, parts: Mapping[str, Sequence[str]
     for path, module in block.named_modules():
         if isinstance(module, Adapter):
             named |= {f"{path}.{name}": weight for name, weight in module.named_parameters()}
-    named |= {"W_shared": block.W_shared, "ln_mixer.w": block.ln_mixer.w, "ln_mixer.b": block.ln_mixer.b}
+    named |= {"W_shared": block.W_shared}
+    named |= {f"ln_mixer.{name}": getattr(block.ln_mixer, name, None) for name in ("w", "b")}
     return {f"blocks.{layer}.{name}": weight for name, weight in named.items()}
 
 

@@ -52,7 +52,9 @@ def test_a_stream_that_passes_through_norms_has_no_edges() -> None:
 
 
 def test_shared_blocks_have_no_edges() -> None:
-    with pytest.raises(InterpError, match=r"edges need components.*shared blocks.*`interp.sweep` at 'z', 'shared_out'"):
+    with pytest.raises(
+        InterpError, match=r"edges need components.*shared blocks.*`interp.sweep` at 'z', 'shared_block_out'"
+    ):
         Graph.of(make("shared_blocks"))
 
 

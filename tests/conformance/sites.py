@@ -204,7 +204,9 @@ def _scale(at: Place) -> Pair:
 
 def _layer_input(at: Place) -> Pair:
     x = at.into(at.block)
-    if at.subject.ours.cfg.shares(at.layer) and not at.name.endswith("resid_pre"):  # what the norm before the part reads
+    if at.subject.ours.cfg.shares(at.layer) and not at.name.endswith(
+        "resid_pre"
+    ):  # what the norm before the part reads
         x = at.into(at.module(at.here + ("ln_mixer.w" if at.name.endswith("mixer_in") else "ln1.w")))
     return at.ours, (x if at.ours.ndim == x.ndim else x[:, :, None]).expand_as(at.ours)
 
@@ -313,9 +315,9 @@ COUNTERPARTS: dict[str, Callable[[Place], Pair]] = {
     r".*\.hook_normalized": _normalized,
     r".*\.hook_scale": _scale,
     r"blocks\.\d+\.hook_(resid_pre|[qkv]_input|mixer_in)": _layer_input,
-    r"blocks\.\d+\.hook_shared_in": _layer_input,
-    r"blocks\.\d+\.hook_shared_mid": lambda at: (at.ours, at.seen.outputs[at.module(at.here + "attn.W_O")]),
-    r"blocks\.\d+\.hook_shared_out": lambda at: (at.ours, at.seen.outputs[at.module(at.here + "W_shared")]),
+    r"blocks\.\d+\.hook_shared_block_in": _layer_input,
+    r"blocks\.\d+\.hook_shared_block_mid": lambda at: (at.ours, at.seen.outputs[at.module(at.here + "attn.W_O")]),
+    r"blocks\.\d+\.hook_shared_block_out": lambda at: (at.ours, at.seen.outputs[at.module(at.here + "W_shared")]),
     r"blocks\.\d+\.hook_(resid_mid|mlp_in)": _before_mlp,
     r"blocks\.\d+\.hook_resid_post": lambda at: (at.ours, at.seen.outputs[at.block]),
     r"blocks\.\d+\.hook_attn_out": _added("attn.W_O", "ln1_post.w"),

@@ -38,7 +38,11 @@ def test_derived_sites_equal_computed_ones(any_model: GPT, tokens: Tensor) -> No
     for name in wanted:
         assert name not in cache
         close(cache[name], computed[name], rtol=1e-4)
-    norms = [name for name in any_model.hook_dict if any(part in name for part in (".ln1.", ".ln2.", ".ln_mixer.", "ln_final"))]
+    norms = [
+        name
+        for name in any_model.hook_dict
+        if any(part in name for part in (".ln1.", ".ln2.", ".ln_mixer.", "ln_final"))
+    ]
     _, streams = any_model.run_with_cache(tokens, names_filter=["*resid*", "*shared*"])
     _, plain = any_model.run_with_cache(tokens)
     for name in norms:

@@ -68,7 +68,7 @@ def test_every_family_is_a_folder_that_transformers_opens(case: str, tmp_path: P
 
 def test_shared_blocks_are_saved_in_our_own_format_alone(tmp_path: Path) -> None:
     model = make("shared_blocks")
-    with pytest.raises(ConfigError, match="shared blocks.*is not written as a Hugging Face folder.*own format"):
+    with pytest.raises(ConfigError, match=r"shared blocks.*is not written as a Hugging Face folder.*own format"):
         interp.save(model, tmp_path, format="huggingface")
     again = interp.load(interp.save(model, tmp_path))
     first, later = again.blocks[0], again.blocks[3]

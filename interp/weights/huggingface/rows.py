@@ -291,9 +291,7 @@ ZAMBA2_SHARED = {
     },
     "blocks.{l}.ln2.w": Row("layers.{l}.shared_transformer.pre_ff_layernorm.weight"),
     **{
-        f"blocks.{{l}}.mlp.{ours}": Row(
-            f"layers.{{l}}.shared_transformer.feed_forward.{theirs}", pattern, part
-        )
+        f"blocks.{{l}}.mlp.{ours}": Row(f"layers.{{l}}.shared_transformer.feed_forward.{theirs}", pattern, part)
         for ours, theirs, pattern, part in (
             ("W_gate", "gate_up_proj.weight", "(two d_mlp) d_model -> two d_model d_mlp", 0),
             ("W_in", "gate_up_proj.weight", "(two d_mlp) d_model -> two d_model d_mlp", 1),
@@ -304,22 +302,20 @@ ZAMBA2_SHARED = {
         )
     },
 }
-_ADAPTERS = {
-    **{f"attn.adapters.{x.upper()}": f"self_attn.linear_{x}_adapter_list" for x in "qkv"},
-    "mlp.adapter": "feed_forward.gate_up_proj_adapter_list",
-}
+_MLP_ADAPTER = {"mlp.adapter": "feed_forward.gate_up_proj_adapter_list"}
+_ATTN_ADAPTERS = {f"attn.adapters.{x.upper()}": f"self_attn.linear_{x}_adapter_list" for x in "qkv"}
 
 
 def zamba2(cfg: ModelConfig) -> dict[str, Row]:
     """Zamba2's table: the adapters of all layers that call a block lie in the first of them, by their turn."""
-    rows = dict(ZAMBA2)
+    rows, adapters = dict(ZAMBA2), dict(_MLP_ADAPTER)
+    if cfg.shared is not None and cfg.shared.attn_adapters:
+        adapters |= _ATTN_ADAPTERS
     for turn, layer in enumerate(cfg.layers_that_share):
         here, block = f"blocks.{layer}.", f"layers.{cfg.first_call(layer)}.shared_transformer."
         for name, row in ZAMBA2_SHARED.items():
-            rows[name.replace("{l}", str(layer))] = Row(
-                row.theirs.replace("{l}", str(layer)), row.pattern, row.part
-            )
-        for ours, theirs in _ADAPTERS.items():
+            rows[name.replace("{l}", str(layer))] = Row(row.theirs.replace("{l}", str(layer)), row.pattern, row.part)
+        for ours, theirs in adapters.items():
             for at, weight in enumerate(("W_narrow", "W_wide")):
                 rows[f"{here}{ours}.{weight}"] = Row(f"{block}{theirs}.{turn}.{at}.weight")
     return rows
@@ -328,7 +324,7 @@ def zamba2(cfg: ModelConfig) -> dict[str, Row]:
 def zamba2_repeats(cfg: ModelConfig) -> dict[str, str]:
     """The names of a block's tensors in later layers that call it, and in the first."""
     every = [row.theirs for row in zamba2(cfg).values()]
-    found = {}
+    found: dict[str, str] = {}
     for layer in cfg.layers_that_share:
         block, first = (f"layers.{at}.shared_transformer." for at in (layer, cfg.first_call(layer)))
         if block != first:
