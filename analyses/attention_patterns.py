@@ -69,8 +69,9 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
     layers = sorted({part.layer for part in chosen if part.layer is not None})
     mask = pairs.attention_mask
     # A layer that calls a shared block may have heads of attention and of its own mixer among them.
-    attending = sorted({part.layer for part in chosen if part.kind == "head" and part.layer is not None})
-    recurrent = sorted({part.layer for part in chosen if part.kind != "head" and part.layer is not None})
+    kinds = {(part.layer, part.kind == "head") for part in chosen}
+    attending = [layer for layer in layers if model.cfg.attends(layer) and (layer, True) in kinds]
+    recurrent = [layer for layer in layers if (layer, False) in kinds]
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in attending]
     names += [name for layer in recurrent for name in sources(layer)]
     _, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=mask, stop_at_layer=layers[-1] + 1)
