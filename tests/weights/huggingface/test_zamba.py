@@ -32,8 +32,8 @@ def test_the_spelling_of_published_files_is_read() -> None:
     kinds = ["hybrid", "mamba", "hybrid", "hybrid"]
     more = {
         "layers_block_type": kinds, "hybrid_layer_ids": [0, 2, 3], "attention_head_dim": 12, "mamba_headdim": 8,
-        "attention_hidden_size": 48, "kv_channels": 6, "num_query_groups": 4, "ffn_hidden_size": 96, "rope_theta": 10000,
-        "use_shared_mlp_adapter": True, "use_mem_eff_path": False, "torch_dtype": "bfloat16",
+        "attention_hidden_size": 48, "kv_channels": 6, "num_query_groups": 4, "ffn_hidden_size": 96,
+        "rope_theta": 10000, "use_shared_mlp_adapter": True, "use_mem_eff_path": False, "torch_dtype": "bfloat16",
     }  # fmt: skip
     assert configure({**OPTIONS, **more})[1] == configure(OPTIONS)[1]
 
