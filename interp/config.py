@@ -23,7 +23,7 @@ MAMBAS = ("mamba", "mamba2")
 SSM_NORMALIZATIONS = ("RMS", "RMSPre", None)
 LAYER_TYPES = (
     "attn+mlp", "attn", "mlp", "mamba", "mamba2", "mamba+mlp", "mamba2+mlp", "attn+moe", "moe", "mamba+moe",
-    "mamba2+moe",
+    "mamba2+moe", "shared+mamba2",
 )  # fmt: skip
 ROUTERS = ("softmax", "sigmoid")
 ROPE_SCALINGS = ("linear", "dynamic", "llama3", "yarn", "longrope")
@@ -197,6 +197,36 @@ class Experts:
             raise ConfigError("shared_gate=True of the experts needs d_shared, the width of the shared expert")
 
 
+@dataclass(frozen=True)
+class SharedBlocks:
+    """Transformer blocks that several layers share, by turns: the first such layer calls the first block.
+
+    In a `shared+mamba2` layer such a block reads the residual stream and the token embedding side by side, 2 `d_model`
+    wide. Its attention has no residual connection, and neither has its MLP; a linear map of the layer's own takes the
+    outcome to what is added to the input of the layer's Mamba-2 mixer, and not to the stream (Glorioso et al. 2024,
+    "The Zamba2 Suite", section 2).
+
+    Attributes:
+        n_blocks: how many blocks there are.
+        adapter_rank: each layer adds a map of its own, of this rank, to the MLP's input weights; None for none.
+        attn_adapters: whether it adds such maps to the weights of queries, keys and values, too.
+    """
+
+    n_blocks: int = 1
+    adapter_rank: int | None = None
+    attn_adapters: bool = False
+
+    def __post_init__(self) -> None:
+        where = " of the shared blocks"
+        for name in ("n_blocks", *(() if self.adapter_rank is None else ("adapter_rank",))):
+            number = whole_number(f"{name}{where}", getattr(self, name), least=1, most=MAX_SIZE)
+            object.__setattr__(self, name, number)
+        if not isinstance(self.attn_adapters, bool):
+            raise ConfigError(f"attn_adapters{where} must be True or False, not {shown(self.attn_adapters)}")
+        if self.attn_adapters and self.adapter_rank is None:
+            raise ConfigError(f"attn_adapters=True{where} needs adapter_rank")
+
+
 class AttentionKind(NamedTuple):
     """What one attention layer does differently from another: layers of the same kind share masks and angles.
 
@@ -255,8 +285,9 @@ class ModelConfig:
 
     Layers: `layer_types` says for each layer what mixes positions, and whether an MLP or a mixture of experts follows:
     one of `attn+mlp`, `attn`, `mlp`, `mamba`, `mamba+mlp`, `mamba2`, `mamba2+mlp`, `attn+moe`, `moe`, `mamba+moe`,
-    `mamba2+moe`; None makes all of them `attn+mlp`, `attn` with `attn_only`, or `attn+moe` with `experts`, which
-    describes the mixtures.
+    `mamba2+moe`, `shared+mamba2`; None makes all of them `attn+mlp`, `attn` with `attn_only`, or `attn+moe` with
+    `experts`, which describes the mixtures. In a `shared+mamba2` layer the mixer's input comes in part from a
+    transformer block that several layers share; `shared` describes these blocks.
 
     State-space layers (Gu and Dao 2023, "Mamba"; Dao and Gu 2024, "Transformers are SSMs"): `d_inner` channels, each
     with a state of `d_state` numbers, after a convolution over `d_conv` positions. Mamba-2 has heads of `d_ssm_head`
@@ -347,6 +378,7 @@ class ModelConfig:
 
     # What each layer is made of
     layer_types: tuple[str, ...] | None = None
+    shared: SharedBlocks | None = None
 
     # State-space layers
     d_inner: int | None = None
@@ -453,6 +485,7 @@ class ModelConfig:
         if self.layer_types is None:
             if self.experts is not None and self.attn_only:
                 raise ConfigError("attn_only=True contradicts experts, which stand in place of an MLP")
+            self._settle_shared()
             return
         if not is_several(self.layer_types):
             raise ConfigError(f"layer_types must be a list with the kind of each layer, not {shown(self.layer_types)}")
@@ -463,6 +496,7 @@ class ModelConfig:
             )
         for kind in self.layer_types:
             self._check_choice("layer_types", LAYER_TYPES, kind)
+        self._settle_shared()
         if self.attn_only:
             raise ConfigError("attn_only=True contradicts layer_types, which describes every layer")
         routed = next((kind for kind in self.layer_types if kind.endswith("moe")), None)
@@ -470,6 +504,15 @@ class ModelConfig:
             object.__setattr__(self, "experts", None)
         elif self.experts is None:
             raise ConfigError(f"layer_types has {routed!r}, which needs experts, an Experts that describes them")
+
+    def _settle_shared(self) -> None:
+        """Without a layer that shares a block nothing describes one, and the other way round."""
+        if not isinstance(self.shared, SharedBlocks | None):
+            raise ConfigError(f"shared must be a SharedBlocks or None, not {shown(self.shared)}")
+        if not self.has_shared:
+            object.__setattr__(self, "shared", None)
+        elif self.shared is None:
+            object.__setattr__(self, "shared", SharedBlocks())
 
     def _check(self) -> None:
         names = ["d_vocab", "d_vocab_out"]
@@ -510,6 +553,25 @@ class ModelConfig:
             raise ConfigError("gated_mlp=True contradicts layers without an MLP (attn_only, or layer_types)")
         if self.experts is not None and self.experts.swiglu_limit is not None and not self.gated_mlp:
             raise ConfigError("swiglu_limit of the experts needs gated_mlp=True")
+
+    def _check_shared(self, shared: SharedBlocks) -> None:
+        """Refuse what a block beside the embedding does not compute."""
+        unfit = {
+            "normalization_type=None": self.normalization_type is None,
+            f"positional_embedding_type={self.positional_embedding_type!r}": self.positional_embedding_type
+            not in ("rotary", "none"),
+            "embed_norm=True": self.embed_norm,
+            f"residual_scale={self.residual_scale}": self.residual_scale != 1.0,
+            "gated_mlp=False": not self.gated_mlp,
+        }
+        given = [name for name, there in unfit.items() if there]
+        if given:
+            raise ConfigError(f"{given[0]} is not supported together with 'shared+mamba2' layers")
+        if shared.attn_adapters and self.n_kv_heads != self.n_heads:
+            raise ConfigError(
+                f"attn_adapters=True of the shared blocks needs as many key and value heads as n_heads={self.n_heads}, "
+                f"not n_key_value_heads={self.n_kv_heads}"
+            )
 
     def _check_norms(self) -> None:
         self._check_choice("normalization_type", NORMALIZATIONS)
@@ -617,6 +679,8 @@ class ModelConfig:
                 f"n_ssm_groups={self.n_ssm_groups} must divide the {self.n_ssm_heads} heads of d_ssm_head="
                 f"{self.d_ssm_head} channels"
             )
+        if self.shared is not None:
+            self._check_shared(self.shared)
 
     def _check_limits(self) -> None:
         limits = self.dt_limit
@@ -655,9 +719,36 @@ class ModelConfig:
         return "attn" if self.attn_only else "attn+mlp" if self.experts is None else "attn+moe"
 
     def mixer(self, layer: int) -> str | None:
-        """What mixes positions in a layer: "attn", "mamba", "mamba2", or None in a layer that has only an MLP."""
-        first = self.layer_type(layer).partition("+")[0]
+        """What mixes positions in a layer: "attn", "mamba", "mamba2", or None in a layer that has only an MLP.
+
+        Of a layer that shares a transformer block it is the mixer that writes to the residual stream.
+        """
+        first = self.layer_type(layer).removeprefix("shared+").partition("+")[0]
         return None if first in ("mlp", "moe") else first
+
+    def mixers_in(self, layer: int) -> tuple[str, ...]:
+        """Everything that mixes positions in a layer, in the order of computation: in most of them one, or none."""
+        mixer = self.mixer(layer)
+        return () if mixer is None else ("attn", mixer) if self.shares(layer) else (mixer,)
+
+    def shares(self, layer: int) -> bool:
+        """Whether a layer calls a transformer block that it shares with others."""
+        return self.layer_type(layer).startswith("shared+")
+
+    def attends(self, layer: int) -> bool:
+        """Whether a layer has attention heads, its own or those of a shared block."""
+        return "attn" in self.mixers_in(layer)
+
+    def first_call(self, layer: int) -> int:
+        """The first layer that calls the shared block of a layer."""
+        calls = self.layers_that_share
+        assert self.shared is not None
+        return calls[calls.index(layer) % self.shared.n_blocks]
+
+    @functools.cached_property
+    def layers_that_share(self) -> tuple[int, ...]:
+        """The layers that call shared blocks."""
+        return tuple(at for at in range(self.n_layers if self.layer_types is not None else 0) if self.shares(at))
 
     def attention_kind(self, layer: int) -> AttentionKind:
         """How far a layer's attention sees, and how it rotates."""
@@ -676,7 +767,7 @@ class ModelConfig:
         """Every kind of attention layer that the model has."""
         alike = self.attn_types is None and not self.nope_layers and self.layer_types is None
         different = range(min(self.n_layers, 1) if alike else self.n_layers)  # as in `mixers`
-        return frozenset(self.attention_kind(layer) for layer in different if self.mixer(layer) == "attn")
+        return frozenset(self.attention_kind(layer) for layer in different if self.attends(layer))
 
     @property
     def turns_by_length(self) -> bool:
@@ -697,10 +788,10 @@ class ModelConfig:
 
     def layers_with(self, *mixers: str) -> list[int]:
         """The layers in which one of `mixers` mixes positions."""
-        return [layer for layer in range(self.n_layers) if self.mixer(layer) in mixers]
+        return [layer for layer in range(self.n_layers) if not set(mixers).isdisjoint(self.mixers_in(layer))]
 
     def mlp_in(self, layer: int) -> bool:
-        """Whether a layer has an MLP, or a mixture of them."""
+        """Whether a layer has an MLP, or a mixture of them, that writes to the residual stream."""
         return self.layer_type(layer).endswith(("mlp", "moe"))
 
     def experts_in(self, layer: int) -> Experts | None:
@@ -715,19 +806,25 @@ class ModelConfig:
         experts = self.experts_in(layer)
         if experts is not None:
             return experts.experts_per_token * experts.d_expert + (experts.d_shared or 0)
-        return self.d_mlp or 0 if self.mlp_in(layer) else 0
+        return self.d_mlp or 0 if self.mlp_in(layer) or self.shares(layer) else 0
 
     @functools.cached_property
     def mixers(self) -> frozenset[str | None]:
         """Everything that mixes positions in some layer."""
         # Without layer_types all layers are alike, and a damaged file may claim billions: one stands for all.
         different = range(self.n_layers) if self.layer_types is not None else range(min(self.n_layers, 1))
-        return frozenset(self.mixer(layer) for layer in different) or frozenset({"attn"})
+        every = (mixer for layer in different for mixer in self.mixers_in(layer) or (None,))
+        return frozenset(every) or frozenset({"attn"})
 
     @property
     def has_attention(self) -> bool:
         """Whether any layer has attention."""
         return "attn" in self.mixers
+
+    @functools.cached_property
+    def has_shared(self) -> bool:
+        """Whether any layer calls a shared transformer block."""
+        return any(kind.startswith("shared+") for kind in self.layer_types or ())
 
     @property
     def has_mamba(self) -> bool:
@@ -739,14 +836,14 @@ class ModelConfig:
         """Whether any layer has an MLP, or a mixture of them."""
         if self.layer_types is None or not self.n_layers:
             return not self.attn_only
-        return any(self.mlp_in(layer) for layer in range(self.n_layers))
+        return self.has_shared or any(self.mlp_in(layer) for layer in range(self.n_layers))
 
     @functools.cached_property
     def has_plain_mlp(self) -> bool:
         """Whether any layer has an MLP that is not a mixture."""
         if self.layer_types is None or not self.n_layers:
             return self.has_mlp and self.experts is None
-        return any(kind.endswith("mlp") for kind in self.layer_types)
+        return self.has_shared or any(kind.endswith("mlp") for kind in self.layer_types)
 
     @property
     def n_ssm_heads(self) -> int:
@@ -810,6 +907,7 @@ class ModelConfig:
         """
         _check_fields(cls, values)
         parts = {"rope_scaling": RopeScaling, "rope_scaling_local": RopeScaling, "experts": Experts}
+        parts |= {"shared": SharedBlocks}
         for name, kind in parts.items():
             part = values.get(name)
             if isinstance(part, Mapping):

@@ -22,6 +22,7 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ from interp.models.layers import (
     TokenTypeEmbed,
     Unembed,
 )
+from interp.models.shared_block import SharedBlock
 from interp.sites import axis_sizes, site_names, stream_after
 from interp.state_space.mixer import MambaMixer
 from interp.text.padding import check_attention_mask
@@ -106,7 +108,9 @@ class GPT(HookedModel):
         table = tables.get(cfg.positional_embedding_type)
         self.embed = Embed(cfg, points)
         self.pos_embed = table(cfg) if table else None
-        self.blocks = nn.ModuleList([Block(cfg, layer, points) for layer in range(cfg.n_layers)])
+        self.blocks = nn.ModuleList()
+        for layer in range(cfg.n_layers):
+            self.blocks.append(_block(cfg, layer, points, self.blocks))
         has_final = cfg.normalization_type is not None and cfg.final_norm
         self.ln_final = Norm(cfg, "ln_final", points) if has_final else nn.Identity()
         self.mlm_head = None if cfg.mlm_act_fn is None else MaskedTokenHead(cfg, points)
@@ -192,6 +196,9 @@ class GPT(HookedModel):
         # 1. The embedding; 2. and 3. the blocks; 4. the unembedding.
         types = self._token_types(token_type_ids, tokens)
         resid = tokens if start_at_layer is not None else self.embed_tokens(tokens, context, types)
+        if start_at_layer is None and self.cfg.shared is not None:
+            context = replace(context, embedded=resid)
+            resid = resid.clone()  # so that what is changed in the stream alone, and its gradient, are its own
         for block in self.blocks[first:last]:
             resid = block(resid, context, past)
         out = resid
@@ -337,6 +344,11 @@ class GPT(HookedModel):
         Where a norm follows the attention, at the scale that it has for these z.
         """
         self.attention(layer)  # refuses a layer without heads
+        if self.cfg.shares(layer):
+            raise UnknownName(
+                f"the heads of layer {layer} are of a shared block, which writes nothing to the residual stream: it "
+                "adds to the input of the layer's mixer ('shared_block_out')"
+            )
         return self.block(layer).head_results(z)
 
     def uncapped_logits(self, normalized: Tensor) -> Tensor:
@@ -352,6 +364,11 @@ class GPT(HookedModel):
         if layer == self.cfg.n_layers:
             return self.ln_final if isinstance(self.ln_final, Norm) else None
         block = self.block(layer)
+        if isinstance(block, SharedBlock):
+            raise UnknownName(
+                f"layer {layer} reads the residual stream twice, in a shared block beside the token embedding and in "
+                "its mixer together with what the block makes: no one norm says what it reads"
+            )
         return block.norm_before_mlp if mlp_input or self.cfg.mixer(layer) is None else block.norm_before_mixer
 
     @property
@@ -423,6 +440,16 @@ class Mamba(GPT):
         if not cfg.has_mamba:
             raise ConfigError("a Mamba has state-space layers: name them in layer_types, as ('mamba',) * n_layers")
         super().__init__(cfg, tokenizer)
+
+
+def _block(cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint], earlier: nn.ModuleList) -> Block:
+    """A layer, which may share weights with one of the earlier ones."""
+    if not cfg.shares(layer):
+        return Block(cfg, layer, points)
+    first = cfg.first_call(layer)
+    owner = None if first == layer else earlier[first]
+    assert isinstance(owner, SharedBlock | None)
+    return SharedBlock(cfg, layer, points, owner)
 
 
 def _check_size(cfg: ModelConfig) -> None:
