@@ -8,6 +8,8 @@ Every block adds to the residual stream and nothing else touches it:
    A block may lack one of the two.
 4. logits = unembed(norm(resid_post of the last block)).
 
+A layer may also call a transformer block that it shares with others (`interp.models.shared_block`).
+
 In the first Transformers the norms are on the stream instead: the next part reads norm(resid_mid), the next block
 norm(resid_post).
 
@@ -343,13 +345,17 @@ class GPT(HookedModel):
 
         Where a norm follows the attention, at the scale that it has for these z.
         """
+        return self._writing_heads(layer).head_results(z)
+
+    def _writing_heads(self, layer: int) -> Block:
+        """A layer whose heads write to the residual stream; any other is refused."""
         self.attention(layer)  # refuses a layer without heads
         if self.cfg.shares(layer):
             raise UnknownName(
                 f"the heads of layer {layer} are of a shared block, which writes nothing to the residual stream: it "
                 "adds to the input of the layer's mixer ('shared_block_out')"
             )
-        return self.block(layer).head_results(z)
+        return self.block(layer)
 
     def uncapped_logits(self, normalized: Tensor) -> Tensor:
         """Logits before the soft cap of `cfg.output_logits_soft_cap`.  # [..., d_model] -> [..., d_vocab_out]"""
@@ -357,7 +363,7 @@ class GPT(HookedModel):
 
     def bias_result(self, layer: int, z: Tensor) -> Tensor | None:
         """What the attention adds beside its heads; None where nothing.  # [..., head, d_head] -> [..., d_model]"""
-        return self.block(layer).bias_result(z)
+        return self._writing_heads(layer).bias_result(z)
 
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> Norm | None:
         """The norm between the residual stream and a layer, its MLP, or the unembedding; None where there is none."""
@@ -477,7 +483,14 @@ def _check_size(cfg: ModelConfig) -> None:
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
     every = sum(parameter.numel() for parameter in model.parameters()) - sum(sizes)
     counts = kinds.values() if cfg.layer_types is not None else [cfg.n_layers] * len(sizes)
-    needed = (every + sum(map(operator.mul, sizes, counts))) * torch.get_default_dtype().itemsize
+    repeated = sum(
+        parameter.numel() * max(0, len(cfg.layers_that_share) - cfg.shared.n_blocks)
+        for block in model.blocks
+        if isinstance(block, SharedBlock) and cfg.shared is not None
+        for _, _, parameter in block.in_common()
+    )
+    numbers = every + sum(map(operator.mul, sizes, counts)) - repeated
+    needed = numbers * torch.get_default_dtype().itemsize
     there = _memory(place)
     if there is not None and needed > there:
         raise ConfigError(

@@ -11,7 +11,7 @@ of low rank that are added to input weights (Hu et al. 2021, "LoRA").
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -161,13 +161,18 @@ class SharedBlock(Block):
         if first is not None:
             self._take_weights(first)
 
-    def _take_weights(self, first: SharedBlock) -> None:
-        """Have the weights of the block in common with the first layer that calls it."""
+    def in_common(self) -> Iterator[tuple[str, str, nn.Parameter]]:
+        """The weights of the block, which all layers that call it have: module, name and weight."""
         for part in ("ln1", "attn", "ln2", "mlp"):
-            for path, module in first.get_submodule(part).named_modules(prefix=part):
+            for path, module in self.get_submodule(part).named_modules(prefix=part):
                 if not isinstance(module, Adapter):
                     for name, parameter in module.named_parameters(recurse=False):
-                        setattr(self.get_submodule(path), name, parameter)
+                        yield path, name, parameter
+
+    def _take_weights(self, first: SharedBlock) -> None:
+        """Have the weights of the block in common with the first layer that calls it."""
+        for path, name, parameter in first.in_common():
+            setattr(self.get_submodule(path), name, parameter)
 
     def mix(self, resid: Tensor, context: Context, past: PastKeyValues | None = None) -> tuple[Tensor, Tensor]:
         """The shared block and the mixer: the residual stream, and what W_out of the mixer reads."""

@@ -18,6 +18,7 @@ from interp.config import ModelConfig, SharedBlocks
 from interp.errors import ConfigError, InterpError, UnknownName
 from interp.heads.qk_ov import ov
 from interp.hooked.past import PastKeyValues
+from interp.models import gpt
 from interp.models.gpt import GPT
 from interp.models.shared_block import SharedBlock
 from interp.weights.build import weights
@@ -171,3 +172,14 @@ def test_only_layers_that_share_have_shared_blocks() -> None:
     assert make("hybrid", shared=SharedBlocks(3)).cfg == make("hybrid").cfg
     without = cfg.to_dict() | {"shared": None}
     assert ModelConfig.from_dict({**without}).shared == SharedBlocks()
+
+
+def test_a_block_is_counted_once_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = make("shared_blocks").cfg
+    whole = sum(parameter.numel() for parameter in GPT(cfg).parameters()) * 4
+    monkeypatch.setattr(gpt, "SURELY_FITS", 0)
+    monkeypatch.setattr(gpt, "_memory", lambda place: whole)
+    GPT(cfg)
+    monkeypatch.setattr(gpt, "_memory", lambda place: whole - 1)
+    with pytest.raises(ConfigError, match="this configuration asks for"):
+        GPT(cfg)
