@@ -65,7 +65,7 @@ NAMES: dict[tuple[str, ...], list[Any]] = {
     ("num_mem_blocks", "adapter_rank"): [1, 2, 3],
     ("layers_block_type",): [
         ["linear_attention", "full_attention", "mlp"], ["full_attention"], ["mlp", "linear_attention", "mlp"],
-        ["hybrid"] * 4, ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        ["hybrid"] * 2, ["hybrid", "linear_attention", "hybrid"],
     ],
     ("attn_layer_indices",): [[], [0], [1], [0, 1]],
     ("attn_layer_period",): [1, 2, 3],
