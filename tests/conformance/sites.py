@@ -236,9 +236,7 @@ def _scale(at: Place) -> Pair:
 
 def _layer_input(at: Place) -> Pair:
     x = at.into(at.block)
-    if at.cfg.shares(at.layer) and not at.name.endswith(
-        "resid_pre"
-    ):  # what the norm before the part reads
+    if at.cfg.shares(at.layer) and not at.name.endswith("resid_pre"):  # what the norm before the part reads
         x = at.into(at.module(at.here + ("ln_mixer.w" if at.name.endswith("mixer_in") else "ln1.w")))
     return at.ours, (x if at.ours.ndim == x.ndim else x[:, :, None]).expand_as(at.ours)
 
