@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from interp import errors, figures, metrics, sites, stats, tasks
     from interp.circuits.circuit import Circuit
     from interp.circuits.graph import Graph
-    from interp.config import EncoderDecoderConfig, Experts, ModelConfig, RopeScaling
+    from interp.config import EncoderDecoderConfig, Experts, ModelConfig, RopeScaling, SharedBlocks
     from interp.directions.steering import Direction, steer
     from interp.edits import Edit, Variant
     from interp.encoder_decoder.model import EncoderDecoder
@@ -63,6 +63,7 @@ __all__ = [
     "PromptPairs",
     "RayExecutor",
     "RopeScaling",
+    "SharedBlocks",
     "Tokenizer",
     "TunedLens",
     "Variant",
@@ -104,6 +105,7 @@ _DEFINED_IN = {
     "PromptPairs": "prompts.pairs",
     "RayExecutor": "sweeps.ray_executor",
     "RopeScaling": "config",
+    "SharedBlocks": "config",
     "Tokenizer": "text.tokenizer",
     "TunedLens": "lenses.tuned_lens",
     "Variant": "edits",

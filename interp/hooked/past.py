@@ -33,9 +33,9 @@ class PastKeyValues:
         self.attention_mask: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
+        # In another process every model is another object: there `_owner` is unset.
         room = [None if room is None else (alone(room[0]), alone(room[1])) for room in self._room]
         states = {layer: (alone(tail), alone(state)) for layer, (tail, state) in self._states.items()}
-        # In another process every model is another object.
         return {**self.__dict__, "_room": room, "_states": states, "_owner": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PastKeyValues:
