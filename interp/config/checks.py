@@ -56,10 +56,10 @@ def check_flag(owner: object, name: str, where: str = "") -> None:
         raise ConfigError(f"{name}{where} must be True or False, not {shown(getattr(owner, name))}")
 
 
-def check_choice(field: str, value: object, choices: tuple[str | None, ...]) -> None:
-    """Refuse a value that is not one of a field's choices, and name the nearest."""
-    if isinstance(value, str | None) and value in choices:
+def check_word(field: str, value: object, words: tuple[str | None, ...]) -> None:
+    """Refuse a field that is not one of its words, and name the nearest."""
+    if isinstance(value, str | None) and value in words:
         return
-    close = nearest(str(value), [c for c in choices if c])
+    close = nearest(str(value), [word for word in words if word])
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"{field}={shown(value)} is not one of {', '.join(map(repr, choices))}{hint}")
+    raise ConfigError(f"{field}={shown(value)} is not one of {', '.join(map(repr, words))}{hint}")

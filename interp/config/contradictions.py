@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from interp.arguments import LARGEST_SEED, is_several, one_of_layers, shown, whole_number
-from interp.config.checks import check_choice, check_flag, is_open, settle_number, settle_whole
+from interp.config.checks import check_flag, check_word, is_open, settle_number, settle_whole
 from interp.config.experts import Experts
 from interp.config.fields import (
     ACTIVATIONS,
@@ -41,7 +41,7 @@ def check_kinds(cfg: ConfigQuestions) -> None:
     for name in (*OPTIONAL_SIZES, *STATE_SPACE_SIZES):
         if getattr(cfg, name) is not None:
             settle_whole(cfg, name, 0)
-    check_choice("positional_embedding_type", cfg.positional_embedding_type, ("auto", *POSITIONS))
+    _check_word(cfg, "positional_embedding_type", ("auto", *POSITIONS))
     if isinstance(cfg.dt_limit, list):
         object.__setattr__(cfg, "dt_limit", tuple(cfg.dt_limit))
     _check_limits(cfg)
@@ -54,6 +54,11 @@ def check_kinds(cfg: ConfigQuestions) -> None:
     settle_whole(cfg, "d_model", 1)
     settle_whole(cfg, "n_ctx", 1)
     settle_whole(cfg, "n_token_types", 0)
+
+
+def _check_word(cfg: ConfigQuestions, field: str, words: tuple[str | None, ...]) -> None:
+    if not cfg.any_words:
+        check_word(field, getattr(cfg, field), words)
 
 
 def _check_numbers(cfg: ConfigQuestions) -> None:
@@ -86,7 +91,7 @@ def check_layers(cfg: ConfigQuestions) -> None:
             f"layer_types names {len(cfg.layer_types)} layers, expected one for each of n_layers={cfg.n_layers}"
         )
     for kind in cfg.layer_types:
-        check_choice("layer_types", kind, LAYER_TYPES)
+        check_word("layer_types", kind, LAYER_TYPES)
     _settle_shared(cfg)
     if cfg.attn_only:
         raise ConfigError("attn_only=True contradicts layer_types, which describes every layer")
@@ -122,18 +127,18 @@ def check(cfg: ConfigQuestions) -> None:
         )
     if "mamba2" in cfg.mixers:
         _check_mamba2(cfg)
-    check_choice("ssm_normalization_type", cfg.ssm_normalization_type, SSM_NORMALIZATIONS)
+    _check_word(cfg, "ssm_normalization_type", SSM_NORMALIZATIONS)
     if cfg.ssm_normalization_type is not None and "mamba" not in cfg.mixers:
         raise ConfigError(
             f"ssm_normalization_type={cfg.ssm_normalization_type!r} needs a Mamba-1 layer; this model has none"
         )
     if cfg.has_mamba and not cfg.causal:
         raise ConfigError("attention_dir='bidirectional' contradicts state-space layers, which only look back")
-    check_choice("act_fn", cfg.act_fn, ACTIVATIONS if cfg.has_mlp else (None,))
-    check_choice("mlm_act_fn", cfg.mlm_act_fn, (*ACTIVATIONS, None))
+    _check_word(cfg, "act_fn", ACTIVATIONS if cfg.has_mlp else (None,))
+    _check_word(cfg, "mlm_act_fn", (*ACTIVATIONS, None))
     _check_norms(cfg)
     _check_attention(cfg)
-    check_choice("attention_dir", cfg.attention_dir, ("causal", "bidirectional"))
+    _check_word(cfg, "attention_dir", ("causal", "bidirectional"))
     kind = cfg.positional_embedding_type
     if kind in ("rotary", "alibi", "relative") and not cfg.has_attention:
         raise ConfigError(f"positional_embedding_type={kind!r} needs a layer with attention; this model has none")
@@ -170,8 +175,8 @@ def _check_shared(cfg: ConfigQuestions, shared: SharedBlocks) -> None:
 
 
 def _check_norms(cfg: ConfigQuestions) -> None:
-    check_choice("normalization_type", cfg.normalization_type, NORMALIZATIONS)
-    check_choice("norm_placement", cfg.norm_placement, NORM_PLACEMENTS)
+    _check_word(cfg, "normalization_type", NORMALIZATIONS)
+    _check_word(cfg, "norm_placement", NORM_PLACEMENTS)
     if cfg.norm_placement != "pre" and (cfg.normalization_type is None or cfg.has_mamba):
         why = "a model without norms" if cfg.normalization_type is None else "state-space layers"
         raise ConfigError(f"norm_placement={cfg.norm_placement!r} contradicts {why}")
@@ -195,7 +200,7 @@ def _check_norms(cfg: ConfigQuestions) -> None:
 
 def _check_attention(cfg: ConfigQuestions) -> None:
     """Refuse contradictions between what attention layers do differently from one another."""
-    check_choice("qk_norm", cfg.qk_norm, QK_NORMS)
+    _check_word(cfg, "qk_norm", QK_NORMS)
     own = ("qk_norm", "clip_qkv", "attn_scores_soft_cap", "window_size", "attn_types")
     given = [name for name in own if getattr(cfg, name) is not None] + ["attn_sinks"] * cfg.attn_sinks
     if given and not cfg.has_attention:
@@ -245,7 +250,7 @@ def _check_attn_types(cfg: ConfigQuestions) -> None:
             f"attn_types names {len(cfg.attn_types)} layers, expected one for each of n_layers={cfg.n_layers}"
         )
     for kind in cfg.attn_types:
-        check_choice("attn_types", kind, ATTENTION_TYPES)
+        check_word("attn_types", kind, ATTENTION_TYPES)
     if "local" in cfg.attn_types and cfg.window_size is None:
         raise ConfigError("attn_types with local layers needs window_size, the positions that a query sees there")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from interp.arguments import one_of_layers
 from interp.config.experts import Experts
@@ -26,6 +26,9 @@ class AttentionKind(NamedTuple):
 
 class ConfigQuestions(ConfigFields):
     """What follows from the fields of a `ModelConfig`."""
+
+    any_words: ClassVar[bool] = False
+    """Whether fields may have other words than those a model can be built with."""
 
     @property
     def n_kv_heads(self) -> int:
