@@ -68,10 +68,12 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
     chosen = _chosen(model, heads)
     layers = sorted({part.layer for part in chosen if part.layer is not None})
     mask = pairs.attention_mask
-    plain = {layer: model.cfg.mixer(layer) == "attn" for layer in layers}
-    names = [
-        name for layer in layers for name in ([f"blocks.{layer}.attn.hook_pattern"] if plain[layer] else sources(layer))
-    ]
+    # A layer that calls a shared block may have heads of attention and of its own mixer among them.
+    kinds = {(part.layer, part.kind == "head") for part in chosen}
+    attending = [layer for layer in layers if model.cfg.attends(layer) and (layer, True) in kinds]
+    recurrent = [layer for layer in layers if (layer, False) in kinds]
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in attending]
+    names += [name for layer in recurrent for name in sources(layer)]
     _, cache = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=mask, stop_at_layer=layers[-1] + 1)
     looks = torch.ones(pairs.mask.shape[1], pairs.mask.shape[1], dtype=torch.bool, device=model.device)
     looks = (looks.tril() if model.cfg.causal else looks) & pairs.mask[:, :, None] & pairs.mask[:, None, :]
@@ -88,7 +90,7 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
             "key_role": [roles[p].get(i, "") for p, i in zip(prompt, key, strict=True)],
         }
     )
-    hidden = {layer: _hidden(model, cache, layer, chosen, mask) for layer in layers if not plain[layer]}
+    hidden = {layer: _hidden(model, cache, layer, chosen, mask) for layer in recurrent}
     frames = []
     for part in chosen:
         if part.kind == "head":
@@ -124,7 +126,7 @@ def _hidden(
     model: HookedModel, cache: ActivationCache, layer: int, chosen: Sequence[Part], mask: Tensor | None
 ) -> dict[Part, tuple[Tensor, Tensor | None]]:
     """Shares and entries [batch, query, key] of the parts of a state-space layer that were chosen."""
-    own = [part for part in chosen if part.layer == layer]
+    own = [part for part in chosen if part.layer == layer and part.kind != "head"]
     found: dict[Part, tuple[list[Tensor], list[Tensor]]] = {part: ([], []) for part in own}
     D = mixer_of(model, layer).D
     for _, pattern in patterns(model, cache, layer, mask):

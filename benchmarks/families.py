@@ -1,7 +1,8 @@
 """One sweep against one forward a cell, for a model of each kind: interleaved in one process, on a CPU.
 
 1. A random model of each kind (12 layers of width 512, float32), 8 pairs of prompts of 32 tokens that differ in one
-   token half way; every head is patched, at all positions.
+   token half way; every head is patched, at all positions. Of the model with two stacks of 6 layers the encoder's
+   prompts differ, and the decoder continues 4 tokens.
 2. The sweep is `interp.sweep`. A forward a cell is the same model, run on all prompts with a hook that sets the head;
    a sample of the cells is timed and the time scaled to all.
 3. `--gemma` times Gemma 3 270M as well, with the prompts of `interp.tasks.ioi`.
@@ -13,6 +14,7 @@ Prints medians in seconds and medians of the ratios of neighbouring runs. Run wi
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import statistics
 from typing import Any
 
@@ -21,7 +23,7 @@ from interleaved import interleaved, ratio
 from torch import Tensor
 
 import interp
-from interp import Edit, ModelConfig, PromptPairs, Variant
+from interp import Edit, EncoderDecoder, EncoderDecoderConfig, Experts, ModelConfig, PromptPairs, Variant
 from interp.models.gpt import GPT
 
 SAMPLE, N_PAIRS, LENGTH = 12, 8, 32
@@ -40,38 +42,45 @@ KINDS: dict[str, dict[str, Any]] = {
         "attn_scores_soft_cap": 50.0, "output_logits_soft_cap": 30.0,
     },
     "sinks (gpt-oss's attention)": {"attn_sinks": True, "window_size": 8, "attn_types": ("local", "global") * 6},
+    "8 experts, 2 a token (Mixtral)": {"experts": Experts(8, 2, 1024)},
+    "norms on the stream (BERT)": {
+        "norm_placement": "residual", "normalization_type": "LN", "attention_dir": "bidirectional", "final_norm": False,
+    },
 }  # fmt: skip
+STACK: dict[str, Any] = {**SHARED, "n_layers": 6, "positional_embedding_type": "relative", "use_attn_scale": False}
+STACK |= {"tie_word_embeddings": False}
 
 
-def drawn_pairs(d_vocab: int) -> PromptPairs:
+def drawn_pairs(d_vocab: int, length: int = LENGTH) -> PromptPairs:
     """Pairs that differ in the token in the middle."""
-    clean = torch.randint(0, d_vocab, (N_PAIRS, LENGTH), generator=torch.Generator().manual_seed(1))
+    clean = torch.randint(0, d_vocab, (N_PAIRS, length), generator=torch.Generator().manual_seed(1))
     corrupt = clean.clone()
-    corrupt[:, LENGTH // 2] = (corrupt[:, LENGTH // 2] + 1) % d_vocab
+    corrupt[:, length // 2] = (corrupt[:, length // 2] + 1) % d_vocab
     return PromptPairs.from_tokens(clean.tolist(), corrupt.tolist(), answers=[(i, i + 1) for i in range(N_PAIRS)])
 
 
-def compare(name: str, model: GPT, pairs: PromptPairs, rounds: int) -> None:
-    """Print the times of both, and their ratio."""
-    cells = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
-    variants = [Variant([Edit("z", {"layer": layer, "head": head})]) for layer, head in cells]
-    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
-    mask = pairs.attention_mask
-    _, source = model.run_with_cache(pairs.clean, names_filter=names, attention_mask=mask)
+def compare(name: str, model: GPT | EncoderDecoder, pairs: PromptPairs, rounds: int, starts: str = "blocks.*") -> None:
+    """Print the times of both, and their ratio; `starts` begins the names of the sites whose heads are patched."""
+    sites = [site for site in model.hook_dict if fnmatch.fnmatchcase(site, f"{starts}attn.hook_z")]
+    n_heads = (model.cfg if isinstance(model, GPT) else model.cfg.decoder).n_heads
+    cells = [(site, head) for site in sites for head in range(n_heads)]
+    variants = [Variant([Edit(site, {"head": head})]) for site, head in cells]
+    clean, corrupt = pairs.inputs("clean"), pairs.inputs("corrupt")
+    _, source = model.run_with_cache(**clean, names_filter=sites)
     sample = cells[:: max(1, len(cells) // SAMPLE)]
 
     def sweep() -> Any:
         return interp.sweep(model, pairs, variants, base="corrupt", source="clean", progress=False)
 
     def forwards() -> None:
-        for layer, head in sample:
+        for site, head in sample:
 
-            def patch(z: Tensor, hook: Any, layer: int = layer, head: int = head) -> Tensor:
+            def patch(z: Tensor, hook: Any, head: int = head) -> Tensor:
                 z = z.clone()
-                z[:, :, head] = source["z", layer][:, :, head]
+                z[:, :, head] = source[hook.name][:, :, head]
                 return z
 
-            model.run_with_hooks(pairs.corrupt, fwd_hooks=[(names[layer], patch)], attention_mask=mask)
+            model.run_with_hooks(**corrupt, fwd_hooks=[(site, patch)])
 
     seconds = interleaved({"sweep": sweep, "forwards": forwards}, rounds)
     scale = len(cells) / len(sample)
@@ -90,6 +99,15 @@ def main() -> None:
     for name, own in KINDS.items():
         model = GPT(ModelConfig(**{**SHARED, **own}))
         compare(name, model, drawn_pairs(model.cfg.d_vocab), options.rounds)
+    stacks = EncoderDecoder(
+        EncoderDecoderConfig(
+            ModelConfig(**STACK, attention_dir="bidirectional"), ModelConfig(**STACK, cross_attention=True)
+        )
+    )
+    encoder, decoder = drawn_pairs(stacks.cfg.d_vocab), drawn_pairs(stacks.cfg.d_vocab, 4)
+    pairs = PromptPairs(**{**vars(decoder), "corrupt": decoder.clean, "encoder": encoder})
+    for which in ("encoder.blocks.*", "decoder.blocks.*.", "decoder.blocks.*.cross_"):
+        compare(f"T5: {which}", stacks, pairs, options.rounds, which)
     if options.gemma:
         gemma = interp.load("gemma-3-270m")
         assert isinstance(gemma, GPT)

@@ -35,8 +35,9 @@ NameFilter = str | Callable[[str], bool] | Sequence[str] | None
 class Site:
     """One row of the table: `template` is the full name, with `{l}` for the layer if the site belongs to one.
 
-    `mixers` lists the mixers ("attn", "mamba", "mamba2") whose layers have the site; None means every layer for which
-    `exists` holds. A `whole` site holds whole numbers, which have no gradient and no mean.
+    `mixers` lists the mixers ("attn", "mamba", "mamba2") whose layers have the site, with "shared" for layers that call
+    a shared transformer block; None means every layer for which `exists` holds. A `whole` site holds whole numbers,
+    which have no gradient and no mean.
     """
 
     template: str
@@ -94,6 +95,7 @@ class Site:
 
 
 RESID = ("batch", "pos", "d_model")
+BOTH = ("batch", "pos", "d_both")
 SCALE = ("batch", "pos", "one")
 QUERY_AXES = ("batch", "pos", "head", "d_head")
 KEYS = ("batch", "pos", "kv_head", "d_head")
@@ -104,7 +106,7 @@ EXPERT_NEURONS = (*PER_EXPERT, "d_expert")
 SHARED_NEURONS = ("batch", "pos", "d_shared")
 CHANNELS = ("batch", "pos", "channel")
 SSM_HEADS = ("batch", "pos", "ssm_head", "d_ssm_head")
-ATTN, MAMBA, MAMBA2 = ("attn",), ("mamba",), ("mamba2",)
+ATTN, MAMBA, MAMBA2, SHARED = ("attn",), ("mamba",), ("mamba2",), ("shared",)
 
 
 def _mamba_sites(
@@ -162,17 +164,33 @@ SITES: tuple[Site, ...] = (
     Site("hook_pos_embed", RESID, "position embedding that is added to the token embedding"),
     Site("hook_token_type_embed", RESID, "embedding of the segment, which is added to the token embedding"),
     Site("blocks.{l}.hook_resid_pre", RESID, "residual stream that enters the block"),
+    Site(
+        "blocks.{l}.hook_shared_block_in",
+        BOTH,
+        "resid_pre and the token embedding, for the shared block",
+        mixers=SHARED,
+    ),
+    Site(
+        "blocks.{l}.ln1.hook_normalized", BOTH, "normalised shared_block_in, before the norm's weights", mixers=SHARED
+    ),
     *(
         Site(
             f"blocks.{{l}}.hook_{letter}_input",
-            ("batch", "pos", head, "d_model"),
-            f"resid_pre as each {word} head reads it",
+            ("batch", "pos", head, width),
+            f"{what} as each {word} head reads it",
             True,
-            ATTN,
+            mixers,
         )
+        for what, width, mixers in (("shared_block_in", "d_both", SHARED), ("resid_pre", "d_model", ATTN))
         for letter, head, word in (("q", "head", "query"), ("k", "kv_head", "key"), ("v", "kv_head", "value"))
     ),
-    Site("blocks.{l}.hook_mixer_in", RESID, "resid_pre as a Mamba mixer alone reads it", True, MAMBA + MAMBA2),
+    Site(
+        "blocks.{l}.hook_mixer_in",
+        RESID,
+        "resid_pre (with shared_block_out) as a Mamba mixer alone reads it",
+        True,
+        MAMBA + MAMBA2,
+    ),
     Site("blocks.{l}.ln1.hook_scale", SCALE, "divisor of the mixer's norm: standard deviation or root mean square"),
     Site("blocks.{l}.ln1.hook_normalized", RESID, "normalised residual stream, before the norm's weights"),
     Site("blocks.{l}.attn.hook_q", QUERY_AXES, "queries, with bias, before rotation", mixers=ATTN),
@@ -204,6 +222,12 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.ln1_post.hook_scale", SCALE, "divisor of the norm after the attention", mixers=ATTN),
     Site(
         "blocks.{l}.ln1_post.hook_normalized", RESID, "normalised output of the attention, before weights", mixers=ATTN
+    ),
+    Site(
+        "blocks.{l}.hook_shared_block_mid",
+        RESID,
+        "output of the shared attention, as the shared MLP reads it",
+        mixers=SHARED,
     ),
     Site("blocks.{l}.hook_attn_out", RESID, "what the attention adds to the residual stream, with b_O", mixers=ATTN),
     *_mamba_sites(MAMBA, CHANNELS, CHANNELS, CHANNELS, ("channel",), ("batch", "pos", "d_state")),
@@ -251,6 +275,19 @@ SITES: tuple[Site, ...] = (
     Site("blocks.{l}.mlp.hook_shared_out", RESID, "the shared expert's output, times its gate"),
     Site("blocks.{l}.ln2_post.hook_scale", SCALE, "divisor of the norm after the MLP"),
     Site("blocks.{l}.ln2_post.hook_normalized", RESID, "normalised output of the MLP, before the weights"),
+    Site(
+        "blocks.{l}.hook_shared_block_out",
+        RESID,
+        "what the shared block adds to the input of the layer's mixer, after the layer's linear map",
+        mixers=SHARED,
+    ),
+    Site(
+        "blocks.{l}.ln_mixer.hook_scale",
+        SCALE,
+        "divisor of the norm before the mixer, ln1 being the shared block's",
+        mixers=SHARED,
+    ),
+    Site("blocks.{l}.ln_mixer.hook_normalized", RESID, "normalised mixer_in, before the norm's weights", mixers=SHARED),
     Site("blocks.{l}.hook_mlp_out", RESID, "what the MLP adds to the residual stream, with b_out"),
     Site("blocks.{l}.hook_resid_post", RESID, "residual stream that leaves the block"),
     Site(
@@ -267,6 +304,7 @@ SITES: tuple[Site, ...] = (
 )
 
 BY_TEMPLATE = {site.template: site for site in SITES}
+SHARED_TEMPLATES = {site.template for site in SITES if site.mixers == SHARED}
 ORDER = {site.template: at for at, site in enumerate(SITES)}
 SHORT_WITH_MODULE = {site.short for site in SITES if "." in site.short}
 
@@ -297,17 +335,16 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
     mixer, has_mlp = cfg.mixer(layer), cfg.mlp_in(layer)
     if "cross" in place:
         return _exists_across(place, cfg)
+    if cfg.shares(layer):
+        return _exists_beside_shared(site, cfg, layer)
     if site.mixers is not None and mixer not in site.mixers:
         return False
     norm = NORMS.match(place)
     if norm is not None:
         part = mixer is not None and (layer > 0 or cfg.first_norm) if norm["part"] == "1" else has_mlp
         return part and (cfg.norms_after if norm["after"] else cfg.norms_before or cfg.norms_on_stream)
-    if "_norm." in place or "hook_rot_" in place:
-        turned = "hook_rot_" in place and cfg.attention_kind(layer).rotary_base is not None
-        return turned or cfg.qk_norm is not None
-    if place.endswith("hook_sinks"):
-        return cfg.attn_sinks
+    if "_norm." in place or "hook_rot_" in place or place.endswith("hook_sinks"):
+        return _in_attention(place, cfg, layer)
     if ".mlp." in place:
         return _in_mlp(place.rpartition("hook_")[2], cfg, layer)
     if "hook_normalized_" in place and not cfg.norms_on_stream:
@@ -315,6 +352,35 @@ def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:
     if place.endswith("resid_mid"):
         return has_mlp and mixer is not None and not cfg.parallel_attn_mlp
     return has_mlp or "mlp" not in place
+
+
+def _exists_beside_shared(site: Site, cfg: ModelConfig, layer: int) -> bool:
+    """Whether a layer that calls a shared block has a site: the block's own, or its mixer's."""
+    place, shorts = site.template, ("attn_out", "mlp_in", "mlp_out", "resid_mid")
+    if site.mixers == SHARED:
+        return True
+    if place in SHARED_TEMPLATES or "_post." in place or place.endswith(shorts) or "hook_normalized_" in place:
+        return False
+    if site.mixers is not None and site.mixers != ATTN:
+        return cfg.mixer(layer) in site.mixers
+    if "_norm." in place or "hook_rot_" in place or place.endswith("hook_sinks"):
+        return _in_attention(place, cfg, layer)
+    name = place.rpartition("hook_")[2]
+    return ".mlp." not in place or name in ("pre", "pre_linear", "post")
+
+
+def in_shared_block(site: Site) -> bool:
+    """Whether a site of a layer that calls a shared block comes before the layer's mixer: all that the block has."""
+    own = (".attn.", ".ln1.", ".ln2.", ".mlp.", "hook_shared_block_", "_input", "hook_resid_pre")
+    return any(part in site.template for part in own)
+
+
+def _in_attention(place: str, cfg: ModelConfig, layer: int) -> bool:
+    """Whether the attention of a layer has a site that some attention does not have."""
+    if place.endswith("hook_sinks"):
+        return cfg.attn_sinks
+    turned = "hook_rot_" in place and cfg.attention_kind(layer).rotary_base is not None
+    return turned or cfg.qk_norm is not None
 
 
 def _in_mlp(name: str, cfg: ModelConfig, layer: int) -> bool:
@@ -366,7 +432,14 @@ def _site_names(cfg: ModelConfig | EncoderDecoderConfig) -> Mapping[str, Site]:
     names = {site.name(): site for site in ordered if not site.per_layer and exists(site, cfg)}
     last = {name: names.pop(name) for name in list(names) if name.startswith(AFTER_LAYERS)}
     for layer in range(cfg.n_layers):
-        own = sorted(SITES, key=lambda site: _turn(site, cfg, layer)) if cfg.norms_on_stream else SITES
+        own: Sequence[Site] = SITES
+        if cfg.norms_on_stream:
+            own = sorted(SITES, key=lambda site: _turn(site, cfg, layer))
+        elif cfg.shares(layer):
+            own = sorted(
+                SITES,
+                key=lambda site: (not in_shared_block(site), ".mixer." in site.template, "resid_post" in site.template),
+            )
         names |= {site.name(layer): site for site in own if site.per_layer and exists(site, cfg, layer)}
     return MappingProxyType(names | last)
 
@@ -440,6 +513,7 @@ def axis_sizes(cfg: ModelConfig) -> dict[str, int]:
         "ssm_group": cfg.n_ssm_groups,
         "d_state": d_state,
         "conv_channel": d_inner + 2 * cfg.n_ssm_groups * d_state,
+        **({"d_both": 2 * cfg.d_model} if cfg.shared is not None else {}),
         **dict(zip(("expert", "slot", "d_expert", "d_shared"), experts, strict=True)),
         "one": 1,
     }

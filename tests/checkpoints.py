@@ -321,6 +321,36 @@ NEMOTRON: dict[str, Any] = {
     "max_position_embeddings": 64, "mamba_num_heads": 6, "mamba_head_dim": 8, "ssm_state_size": 5, "n_groups": 2,
     "time_step_min": 0.6, **ENDS,
 }  # fmt: skip
+ZAMBA2: dict[str, Any] = {
+    "vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 3, "intermediate_size": 20, "num_attention_heads": 4,
+    "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+    "adapter_rank": 3, "n_mamba_heads": 6, "mamba_d_state": 5, "mamba_ngroups": 2, "chunk_size": 8,
+    "max_position_embeddings": 64, **ENDS,
+}  # fmt: skip
+CASES |= {
+    "zamba2": ("zamba2", {**ZAMBA2, "use_mem_rope": True, "use_shared_attention_adapter": True}),
+    "zamba2-no-positions": ("zamba2", {**ZAMBA2, "add_bias_linear": True}),
+    "zamba2-two-blocks": (
+        "zamba2",
+        {
+            **ZAMBA2,
+            "num_hidden_layers": 4,
+            "layers_block_type": ["hybrid", "linear_attention", "hybrid", "hybrid"],
+            "num_mem_blocks": 2,
+            "use_shared_attention_adapter": True,
+        },
+    ),
+    "zamba2-grouped": (
+        "zamba2",
+        {
+            **ZAMBA2,
+            "use_mem_rope": True,
+            "num_key_value_heads": 2,
+            "hidden_act": "silu",
+            "time_step_min": 0.6,
+        },
+    ),
+}
 # Mixtures of experts, with and without an expert that all positions share.
 SPARSE: dict[str, Any] = {**GROUPED, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
 SHARED = {**SPARSE, "shared_expert_intermediate_size": 20}

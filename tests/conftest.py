@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from makers import KINDS, RECURRENT, SUMS, make
+from makers import EDGES, KINDS, RECURRENT, make
 from vocabularies import names_tokenizer
 
 from interp.models.gpt import GPT
@@ -64,7 +64,7 @@ def any_model(request: pytest.FixtureRequest) -> GPT:
     return make(request.param)
 
 
-@pytest.fixture(params=[*SUMS, *RECURRENT])
+@pytest.fixture(params=EDGES)
 def edged_model(request: pytest.FixtureRequest) -> GPT:
     """Every model whose residual stream is a sum, so that it has edges."""
     return make(request.param)

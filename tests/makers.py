@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from interp.circuits.graph import Graph
-from interp.config import EncoderDecoderConfig, Experts, ModelConfig, RopeScaling
+from interp.config import EncoderDecoderConfig, Experts, ModelConfig, RopeScaling, SharedBlocks
 from interp.edits import Edit, Variant
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.hooked.model import HookedModel
@@ -151,6 +151,12 @@ RECURRENT: dict[str, dict[str, Any]] = {
         **STATES, "n_layers": 4, "layer_types": ("mlp", "mamba2", "attn", "mamba"), "d_mlp": 20, "act_fn": "relu2",
         "ssm_normalization_type": "RMSPre", "ssm_eps": 0.1,
     },
+    "shared_blocks": {
+        **STATES, "n_layers": 4, "layer_types": ("shared+mamba2", "mamba2", "shared+mamba2", "shared+mamba2"),
+        "initializer_range": 0.2,
+        "shared": SharedBlocks(2, adapter_rank=3, attn_adapters=True), "d_head": 8, "d_mlp": 20, "gated_mlp": True,
+        "act_fn": "gelu", "positional_embedding_type": "rotary", "attn_in_bias": False, "attn_out_bias": False,
+    },
     "grouped_experts": {
         **STATES, "n_layers": 3, "layer_types": ("mamba2+moe", "moe", "attn+moe"), "act_fn": "relu2",
         "experts": Experts(
@@ -159,6 +165,10 @@ RECURRENT: dict[str, dict[str, Any]] = {
         ),
     },
 }  # fmt: skip
+# Those of them that have edges, and all kinds that have: a shared block reads more than the residual stream, and writes
+# nothing to it.
+EDGED = [kind for kind, own in RECURRENT.items() if "shared" not in own]
+EDGES = [*SUMS, *EDGED]
 # Models with an encoder and a decoder: what both stacks have, and what the encoder and the decoder have beside it.
 T5: dict[str, Any] = {
     **LLAMA, "positional_embedding_type": "relative", "relative_buckets": 8, "relative_max_distance": 12,

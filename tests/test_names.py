@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from makers import RECURRENT, SUMS, make, pairs_of
+from makers import EDGES, make, pairs_of
 
 from analyses import ablation, edge_attribution, head_attribution, path_patching
 from interp.circuits.graph import Graph
@@ -34,7 +34,7 @@ def every_part(cfg: ModelConfig) -> list[Part]:
     return [*made, Part("logits")]
 
 
-@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
+@pytest.mark.parametrize("kind", EDGES)
 def test_every_part_of_every_kind_of_layer_is_read_back_from_its_names(kind: str) -> None:
     parts = every_part(make(kind).cfg)
     names = [part.name for part in parts]
@@ -50,7 +50,7 @@ def test_every_part_of_every_kind_of_layer_is_read_back_from_its_names(kind: str
             assert [Part.parse(text) for text in spellings] == [read_by] * 4
 
 
-@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
+@pytest.mark.parametrize("kind", EDGES)
 def test_parts_sort_in_the_order_of_computation(kind: str) -> None:
     parts = every_part(make(kind).cfg)
     assert sorted(random.Random(0).sample(parts, len(parts))) == parts
@@ -59,7 +59,7 @@ def test_parts_sort_in_the_order_of_computation(kind: str) -> None:
         assert [node.stage for node in sorted(nodes, key=lambda node: node.part)] == sorted(n.stage for n in nodes)
 
 
-@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
+@pytest.mark.parametrize("kind", EDGES)
 def test_nodes_and_edges_are_named_as_files_of_circuits_name_them(kind: str) -> None:
     graph = Graph.of(make(kind))
     for node in (*graph.senders, *graph.receivers):

@@ -107,7 +107,7 @@ def rows_run(model: HookedModel, pairs: PromptPairs, variants: Sequence[Variant]
     cfg = model.cfg
     read = is_read(get_metric("logit_diff"), pairs)
     placer = Placer(model, pairs, read)
-    differs = token_differences(pairs, base, source, cfg.causal)
+    differs = token_differences(pairs, base, source, cfg)
     mixed, written, either, edited = (np.zeros((cfg.n_layers, read.shape[1]), dtype=np.int64) for _ in range(4))
     for variant in variants:
         placed = [placer.place(edit) for edit in variant.edits]

@@ -290,15 +290,21 @@ def integrated_gradients(
     """
     check_steps(steps)
     pairs = pairs.to(model.device)
-    ends = [values_at(model, pairs, [INPUT], side)[INPUT] for side in (base, other_side(base))]
+    name = input_of(model)
+    ends = [values_at(model, pairs, [name], side)[name] for side in (base, other_side(base))]
     ends = [widened(end) for end in ends]
     moved = ends[1] - ends[0]  # [prompt, pos, d_model]
     total = torch.zeros_like(moved)
     for step in range(steps):
         at = torch.lerp(ends[0], ends[1], (step + 0.5) / steps)
-        found = gradients(model, pairs, INPUT, metric, base=base, given={INPUT: at}, max_memory=max_memory)
-        total += widened(found.slopes[INPUT]) / steps
+        found = gradients(model, pairs, name, metric, base=base, given={name: at}, max_memory=max_memory)
+        total += widened(found.slopes[name]) / steps
     return (moved * total).sum(-1)
+
+
+def input_of(model: HookedModel) -> str:
+    """The site through which all of a prompt goes into the layers: shared blocks read the embedding in each layer."""
+    return "hook_embed" if isinstance(model, GPT) and model.cfg.shared is not None else INPUT
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from einops import reduce
 from torch import Tensor
 
 from interp.arguments import checked
-from interp.attribution.gradients import INPUT, AnyMetric, check_steps, differentiable, path_slopes, values_at
+from interp.attribution.gradients import AnyMetric, check_steps, differentiable, input_of, path_slopes, values_at
 from interp.attribution.prompt_batches import batches, cut
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, InterpError, check_choice, unknown
@@ -114,7 +114,7 @@ def estimate(
     groups = _grouped(model, pairs, variants, is_read(metric, pairs), qk_fix)
     sites = list(dict.fromkeys(name for group in groups for name in group.sites))
     from_source = [group.name for group in groups if group.edit.run == "source"]
-    moving = [INPUT] if steps > 1 else []
+    moving = [input_of(model)] if steps > 1 else []
     layers = range(model.cfg.n_layers) if drop else ()
     estimates = np.zeros((1 + len(layers), len(variants), len(pairs)))  # row 0: all layers; then without each layer
     for at, part in batches(model, pairs, sites, max_memory=max_memory):

@@ -57,7 +57,8 @@ def _numbers_kept(cfg: ModelConfig, sites: Iterable[Site], width: int) -> int:
     mixers = {"attn": KEPT["heads"] * cfg.n_heads * cfg.d_head}
     mixers |= dict.fromkeys(MAMBAS, KEPT["channels"] * (cfg.d_inner or 0))
     for layer in range(cfg.n_layers):
-        numbers += KEPT["d_model"] * cfg.d_model + mixers.get(cfg.mixer(layer) or "", 0) * (1 + cfg.cross_attention)
+        mixed = sum(mixers[mixer] for mixer in cfg.mixers_in(layer)) * (1 + cfg.cross_attention)
+        numbers += KEPT["d_model"] * cfg.d_model * (3 if cfg.shares(layer) else 1) + mixed
         numbers += KEPT["d_mlp"] * cfg.neurons_in(layer)
     for site in sites:
         if "query" in site.axes:

@@ -106,8 +106,8 @@ class Graph:
         """The graph of a model.
 
         Raises:
-            InterpError: a model that has not all of the sites, such as a bridged one without split inputs, or one with
-                norms on the residual stream, which then is no sum.
+            InterpError: a model that has not all of the sites, such as a bridged one without split inputs, one with
+                norms on the residual stream, which then is no sum, or one with shared transformer blocks.
         """
         if isinstance(model, EncoderDecoder):
             raise InterpError(
@@ -120,6 +120,12 @@ class Graph:
                 "through norms between the layers (norm_placement='residual'), so that what one component changes for "
                 "a reader depends on all others; patch whole activations instead: `interp.sweep` at 'z', 'mlp_out' or "
                 "'resid_pre'"
+            )
+        if model.cfg.shared is not None:
+            raise InterpError(
+                "edges need components that read the residual stream and write to it, and the shared blocks of this "
+                "model ('shared+mamba2' layers) read the token embedding beside it and write to the input of a mixer; "
+                "patch whole activations instead: `interp.sweep` at 'z', 'shared_block_out', 'gated' or 'resid_pre'"
             )
         graph = _graph(model.cfg)
         lacking = [name for name in (*graph.sender_sites, *graph.receiver_sites) if name not in model.hook_dict]

@@ -95,7 +95,7 @@ class Stack(nn.Module):
             dtype=self.dtype,
         )
         if encoded is not None:
-            context = DecoderContext(context.positions, context.sights, None, context.real, encoded, kept)
+            context = DecoderContext(context.positions, context.sights, real=context.real, encoded=encoded, kept=kept)
         resid = tokens if tokens.is_floating_point() else self.embed_tokens(tokens, context)
         for block in self.blocks[start_at_layer:]:
             resid = block(resid, context, past)

@@ -46,13 +46,15 @@ class Context:
 
     `positions` [batch or 1, pos] counts from the start of each real prompt. `sights` is what attention layers of each
     kind share. `packed` says which rows of which sequences the batch (of one) holds. `real` [batch, pos] is True at
-    real tokens, None where there is no padding.
+    real tokens, None where there is no padding. `embedded` [batch, pos, d_model] is the token embedding, for
+    layers that read it beside the residual stream.
     """
 
     positions: Tensor
     sights: Mapping[AttentionKind, Sight]
     packed: Packed | None = None
     real: Tensor | None = None
+    embedded: Tensor | None = None
 
 
 def make_context(

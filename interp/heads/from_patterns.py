@@ -359,9 +359,7 @@ def _caches(
         name
         for layer in layers
         for name in (
-            [f"blocks.{layer}.attn.hook_{site}" for site in sites]
-            if model.cfg.mixer(layer) == "attn"
-            else sources(layer)
+            [f"blocks.{layer}.attn.hook_{site}" for site in sites] if model.cfg.attends(layer) else sources(layer)
         )
     ]
     absent = [name for name in names if name not in model.hook_dict]

@@ -78,8 +78,8 @@ def readable(model: HookedModel) -> GPT:
     """The model, if its weights can be read here.
 
     Raises:
-        InterpError: a bridged model, which another library computes, or one with norms on the residual stream, which
-            stand between any two layers.
+        InterpError: a bridged model, which another library computes, one with norms on the residual stream, which
+            stand between any two layers, or one with shared blocks, whose heads read more than the stream.
     """
     if not isinstance(model, GPT):
         raise InterpError(
@@ -90,6 +90,12 @@ def readable(model: HookedModel) -> GPT:
         raise InterpError(
             "the weights of two layers do not compose where norms are on the residual stream between them "
             "(norm_placement='residual'): judge this model's heads by their patterns"
+        )
+    if model.cfg.shared is not None:
+        raise InterpError(
+            "the weights of heads do not compose where shared blocks read the token embedding beside the residual "
+            "stream and write to the input of a mixer ('shared+mamba2' layers): judge this model's heads by their "
+            "patterns"
         )
     return model
 

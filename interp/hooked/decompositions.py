@@ -267,6 +267,13 @@ class Decompositions(ABC):
         last = self._layer(layer)
         n_layers, n_heads = self.model.cfg.n_layers, self.model.cfg.n_heads
         with_heads = [at for at in range(n_layers) if f"blocks.{at}.attn.hook_z" in self.model.hook_dict]
+        if with_heads and self.model.cfg.shared is not None:
+            with_heads = [at for at in with_heads if not self.model.cfg.shares(at)]
+            if not with_heads:
+                raise UnknownName(
+                    "the attention heads of this model are of shared blocks and write nothing to the residual stream: "
+                    "decompose_resid takes what its layers write"
+                )
         if n_layers and not with_heads:
             raise UnknownName("this model has no attention heads: decompose_resid takes what its layers write")
         parts = _Parts(self, pos_slice, biases=False)

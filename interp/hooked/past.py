@@ -27,24 +27,29 @@ class PastKeyValues:
     def __init__(self, n_layers: int) -> None:
         n_layers = whole_number("n_layers", n_layers, least=0, most=MOST_LAYERS)
         self._room: list[tuple[Tensor, Tensor] | None] = [None] * n_layers
+        self._states: dict[int, tuple[Tensor, Tensor]] = {}  # of state-space layers, which may have attention, too
         self._lengths = [0] * n_layers
         self._owner: weakref.ref[object] | None = None
         self.attention_mask: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         room = [None if room is None else (alone(room[0]), alone(room[1])) for room in self._room]
-        return {**self.__dict__, "_room": room, "_owner": None}  # in another process every model is another object
+        states = {layer: (alone(tail), alone(state)) for layer, (tail, state) in self._states.items()}
+        # In another process every model is another object.
+        return {**self.__dict__, "_room": room, "_states": states, "_owner": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PastKeyValues:
         twin = self.draft()
         twin._room = [None if room is None else (room[0].clone(), room[1].clone()) for room in self._room]
+        twin._states = {layer: (tail.clone(), state.clone()) for layer, (tail, state) in self._states.items()}
         twin.attention_mask = None if self.attention_mask is None else self.attention_mask.clone()
         return twin
 
     def draft(self) -> PastKeyValues:
         """Another one that holds the same, for a forward to extend: what it adds comes after what this one holds."""
         twin = PastKeyValues(0)
-        twin.__dict__ = {**self.__dict__, "_room": list(self._room), "_lengths": list(self._lengths)}
+        own = {"_room": list(self._room), "_states": dict(self._states), "_lengths": list(self._lengths)}
+        twin.__dict__ = {**self.__dict__, **own}
         return twin
 
     def become(self, draft: PastKeyValues) -> None:
@@ -65,22 +70,24 @@ class PastKeyValues:
             raise PromptError(f"past_kv_cache was made for {len(self._room)} layers; this model has {n_layers}")
         if self._owner is not None and self._owner() is not owner:
             raise PromptError("past_kv_cache holds what another model has computed: give each model one of its own")
-        held = next((room[0].shape[0] for room in self._room if room is not None), batch)
+        rooms = [*self._room, *self._states.values()]
+        held = next((room[0].shape[0] for room in rooms if room is not None), batch)
         if held != batch:
             raise PromptError(f"past_kv_cache holds {held} prompts, but {batch} are to be continued")
         self._owner = weakref.ref(owner)
 
     def stored_state(self, layer: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """The last inputs of a layer's convolution [batch, d_conv - 1, conv_channel], and its state [batch, ...]."""
-        room = self._room[layer]
+        room = self._states.get(layer)
         if room is None:
             return None, None
         return room if _writable(room[1]) else (room[0].clone(), room[1].clone())
 
     def store_state(self, layer: int, tail: Tensor, state: Tensor, n_pos: int) -> None:
         """Replace what a layer keeps of its convolution's inputs and its state, after `n_pos` more positions."""
-        self._room[layer] = (tail, state)
-        self._lengths[layer] += n_pos
+        self._states[layer] = (tail, state)
+        if self._room[layer] is None:  # otherwise the layer's attention has counted them
+            self._lengths[layer] += n_pos
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append k, v [batch, pos, kv_head, d_head] to a layer and return all that it holds now."""

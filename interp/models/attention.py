@@ -38,17 +38,26 @@ FEW_QUERIES = 8
 class Attention(nn.Module):
     """The attention of one layer: normalised residual stream [batch, pos, d_model] in, the same shape out.
 
+    One that reads something else has another width there, `d_in`.
+
     Weights lie as the matrix products want them: `W_qkv` [(head + 2 kv_head) * d_head, d_model] holds queries, keys and
     values under one another. `W_Q` and the rest are views in TransformerLens's shapes.
     """
 
-    def __init__(self, cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint], name: str = "attn") -> None:
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        layer: int,
+        points: Mapping[str, HookPoint],
+        name: str = "attn",
+        d_in: int | None = None,
+    ) -> None:
         super().__init__()
         self.cfg = cfg
         self.layer = layer
         self.kind = cfg.attention_kind(layer)
         rows = (cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head
-        self.W_qkv = nn.Parameter(torch.empty(rows, cfg.d_model))
+        self.W_qkv = nn.Parameter(torch.empty(rows, cfg.d_model if d_in is None else d_in))
         self.b_qkv = nn.Parameter(torch.empty(rows)) if cfg.attn_in_bias else None
         self.W_z = nn.Parameter(torch.empty(cfg.d_model, cfg.n_heads * cfg.d_head))
         self.b_z = nn.Parameter(torch.empty(cfg.d_model)) if cfg.attn_out_bias else None
@@ -117,7 +126,7 @@ class Attention(nn.Module):
     def project(self, x: Tensor, split: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [batch, pos, head, d_head], keys and values [batch, pos, kv_head, d_head]."""
         cfg = self.cfg
-        qkv = F.linear(x, self.W_qkv, self.b_qkv).unflatten(-1, (-1, cfg.d_head))
+        qkv = self.all_heads(x).unflatten(-1, (-1, cfg.d_head))
         q, k, v = qkv.split([cfg.n_heads, cfg.n_kv_heads, cfg.n_kv_heads], dim=2)
         if split:
             parts = {"q": (q, self.W_Q, self.b_Q), "k": (k, self.W_K, self.b_K), "v": (v, self.W_V, self.b_V)}
@@ -132,6 +141,10 @@ class Attention(nn.Module):
         if self.q_norm is None:  # otherwise their norms come first
             q, k = self._clipped(q), self._clipped(k)
         return self.hook_q(q), self.hook_k(k), self.hook_v(self._clipped(v))
+
+    def all_heads(self, x: Tensor) -> Tensor:
+        """Queries, keys and values of all heads, one after another.  # [..., d_model] -> [..., row]"""
+        return F.linear(x, self.W_qkv, self.b_qkv)
 
     def _clipped(self, x: Tensor) -> Tensor:
         """Queries, keys or values within the model's bounds."""

@@ -43,6 +43,7 @@ class Block(nn.Module):
         own = normed and mixer is not None and (layer > 0 or cfg.first_norm)
         self.ln1 = Norm(cfg, f"{here}.ln1", points) if own else None
         self.attn = Attention(cfg, layer, points) if mixer == "attn" else None
+        self.ln_mixer: Norm | None = None  # of a layer whose ln1 is of another part
         self.mixer = MIXERS[mixer](cfg, layer, points) if mixer in MIXERS else None
         self.ln1_post = Norm(cfg, f"{here}.ln1_post", points) if cfg.norms_after and mixer == "attn" else None
         self.ln2: Norm | None = None

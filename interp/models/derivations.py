@@ -6,6 +6,7 @@ A cache gives them without having stored them (`interp.hooked.cache`), as the fo
 |---|---|
 | `ln1.*`, `ln2.*` | the residual stream that the norm reads |
 | `q_input`, `k_input`, `v_input`, `mixer_in`, `mlp_in` | the residual stream that the part reads |
+| the same where a layer calls a shared block | what the block reads, or the stream and what it makes |
 | `attn_scores`, `pattern` | queries and keys, or the scores if these are stored |
 | `result` | `z` |
 | `state`, `mixer.pattern` | what the recurrence runs on (`RECURRENT`) |
@@ -70,15 +71,28 @@ class LayerRun:
         direct = self.block.parallel or self.cfg.mixer(self.layer) is None
         return self.resid_pre if direct else self.tensors.get(stream_between(self.cfg, self.layer))
 
+    @property
+    def mixer_in(self) -> Tensor | None:
+        """What a state-space mixer reads: the stream, and what a shared block adds to it for the mixer alone."""
+        own, pre, made = self.stored("hook_mixer_in"), self.resid_pre, self.stored("hook_shared_block_out")
+        if own is not None or not self.cfg.shares(self.layer):
+            return pre if own is None else own
+        return None if pre is None or made is None else pre + made
+
     def norm_input(self, norm: str) -> Tensor | None:
-        """The residual stream that "ln1" or "ln2" normalises."""
+        """What "ln1", "ln2" or "ln_mixer" normalises: the residual stream, or what a shared block has there."""
+        if norm == "ln_mixer":
+            return self.mixer_in
+        if self.cfg.shares(self.layer):
+            return self.stored("hook_shared_block_in" if norm == "ln1" else "hook_shared_block_mid")
         if self.cfg.norms_on_stream:
             return self.tensors.get(normed_on_stream(self.cfg, self.layer, norm))
         return self.resid_pre if norm == "ln1" else self.mlp_in
 
     def split_input(self, letter: str) -> Tensor | None:
         """What every query, key or value head ("q", "k", "v") reads.  # [batch, pos, head, d_model]"""
-        pre, heads = self.resid_pre, self.block.heads[letter]
+        pre = self.stored("hook_shared_block_in") if self.cfg.shares(self.layer) else self.resid_pre
+        heads = self.block.heads[letter]
         return None if pre is None else repeat(pre, "batch pos d_model -> batch pos head d_model", head=heads)
 
     def head_results(self) -> Tensor | None:
@@ -160,7 +174,9 @@ IN_LAYER: dict[str, Callable[[LayerRun], Tensor | None]] = {
     "q_input": lambda run: run.split_input("q"),
     "k_input": lambda run: run.split_input("k"),
     "v_input": lambda run: run.split_input("v"),
-    "mixer_in": lambda run: run.resid_pre,
+    "ln_mixer.scale": lambda run: norm_scale(run.block.ln_mixer, run.norm_input("ln_mixer")),
+    "ln_mixer.normalized": lambda run: normalized(run.block.ln_mixer, run.norm_input("ln_mixer")),
+    "mixer_in": lambda run: run.mixer_in,
     "mlp_in": lambda run: run.mlp_in,
     "attn_scores": LayerRun.scores,
     "pattern": LayerRun.pattern,

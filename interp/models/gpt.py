@@ -8,6 +8,8 @@ Every block adds to the residual stream and nothing else touches it:
    A block may lack one of the two.
 4. logits = unembed(norm(resid_post of the last block)).
 
+A layer may also call a transformer block that it shares with others (`interp.models.shared_block`).
+
 In the first Transformers the norms are on the stream instead: the next part reads norm(resid_mid), the next block
 norm(resid_post).
 
@@ -22,6 +24,7 @@ import operator
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,6 +50,7 @@ from interp.models.layers import (
     TokenTypeEmbed,
     Unembed,
 )
+from interp.models.shared_block import SharedBlock
 from interp.sites import axis_sizes, site_names, stream_after
 from interp.state_space.mixer import MambaMixer
 from interp.text.padding import check_attention_mask
@@ -106,7 +110,9 @@ class GPT(HookedModel):
         table = tables.get(cfg.positional_embedding_type)
         self.embed = Embed(cfg, points)
         self.pos_embed = table(cfg) if table else None
-        self.blocks = nn.ModuleList([Block(cfg, layer, points) for layer in range(cfg.n_layers)])
+        self.blocks = nn.ModuleList()
+        for layer in range(cfg.n_layers):
+            self.blocks.append(_block(cfg, layer, points, self.blocks))
         has_final = cfg.normalization_type is not None and cfg.final_norm
         self.ln_final = Norm(cfg, "ln_final", points) if has_final else nn.Identity()
         self.mlm_head = None if cfg.mlm_act_fn is None else MaskedTokenHead(cfg, points)
@@ -192,6 +198,9 @@ class GPT(HookedModel):
         # 1. The embedding; 2. and 3. the blocks; 4. the unembedding.
         types = self._token_types(token_type_ids, tokens)
         resid = tokens if start_at_layer is not None else self.embed_tokens(tokens, context, types)
+        if start_at_layer is None and self.cfg.shared is not None:
+            context = replace(context, embedded=resid)
+            resid = resid.clone()  # so that what is changed in the stream alone, and its gradient, are its own
         for block in self.blocks[first:last]:
             resid = block(resid, context, past)
         out = resid
@@ -336,8 +345,17 @@ class GPT(HookedModel):
 
         Where a norm follows the attention, at the scale that it has for these z.
         """
+        return self._writing_heads(layer).head_results(z)
+
+    def _writing_heads(self, layer: int) -> Block:
+        """A layer whose heads write to the residual stream; any other is refused."""
         self.attention(layer)  # refuses a layer without heads
-        return self.block(layer).head_results(z)
+        if self.cfg.shares(layer):
+            raise UnknownName(
+                f"the heads of layer {layer} are of a shared block, which writes nothing to the residual stream: it "
+                "adds to the input of the layer's mixer ('shared_block_out')"
+            )
+        return self.block(layer)
 
     def uncapped_logits(self, normalized: Tensor) -> Tensor:
         """Logits before the soft cap of `cfg.output_logits_soft_cap`.  # [..., d_model] -> [..., d_vocab_out]"""
@@ -345,13 +363,18 @@ class GPT(HookedModel):
 
     def bias_result(self, layer: int, z: Tensor) -> Tensor | None:
         """What the attention adds beside its heads; None where nothing.  # [..., head, d_head] -> [..., d_model]"""
-        return self.block(layer).bias_result(z)
+        return self._writing_heads(layer).bias_result(z)
 
     def norm_before(self, layer: int, *, mlp_input: bool = False) -> Norm | None:
         """The norm between the residual stream and a layer, its MLP, or the unembedding; None where there is none."""
         if layer == self.cfg.n_layers:
             return self.ln_final if isinstance(self.ln_final, Norm) else None
         block = self.block(layer)
+        if isinstance(block, SharedBlock):
+            raise UnknownName(
+                f"layer {layer} reads the residual stream twice, in a shared block beside the token embedding and in "
+                "its mixer together with what the block makes: no one norm says what it reads"
+            )
         return block.norm_before_mlp if mlp_input or self.cfg.mixer(layer) is None else block.norm_before_mixer
 
     @property
@@ -425,6 +448,16 @@ class Mamba(GPT):
         super().__init__(cfg, tokenizer)
 
 
+def _block(cfg: ModelConfig, layer: int, points: Mapping[str, HookPoint], earlier: nn.ModuleList) -> Block:
+    """A layer, which may share weights with one of the earlier ones."""
+    if not cfg.shares(layer):
+        return Block(cfg, layer, points)
+    first = cfg.first_call(layer)
+    owner = None if first == layer else earlier[first]
+    assert isinstance(owner, SharedBlock | None)
+    return SharedBlock(cfg, layer, points, owner)
+
+
 def _check_size(cfg: ModelConfig) -> None:
     """Refuse a model that is larger than the memory, before anything is made.
 
@@ -450,7 +483,14 @@ def _check_size(cfg: ModelConfig) -> None:
     sizes = [sum(parameter.numel() for parameter in block.parameters()) for block in model.blocks]
     every = sum(parameter.numel() for parameter in model.parameters()) - sum(sizes)
     counts = kinds.values() if cfg.layer_types is not None else [cfg.n_layers] * len(sizes)
-    needed = (every + sum(map(operator.mul, sizes, counts))) * torch.get_default_dtype().itemsize
+    repeated = sum(
+        parameter.numel() * max(0, len(cfg.layers_that_share) - cfg.shared.n_blocks)
+        for block in model.blocks
+        if isinstance(block, SharedBlock) and cfg.shared is not None
+        for _, _, parameter in block.in_common()
+    )
+    numbers = every + sum(map(operator.mul, sizes, counts)) - repeated
+    needed = numbers * torch.get_default_dtype().itemsize
     there = _memory(place)
     if there is not None and needed > there:
         raise ConfigError(

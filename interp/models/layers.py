@@ -197,14 +197,18 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer's neurons add.  # [batch, pos, d_model] -> [batch, pos, d_model]"""
-        linear = F.linear(x, self.W_up, self.b_up)  # [batch, pos, d_mlp]
-        if self.W_gate_up is None or self.hook_pre_linear is None:
+        linear, gate = self.inputs(x)  # [batch, pos, d_mlp]
+        if gate is None or self.hook_pre_linear is None:
             post = self.act(self.hook_pre(linear))
         else:
-            gate = F.linear(x, self.W_gate_up, self.b_gate_up)
             post, linear = self.act(self.hook_pre(gate)), self.hook_pre_linear(linear)
             post = post * linear if torch.is_grad_enabled() else post.mul_(linear)  # `act` made it; no site holds it
         return F.linear(self.hook_post(post), self.W_down, self.b_down)
+
+    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What neurons are made of: x W_in + b_in and, when gated, x W_gate + b_gate.  # [..., d_mlp] each"""
+        linear = F.linear(x, self.W_up, self.b_up)
+        return linear, None if self.W_gate_up is None else F.linear(x, self.W_gate_up, self.b_gate_up)
 
     @property
     def W_in(self) -> Tensor:

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.config import ModelConfig, RopeScaling
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError
 from interp.hooked.cache import ActivationCache
@@ -85,6 +86,25 @@ SCALARS: dict[type, Callable[[Any], bytes]] = {
     str: _text,
     bytes: lambda value: b"b%d:%b" % (len(value), value),
 }
+
+FIRST_FIELDS: dict[type, tuple[str, ...]] = {
+    ModelConfig: (
+        *("n_layers", "d_model", "n_ctx", "d_head", "d_vocab", "n_heads", "n_key_value_heads", "d_mlp", "d_vocab_out"),
+        *("act_fn", "gated_mlp", "normalization_type", "eps", "final_norm", "positional_embedding_type", "rotary_dim"),
+        *("rotary_base", "rotary_adjacent_pairs", "rope_scaling", "attention_dir", "attn_only", "parallel_attn_mlp"),
+        *("use_attn_scale", "attn_scale", "tie_word_embeddings", "attn_in_bias", "attn_out_bias", "mlp_bias"),
+        *("unembed_bias", "layer_types", "d_inner", "d_state", "d_conv", "dt_rank", "d_ssm_head", "n_ssm_groups"),
+        *("dt_limit", "conv_bias", "mamba_bias", "ssm_normalization_type", "ssm_eps", "initializer_range", "seed"),
+        "model_name",
+    ),
+    RopeScaling: ("kind", "factor", "low_freq_factor", "high_freq_factor", "original_n_ctx"),
+}
+"""The fields that the first fingerprints of configurations had, in their order.
+
+Fields that were added later count where they differ from their default, so that a model has the fingerprint that
+sweeps, lenses and circuits were saved with before there was such a field. (`attention_factor` is settled as 1 where its
+default, None, has no effect.)
+"""
 
 
 class _Printer:
@@ -190,8 +210,15 @@ class _Printer:
     def record(self, value: Any) -> bytes:
         """A dataclass: only its fields, because cached properties may or may not be there."""
         whole: Any = type(value)
-        names = _fields(whole)
-        return _items(b"D", [self(whole), *(self(part) for n in names for part in (n, getattr(value, n)))])
+        names = FIRST_FIELDS.get(whole)
+        if names is None:
+            kind, names = self(whole), _fields(whole)
+        else:
+            kind = _items(b"X", [_text("interp.config"), _text(whole.__name__)])  # the module they were first in
+            later = [n for n in _fields(whole) if n not in names]
+            unsaid = {n: 1.0 if n == "attention_factor" else getattr(whole, n) for n in later}
+            names += tuple(n for n in later if getattr(value, n) != unsaid[n])
+        return _items(b"D", [kind, *(self(part) for n in names for part in (n, getattr(value, n)))])
 
     def function(self, value: types.FunctionType) -> bytes:
         self.inside.append(f"{value.__module__}.{value.__qualname__}")

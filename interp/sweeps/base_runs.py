@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from interp.config import MAMBAS
 from interp.edits import RUNS, Variant
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.forward.packed_rows import PrefixValues
@@ -165,7 +166,7 @@ class BaseRunCache:
             return kept_sites(self.model, [start_of(variant, self.model.cfg) for variant in self.variants])
         if not self.plan.packed:
             return set()
-        names = set()
+        names = {"hook_embed"} if self.model.cfg.shared is not None else set()
         for step in self.plan.joins:
             names.add(f"blocks.{step // 2}.hook_resid_pre")
             if step % 2 and (mixed := mixed_site(self.model.cfg, step // 2)) is not None:
@@ -180,16 +181,15 @@ class BaseRunCache:
         return {edit.name(self.model.cfg) for variant in self.variants for edit in variant.edits}
 
     def _sites_looked_back_at(self, layer: int) -> dict[str, str]:
-        """The sites of a layer whose values at earlier positions its mixer reads."""
+        """The sites of a layer whose values at earlier positions its mixer, or attention, reads."""
         cfg, here = self.model.cfg, f"blocks.{layer}"
         mixer = cfg.mixer(layer)
-        if mixer == "attn":
-            return {"k": key_site(cfg, layer), "v": f"{here}.attn.hook_v"}
-        if mixer is None:
-            return {}
+        found = {"k": key_site(cfg, layer), "v": f"{here}.attn.hook_v"} if cfg.attends(layer) else {}
+        if mixer not in MAMBAS:
+            return found
         formed = f"{here}.mixer.hook_pattern" in self._edited
         names = ("in", *(("conv", "delta", "B") if formed else ()))
-        return {name: f"{here}.mixer.hook_{name}" for name in names}
+        return found | {name: f"{here}.mixer.hook_{name}" for name in names}
 
     def _starts_within(self, pairs: PromptPairs) -> list[int]:
         """Where rows may begin in these prompts, which are as wide as the longest of them."""

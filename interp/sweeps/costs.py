@@ -86,6 +86,12 @@ def row_in(cfg: ModelConfig, layer: int, wide: int) -> RowCost:
         made = d_inner + convolved + cfg.n_ssm_heads
     mix = 2 * d_model * made + 2 * cfg.d_conv * convolved + selected + RECURRENCE * d_inner * cfg.d_state
     beside = max(made + 3 * convolved + (3 + 4 * wide) * d_inner, beside_mlp)
+    if cfg.shares(layer):  # attention on twice the width, and the MLP, before the mixer
+        heads, kv_heads = cfg.n_heads * cfg.d_head, cfg.n_kv_heads * cfg.d_head
+        called = 2 * d_model * (2 * (heads + 2 * kv_heads) + heads + d_model) + mlp
+        beside = max(beside, 3 * (heads + 2 * kv_heads) + 2 * heads) + 4 * d_model
+        kept = convolved + d_inner + heads + 2 * kv_heads
+        return RowCost(mix + called, 4 * heads, 2 * d_model * d_inner, beside, kept)
     return RowCost(mix, 0, 2 * d_model * d_inner + mlp, beside, convolved + d_inner)
 
 

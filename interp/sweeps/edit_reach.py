@@ -6,7 +6,8 @@ the unembedding is the last. Every prompt of a variant has its own rows:
 1. An edit changes a value at some positions. One that copies from a run changes it only where the runs differ: from
    the first token in which they do, if the model is causal.
 2. Within a step each position is by itself. When positions look at one another, a change at one reaches all that look
-   at it: later ones in a causal model, all of them in a bidirectional one. A changed query reaches itself alone.
+   at it: later ones in a causal model, all of them in a bidirectional one. A changed query reaches itself alone. In a
+   layer that calls a shared transformer block all of the block comes before the mixer, which takes its queries further.
 3. So the rows of a variant begin with its first edit and only grow on the way down.
 """
 
@@ -25,7 +26,7 @@ from interp.edits import Edit, Index, Variant
 from interp.errors import PromptError
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
-from interp.sites import AFTER_LAYERS, NORMS, Site, axis_sizes, unknown_site
+from interp.sites import AFTER_LAYERS, NORMS, Site, axis_sizes, in_shared_block, unknown_site
 
 Mask = np.ndarray[tuple[int, int], np.dtype[np.bool_]]  # [prompt, pos]
 Numbers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
@@ -41,12 +42,17 @@ INPUT_SITES = {
     "embed", "pos_embed", "token_type_embed", "embed.ln.scale", "embed.ln.normalized", "resid_pre", "ln1.scale",
     "ln1.normalized",
     "k", "v", "rot_k", "k_input", "v_input", "k_norm.scale", "k_norm.normalized",
-    "mixer_in", "in", "conv", "delta", "B", "state",
+    "shared_block_in", "shared_block_mid", "shared_block_out", "mixer_in", "ln_mixer.scale", "ln_mixer.normalized",
+    "in", "conv", "delta", "B", "state",
 }  # fmt: skip
 # What depends on the token and its position alone, in the first layer.
 LOCAL_SITES = (QUERY_SITES | INPUT_SITES) - {
     "attn_scores",
     "pattern",
+    "shared_block_mid",
+    "shared_block_out",
+    "ln_mixer.scale",
+    "ln_mixer.normalized",
     "conv",
     "delta",
     "B",
@@ -55,6 +61,8 @@ LOCAL_SITES = (QUERY_SITES | INPUT_SITES) - {
     "y",
     "mixer.pattern",
 }
+# What depends on more, if the layer calls a shared block before its mixer.
+AFTER_SHARED = {"mixer_in", "in", "gate"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +77,7 @@ class Placed:
         rows: the positions (queries, of a pattern) that it names [prompt, pos], real ones only.
         indices: for every other axis of the site those that it names [prompt, how many]; None for all of them.
             Keys that are named for different numbers in different prompts are padded with -1.
+        query: whether it reaches its own row alone where positions look at one another.
     """
 
     edit: Edit
@@ -77,6 +86,7 @@ class Placed:
     step: int
     rows: Mask
     indices: tuple[Numbers | None, ...]
+    query: bool = False
 
 
 class Placer:
@@ -95,7 +105,7 @@ class Placer:
         self.real: Mask = pairs.mask.cpu().numpy()
         self.read = read
         self._rows: dict[object, Mask] = {}
-        self._steps: dict[str, int] = {}
+        self._steps: dict[str, tuple[int, bool]] = {}
         self._indices: dict[object, Numbers] = {}
 
     def place(self, edit: Edit) -> Placed:
@@ -114,9 +124,11 @@ class Placer:
         row_axis = "query" if "query" in axes else "pos"
         axes.remove(row_axis)
         if name not in self._steps:
-            self._steps[name] = step_of(site, point.layer() if site.per_layer else None, self.model.cfg)
-        step = self._steps[name]
-        late = step + (site.short in QUERY_SITES) > 2 * (self.model.cfg.n_layers - 1)
+            layer = point.layer() if site.per_layer else None
+            query = site.short in QUERY_SITES and not _before_mixer(site, layer, self.model.cfg)
+            self._steps[name] = step_of(site, layer, self.model.cfg), query
+        step, query = self._steps[name]
+        late = step + query > 2 * (self.model.cfg.n_layers - 1)
         return Placed(
             edit,
             name,
@@ -124,6 +136,7 @@ class Placer:
             step,
             self._named_rows(edit.where.get(row_axis), late),
             tuple(self._named(axis, edit.where.get(axis)) for axis in axes),
+            query,
         )
 
     def _named_rows(self, index: Index, late: bool) -> Mask:
@@ -197,7 +210,7 @@ class Placement:
         self.model = model
         self.pairs = pairs
         self.variants = variants
-        self.differs = token_differences(pairs, base, source, model.cfg.causal)
+        self.differs = token_differences(pairs, base, source, model.cfg)
         self._placer = Placer(model, pairs, read)
         self._edits: dict[int, tuple[Placed, ...]] = {}
 
@@ -267,8 +280,15 @@ def step_of(site: Site, layer: int | None, cfg: ModelConfig) -> int:
     """Where in the depth of a model a site is."""
     if layer is None:
         return 2 * cfg.n_layers if site.template.startswith(AFTER_LAYERS) else 0
+    if _before_mixer(site, layer, cfg):
+        return 2 * layer
     on_stream = cfg.norms_on_stream and NORMS.match(site.template) is not None  # after the attention
     return 2 * layer + (on_stream or site.short not in QUERY_SITES | INPUT_SITES)
+
+
+def _before_mixer(site: Site, layer: int | None, cfg: ModelConfig) -> bool:
+    """Whether a site is of a shared block, so that a layer's mixer comes after it."""
+    return layer is not None and cfg.shares(layer) and in_shared_block(site)
 
 
 def rows_first(value: Tensor, site: Site) -> Tensor:
@@ -276,17 +296,18 @@ def rows_first(value: Tensor, site: Site) -> Tensor:
     return value.transpose(1, 2) if "query" in site.axes else value
 
 
-def token_differences(pairs: PromptPairs, base: str, source: str, causal: bool) -> Differs:
+def token_differences(pairs: PromptPairs, base: str, source: str, cfg: ModelConfig) -> Differs:
     """Where a run of `source` can differ from one of `base`, judged by their tokens."""
+    own = LOCAL_SITES - AFTER_SHARED if cfg.n_layers and cfg.shares(0) else LOCAL_SITES
     real = pairs.mask.cpu().numpy()
     local: Mask = (getattr(pairs, base) != getattr(pairs, source)).cpu().numpy() & real
-    later = np.logical_or.accumulate(local, axis=1) & real if causal else local.any(1, keepdims=True) & real
+    later = np.logical_or.accumulate(local, axis=1) & real if cfg.causal else local.any(1, keepdims=True) & real
     nowhere = np.zeros_like(real)
 
     def differs(placed: Placed) -> Mask:
         if placed.edit.run == "base" or placed.site.short in ("pos_embed", "token_type_embed"):
             return nowhere
-        return local if placed.step == 0 and placed.site.short in LOCAL_SITES else later
+        return local if placed.step == 0 and placed.site.short in own else later
 
     return differs
 
@@ -350,8 +371,8 @@ def rows_by_step(changes: Sequence[tuple[Placed, Mask]], causal: bool, real: Mas
             # Positions look at what is changed so far in the layer after the last edit; from there on down to this step
             # no more rows are reached: whoever looks at one of them is one of them.
             now = found[2 * (done + 1)] = _looking_at(now, causal, real)
-        queries = [rows for edit, rows in steps[step] if edit.site.short in QUERY_SITES]
-        others = [rows for edit, rows in steps[step] if edit.site.short not in QUERY_SITES]
+        queries = [rows for edit, rows in steps[step] if edit.query]
+        others = [rows for edit, rows in steps[step] if not edit.query]
         now = np.logical_or.reduce([now, *others])
         if step % 2 == 0 and layer < n_layers:
             # Positions look at one another within this step; a changed query reaches its own row alone.

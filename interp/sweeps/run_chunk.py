@@ -234,6 +234,7 @@ class _Batch:
         row_of: which row of the batch each of them is [cell, pos], -1 where there is none.
         packed: the batch as the layers see it; None while it has no rows.
         resid: the residual stream [1, row, d_model].
+        embedded: the token embedding of the same rows, for layers that read it beside the stream; None without any.
         mixed: what the mixer of a layer made, between its two halves [1, row, ...].
     """
 
@@ -254,6 +255,7 @@ class _Batch:
         self.packed: Packed | None = None
         self.context: Context | None = None
         self.resid = self.mixed = torch.empty(1, 0, device=self.model.device)
+        self.embedded = self.resid if self.model.cfg.shared is not None else None
         # Of the rows that the last layout left in the batch: where they are now, and where they were.
         self._stayed: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
 
@@ -268,8 +270,12 @@ class _Batch:
         if joined and layer == 0:
             tokens = self.tokens[self.packed.row_prompt, self.packed.position]  # [row]
             self.resid = self.model.embed_tokens(tokens[None], self.context)
+            self.embedded = None if self.embedded is None else self.resid.clone()
         elif joined:
             self.resid = self._moved(self.resid, self.base.get(f"blocks.{layer}.hook_resid_pre"))
+            self._move_embedded()
+        if self.embedded is not None:
+            self.context = replace(self.context, embedded=self.embedded)
         self.resid, self.mixed = self.model.block(layer).mix(self.resid, self.context)
 
     def write(self, layer: int) -> None:
@@ -279,6 +285,7 @@ class _Batch:
         if self._lay_out(self.needed & self.read if last else self.needed):
             self.resid = self._moved(self.resid, self.base.get(f"blocks.{layer}.hook_resid_pre"))
             self.mixed = self._moved(self.mixed, self.base.get(mixed_site(self.model.cfg, layer) or ""))
+            self._move_embedded()
         if self.packed is not None:
             self.resid = self.model.block(layer).write(self.resid, self.mixed)
 
@@ -323,6 +330,11 @@ class _Batch:
         if len(now):
             new[now] = value[0, was]
         return new[None]
+
+    def _move_embedded(self) -> None:
+        """The token embedding for the new rows."""
+        if self.embedded is not None:
+            self.embedded = self._moved(self.embedded, self.base["hook_embed"])
 
 
 def _as_whole_prompts(job: Job, runs: BaseRuns, cells: Cells) -> Tensor:

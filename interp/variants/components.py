@@ -62,8 +62,8 @@ def components(model: HookedModel, sites: Iterable[str] | None = None, only: Nam
     if two and sites is None:
         sites = ("encoder.z", "z", "cross_attn.z")
     if sites is None:
-        mixers = [(layer, cfg.mixer(layer)) for layer in layers]
-        places = [(PART_KINDS[MIXER_PARTS[mixer].usual].site, layer) for layer, mixer in mixers if mixer is not None]
+        mixers = [(layer, mixer) for layer in layers for mixer in cfg.mixers_in(layer)]
+        places = [(PART_KINDS[MIXER_PARTS[mixer].usual].site, layer) for layer, mixer in mixers]
     else:
         places = [(site, layer) for site in _checked(model, sites) for layer in layers]
     made = [part for site, layer in places for part in _of_layer(model, site, layer)]

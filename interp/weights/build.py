@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,6 +23,7 @@ from interp.models.encoder import Encoder
 from interp.models.gpt import GPT, Mamba
 from interp.models.layers import PosEmbed, SharedEmbed
 from interp.models.moe import MoE
+from interp.models.shared_block import Adapter, SharedBlock, of_block
 from interp.state_space.mixer import MambaMixer
 from interp.weights.checkpoint import FLOATS, Checkpoint, Stored
 
@@ -147,9 +148,12 @@ def _of_stack(model: GPT | Stack) -> dict[str, Tensor]:
         "mlp.latent_out": ("W", "b"),
     }
     for layer, block in enumerate(model.blocks):
-        for part, names in (parts | mixture if isinstance(block.mlp, MoE) else parts).items():
-            owner = _part(block, part)
-            named |= {f"blocks.{layer}.{part}.{name}": getattr(owner, name, None) for name in names}
+        if isinstance(block, SharedBlock):
+            named |= _of_shared(block, layer, parts if cfg.first_call(layer) == layer else {})
+        else:
+            for part, names in (parts | mixture if isinstance(block.mlp, MoE) else parts).items():
+                owner = _part(block, part)
+                named |= {f"blocks.{layer}.{part}.{name}": getattr(owner, name, None) for name in names}
         if isinstance(block.mixer, MambaMixer):
             named |= {f"blocks.{layer}.mixer.{name}": weight for name, weight in block.mixer.named_parameters()}
     named |= {f"ln_final.{name}": getattr(model.ln_final, name, None) for name in ("w", "b")}
@@ -162,6 +166,20 @@ def _of_stack(model: GPT | Stack) -> dict[str, Tensor]:
             named["unembed.W_U"] = model.unembed.W_U
         named["unembed.b_U"] = model.unembed.b_U
     return {name: tensor.detach() for name, tensor in named.items() if tensor is not None}
+
+
+def _of_shared(block: SharedBlock, layer: int, parts: Mapping[str, Sequence[str]]) -> dict[str, Tensor | None]:
+    """The weights of a layer that calls a shared block: `parts` of the block, and what the layer has of its own."""
+    named: dict[str, Tensor | None] = {}
+    for part, names in parts.items():
+        owner = _part(block, part)
+        named |= {f"{part}.{name}": of_block(owner, name) for name in names if owner is not None}
+    for path, module in block.named_modules():
+        if isinstance(module, Adapter):
+            named |= {f"{path}.{name}": weight for name, weight in module.named_parameters()}
+    named |= {"W_shared": block.W_shared}
+    named |= {f"ln_mixer.{name}": getattr(block.ln_mixer, name, None) for name in ("w", "b")}
+    return {f"blocks.{layer}.{name}": weight for name, weight in named.items()}
 
 
 def _part(block: nn.Module, path: str) -> nn.Module | None:
@@ -198,9 +216,12 @@ def _reserve(model: GPT | EncoderDecoder, device: str | torch.device, dtype: tor
     """Reserve memory for every weight. (`to_empty` does the same, but imports sympy, which takes 0.7 s.)"""
     needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
     try:
+        made: dict[nn.Parameter, nn.Parameter] = {}  # layers may share weights
         for module in model.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
-                setattr(module, name, nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device)))
+                if parameter not in made:
+                    made[parameter] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype, device=device))
+                setattr(module, name, made[parameter])
     except (RuntimeError, MemoryError) as error:
         reason = str(error).strip().splitlines()[0]
         raise WeightsError(f"the weights of {where}, {needed:,} bytes, do not fit on {device}: {reason}") from error

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from makers import RECURRENT, make, pairs_of
+from makers import EDGED, make, pairs_of
 
 import interp
 from analyses import calibration
@@ -85,7 +85,7 @@ def test_a_method_gives_every_item_a_number(method: object, known: KnownModel) -
     assert scores.shape == (n,) and torch.isfinite(scores).all() and (scores >= 0).all() and scores.max() > 0
 
 
-@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("kind", EDGED)
 def test_in_state_space_layers_exact_methods_find_what_full_forwards_do(kind: str) -> None:
     pairs = PromptPairs.from_tokens(
         [[3, 4, 5, 6, 7], [8, 9, 1, 2, 3]], [[3, 4, 1, 6, 7], [8, 9, 7, 2, 3]], answers=[(5, 9), (2, 4)]
@@ -142,7 +142,7 @@ def test_the_facts_hold_on_known_models(name: str, build: dict[str, object]) -> 
     assert checked["known"].eq(name).all() and checked["build"].nunique() == 1
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "neox", "attn_only", *RECURRENT])
+@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "neox", "attn_only", *EDGED])
 def test_the_facts_hold_on_any_model_and_prompts_of_several_lengths(kind: str) -> None:
     checked = facts(make(kind), pairs_of())
     assert checked["holds"].all(), checked.to_string()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from makers import RECURRENT, SUMS, make, pairs_of
+from makers import EDGES, make, pairs_of
 
 import interp
 from analyses.cli import main
@@ -21,7 +21,7 @@ from interp.errors import InterpError, UnknownName
 from interp.tasks import ioi
 
 
-@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
+@pytest.mark.parametrize("kind", EDGES)
 def test_a_table_has_estimates_of_edges_and_exact_effects_of_some(kind: str) -> None:
     model, pairs = make(kind), pairs_of(6, 4)
     graph = Graph.of(model)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
-from makers import RECURRENT, SUMS, make, pairs_of
+from makers import EDGED, SUMS, make, pairs_of
 
 from analyses import activation_patching, head_attribution, path_patching
 from analyses.sections.path_patching import report
@@ -29,7 +29,7 @@ def test_every_head_is_a_sender_to_the_logits(kind: str) -> None:
     path_patching.plot(frame).canvas.draw()
 
 
-@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("kind", EDGED)
 def test_heads_and_state_space_layers_are_senders_to_the_logits(kind: str) -> None:
     model, pairs = make(kind), pairs_of()
     frame = path_patching.run(model, pairs, progress=False)
@@ -144,7 +144,7 @@ def test_what_is_no_path_is_refused(options: dict[str, Any], error: type[Excepti
         path_patching.run(make("gpt2"), pairs_of(), **options, progress=False)
 
 
-@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("kind", EDGED)
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_report_goes_back_to_what_state_space_layers_read(kind: str, depth: int) -> None:
     types = make(kind).cfg.layer_types

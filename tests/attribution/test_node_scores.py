@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from makers import KINDS, RECURRENT, SUMS, make, pairs_of
+from makers import EDGED, EDGES, KINDS, RECURRENT, make, pairs_of
 from torch import Tensor
 
 from interp.attribution.gradients import INPUT, path_slopes, values_at
@@ -88,7 +88,7 @@ def test_small_changes_are_estimated_closely_at_every_site(kind: str) -> None:
         assert np.abs(found - expected).max() < 1e-2 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
+@pytest.mark.parametrize("kind", EDGES)
 def test_edges_are_estimated_as_edge_attribution_does(kind: str) -> None:
     model, pairs = make(kind).double(), pairs_of(6, 4)
     graph = Graph.of(model)
@@ -164,7 +164,7 @@ def test_dropping_a_state_space_layer_drops_all_that_it_writes() -> None:
     torch.testing.assert_close(estimate(model, pairs, cells, drop=True).abs(), expected)
 
 
-@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("kind", EDGED)
 def test_what_is_read_linearly_of_the_last_state_space_layer_is_estimated_exactly(kind: str) -> None:
     """Without a norm behind it, the metric is linear in what the last mixer gives, in C and in each of its states."""
     types = {"mamba": ("mamba2", "mamba"), "hybrid": ("attn+mlp", "mamba")}.get(kind, ("mamba", "mamba2"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import networkx as nx
 import pytest
 import torch
-from makers import RECURRENT, drawn_edges, make
+from makers import EDGED, drawn_edges, make
 from torch import Tensor
 
 from interp.circuits.circuit import Circuit, feeds, on_paths, origin, random_circuits
@@ -74,9 +74,9 @@ def test_what_a_state_space_layer_reads_feeds_all_that_it_writes() -> None:
     assert [graph.senders[at].name for at in fed] == ["s2"]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "attn_only", *RECURRENT])
+@pytest.mark.parametrize("kind", ["gpt2", "llama_gqa", "attn_only", *EDGED])
 def test_random_circuits_have_their_size_and_no_dead_ends(kind: str) -> None:
-    graph = Graph.of(make(kind, **({} if kind in RECURRENT else {"n_layers": 3})))
+    graph = Graph.of(make(kind, **({} if kind in EDGED else {"n_layers": 3})))
     for size in {min(size, graph.n_edges) for size in (0, 1, 2, 3, 7, 40, graph.n_edges - 1, graph.n_edges)}:
         first, second = random_circuits(graph, size, 2, seed=1)
         assert first.n_edges == second.n_edges == size
@@ -129,12 +129,14 @@ def test_the_weights_that_a_circuit_was_found_in_are_told_apart() -> None:
     assert origin(first)["weights"] == origin(make("gpt2"))["weights"] != origin(second)["weights"]
 
 
-def test_circuits_of_state_space_layers_are_saved_and_told_apart(recurrent: GPT, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recurrent_kind", EDGED)
+def test_circuits_of_state_space_layers_are_saved_and_told_apart(recurrent_kind: str, tmp_path: Path) -> None:
+    recurrent = make(recurrent_kind)
     graph = Graph.of(recurrent)
     circuit = Circuit(graph, drawn(graph, 0.4))
     path = circuit.save(tmp_path / "circuit.json")
     assert torch.equal(Circuit.load(path, recurrent).edges, circuit.edges)
-    for kind in ["gpt2", *RECURRENT]:
+    for kind in ["gpt2", *EDGED]:
         other = make(kind)
         if other.cfg.layer_types != recurrent.cfg.layer_types:
             with pytest.raises(InterpError, match=r"another architecture.*(layers|heads) \d and \d"):

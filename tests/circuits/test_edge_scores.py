@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from makers import RECURRENT, SUMS, make, pairs_of
+from makers import EDGED, EDGES, make, pairs_of
 from torch import Tensor
 
 from interp.attribution.gradients import gradients
@@ -46,7 +46,7 @@ def some(graph: Graph, n: int = 12) -> list[tuple[int, int]]:
     return [graph.edges[at] for at in order.tolist()]
 
 
-@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
+@pytest.mark.parametrize("kind", EDGES)
 def test_exact_edges_are_those_of_full_forwards(kind: str) -> None:
     model, pairs = make(kind), pairs_of(6, 4)
     graph = Graph.of(model)
@@ -70,7 +70,7 @@ def test_every_ablation_means_the_same_to_all_scores(ablation: str) -> None:
     assert found[:, edges[1][0], edges[1][1]].tolist() == pytest.approx(expected.tolist(), abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
+@pytest.mark.parametrize("kind", EDGES)
 def test_eap_is_the_change_times_the_gradient_edge_by_edge(kind: str) -> None:
     model, pairs = make(kind).double(), pairs_of(6, 4)
     graph = Graph.of(model)
@@ -95,7 +95,7 @@ def test_one_step_is_eap(path: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "neox", "mamba", "mamba2"])
 def test_along_activations_the_last_writers_account_for_all_that_they_do(kind: str) -> None:
-    changes = {"layer_types": (kind,)} if kind in RECURRENT else {}
+    changes = {"layer_types": (kind,)} if kind in EDGED else {}
     model, pairs = make(kind, n_layers=1, **changes).double(), pairs_of(5, 5)
     graph = Graph.of(model)
     site = graph.sender_sites[-1]  # read by the unembedding alone

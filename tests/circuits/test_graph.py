@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from makers import make
+from makers import EDGED, make
 
 from interp.circuits.graph import Graph, parse_head
 from interp.errors import InterpError, UnknownName
@@ -32,7 +32,9 @@ def test_every_receiver_reads_the_sum_of_its_senders_and_of_biases(edged_model: 
         assert torch.allclose(received[at], expected, atol=1e-4), node.name
 
 
-def test_every_layer_has_the_nodes_of_its_parts(recurrent: GPT) -> None:
+@pytest.mark.parametrize("kind", EDGED)
+def test_every_layer_has_the_nodes_of_its_parts(kind: str) -> None:
+    recurrent = make(kind)
     graph = Graph.of(recurrent)
     for layer in range(recurrent.cfg.n_layers):
         kinds = {node.kind for node in graph.senders if node.layer == layer}
@@ -47,6 +49,13 @@ def test_every_layer_has_the_nodes_of_its_parts(recurrent: GPT) -> None:
 def test_a_stream_that_passes_through_norms_has_no_edges() -> None:
     with pytest.raises(InterpError, match=r"edges need a residual stream that is the sum.*norm_placement='residual'"):
         Graph.of(make("bert"))
+
+
+def test_shared_blocks_have_no_edges() -> None:
+    with pytest.raises(
+        InterpError, match=r"edges need components.*shared blocks.*`interp.sweep` at 'z', 'shared_block_out'"
+    ):
+        Graph.of(make("shared_blocks"))
 
 
 def test_every_edge_has_a_name_that_finds_it(edged_model: GPT) -> None:

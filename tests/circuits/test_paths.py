@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from makers import RECURRENT, SUMS, make, make_pairs
+from makers import EDGES, make, make_pairs
 from torch import Tensor
 
 import interp
@@ -66,7 +66,7 @@ def by_hand(model: GPT, pairs: PromptPairs, sender: Node, receiver: Node, throug
 
 
 @pytest.mark.parametrize("through", THROUGH)
-@pytest.mark.parametrize("kind", [*SUMS, *RECURRENT])
+@pytest.mark.parametrize("kind", EDGES)
 def test_every_path_equals_the_published_algorithm(kind: str, through: str) -> None:
     model, pairs = make(kind), make_pairs((6, 4))
     graph = Graph.of(model)

@@ -84,7 +84,7 @@ def _streams(subject: Subject, tokens: Tensor) -> list[float]:
         for layer in range(cfg.n_layers + 1):
             stream = own["resid_pre", layer] if layer < cfg.n_layers else own[stream_after(cfg, layer - 1)]
             found.append(difference(own.decompose_resid(layer).sum(0), stream))
-            if cfg.has_attention:
+            if cfg.has_attention and cfg.shared is None:  # heads of shared blocks write to no stream
                 found.append(difference(own.stack_head_results(layer, incl_remainder=True).sum(0), stream))
     return found
 

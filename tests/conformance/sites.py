@@ -160,7 +160,18 @@ class Place:
 
     def neurons(self, weight: str) -> Tensor:
         """The same of an MLP's weights.  # [batch, pos, d_mlp]"""
-        return self.through(weight).reshape(self.ours.shape)
+        theirs = self.through(weight).reshape(self.ours.shape)
+        both = self.adapter("mlp.adapter")  # gate, then input
+        return theirs if both is None else theirs + both.chunk(2, dim=-1)[weight.endswith("W_in")]
+
+    def adapter(self, path: str) -> Tensor | None:
+        """What the layer's own adapter beside weights that layers share returned; None where there is none."""
+        try:
+            module = self.module(f"{self.here}{path}.W_wide")
+        except KeyError:
+            return None
+        # Those of all layers lie in the first that calls the block, and each layer calls its own copy.
+        return self.seen.outputs[re.sub(r"layers\.\d+", f"layers.{self.layer}", module, count=1)]
 
     def added(self, weight: str, norm: str) -> Tensor:
         """What a sub-layer added: what a norm after it returned or, without one, the module that holds its weights."""
@@ -225,6 +236,8 @@ def _scale(at: Place) -> Pair:
 
 def _layer_input(at: Place) -> Pair:
     x = at.into(at.block)
+    if at.cfg.shares(at.layer) and not at.name.endswith("resid_pre"):  # what the norm before the part reads
+        x = at.into(at.module(at.here + ("ln_mixer.w" if at.name.endswith("mixer_in") else "ln1.w")))
     return at.ours, (x if at.ours.ndim == x.ndim else x[:, :, None]).expand_as(at.ours)
 
 
@@ -272,6 +285,8 @@ def _added(weight: str, norm: str) -> Callable[[Place], Pair]:
 def _query_key_value(at: Place) -> Pair:
     """What a projection gives, within the bounds that some models set."""
     theirs, cfg = at.heads(f"{at.attn}W_{at.name[-1].upper()}"), at.cfg
+    if (more := at.adapter(f"attn.adapters.{at.name[-1].upper()}")) is not None:
+        theirs = theirs + more.reshape(theirs.shape)
     bounded = cfg.clip_qkv is not None and (cfg.qk_norm is None or at.name.endswith("v"))  # else after the norm
     return at.ours, theirs.clamp(-cfg.clip_qkv, cfg.clip_qkv) if bounded and cfg.clip_qkv is not None else theirs
 
@@ -364,6 +379,9 @@ COUNTERPARTS: dict[str, Callable[[Place], Pair]] = {
         lambda at: (at.ours, at.seen.outputs[at.module(at.here + "ln_cross.w")])
     ),
     r"blocks\.\d+\.hook_cross_attn_out": lambda at: (at.ours, at.seen.outputs[at.module(f"{at.here}cross_attn.W_O")]),
+    r"blocks\.\d+\.hook_shared_block_in": _layer_input,
+    r"blocks\.\d+\.hook_shared_block_mid": lambda at: (at.ours, at.seen.outputs[at.module(at.here + "attn.W_O")]),
+    r"blocks\.\d+\.hook_shared_block_out": lambda at: (at.ours, at.seen.outputs[at.module(at.here + "W_shared")]),
     r"blocks\.\d+\.hook_attn_out": _added("attn.W_O", "ln1_post.w"),
     r"blocks\.\d+\.hook_mlp_out": _added("mlp.W_out", "ln2_post.w"),
     r".*attn\.hook_[qkv]": _query_key_value,

@@ -23,7 +23,7 @@ def test_caching_changes_no_bit_and_keeps_what_is_computed_anyway(any_model: GPT
     assert not any(value.requires_grad for value in cache.values())
     derived = [cache[name] for name, point in any_model.hook_dict.items() if point.site.on_demand]
     derived.append(cache.logit_attrs(cache.decompose_resid(), 1, 2))
-    if any_model.cfg.has_attention:
+    if any_model.cfg.has_attention and any_model.cfg.shared is None:  # whose heads write to the stream
         derived.append(cache.stack_head_results())
     assert not any(value.requires_grad for value in derived)
 
@@ -38,8 +38,12 @@ def test_derived_sites_equal_computed_ones(any_model: GPT, tokens: Tensor) -> No
     for name in wanted:
         assert name not in cache
         close(cache[name], computed[name], rtol=1e-4)
-    norms = [name for name in any_model.hook_dict if any(part in name for part in (".ln1.", ".ln2.", "ln_final"))]
-    _, streams = any_model.run_with_cache(tokens, names_filter=["*resid*"])
+    norms = [
+        name
+        for name in any_model.hook_dict
+        if any(part in name for part in (".ln1.", ".ln2.", ".ln_mixer.", "ln_final"))
+    ]
+    _, streams = any_model.run_with_cache(tokens, names_filter=lambda name: "resid" in name or "shared_block" in name)
     _, plain = any_model.run_with_cache(tokens)
     for name in norms:
         close(streams[name], plain[name])

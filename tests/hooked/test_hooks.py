@@ -37,6 +37,7 @@ def test_every_site_has_the_axes_that_the_table_says(any_model: GPT, tokens: Ten
         "d_model": cfg.d_model, "d_head": cfg.d_head, "d_mlp": cfg.d_mlp, "channel": 24, "ssm_head": 6, "d_ssm_head": 4,
         "ssm_group": 2, "d_state": 3, "conv_channel": 24 + 2 * 2 * 3,
     }  # fmt: skip
+    sizes |= {"d_both": 2 * cfg.d_model}
     if (experts := cfg.experts) is not None:
         sizes |= {"expert": experts.n_experts, "slot": experts.experts_per_token, "d_expert": experts.d_expert}
         sizes |= {"d_shared": experts.d_shared}

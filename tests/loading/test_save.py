@@ -47,7 +47,7 @@ def test_every_model_comes_back_to_the_bit(any_model: interp.GPT, dtype: str, tm
     assert torch.equal(again(TOKENS), model(TOKENS))
 
 
-@pytest.mark.parametrize("case", FAMILIES)
+@pytest.mark.parametrize("case", [case for case, (family, _) in FAMILIES.items() if family != "zamba2"])
 def test_every_family_is_a_folder_that_transformers_opens(case: str, tmp_path: Path) -> None:
     theirs = tiny(*FAMILIES[case])
     model, tokens = interp.load(theirs), tokens_for(theirs)
@@ -64,6 +64,17 @@ def test_every_family_is_a_folder_that_transformers_opens(case: str, tmp_path: P
     with torch.no_grad():
         assert torch.equal(again(tokens), model(tokens))
         assert relative_difference(model(tokens), opened.eval()(tokens).logits) < 1e-5
+
+
+def test_shared_blocks_are_saved_in_our_own_format_alone(tmp_path: Path) -> None:
+    model = make("shared_blocks")
+    with pytest.raises(ConfigError, match=r"shared blocks.*is not written as a Hugging Face folder.*own format"):
+        interp.save(model, tmp_path, format="huggingface")
+    again = interp.load(interp.save(model, tmp_path))
+    first, later = again.blocks[0], again.blocks[3]
+    assert later.attn.W_qkv is first.attn.W_qkv and later.mlp.W_down is first.mlp.W_down and later.ln1.w is first.ln1.w
+    assert later.attn.adapters["Q"].W_wide is not first.attn.adapters["Q"].W_wide
+    assert len(list(again.parameters())) == len(list(model.parameters()))
 
 
 def test_the_number_type_of_a_model_is_that_of_its_hugging_face_folder(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from makers import make
 
+from interp.config import ModelConfig, RopeScaling
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError
 from interp.metrics import METRICS, get_metric
@@ -325,3 +326,18 @@ def test_another_process_finds_the_same_prints() -> None:
         assert done.returncode == 0, done.stderr
         prints.append(done.stdout)
     assert prints[0] == prints[1] == f"{fingerprint(SEVERAL)} {fingerprint({'a', 'b', len, add})}\n"
+
+
+def test_a_configuration_has_the_fingerprint_that_files_were_saved_with() -> None:
+    """What these digests were before fields for further families were added; sweeps and lenses were saved with them."""
+    sizes: dict[str, Any] = {"n_layers": 2, "d_model": 16, "n_ctx": 32, "d_head": 4, "d_vocab": 29, "seed": 0}
+    plain = ModelConfig(**sizes)
+    llama = ModelConfig(
+        **sizes, normalization_type="RMS", positional_embedding_type="rotary", gated_mlp=True, act_fn="silu",
+        n_key_value_heads=2, attn_in_bias=False, attn_out_bias=False, mlp_bias=False, unembed_bias=False,
+        rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
+    )  # fmt: skip
+    assert fingerprint(plain).startswith("e5f75ad3d362daf8")
+    assert fingerprint(llama).startswith("41c38d57062d322d")
+    others = [plain.replace(window_size=4), plain.replace(window_size=5), plain.replace(qk_norm="RMS"), plain]
+    assert len({fingerprint(cfg) for cfg in others}) == 4

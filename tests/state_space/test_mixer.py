@@ -119,9 +119,10 @@ def wide_model(kind: str, layer: int, **changes: Any) -> tuple[GPT, MambaMixer]:
 
 def read_by(model: GPT, layer: int, cache: Any) -> Tensor:
     """What a mixer reads, behind the norm."""
-    norm = model.block(layer).ln1
+    block = model.block(layer)
+    name, norm = ("ln1", block.ln1) if block.ln_mixer is None else ("ln_mixer", block.ln_mixer)
     assert norm is not None
-    return cache["normalized", layer] * norm.w
+    return cache["normalized", layer, name] * norm.w
 
 
 @pytest.mark.parametrize(("kind", "layer"), LAYERS)
@@ -260,7 +261,7 @@ def test_cutting_an_entry_of_the_pattern_takes_its_term_from_y(kind: str, layer:
     close(cache["y", layer], expected)
     assert weight.abs().max() > 1e-7
     units = "ssm_head" if isinstance(mixer, Mamba2) else "channel"
-    edit = Edit("pattern", {"layer": layer, units: unit, "query": query, "key": key}, "zero")
+    edit = Edit("mixer.pattern", {"layer": layer, units: unit, "query": query, "key": key}, "zero")
     pairs = interp.PromptPairs.from_tokens(tokens.tolist(), answers=[(1, 2)] * 3)
     frame = sweep(model, pairs, [Variant([edit])], base="clean", source="clean", progress=False)
     assert frame["value"].tolist() == pytest.approx((logits[:, -1, 1] - logits[:, -1, 2]).tolist(), abs=1e-9)
@@ -546,7 +547,8 @@ def test_configurations_survive_plain_values_and_changes(kind: str) -> None:
     assert ModelConfig.from_dict(cfg.to_dict()) == cfg
     assert ModelConfig.from_dict(json.loads(json.dumps(cfg.to_dict()))) == cfg
     assert cfg.replace(n_ctx=48).replace(n_ctx=24) == cfg
-    alone = cfg.replace(n_layers=1, layer_types=("mamba",), positional_embedding_type="none", rotary_dim=None)
+    plain = {"positional_embedding_type": "none", "rotary_dim": None, "gated_mlp": False}
+    alone = cfg.replace(n_layers=1, layer_types=("mamba",), **plain)
     assert alone.mixers == {"mamba"} and alone.n_heads == 0
     assert hash(cfg) == hash(ModelConfig.from_dict(cfg.to_dict()))
 

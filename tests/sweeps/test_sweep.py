@@ -66,6 +66,8 @@ def test_any_edit_at_any_site_equals_the_plain_loop(data: st.DataObject) -> None
     where: dict[str, Any] = {} if role is None else {position: role}
     if "attn_scores" in name and op in ("scale", "add"):
         op = "set"  # -inf has no sums
+    if model.hook_dict[name].site.whole:
+        op = "set"  # numbers of experts, which have none either
     edit = Edit(name, where, op, source={"scale": 0.5}.get(op))
     base, source = data.draw(st.sampled_from([("corrupt", "clean"), ("clean", "corrupt"), ("clean", "clean")]))
     frame = sweep(model, pairs, [Variant([edit], {"cell": 0})], base=base, source=source, progress=False)
@@ -85,9 +87,11 @@ def test_any_edit_at_any_site_equals_the_plain_loop(data: st.DataObject) -> None
 
 def test_patching_everything_gives_the_source_run_and_nothing_gives_the_base(any_model: GPT) -> None:
     pairs = make_pairs((6, 4, 6))
+    # Shared blocks read the embedding again, beside the stream.
+    entering = Edit("resid_pre", {"layer": 0}) if any_model.cfg.shared is None else Edit("embed")
     variants = [
         Variant([Edit("resid_post", {"layer": any_model.cfg.n_layers - 1})], {"cell": "all"}),
-        Variant([Edit("resid_pre", {"layer": 0})], {"cell": "input"}),
+        Variant([entering], {"cell": "input"}),
         Variant([Edit("resid_pre", {"layer": 1}, source="base")], {"cell": "own"}),
         Variant([], {"cell": "none"}),
     ]

@@ -62,6 +62,11 @@ QUIRKS: dict[str, tuple[str, ...]] = {
         "no positions",
         "with a cache, transformers forgets `time_step_min`",
     ),
+    "zamba2": (
+        "shared transformer blocks read the stream beside the embedding, and write to the input of mixers",
+        "untied embeddings are refused, as transformers then has no shared blocks",
+        "with a cache, transformers forgets `time_step_min`",
+    ),
 }
 
 

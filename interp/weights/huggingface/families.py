@@ -12,7 +12,7 @@ from interp.config import EncoderDecoderConfig, ModelConfig
 from interp.errors import ConfigError, nearest
 from interp.weights.checkpoint import Row
 from interp.weights.huggingface import encoders, rows
-from interp.weights.huggingface.configs import experts, gpt_like, hybrids, llama_like
+from interp.weights.huggingface.configs import experts, gpt_like, hybrids, llama_like, zamba
 from interp.weights.huggingface.configs import mamba as mambas
 from interp.weights.huggingface.configs.checks import Watched, refuse_unless, refuse_unread
 from interp.weights.huggingface.encoder_decoder import bart, t5
@@ -32,8 +32,9 @@ class Family:
     the layer; `buffers` matches tensors that are computed, not learned, or belong to other tasks; `older` maps parts of
     names in older files to today's. `rows_of` gives the table where it depends on the configuration; `alternatives` are
     further tables, for weights that other files have under other names; `repeats` maps the names of tensors that repeat
-    others to these; `fallbacks` maps a name to another one, which counts only where a file has not the first.
-    `head` is the end of the name of transformers' class: AutoModelForCausalLM, ...MaskedLM or ...Seq2SeqLM.
+    others to these, and `repeats_of` gives this where it depends on the configuration; `fallbacks` maps a name to
+    another one, which counts only where a file has not the first. `head` is the end of the name of transformers' class:
+    AutoModelForCausalLM, ...MaskedLM or ...Seq2SeqLM.
     """
 
     configure: Callable[[Options], ModelConfig | EncoderDecoderConfig]
@@ -47,9 +48,10 @@ class Family:
     head: str = "CausalLM"
     repeats: Mapping[str, str] = field(default_factory=dict)
     fallbacks: Mapping[str, str] = field(default_factory=dict)
+    repeats_of: Callable[[Any], Mapping[str, str]] | None = None
 
     def row(self, name: str, there: Container[str] = ()) -> Row:
-        """The table's row for one of our weights, with the layer's number filled in.
+        """The table's row for one of our weights, with the layer's number filled in, or a row of one layer alone.
 
         Where several tables have one it is the first whose tensor is `there`, and else that of `rows`.
 
@@ -58,10 +60,11 @@ class Family:
         """
         found_layer = _LAYER.search(name)
         layer, template = ("", name) if found_layer is None else (found_layer[2], _LAYER.sub(r"\1.{l}.", name, count=1))
-        found = [table[template] for table in (self.rows, *self.alternatives) if template in table]
+        tables = (self.rows, *self.alternatives)
+        found = [table.get(name, table.get(template)) for table in tables if name in table or template in table]
         if not found:
             raise KeyError(template)
-        filled = [replace(row, theirs=row.theirs.replace("{l}", layer)) for row in found]
+        filled = [replace(row, theirs=row.theirs.replace("{l}", layer)) for row in found if row is not None]
         return next((row for row in filled if row.theirs.replace("{i}", "0") in there), filled[0])
 
     def bare(self, name: str) -> str:
@@ -97,7 +100,9 @@ def configure(options: Options) -> tuple[Family, ModelConfig | EncoderDecoderCon
         raise ConfigError(f"the configuration of this {model_type} model has no entry {error}") from error
     if family.silent is not None:
         refuse_unread(watched, model_type, family.silent, is_encoder_decoder=family.head == "Seq2SeqLM")
-    return (family if family.rows_of is None else replace(family, rows=family.rows_of(cfg))), cfg
+    if family.rows_of is not None:
+        family = replace(family, rows=family.rows_of(cfg))
+    return (family if family.repeats_of is None else replace(family, repeats=family.repeats_of(cfg))), cfg
 
 
 _LAYER = re.compile(r"\b(blocks)\.(\d+)\.")
@@ -230,6 +235,15 @@ FAMILIES = {
         ("model.", "backbone."),
         silent=None,
         alternatives=(rows.NEMOTRON_MOE, rows.NEMOTRON_FUSED),
+    ),
+    "zamba2": Family(
+        zamba.zamba2,
+        rows.ZAMBA2,
+        ("model.",),
+        _COMPUTED,
+        rows_of=rows.zamba2,
+        silent=zamba.SILENT,
+        repeats_of=rows.zamba2_repeats,
     ),
     "bart": Family(
         bart.bart,

@@ -270,6 +270,68 @@ NEMOTRON_H = {
     "blocks.{l}.ln2.w": Row("layers.{l}.norm.weight"),
 }
 
+# A layer that calls a shared block has its mixer one module deeper.
+ZAMBA2 = {
+    **{name: Row(row.theirs, row.pattern) for name, row in MAMBA2.items() if ".mixer." not in name},
+    **_mixer(MIXER2, "mamba"),
+    "embed.W_E": Row("embed_tokens.weight"),
+    "blocks.{l}.ln1.w": Row("layers.{l}.input_layernorm.weight"),
+    "ln_final.w": Row("final_layernorm.weight"),
+}
+ZAMBA2_SHARED = {
+    "blocks.{l}.W_shared": Row("layers.{l}.linear.weight", TRANSPOSED),
+    "blocks.{l}.ln_mixer.w": Row("layers.{l}.mamba_decoder.input_layernorm.weight"),
+    **_mixer(MIXER2, "mamba_decoder.mamba"),
+    "blocks.{l}.ln1.w": Row("layers.{l}.shared_transformer.input_layernorm.weight"),
+    **{
+        f"blocks.{{l}}.attn.W_{x.upper()}": Row(
+            f"layers.{{l}}.shared_transformer.self_attn.{x}_proj.weight", HEADS_OUT if x == "o" else HEADS_IN
+        )
+        for x in "qkvo"
+    },
+    "blocks.{l}.ln2.w": Row("layers.{l}.shared_transformer.pre_ff_layernorm.weight"),
+    **{
+        f"blocks.{{l}}.mlp.{ours}": Row(f"layers.{{l}}.shared_transformer.feed_forward.{theirs}", pattern, part)
+        for ours, theirs, pattern, part in (
+            ("W_gate", "gate_up_proj.weight", "(two d_mlp) d_model -> two d_model d_mlp", 0),
+            ("W_in", "gate_up_proj.weight", "(two d_mlp) d_model -> two d_model d_mlp", 1),
+            ("b_gate", "gate_up_proj.bias", "(two d_mlp) -> two d_mlp", 0),
+            ("b_in", "gate_up_proj.bias", "(two d_mlp) -> two d_mlp", 1),
+            ("W_out", "down_proj.weight", TRANSPOSED, None),
+            ("b_out", "down_proj.bias", None, None),
+        )
+    },
+}
+_MLP_ADAPTER = {"mlp.adapter": "feed_forward.gate_up_proj_adapter_list"}
+_ATTN_ADAPTERS = {f"attn.adapters.{x.upper()}": f"self_attn.linear_{x}_adapter_list" for x in "qkv"}
+
+
+def zamba2(cfg: ModelConfig) -> dict[str, Row]:
+    """Zamba2's table: the adapters of all layers that call a block lie in the first of them, by their turn."""
+    rows, adapters = dict(ZAMBA2), dict(_MLP_ADAPTER)
+    if cfg.shared is not None and cfg.shared.attn_adapters:
+        adapters |= _ATTN_ADAPTERS
+    for turn, layer in enumerate(cfg.layers_that_share):
+        here, block = f"blocks.{layer}.", f"layers.{cfg.first_call(layer)}.shared_transformer."
+        for name, row in ZAMBA2_SHARED.items():
+            rows[name.replace("{l}", str(layer))] = Row(row.theirs.replace("{l}", str(layer)), row.pattern, row.part)
+        for ours, theirs in adapters.items():
+            for at, weight in enumerate(("W_narrow", "W_wide")):
+                rows[f"{here}{ours}.{weight}"] = Row(f"{block}{theirs}.{turn}.{at}.weight")
+    return rows
+
+
+def zamba2_repeats(cfg: ModelConfig) -> dict[str, str]:
+    """The names of a block's tensors in later layers that call it, and in the first."""
+    every = [row.theirs for row in zamba2(cfg).values()]
+    found: dict[str, str] = {}
+    for layer in cfg.layers_that_share:
+        block, first = (f"layers.{at}.shared_transformer." for at in (layer, cfg.first_call(layer)))
+        if block != first:
+            found |= {name.replace(first, block, 1): name for name in every if name.startswith(first)}
+    return found
+
+
 # One tensor for each expert, as files have them; and all experts of a layer in one, as transformers 5 has in memory.
 EACH = "expert out_features in_features -> expert in_features out_features"
 FUSED = "expert (two d_expert) d_model -> two expert d_model d_expert"

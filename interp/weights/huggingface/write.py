@@ -39,8 +39,13 @@ def describe(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """The family that computes what a configuration says, and the options of its config.json.
 
     Raises:
-        ConfigError: no family does; the message says how the nearest one differs.
+        ConfigError: no family does, or one that is not written; the message says how the nearest one differs.
     """
+    if cfg.shared is not None:
+        raise ConfigError(
+            "a model with shared blocks ('shared+mamba2' layers) is not written as a Hugging Face folder. Save it in "
+            "interp's own format: interp.save(model, folder)"
+        )
     wanted = computed(cfg)
     tried: dict[str, dict[str, str]] = {}
     for name, options_of in OPTIONS.items():

@@ -73,6 +73,9 @@ LEGAL: dict[str, list[Any]] = {
     "mamba_d_head": [16, 4],
     "mamba_num_heads": [4],
     "mamba_head_dim": [4],
+    "n_mamba_heads": [4, 12],
+    "hybrid_layer_ids": [[1], [2, 1]],
+    "mamba_ngroups": [1],
     "n_groups": [1],
     "mamba_n_groups": [1],
     "expand": [4],
@@ -82,7 +85,10 @@ LEGAL: dict[str, list[Any]] = {
     "rope_scaling": ROPES,
     "sliding_window": [5],
     "layer_types": [["sliding_attention"] * 2, ["full_attention", "sliding_attention"]],
-    "layers_block_type": [["full_attention", "mlp", "linear_attention"]],
+    "layers_block_type": [
+        ["full_attention", "mlp", "linear_attention"],
+        ["hybrid", "linear_attention", "hybrid"],
+    ],
     "mtp_layers_block_type": [["full_attention", "mlp"]],
     "attn_layer_indices": [[0], []],
     "expert_layer_offset": [0, 1],
@@ -145,13 +151,9 @@ TOGETHER: dict[str, list[Changes]] = {
 }
 # Entries that transformers takes in one way only, beside the others of the tiny configuration.
 UNCHANGED = {
-    "is_encoder_decoder",
-    "add_cross_attention",
-    "attention_layers",
-    "attention_types",
-    "_sliding_window_pattern",
-    "layer_types",
-    "sliding_window",
+    *("is_encoder_decoder", "add_cross_attention"),
+    *("attention_layers", "attention_types", "_sliding_window_pattern", "layer_types", "sliding_window"),
+    *("attention_hidden_size", "attention_head_dim", "mamba_headdim", "hybrid_layer_ids"),
 }
 # Entries of which one says whether the others count, tried in every family that has them.
 SWITCHED: list[Changes] = [

@@ -61,8 +61,11 @@ NAMES: dict[tuple[str, ...], list[Any]] = {
     ("n_groups", "mamba_n_groups"): [1, 2],
     ("time_step_rank", "mamba_dt_rank"): [1, 3],
     # Layers
+    ("n_mamba_heads",): [2, 6],
+    ("num_mem_blocks", "adapter_rank"): [1, 2, 3],
     ("layers_block_type",): [
         ["linear_attention", "full_attention", "mlp"], ["full_attention"], ["mlp", "linear_attention", "mlp"],
+        ["hybrid"] * 2, ["hybrid", "linear_attention", "hybrid"],
     ],
     ("attn_layer_indices",): [[], [0], [1], [0, 1]],
     ("attn_layer_period",): [1, 2, 3],
@@ -88,6 +91,7 @@ NAMES: dict[tuple[str, ...], list[Any]] = {
         "attention_bias", "mlp_bias", "use_bias", "use_conv_bias", "mamba_conv_bias", "mamba_proj_bias", "bias",
         "tie_word_embeddings", "use_parallel_residual", "scale_attn_weights", "qkv_bias", "use_qkv_bias", "enable_bias",
         "parallel_attn", "multi_query", "new_decoder_architecture", "alibi", "qk_layernorm", "use_qk_norm",
+        "use_mem_rope", "use_shared_attention_adapter", "add_bias_linear", "use_long_context",
         "norm_topk_prob", "do_layer_norm_before", "apply_residual_connection_post_layernorm",
     ): [False, True],
 }  # fmt: skip
@@ -96,6 +100,7 @@ AXES = {name: values for names, values in NAMES.items() for name in names}
 DERIVED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "num_heads": lambda o: o["expand"] * o["hidden_size"] // o["head_dim"],
     "mamba_n_heads": lambda o: o["mamba_expand"] * o["hidden_size"] // o["mamba_d_head"],
+    "num_hidden_layers": lambda o: len(o["layers_block_type"]),
     "attn_layer_offset": lambda o: o["attn_layer_period"] - 1,
 }
 
@@ -126,7 +131,7 @@ def options_of(draw: st.DrawFn, family: str) -> dict[str, Any]:
             refused = [name for name in drawn if name in str(refusal)]
             refused += [name for name, value in drawn.items() if isinstance(value, dict) and not refused]
         except Exception:  # whatever the checks of transformers raise
-            refused = []
+            refused = [name for name in drawn if name == "layers_block_type"]  # each family has kinds of its own
         assume(refused)
         del drawn[refused[0]]
 

@@ -269,7 +269,7 @@ def test_published_names_of_nemotron_h_are_read() -> None:
         ("nemotron_h", {"attention_bias": True}, "attention_bias=True is not supported"),
         ("nemotron_h", {"mlp_hidden_act": "relu3"}, "mlp_hidden_act='relu3' is not supported; .*nearest is 'relu'"),
         ("nemotron_h", {"attention_head_dim": 4}, "attention_head_dim=4 contradicts head_dim, 8"),
-        ("mamba", {"model_type": "zamba2"}, "model_type 'zamba2' is not supported; .*'mamba2'"),
+        ("mamba", {"model_type": "mambo2"}, "model_type 'mambo2' is not supported; .*'mamba2'"),
         ("mamba", {"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
 )
