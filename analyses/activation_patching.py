@@ -27,7 +27,7 @@ from interp.arguments import checked
 from interp.edits import Variant
 from interp.errors import InterpError, check_choice
 from interp.figures.axes import Axis
-from interp.figures.cell_maps import place_axis
+from interp.figures.cell_maps import in_stack, place_axis
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.names import PART_KINDS
@@ -39,7 +39,7 @@ from interp.study.shared_options import GRANULARITY, METRIC, by_option, directio
 from interp.study.sweep_options import SweepOptions
 from interp.sweeps.plan import Plan
 from interp.sweeps.sweep import plan_sweep, sweep
-from interp.variants.cell_tables import by_head, shared_labels, strongest_units
+from interp.variants.cell_tables import by_head, labels_of, strongest_units
 from interp.variants.granularity import (
     AXES,
     PLACES,
@@ -144,7 +144,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     table["metric"] = "effect on " + table["metric"]
     for column in TOLD.keys() & set(cut_by(frame)):
         for name in reversed([name for name in TOLD[column] if name in frame]):
-            table.insert(table.columns.get_loc(column) + 1, name, table[column].map(shared_labels(frame, column, name)))
+            table.insert(table.columns.get_loc(column) + 1, name, labels_of(table, frame, column, name))
     return stats.strongest_first(table)
 
 
@@ -166,6 +166,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     if table[[*heads, *places]].isna().any(axis=None):
         raise InterpError(f"one figure shows one granularity; this frame mixes cells by {', '.join([*heads, *places])}")
     axes = [place_axis(frame, name) for name in places]
+    layers = Axis("layer", title=in_stack(frame, "layer"))
     look: dict[str, Any] = {"label": effect_label(frame)}
     if len(places) == 2:
         table, look["title"] = strongest_units(table, heads, MOST_PANELS)
@@ -174,12 +175,12 @@ def plot(frame: pd.DataFrame) -> Figure:
         table, look["title"] = strongest_units(table, heads, MOST_ROWS)
         look |= {"y": Axis("unit", title=PART_KINDS[heads[0]].word), "x": axes[0], "facet": several}
     elif places:
-        look |= {"y": "layer", "x": axes[0], "facet": several}
+        look |= {"y": layers, "x": axes[0], "facet": several}
     elif heads:
         across = Axis(heads[0], title=PART_KINDS[heads[0]].word)
-        look |= {"y": "layer", "x": across, "facet": several, "annotate": 0 if several else 6}
+        look |= {"y": layers, "x": across, "facet": several, "annotate": 0 if several else 6}
     else:
-        look |= {"y": "layer", "x": "site", "facet": [name for name in several if name != "site"]}
+        look |= {"y": layers, "x": "site", "facet": [name for name in several if name != "site"]}
     return figures.heatmap(table, **look | {"facet": look["facet"] or None})
 
 

@@ -95,7 +95,7 @@ class Edit:
         """The full site name, after checking that the model has it and that `where` fits its axes."""
         layer, names = self.where.get("layer"), site_names(cfg)
         if isinstance(cfg, EncoderDecoderConfig):
-            cfg = self._stack(cfg)
+            cfg = stack_named(cfg, self.site)
         if layer is not None and not (isinstance(layer, int) and 0 <= layer < cfg.n_layers):
             raise UnknownName(
                 f"layer {layer!r} of an edit at {self.site!r} is not one of this model's layers, "
@@ -119,15 +119,20 @@ class Edit:
         if isinstance(number, float) and not number.is_integer():
             raise ConfigError(f"source={number!r} at {name!r}: the number of an expert is a whole number")
 
-    def _stack(self, cfg: EncoderDecoderConfig) -> ModelConfig:
-        """The configuration of the stack that the site's name begins with."""
-        stack = self.site.partition(".")[0]
-        if stack not in STACKS:
-            raise UnknownName(
-                f"which stack's {self.site!r}? The names of an encoder-decoder's sites begin with it: "
-                f"'decoder.{self.site}' or 'encoder.{self.site}'"
-            )
-        return cfg.encoder if stack == "encoder" else cfg.decoder
+
+def stack_named(cfg: EncoderDecoderConfig, site: str) -> ModelConfig:
+    """The configuration of the stack that the name of a site, short or full, begins with.
+
+    Raises:
+        UnknownName: it begins with neither.
+    """
+    stack = site.partition(".")[0]
+    if stack not in STACKS:
+        raise UnknownName(
+            f"which stack's {site!r}? The names of an encoder-decoder's sites begin with it: 'decoder.{site}' or "
+            f"'encoder.{site}'"
+        )
+    return cfg.encoder if stack == "encoder" else cfg.decoder
 
 
 @dataclass(frozen=True)

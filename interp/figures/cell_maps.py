@@ -9,12 +9,14 @@ from interp.figures.axes import Axis
 from interp.figures.glyphs import visible
 from interp.figures.heatmaps import heatmap
 from interp.variants.cell_tables import UNITS, VARIES, shared_labels
-from interp.variants.granularity import TOLD, cut_by
+from interp.variants.granularity import TOLD, cut_by, stack_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from interp.figures.style import Figure
+
+EACH_STACK = "position (of its stack)"
 
 SHARED_HEADS = {
     "kv_head": "head (of keys and values: key-value head)",
@@ -56,10 +58,29 @@ def place_axis(frame: pd.DataFrame, column: str) -> Axis:
             them beside.
         column: "role", "pos", "query" or "key".
     """
+    title = in_stack(frame, column)
     if column == "role":
-        return Axis("role", values=list(dict.fromkeys(frame["role"])))
-    if not set(TOLD[column]) <= set(frame):
-        return Axis(column)
+        return Axis("role", title=title, values=list(dict.fromkeys(frame["role"])))
+    if not set(TOLD[column]) <= set(frame) or title == EACH_STACK:  # which have other tokens at a position
+        return Axis(column, title=title)
     tokens, roles = (shared_labels(frame, column, name) for name in TOLD[column])
     texts = {at: roles[at] or VARIES if token == VARIES else visible(token) for at, token in tokens.items()}
-    return Axis(column, labels={at: f"{at}: {text}" for at, text in texts.items()})
+    return Axis(column, title=title, labels={at: f"{at}: {text}" for at, text in texts.items()})
+
+
+def in_stack(frame: pd.DataFrame, column: str) -> str | None:
+    """The title of an axis that says whose layers or positions it counts, where a model has two stacks.
+
+    Args:
+        frame: cells, with their `site`.
+        column: what the axis counts: "layer", "role", "pos", "query" or "key".
+
+    Returns:
+        `layer (encoder)`; of cells in both stacks the word alone, or `EACH_STACK`. None for other models.
+    """
+    stacks = {stack_of(site, column) for site in frame["site"].unique()} if "site" in frame else {""}
+    if stacks == {""}:
+        return None
+    if len(stacks) > 1:
+        return EACH_STACK if column in TOLD else column
+    return f"{'position' if column == 'pos' else column} ({stacks.pop()})"

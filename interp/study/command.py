@@ -191,9 +191,8 @@ def _on_prompts(study: Study, output: Output, typed: dict[str, Any]) -> None:
     model = load(source, device=device, dtype=dtype)
     pairs = load_prompts(model, **{**asked, "aligned": asked["aligned"] or lined_up})
     if lined_up and not asked["aligned"]:
-        output.tell(
-            f"by position, so --aligned: {len(pairs)} prompts of {pairs.mask.shape[1]} tokens whose positions line up"
-        )
+        width = (pairs if pairs.encoder is None else pairs.encoder).mask.shape[1]
+        output.tell(f"by position, so --aligned: {len(pairs)} prompts of {width} tokens whose positions line up")
     if not dry_run and not output.quiet and (asked["prompt"] is None or asked["answer"] is not None):
         output.tell(_whether_able(model, pairs))
     # 3. The plan, or the study.

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from interp.config import STACKS
 from interp.names import PART_KINDS, Part
-from interp.variants.granularity import HEAD_AXES, PLACES, cut_by
+from interp.variants.granularity import HEAD_COLUMNS, PLACES, cut_by, stack_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 VARIES = "…"
-UNITS = (*HEAD_AXES, "neuron")
+UNITS = (*HEAD_COLUMNS, "neuron")
 """What a layer is cut into, whatever the positions."""
+
+QUERY_HEADS = ("head", "encoder_head", "cross_head")
+"""The columns of heads that have keys and values, or share them."""
 
 WORDS = {"query": " from {}", "key": " to {}"}
 
@@ -32,32 +36,61 @@ def shared_labels(frame: pd.DataFrame, column: str, name: str) -> dict[int, str]
     }
 
 
+def labels_of(table: pd.DataFrame, frame: pd.DataFrame, column: str, name: str) -> pd.Series:
+    """`shared_labels` of a frame for the positions of every cell of a table, those of two stacks each by themselves."""
+    import pandas as pd
+
+    mine, theirs = (each["site"].map(lambda site: stack_of(site, column)) for each in (table, frame))
+    made = pd.Series(index=table.index, dtype=object)
+    for stack in theirs.unique():
+        made[mine == stack] = table.loc[mine == stack, column].map(shared_labels(frame[theirs == stack], column, name))
+    return made
+
+
 def by_head(table: pd.DataFrame) -> pd.DataFrame:
     """One column `head` where a table has several kinds of heads; every cell's `unit` is named after its own.
 
     The cells of a kv head stand there once for every head that reads it.
     """
-    import numpy as np
-    import pandas as pd
-
-    if {"head", "kv_head"} <= set(table):
-        shared = table["kv_head"].notna()
-        group = int(table["head"].max() + 1) // int(table["kv_head"].max() + 1)
-        rows = table.loc[table.index[shared].repeat(group)]
-        rows["head"] = rows["kv_head"] * group + np.tile(np.arange(group), int(shared.sum()))
-        if group > 1:
-            rows["site"] += " (by key-value head)"
-        table = pd.concat([table[~shared], rows]).sort_index(kind="stable").drop(columns="kv_head")
-    units = [name for name in HEAD_AXES if name in table]
+    if "kv_head" in table and not set(QUERY_HEADS).isdisjoint(table):
+        table = _under_every_head(table)
+    units = [name for name in HEAD_COLUMNS if name in table]
     table["unit"] = [f"layer {layer}" for layer in table["layer"]]
     for name in units:
         own = table[name].notna()
         pairs = zip(table.loc[own, "layer"], table.loc[own, name], strict=True)
         table.loc[own, "unit"] = [Part(name, layer, int(at)).name for layer, at in pairs]
-    if {"head", "ssm_head"} <= set(table):
-        table = table.assign(head=table["head"].fillna(table["ssm_head"])).drop(columns="ssm_head")
-    whole = [name for name in units if name in table and table[name].notna().all()]
+    shared = () if set(QUERY_HEADS).isdisjoint(table) else ("kv_head",)
+    kinds = [name for name in (*QUERY_HEADS, *shared, "ssm_head") if name in table]
+    if len(kinds) > 1:
+        head = table[kinds].bfill(axis=1).iloc[:, 0]
+        table = table.drop(columns=kinds).assign(head=head)
+    whole = [name for name in dict.fromkeys((*units, "head")) if name in table and table[name].notna().all()]
     return table.astype(dict.fromkeys(whole, int))
+
+
+def _under_every_head(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its kv heads in the columns of the heads that read them, in each stack of two by themselves.
+
+    Those of a stack none of whose heads are in the table stay what they are.
+    """
+    import numpy as np
+    import pandas as pd
+
+    made = [table[table["kv_head"].isna()]]
+    shared = table[table["kv_head"].notna()]
+    for site, rows in shared.groupby("site", sort=False, observed=True):
+        stack, cross = str(site).partition(".")[0], ".cross_attn." in str(site)
+        beside = table[table["site"].str.partition(".")[0] == stack] if stack in STACKS else table
+        heads = beside[[name for name in QUERY_HEADS if name in table]].max().max()
+        group = 0 if pd.isna(heads) else int(heads + 1) // int(rows["kv_head"].max() + 1)
+        if group:
+            rows = rows.loc[rows.index.repeat(group)]
+            column = "cross_head" if cross else "encoder_head" if stack == "encoder" else "head"
+            numbers = rows["kv_head"] * group + np.tile(np.arange(group), len(rows) // group)
+            rows = rows.assign(**{column: numbers, "kv_head": pd.NA})
+        made.append(rows if group == 1 else rows.assign(site=f"{site} (by key-value head)"))
+    return pd.concat(made).sort_index(kind="stable").dropna(axis="columns", how="all")
 
 
 def strongest_units(table: pd.DataFrame, heads: list[str], most: int) -> tuple[pd.DataFrame, str | None]:

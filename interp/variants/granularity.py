@@ -11,6 +11,7 @@ Layers differ in a hybrid model: each is cut where it has the site and the axis,
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -18,14 +19,14 @@ from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 from interp.arguments import checked, shown
-from interp.config import ModelConfig
-from interp.edits import Edit, Variant
+from interp.config import STACKS, EncoderDecoderConfig, ModelConfig
+from interp.edits import Edit, Variant, stack_named
 from interp.errors import InterpError, PromptError, check_choice, unknown
 from interp.hooked.model import HookedModel
 from interp.names import MIXER_PARTS, PART_KINDS
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
-from interp.sites import Site, axis_sizes, find_act_name, site_names
+from interp.sites import SITES, Site, axis_sizes, config_of, find_act_name, site_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +75,9 @@ MIXER_GRANULARITIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """The same for state-space layers, which TransformerLens does not have."""
 
+STACK_HEADS = ("encoder.z", "decoder.z", "decoder.cross_attn.z")
+"""The heads of a model with an encoder and a decoder."""
+
 MIXED = tuple(dict.fromkeys(PART_KINDS[own.whole].site for own in MIXER_PARTS.values()))
 """What mixers add to the residual stream, in layers of attention and in state-space layers."""
 
@@ -82,7 +86,10 @@ READ = tuple(dict.fromkeys(PART_KINDS[own.unit].site for own in MIXER_PARTS.valu
 
 PLACES = ("pos", "role", "query", "key")
 HEAD_AXES = ("head", "kv_head", "ssm_head", "ssm_group", "channel", "expert")
-COLUMNS = (*HEAD_AXES, *PLACES, "neuron")
+HEAD_COLUMNS = ("head", "encoder_head", "cross_head", *HEAD_AXES[1:])
+"""The columns of these numbers: heads of an encoder and of a cross-attention, beside a decoder's, have their own."""
+
+COLUMNS = (*HEAD_COLUMNS, *PLACES, "neuron")
 TOLD = {"pos": ("token", "role"), "query": ("query_token", "query_role"), "key": ("key_token", "key_role")}
 """A column of positions, and the columns that say which token and which role stands there."""
 
@@ -105,17 +112,19 @@ def asked(
         granularity: a name of `GRANULARITIES` or `MIXER_GRANULARITIES` instead, with or without TransformerLens's
             `get_act_patch_`.
         model, pairs: what will be cut. Where it has state-space layers, what was not asked for is `MIXED` by role (in
-            prompts without roles, whole), and `READ` by heads or channels.
+            prompts without roles, whole), and `READ` by heads or channels; where it has two stacks, `STACK_HEADS`.
 
     Raises:
         UnknownName: a granularity that does not exist.
-        InterpError: a granularity together with a site or axes.
+        InterpError: a granularity together with a site or axes, or of a model with two stacks.
 
     >>> asked("q,k", by="head,pos"), asked(granularity="attn_out")
     ((('q', 'k'), ('head', 'pos')), (('attn_out',), ('pos',)))
     """
     if granularity is None:
         axes = None if isinstance(by, EllipsisType) else _listed(by)
+        if site is None and model is not None and isinstance(model.cfg, EncoderDecoderConfig):
+            site = STACK_HEADS
         sites = None if site is None else _listed(site)
         if model is None or not model.cfg.has_mamba:
             return _listed("z" if site is None else site), ("head",) if axes is None else axes
@@ -130,6 +139,12 @@ def asked(
     name, known = granularity.removeprefix("get_act_patch_"), GRANULARITIES | MIXER_GRANULARITIES
     if name not in known:
         raise unknown("granularity", granularity, known)
+    if model is not None and isinstance(model.cfg, EncoderDecoderConfig):
+        (first, *_), by = GRANULARITIES.get(name, (("z",), ("head",)))
+        raise InterpError(
+            f"granularity {granularity!r} is of one stack, and this model has an encoder and a decoder: give site and "
+            f"by, such as site='encoder.{first}' and by={','.join(by)!r}"
+        )
     return known[name]
 
 
@@ -190,7 +205,7 @@ def variants(
         cut = [(layer, row) for layer, row in of_layers if all(name in _meant(row) for name in names)]
         for layer, row in cut or of_layers[:1]:  # where no layer can be cut, the first says why
             axes, cells = _cells(model, pairs, row, names)
-            columns = [name if name in PLACES else axis for name, axis in zip(names, axes, strict=True)]
+            columns = [_column(row, name, axis) for name, axis in zip(names, axes, strict=True)]
             for cell in cells:
                 where = {"layer": layer, **dict(zip(axes, cell, strict=True))}
                 labels = {"site": row.short, "layer": layer, **dict(zip(columns, cell, strict=True))}
@@ -204,16 +219,17 @@ def _listed(words: str | Sequence[str] | None) -> tuple[str, ...]:
     return () if words is None else tuple(words)
 
 
-def _rows(cfg: ModelConfig, name: str) -> list[tuple[int, Site]]:
+def _rows(cfg: ModelConfig | EncoderDecoderConfig, name: str) -> list[tuple[int, Site]]:
     """The layers that have a site, by its short name, and what it is there."""
     names = site_names(cfg)
     if name in names:  # a full name is of one layer
         return []
-    full = ((layer, find_act_name(name, layer, names)) for layer in range(cfg.n_layers))
+    own = stack_named(cfg, name) if isinstance(cfg, EncoderDecoderConfig) else cfg
+    full = ((layer, find_act_name(name, layer, names)) for layer in range(own.n_layers))
     return [(layer, names[one]) for layer, one in full if one in names]
 
 
-def _of_layers(cfg: ModelConfig, name: str) -> list[tuple[int, Site]]:
+def _of_layers(cfg: ModelConfig | EncoderDecoderConfig, name: str) -> list[tuple[int, Site]]:
     """As `_rows`, of a site that some layer has."""
     found = _rows(cfg, name)
     if not found:
@@ -237,30 +253,66 @@ def _cells(
         if can_mean[name] in [can_mean[earlier] for earlier in by[:at]]:
             raise InterpError(f"by={','.join(by)!r} cuts the axis {can_mean[name]!r} of {site.short!r} twice")
     axes = [can_mean[name] for name in by]
-    sizes = axis_sizes(model.cfg)
+    cfg = config_of(model.cfg, site)
+    sizes = axis_sizes(cfg)
     values = [
-        range(sizes[axis]) if axis in HEAD_AXES else _positions(pairs, name)
+        range(sizes[axis]) if axis in HEAD_AXES else _positions(pairs, stack_of(site.short, axis), name)
         for name, axis in zip(by, axes, strict=True)
     ]
     cells = list(itertools.product(*values))
-    if model.cfg.causal and "role" not in by and {"query", "key"} <= set(axes):
+    if cfg.causal and not site.cross and "role" not in by and {"query", "key"} <= set(axes):
         query, key = axes.index("query"), axes.index("key")
         cells = [cell for cell in cells if cell[key] <= cell[query]]  # type: ignore[operator]
     return axes, cells
 
 
-def _positions(pairs: PromptPairs, name: str) -> Sequence[int | str]:
-    """The positions, or roles, that every prompt has."""
+def _column(site: Site, name: str, axis: str) -> str:
+    """The column for what cells are cut by: heads of an encoder and of a cross-attention have their own."""
+    if name in PLACES:
+        return name
+    own = f"{'cross' if site.cross else site.stack}_{axis}"
+    return own if own in HEAD_COLUMNS else axis
+
+
+def stack_of(site: str, column: str) -> str:
+    """The stack, of two, whose layers or positions a column counts in rows of a site; empty in other models.
+
+    >>> stack_of("decoder.cross_attn.pattern", "key"), stack_of("decoder.cross_attn.z", "pos"), stack_of("z", "pos")
+    ('encoder', 'decoder', '')
+    """
+    own = _of_two_stacks().get(site)
+    if own is None:
+        return ""
+    if column == "layer":
+        return own.stack
+    return "encoder" if column == "key" and own.cross else own.rows_in
+
+
+@functools.cache
+def _of_two_stacks() -> dict[str, Site]:
+    """The sites of an encoder-decoder by their short names."""
+    return {own.short: own for stack in STACKS for row in SITES for own in [row.within(stack)]}
+
+
+def _prompts_of(pairs: PromptPairs, stack: str) -> PromptPairs:
+    """The pairs whose positions those of a stack are."""
+    return pairs.encoder if pairs.encoder is not None and stack == "encoder" else pairs
+
+
+def _positions(pairs: PromptPairs, stack: str, name: str) -> Sequence[int | str]:
+    """The positions, or roles, that every prompt of a stack has."""
+    own, whose = _prompts_of(pairs, stack), f" of the {stack}" if stack else ""
     if name == "role":
-        if not pairs.role_names:
-            raise PromptError("by='role' needs prompts with roles; these have none")
-        return pairs.role_names
-    lengths = Counter(pairs.lengths.tolist())
+        if not own.role_names:
+            raise PromptError(f"by='role' needs prompts with roles; these{whose} have none")
+        return own.role_names
+    lengths = Counter(own.lengths.tolist())
     if len(lengths) > 1:
         usual, how_many = max(lengths.items(), key=lambda item: (item[1], -item[0]))
+        chosen = "pairs.encoder.lengths" if stack == "encoder" else "pairs.lengths"
         raise PromptError(
-            f"by={name!r} needs prompts of one length; these have {min(lengths)} to {max(lengths)} tokens: give "
-            f"by='role', a task's prompts with aligned=True, or pairs[pairs.lengths == {usual}], which are {how_many} "
+            f"by={name!r} needs prompts of one length; these{whose} have {min(lengths)} to {max(lengths)} tokens: give "
+            f"by='role', a task's prompts with aligned=True, or pairs[{chosen} == {usual}], which are {how_many} "
             f"of {len(pairs)}"
         )
     return range(next(iter(lengths)))
@@ -273,17 +325,24 @@ def described(frame: pd.DataFrame, pairs: PromptPairs) -> pd.DataFrame:
     import numpy as np
 
     frame = frame.copy(deep=False)
-    for column in set(HEAD_AXES) & set(frame):
+    for column in set(HEAD_COLUMNS) & set(frame):
         if frame[column].isna().any():
             frame[column] = frame[column].astype("Int64")
-    roles = [{at: role for role, at in named.items()} for named in pairs.roles]
     for column in TOLD.keys() & set(frame):  # prompts have one length: [prompt, pos]
-        tokens = np.array(pairs.str_tokens, dtype=object)
-        named = np.array([[of.get(at, "") for at in range(tokens.shape[1])] for of in roles], dtype=object)
-        for name, table in zip(TOLD[column], (tokens, named), strict=True):
-            frame[name] = table[frame["prompt"], frame[column]]
-    told = (part for name in COLUMNS for part in (name, *TOLD.get(name, ())))
-    front = [name for name in dict.fromkeys(("direction", "site", "layer", *told)) if name in frame]
+        told = np.full((len(TOLD[column]), len(frame)), "", dtype=object)
+        sites = frame["site"].unique() if pairs.encoder is not None else [None]
+        for site in sites:
+            own = pairs if site is None else _prompts_of(pairs, stack_of(site, column))
+            rows = slice(None) if site is None else (frame["site"] == site).to_numpy()
+            tokens = np.array(own.str_tokens, dtype=object)
+            roles = [{at: role for role, at in named.items()} for named in own.roles]
+            named = np.array([[of.get(at, "") for at in range(tokens.shape[1])] for of in roles], dtype=object)
+            for values, table in zip(told, (tokens, named), strict=True):
+                values[rows] = table[frame["prompt"][rows], frame[column][rows]]
+        for name, values in zip(TOLD[column], told, strict=True):
+            frame[name] = values
+    own_columns = (part for name in COLUMNS for part in (name, *TOLD.get(name, ())))
+    front = [name for name in dict.fromkeys(("direction", "site", "layer", *own_columns)) if name in frame]
     return frame[[*front, *(name for name in frame if name not in front)]]
 
 

@@ -64,15 +64,21 @@ class StackPlacer(Placer):
         super().__init__(stack, pairs, pairs.mask.cpu().numpy())  # type: ignore[arg-type]
         self.keys = self if keys is None else keys
 
-    def place_site(self, edit: Edit, model: EncoderDecoder) -> Placed:
-        """The place of an edit whose site's positions are this stack's."""
+    def place_site(self, edit: Edit, model: EncoderDecoder, own: StackPlacer) -> Placed:
+        """The place of an edit whose site's positions are this stack's.
+
+        Args:
+            edit: the edit.
+            model: the model.
+            own: of the stack that computes the site, which has its heads: keys of a cross-attention are the decoder's.
+        """
         name = edit.name(model.cfg)
         point = model.hook_dict[name]
         axes = [axis for axis in point.site.axes if axis != "batch"]
         row_axis = "query" if "query" in axes else "pos"
         axes.remove(row_axis)
         keys = self.keys if point.site.cross else self
-        indices = tuple((keys if axis == "key" else self)._named(axis, edit.where.get(axis)) for axis in axes)
+        indices = tuple((keys if axis == "key" else own)._named(axis, edit.where.get(axis)) for axis in axes)
         step = point.layer() if point.site.per_layer else 0
         return Placed(edit, name, point.site, step, self._named_rows(edit.where.get(row_axis), False), indices)
 
@@ -116,7 +122,7 @@ class StackPlacement:
             made = []
             for edit in self.variants[variant].edits:
                 site = self.model.hook_dict[edit.name(self.model.cfg)].site
-                made.append(self._placers[site.rows_in].place_site(edit, self.model))
+                made.append(self._placers[site.rows_in].place_site(edit, self.model, self._placers[site.stack]))
             self._edits[variant] = tuple(made)
         return self._edits[variant]
 

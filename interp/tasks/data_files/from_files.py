@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.arguments import checked, whole_number
+from interp.arguments import checked, is_whole, shown, whole_number
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import PromptError
 from interp.prompts.answers import answer_ids, check_apart
 from interp.prompts.pair_checks import check_rows, encode_prompts, role_positions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
     from interp.text.tokenizer import Tokenizer
 
+DECODER = "decoder"  # the column of what the decoder of a model with two stacks continues
 SAMPLE = 64  # the number of pairs whose commonest length is used for aligned pairs
 SPAN = re.compile(r"(\d\d)(\d\d)\D+\1$")
 MAX_REASONS = 20  # the number of reasons that are kept in the notes
@@ -66,7 +68,8 @@ def from_file(
     position of a role, or the text of a token that occurs once in the clean prompt; other columns go to the notes.
     `interp.tasks.data_files.columns` lists other names of columns, as published files have them. Answers in columns
     `..._idx` are token ids of the tokenizer that the file was made for; in other columns numbers are text. Answers may
-    be lists.
+    be lists. For a model with an encoder and a decoder, the encoder reads `clean` and `corrupt`, and a column `decoder`
+    has what the decoder continues on both sides, after its start token: the answers follow that.
 
     Args:
         model: its tokenizer reads the texts. Without a tokenizer, prompts and answers must be ids.
@@ -138,7 +141,7 @@ def _contradiction(record: Record, model: HookedModel) -> str | None:
         (at, ids), (beside, texts) = (own, other) if isinstance(answers[0], int) else (other, own)
         known = [str(text) for text in texts]
         known += [f" {text}" for text in known if not text.startswith(" ")]
-        first = {ids_of[0] for text in known if (ids_of := _read(text, record, tokenizer))}
+        first = {ids_of[0] for text in known if (ids_of := _read(text, record, model, tokenizer))}
         if not first & set(ids):
             spelled = tokenizer.str_tokens([int(ids[0])]) if 0 <= int(ids[0]) < model.cfg.d_vocab else ["none"]
             return (
@@ -148,9 +151,10 @@ def _contradiction(record: Record, model: HookedModel) -> str | None:
     return None
 
 
-def _read(text: str, record: Record, tokenizer: Tokenizer) -> list[int] | None:
-    """The ids of an answer after its prompt."""
-    return tokenizer.following(record.clean, text) if isinstance(record.clean, str) else tokenizer.within(text)
+def _read(text: str, record: Record, model: HookedModel, tokenizer: Tokenizer) -> list[int] | None:
+    """The ids of an answer after what it follows."""
+    before = _continued(record, model)
+    return tokenizer.following(before, text) if isinstance(before, str) else tokenizer.within(text)
 
 
 def _fit(model: HookedModel, record: Record, prepend_bos: bool | None) -> _Fit:
@@ -214,9 +218,29 @@ def _answer(answer: str | int, record: Record, model: HookedModel) -> int | None
         return answer if 0 <= answer < model.cfg.d_vocab_out else None
     if model.tokenizer is None:
         return None
-    if isinstance(record.clean, str):
-        return next_token(model.tokenizer, record.clean, answer)
+    before = _continued(record, model)
+    if isinstance(before, str):
+        return next_token(model.tokenizer, before, answer)
     return model.tokenizer.single_id(answer)
+
+
+def _continued(record: Record, model: HookedModel) -> str | list[int]:
+    """What the answers follow: the clean prompt, or where there are two stacks what the decoder continues.
+
+    Raises:
+        _MisfitError: that is not of the prompt's kind, text or ids.
+    """
+    if not isinstance(model, EncoderDecoder):
+        return record.clean
+    given = record.more.get(DECODER)
+    if isinstance(record.clean, str):
+        if isinstance(given, str | None):
+            return given or ""
+        raise _MisfitError(f"column {DECODER!r}: it must be text, as the prompts are, not {shown(given)}")
+    ids = model.decoder_tokens(None, 1)[0][0].tolist() if given is None else given
+    if not isinstance(ids, list) or not ids or not all(is_whole(at) for at in ids):
+        raise _MisfitError(f"column {DECODER!r}: it must be a list of ids, as the prompts are, not {shown(given)}")
+    return ids
 
 
 def _hint(answers: Sequence[str | int], model: HookedModel) -> str:
@@ -293,6 +317,7 @@ def _pairs(
 ) -> PromptPairs:
     answers = [(fit.right, fit.wrong) for fit in fits]
     roles = [fit.roles | _end(fit) for fit in fits]
+    continued: Any = [_continued(fit.record, model) for fit in fits] if isinstance(model, EncoderDecoder) else None
     if all(isinstance(fit.record.clean, str) and isinstance(fit.record.corrupt, str) for fit in fits):
         return PromptPairs.from_text(
             model,
@@ -301,6 +326,7 @@ def _pairs(
             answers=answers,
             roles=roles,
             prepend_bos=prepend_bos,
+            decoder=continued,
             name=name,
             notes=notes,
         )
@@ -309,6 +335,7 @@ def _pairs(
         [fit.corrupt for fit in fits],
         answers=answers,
         roles=roles,
+        decoder=continued,
         name=name,
         notes=notes,
     )
