@@ -39,7 +39,8 @@ def to_bridge(model: GPT) -> Any:
             logits, cache = bridge.run_with_cache(model.to_tokens("When John and Mary went"))
     """
     if not isinstance(model, GPT):
-        raise ConfigError(f"to_bridge takes a model of interp, not {shown(model)}")
+        given = type(model).__name__ if isinstance(model, torch.nn.Module) else shown(model)
+        raise ConfigError(f"to_bridge takes an interp.GPT, of one stack that writes text, not {given}")
     from transformer_lens.model_bridge.sources import build_bridge_from_module
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -57,8 +58,9 @@ def to_bridge(model: GPT) -> Any:
             tokenizer=tokenizer,
             model_name=model.cfg.model_name,
         )
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise ConfigError(f"transformer_lens makes no bridge of a {kind}: {error}") from error
+    except (ValueError, KeyError, NotImplementedError, AssertionError) as error:
+        reason = str(error) or f"it gives no reason ({type(error).__name__})"
+        raise ConfigError(f"transformer_lens makes no bridge of this {kind}: {reason}") from error
     # 3. The same logits.
     tokens = torch.randint(
         0, model.cfg.d_vocab, (2, min(8, model.cfg.n_ctx)), generator=torch.Generator().manual_seed(0)

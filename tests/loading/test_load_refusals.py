@@ -131,6 +131,14 @@ def test_layers_that_no_file_holds_are_counted_before_any_is_made(
         interp.load(folder)
 
 
+@pytest.mark.parametrize("number", [5, 10_000, 10**12])
+def test_experts_that_no_file_holds_are_named_before_memory_is_filled(
+    number: int, changed: Callable[..., Path]
+) -> None:
+    with pytest.raises(WeightsError, match=r"do not fit its config.json: missing: .*experts"):
+        interp.load(changed("mixtral", num_local_experts=number))
+
+
 def test_our_own_format_and_a_list_of_layers_are_counted_too(changed: Callable[..., Path], tmp_path: Path) -> None:
     folder = changed("nemotron_h", layers_block_type=["mamba"] * 10_000, num_hidden_layers=10_000)
     with pytest.raises(WeightsError, match=r"their configuration has 10000"):

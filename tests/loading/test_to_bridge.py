@@ -40,7 +40,7 @@ def test_a_bridge_shares_no_memory_with_the_model() -> None:
 
 @pytest.mark.parametrize(
     ("source", "says"),
-    [(lambda: make("attn_only"), "no Hugging Face family computes"), (lambda: "gpt2", "takes a model of interp, not")],
+    [(lambda: make("attn_only"), "no Hugging Face family computes"), (lambda: "gpt2", "takes an interp.GPT")],
 )
 def test_what_has_no_bridge_is_refused(source: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):

@@ -368,7 +368,7 @@ def _refuse_unread(metadata: Metadata) -> None:
     path, architecture = metadata.file.path, metadata.architecture
     for full, value in metadata.file.metadata.items():
         key = full.removeprefix(f"{architecture}.")
-        neutral = value in (0, "", "none", []) or (key == "attention.causal" and value is True)
+        neutral = value is True if key == "attention.causal" else value in (0, "", "none", [])
         if key != full and full not in metadata.read and key not in SILENT and not neutral:
             raise ConfigError(f"{path}: {full}={shown(value)} may change the computation and is not supported")
 
@@ -410,7 +410,10 @@ def _rope_scaling(metadata: Metadata, rotary_dim: int, base: float) -> RopeScali
     """The scaling that the metadata names, or one that is stored as tensors of frequency factors."""
     linear = metadata.get("rope.scale_linear", 1.0)
     kind = metadata.get("rope.scaling.type", "none" if linear == 1.0 else "linear")
-    original = metadata.get("rope.scaling.original_context_length", 8192)
+    name = "rope.scaling.original_context_length"
+    original = metadata.get(name, 8192)
+    if original < 1:
+        raise ConfigError(f"{metadata.file.path}: {metadata.architecture}.{name}={original} must be at least 1")
     if metadata.has("rope_factors_long.weight"):
         return _longrope(metadata, rotary_dim, original)
     if kind not in ("none", "linear", "yarn"):

@@ -108,9 +108,14 @@ def download(repository: str, revision: str | None = None) -> Path:
         ) from error
 
 
-def _names(row: Row, length: int) -> list[str]:
-    """The names of their tensors in a row: one, or as many as our first axis is long."""
-    return [row.theirs.replace("{i}", str(at)) for at in range(length)] if "{i}" in row.theirs else [row.theirs]
+def _names(row: Row, length: int, held: int) -> list[str]:
+    """The names of their tensors in a row: one, or as many as our first axis is long.
+
+    Of an axis that is longer than the number of tensors that the file holds, one too many: enough to be refused.
+    """
+    if "{i}" not in row.theirs:
+        return [row.theirs]
+    return [row.theirs.replace("{i}", str(at)) for at in range(min(length, held + 1))]
 
 
 def _stacked(stored: Sequence[Stored], row: Row) -> Stored:
@@ -235,7 +240,7 @@ def _checkpoint(
     # 2. Their tensors as ours; 3. none is read before it is called.
     places = weights(empty(cfg))
     rows = {name: family.row(name, names) for name in places}
-    theirs = {name: _names(rows[name], len(place)) for name, place in places.items()}
+    theirs = {name: _names(rows[name], len(place), len(names)) for name, place in places.items()}
     problems = name_problems({one for each in theirs.values() for one in each}, names)
     if problems:
         raise WeightsError(f"the weights of {source.location} do not fit its config.json: {'; '.join(problems)}")

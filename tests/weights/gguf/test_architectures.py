@@ -10,6 +10,7 @@ from checkpoints import CASES, relative_difference, tiny, tokens_for
 from gguf_files import CONVERTED, converted, write
 
 import interp
+from interp.errors import ConfigError
 from interp.weights.gguf.config import CONFIGURE
 
 # Configurations that a GGUF file can describe: sizes that llama.cpp computes, and options that it knows.
@@ -60,3 +61,22 @@ def test_logits_equal_those_of_the_model_in_the_file(case: str, tmp_path: Path) 
 
 def test_every_architecture_is_tried() -> None:
     assert {CONVERTED[CASES[name][0]][0] for name in KINDS} == set(CONFIGURE)
+
+
+@pytest.mark.parametrize(
+    ("case", "changed", "says"),
+    [
+        ("qwen3", {"qwen3.attention.causal": False}, "attention.causal=False may change the computation"),
+        (
+            "phi3-longrope",
+            {"phi3.rope.scaling.original_context_length": 0},
+            "original_context_length=0 must be at least 1",
+        ),
+    ],
+)
+def test_metadata_that_nothing_can_be_computed_with_is_refused_by_name(
+    case: str, changed: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    architecture, metadata, tensors = converted(tiny(*CASES[case]))
+    with pytest.raises(ConfigError, match=says):
+        interp.load(write(tmp_path / "tiny.gguf", architecture, metadata | changed, tensors))

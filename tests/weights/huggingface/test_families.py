@@ -117,6 +117,7 @@ def test_options_of_transformers_4_are_read() -> None:
         ({"rope_parameters": {"rope_type": "mrope", "factor": 2.0}}, "rope_type='mrope'"),
         ({"rope_parameters": {"rope_type": "yarn", "mrope_section": [1, 2]}}, "mrope_section"),
         ({"rope_parameters": {"rope_type": "longrope", "short_factor": 2.0, "long_factor": [1.0]}}, "short_factor"),
+        ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [None]}}, "long_factor"),
         ({"use_cache_of_experts": True}, "use_cache_of_experts=True"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters for full_attention"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window must be at least 1, not 0"),

@@ -162,6 +162,7 @@ def test_attention_layers_of_gpt_neo_stand_above_its_attention_types() -> None:
         ("bloom", {"alibi": False}, "alibi=False is not a known option of a bloom model"),
         ("falcon", {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn=False"),
         ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn=2 .* it must be 1"),
+        ("bloom", {"slow_but_exact": True, "pretraining_tp": 2}, "slow_but_exact=True with pretraining_tp above 1"),
         ("falcon", {"multi_query": False, "num_kv_heads": 2}, "num_kv_heads=2 contradicts num_attention_heads, 4"),
         ("phi", {"partial_rotary_factor": 1.5}, "at most 1, not 1.5"),
         ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear'.*phi3"),

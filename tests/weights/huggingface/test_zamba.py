@@ -71,6 +71,7 @@ def test_a_missing_adapter_is_named(tmp_path: Path) -> None:
         ({"tie_word_embeddings": False}, "tie_word_embeddings=False is not supported"),
         ({"rms_norm_eps": 1e-6}, "rms_norm_eps=1e-06 contradicts the one of the norm in the mixers, 1e-05"),
         ({"hybrid_layer_ids": [0, 2]}, r"hybrid_layer_ids=\[0, 2\] contradicts the layers, \[0, 2, 3\]"),
+        ({"hybrid_layer_ids": 0}, "hybrid_layer_ids=0 contradicts the layers"),
         ({"layers_block_type": ["hybrid", "mamba", "attention", "hybrid"]}, "layers_block_type .* has 'attention'"),
         ({"layers_block_type": "hybrid"}, "layers_block_type .* must be a list"),
         ({"num_hidden_layers": 5}, "num_hidden_layers=5 contradicts the number of layers that are named, 4"),

@@ -170,6 +170,9 @@ def opt(options: Options) -> ModelConfig:
 def bloom(options: Options) -> ModelConfig:
     """BLOOM: a norm after the embedding, and ALiBi (Scao et al. 2022)."""
     refuse_unless(options, apply_residual_connection_post_layernorm=False)
+    if flag(options, "slow_but_exact", False) and whole(options, "pretraining_tp", 1) > 1:
+        # transformers then multiplies in slices, and leaves out the biases of what heads and MLPs add.
+        raise ConfigError("slow_but_exact=True with pretraining_tp above 1 is another computation: set one of them off")
     options = _plain_names(options, n_embed="hidden_size", n_head="num_attention_heads", n_layer="num_hidden_layers")
     n_ctx = whole(options, "seq_length", 2048)  # the longest prompt of its training; transformers knows no longest
     _equal_heads(options)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from interp.arguments import is_several, shown
+from interp.arguments import is_several, real_number, shown
 from interp.config import ModelConfig, RopeScaling
 from interp.errors import ConfigError, nearest, unknown
 from interp.weights.checkpoint import ACTIVATION_NAMES
@@ -187,7 +187,7 @@ def _longrope(options: Options, rope: Options) -> dict[str, Any]:
     for name in ("short_factor", "long_factor"):
         if not is_several(rope[name]):
             raise ConfigError(f"{name} must be a list with a number for each frequency, not {shown(rope[name])}")
-        factors[name] = tuple(float(one) for one in rope[name])
+        factors[name] = tuple(real_number(f"each {name}", one, above=0) for one in rope[name])
     return factors | {
         "factor": _factor(options, rope),
         "original_n_ctx": _trained_context(options, rope),

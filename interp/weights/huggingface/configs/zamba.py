@@ -30,7 +30,10 @@ SILENT = frozenset(
 
 
 def zamba2(options: Options) -> ModelConfig:
-    """Zamba2: step sizes are at least `time_step_min`, and the convolution always has a bias, as in transformers."""
+    """Zamba2: Mamba-2 layers, some of which call shared transformer blocks first (Glorioso et al. 2024).
+
+    Step sizes are at least `time_step_min`, and the convolution always has a bias, as in transformers.
+    """
     # Where the unembedding is not tied, transformers does not tie the blocks either.
     refuse_unless(options, use_shared_mlp_adapter=True, tie_word_embeddings=True)
     # The norm in the mixers has this one, whatever the option says.
@@ -38,7 +41,7 @@ def zamba2(options: Options) -> ModelConfig:
     layers = _layers(options)
     agree(options, "num_hidden_layers", len(layers), "the number of layers that are named")
     hybrid = [at for at, kind in enumerate(layers) if kind.startswith("shared")]
-    if list(options.get("hybrid_layer_ids", hybrid)) != hybrid:
+    if options.get("hybrid_layer_ids", hybrid) != hybrid:
         raise ConfigError(f"hybrid_layer_ids={shown(options['hybrid_layer_ids'])} contradicts the layers, {hybrid}")
     d_model, n_heads = whole(options, "hidden_size", 2560), whole(options, "num_attention_heads", 32)
     if 2 * d_model % n_heads:

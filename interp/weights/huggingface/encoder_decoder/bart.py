@@ -24,13 +24,13 @@ OFFSET = 2
 
 
 def bart(options: Options) -> EncoderDecoderConfig:
-    """The configuration of a `bart` model."""
+    """BART: learned positions, norms after the parts of both stacks (Lewis et al. 2020)."""
     refuse_unless(options, normalize_embedding=True, static_position_embeddings=False)
     return _two_stacks(options, {"embed_norm": True, "embed_norm_of_sum": True}, start=2)
 
 
 def marian(options: Options) -> EncoderDecoderConfig:
-    """The configuration of a `marian` model."""
+    """Marian: sinusoidal positions, norms after the parts of both stacks (Junczys-Dowmunt et al. 2018)."""
     refuse_unless(options, normalize_embedding=False, static_position_embeddings=True)
     own = {"positional_embedding_type": "sinusoidal", "sinusoidal_halves": True}
     shared = flag(options, "share_encoder_decoder_embeddings", True)

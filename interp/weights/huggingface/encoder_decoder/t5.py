@@ -18,7 +18,7 @@ N_CTX = 2**20
 
 
 def t5(options: Options) -> EncoderDecoderConfig:
-    """The configuration of a `t5` model."""
+    """T5 and T5 v1.1: relative position biases, RMS norms (Raffel et al. 2020)."""
     act_fn, gated = _activation(options.get("feed_forward_proj", "relu"))
     if options.get("dense_act_fn") is not None:  # the two parts of the same, which count where they are given
         act_fn = activation(options, "dense_act_fn", act_fn)
