@@ -17,7 +17,7 @@ from interp.arguments import MOST, checked, is_whole, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.edits import Edit, Variant
 from interp.encoder_decoder.model import EncoderDecoder
-from interp.errors import InterpError, check_choice, unknown
+from interp.errors import InterpError, UnknownName, check_choice, unknown
 from interp.hooked.model import HookedModel
 from interp.names import MIXER_PARTS, PART_KINDS, WHOLES, Part, spelled
 from interp.sites import NameFilter, axis_sizes, config_of, get_act_name, match
@@ -75,9 +75,21 @@ def components(model: HookedModel, sites: Iterable[str] | None = None, only: Nam
         wanted = [_as_written(name) for name in wanted]
         for name in wanted:
             if not isinstance(name, str) or (name not in names and not set(str(name)) & set("*?[")):
+                _refuse_other_site(name, made, having(model, CUTS))
                 raise unknown("component", name, names)
     chosen = set(match(wanted, names))
     return [part for part in made if part.name in chosen]
+
+
+def _refuse_other_site(name: Any, made: Sequence[Part], there: Sequence[str]) -> None:
+    """Refuse a part of another site than those that were asked for, and say which to ask for."""
+    part = spelled(name) if isinstance(name, str) else None
+    asked = sorted({one.row.site for one in made})
+    if part is not None and part.row.site in there and part.row.site not in asked:
+        raise UnknownName(
+            f"{name!r} is of the site {part.row.site!r}, and components of {' and '.join(map(repr, asked))} were asked "
+            f"for: name its site (sites=[{part.row.site!r}], on the command line --site {part.row.site})"
+        )
 
 
 def _as_written(name: Any) -> Any:

@@ -219,6 +219,7 @@ def test_a_sweep_that_was_finished_is_read_back(tmp_path: Path) -> None:
         ({"kind": "meen"}, UnknownName, "no ablation matches 'meen'; did you mean 'mean'"),
         ({"site": "zz"}, UnknownName, "no site of a component matches 'zz'"),
         ({"only": "L1H9"}, UnknownName, "no component matches 'L1H9'; did you mean"),
+        ({"only": "L1N3"}, UnknownName, r"'L1N3' is of the site 'post', and .* 'z' were asked for: .*sites=\['post'\]"),
         ({"only": "L9*"}, UnknownName, "L9"),
         ({"over": "cleen"}, UnknownName, "did you mean 'clean'"),
         ({"measured": 0}, InterpError, "at least 1, not 0"),

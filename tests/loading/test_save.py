@@ -90,7 +90,6 @@ def test_the_number_type_of_a_model_is_that_of_its_hugging_face_folder(tmp_path:
     [
         ("attn_only", r"where this model has \('attn', 'attn'\)"),
         ("gptj_pairs", "rotary_adjacent_pairs=False where this model has True"),
-        ("bidirectional", "act_fn='gelu_new' where this model has 'solu'"),
         ("sinusoidal", "positional_embedding_type='standard' where this model has 'sinusoidal'"),
         ("no_norm_relu", "normalization_type='LN' where this model has None"),
         ("hybrid", "where this model has \\('mamba2', 'attn\\+mlp', 'mamba\\+mlp'\\)"),

@@ -41,11 +41,16 @@ def describe(cfg: ModelConfig) -> tuple[Family, dict[str, Any]]:
     Raises:
         ConfigError: no family does, or one that is not written; the message says how the nearest one differs.
     """
-    if cfg.shared is not None:
-        raise ConfigError(
-            "a model with shared blocks ('shared+mamba2' layers) is not written as a Hugging Face folder. Save it in "
-            "interp's own format: interp.save(model, folder)"
-        )
+    for has, what in (
+        (cfg.shared is not None, "with shared blocks ('shared+mamba2' layers)"),
+        (cfg.experts is not None, "with experts"),
+        (cfg.has_attention and not cfg.causal, "that looks both ways"),
+    ):
+        if has:
+            raise ConfigError(
+                f"a model {what} is not written as a Hugging Face folder. Save the model in interp's own format: "
+                "interp.save(model, folder)"
+            )
     wanted = computed(cfg)
     tried: dict[str, dict[str, str]] = {}
     for name, options_of in OPTIONS.items():
