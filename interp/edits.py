@@ -115,9 +115,12 @@ class Edit:
         """Refuse what cannot be done to numbers of experts."""
         if self.op != "set":
             raise ConfigError(f"op={self.op!r} at {name!r}: it holds the numbers of experts, which can only be set")
-        number = self.source
-        if isinstance(number, float) and not number.is_integer():
-            raise ConfigError(f"source={number!r} at {name!r}: the number of an expert is a whole number")
+        given = self.source
+        if isinstance(given, float) and not given.is_integer():
+            raise ConfigError(f"source={given!r} at {name!r}: the number of an expert is a whole number")
+        if isinstance(given, Tensor) and not bool((given == given.round()).all()):  # NaN is not equal to itself
+            odd = given[given != given.round()].flatten()[0].item()
+            raise ConfigError(f"source holds {odd!r} at {name!r}: the number of an expert is a whole number")
 
 
 def stack_named(cfg: EncoderDecoderConfig, site: str) -> ModelConfig:

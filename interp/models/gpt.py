@@ -284,6 +284,8 @@ class GPT(HookedModel):
         if self.token_type_embed is None or tokens.is_floating_point():
             why = "it starts at a layer" if self.token_type_embed is not None else "this model does not embed segments"
             raise PromptError(f"token_type_ids cannot be taken: {why}")
+        if isinstance(given, Tensor) and given.is_floating_point():
+            raise PromptError(f"token_type_ids must be whole numbers [batch, pos], not {given.dtype}")
         types = self._input(given, None, None)[0]
         if types.shape != tokens.shape:
             raise PromptError(f"token_type_ids are {list(types.shape)}, expected those of tokens, {list(tokens.shape)}")

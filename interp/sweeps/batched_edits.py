@@ -230,7 +230,9 @@ class Changes:
         if made is None:
             made = value  # which it may have changed in place
         shape = list(rows_first(whole, hook.site).shape)  # not that of `value`, which a function can resize
-        if not isinstance(made, Tensor) or made.is_complex() or list(made.shape) != shape:
+        floats = isinstance(made, Tensor) and made.is_floating_point()
+        numbers_of_experts = hook.site.whole and floats  # which would be cut off
+        if not isinstance(made, Tensor) or made.is_complex() or numbers_of_experts or list(made.shape) != shape:
             given = f"{list(made.shape)} {made.dtype}" if isinstance(made, Tensor) else shown(made)
             raise HookError(
                 f"the function of an edit at {hook.name!r} returned {given}, expected [{', '.join(hook.site.axes)}] = "

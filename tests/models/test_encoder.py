@@ -232,6 +232,7 @@ def test_what_predicts_the_next_token_is_refused(encoder: Encoder, tokens: Tenso
     [
         ("modernbert", torch.zeros(3, 7, dtype=torch.long), "does not embed segments"),
         ("bert_mlm", torch.zeros(3, 6, dtype=torch.long), r"are \[3, 6\], expected those of tokens, \[3, 7\]"),
+        ("bert_mlm", torch.zeros(3, 7), "token_type_ids must be whole numbers .* not torch.float32"),
         ("bert_mlm", torch.full((3, 7), 2), "token type 2 is out of range: this model's are 0 to 1"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from makers import compare, make, pairs_of
 
 from interp.edits import Edit, Variant
@@ -45,6 +46,14 @@ def test_experts_that_there_are_not_are_refused() -> None:
     ):
         with pytest.raises(kind, match=named):
             sweep(model, pairs, [Variant(edit)], progress=False)
+    for source, kind, named in (
+        (1.5, ConfigError, r"source=1.5 at .*expert_indices'"),
+        (torch.tensor([1.0, 1.5]), ConfigError, r"source holds 1.5 at"),
+        (torch.tensor(float("nan")), ConfigError, r"source holds nan at"),
+        (lambda value, hook: value + 0.5, HookError, r"returned .* torch.float32, expected .* torch.int64"),
+    ):
+        with pytest.raises(kind, match=named):
+            sweep(model, pairs, [Variant(Edit("expert_indices", {"layer": 0}, "set", source))], progress=False)
     with pytest.raises(UnknownName, match="expert must be at least 0, not -1"):
         send_to(0, -1)
 
