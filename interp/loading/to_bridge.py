@@ -49,25 +49,26 @@ def to_bridge(model: GPT) -> Any:
         save(model, folder, format="huggingface")
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, attn_implementation="eager").eval()
         tokenizer = None if model.tokenizer is None else AutoTokenizer.from_pretrained(folder)
-    kind = type(theirs).__name__
-    try:
-        bridge = build_bridge_from_module(
-            theirs.to(model.device),
-            kind,
-            hf_config=theirs.config,
-            tokenizer=tokenizer,
-            model_name=model.cfg.model_name,
-        )
-    except Exception as error:  # transformer_lens's, of any kind
-        reason = str(error) or f"it gives no reason ({type(error).__name__})"
-        raise ConfigError(f"transformer_lens makes no bridge of this {kind}: {reason}") from error
-    # 3. The same logits.
     tokens = torch.randint(
         0, model.cfg.d_vocab, (2, min(8, model.cfg.n_ctx)), generator=torch.Generator().manual_seed(0)
     )
+    kind = type(theirs).__name__
     with torch.no_grad():
+        try:
+            bridge = build_bridge_from_module(
+                theirs.to(model.device),
+                kind,
+                hf_config=theirs.config,
+                tokenizer=tokenizer,
+                model_name=model.cfg.model_name,
+            )
+            given = bridge(tokens.to(model.device)).double()
+        except Exception as error:  # transformer_lens's, of any kind
+            reason = str(error) or f"it gives no reason ({type(error).__name__})"
+            raise ConfigError(f"transformer_lens makes no bridge of this {kind}: {reason}") from error
+        # 3. The same logits.
         expected = model(tokens).double()
-        difference = float((bridge(tokens.to(model.device)).double() - expected).abs().max() / expected.abs().max())
+    difference = float((given - expected).abs().max() / expected.abs().max())
     if not difference <= (HALF_PRECISION_TOLERANCE if model.dtype.itemsize < 4 else TOLERANCE):
         raise WeightsError(f"the bridge's logits differ from the model's by {difference:.2g} of the largest")
     return bridge

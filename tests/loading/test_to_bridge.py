@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import CASES, tiny, tokens_for
-from makers import close, make
+from makers import close, encoder_decoder, make
 
 import interp
 from interp.errors import ConfigError, WeightsError
@@ -40,7 +40,13 @@ def test_a_bridge_shares_no_memory_with_the_model() -> None:
 
 @pytest.mark.parametrize(
     ("source", "says"),
-    [(lambda: make("attn_only"), "no Hugging Face family computes"), (lambda: "gpt2", "takes an interp.GPT")],
+    [
+        (lambda: make("attn_only"), "no Hugging Face family computes"),
+        (lambda: "gpt2", "takes an interp.GPT, of one stack that writes text, not 'gpt2'"),
+        (lambda: encoder_decoder("t5"), "takes an interp.GPT, of one stack that writes text, not EncoderDecoder"),
+        (lambda: interp.load(tiny(*CASES["gpt_neox-sequential"])), "makes no bridge of this GPTNeoXForCausalLM"),
+        (lambda: interp.load(tiny(*CASES["opt-no-biases"])), "makes no bridge of this OPTForCausalLM"),
+    ],
 )
 def test_what_has_no_bridge_is_refused(source: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
