@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from interp.arguments import whole_number
+from interp.arguments import is_several, shown, whole_number
 from interp.config.checks import check_fields
 from interp.config.model_config import ModelConfig, check_config
 from interp.errors import ConfigError
@@ -31,6 +31,8 @@ class EncoderDecoderConfig:
         shared_embeddings: whether both stacks have one table of token embeddings.
         decoder_start_token_id: what the decoder's prompt begins with; None where a model does not say.
 
+        suppress_tokens: ids that `generate` never writes, such as the padding token of Marian models.
+
     Raises:
         ConfigError: stacks that do not fit together.
     """
@@ -39,6 +41,7 @@ class EncoderDecoderConfig:
     decoder: ModelConfig
     shared_embeddings: bool = True
     decoder_start_token_id: int | None = None
+    suppress_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for stack in STACKS:
@@ -67,6 +70,11 @@ class EncoderDecoderConfig:
             most = self.decoder.d_vocab - 1
             start = whole_number("decoder_start_token_id", self.decoder_start_token_id, least=0, most=most)
             object.__setattr__(self, "decoder_start_token_id", start)
+        if not is_several(self.suppress_tokens):
+            raise ConfigError(f"suppress_tokens must be token ids, not {shown(self.suppress_tokens)}")
+        most = self.decoder.d_vocab_out - 1
+        never = [whole_number("each of suppress_tokens", one, least=0, most=most) for one in self.suppress_tokens]
+        object.__setattr__(self, "suppress_tokens", tuple(never))
 
     @classmethod
     def original_transformer(

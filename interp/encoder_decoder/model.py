@@ -289,13 +289,14 @@ class EncoderDecoder(HookedModel):
             input, decoder_input, prepend_bos, attention_mask, decoder_attention_mask: as in `forward`; the decoder's
                 prompts are padded on the left.
             max_new_tokens: how many to add at most.
-            options: of `interp.hooked.generation.generate`.
+            options: of `interp.hooked.generation.generate`; `suppress_tokens` are the configuration's, unless given.
 
         Returns:
             For ids the decoder's tokens [batch, pos + new]; for a text the decoder's text, a list for several.
         """
         encoded = self.encode(input, prepend_bos=prepend_bos, attention_mask=attention_mask)
         tokens, mask = self.decoder_tokens(decoder_input, len(encoded.stream), decoder_attention_mask)
+        options = {"suppress_tokens": self.cfg.suppress_tokens, **options}
         longer: Tensor = generate(_Continuing(self, encoded), tokens, max_new_tokens, attention_mask=mask, **options)
         if isinstance(input, Tensor):
             return longer

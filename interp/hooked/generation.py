@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from interp.arguments import as_index, checked, real_number, shown, whole_number
+from interp.arguments import as_index, checked, is_several, real_number, shown, whole_number
 from interp.arguments import seed as check_seed
 from interp.config import ModelConfig
 from interp.errors import PromptError
@@ -94,13 +94,20 @@ def _ends(model: Generator, given: Any) -> list[int]:
     """The ids that end a prompt: those given, or the tokenizer's own."""
     if given is None:
         return [] if model.tokenizer is None else list(model.tokenizer.eos_token_ids)
-    found = as_index("eos_token_id", given)
+    return _ids("eos_token_id", given, model.cfg.d_vocab)
+
+
+def _ids(name: str, given: Any, d_vocab: int) -> list[int]:
+    """Token ids that were given: one, several or none."""
+    if given is None or (is_several(given) and not len(given)):
+        return []
+    found = as_index(name, given)
     if isinstance(found, slice):
-        raise PromptError(f"eos_token_id must be a token id, or several, not {given}")
-    ids = [found] if isinstance(found, int) else list(found)
-    for one in ids:
-        whole_number("eos_token_id", one, least=0, most=model.cfg.d_vocab - 1, refuse=PromptError)
-    return ids
+        raise PromptError(f"{name} must be a token id, or several, not {given}")
+    return [
+        whole_number(name, one, least=0, most=d_vocab - 1, refuse=PromptError)
+        for one in ([found] if isinstance(found, int) else found)
+    ]
 
 
 @checked
@@ -117,6 +124,7 @@ def generate(
     seed: int | None = None,
     stop_at_eos: bool = True,
     eos_token_id: int | Sequence[int] | None = None,
+    suppress_tokens: int | Sequence[int] = (),
     use_past_kv_cache: bool = True,
     prepend_bos: bool | None = None,
     attention_mask: Tensor | Sequence[Any] | None = None,
@@ -136,6 +144,9 @@ def generate(
         seed: makes the draw repeatable, without touching torch's global generator.
         stop_at_eos: end a prompt at its end-of-sequence token; the rest of its row is padding.
         eos_token_id: that token, if not the tokenizer's, or several, each of which ends a prompt.
+        suppress_tokens: ids that are never written. Of the settings of generation that files have, an encoder-decoder
+            takes these from its configuration; others (beams, lengths, repetition, a forced first token) count for
+            nothing here.
         use_past_kv_cache: keep keys and values; False runs the whole text again for each token.
         prepend_bos: as in `to_tokens`.
         attention_mask: [batch, pos], True at real tokens; ids that are padded must be so on the left.
@@ -150,10 +161,13 @@ def generate(
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, least=0, refuse=PromptError)
     temperature, top_k, top_p = _checked(temperature, top_k, top_p)
     ends = _ends(model, eos_token_id) if stop_at_eos else []
+    never = _ids("suppress_tokens", suppress_tokens, model.cfg.d_vocab_out)
     tokens, mask = _prompts(model, input, prepend_bos, attention_mask)
     generator = None if seed is None else torch.Generator(model.device).manual_seed(check_seed(seed))
 
     def draw(logits: Tensor) -> Tensor:
+        if never:
+            logits = logits.index_fill(-1, torch.tensor(never, device=logits.device), -torch.inf)
         return sample(
             logits, temperature=temperature if do_sample else 0, top_k=top_k, top_p=top_p, generator=generator
         )

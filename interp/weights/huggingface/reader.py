@@ -28,9 +28,10 @@ from interp.weights.files import WEIGHT_FILES, Tensors, contents, open_weights, 
 from interp.weights.huggingface.families import configure
 from interp.weights.mxfp4 import dequantized
 
+GENERATION = "generation_config.json"
 TOKENIZER_FILES = [
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model", "generation_config.json",
+    "merges.txt", "vocab.txt", "tokenizer.model", GENERATION,
 ]  # fmt: skip
 SAFE_FILES = ["model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors"]
 PICKLED_FILES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin"]
@@ -59,6 +60,8 @@ def read(source: str | Path, revision: str | None = None, tokenizer: Tokenizer |
     if folder.parent.name == "snapshots":  # the hub's cache: models--owner--name/snapshots/commit
         name, commit = folder.parent.parent.name.removeprefix("models--").replace("--", "/"), folder.name
     origin = Source(kind="huggingface", location=name, revision=commit, files=files)
+    if (folder / GENERATION).is_file():
+        options |= _of_generation(read_json(folder / GENERATION))
     options = {**options, "_name_or_path": name if commit else folder.name}
     try:
         return _checkpoint(options, tensors, tokenizer or Tokenizer.from_directory(folder), origin)
@@ -78,10 +81,17 @@ def from_transformers(hf_model: Any, tokenizer: Any = None) -> Checkpoint:
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.from_transformers(tokenizer)
     options = hf_model.config.to_dict()
+    if getattr(hf_model, "generation_config", None) is not None:
+        options |= _of_generation(hf_model.generation_config.to_dict())
     name = options.get("_name_or_path") or type(hf_model).__name__
     state = hf_model.state_dict()
     tensors: Tensors = {key: in_memory(tensor, key) for key, tensor in state.items()}
     return _checkpoint(options, tensors, tokenizer, Source(kind="transformers", location=name))
+
+
+def _of_generation(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the settings of generation, those that `generate` follows: the tokens that are never written."""
+    return {name: settings[name] for name in ("bad_words_ids", "suppress_tokens") if settings.get(name)}
 
 
 def download(repository: str, revision: str | None = None) -> Path:

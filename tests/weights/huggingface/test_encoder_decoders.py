@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import interp
 from interp.encoder_decoder.model import EncoderDecoder
-from interp.errors import ConfigError, WeightsError
+from interp.errors import ConfigError, PromptError, WeightsError
 from tests.checkpoints import BART_SIZES, SEQ2SEQ, T5_SIZES, relative_difference, tiny
 
 SOURCE = torch.randint(3, 61, (3, 23), generator=torch.Generator().manual_seed(1))
@@ -101,7 +101,25 @@ def test_generation_is_that_of_transformers(both: tuple[Any, EncoderDecoder]) ->
         use_cache=False,  # its cache has a place for each layer of the encoder, and a decoder may be deeper
         bad_words_ids=None,
     )
-    assert torch.equal(ours.generate(SOURCE, 12, do_sample=False), expected)
+    assert torch.equal(ours.generate(SOURCE, 12, do_sample=False, suppress_tokens=()), expected)
+
+
+@torch.no_grad()
+def test_tokens_that_a_file_forbids_are_never_written(tmp_path: Path) -> None:
+    theirs = tiny(*SEQ2SEQ["marian"])
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False, "num_beams": 1, "eos_token_id": None}
+    options |= {"forced_eos_token_id": None, "use_cache": False}
+    free = theirs.generate(input_ids=SOURCE, bad_words_ids=None, **options)
+    liked = int(free[0, 2])
+    theirs.generation_config.bad_words_ids = [[liked], [1, 2]]  # of words of several tokens nothing is made
+    theirs.save_pretrained(tmp_path)
+    expected = theirs.generate(input_ids=SOURCE, **{**options, "bad_words_ids": [[liked]]})
+    for ours in (interp.load(theirs), interp.load(tmp_path)):
+        assert ours.cfg.suppress_tokens == (liked,)
+        assert torch.equal(ours.generate(SOURCE, 8, do_sample=False), expected)
+    assert not (expected == liked).any() and (free == liked).any()
+    with pytest.raises(PromptError, match="suppress_tokens must be at most"):
+        ours.generate(SOURCE, 8, suppress_tokens=[10**6])
 
 
 @pytest.mark.parametrize("case", SEQ2SEQ)

@@ -57,6 +57,15 @@ def general(options: Options) -> dict[str, Any]:
     return {"initializer_range": options.get("initializer_range", 0.02), "model_name": str(name)}
 
 
+def suppressed(options: Options) -> tuple[int, ...]:
+    """The tokens that generation never writes: of `suppress_tokens`, and of `bad_words_ids` those of one token."""
+    words = options.get("bad_words_ids") or []
+    if not is_several(words) or not all(is_several(word) for word in words):
+        raise ConfigError(f"bad_words_ids must be a list of lists of token ids, not {shown(words)}")
+    alone = [word[0] for word in words if len(word) == 1]
+    return (*(options.get("suppress_tokens") or ()), *alone)
+
+
 def head_share(options: Options, width: str, heads: str) -> int:
     """The channels of a head where every head has an equal share of the width."""
     d_model, n_heads = whole(options, width), whole(options, heads)

@@ -15,7 +15,7 @@ from interp.config import EncoderDecoderConfig, ModelConfig
 from interp.errors import ConfigError
 from interp.weights.checkpoint import Row
 from interp.weights.huggingface.configs.checks import refuse_unless
-from interp.weights.huggingface.configs.shared import activation, general, head_share
+from interp.weights.huggingface.configs.shared import activation, general, head_share, suppressed
 from interp.weights.huggingface.rows import HEADS_BIAS, HEADS_IN, HEADS_OUT, TRANSPOSED
 from interp.weights.options import Options, flag, whole
 
@@ -75,7 +75,7 @@ def _two_stacks(
     )
     given = options.get("decoder_start_token_id", start)
     fits = isinstance(given, int) and given < decoder.d_vocab
-    return EncoderDecoderConfig(encoder, decoder, shared, given if fits else None)
+    return EncoderDecoderConfig(encoder, decoder, shared, given if fits else None, suppressed(options))
 
 
 def _stack(stack: str) -> dict[str, Row]:

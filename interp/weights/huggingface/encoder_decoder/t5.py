@@ -9,7 +9,7 @@ from interp.arguments import shown
 from interp.config import EncoderDecoderConfig, ModelConfig
 from interp.errors import ConfigError, unknown
 from interp.weights.checkpoint import ACTIVATION_NAMES, Row
-from interp.weights.huggingface.configs.shared import activation, general
+from interp.weights.huggingface.configs.shared import activation, general, suppressed
 from interp.weights.huggingface.rows import HEADS_IN, HEADS_OUT, TRANSPOSED
 from interp.weights.options import Options, flag, number, whole
 
@@ -58,7 +58,8 @@ def t5(options: Options) -> EncoderDecoderConfig:
     )
     encoder = ModelConfig(n_layers=n_layers, attention_dir="bidirectional", **sizes)
     start = options.get("decoder_start_token_id")
-    return EncoderDecoderConfig(encoder, decoder, True, options.get("pad_token_id", 0) if start is None else start)
+    start = options.get("pad_token_id", 0) if start is None else start
+    return EncoderDecoderConfig(encoder, decoder, True, start, suppressed(options))
 
 
 def _activation(given: object) -> tuple[str, bool]:
