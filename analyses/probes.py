@@ -67,8 +67,8 @@ def run(
         site: short names of sites with positions: "resid_pre", "z", "mlp_out", "post", "state", ...
         by: what the cells of a layer are cut by, of "role", "pos" and "head" (in state-space layers also "ssm_head",
             "ssm_group", "channel"), such as "head,role"; "layer" or None for the last position of the whole site.
-            Without a position, cells read the last one. Left out it is "role" for prompts that have roles, and else
-            None.
+            Without a position, cells read the last one, or the role "MASK". Left out it is "role" for prompts that
+            have roles, and else None.
         label, labels: the classes, as `interp.directions.classes.contrast` takes them.
         regularisation, folds, shuffles, seed: as in `interp.directions.probes.Probe`.
         progress: a bar on stderr; None shows it on a terminal.
