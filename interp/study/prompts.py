@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from interp.errors import PromptError
+from interp.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
@@ -48,6 +48,23 @@ def load_prompts(
         roles=roles,
         name="prompt",
     )
+
+
+def check_one_stack(model: HookedModel, what: str, instead: str) -> None:
+    """Refuse a model with an encoder and a decoder in a study of one stack.
+
+    Args:
+        model: the model.
+        what: the study, as the subject of a sentence.
+        instead: what to do.
+
+    Raises:
+        ConfigError: an `interp.EncoderDecoder`.
+    """
+    from interp.encoder_decoder.model import EncoderDecoder
+
+    if isinstance(model, EncoderDecoder):
+        raise ConfigError(f"{what} one stack, and this model has an encoder and a decoder: {instead}")
 
 
 def check_masked(model: HookedModel, pairs: PromptPairs) -> None:

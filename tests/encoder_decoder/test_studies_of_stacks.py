@@ -11,7 +11,6 @@ import torch
 import interp
 from analyses import (
     ablation,
-    activation_patching,
     attention_patterns,
     attribution_patching,
     circuit,
@@ -21,6 +20,7 @@ from analyses import (
     logit_lens,
     patchscope,
     path_patching,
+    steering,
     tuned_lens,
 )
 from interp.attribution.gradients import gradients
@@ -161,21 +161,21 @@ def test_a_saved_model_is_the_same(model: EncoderDecoder, tmp_path: Path) -> Non
 
 
 def test_studies_of_one_stack_say_so(model: EncoderDecoder) -> None:
-    for study in (
-        lambda: interp.Graph.of(model),
-        lambda: interp.TunedLens.identity(model),
-        lambda: activation_patching.run(model, PAIRS, progress=False),
-        lambda: attribution_patching.run(model, PAIRS, progress=False),
-        lambda: attention_patterns.run(model, PAIRS),
-        lambda: path_patching.run(model, PAIRS, progress=False),
-        lambda: edge_attribution.run(model, PAIRS, progress=False),
-        lambda: circuit.run(model, PAIRS, progress=False),
-        lambda: head_detectors.run(model, PAIRS),
-        lambda: patchscope.run(model, PAIRS),
-        lambda: tuned_lens.run(model, PAIRS, progress=False),
-        lambda: estimate(model, PAIRS, [Variant([Edit("decoder.z", {"layer": 1})])]),
+    for study, what in (
+        (lambda: interp.Graph.of(model), "edges are between the parts of one residual stream"),
+        (lambda: path_patching.run(model, PAIRS, progress=False), "edges are between the parts of one residual stream"),
+        (lambda: edge_attribution.run(model, PAIRS, progress=False), "edges are between"),
+        (lambda: circuit.run(model, PAIRS, progress=False), "edges are between"),
+        (lambda: interp.TunedLens.identity(model), "made for one stack"),
+        (lambda: estimate(model, PAIRS, [Variant([Edit("decoder.z", {"layer": 1})])]), "made for one stack"),
+        (lambda: attribution_patching.run(model, PAIRS, progress=False), "attribution patching estimates effects in"),
+        (lambda: attention_patterns.run(model, PAIRS), "attention patterns are drawn of one stack"),
+        (lambda: head_detectors.run(model, PAIRS), "head detectors score the heads of one stack"),
+        (lambda: patchscope.run(model, PAIRS), "a patchscope puts states into the prompt of one stack"),
+        (lambda: tuned_lens.run(model, PAIRS, progress=False), "a tuned lens is trained for one stack"),
+        (lambda: steering.run(model, PAIRS, progress=False), "this study steers one stack"),
     ):
-        with pytest.raises(ConfigError, match=r"made for one stack: interp\.sweep and gradients"):
+        with pytest.raises(InterpError, match=what):
             study()
     for study in (lambda: head_attribution.run(model, PAIRS.encoder), lambda: logit_lens.run(model, PAIRS.encoder)):
         with pytest.raises(PromptError, match="needs pairs with a prompt for each"):
