@@ -32,6 +32,7 @@ from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command
 from interp.study.options import above_zero, whole
+from interp.study.prompts import check_one_stack
 from interp.study.shared_options import LABEL, by_option, site_option
 from interp.variants.granularity import HEAD_AXES, PLACES, cut_by, described, variants
 
@@ -86,6 +87,7 @@ def run(
     """
     import pandas as pd
 
+    check_one_stack(model, "this study probes", "difference_of_means of interp.directions.steering takes sites of both")
     probe = Probe(regularisation, folds, shuffles, seed)
     if isinstance(by, EllipsisType):
         by = "role" if pairs.role_names else None

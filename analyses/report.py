@@ -193,7 +193,7 @@ def _check_kind(model: HookedModel) -> None:
     if isinstance(model, EncoderDecoder):
         raise InterpError(
             "a report is of a model with one stack, and this one has an encoder and a decoder: run its studies one by "
-            "one, `interp run activation-patching`, ablation, head-attribution, logit-lens or probes"
+            "one, `interp run activation-patching`, ablation, head-attribution or logit-lens"
         )
 
 

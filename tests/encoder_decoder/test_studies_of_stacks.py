@@ -20,11 +20,13 @@ from analyses import (
     logit_lens,
     patchscope,
     path_patching,
+    probes,
     steering,
     tuned_lens,
 )
 from interp.attribution.gradients import gradients
 from interp.attribution.node_scores import estimate
+from interp.directions.classes import contrast
 from interp.directions.steering import difference_of_means, steer
 from interp.edits import Edit, Variant
 from interp.encoder_decoder.model import EncoderDecoder
@@ -33,7 +35,7 @@ from interp.heads import qk_ov
 from interp.metrics import measure
 from interp.prompts.pairs import PromptPairs
 from interp.sites import get_act_name, stream_after, stream_between
-from tests.makers import STACKS, close, encoder_decoder
+from tests.makers import STACKS, close, encoder_decoder, stack_pairs
 
 SOURCE = torch.tensor([[3, 5, 7, 11, 2], [4, 6, 8, 10, 12]])
 PREFIX = torch.tensor([[1, 9, 13], [1, 2, 20]])
@@ -174,6 +176,7 @@ def test_studies_of_one_stack_say_so(model: EncoderDecoder) -> None:
         (lambda: patchscope.run(model, PAIRS), "a patchscope puts states into the prompt of one stack"),
         (lambda: tuned_lens.run(model, PAIRS, progress=False), "a tuned lens is trained for one stack"),
         (lambda: steering.run(model, PAIRS, progress=False), "this study steers one stack"),
+        (lambda: probes.run(model, PAIRS, site="encoder.resid_pre", progress=False), "this study probes one stack"),
     ):
         with pytest.raises(InterpError, match=what):
             study()
@@ -184,6 +187,14 @@ def test_studies_of_one_stack_say_so(model: EncoderDecoder) -> None:
         qk_ov.readable(model)
     with pytest.raises(PromptError, match="mean_by_role is of one prompt"):
         ablation.run(model, PAIRS, kind="mean_by_role", progress=False)
+
+
+def test_sides_are_told_apart_by_what_either_stack_reads() -> None:
+    pairs = stack_pairs()
+    assert bool((pairs.clean == pairs.corrupt).all()) and pairs.encoder is not None
+    assert contrast(encoder_decoder("t5"), pairs, "side").classes == ("clean", "corrupt")
+    with pytest.raises(PromptError, match="some corrupt prompt equals its clean one"):
+        contrast(encoder_decoder("t5"), PAIRS, "side")
 
 
 def test_directions_are_read_and_added_in_either_stack(model: EncoderDecoder) -> None:
