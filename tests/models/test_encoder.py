@@ -28,7 +28,7 @@ from interp.models import gpt
 from interp.models.encoder import Encoder
 from interp.prompts.pairs import PromptPairs
 from interp.sites import stream_after
-from interp.study.prompts import check_masked
+from interp.study.prompts import check_masked, load_prompts
 from interp.sweeps.sweep import sweep
 from interp.text.tokenizer import Tokenizer
 
@@ -295,6 +295,11 @@ def test_text_with_a_mask(masked_pairs: PromptPairs) -> None:
     expected = [float(logits[row, at, 6] - logits[row, at, 7]) for row, at in enumerate((2, 1))]
     assert measure("logit_diff", logits, pairs).tolist() == pytest.approx(expected)
     assert masked_pairs[[0]].read_at.tolist() == [2]
+    typed = load_prompts(model, prompt=texts[0])
+    assert typed.read_at.tolist() == [2] and typed.answer_place == "MASK"
+    assert typed.answers.tolist() == [model(texts[0])[0, 2].topk(2).indices.tolist()]
+    with pytest.raises(PromptError, match=r"write \[MASK\] once in the prompt, which has it 0 times"):
+        load_prompts(model, prompt="the cat sat")
 
 
 def test_sizes_are_checked_where_layers_see_differently_far(monkeypatch: pytest.MonkeyPatch) -> None:
