@@ -29,6 +29,7 @@ from interp.hooked.model import HookedModel
 from interp.names import Part
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command
+from interp.study.prompts import check_one_stack
 from interp.variants.components import components, having
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
     """
     import pandas as pd
 
+    check_one_stack(
+        model, "attention patterns are drawn of", "read cache['decoder.cross_attn.pattern', layer] of run_with_cache"
+    )
     pairs = pairs.to(model.device)
     chosen = _chosen(model, heads)
     layers = sorted({part.layer for part in chosen if part.layer is not None})

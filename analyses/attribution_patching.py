@@ -35,6 +35,7 @@ from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command
 from interp.study.options import whole
+from interp.study.prompts import check_one_stack
 from interp.study.shared_options import GRANULARITY, METRIC, by_option, direction_option, method_option, site_option
 from interp.study.sweep_options import SweepOptions
 from interp.sweeps.sweep import sweep_values
@@ -96,6 +97,7 @@ def run(
         InterpError: what `interp.attribution.node_scores.estimate` and `interp.sweep` refuse; SweepInterrupted as
             there.
     """
+    check_one_stack(model, "attribution patching estimates effects in", "activation patching measures them in both")
     check_choice("direction", direction, DIRECTIONS)
     check_choice("method", method, METHODS)
     check_steps(steps)

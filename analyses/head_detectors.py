@@ -30,6 +30,7 @@ from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command
 from interp.study.options import whole
+from interp.study.prompts import check_one_stack
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,6 +93,11 @@ def run(
         PromptError: a length that the model cannot take.
         InterpError: a detector or source that was asked for and cannot be had; nothing that can.
     """
+    check_one_stack(
+        model,
+        "head detectors score the heads of",
+        "read cache['encoder.pattern', layer] or cache['decoder.pattern', layer] of run_with_cache",
+    )
     return measured(Material(model, pairs, n, length, seed, bos, effective), detectors, sources, progress=progress)[0]
 
 

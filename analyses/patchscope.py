@@ -32,10 +32,12 @@ from interp.lenses.patchscopes import TOP, TOP_PROB, lens_probability, put, read
 from interp.lenses.read import token_text
 from interp.lenses.target_prompts import SITE, copies, target_prompt
 from interp.metrics import METRICS, Metric
+from interp.models.encoder import Encoder
 from interp.prompts.pair_checks import SIDES
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command
 from interp.study.options import choice, whole
+from interp.study.prompts import check_one_stack
 from interp.sweeps.sweep import sweep
 from interp.variants.granularity import PLACES, cut_by, described, variants
 
@@ -89,6 +91,11 @@ def run(
     """
     import pandas as pd
 
+    check_one_stack(model, "a patchscope puts states into the prompt of", "the logit lens reads its decoder")
+    if isinstance(model, Encoder):
+        raise PromptError(
+            "a patchscope asks how a text goes on, and this model predicts masked tokens: take the logit lens"
+        )
     pairs = pairs.to(model.device)
     goal = target_prompt(model, pairs, target, at)
     if isinstance(by, EllipsisType):

@@ -32,6 +32,7 @@ from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command
 from interp.study.options import above_zero, whole
+from interp.study.prompts import check_one_stack
 from interp.study.shared_options import LABEL, by_option, site_option
 from interp.variants.granularity import HEAD_AXES, PLACES, cut_by, described, variants
 
@@ -67,8 +68,8 @@ def run(
         site: short names of sites with positions: "resid_pre", "z", "mlp_out", "post", "state", ...
         by: what the cells of a layer are cut by, of "role", "pos" and "head" (in state-space layers also "ssm_head",
             "ssm_group", "channel"), such as "head,role"; "layer" or None for the last position of the whole site.
-            Without a position, cells read the last one. Left out it is "role" for prompts that have roles, and else
-            None.
+            Without a position, cells read the last one, or the role "MASK". Left out it is "role" for prompts that
+            have roles, and else None.
         label, labels: the classes, as `interp.directions.classes.contrast` takes them.
         regularisation, folds, shuffles, seed: as in `interp.directions.probes.Probe`.
         progress: a bar on stderr; None shows it on a terminal.
@@ -86,6 +87,7 @@ def run(
     """
     import pandas as pd
 
+    check_one_stack(model, "this study probes", "difference_of_means of interp.directions.steering takes sites of both")
     probe = Probe(regularisation, folds, shuffles, seed)
     if isinstance(by, EllipsisType):
         by = "role" if pairs.role_names else None

@@ -26,16 +26,18 @@ import torch
 from analyses import sections
 from interp.arguments import checked
 from interp.edits import Edit, Variant
+from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import InterpError, unknown
 from interp.hooked.model import HookedModel
 from interp.loading.load import load
 from interp.loading.parity import check_against_transformers
 from interp.models.gpt import GPT
 from interp.progress import counting
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import MASK, PromptPairs
 from interp.study import behaviour as doing
+from interp.study.prompts import check_masked
 from interp.study.provenance import provenance
-from interp.study.sentences import counted_of
+from interp.study.sentences import answered_at, counted_of
 from interp.sweeps.sweep import sweep
 from interp.tasks import get_task
 from interp.text.characters import visible_token
@@ -155,7 +157,9 @@ def write(
     with steps:
         # 1. The model, the prompts, and whether the model does the task.
         model = step("load", lambda: load(source, device=device, dtype=dtype))
+        _check_kind(model)
         pairs = make(model, n=n, seed=seed)
+        check_masked(model, pairs)
         step("behaviour", lambda: behaviour(model, pairs, story))
         # 2. The studies.
         for module in modules:
@@ -184,14 +188,24 @@ def write(
     )
 
 
+def _check_kind(model: HookedModel) -> None:
+    """Refuse, before any study, a model of which no report can be made."""
+    if isinstance(model, EncoderDecoder):
+        raise InterpError(
+            "a report is of a model with one stack, and this one has an encoder and a decoder: run its studies one by "
+            "one, `interp run activation-patching`, ablation, head-attribution or logit-lens"
+        )
+
+
 def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
     """Whether the model does the task, and the prompts it was asked with."""
     import pandas as pd
 
     frame = doing.behaviour(model, pairs)
     story.results["behaviour"] = frame
-    story.findings.append(doing.verdict(frame, model.cfg.model_name))
+    story.findings.append(doing.verdict(frame, model.cfg.model_name, masked=pairs.answer_place == MASK))
     clean = frame[frame["side"] == "clean"]
+    says = "model says after clean" if pairs.answer_place == -1 else "model says at the mask"
     right, wrong = (
         [_listed(model, [token for token in ids if token >= 0]) for ids in side]
         for side in pairs.answer_table.unbind(1)
@@ -203,7 +217,7 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
             "corrupt prompt": pairs.corrupt_texts,
             "right": right,
             "wrong": wrong,
-            "model says after clean": [visible_token(says) for says in clean.drop_duplicates("prompt")["says"]],
+            says: [visible_token(token) for token in clean.drop_duplicates("prompt")["says"]],
             "logit difference on clean": values["logit_diff"],
             "probability of right on clean": values["prob"],
         }
@@ -211,7 +225,8 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
     roles = ", ".join(f"{role} ({pairs.labels(0)[at]})" for role, at in pairs.roles[0].items())
     text = [
         "Each clean prompt has a corrupt counterpart of the same length, which differs in one respect. The logit "
-        "difference is the logit of the clean prompt's right answer minus that of the wrong one, at the last position.",
+        "difference is the logit of the clean prompt's right answer minus that of the wrong one, "
+        f"{answered_at(pairs)}.",
         f"Roles of positions, with those of the first prompt: {roles}." if roles else "",
     ]
     told = doing.summary(frame).drop(columns=["side", "metric"])

@@ -45,6 +45,7 @@ from interp.metrics import Metric
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command
 from interp.study.options import choice, numbers
+from interp.study.prompts import check_one_stack
 from interp.study.shared_options import LABEL, metric_option, site_option
 from interp.sweeps.sweep import sweep
 
@@ -65,7 +66,7 @@ def run(
     site: str = "resid_pre",
     layers: Sequence[int] | None = None,
     strengths: Sequence[float] = STRENGTHS,
-    pos: int | str = -1,
+    pos: int | str | None = None,
     add: str = "onward",
     label: str = "auto",
     labels: Sequence[Any] | None = None,
@@ -83,7 +84,8 @@ def run(
         site: the short name of a site with positions.
         layers: the layers; None takes all.
         strengths: how many times the difference of means is added.
-        pos: where activations are read: a position, a role, -1 for the last.
+        pos: where activations are read: a position (-1 is the last), a role; None takes where the answer is
+            read, the last position or the role "MASK".
         add: "onward" adds from that position on, "there" at it alone, "all" at every position. Neutral prompts have no
             such position: they take it at the last one, or at all.
         label, labels: the two classes, as `interp.directions.classes.contrast` takes them; labels of your own are
@@ -105,12 +107,16 @@ def run(
     """
     import pandas as pd
 
+    check_one_stack(
+        model, "this study steers", "difference_of_means and steer of interp.directions.steering take sites of both"
+    )
     check_choice("way to add", add, ADDED)
     if isinstance(strengths, str) or not isinstance(strengths, Iterable) or not len(list(strengths)):
         raise ConfigError(f"steering needs at least one strength, such as strengths=[1.0], not {shown(strengths)}")
     strengths, seed = [real_number("strength", one) for one in strengths], check_seed(seed)
     told, pairs, kept = pulled(contrast(model, pairs, label, labels=labels, most=2), pairs)
     every = entries("layer", layers, model.cfg.n_layers, refuse=UnknownName)
+    pos = pairs.answer_place if pos is None else pos
     vectors = held_out_vectors(model, pairs, told, site, [{"layer": layer, "pos": pos} for layer in every], seed=seed)
     others = neutral_prompts(model, pairs, neutral, seed)
     turn = torch.arange(len(others)) % len(pairs)  # neutral prompts take the pairs' vectors in turn
@@ -166,7 +172,9 @@ def plot_strengths(table: pd.DataFrame) -> Figure:
     return figures.lines(shown, x="layer", hue="strength", facet="panel", share=False, label="")
 
 
-def _place(context: click.Context, option: click.Parameter, text: str) -> int | str:
+def _place(context: click.Context, option: click.Parameter, text: str | None) -> int | str | None:
+    if text is None:
+        return None
     return int(text) if re.fullmatch("-?[0-9]{1,9}", text) else text
 
 
@@ -177,9 +185,7 @@ main = study_command(
     options=[
         LABEL,
         choice("--add", ADDED, default="onward", help="Where it is added."),
-        click.option(
-            "--pos", default="-1", show_default=True, callback=_place, help="A position or a role that is read."
-        ),
+        click.option("--pos", callback=_place, help="A position or a role; left out, where the answer is read."),
         numbers("--strengths", "Numbers with commas between.  [1,2,4]"),
         metric_option("logit_diff, log_prob, ..."),
         site_option("A short site name: resid_pre, z, ...", default="resid_pre"),

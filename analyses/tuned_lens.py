@@ -32,6 +32,7 @@ from interp.prompts.pairs import PromptPairs
 from interp.sites import stream_after
 from interp.study.command import study_command
 from interp.study.options import PLACE, above_zero, whole
+from interp.study.prompts import check_one_stack
 from interp.study.shared_options import POS, TOP
 from interp.text.characters import visible_token
 
@@ -89,6 +90,7 @@ def run(
         InterpError: a lens of another model, a folder without a lens and nothing to train on, or a model whose
             residual stream is not what its output is read from.
     """
+    check_one_stack(model, "a tuned lens is trained for", "the logit lens reads its decoder")
     if not isinstance(lens, TunedLens):
         options = {"steps": steps, "batch": batch, "lr": lr}
         lens = trained(

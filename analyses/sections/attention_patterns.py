@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from analyses.attention_patterns import DARKEST, LEAST_LINK, MOST_HEADS, SHARE, names_of, plot, run, summary
 from interp.hooked.model import HookedModel
 from interp.names import Part
-from interp.prompts.pairs import PromptPairs
+from interp.prompts.pairs import MASK, PromptPairs
 from interp.study.sections import Results, StudyReport
 from interp.ui.page import FigureItem, Section, first_rows
 
@@ -25,7 +25,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     Of layers without heads, the mixers that patching found strongest, and the channels that write most.
     """
     frame = run(model, pairs, heads=_strongest(model, results))
-    last = pairs.role_names[-1] if pairs.role_names else ""
+    last = MASK if MASK in pairs.role_names else pairs.role_names[-1] if pairs.role_names else ""
     hidden = frame["head"].isna()
     text, items, tables = [], [], []
     for part, what in ((frame[~hidden], "attention"), (frame[hidden], SHARE)):
@@ -47,7 +47,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
 
 
 def describe(table: pd.DataFrame, names: Iterable[str], last: str) -> str:
-    """From the links between roles: where the last position looks in each head, or else its strongest link."""
+    """From the links between roles: where the last role, or the mask, looks in each head, or else its best link."""
     looks, idle = [], []
     for name in names:
         own = table[(names_of(table) == name) & (table["query_role"] != table["key_role"])]

@@ -7,7 +7,7 @@ from interp.hooked.model import HookedModel
 from interp.lenses import read as lens
 from interp.prompts.pairs import PromptPairs
 from interp.study.sections import Results, StudyReport
-from interp.study.sentences import counted
+from interp.study.sentences import answered_at, counted
 from interp.ui.page import FigureItem, Section
 
 ORDER = 20
@@ -34,7 +34,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         FigureItem(
             "logit_lens_rank",
             "Place of the right answer among all tokens, by depth",
-            "Residual stream at the last position through the final norm and the unembedding; mean over "
+            f"Residual stream {answered_at(pairs)} through the final norm and the unembedding; mean over "
             f"{counted(len(pairs))} on a logarithmic scale, the band is a 95% bootstrap interval.",
             plot_rank(table),
             rank,

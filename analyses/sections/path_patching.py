@@ -13,14 +13,13 @@ from interp.names import READS, Part, part_of
 from interp.prompts.pairs import PromptPairs
 from interp.study.fewer_prompts import affordable, evenly
 from interp.study.sections import Results, StudyReport
-from interp.study.sentences import counted, interval
+from interp.study.sentences import answered_at, counted, interval
 from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ORDER = 55
-QUERIES = "what their queries at the last position read"
 MOST_PROMPTS, MOST_QUERIES = 16, 8  # for the paths to the logits, and to queries
 MOST_SET = 6  # receivers that are patched together
 MOST_OPERATIONS = 2e12  # for the inputs of one head or mixer
@@ -29,7 +28,7 @@ MOST_OPERATIONS = 2e12  # for the inputs of one head or mixer
 def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress: bool | None = None) -> StudyReport:
     """The section of a task's report: back from the logits, to what the heads or layers that write there read, and on.
 
-    Of heads these are the queries at the last position; a state-space layer reads everywhere.
+    Of heads these are the queries where the answer is read; a state-space layer reads everywhere.
     """
     import pandas as pd
 
@@ -85,7 +84,8 @@ def _into(
     """The paths to what some heads or mixers read, all patched together: measured, summed up, and called two ways."""
     receivers = _inputs(names, ["q"])
     if kind == "head":
-        most, pos, ends, read = MOST_QUERIES, -1, f"the queries of {', '.join(names)}", QUERIES
+        most, pos, ends = MOST_QUERIES, pairs.answer_place, f"the queries of {', '.join(names)}"
+        read = f"what their queries {answered_at(pairs)} read"
     else:
         most = min(MOST_QUERIES, _affordable(model, pairs, names[0], receivers))
         pos, ends, read = None, ", ".join(receivers), "what their layers read"
@@ -188,7 +188,7 @@ def _strongest(table: pd.DataFrame, *, to: bool = False) -> str:
 
 
 def _figure(name: str, title: str, frame: pd.DataFrame, table: pd.DataFrame, n: int) -> FigureItem:
-    where = "at the last position" if "pos" in frame else "everywhere"
+    where = "at the mask" if "role" in frame else "at the last position" if "pos" in frame else "everywhere"
     some = frame["prompt"].nunique()
     count = counted(some) if some == n else f"{some} of {n} prompts, evenly drawn"
     caption = f"Mean over {count}; the receiver's input is changed {where}."

@@ -1,4 +1,4 @@
-"""Steering in a report: every layer at the last position, what it breaks, and how the first prompt goes on."""
+"""Steering in a report: every layer where the answer is read, what it breaks, and how the first prompt goes on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import no_effect
 from interp.study.sections import Results, StudyReport
-from interp.study.sentences import interval
+from interp.study.sentences import answered_at, interval
 from interp.ui.page import FigureItem, Section, first_rows
 
 if TYPE_CHECKING:
@@ -27,17 +27,18 @@ NEW_TOKENS = 8
 
 
 def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress: bool | None = None) -> StudyReport:
-    """The section of a task's report: every layer at the last position, and how the first prompt goes on."""
+    """The section of a task's report: every layer where the answer is read, and how the first prompt goes on."""
     classes = contrast(model, pairs, most=2)
     frame = run(model, pairs, strengths=STRENGTHS, progress=progress)
     table = summary(frame)
     held = table[(table["prompts"] == HELD_OUT) & (table["vector"] == "difference")]
     best = held.iloc[0]
     cost = _same_cell(table, best, NEUTRAL)
-    finding = no_effect(held) or _finding(best, classes)
+    finding = no_effect(held) or _finding(best, classes, answered_at(pairs))
+    says = "the next token" if model.cfg.causal else "their last token"
     harm = (
         f"The same vectors on neutral prompts, the task's own cut off at a random position, change the distribution of "
-        f"the next token by {cost['value']:.2f} nats (random vectors: {cost['control']:.2f})."
+        f"{says} by {cost['value']:.2f} nats (random vectors: {cost['control']:.2f})."
     )
     section = Section(
         title="Steering",
@@ -63,12 +64,12 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     return StudyReport(frame, section, [finding])
 
 
-def _finding(best: Any, classes: Contrast) -> str:
+def _finding(best: Any, classes: Contrast, where: str) -> str:
     """The layer and strength with the largest effect, and whether random vectors do as much."""
     beyond = best["p_adjusted"] < stats.SURE and best["value"] > best["control"]
     p = "unknown: too few prompts" if np.isnan(best["p_adjusted"]) else f"{best['p_adjusted']:.2g}"
     return (
-        f"Steering corrupt prompts at the last position by the direction that tells {CONTRASTS[classes.name]}, made "
+        f"Steering corrupt prompts {where} by the direction that tells {CONTRASTS[classes.name]}, made "
         f"from other prompts, has the largest effect with {best['strength']:g} times the direction at layer "
         f"{best['layer']}: effect {best['value']:+.2f} ({interval(best, after='; ')}1 is the clean prompt's answer), "
         f"with random vectors of its length {best['control']:+.2f}"

@@ -21,7 +21,7 @@ from interp.lenses import read as lenses
 from interp.lenses.tuned_lens import TunedLens
 from interp.prompts.pairs import PromptPairs
 from interp.study.sections import Results, StudyReport
-from interp.study.sentences import counted
+from interp.study.sentences import answered_at, counted
 from interp.ui.page import FigureItem, Section
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         title="Tuned lens",
         anchor="tuned-lens",
         text=text,
-        figures=_figures(lens, table, grid, len(pairs)),
+        figures=_figures(lens, table, grid, pairs),
         tables=[("Nats by which the tuned lens is nearer to the output on held-out text", nearer)],
     )
     return StudyReport(frame, section, [finding])
@@ -86,16 +86,16 @@ def _story(table: pd.DataFrame) -> str:
     )
 
 
-def _figures(lens: TunedLens, table: pd.DataFrame, grid: pd.DataFrame, n: int) -> list[FigureItem]:
+def _figures(lens: TunedLens, table: pd.DataFrame, grid: pd.DataFrame, pairs: PromptPairs) -> list[FigureItem]:
     """Both lenses by depth, on held-out text, and the tokens of the first prompt."""
     held_out = stats.summarise(lens.held_out, by=["lens", "layer"])
     return [
         FigureItem(
             "tuned_lens_depth",
             "Probability and place of the right answer, and divergence from the output, by depth",
-            "Residual stream at the last position, through the tuned lens and as it is (logit lens); mean over "
-            f"{counted(n)} on logarithmic scales, bands are 95% bootstrap intervals. What is below {LEAST:g} is drawn "
-            "there.",
+            f"Residual stream {answered_at(pairs)}, through the tuned lens and as it is (logit lens); mean over "
+            f"{counted(len(pairs))} on logarithmic scales, bands are 95% bootstrap intervals. What is below {LEAST:g} "
+            "is drawn there.",
             plot_depth(table),
             table[table["metric"].isin(PANELS)],
         ),

@@ -140,10 +140,18 @@ def _contrast(pairs: PromptPairs, name: str, classes: Sequence[str], clean: Arra
     )
 
 
+def _some_same(pairs: PromptPairs) -> bool:
+    """Whether a corrupt prompt equals its clean one, of a model with two stacks in both."""
+    same = (pairs.clean == pairs.corrupt).all(1)  # [prompt]
+    if pairs.encoder is not None:
+        same = same & (pairs.encoder.clean == pairs.encoder.corrupt).all(1)
+    return bool(same.any())
+
+
 def _by_answer(model: HookedModel, pairs: PromptPairs) -> Contrast | str:
     """The right answer as the class; a reason where these prompts do not allow it."""
     ids = pairs.answers.cpu().numpy()
-    if bool((pairs.clean == pairs.corrupt).all(1).any()):
+    if _some_same(pairs):
         return "some corrupt prompt equals its clean one, and so has the same right answer"
     classes = list(dict.fromkeys(ids.flatten().tolist()))
     rare = min(int((ids == one).sum()) for one in classes)
@@ -186,7 +194,7 @@ def _by_order(model: HookedModel, pairs: PromptPairs) -> Contrast | str:
 
 def _by_side(model: HookedModel, pairs: PromptPairs) -> Contrast | str:
     """Clean or corrupt as the class; a reason where these prompts do not allow it."""
-    if bool((pairs.clean == pairs.corrupt).all(1).any()):
+    if _some_same(pairs):
         return "some corrupt prompt equals its clean one"
     zeros = np.zeros(len(pairs), dtype=np.int64)
     return _contrast(pairs, "side", ("clean", "corrupt"), zeros, zeros + 1)

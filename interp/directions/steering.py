@@ -49,8 +49,8 @@ def states(
 
     Args:
         model, pairs, site: what to run, and the short name of the site to read.
-        places: each as an `Edit`'s `where`: the layer, one position (a number or a role; the last, if left out), a
-            head. All must name the same axes.
+        places: each as an `Edit`'s `where`: the layer, one position (a number or a role; where the answer is read, if
+            left out: the last, or the role "MASK"), a head. All must name the same axes.
         side: "clean" or "corrupt".
 
     Raises:
@@ -88,7 +88,8 @@ def _readable(model: HookedModel, name: str) -> HookPoint:
 
 def _at(value: Tensor, point: HookPoint, pairs: PromptPairs, where: Where) -> Tensor:
     """The state at a place [prompt, ...], out of a site's whole value [prompt, pos, ...]."""
-    at = pairs.at(point.site).positions(where.get("pos", -1))
+    own = pairs.at(point.site)
+    at = own.positions(where.get("pos", own.answer_place))
     if at.shape[1] != 1:
         raise PromptError(f"a state is read at a single position, not at {where['pos']}")
     value = value[torch.arange(len(pairs), device=value.device), at[:, 0]]  # [prompt, the axes after pos]

@@ -322,6 +322,11 @@ class PromptPairs(SavedPairs):
         return torch.tensor(places, device=self.mask.device)
 
     @property
+    def answer_place(self) -> int | str:
+        """The same as `positions` takes it: the role "MASK" if every pair has it, or else -1."""
+        return MASK if MASK in self.role_names else -1
+
+    @property
     def role_names(self) -> tuple[str, ...]:
         """The roles that every pair has, in the order of the first."""
         return tuple(role for role in self.roles[0] if all(role in of_pair for of_pair in self.roles))

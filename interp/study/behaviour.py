@@ -1,6 +1,7 @@
 """Whether a model does a task at all: nothing can be explained that it does not do.
 
-1. Both sides of every pair are run; the answers' logit difference, probability and rank are read at the last position.
+1. Both sides of every pair are run; the answers' logit difference, probability and rank are read at the last position
+   (or at the role "MASK").
 2. A prompt counts as right when the right answer's logit is above the wrong one's. Guessing gives a half; an exact
    binomial test says whether the count can be guessing, and an exact interval (`interp.stats.share_interval`) how sure
    the share is.
@@ -91,7 +92,7 @@ def behaviour(
 
     Returns:
         Columns `side` (clean, corrupt), `prompt`, `metric` (logit_diff, correct, prob, rank and the one more), `value`,
-        `says` (the likeliest next token). The corrupt side is left out where it is the clean one.
+        `says` (the likeliest token there). The corrupt side is left out where it is the clean one.
 
     Raises:
         UnknownName: a metric that does not exist.
@@ -192,7 +193,7 @@ def able(frame: pd.DataFrame, *, side: str = "clean") -> Ability:
 
 
 @checked
-def verdict(frame: pd.DataFrame, name: str) -> str:
+def verdict(frame: pd.DataFrame, name: str, *, masked: bool = False) -> str:
     """One sentence: whether the model called `name` does the task, how often, by how much, how sure.
 
     How often the right answer is above the wrong one, and how often it is what the model itself would say next.
@@ -200,6 +201,7 @@ def verdict(frame: pd.DataFrame, name: str) -> str:
     Args:
         frame: as `behaviour` gives it.
         name: what to call the model.
+        masked: whether it says a masked token, and not the next one.
     """
     ability = able(frame)
     table = stats.summarise(frame, by=["side", "metric"]).set_index(["side", "metric"])
@@ -224,7 +226,7 @@ def verdict(frame: pd.DataFrame, name: str) -> str:
     else:
         preferred = "right" if ability.right else "wrong"
         said = f"{opening}: it prefers the {preferred} answer of the two, with a logit difference of {_by(clean)}"
-    said += _own_words(ability)
+    said += _own_words(ability, "likeliest token at the mask" if masked else "own next token")
     usual = [metric for metric in table.loc["clean"].index if metric not in METRIC_NAMES]
     said += "".join(f"; its {metric} is {_by(table.loc[('clean', metric)])}" for metric in usual)
     if ("corrupt", "logit_diff") in table.index:
@@ -233,16 +235,16 @@ def verdict(frame: pd.DataFrame, name: str) -> str:
     return f"{said}."
 
 
-def _own_words(ability: Ability) -> str:
-    """How often the right answer is the model's own next token, and its probability, where both are known."""
+def _own_words(ability: Ability, what: str) -> str:
+    """How often the right answer is what the model itself says, and its probability, where both are known."""
     if ability.first is None or ability.prob is None:
         return ""
     if ability.n == 1:
-        said = "; the right answer is " + ("" if ability.first else "not ") + "its own next token"
+        said = "; the right answer is " + ("" if ability.first else "not ") + f"its {what}"
         return f"{said}, and has probability {ability.prob:.2g}"
     low, high = map(float, stats.share_interval(ability.first, ability.n))
     share = f"{ability.first / ability.n:.0%} ({low:.0%} to {high:.0%})"
-    return f"; the right answer is its own next token in {share}, and has probability {ability.prob:.2g} on average"
+    return f"; the right answer is its {what} in {share}, and has probability {ability.prob:.2g} on average"
 
 
 def _by(row: pd.Series) -> str:

@@ -13,6 +13,8 @@ from interp.arguments import checked
 if TYPE_CHECKING:
     import pandas as pd
 
+    from interp.prompts.pairs import PromptPairs
+
 BANDS = "bands are 95% bootstrap intervals over prompts"
 
 
@@ -42,6 +44,16 @@ def interval(row: Any, form: str = ".2f", *, turned: bool = False, before: str =
     (', 95% interval 0.10 to 0.25', '95% interval -0.25 to -0.10')
     """
     return bounds(row, form, turned=turned, before=f"{before}95% interval ", after=after)
+
+
+def answered_at(pairs: PromptPairs) -> str:
+    """Where the answers of prompts are read, in words.
+
+    >>> from interp.prompts.pairs import PromptPairs
+    >>> answered_at(PromptPairs.from_tokens([[5, 6]], answers=[(1, 2)]))
+    'at the last position'
+    """
+    return "at the last position" if pairs.answer_place == -1 else "at the mask"
 
 
 def counted(n: int, word: str = "prompt") -> str:

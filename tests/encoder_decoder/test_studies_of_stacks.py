@@ -20,10 +20,13 @@ from analyses import (
     logit_lens,
     patchscope,
     path_patching,
+    probes,
+    steering,
     tuned_lens,
 )
 from interp.attribution.gradients import gradients
 from interp.attribution.node_scores import estimate
+from interp.directions.classes import contrast
 from interp.directions.steering import difference_of_means, steer
 from interp.edits import Edit, Variant
 from interp.encoder_decoder.model import EncoderDecoder
@@ -32,7 +35,7 @@ from interp.heads import qk_ov
 from interp.metrics import measure
 from interp.prompts.pairs import PromptPairs
 from interp.sites import get_act_name, stream_after, stream_between
-from tests.makers import STACKS, close, encoder_decoder
+from tests.makers import STACKS, close, encoder_decoder, stack_pairs
 
 SOURCE = torch.tensor([[3, 5, 7, 11, 2], [4, 6, 8, 10, 12]])
 PREFIX = torch.tensor([[1, 9, 13], [1, 2, 20]])
@@ -160,24 +163,22 @@ def test_a_saved_model_is_the_same(model: EncoderDecoder, tmp_path: Path) -> Non
 
 
 def test_studies_of_one_stack_say_so(model: EncoderDecoder) -> None:
-    for study in (
-        lambda: interp.Graph.of(model),
-        lambda: edge_attribution.run(model, PAIRS, progress=False),
-        lambda: circuit.run(model, PAIRS, progress=False),
-        lambda: path_patching.run(model, PAIRS, progress=False),
+    for study, what in (
+        (lambda: interp.Graph.of(model), "edges are between the parts of one residual stream"),
+        (lambda: path_patching.run(model, PAIRS, progress=False), "edges are between the parts of one residual stream"),
+        (lambda: edge_attribution.run(model, PAIRS, progress=False), "edges are between"),
+        (lambda: circuit.run(model, PAIRS, progress=False), "edges are between"),
+        (lambda: interp.TunedLens.identity(model), "made for one stack"),
+        (lambda: estimate(model, PAIRS, [Variant([Edit("decoder.z", {"layer": 1})])]), "made for one stack"),
+        (lambda: attribution_patching.run(model, PAIRS, progress=False), "attribution patching estimates effects in"),
+        (lambda: attention_patterns.run(model, PAIRS), "attention patterns are drawn of one stack"),
+        (lambda: head_detectors.run(model, PAIRS), "head detectors score the heads of one stack"),
+        (lambda: patchscope.run(model, PAIRS), "a patchscope puts states into the prompt of one stack"),
+        (lambda: tuned_lens.run(model, PAIRS, progress=False), "a tuned lens is trained for one stack"),
+        (lambda: steering.run(model, PAIRS, progress=False), "this study steers one stack"),
+        (lambda: probes.run(model, PAIRS, site="encoder.resid_pre", progress=False), "this study probes one stack"),
     ):
-        with pytest.raises(InterpError, match="edges are between the parts of one residual stream, and this model has"):
-            study()
-    for study in (
-        lambda: interp.TunedLens.identity(model),
-        lambda: attribution_patching.run(model, PAIRS, progress=False),
-        lambda: attention_patterns.run(model, PAIRS),
-        lambda: head_detectors.run(model, PAIRS),
-        lambda: patchscope.run(model, PAIRS),
-        lambda: tuned_lens.run(model, PAIRS, progress=False),
-        lambda: estimate(model, PAIRS, [Variant([Edit("decoder.z", {"layer": 1})])]),
-    ):
-        with pytest.raises(ConfigError, match=r"made for one stack: interp\.sweep and gradients"):
+        with pytest.raises(InterpError, match=what):
             study()
     for study in (lambda: head_attribution.run(model, PAIRS.encoder), lambda: logit_lens.run(model, PAIRS.encoder)):
         with pytest.raises(PromptError, match="needs pairs with a prompt for each"):
@@ -186,6 +187,14 @@ def test_studies_of_one_stack_say_so(model: EncoderDecoder) -> None:
         qk_ov.readable(model)
     with pytest.raises(PromptError, match="mean_by_role is of one prompt"):
         ablation.run(model, PAIRS, kind="mean_by_role", progress=False)
+
+
+def test_sides_are_told_apart_by_what_either_stack_reads() -> None:
+    pairs = stack_pairs()
+    assert bool((pairs.clean == pairs.corrupt).all()) and pairs.encoder is not None
+    assert contrast(encoder_decoder("t5"), pairs, "side").classes == ("clean", "corrupt")
+    with pytest.raises(PromptError, match="some corrupt prompt equals its clean one"):
+        contrast(encoder_decoder("t5"), PAIRS, "side")
 
 
 def test_directions_are_read_and_added_in_either_stack(model: EncoderDecoder) -> None:

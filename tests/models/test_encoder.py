@@ -17,8 +17,9 @@ from makers import MASKED, close, make, plain_forwards
 from torch import Tensor
 
 import interp
-from analyses import attribution_patching, head_attribution, logit_lens
+from analyses import attribution_patching, head_attribution, logit_lens, patchscope
 from interp.attribution.node_scores import estimate
+from interp.directions.steering import states
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, InterpError, PromptError
 from interp.heads import qk_ov
@@ -27,6 +28,7 @@ from interp.models import gpt
 from interp.models.encoder import Encoder
 from interp.prompts.pairs import PromptPairs
 from interp.sites import stream_after
+from interp.study.prompts import check_masked, load_prompts
 from interp.sweeps.sweep import sweep
 from interp.text.tokenizer import Tokenizer
 
@@ -220,7 +222,17 @@ def test_what_is_not_linear_has_no_shares(encoder: Encoder, tokens: Tensor, mask
             call()
 
 
-def test_what_predicts_the_next_token_is_refused(encoder: Encoder, tokens: Tensor) -> None:
+def test_states_are_read_at_the_mask(encoder: Encoder, masked_pairs: PromptPairs) -> None:
+    found = states(encoder, masked_pairs, "resid_pre", [{"layer": 1}])[0]
+    _, cache = encoder.run_with_cache(masked_pairs.clean, attention_mask=masked_pairs.mask)
+    close(found, cache["resid_pre", 1][:, 2].detach())
+
+
+def test_what_predicts_the_next_token_is_refused(encoder: Encoder, tokens: Tensor, masked_pairs: PromptPairs) -> None:
+    with pytest.raises(PromptError, match="a patchscope asks how a text goes on"):
+        patchscope.run(encoder, masked_pairs)
+    with pytest.raises(PromptError, match="give a data file with a column 'role:MASK'"):
+        check_masked(encoder, PromptPairs.from_tokens([[5, 6]], answers=[(1, 2)]))
     with pytest.raises(PromptError, match="does not continue a text"):
         encoder.generate(tokens)
     with pytest.raises(PromptError, match="return_type='loss' is of the next token"):
@@ -284,6 +296,11 @@ def test_text_with_a_mask(masked_pairs: PromptPairs) -> None:
     expected = [float(logits[row, at, 6] - logits[row, at, 7]) for row, at in enumerate((2, 1))]
     assert measure("logit_diff", logits, pairs).tolist() == pytest.approx(expected)
     assert masked_pairs[[0]].read_at.tolist() == [2]
+    typed = load_prompts(model, prompt=texts[0])
+    assert typed.read_at.tolist() == [2] and typed.answer_place == "MASK"
+    assert typed.answers.tolist() == [model(texts[0])[0, 2].topk(2).indices.tolist()]
+    with pytest.raises(PromptError, match=r"write \[MASK\] once in the prompt, which has it 0 times"):
+        load_prompts(model, prompt="the cat sat")
 
 
 def test_sizes_are_checked_where_layers_see_differently_far(monkeypatch: pytest.MonkeyPatch) -> None:
