@@ -33,7 +33,8 @@ from interp.loading.load import load
 from interp.loading.parity import check_against_transformers
 from interp.models.gpt import GPT
 from interp.progress import counting
-from interp.prompts.pairs import MASK, PromptPairs
+from interp.prompts.pair_checks import MASK
+from interp.prompts.pairs import PromptPairs
 from interp.study import behaviour as doing
 from interp.study.prompts import check_masked
 from interp.study.provenance import provenance

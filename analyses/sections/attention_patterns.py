@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from analyses.attention_patterns import DARKEST, LEAST_LINK, MOST_HEADS, SHARE, names_of, plot, run, summary
 from interp.hooked.model import HookedModel
 from interp.names import Part
-from interp.prompts.pairs import MASK, PromptPairs
+from interp.prompts.pair_checks import MASK
+from interp.prompts.pairs import PromptPairs
 from interp.study.sections import Results, StudyReport
 from interp.ui.page import FigureItem, Section, first_rows
 

@@ -24,7 +24,8 @@ from interp.encoder_decoder.model import output_stack, run_output_stack
 from interp.errors import InterpError, ParityError, PromptError, check_choice
 from interp.hooked.model import HookedModel
 from interp.metrics import best_logit, check_answers, joint_logit, mean_logit
-from interp.prompts.pairs import MASK, PromptPairs, fitting
+from interp.prompts.pair_checks import MASK
+from interp.prompts.pairs import PromptPairs, fitting
 from interp.sites import stream_after, streams_between
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.arguments import is_several, is_whole, plain, shown
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import PromptError, check_choice
+from interp.models.encoder import Encoder
 from interp.text.padding import MASK_OF, as_mask, whole_ids
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from interp.text.tokenizer import Tokenizer
 
 PADDING_RUN = 3  # an id that is repeated this often at the end of a row looks like padding
+MASK = "MASK"  # the role of the token that an encoder predicts
+MASK_TOKENS = ("[MASK]", "<mask>")
+"""How tokenizers write the token in place of which an encoder predicts another."""
 SIDES = ("clean", "corrupt")
 DIRECTIONS = {"denoise": ("corrupt", "clean"), "noise": ("clean", "corrupt")}
 """Direction of patching -> the side that is edited, and the side that edits copy from."""
@@ -68,6 +72,29 @@ def encode_prompts(model: HookedModel, texts: Sequence[str], prepend_bos: bool |
                 f"pair {at}: a prompt of {len(row)} tokens is longer than the model's context of {model.cfg.n_ctx}"
             )
     return rows
+
+
+def with_masks(model: HookedModel, rows: Rows, roles: Sequence[Mapping[str, int]]) -> list[dict[str, int]]:
+    """Roles of each pair; those of an encoder with the place of its masked token, where they do not say it.
+
+    Raises:
+        PromptError: an encoder's prompt that has no masked token, or several, and no role "MASK".
+    """
+    if not isinstance(model, Encoder):
+        return [dict(of_pair) for of_pair in roles]
+    assert model.tokenizer is not None  # encode_prompts refuses
+    masks = {model.tokenizer.token_to_id(text): text for text in MASK_TOKENS}
+    made = []
+    for at, (row, of_pair) in enumerate(zip(rows, roles, strict=True)):
+        places = [place for place, token in enumerate(row) if token in masks]
+        if MASK not in of_pair and len(places) != 1:
+            own = next((text for token, text in masks.items() if token is not None), MASK_TOKENS[0])
+            raise PromptError(
+                f"pair {at}: this model predicts a masked token, and the prompt has {own} {len(places)} times: "
+                f'write it once, or say which by the role "{MASK}"'
+            )
+        made.append({**of_pair} if MASK in of_pair else {**of_pair, MASK: places[0]})
+    return made
 
 
 def decoder_texts(decoder: str | Sequence[str] | None, n: int) -> list[str]:

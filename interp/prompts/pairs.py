@@ -26,7 +26,7 @@ from interp.errors import PromptError, unknown
 from interp.prompts import answers as answers_of
 from interp.prompts import pair_checks as pairing
 from interp.prompts.answers import AnswerSets
-from interp.prompts.pair_checks import Roles
+from interp.prompts.pair_checks import MASK, Roles
 from interp.prompts.pair_files import SavedPairs
 from interp.sites import Site
 from interp.text.padding import pad
@@ -35,7 +35,6 @@ from interp.text.tokenizer import labels
 if TYPE_CHECKING:
     from interp.hooked.model import HookedModel
 
-MASK = "MASK"  # the role of the token that an encoder predicts
 TENSORS = ("clean", "corrupt", "mask")
 TUPLES = ("roles", "clean_texts", "corrupt_texts", "str_tokens", "corrupt_str_tokens")
 
@@ -153,7 +152,8 @@ class PromptPairs(SavedPairs):
                 (mind the leading space), or a list of several: `([" Paris", " Lyon"], " Berlin")`; for one pair it may
                 stand alone, outside a list.
             roles: role -> position for each pair, or one mapping for all. A position is a number (negative: from the
-                end) or the text of a token that occurs once in the clean prompt: `{"IO": " Mary", "END": -1}`.
+                end) or the text of a token that occurs once in the clean prompt: `{"IO": " Mary", "END": -1}`. Of an
+                `interp.Encoder` the role "MASK" is the masked token of the prompt, unless given.
             prepend_bos: as in `model.to_tokens`.
             decoder: for a model with an encoder and a decoder, whose encoder reads `clean` and `corrupt`: what the
                 decoder continues on both sides, one text or one for each pair, after its start token; the answers
@@ -185,7 +185,7 @@ class PromptPairs(SavedPairs):
                 model,
                 clean_texts if prefixes is None else pairing.decoder_texts(decoder, len(rows)),
             ),
-            roles=pairing.role_positions(roles, rows, tokenizer, clean_texts),
+            roles=pairing.with_masks(model, rows, pairing.role_positions(roles, rows, tokenizer, clean_texts)),
             pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0),
             name=name,
             notes=notes,

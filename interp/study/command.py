@@ -247,7 +247,7 @@ def _typed(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _whether_able(model: HookedModel, pairs: PromptPairs) -> str:
     """Whether the model does the task, which is said before anything is built on it."""
-    from interp.prompts.pairs import MASK
+    from interp.prompts.pair_checks import MASK
     from interp.study.behaviour import behaviour, verdict
 
     return verdict(behaviour(model, pairs), model.cfg.model_name, masked=pairs.answer_place == MASK)

@@ -299,8 +299,13 @@ def test_text_with_a_mask(masked_pairs: PromptPairs) -> None:
     typed = load_prompts(model, prompt=texts[0])
     assert typed.read_at.tolist() == [2] and typed.answer_place == "MASK"
     assert typed.answers.tolist() == [model(texts[0])[0, 2].topk(2).indices.tolist()]
-    with pytest.raises(PromptError, match=r"write \[MASK\] once in the prompt, which has it 0 times"):
-        load_prompts(model, prompt="the cat sat")
+    found = PromptPairs.from_text(model, texts, answers=[(" cat", " dog")] * 2)  # without roles
+    assert found.roles == pairs.roles and found.read_at.tolist() == [2, 1]
+    for prompt, times in (("the cat sat", 0), ("[MASK] cat [MASK]", 2)):
+        with pytest.raises(PromptError, match=rf"pair 0: .* the prompt has \[MASK\] {times} times: write it once"):
+            load_prompts(model, prompt=prompt)
+        with pytest.raises(PromptError, match=rf"has \[MASK\] {times} times"):
+            PromptPairs.from_text(model, prompt, answers=(" cat", " dog"))
 
 
 def test_sizes_are_checked_where_layers_see_differently_far(monkeypatch: pytest.MonkeyPatch) -> None:
