@@ -196,8 +196,8 @@ def _measure(
 
 
 def token_text(model: HookedModel, token: int) -> str:
-    """A token as text; its id where the model has no tokenizer."""
-    return str(token) if model.tokenizer is None else model.tokenizer.str_tokens([token])[0]
+    """A token that the model writes as text; its id where the model has no tokenizer."""
+    return str(token) if model.answer_tokenizer is None else model.answer_tokenizer.str_tokens([token])[0]
 
 
 def _role(pairs: PromptPairs, prompt: int, at: int) -> str:
