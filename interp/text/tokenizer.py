@@ -232,18 +232,23 @@ class Tokenizer:
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
-    @cached_property
+    @property
     def of_decoder(self) -> Tokenizer:
         """The tokenizer of what a decoder writes, as transformers cuts `text_target`; this one where there is one only.
 
         Its special tokens have the ids of the decoder's vocabulary.
         """
+        return self._other_side or self
+
+    @cached_property
+    def _other_side(self) -> Tokenizer | None:
         backend = self.backend.of_target() if isinstance(self.backend, tokenizer_files.CalledBackend) else None
         if backend is None:
-            return self
+            return None
         tokens = {name: getattr(self, name.removesuffix("_id")) for name in tokenizer_files.OWN_IDS}
         ids = {name: None if token is None else backend.token_to_id(token) for name, token in tokens.items()}
-        return Tokenizer(backend, **ids, name=f"{self.name} (decoder)", split_special_tokens=self.split_special_tokens)
+        name = f"{self.name} (decoder)"
+        return Tokenizer(backend, **ids, name=name, split_special_tokens=self.split_special_tokens)
 
     @property
     def bos_token(self) -> str | None:
