@@ -126,6 +126,9 @@ def test_special_tokens_of_the_decoders_vocabulary_have_their_own_ids(tmp_path: 
     rows = model.generate(tokens, 4, **drawn, eos_token_id=end)
     assert rows[0].tolist() == [pad, end, pad, pad, pad]
     assert "<pad>" not in model.generate(CLEAN, 4, do_sample=False)
+    # The answer of every position of the decoder is one of its own vocabulary, however long the encoder's is.
+    pairs = PromptPairs.from_text(model, CLEAN, CORRUPT, answers=(" klein", " alt"), decoder=BEGUN)
+    assert set(read(model, pairs, depths(model), lenses={"logit": None}, pos="all")["pos"]) == {0, 1, 2, 3}
 
 
 def test_pairs_have_the_decoders_answers_and_the_labels_of_each_stack(both: Any) -> None:
