@@ -252,7 +252,7 @@ def _listed(model: GPT, answers: Sequence[int]) -> str:
 
 
 def _spelled(model: GPT, token: int) -> str:
-    return visible_token(model.tokenizer.str_tokens([token])[0]) if model.tokenizer else str(token)
+    return visible_token(model.answer_tokenizer.str_tokens([token])[0]) if model.answer_tokenizer else str(token)
 
 
 Check = tuple[str, str, float | None, float | None, str]

@@ -198,6 +198,11 @@ class EncoderDecoder(HookedModel):
 
     # Prompts of the decoder
 
+    @property
+    def answer_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of what the decoder continues and writes; `tokenizer` is that of what the encoder reads."""
+        return None if self.tokenizer is None else self.tokenizer.of_decoder
+
     def decoder_tokens(
         self, decoder_input: Prompts | None, n_prompts: int, attention_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -226,7 +231,7 @@ class EncoderDecoder(HookedModel):
         texts = [decoder_input] * n_prompts if isinstance(decoder_input, str) else decoder_input
         if not (isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts)):
             raise PromptError(f"decoder_input must be token ids, a text or several texts, not {shown(decoder_input)}")
-        rows = [[start, *self._tokenizer().at_start(text)] for text in texts]
+        rows = [[start, *self._answer_tokenizer().at_start(text)] for text in texts]
         tokens, mask = pad(rows, start, "right")
         return tokens.to(self.device), None if bool(mask.all()) else mask.to(self.device)
 
@@ -300,7 +305,7 @@ class EncoderDecoder(HookedModel):
         longer: Tensor = generate(_Continuing(self, encoded), tokens, max_new_tokens, attention_mask=mask, **options)
         if isinstance(input, Tensor):
             return longer
-        texts = [self._tokenizer().decode(row, skip_special_tokens=True) for row in longer.tolist()]
+        texts = [self._answer_tokenizer().decode(row, skip_special_tokens=True) for row in longer.tolist()]
         return texts[0] if isinstance(input, str) else texts
 
     # What belongs to one of the stacks
@@ -368,7 +373,7 @@ class _Continuing:
         self.model = model
         self.encoded = encoded
         self.cfg = model.cfg.decoder
-        self.tokenizer = model.tokenizer
+        self.tokenizer = model.answer_tokenizer
         self.device = model.device
         self.to_batch, self.to_string = model.to_batch, model.to_string
         self.kept: dict[int, KeysValues] = {}

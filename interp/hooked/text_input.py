@@ -31,10 +31,16 @@ class TextInput:
         """Where the weights lie."""
         raise NotImplementedError
 
-    def _tokenizer(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise PromptError("this model has no tokenizer: give token ids, or set model.tokenizer")
+    @property
+    def answer_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of what the model writes: answers, predictions, generated text."""
         return self.tokenizer
+
+    def _tokenizer(self) -> Tokenizer:
+        return _present(self.tokenizer)
+
+    def _answer_tokenizer(self) -> Tokenizer:
+        return _present(self.answer_tokenizer)
 
     @checked
     def to_tokens(
@@ -79,15 +85,21 @@ class TextInput:
 
     @checked
     def to_string(self, tokens: Tensor | Sequence[int] | int) -> str | list[str]:
-        """Text of token ids: a list for [batch, pos], one text for [pos] or a single id."""
-        ids = _as_ids("tokens", tokens)
+        """Text of token ids: a list for [batch, pos], one text for [pos] or a single id.
+
+        Of a model with an encoder and a decoder they are the decoder's; `model.tokenizer.decode` reads the encoder's.
+        """
+        ids, tokenizer = _as_ids("tokens", tokens), self._answer_tokenizer()
         if ids.ndim == 2:
-            return [self._tokenizer().decode(row) for row in ids.tolist()]
-        return self._tokenizer().decode(ids.reshape(-1).tolist())
+            return [tokenizer.decode(row) for row in ids.tolist()]
+        return tokenizer.decode(ids.reshape(-1).tolist())
 
     @checked
     def to_str_tokens(self, input: str | Tensor | Sequence[int], prepend_bos: bool | None = None) -> list[str]:
-        """The tokens of one prompt, each as text with the space that belongs to it: " the" is not "the"."""
+        """The tokens of one prompt, each as text with the space that belongs to it: " the" is not "the".
+
+        Of a model with an encoder and a decoder it is the encoder's prompt, as in `to_tokens`.
+        """
         if isinstance(input, str):
             return self._tokenizer().str_tokens(self._tokenizer().encode(input, prepend_bos=prepend_bos))
         ids = _as_ids("input", input)
@@ -97,23 +109,21 @@ class TextInput:
 
     @checked
     def to_single_token(self, text: str) -> int:
-        """The id of a text that, within running text, is exactly one token.
+        """The id of a text that, within running text, is exactly one token: an answer, which a decoder writes.
 
         Raises:
             PromptError: it is none or several; the message shows them.
         """
-        token = self._tokenizer().single_id(text)
-        if token is not None and self._tokenizer().is_unknown(token, text):
+        tokenizer = self._answer_tokenizer()
+        token = tokenizer.single_id(text)
+        if token is not None and tokenizer.is_unknown(token, text):
             raise PromptError(
                 f"{text!r} is unknown to this tokenizer, which reads {self.to_string([token])!r} in its place"
             )
         if token is None:
-            pieces = self._tokenizer().str_tokens(self._tokenizer().within(text))
-            hint = (
-                f"; with a space in front, {' ' + text!r} is one"
-                if self._tokenizer().single_id(" " + text) is not None
-                else ""
-            )
+            pieces = tokenizer.str_tokens(tokenizer.within(text))
+            spaced = tokenizer.single_id(" " + text) is not None
+            hint = f"; with a space in front, {' ' + text!r} is one" if spaced else ""
             raise PromptError(f"{text!r} is not one token but {len(pieces)}: {pieces}{hint}")
         return token
 
@@ -169,6 +179,13 @@ class TextInput:
             raise PromptError(
                 f"token id {low if low < 0 else high} is out of range: this model's ids are 0 to {cfg.d_vocab - 1}"
             )
+
+
+def _present(tokenizer: Tokenizer | None) -> Tokenizer:
+    """A model's tokenizer, refused where it has none."""
+    if tokenizer is None:
+        raise PromptError("this model has no tokenizer: give token ids, or set model.tokenizer")
+    return tokenizer
 
 
 def _as_ids(name: str, given: Any) -> Tensor:

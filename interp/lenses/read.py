@@ -114,10 +114,11 @@ def read(
 
     check_choice("pos", pos, ["last", "all"])
     top = whole_number("top, the likeliest tokens to keep,", top, least=1, refuse=PromptError)
-    if pos == "all" and model.cfg.d_vocab_out < model.cfg.d_vocab:
+    cfg = output_stack(model).cfg
+    if pos == "all" and cfg.d_vocab_out < cfg.d_vocab:
         raise PromptError(
             f"pos='all' takes a prompt's next token as the answer, and this model's output vocabulary of "
-            f"{model.cfg.d_vocab_out} is smaller than its input vocabulary of {model.cfg.d_vocab}: choose pos='last'"
+            f"{cfg.d_vocab_out} is smaller than its input vocabulary of {cfg.d_vocab}: choose pos='last'"
         )
     check_answers(pairs.answer_table, model.cfg.d_vocab_out)
 
@@ -197,8 +198,8 @@ def _measure(
 
 
 def token_text(model: HookedModel, token: int) -> str:
-    """A token as text; its id where the model has no tokenizer."""
-    return str(token) if model.tokenizer is None else model.tokenizer.str_tokens([token])[0]
+    """A token that the model writes as text; its id where the model has no tokenizer."""
+    return str(token) if model.answer_tokenizer is None else model.answer_tokenizer.str_tokens([token])[0]
 
 
 def _role(pairs: PromptPairs, prompt: int, at: int) -> str:

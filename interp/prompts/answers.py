@@ -33,7 +33,7 @@ def answer_ids(answers: Any, n: int, model: HookedModel | None, prompts: Sequenc
         answers: `(right, wrong)` for each of n pairs, each an id, a text, or a list of several; for n = 1 it may stand
             alone, outside a list.
         n: the number of pairs.
-        model: its tokenizer reads texts, and its vocabulary bounds ids; None takes ids without a bound.
+        model: the tokenizer of what it writes reads texts, its vocabulary bounds ids; None takes ids without a bound.
         prompts: the clean prompts as text. An answer given as text is the token that follows its prompt; without
             prompts, it is its token within running text.
 
@@ -164,8 +164,8 @@ def answer_id(answer: Any, where: str, model: HookedModel | None, prompt: str | 
         token = int(plain(answer))
     elif model is None:
         raise PromptError(f"{where} must be a token id, not {answer!r}: without a tokenizer, text cannot be read")
-    elif prompt is not None and model.tokenizer is not None:
-        token = _follows(answer, where, model.tokenizer, prompt)
+    elif prompt is not None and model.answer_tokenizer is not None:
+        token = _follows(answer, where, model.answer_tokenizer, prompt)
     else:
         try:
             token = model.to_single_token(answer)

@@ -199,7 +199,8 @@ class PromptPairs(SavedPairs):
         )
         if prefixes is None:
             return pairs
-        own = tuple(tuple(tokenizer.str_tokens(row)) for row in prefixes)
+        assert model.answer_tokenizer is not None
+        own = tuple(tuple(model.answer_tokenizer.str_tokens(row)) for row in prefixes)
         return dataclasses.replace(pairs._continued_by(prefixes), str_tokens=own, corrupt_str_tokens=own)
 
     @classmethod

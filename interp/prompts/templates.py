@@ -243,8 +243,16 @@ def positions(tokenizer: Tokenizer, written: Written, prepend_bos: bool | None =
     """For every part, the position of the token with its last character; None if some part has no such token.
 
     Empty parts are left out.
+
+    Raises:
+        PromptError: a tokenizer written in Python, such as Marian's, which does not say where its tokens stand.
     """
     bare = tokenizer.backend.encode(written.text, add_special_tokens=False)
+    if not hasattr(bare, "offsets"):
+        raise PromptError(
+            f"tokenizer {tokenizer.name!r} does not say which characters a token holds, which this task needs to place "
+            "its roles; write the pairs yourself: PromptPairs.from_text, or interp.tasks.from_file"
+        )
     front = tokenizer.n_before(tokenizer.encode(written.text, prepend_bos=prepend_bos), written.text)
     if front is None:
         return None

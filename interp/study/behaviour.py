@@ -106,7 +106,7 @@ def behaviour(
         raise InterpError(f"metric {extra.name!r} compares two runs: behaviour needs one of a single run")
     wanted[extra.name] = extra
     pairs = fitting(model, pairs).to(model.device)
-    sides = ("clean", "corrupt") if pairs.contrast else ("clean",)
+    sides, tokenizer = ("clean", "corrupt") if pairs.contrast else ("clean",), model.answer_tokenizer
     size = max(1, MOST_LOGITS // (pairs.mask.shape[1] * model.cfg.d_vocab_out))
     rows = []
     for side in sides:
@@ -116,9 +116,7 @@ def behaviour(
             part = pairs[start : start + size]
             logits = model(**part.inputs(side))
             first = logits[torch.arange(len(part), device=logits.device), part.read_at].argmax(-1)
-            says += [
-                model.tokenizer.str_tokens([token])[0] if model.tokenizer else str(token) for token in first.tolist()
-            ]
+            says += [tokenizer.str_tokens([token])[0] if tokenizer else str(token) for token in first.tolist()]
             for name, each in wanted.items():
                 values[name] += measure(each, logits, part).float().tolist()
         for name, column in values.items():

@@ -8,6 +8,7 @@
    the beginning of a text and another within it. `within` gives the tokens of a text within running text, `following`
    those after another text: an answer is the token that follows its prompt.
 4. `labels` names positions, such as `9: John`.
+5. A tokenizer of translations (Marian) cuts what is read and what is written by two models; `of_decoder` is the second.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -229,6 +231,24 @@ class Tokenizer:
         content["interp"] = [self.bos_token_id, self.eos_token_id, self.pad_token_id, self.split_special_tokens]
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def of_decoder(self) -> Tokenizer:
+        """The tokenizer of what a decoder writes, as transformers cuts `text_target`; this one where there is one only.
+
+        Its special tokens have the ids of the decoder's vocabulary.
+        """
+        return self._other_side or self
+
+    @cached_property
+    def _other_side(self) -> Tokenizer | None:
+        backend = self.backend.of_target() if isinstance(self.backend, tokenizer_files.CalledBackend) else None
+        if backend is None:
+            return None
+        tokens = {name: getattr(self, name.removesuffix("_id")) for name in tokenizer_files.OWN_IDS}
+        ids = {name: None if token is None else backend.token_to_id(token) for name, token in tokens.items()}
+        name = f"{self.name} (decoder)"
+        return Tokenizer(backend, **ids, name=name, split_special_tokens=self.split_special_tokens)
 
     @property
     def bos_token(self) -> str | None:

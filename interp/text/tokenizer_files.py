@@ -8,10 +8,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -120,39 +122,87 @@ def backend_of(tokenizer: Any) -> Any:
 
 
 class CalledBackend:
-    """A transformers tokenizer without a Rust backend, under the method names of one."""
+    """A transformers tokenizer without a Rust backend, under the method names of one.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Marian's has two sides: one SentencePiece model cuts what an encoder reads, another what a decoder writes, and each
+    may have a vocabulary of its own.
+
+    Args:
+        tokenizer: the transformers tokenizer.
+        target: cut text as the decoder's.
+    """
+
+    target = False  # a default, because pickles of earlier versions lack it
+
+    def __init__(self, tokenizer: Any, *, target: bool = False) -> None:
         self.tokenizer = tokenizer
+        self.target = target
         self.encode_special_tokens = False
+
+    def of_target(self) -> CalledBackend | None:
+        """The same tokenizer, cutting text as the decoder's; None where it cuts all text alike, or does so already."""
+        return CalledBackend(self.tokenizer, target=True) if self._two_models and not self.target else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> SimpleNamespace:
         """An object whose `ids` are those of `text`."""
-        return SimpleNamespace(ids=list(self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]))
+        given = {"text_target" if self.target else "text": text}
+        return SimpleNamespace(ids=list(self.tokenizer(**given, add_special_tokens=add_special_tokens)["input_ids"]))
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of `ids`, spaces as they are."""
-        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+        if not self._two_vocabularies:
+            return self.tokenizer.decode(
+                ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
+        left_out = self.tokenizer.all_special_tokens if skip_special_tokens else []
+        tokens = [self.id_to_token(id_) or "" for id_ in ids]
+        return self.tokenizer.convert_tokens_to_string([token for token in tokens if token not in left_out])
 
     def id_to_token(self, id_: int) -> str | None:
         """The vocabulary entry of an id."""
-        return self.tokenizer.convert_ids_to_tokens(id_)
+        return self._entries.get(id_) if self._two_vocabularies else self.tokenizer.convert_ids_to_tokens(id_)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a vocabulary entry."""
-        return self.tokenizer.get_vocab().get(token)
+        return self.get_vocab().get(token)
 
     def get_vocab(self, with_added_tokens: bool = True) -> dict[str, int]:
         """The vocabulary."""
-        return self.tokenizer.get_vocab()
+        if not (self.target and self._two_vocabularies):
+            return self.tokenizer.get_vocab()
+        own: dict[str, int] = self.tokenizer.target_encoder
+        taken = set(own.values())
+        added = self.tokenizer.added_tokens_encoder.items()
+        return own | {token: id_ for token, id_ in added if token not in own and id_ not in taken}
 
     def get_vocab_size(self, with_added_tokens: bool = True) -> int:
         """The number of entries."""
+        if self.target and self._two_vocabularies:
+            return len(self.get_vocab() if with_added_tokens else self.tokenizer.target_encoder)
         return len(self.tokenizer) if with_added_tokens else self.tokenizer.vocab_size
 
     def to_str(self) -> str:
         """What determines the ids, as far as it can be seen from outside."""
-        return json.dumps({"class": type(self.tokenizer).__name__, "vocab": self.tokenizer.get_vocab()})
+        content = {"class": type(self.tokenizer).__name__, "vocab": self.get_vocab()}
+        if (target := self.of_target()) is not None:
+            content["target"] = json.loads(target.to_str())
+        if self._two_models:
+            model = self.tokenizer.spm_target if self.target else self.tokenizer.spm_source
+            content["model"] = hashlib.sha256(model.serialized_model_proto()).hexdigest()
+        return json.dumps(content)
+
+    @property
+    def _two_models(self) -> bool:
+        return hasattr(self.tokenizer, "spm_target")
+
+    @property
+    def _two_vocabularies(self) -> bool:
+        return self._two_models and self.tokenizer.separate_vocabs
+
+    @cached_property
+    def _entries(self) -> dict[int, str]:
+        """Id -> entry of this side's vocabulary: transformers has one reading of an id, whatever the side."""
+        return {id_: token for token, id_ in self.get_vocab().items()}
 
     def no_padding(self) -> None:
         """Nothing to do: every call encodes without it."""

@@ -131,7 +131,7 @@ def _commonest(fits: Sequence[_Fit]) -> int:
 
 def _contradiction(record: Record, model: HookedModel) -> str | None:
     """How token ids contradict the answers as text beside them, in words; None if they do not."""
-    tokenizer = model.tokenizer
+    tokenizer = model.answer_tokenizer
     if tokenizer is None:
         return None
     for part, answers in (("right", record.right), ("wrong", record.wrong)):
@@ -143,7 +143,7 @@ def _contradiction(record: Record, model: HookedModel) -> str | None:
         known += [f" {text}" for text in known if not text.startswith(" ")]
         first = {ids_of[0] for text in known if (ids_of := _read(text, record, model, tokenizer))}
         if not first & set(ids):
-            spelled = tokenizer.str_tokens([int(ids[0])]) if 0 <= int(ids[0]) < model.cfg.d_vocab else ["none"]
+            spelled = tokenizer.str_tokens([int(ids[0])]) if 0 <= int(ids[0]) < model.cfg.d_vocab_out else ["none"]
             return (
                 f"column {at!r}: token {ids[0]} is {spelled[0]!r} for this tokenizer, but column {beside!r} says "
                 f"{texts[0]!r}: the ids belong to another tokenizer; remove their columns"
@@ -178,7 +178,7 @@ def _fit(model: HookedModel, record: Record, prepend_bos: bool | None) -> _Fit:
         check_rows([clean], [corrupt], [shown[0]], [shown[1]])
     except PromptError as error:
         raise _MisfitError(f"columns {columns['clean']!r} and {columns['corrupt']!r}: {_plain(error)}") from None
-    right, wrong = _year(record, tokenizer) if record.year is not None else _answers(record, model)
+    right, wrong = _year(record, model) if record.year is not None else _answers(record, model)
     try:
         check_apart(right, wrong, f"columns {columns.get('right')!r} and {columns.get('wrong')!r}")
         answer_ids([(right, wrong)], 1, model)
@@ -216,12 +216,11 @@ def _answers(record: Record, model: HookedModel) -> tuple[tuple[int, ...], tuple
 def _answer(answer: str | int, record: Record, model: HookedModel) -> int | None:
     if isinstance(answer, int):
         return answer if 0 <= answer < model.cfg.d_vocab_out else None
-    if model.tokenizer is None:
+    tokenizer = model.answer_tokenizer
+    if tokenizer is None:
         return None
     before = _continued(record, model)
-    if isinstance(before, str):
-        return next_token(model.tokenizer, before, answer)
-    return model.tokenizer.single_id(answer)
+    return next_token(tokenizer, before, answer) if isinstance(before, str) else tokenizer.single_id(answer)
 
 
 def _continued(record: Record, model: HookedModel) -> str | list[int]:
@@ -244,7 +243,7 @@ def _continued(record: Record, model: HookedModel) -> str | list[int]:
 
 
 def _hint(answers: Sequence[str | int], model: HookedModel) -> str:
-    first, tokenizer = answers[0], model.tokenizer
+    first, tokenizer = answers[0], model.answer_tokenizer
     if isinstance(first, int):
         return f": the model's answers are 0 to {model.cfg.d_vocab_out - 1}"
     if tokenizer is None:
@@ -253,9 +252,9 @@ def _hint(answers: Sequence[str | int], model: HookedModel) -> str:
     return f", but {f' {first}'!r} is" if spaced else ""
 
 
-def _year(record: Record, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _year(record: Record, model: HookedModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The next tokens of later years, and those of earlier years or the same."""
-    column = record.columns["year"]
+    column, tokenizer = record.columns["year"], model.answer_tokenizer
     span = SPAN.search(record.clean) if isinstance(record.clean, str) else None
     if span is None or not str(record.year).isdigit() or int(span[2]) != int(str(record.year)):
         raise _MisfitError(
@@ -264,7 +263,7 @@ def _year(record: Record, tokenizer: Tokenizer | None) -> tuple[tuple[int, ...],
         )
     if tokenizer is None:
         raise _MisfitError(f"column {column!r}: this model has no tokenizer, so prompts must be ids")
-    right, wrong = split_years(tokenizer, str(record.clean), span[1] + span[2], 2)
+    right, wrong = split_years(tokenizer, str(_continued(record, model)), span[1] + span[2], 2)
     if not right or not wrong:
         raise _MisfitError(f"column {column!r}: no next token tells years after {span[1] + span[2]} from those before")
     middle = (min(len(right), len(wrong)) - 1) // 2  # the pair's answers are neither the nearest nor the farthest
@@ -288,7 +287,7 @@ def _notes(
 ) -> dict[str, Any]:
     first = fits[0]
     named = list(dict.fromkeys(name for fit in fits for name in fit.record.more))
-    tokenizer = model.tokenizer
+    tokenizer = model.answer_tokenizer
     answers = [
         str(ids[0]) if tokenizer is None else tokenizer.str_tokens([ids[0]])[0] for ids in (first.right, first.wrong)
     ]
