@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from interp.sweeps.ray_executor import RayExecutor
     from interp.sweeps.sweep import plan_sweep, sweep
     from interp.text.tokenizer import Tokenizer
+    from interp.ui.views.show import show
     from interp.weights.transformer_lens import load_transformer_lens
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "metrics",
     "plan_sweep",
     "save",
+    "show",
     "sites",
     "stats",
     "steer",
@@ -114,6 +116,7 @@ _DEFINED_IN = {
     "load_transformer_lens": "weights.transformer_lens",
     "plan_sweep": "sweeps.sweep",
     "save": "loading.save",
+    "show": "ui.views.show",
     "steer": "directions.steering",
     "sweep": "sweeps.sweep",
     "to_bridge": "loading.to_bridge",

@@ -73,6 +73,11 @@ class ActivationCache(Decompositions, Mapping[str, Tensor]):
         value = self._tensors[name]
         return value if self.has_batch_dim else value[0]
 
+    @property
+    def attention_mask(self) -> Tensor | None:
+        """Where the prompts of the forward are real [batch, pos]; None where they are everywhere."""
+        return self._mask
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 

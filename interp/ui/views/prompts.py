@@ -1,0 +1,135 @@
+"""Views of a model on one prompt: what comes next, what each layer would say, where each head looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from interp.hooked.model import HookedModel
+from interp.lenses.read import Translate, depths, read_out
+from interp.prompts.pairs import PromptPairs
+from interp.sites import get_act_name
+from interp.sweeps.sweep import sweep
+from interp.text.characters import visible_token
+from interp.ui.views.arrays import exact, packed
+from interp.ui.views.view import Part
+from interp.variants.ablation_runs import losses, singles, with_effect
+from interp.variants.ablations import replacements
+from interp.variants.components import components, site_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_SCORES = 300_000  # so many of them add about a megabyte and a half to a page
+MOST_LABELS = 50  # of the likeliest next tokens
+TOP = 5  # tokens in a cell of a lens
+
+
+@torch.no_grad()
+def next_token(model: HookedModel, tokens: Tensor, *, after: str) -> Part:
+    """The distribution of the token after a prompt [pos], of the whole vocabulary."""
+    logits = model(tokens[None])[0, -1].float()
+    ranked = logits.sort(descending=True)
+    labels = [_text(model, token) for token in ranked.indices[:MOST_LABELS].tolist()]
+    return Part("next_token", "Next token", {"logits": exact(ranked.values), "labels": labels, "after": after})
+
+
+@torch.no_grad()
+def lens(
+    model: HookedModel,
+    tokens: Tensor,
+    *,
+    labels: Sequence[str],
+    lenses: Mapping[str, Translate | None],
+    answer: int | None = None,
+) -> Part:
+    """What every layer would say at every position of a prompt [pos], if it were the last."""
+    names = depths(model, halves=False)
+    _, cache = model.run_with_cache(tokens[None], names_filter=names, return_type=None)
+    read: dict[str, Any] = {}
+    for title, translate in lenses.items():
+        words: dict[int, int] = {}  # token id -> its number among the texts of this payload
+        tops, shares, ranks = [], [], []
+        for name in names:
+            stream = cache[name][0]
+            log_probs = read_out(model, stream if translate is None else translate(name, stream)).log_softmax(-1)
+            best = log_probs.topk(min(TOP, log_probs.shape[-1]), dim=-1)  # [pos, TOP]
+            tops.append([[words.setdefault(token, len(words)) for token in row] for row in best.indices.tolist()])
+            shares.append(best.values.exp())
+            if answer is not None:
+                ranks.append((log_probs > log_probs[:, answer, None]).sum(-1))
+        read[title] = {
+            "words": [_text(model, token) for token in words],
+            "tops": tops,
+            "probs": exact(torch.stack(shares)),
+            "ranks": exact(torch.stack(ranks)) if ranks else None,
+        }
+    payload = {
+        "tokens": list(labels),
+        "layers": [*(f"into {at}" for at in range(len(names) - 1)), "output"],
+        "lenses": read,
+        "answer": None if answer is None else _text(model, answer),
+    }
+    return Part("lens", "What each layer would say", payload)
+
+
+@torch.no_grad()
+def attention(
+    model: HookedModel,
+    tokens: Tensor,
+    *,
+    labels: Sequence[str],
+    effect: pd.DataFrame | None = None,
+    what: str = "",
+) -> Part:
+    """Where every head looks on a prompt [pos].
+
+    Args:
+        model: a model with attention.
+        tokens: one prompt, without padding.
+        labels: its tokens as text.
+        effect: of every head, as `head_effects` gives them; None shows patterns alone.
+        what: what the effect is, in a few words.
+    """
+    layers = [at for at in range(model.cfg.n_layers) if get_act_name("pattern", at) in model.hook_dict]
+    names = [get_act_name(site, at) for at in layers for site in ("pattern", "attn_scores")]
+    _, cache = model.run_with_cache(tokens[None], names_filter=names, return_type=None)
+    patterns = torch.stack([cache["pattern", at][0] for at in layers])  # [layer, head, query, key]
+    payload: dict[str, Any] = {
+        "tokens": list(labels),
+        "layers": layers,
+        "heads": patterns.shape[1],
+        "causal": model.cfg.causal,
+        "pattern": packed(patterns, causal=model.cfg.causal),
+        "effect": None if effect is None else _by_head(effect, layers, patterns.shape[1], what),
+        "stages": None,
+    }
+    if patterns.numel() <= MOST_SCORES and not model.cfg.attn_sinks:
+        scores = torch.stack([cache["attn_scores", at][0] for at in layers])
+        payload["stages"] = {"layers": layers, "scores": exact(scores.clamp(min=torch.finfo(torch.float32).min))}
+    return Part("attention", "Where heads look", payload)
+
+
+def head_effects(model: HookedModel, pairs: PromptPairs, *, kind: str, metric: str) -> pd.DataFrame:
+    """What a metric loses without each head: means over prompts with their intervals, as `losses` gives them."""
+    parts, pairs = components(model, ["z"]), pairs.to(model.device)
+    names = dict.fromkeys(site_of(part, model.hook_dict) for part in parts)
+    values = {kind: replacements(model, pairs, names, kind, run="clean")}
+    frame = sweep(model, pairs, singles(parts, values), metric, base="clean", source="clean")
+    return losses(with_effect(frame, recurrent=False, sparse=False))
+
+
+def _by_head(table: pd.DataFrame, layers: Sequence[int], heads: int, what: str) -> dict[str, Any]:
+    """Effects in the order of heads; None where there is no number."""
+    own = table.set_index(["layer", "head"]).reindex([(layer, head) for layer in layers for head in range(heads)])
+    columns = {"mean": "value", "low": "ci_low", "high": "ci_high"}
+    listed = {name: own[column].astype(float).tolist() for name, column in columns.items()}
+    return {"what": what} | {name: [None if v != v else v for v in values] for name, values in listed.items()}
+
+
+def _text(model: HookedModel, token: int) -> str:
+    tokenizer = model.answer_tokenizer
+    return str(token) if tokenizer is None else visible_token(tokenizer.str_tokens([token])[0])

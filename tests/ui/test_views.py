@@ -1,0 +1,250 @@
+"""Views in a browser without network: they show the model's numbers, by mouse and by keyboard, whatever the text is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from browser import chromium, opened
+from makers import make, named_pairs, pairs_of
+
+import interp
+from interp.errors import InterpError, PromptError
+from interp.lenses.read import depths, read_out
+from interp.ui.views.arrays import LARGEST_HALVES, exact, packed
+from interp.ui.views.prompts import head_effects
+from interp.ui.views.view import Part, View
+
+HOSTILE = [
+    "<script>document.title='owned'</script>", "</script>", '"quoted"', "'", "<!--", "\x00", "🙂", "שלום", "\u202eabc",
+    "a\nb", "  ", "&lt;", "x" * 300,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as made:
+        yield made
+
+
+@pytest.fixture
+def on_prompt() -> View:
+    return interp.show(make("llama"), pairs_of(9, 7), effects="zero")
+
+
+def views() -> dict[str, Callable[[], View]]:
+    """One of every kind."""
+    model, pairs = make("llama"), named_pairs(4)
+    _, cache = model.run_with_cache(pairs.clean, attention_mask=pairs.attention_mask)
+    z = [
+        interp.Variant([interp.Edit("z", {"layer": at, "head": h})], {"layer": at, "head": h})
+        for at in (0, 1)
+        for h in (0, 1)
+    ]
+    frame = interp.sweep(model, pairs, z, progress=False)
+    return {
+        "prompt": lambda: interp.show(model, pairs, effects="zero"),
+        "cache": lambda: interp.show(cache, "z", 1),
+        "pattern": lambda: interp.show(cache, "pattern", 0),
+        "map": lambda: interp.show(frame),
+        "bars": lambda: interp.show(frame.drop(columns="head")),
+        "tokens": lambda: interp.show(["a", " b", "c"], {"loss": [0.1, 2.0, float("nan")], "share": [-1.0, 0.5, 0.0]}),
+    }
+
+
+KINDS = ("prompt", "cache", "pattern", "map", "bars", "tokens")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_view_draws_quietly_for_everybody(kind: str, dark: bool, browser: Any, tmp_path: Path) -> None:
+    file = views()[kind]().save(tmp_path / "view.html")
+    with opened(browser, file, width=640, dark=dark) as shown:
+        shown.page.wait_for_selector("section")
+        assert shown.violations() == []
+        assert shown.sideways() == 0
+        shown.clean()
+
+
+def test_every_element_of_a_view_can_be_reached_by_keyboard(on_prompt: View, browser: Any, tmp_path: Path) -> None:
+    with opened(browser, on_prompt.save(tmp_path / "view.html")) as shown:
+        reached = set()
+        for _ in range(40):
+            shown.page.keyboard.press("Tab")
+            reached.add(shown.page.evaluate("document.activeElement.tagName + '.' + document.activeElement.className"))
+        assert {"CANVAS.large", "SELECT.", "BUTTON.thumb", "INPUT."} <= reached
+        assert any(name.startswith("BUTTON.word") for name in reached)
+
+
+def test_attention_shows_the_models_weights_and_exact_effects(browser: Any, tmp_path: Path) -> None:
+    model, pairs = make("llama"), pairs_of(9, 7)
+    view = interp.show(model, pairs, effects="zero")
+    pattern = model.run_with_cache(pairs.clean[:1, :9])[1]["pattern", 1][0]
+    table = head_effects(model, pairs, kind="zero", metric="logit_diff").set_index("component")
+    with opened(browser, view.save(tmp_path / "view.html")) as shown:
+        names = shown.page.locator(".thumb").evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")
+        assert [name.split(",")[0] for name in names] == [
+            f"L{at}H{h}" for at in (0, 1) for h in range(model.cfg.n_heads)
+        ]
+        for name in names:
+            component, value = re.match(r"(\w+), effect ([+−]?[\d.e−+]+)", name).groups()  # type: ignore[union-attr]
+            number = float(value.replace("−", "-"))
+            assert number == pytest.approx(table.loc[component, "value"], rel=6e-3, abs=1e-4)
+        shown.page.locator(".thumb").nth(model.cfg.n_heads + 1).click()  # L1H1
+        canvas = shown.page.locator("canvas.large").last
+        canvas.focus()
+        for _ in range(9):  # to the first row and column
+            canvas.press("ArrowUp")
+            canvas.press("ArrowLeft")
+        for _ in range(5):
+            canvas.press("ArrowDown")
+        for _ in range(2):
+            canvas.press("ArrowRight")
+        said = canvas.get_attribute("aria-label")
+        assert said.startswith("L1H1: 5 ") and float(said.split(": ")[-1]) == pytest.approx(
+            float(pattern[1, 5, 2]), rel=1e-2
+        )
+        steps = shown.page.locator(".steps").inner_text()
+        assert float(steps.split("= ")[-1]) == pytest.approx(float(pattern[1, 5, 2]), rel=1e-2)
+        canvas.press("End")
+        for _ in range(4):
+            canvas.press("ArrowRight")
+        assert "masked" in shown.page.locator(".cell").last.inner_text()
+
+
+def test_the_next_token_is_the_models_after_every_setting(browser: Any, tmp_path: Path) -> None:
+    model, pairs = make("llama"), pairs_of(9)
+    view = interp.show(model, pairs)
+    logits = model(pairs.clean)[0, -1].detach()
+    with opened(browser, view.save(tmp_path / "view.html")) as shown:
+        for name, value in (("temperature", 0.5), ("top-k", 10), ("top-p", 0.6)):
+            control = shown.page.locator("label.range", has_text=name).locator("input")
+            control.evaluate("(one, value) => { one.value = value; one.dispatchEvent(new Event('input')); }", value)
+        rows = shown.page.locator("table.numbers tbody tr").all_inner_texts()
+        probs = (logits / 0.5).softmax(-1).sort(descending=True).values
+        kept = probs[:10] / probs[:10].sum()
+        n = int((kept.cumsum(0) - kept < 0.6).sum())
+        drawn = [row.split("\t")[-1].strip() for row in rows]
+        assert [one == "never" for one in drawn] == [at >= n for at in range(len(rows))]
+        assert float(drawn[0].rstrip("%")) == pytest.approx(100 * float(kept[0] / kept[:n].sum()), abs=0.051)
+
+
+def test_a_lens_shows_what_each_layer_would_say(browser: Any, tmp_path: Path) -> None:
+    model, pairs = make("llama"), pairs_of(9)
+    name = depths(model, halves=False)[1]
+    stream = model.run_with_cache(pairs.clean, names_filter=[name])[1][name][0]
+    top = read_out(model, stream).argmax(-1).tolist()
+    with opened(browser, interp.show(model, pairs).save(tmp_path / "view.html")) as shown:
+        row = shown.page.locator(".lens tbody tr").nth(1).locator("td").all_inner_texts()
+        assert row == [str(token) for token in top]
+
+
+def test_text_is_never_markup(browser: Any, tmp_path: Path) -> None:
+    view = View(
+        "<b>title</b></title><script>1</script>",
+        [
+            Part(
+                "tokens",
+                "<i>",
+                {"tokens": HOSTILE, "series": [{"what": "<u>", "signed": False, "values": [1.0] * len(HOSTILE)}]},
+            )
+        ],
+    )
+    with opened(browser, view.save(tmp_path / "view.html"), width=640) as shown:
+        words = shown.page.locator(".words .token-text").evaluate_all("all => all.map((one) => one.textContent)")
+        assert words == HOSTILE
+        assert shown.page.title() == view.title and shown.page.locator("b, i, u").count() == 1  # the value, in bold
+        assert shown.sideways() == 0 and shown.violations() == []
+        shown.clean()
+    frame = view._repr_html_()
+    assert frame.count("<iframe") == 1 and 'sandbox="allow-scripts"' in frame and "allow-same-origin" not in frame
+    (tmp_path / "host.html").write_text(
+        f"<!doctype html><html lang=en><title>host</title>{frame}</html>", encoding="utf-8"
+    )
+    with opened(browser, tmp_path / "host.html") as shown:
+        inner = shown.page.frame_locator("iframe")
+        assert inner.locator(".words .token-text").first.text_content() == HOSTILE[0]
+        assert shown.page.title() == "host"
+
+
+def test_many_heads_stay_small_and_quick(browser: Any, tmp_path: Path) -> None:
+    pattern = torch.rand(12, 12, 64, 64).tril()
+    payload = {
+        "tokens": ["word"] * 64,
+        "layers": list(range(12)),
+        "heads": 12,
+        "causal": True,
+        "effect": None,
+        "stages": None,
+    }
+    view = View("Heads", [Part("attention", "Heads", payload | {"pattern": packed(pattern, causal=True)})])
+    file = view.save(tmp_path / "view.html")
+    assert file.stat().st_size < 1_000_000
+    with opened(browser, file) as shown:
+        shown.page.wait_for_selector(".thumb")
+        assert shown.page.locator(".thumb").count() == 144
+        shown.clean()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 5), (2, 2, 4, 4)])
+def test_arrays_are_stored_as_they_are(shape: tuple[int, ...]) -> None:
+    import base64
+
+    import numpy as np
+
+    value = torch.randn(shape)
+    stored = exact(value)
+    assert torch.equal(
+        torch.frombuffer(bytearray(base64.b64decode(stored["data"])), dtype=torch.float32).view(shape), value
+    )
+    halves = np.frombuffer(base64.b64decode(packed(value, causal=True)["data"]), dtype="<f2").astype(np.float32)
+    rows, columns = np.tril_indices(shape[-1])
+    assert np.allclose(halves, value.numpy()[..., rows, columns].ravel(), rtol=1e-3)
+    many = torch.rand(LARGEST_HALVES + 1)
+    small = packed(many)
+    assert small["dtype"] == "uint8"
+    read = torch.frombuffer(bytearray(base64.b64decode(small["data"])), dtype=torch.uint8) * small["scale"]
+    assert float((read - many).abs().max()) <= 0.5 * small["scale"] + 1e-7
+
+
+def test_what_cannot_be_shown_is_refused_by_name() -> None:
+    model = make("llama")
+    _, cache = model.run_with_cache(torch.tensor([[1, 2, 3]]))
+    frame = pd.DataFrame({"layer": [0], "colour": ["red"]})
+    for call, kind, says in (
+        (lambda: interp.show(3), InterpError, "must be HookedModel or .*, not 3"),
+        (lambda: interp.show(model), PromptError, "needs a prompt"),
+        (lambda: interp.show(model, torch.tensor([], dtype=torch.long)), PromptError, "the prompt is empty"),
+        (lambda: interp.show(model, [1, 2], effects="zero"), PromptError, "effects are of an answer"),
+        (lambda: interp.show(cache), InterpError, "needs the name of a site"),
+        (lambda: interp.show(cache, "zz", 0), InterpError, "did you mean 'z'|no .*'zz'"),
+        (lambda: interp.show(cache, "z", 0, tokens=["a"]), PromptError, "1 tokens were given, and .* has 3 positions"),
+        (lambda: interp.show(frame), InterpError, "a column 'effect' or 'value'"),
+        (lambda: interp.show(["a", "b"], [1.0]), InterpError, "1 values for 2 tokens"),
+    ):
+        with pytest.raises(kind, match=says):
+            call()
+
+
+def test_padding_is_not_shown() -> None:
+    model, pairs = make("llama"), pairs_of(9, 7)
+    for side in ("left", "right"):
+        ids = pairs.clean[1][pairs.mask[1]]
+        pad = torch.zeros(2, dtype=torch.long)
+        row = torch.cat([pad, ids] if side == "left" else [ids, pad])[None]
+        mask = torch.tensor([0, 0] + [1] * 7 if side == "left" else [1] * 7 + [0, 0])[None].bool()
+        _, cache = model.run_with_cache(row, attention_mask=mask)
+        _, alone = model.run_with_cache(ids[None])
+        payloads = [interp.show(one, "mlp_out", 1).parts[0].payload for one in (cache, alone)]
+        assert len(payloads[0]["rows"]) == 7 and payloads[0]["rows"] == payloads[1]["rows"]
+
+
+def test_payloads_are_plain_json(on_prompt: View) -> None:
+    for part in on_prompt.parts:
+        json.dumps(part.payload, allow_nan=False)
