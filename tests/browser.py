@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ class Shown:
 def chromium() -> Iterator[Any]:
     """A browser: playwright's own or the system's.
 
-    Where there is none, tests that need one are skipped, and say so.
+    Where there is none, tests that need one are skipped, and say so; with INTERP_NEEDS_BROWSER they fail.
     """
     sync_api = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed: pip install interp[browser]"
@@ -54,6 +55,7 @@ def chromium() -> Iterator[Any]:
         own = Path(made.chromium.executable_path)
         path = str(own) if own.exists() else next(filter(None, map(shutil.which, NAMES)), None)
         if path is None:
+            assert not os.environ.get("INTERP_NEEDS_BROWSER"), "no Chromium, and INTERP_NEEDS_BROWSER is set"
             pytest.skip("no Chromium: run `python -m playwright install chromium`, or install one")
         browser = made.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:

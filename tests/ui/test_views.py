@@ -15,8 +15,11 @@ from browser import chromium, opened
 from makers import make, named_pairs, pairs_of
 
 import interp
+from interp.circuits.edge_scores import eap
 from interp.errors import InterpError, PromptError
+from interp.figures.circuit_diagram import edge_table
 from interp.lenses.read import depths, read_out
+from interp.sites import get_act_name
 from interp.ui.views.arrays import LARGEST_HALVES, exact, packed
 from interp.ui.views.prompts import head_effects
 from interp.ui.views.view import Part, View
@@ -48,7 +51,10 @@ def views() -> dict[str, Callable[[], View]]:
         for h in (0, 1)
     ]
     frame = interp.sweep(model, pairs, z, progress=False)
+    graph = interp.Graph.of(model)
+    circuit = interp.Circuit(graph, graph.allowed, eap(model, pairs).mean(0))
     return {
+        "circuit": lambda: interp.show(circuit),
         "prompt": lambda: interp.show(model, pairs, effects="zero"),
         "cache": lambda: interp.show(cache, "z", 1),
         "pattern": lambda: interp.show(cache, "pattern", 0),
@@ -58,7 +64,7 @@ def views() -> dict[str, Callable[[], View]]:
     }
 
 
-KINDS = ("prompt", "cache", "pattern", "map", "bars", "tokens")
+KINDS = ("circuit", "prompt", "cache", "pattern", "map", "bars", "tokens")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -248,3 +254,58 @@ def test_padding_is_not_shown() -> None:
 def test_payloads_are_plain_json(on_prompt: View) -> None:
     for part in on_prompt.parts:
         json.dumps(part.payload, allow_nan=False)
+
+
+def test_a_circuit_can_be_pruned_pinned_and_grouped(browser: Any, tmp_path: Path) -> None:
+    model = make("llama")
+    graph, scores = interp.Graph.of(model), eap(model, named_pairs(4)).mean(0)
+    circuit = interp.Circuit(graph, graph.allowed, scores)
+    table = edge_table(circuit)
+    with opened(browser, interp.show(circuit).save(tmp_path / "view.html")) as shown:
+        page, slider = shown.page, shown.page.locator("input[type=range]")
+
+        def edges(n: int) -> int:
+            slider.evaluate("(one, n) => { one.value = n; one.dispatchEvent(new Event('input')); }", n)
+            return int(page.locator("path").count())
+
+        assert edges(len(table)) == len(table) and edges(5) == 5
+        strongest = table.reindex(table["value"].abs().sort_values(ascending=False).index).head(5)
+        titles = page.locator("path title").evaluate_all("all => all.map((one) => one.textContent)")
+        ends = {(row.from_label, row.to_label) for row in strongest.itertuples()}
+        assert {tuple(title.split(":")[0].split(",")[0].split(" to ")) for title in titles} == ends
+        node = page.locator(".node").first
+        label = node.get_attribute("aria-label")
+        node.click()
+        page.get_by_role("button", name="pin").click()
+        mine = int(((table["from_label"] == label) | (table["to_label"] == label)).sum())
+        assert int(page.locator("path").count()) >= mine
+        edges(len(table))
+        names = page.locator(".node").evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")
+        for at in (1, 2):
+            page.locator(".node").nth(at).click(modifiers=["Shift"])
+        page.get_by_label("Name of the group").fill("mine")
+        page.get_by_role("button", name="group the selection").click()
+        after = page.locator(".node").evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")
+        assert "mine" in after and len(after) == len(names) - 1
+        shown.clean()
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "hybrid"])
+def test_state_space_layers_show_their_steps_and_hidden_attention(kind: str, browser: Any, tmp_path: Path) -> None:
+    model, pairs = make(kind), pairs_of(9)
+    view = interp.show(model, pairs)
+    parts = {part.title: part.payload for part in view.parts}
+    layers = [at for at in range(model.cfg.n_layers) if get_act_name("delta", at) in model.hook_dict]
+    _, cache = model.run_with_cache(pairs.clean, names_filter="*mixer*")
+    with opened(browser, view.save(tmp_path / "view.html")) as shown:
+        canvas = shown.page.locator("canvas[aria-roledescription=map]")
+        for at, expected in (
+            (0, cache["delta", layers[0]][0, 1].mean()),
+            (1, cache[f"blocks.{layers[0]}.mixer.hook_pattern"][0][..., 1, 0].abs().mean()),
+        ):
+            own = canvas.nth(at)
+            own.press("ArrowDown" if at else "ArrowRight")
+            said = own.get_attribute("aria-label").split(": ")[-1]
+            assert float(said.replace("−", "-")) == pytest.approx(float(expected), rel=6e-3)
+        shown.clean()
+    assert parts["Step size, mean over channels"]["rows"] == [str(at) for at in layers]

@@ -23,16 +23,21 @@ COLUMNS = ("role", "pos", "head", "ssm_head", "kv_head", "channel", "expert", "n
 
 def heat_map(values: Tensor, rows: Sequence[str], columns: Sequence[str], named: tuple[str, str], what: str) -> Part:
     """A map of a matrix [row, column]."""
-    if values.shape != (len(rows), len(columns)):
-        raise InterpError(f"{list(values.shape)} values need as many labels, not {len(rows)} and {len(columns)}")
-    signed = bool((values < 0).any())
-    payload = {
-        "rows": list(rows),
-        "columns": list(columns),
-        "named": list(named),
-        "maps": [{"what": what, "signed": signed, "values": exact(values)}],
-    }
-    return Part("heatmap", what[:1].upper() + what[1:], payload)
+    return heat_maps([(what, values)], rows, columns, named, what[:1].upper() + what[1:])
+
+
+def heat_maps(
+    maps: Sequence[tuple[str, Tensor]], rows: Sequence[str], columns: Sequence[str], named: tuple[str, str], title: str
+) -> Part:
+    """One of several maps of the same rows and columns, each with what it is of."""
+    for what, values in maps:
+        if values.shape != (len(rows), len(columns)):
+            raise InterpError(
+                f"{what!r} has shape {list(values.shape)}, and there are {len(rows)} and {len(columns)} labels"
+            )
+    made = [{"what": what, "signed": bool((values < 0).any()), "values": exact(values)} for what, values in maps]
+    payload = {"rows": list(rows), "columns": list(columns), "named": list(named), "maps": made}
+    return Part("heatmap", title, payload)
 
 
 def coloured_tokens(tokens: Sequence[str], series: Mapping[str, Sequence[float]]) -> Part:

@@ -15,6 +15,7 @@ from interp.sites import get_act_name
 from interp.sweeps.sweep import sweep
 from interp.text.characters import visible_token
 from interp.ui.views.arrays import exact, packed
+from interp.ui.views.frames import heat_map, heat_maps
 from interp.ui.views.view import Part
 from interp.variants.ablation_runs import losses, singles, with_effect
 from interp.variants.ablations import replacements
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MOST_SCORES = 300_000  # so many of them add about a megabyte and a half to a page
 MOST_LABELS = 50  # of the likeliest next tokens
+LONGEST_HIDDEN = 128  # positions: hidden attention has a matrix for every channel
 TOP = 5  # tokens in a cell of a lens
 
 
@@ -111,6 +113,29 @@ def attention(
         scores = torch.stack([cache["attn_scores", at][0] for at in layers])
         payload["stages"] = {"layers": layers, "scores": exact(scores.clamp(min=torch.finfo(torch.float32).min))}
     return Part("attention", "Where heads look", payload)
+
+
+@torch.no_grad()
+def state_space(model: HookedModel, tokens: Tensor, *, labels: Sequence[str]) -> list[Part]:
+    """What state-space layers let in at each position of a prompt [pos], and how far they look back.
+
+    Means over channels or heads: of step sizes (the larger, the more a token writes and the faster the state forgets),
+    and of the sizes of hidden attention (Ali et al. 2024, "The Hidden Attention of Mamba Models"), where the prompt is
+    not longer than `LONGEST_HIDDEN`.
+    """
+    layers = [at for at in range(model.cfg.n_layers) if get_act_name("delta", at) in model.hook_dict]
+    rows, places = [str(at) for at in layers], [f"{at}: {text}" for at, text in enumerate(labels)]
+    _, cache = model.run_with_cache(tokens[None], names_filter=[get_act_name("delta", at) for at in layers])
+    steps = torch.stack([cache["delta", at][0].float().mean(-1) for at in layers])  # [layer, pos]
+    parts = [heat_map(steps, rows, places, ("layer", "position"), "step size, mean over channels")]
+    if len(tokens) > LONGEST_HIDDEN:
+        return parts
+    maps = []
+    for at in layers:  # one by one: each is [channel, query, key]
+        name = get_act_name("pattern", at, "mixer")
+        _, own = model.run_with_cache(tokens[None], names_filter=[name], return_type=None)
+        maps.append((f"layer {at}, mean size over channels", own[name][0].float().abs().mean(0)))
+    return [*parts, heat_maps(maps, places, places, ("from", "to"), "Hidden attention")]
 
 
 def head_effects(model: HookedModel, pairs: PromptPairs, *, kind: str, metric: str) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.arguments import checked, is_several, shown
+from interp.circuits.circuit import Circuit
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import InterpError, PromptError
 from interp.hooked.cache import ActivationCache
@@ -16,7 +17,7 @@ from interp.hooked.model import HookedModel
 from interp.lenses.tuned_lens import TunedLens
 from interp.prompts.pairs import PromptPairs
 from interp.text.characters import visible_token
-from interp.ui.views import frames, prompts
+from interp.ui.views import circuits, frames, prompts
 from interp.ui.views.view import Part, View
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @checked
 def show(
-    what: HookedModel | ActivationCache | pd.DataFrame | Sequence[str],
+    what: HookedModel | ActivationCache | Circuit | pd.DataFrame | Sequence[str],
     given: Any = None,
     layer: int | None = None,
     *,
@@ -43,11 +44,12 @@ def show(
     | `show(model, pairs)` | the same of the first clean prompt, with the answer's rank |
     | `show(model, pairs, effects="zero")` | and what the answer loses without each head, exactly, over all pairs |
     | `show(cache, "z", 3)` | any site of a cache as a map |
+    | `show(circuit)` | a circuit as a graph: parts can be pinned and grouped, edges pruned |
     | `show(frame)` | the table of a sweep or a study, as a map or as bars |
     | `show(tokens, values)` | a text whose tokens are coloured |
 
     Args:
-        what: a model, a cache, a table, or the tokens of a text.
+        what: a model, a cache, a circuit, a table, or the tokens of a text.
         given: for a model a text, token ids [pos] or pairs; for a cache the name of a site; for tokens their values, or
             several series of values by name.
         layer: for a cache, the layer of the site.
@@ -65,6 +67,9 @@ def show(
         return _of_model(what, given, effects, metric, lens, title)
     if isinstance(what, ActivationCache):
         return _of_cache(what, given, layer, tokens, title)
+    if isinstance(what, Circuit):
+        part = circuits.of_circuit(what)
+        return View(title or part.title, [part])
     if hasattr(what, "columns"):
         part = frames.of_frame(what)
         return View(title or part.title, [part])
@@ -110,6 +115,8 @@ def _of_model(
             else prompts.head_effects(model, pairs, kind=effects, metric=metric)
         )
         parts.append(prompts.attention(model, ids, labels=labels, effect=table, what=f"{metric} lost ({effects})"))
+    if model.cfg.has_mamba:
+        parts += prompts.state_space(model, ids, labels=labels)
     return View(title or f"{model.cfg.model_name or 'A model'} on one prompt", parts, height=900)
 
 
