@@ -17,6 +17,8 @@ from interp.models.gpt import GPT
 
 collect_ignore = ["campaign", "conformance"]  # `make campaign`, `make conformance`
 
+os.environ["INTERP_CACHE"] = ""  # of programs that tests start, too: nothing is kept in the user's cache
+
 # A shell lets what it runs in the background ignore interrupts, and so would programs that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,11 +18,13 @@ from analyses.tuned_lens import (
 from interp import stats
 from interp.hooked.model import HookedModel
 from interp.lenses import read as lenses
+from interp.lenses.kept import kept
 from interp.lenses.tuned_lens import TunedLens
 from interp.prompts.pairs import PromptPairs
 from interp.study.sections import Results, StudyReport
 from interp.study.sentences import answered_at, counted
 from interp.ui.page import FigureItem, Section
+from interp.version import __version__
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +34,7 @@ ORDER = 25
 
 def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress: bool | None = None) -> StudyReport:
     """The section of a task's report: a lens trained on what the model writes, its quality, its reading of the task."""
-    lens = trained(model, None, None, progress=progress)
+    lens = kept(model, {"version": __version__}, lambda: trained(model, None, None, progress=progress))
     frame = run(model, pairs, lens=lens)
     grid = run(model, pairs[:1], lens=lens, pos="all" if model.cfg.d_vocab_out >= model.cfg.d_vocab else "last", top=1)
     table, nearer = summary(frame), compared(lens)
