@@ -131,4 +131,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # The same before and after something was loaded: the folders are for `from interp.lenses.read import read`.
+    return sorted([*__all__, "__version__"])
