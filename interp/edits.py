@@ -202,7 +202,9 @@ def _settled_where(where: Any) -> Mapping[str, Any]:
         if axis in settled:
             raise ConfigError(f"where names one axis twice, as {axis!r} and as {given!r}: give one of them")
         also = ", or a role of the prompts" if axis in POSITIONS else ""
-        settled[axis] = at if isinstance(at, str) else as_index(f"{given} of an edit", at, also=also, refuse=ConfigError)
+        settled[axis] = (
+            at if isinstance(at, str) else as_index(f"{given} of an edit", at, also=also, refuse=ConfigError)
+        )
     return settled
 
 

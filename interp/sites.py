@@ -88,6 +88,11 @@ class Site:
         return "encoder" if self.cross and self.template.endswith(("hook_k", "hook_v")) else self.stack
 
     @property
+    def keys_in(self) -> str:
+        """The stack whose positions are those of the site's keys; as `rows_in`."""
+        return "encoder" if self.cross else self.rows_in
+
+    @property
     def stack(self) -> str:
         """The stack of an encoder-decoder that the site belongs to; empty in other models."""
         first = self.template.partition(".")[0]

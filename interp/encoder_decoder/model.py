@@ -29,6 +29,7 @@ from interp.hooked.generation import generate
 from interp.hooked.hooks import HookPoint
 from interp.hooked.model import HookedModel
 from interp.hooked.past import PastKeyValues
+from interp.hooked.tidy import CachedPrompts
 from interp.models.gpt import draw_weights, next_token_loss
 from interp.sites import NameFilter, site_names
 from interp.text.padding import as_mask, check_attention_mask, pad, padding_of
@@ -267,7 +268,13 @@ class EncoderDecoder(HookedModel):
             decoder_attention_mask=own_mask,
             **kwargs,
         )
-        both = EncoderDecoderCache(dict(cache), self, masks={"encoder": mask, "decoder": own_mask})
+        known = {
+            stack: CachedPrompts(
+                ids if not ids.is_floating_point() else None, real, ids.shape[1], tokenizer=self.tokenizer
+            )
+            for stack, ids, real in (("encoder", tokens, mask), ("decoder", more, own_mask))
+        }
+        both = EncoderDecoderCache(dict(cache), self, masks={"encoder": mask, "decoder": own_mask}, prompts=known)
         if drop:
             both.remove_batch_dim()
         return output, both

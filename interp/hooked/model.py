@@ -24,6 +24,7 @@ from interp.hooked.hooks import Hook, HookFunction, HookPoint, Kept, attached, b
 from interp.hooked.recorder import Recorder
 from interp.hooked.slices import PosSlice
 from interp.hooked.text_input import TextInput
+from interp.hooked.tidy import CachedPrompts
 from interp.sites import NameFilter, match
 from interp.text.tokenizer import Tokenizer
 
@@ -190,6 +191,8 @@ class HookedModel(TextInput, nn.Module, ABC):
         recorder = Recorder(pos_slice=pos_slice, device=device, detach=detach, copy_views=wanted is not None)
         tokens, mask = self._input(input, kwargs.pop("prepend_bos", None), kwargs.pop("attention_mask", None))
         always = [name for name, point in self.hook_dict.items() if not point.site.on_demand]
+        past = kwargs.get("past_kv_cache")
+        n_past = len(past) if past else 0
         slopes: HookList = [(wanted or always, recorder.store_gradient)] if incl_bwd else ()
         with attached(self.hook_dict, (), slopes, readers=[(wanted, recorder.store)]):
             output = self(tokens, *args, attention_mask=mask, **kwargs)
@@ -198,8 +201,16 @@ class HookedModel(TextInput, nn.Module, ABC):
                     raise HookError('incl_bwd=True needs a scalar output to differentiate: pass return_type="loss"')
                 output.backward()
         recorder.check()
-        whole = pos_slice is None and kwargs.get("past_kv_cache") is None
-        cache = ActivationCache(recorder.tensors, self, attention_mask=mask, whole=whole)
+        known = CachedPrompts(
+            None if n_past or tokens.is_floating_point() else tokens,
+            mask if past is None or not n_past else past.attention_mask,
+            tokens.shape[1],
+            n_past,
+            pos_slice,
+            self.tokenizer,
+        )
+        whole = pos_slice is None and past is None
+        cache = ActivationCache(recorder.tensors, self, attention_mask=mask, whole=whole, prompts={"": known})
         return output, cache.remove_batch_dim() if remove_batch_dim else cache
 
     def _select(self, names_filter: NameFilter, layers: int | slice | Iterable[int] | None) -> list[str] | None:
