@@ -72,9 +72,8 @@ def positions(prompts: CachedPrompts, shape: tuple[int, int], *, keys: bool) -> 
         shape: of the value on its axis `batch` and on this one.
         keys: whether it is an axis of keys, which has the earlier positions too, and all of them.
     """
-    n_batch, width = shape
     if keys or prompts.n_pos is None:
-        place = np.arange(width)
+        place = np.arange(shape[1])
     else:
         place = prompts.n_past + np.array(entries("pos_slice", prompts.kept, prompts.n_pos))
     if prompts.mask is None:
