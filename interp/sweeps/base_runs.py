@@ -114,8 +114,9 @@ class BaseRunCache:
             with attached(self.model.hook_dict, readers=readers):
                 stored[run], seen[run], largest[run] = self._run_side(pairs, self.sides[run], self._names[run])
         # 3. The metric of both.
-        value = {run: evaluate(self.metric, seen[run], pairs, seen["source"]) for run in RUNS}
-        off = [rounding(self.metric, seen[run], pairs, seen["source"], largest[run]) for run in RUNS]
+        side, ref = self.sides["base"], seen["source"]  # a metric of the text compares both with the base run's
+        value = {run: evaluate(self.metric, seen[run], pairs, ref, side=side) for run in RUNS}
+        off = [rounding(self.metric, seen[run], pairs, ref, largest[run], side=side) for run in RUNS]
         return BaseRuns(pairs, prompts, stored, states, seen, value, torch.maximum(*off))
 
     def _run_side(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor, Tensor]:

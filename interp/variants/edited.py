@@ -75,7 +75,8 @@ def edited(
     """
     for side in (base, source):
         check_side(side)
-    variant = variant if isinstance(variant, Variant) else Variant(variant)
+    if not isinstance(variant, Variant):
+        variant = Variant([variant] if isinstance(variant, Edit) else variant)
     pairs = fitting(model, pairs).to(model.device)
     placed = _placed(model, pairs, variant, base, source)
     # 1. What the edits copy.
