@@ -310,6 +310,11 @@ class EncoderDecoder(HookedModel):
         texts = [self._tokenizer().decode(row, skip_special_tokens=True) for row in longer.tolist()]
         return texts[0] if isinstance(input, str) else texts
 
+    def _logits_before(self, tokens: Tensor, answer: list[int]) -> Tensor:
+        start, _ = self.decoder_tokens(None, 1)
+        logits: Tensor = self(tokens, torch.cat([start, start.new_tensor([answer[:-1]])], dim=1))
+        return logits[0]
+
     # What belongs to one of the stacks
 
     def derive(self, name: str, tensors: Mapping[str, Tensor], attention_mask: Tensor | None) -> Tensor | None:

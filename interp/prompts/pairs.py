@@ -11,6 +11,7 @@ every pair.
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +27,7 @@ from interp.errors import PromptError, unknown
 from interp.prompts import answers as answers_of
 from interp.prompts import pair_checks as pairing
 from interp.prompts.answers import AnswerSets, NoAnswers, no_answers
+from interp.prompts.examples import examples
 from interp.prompts.pair_checks import MASK, Roles
 from interp.prompts.pair_files import SavedPairs
 from interp.sites import Site
@@ -33,6 +35,8 @@ from interp.text.padding import pad
 from interp.text.tokenizer import labels
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from interp.hooked.model import HookedModel
 
 TENSORS = ("clean", "corrupt", "mask")
@@ -435,8 +439,37 @@ class PromptPairs(SavedPairs):
         lengths = self.lengths
         return (
             f"PromptPairs({self.name!r}, n={len(self)}, {int(lengths.min())} to {int(lengths.max())} tokens, "
-            f"roles={self.role_names})"
+            f"roles={self.role_names}{'' if self.has_answers else ', no answers'})"
         )
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.examples().to_string()}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.examples().to_html()}"
+
+    def examples(self, n: int = 5, model: HookedModel | None = None) -> pd.DataFrame:
+        """The first n pairs, to look at: `print(pairs)` shows them too.
+
+        Args:
+            n: how many, at most.
+            model: gives answers their text. Without it they have that of the same token in a prompt, or else are ids.
+
+        Returns:
+            A row for each pair: `clean`, `corrupt` (if any differs), `decoder` (the text that it continues, where there
+            is one), the `right` and the `wrong` answers, and a column for each role with its position and token, as
+            `9: John`.
+
+        Raises:
+            ConfigError: `n` below 1.
+
+        >>> pairs = PromptPairs.from_tokens([[5, 6, 7]], [[5, 9, 7]], answers=[(6, 9)], roles={"END": -1})
+        >>> print(pairs)
+        PromptPairs('custom', n=1, 3 to 3 tokens, roles=('END',))
+           clean corrupt right wrong   END
+        0  5 6 7   5 9 7     6     9  2: 7
+        """
+        return examples(self, n, model)
 
     def to(self, device: str | torch.device) -> PromptPairs:
         """The same pairs with their tensors on a device."""
