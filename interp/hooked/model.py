@@ -307,7 +307,7 @@ class HookedModel(TextInput, nn.Module, ABC):
             >>> model = interp.load("smollm2-135m")  # doctest: +SKIP
             >>> model.test_prompt("The capital of France is", "Paris")  # doctest: +SKIP
         """
-        if getattr(self.cfg, "mlm_act_fn", None) is not None:
+        if isinstance(self.cfg, ModelConfig) and not self.cfg.linear_output:
             raise PromptError("test_prompt shows the next token, and this model predicts masked ones")
         tokenizer = self._tokenizer()
         ids = answer_ids(tokenizer, prompt, answer, prepend_space=prepend_space_to_answer)
