@@ -195,7 +195,7 @@ main = study_command(
         method_option(METHODS, "atp"),
         direction_option("denoise"),
         GRANULARITY,
-        by_option(f"{', '.join(AXES)}, neuron, several as head,pos.  [head]"),
+        by_option(f"{', '.join(AXES)}, several as head,pos.  [head]"),
         site_option(f"Short site names: z, resid_pre, ..., with neuron {', '.join(NEURONS)}.  [z]"),
     ],
 )

@@ -9,6 +9,7 @@ The two runs of a pair have names: `base` is the run that is edited, `source` th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,9 +23,21 @@ from interp.config import STACKS, EncoderDecoderConfig, ModelConfig
 from interp.errors import ConfigError, UnknownName, check_choice, unknown
 from interp.hooked.cache import ActivationCache
 from interp.hooked.hooks import HookPoint
-from interp.sites import Site, axis_sizes, find_act_name, site_names, unknown_site
+from interp.sites import (
+    ALIASES,
+    AXIS_ALIASES,
+    AXIS_WORDS,
+    SITES,
+    Site,
+    axis_sizes,
+    find_act_name,
+    said_axes,
+    site_names,
+    unknown_site,
+)
 
 POSITIONS = ("pos", "query", "key")
+AXES = {"layer", *(axis for site in SITES for axis in site.axes)} - {"batch", "one"}
 OPS = ("set", "add", "scale", "zero", "mean")
 RUNS = ("base", "source")
 
@@ -44,7 +57,8 @@ class Edit:
     Args:
         site: short name (`"z"`, with `layer` in `where`) or full name (`"blocks.3.attn.hook_z"`).
         where: axis name -> an index, a list of indices, or a slice; an axis that is missing here, or is None, is
-            changed throughout. The axes are the site's (`interp.sites`), without `batch`, and `layer` for a short name.
+            changed throughout. The axes are the site's (`interp.sites`), without `batch`, and `layer` for a short name;
+            `neuron` is another name of `d_mlp`.
             `pos`, `query` and `key` count from the start of each real prompt; they also take a role of the prompts
             (`"S2"`), or -1 for the last real position.
         op: "set" (the default) replaces the value by `source`; "add" adds `source`; "scale" multiplies by it; "zero"
@@ -94,6 +108,7 @@ class Edit:
     def name(self, cfg: ModelConfig | EncoderDecoderConfig) -> str:
         """The full site name, after checking that the model has it and that `where` fits its axes."""
         layer, names = self.where.get("layer"), site_names(cfg)
+        self._check_axes()
         if isinstance(cfg, EncoderDecoderConfig):
             cfg = stack_named(cfg, self.site)
         if layer is not None and not (isinstance(layer, int) and 0 <= layer < cfg.n_layers):
@@ -110,6 +125,16 @@ class Edit:
             if axis != "layer":
                 _check_index(axis, index, names[name], cfg, self)
         return name
+
+    def _check_axes(self) -> None:
+        """Refuse a key of `where` that is an axis of no site, before a layer is missed that was misspelt."""
+        stack, _, rest = self.site.partition(".")
+        given = (rest if stack in STACKS else self.site).removeprefix("hook_")
+        short, template = ALIASES.get(given, given), re.sub(r"^blocks\.\d+\.", "blocks.{l}.", given)
+        own = [axis for site in SITES if short == site.short or template == site.template for axis in said_axes(site)]
+        for axis in self.where:
+            if own and axis not in AXES:
+                raise unknown(f"axis of {self.site!r}", axis, dict.fromkeys(["layer", *own]))
 
     def _check_whole(self, name: str) -> None:
         """Refuse what cannot be done to numbers of experts."""
@@ -171,10 +196,15 @@ def _settled_where(where: Any) -> Mapping[str, Any]:
     """Where an edit acts, in Python's own numbers, so that equal places compare equal."""
     if not isinstance(where, Mapping):
         raise ConfigError(f"where must be a mapping, axis to index, such as {{'layer': 3}}, not {shown(where)}")
-    settled = {}
-    for axis, at in where.items():
+    settled: dict[str, Any] = {}
+    for given, at in where.items():
+        axis = AXIS_ALIASES.get(given, given) if isinstance(given, str) else given
+        if axis in settled:
+            raise ConfigError(f"where names one axis twice, as {axis!r} and as {given!r}: give one of them")
         also = ", or a role of the prompts" if axis in POSITIONS else ""
-        settled[axis] = at if isinstance(at, str) else as_index(f"{axis} of an edit", at, also=also, refuse=ConfigError)
+        settled[axis] = (
+            at if isinstance(at, str) else as_index(f"{given} of an edit", at, also=also, refuse=ConfigError)
+        )
     return settled
 
 
@@ -196,7 +226,7 @@ def _settled_source(source: Any) -> Any:
 
 def _check_index(axis: str, index: Index, site: Site, cfg: ModelConfig, edit: Edit) -> None:
     if axis not in site.axes or axis == "batch":
-        raise unknown(f"axis of {site.short!r}", axis, [a for a in site.axes if a not in ("batch", "one")])
+        raise unknown(f"axis of {site.short!r}", axis, said_axes(site))
     if isinstance(index, str):
         if axis not in POSITIONS:
             raise UnknownName(f"{axis}={index!r} of an edit at {edit.site!r}: only positions can be given by role")
@@ -206,6 +236,6 @@ def _check_index(axis: str, index: Index, site: Site, cfg: ModelConfig, edit: Ed
         return
     for one in [index] if isinstance(index, int) else () if isinstance(index, slice) else index:
         if not 0 <= one < size:
-            raise UnknownName(f"{axis} {one} is not one of this model's {size}, 0 to {size - 1}")
+            raise UnknownName(f"{AXIS_WORDS.get(axis, axis)} {one} is not one of this model's {size}, 0 to {size - 1}")
     if isinstance(index, slice) and not entries(axis, index, size):
-        raise UnknownName(f"{axis} {index} selects none of this model's {size}, 0 to {size - 1}")
+        raise UnknownName(f"{AXIS_WORDS.get(axis, axis)} {index} selects none of this model's {size}, 0 to {size - 1}")

@@ -19,7 +19,15 @@ from interp.rounding import of_logits
 DRAWN = 2  # ways of moving logits by their rounding, beside two that are chosen
 
 
-def rounding(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor | None, largest: Tensor) -> Tensor:
+def rounding(
+    metric: Metric,
+    seen: Tensor,
+    pairs: PromptPairs,
+    reference: Tensor | None,
+    largest: Tensor,
+    *,
+    side: str | None = None,
+) -> Tensor:
     """How far rounding alone can take a metric of each pair [rows], in float64; see `interp.rounding`.
 
     The logits that the metric reads are moved up and down by what each of them may be off, in several patterns; what
@@ -27,7 +35,7 @@ def rounding(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
     token for a rank that rounding can change.
 
     Args:
-        metric, seen, pairs, reference: as `evaluate` takes them.
+        metric, seen, pairs, reference, side: as `evaluate` takes them.
         largest: the largest magnitude among the logits where the metric reads, of the whole vocabulary [rows].
     """
     if not metric.whole and len(pairs) > ROWS:  # so that moved copies of a large vocabulary stay few
@@ -39,12 +47,12 @@ def rounding(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor
         return torch.cat(found)
     step = of_logits(largest, seen.dtype).to(seen.device)
     step, seen = step.reshape(-1, *[1] * (seen.ndim - 1)), widened(seen)
-    value = evaluate(metric, seen, pairs, reference).double()
+    value = evaluate(metric, seen, pairs, reference, side=side).double()
     worst = torch.zeros_like(value)
     for pattern in _patterns(seen):
         for sign in (1, -1):
             moved = seen + (sign * step).to(seen.dtype) * pattern
-            change = (evaluate(metric, moved, pairs, reference).double() - value).abs()
+            change = (evaluate(metric, moved, pairs, reference, side=side).double() - value).abs()
             worst = torch.maximum(worst, change.nan_to_num(float("inf")))
     return worst
 

@@ -14,7 +14,7 @@ Half-precision logits are converted to float32 first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from torch import Tensor
 from interp.arguments import as_index, checked, flag, shown
 from interp.errors import ConfigError, InterpError, PromptError, check_choice, unknown
 from interp.precision import wide_type, widened
+from interp.prompts.answers import NO_ANSWERS, NoAnswers
+from interp.prompts.pair_checks import check_side
 from interp.rounding import normalised_effect as normalised_effect  # `interp.metrics` has it too
 
 if TYPE_CHECKING:
@@ -54,6 +56,9 @@ class Metric:
             logits it is given in this order; or None for all.
         sets: whether `fn` takes several answers of each kind, [rows, 2, most] padded with -1, as those of `METRICS` do;
             if not, a pair that has several is measured by its first right and its first wrong answer.
+        of_text: whether `fn`, a `whole` one, compares with the prompts themselves: `fn(logits, pairs, following)` is
+            also given the token that follows each position that is read [rows, positions], -1 where none does: of the
+            side that is run, in a sweep the base side for both runs.
     """
 
     name: str
@@ -62,9 +67,10 @@ class Metric:
     unit: str
     needs_reference: bool = False
     whole: bool = False
-    positions: int | str | Sequence[int] | None = None
+    positions: int | str | slice | Sequence[int] | None = None
     tokens: str | Sequence[int] | None = None
     sets: bool = False
+    of_text: bool = field(default=False, metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -74,6 +80,8 @@ class Metric:
                 raise ConfigError(f"the {what} of metric {self.name!r} must be text, not {shown(text)}")
         flag("whole", self.whole)
         flag("needs_reference", self.needs_reference)
+        if flag("of_text", self.of_text) and not self.whole:
+            raise ConfigError(f"metric {self.name!r} compares with the text, which needs whole=True")
         if not callable(self.fn):
             raise ConfigError(f"metric {self.name!r} needs a function, not {shown(self.fn)}")
         if isinstance(self.tokens, str) and self.tokens != "answers":
@@ -134,6 +142,7 @@ def measure(
     pairs: PromptPairs,
     *,
     reference: Tensor | None = None,
+    side: str | None = None,
 ) -> Tensor:
     """A metric for each pair [rows] of the logits [rows, pos, d_vocab_out] that a run on these pairs gave.
 
@@ -142,10 +151,12 @@ def measure(
         logits: of the run.
         pairs: the prompts of its rows.
         reference: logits of another run on them, of the same shape, for metrics that compare.
+        side: the side that was run, "clean" or "corrupt", for metrics of the text itself, such as "loss"; not needed
+            where both sides are the same.
 
     Raises:
-        PromptError: logits of the wrong shape, answers outside their vocabulary, a missing reference, or a metric that
-            does not return one number a row.
+        PromptError: logits of the wrong shape, answers outside their vocabulary, missing answers, reference or side, or
+            a metric that does not return one number a row.
     """
     metric = get_metric(metric)
     if metric.needs_reference and reference is None:
@@ -153,10 +164,10 @@ def measure(
     at_last(logits, pairs)  # refuses logits of the wrong shape
     if reference is not None and reference.shape != logits.shape:
         raise PromptError(f"reference is {list(reference.shape)}, expected the shape of logits, {list(logits.shape)}")
-    check_answers(pairs.answer_table, logits.shape[-1])
-    return evaluate(
-        metric, read(metric, logits, pairs), pairs, None if reference is None else read(metric, reference, pairs)
-    )
+    check_metric(metric, pairs, logits.shape[-1])
+    seen = read(metric, logits, pairs)
+    compared = None if reference is None else read(metric, reference, pairs)
+    return evaluate(metric, seen, pairs, compared, side=side)
 
 
 def where_read(metric: Metric, pairs: PromptPairs) -> Tensor:
@@ -186,9 +197,44 @@ def which_read(metric: Metric, pairs: PromptPairs) -> Tensor | None:
 
 
 @checked
-def answers_of(metric: Metric, pairs: PromptPairs) -> Tensor:
-    """The answers that a metric takes: [rows, 2, most] if it takes several of each kind, else [rows, 2]."""
-    return pairs.answer_table if metric.sets else pairs.answers
+def answers_of(metric: Metric, pairs: PromptPairs, rows: Any = None) -> Tensor:
+    """The answers that a metric takes: [rows, 2, most] if it takes several of each kind, else [rows, 2].
+
+    `rows` chooses some of the pairs. Pairs without answers give what stands for them, which no metric can use.
+    """
+    if not pairs.has_answers:
+        return pairs.answers
+    answers = pairs.answer_table if metric.sets else pairs.answers
+    return answers if rows is None else answers[rows]
+
+
+def n_answers(metric: Metric, pairs: PromptPairs) -> int:
+    """How many answers of each pair a metric takes."""
+    return answers_of(metric, pairs)[0].numel() if pairs.has_answers else 0
+
+
+def following(metric: Metric, pairs: PromptPairs, side: str | None) -> Tensor:
+    """The token after each position that a metric reads, in the prompts of one side [rows, positions]; -1 for none.
+
+    Raises:
+        PromptError: the side is not known, or a prompt has no such token.
+    """
+    if side is None and pairs.contrast:
+        raise PromptError(
+            f"metric {metric.name!r} is of the tokens that were run: say side='clean' or side='corrupt', whose logits "
+            "these are"
+        )
+    check_side(side or "clean")
+    at = where_read(metric, pairs) + 1
+    there = at < pairs.lengths[:, None]
+    empty = (~there.any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise PromptError(
+            f"metric {metric.name!r} is of the tokens that follow the positions that it reads, and prompt {empty[0]} "
+            "has none"
+        )
+    tokens: Tensor = getattr(pairs, side or "clean")
+    return torch.where(there, tokens.gather(1, at.clamp(max=tokens.shape[1] - 1)), -1)
 
 
 @checked
@@ -218,19 +264,27 @@ def read(metric: Metric, logits: Tensor, pairs: PromptPairs, prompt: Tensor | No
     return seen if metric.whole else seen[:, 0]
 
 
-def evaluate(metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
+def evaluate(
+    metric: Metric, seen: Tensor, pairs: PromptPairs, reference: Tensor | None, *, side: str | None = None
+) -> Tensor:
     """A metric for each pair [rows] from what `read` gave of a run and of its reference run.
+
+    `side` is the side whose text a metric that is `of_text` compares with.
 
     Raises:
         PromptError: the metric raises, or does not return one real number a row; the message names it.
     """
     if not metric.whole:
         return score(metric, seen, answers_of(metric, pairs), reference)
+    if metric.of_text:
+        return _called(metric, len(pairs), seen, pairs, following(metric, pairs, side).to(seen.device))
     return _called(metric, len(pairs), seen, pairs)
 
 
 def score(metric: Metric, seen: Tensor, answers: Tensor, reference: Tensor | None) -> Tensor:
     """A metric that is not `whole`, of any rows [rows], from what it reads, the rows' answers and their reference."""
+    if isinstance(answers, NoAnswers):  # a metric that needs none does not look
+        return _called(metric, len(seen), seen, answers, reference)
     answers = answers.to(seen.device)
     if metric.tokens == "answers":  # `seen` holds the answers' logits alone, so that answers are numbered anew
         order = torch.arange(answers[0].numel(), device=seen.device).view_as(answers[0])
@@ -252,6 +306,18 @@ def _called(metric: Metric, rows: int, *arguments: Any) -> Tensor:
             returned = f"{list(value.shape)}" + (f" of {value.dtype}" if value.is_complex() else "")
         raise PromptError(f"metric {metric.name!r} returned {returned}, expected a tensor [{rows}], one number a row")
     return value
+
+
+def check_metric(metric: Metric, pairs: PromptPairs, d_vocab_out: int) -> None:
+    """Refuse pairs whose answers the model cannot give, or that have none where the metric needs them.
+
+    Raises:
+        PromptError: they are refused.
+    """
+    if pairs.has_answers:
+        check_answers(pairs.answer_table, d_vocab_out)
+    elif metric.sets or metric.tokens == "answers":
+        raise PromptError(NO_ANSWERS.format(needs=f", and metric {metric.name!r} is of them"))
 
 
 @checked
@@ -411,6 +477,52 @@ def _kl_of_rows(logits: Tensor, reference: Tensor) -> Tensor:
     return (ref.exp() * ratio).sum(-1)
 
 
+def _loss(logits: Tensor, pairs: PromptPairs, following: Tensor) -> Tensor:
+    """The mean cross entropy of the tokens that follow [rows]."""
+    real = following >= 0  # [rows, positions]
+    if int(following.max()) >= logits.shape[-1]:
+        raise PromptError(
+            f"the loss is of the next token, and token {int(following.max())} is none of this model's "
+            f"{logits.shape[-1]} outputs"
+        )
+    each = zip(logits.split(ROWS), following.clamp(min=0).split(ROWS), strict=True)
+    nats = torch.cat(
+        [
+            own.logsumexp(-1) - own.gather(-1, next_[..., None])[..., 0]
+            for part, next_ in each
+            for own in [widened(part)]
+        ]
+    )
+    return nats.masked_fill(~real, 0).sum(-1) / real.sum(-1)
+
+
+def loss(positions: int | str | slice | Sequence[int] | None = None) -> Metric:
+    """The mean loss on the next token, in nats, for `interp.sweep`; `metric="loss"` is that of all positions.
+
+    Args:
+        positions: where the predictions are made, as an `Edit` has them, from the start of each real prompt; the loss
+            at a position is of the token after it. The last real position, which has none after it, does not count.
+            None is all of them: the mean is then what transformers gives as the loss of the prompt alone.
+
+    Raises:
+        ConfigError: positions that are not.
+
+    Example, of a text of which the second half repeats the first: the loss on the second copy, from its second token.
+
+        >>> half = 3
+        >>> loss(positions=slice(half, None)).definition
+        'mean cross entropy of the next token at positions 3 to the end'
+    """
+    return Metric("loss", _loss, _loss_of(positions), "nats", whole=True, positions=positions, of_text=True)
+
+
+def _loss_of(positions: object) -> str:
+    if isinstance(positions, slice) and positions.step is None:
+        first, last = positions.start or 0, "the end" if positions.stop is None else f"before {positions.stop}"
+        return f"mean cross entropy of the next token at positions {first} to {last}"
+    return "mean cross entropy of the next token" + ("" if positions is None else f" at {positions}")
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -441,6 +553,7 @@ METRICS: dict[str, Metric] = {
             sets=True,
         ),
         Metric("kl", _kl, "KL(reference run || this run) of next-token distributions", "nats", needs_reference=True),
+        loss(),
     )
 }
 
@@ -455,6 +568,7 @@ DIGESTS = {
     "rank": "838960864a45c90ac99b8aa29a8543e45b545a2b47fef2db44ba02e608502e92",
     "correct": "357c1e1ca99843195a178f6fcd8947393f6294e8cb4bf229733398dc2d3d8a4a",
     "kl": "917993ba07ce99905681d0a95e3fbf37fed844b11e5d8e479b72a8e547bee953",
+    "loss": "a979953921ea3d7bae3f563491e23b2201fbf2bce64a2488219c2eb5a508d581",
 }
 
 

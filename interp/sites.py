@@ -5,10 +5,10 @@ costs something beyond the plain forward (an attention pattern that the fused ke
 stream for every head); it is computed only in the layers where a hook or a cache asks for it.
 
 Every axis has one name everywhere: `batch`, `pos`, `head`, `kv_head` (key and value heads, fewer than `head` with
-grouped queries), `query`, `key`, `d_model`, `d_head`, `d_mlp`, and `one` for an axis of length one. Mixtures of experts
-have `expert`, `d_expert`, `d_shared` (neurons of the shared expert) and `slot` (the chosen ones). State-space layers
-have `channel` (Mamba-1), `ssm_head`, `d_ssm_head` and `ssm_group` (Mamba-2), `d_state`, and `conv_channel`: channels, B
-and C side by side, as Mamba-2 convolves them.
+grouped queries), `query`, `key`, `d_model`, `d_head`, `d_mlp` (also called `neuron`), and `one` for an axis of length
+one. Mixtures of experts have `expert`, `d_expert`, `d_shared` (neurons of the shared expert) and `slot` (the chosen
+ones). State-space layers have `channel` (Mamba-1), `ssm_head`, `d_ssm_head` and `ssm_group` (Mamba-2), `d_state`, and
+`conv_channel`: channels, B and C side by side, as Mamba-2 convolves them.
 
 Names in an encoder-decoder begin with the stack, `encoder.blocks.3.attn.hook_z`, and so do the short ones, `encoder.z`.
 Positions are those of the stack's own prompt; keys and values of a cross-attention, and the keys of its pattern, stand
@@ -86,6 +86,11 @@ class Site:
     def rows_in(self) -> str:
         """The stack of an encoder-decoder whose positions are those of the site; empty in other models."""
         return "encoder" if self.cross and self.template.endswith(("hook_k", "hook_v")) else self.stack
+
+    @property
+    def keys_in(self) -> str:
+        """The stack whose positions are those of the site's keys; as `rows_in`."""
+        return "encoder" if self.cross else self.rows_in
 
     @property
     def stack(self) -> str:
@@ -325,6 +330,15 @@ ALIASES = {
     "key": "k",
     "value": "v",
 }
+
+# Another word for an axis: what people call the places on it.
+AXIS_ALIASES = {"neuron": "d_mlp"}
+AXIS_WORDS = {axis: word for word, axis in AXIS_ALIASES.items()}
+
+
+def said_axes(site: Site) -> list[str]:
+    """The axes of a site that can be chosen from, as messages and tables name them: `neuron` for `d_mlp`."""
+    return [AXIS_WORDS.get(axis, axis) for axis in site.axes if axis not in ("batch", "one")]
 
 
 def exists(site: Site, cfg: ModelConfig, layer: int | None = None) -> bool:

@@ -147,6 +147,7 @@ def test_every_public_name_is_there_and_no_other() -> None:
         assert getattr(interp, name) is not None and name in dir(interp)
     assert interp.circuits.Circuit is interp.Circuit  # a folder is there without an import of its own
     assert callable(interp.sweep)
+    assert dir(interp) == sorted([*interp.__all__, "__version__"])
     with pytest.raises(AttributeError, match="module 'interp' has no attribute 'sweeper'"):
         _ = interp.sweeper
     with pytest.raises(ImportError):

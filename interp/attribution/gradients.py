@@ -146,7 +146,7 @@ def differentiate(
     with torch.enable_grad(), constant(model) as fixed, attached(model.hook_dict, [(leaves.hooked, leaves.hook)]):
         # 1. One forward, whose graph begins at the sites.
         logits = fixed(**pairs.inputs(base))
-        value = evaluate(metric, read(metric, logits, pairs), pairs, reference)  # [prompt]
+        value = evaluate(metric, read(metric, logits, pairs), pairs, reference, side=base)  # [prompt]
         if not value.requires_grad:
             raise HookError(
                 f"metric {metric.name!r} gives no gradient at {sites[0]!r}: it must be computed from the logits by "

@@ -11,7 +11,7 @@ from interp.attribution.gradients import AnyMetric
 from interp.attribution.prompt_batches import batches
 from interp.hooked.model import HookedModel
 from interp.metric_rounding import rounding
-from interp.metrics import check_answers, evaluate, get_metric, largest_logit, read, where_read
+from interp.metrics import check_metric, evaluate, get_metric, largest_logit, read, where_read
 from interp.prompts.pair_checks import other_side
 from interp.prompts.pairs import PromptPairs, fitting
 
@@ -38,12 +38,12 @@ def run_values(
     measure, found = get_metric(metric), []
     for _, part in batches(model, pairs, ()):
         logits = [model(**part.inputs(side)) for side in sides]
-        check_answers(part.answers, logits[0].shape[-1])
+        check_metric(measure, part, logits[0].shape[-1])
         rows = torch.arange(len(part), device=logits[0].device)[:, None]
         at = where_read(measure, part).to(logits[0].device)
         largest = torch.maximum(*(largest_logit(own[rows, at]) for own in logits))
         seen = [read(measure, own, part) for own in logits]
-        values = [evaluate(measure, own, part, seen[1]) for own in seen]
-        off = [rounding(measure, own, part, seen[1], largest) for own in seen]
+        values = [evaluate(measure, own, part, seen[1], side=base) for own in seen]
+        off = [rounding(measure, own, part, seen[1], largest, side=base) for own in seen]
         found.append((*values, torch.maximum(*off)))
     return RunValues(*(torch.cat(column) for column in zip(*found, strict=True)))

@@ -34,7 +34,7 @@ from interp.errors import InterpError
 from interp.hooked.hooks import HookFunction, HookPoint, attached
 from interp.hooked.model import HookedModel
 from interp.hooked.past import PastKeyValues
-from interp.metrics import Metric, check_answers, evaluate, get_metric, where_read, which_read
+from interp.metrics import Metric, check_metric, evaluate, get_metric, where_read, which_read
 from interp.models.block import key_site
 from interp.precision import wide_type
 from interp.progress import counting
@@ -87,7 +87,7 @@ def run_circuits(
     ablated_side = other_side(base)
     graph, measure = graph or Graph.of(model), get_metric(metric)
     masks = _masks(circuits, graph)
-    check_answers(pairs.answer_table, model.cfg.d_vocab_out)
+    check_metric(measure, pairs, model.cfg.d_vocab_out)
     pairs = pairs.to(model.device)
     max_memory = byte_budget(max_memory)
     budget = free_memory(model.device) if max_memory is None else max_memory
@@ -109,7 +109,7 @@ class _Prepared:
     """Some prompts, and what all circuits have in common on them.
 
     Attributes:
-        pairs, tokens: the prompts, and the ids of the side that is run.
+        pairs, side, tokens: the prompts, the side that is run, and its ids.
         first: the position from which circuits can differ from the base run.
         past: what every layer keeps of the base run before it: keys and values, or what a convolution has last read
             and the state; None in a layer without a mixer.
@@ -119,6 +119,7 @@ class _Prepared:
     """
 
     pairs: PromptPairs
+    side: str
     tokens: Tensor
     first: int
     past: list[tuple[Tensor, Tensor] | None]
@@ -150,7 +151,7 @@ def _prepare(
     if metric.needs_reference:
         resid = model(tokens, attention_mask=part.attention_mask, stop_at_layer=model.cfg.n_layers)
         reference = _read_out(model, resid, part, metric, torch.arange(len(part)))
-    return _Prepared(part, tokens, first, past, ablated, _all_ablated(model, graph, ablated), reference)
+    return _Prepared(part, base, tokens, first, past, ablated, _all_ablated(model, graph, ablated), reference)
 
 
 def _all_ablated(model: HookedModel, graph: Graph, ablated: dict[str, Tensor]) -> dict[int, Tensor]:
@@ -222,7 +223,7 @@ def _run(model: HookedModel, graph: Graph, prepared: _Prepared, masks: Tensor, m
     resid = resid if final is None else final[:, 0].to(resid.dtype)
     seen = _read_out(model, resid, prepared.pairs, metric, prompt, first=prepared.first)
     seen = seen.unflatten(0, (n_circuits, n_prompts))
-    return torch.stack([evaluate(metric, one, prepared.pairs, prepared.reference) for one in seen])
+    return torch.stack([evaluate(metric, one, prepared.pairs, prepared.reference, side=prepared.side) for one in seen])
 
 
 def _fill_past(past: PastKeyValues, prepared: _Prepared, prompt: Tensor, cfg: ModelConfig) -> None:

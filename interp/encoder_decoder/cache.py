@@ -19,6 +19,7 @@ from interp.encoder_decoder.stack import Stack
 from interp.errors import UnknownName
 from interp.hooked.cache import ActivationCache
 from interp.hooked.decompositions import Key, like_the_cache
+from interp.hooked.tidy import CachedPrompts
 from interp.sites import get_act_name
 
 
@@ -33,8 +34,9 @@ class StackCache(ActivationCache):
         attention_mask: Tensor | None,
         source_mask: Tensor | None,
         whole: bool,
+        prompts: Mapping[str, CachedPrompts] | None = None,
     ) -> None:
-        super().__init__(tensors, model, attention_mask=attention_mask, whole=whole)
+        super().__init__(tensors, model, attention_mask=attention_mask, whole=whole, prompts=prompts)
         self._source_mask = source_mask
 
     def __copy__(self) -> StackCache:
@@ -44,6 +46,7 @@ class StackCache(ActivationCache):
             attention_mask=self._mask,
             source_mask=self._source_mask,
             whole=self._whole,
+            prompts=self._prompts,
         )
         twin.has_batch_dim = self.has_batch_dim
         return twin
@@ -101,12 +104,15 @@ class EncoderDecoderCache(ActivationCache):
         *,
         masks: Mapping[str, Tensor | None],
         whole: bool = True,
+        prompts: Mapping[str, CachedPrompts] | None = None,
     ) -> None:
-        super().__init__(tensors, model, whole=whole)
+        super().__init__(tensors, model, whole=whole, prompts=prompts)
         self._masks = dict(masks)
 
     def __copy__(self) -> EncoderDecoderCache:
-        twin = EncoderDecoderCache(self._tensors, self.model, masks=self._masks, whole=self._whole)
+        twin = EncoderDecoderCache(
+            self._tensors, self.model, masks=self._masks, whole=self._whole, prompts=self._prompts
+        )
         twin.has_batch_dim = self.has_batch_dim
         return twin
 
@@ -122,12 +128,14 @@ class EncoderDecoderCache(ActivationCache):
 
     def _of(self, stack: str) -> StackCache:
         start = f"{stack}."
+        own, source = (CachedPrompts(mask=self._masks[which]) for which in (stack, "encoder"))
         cache = StackCache(
             {name.removeprefix(start): value for name, value in self._tensors.items() if name.startswith(start)},
             getattr(self.model, stack),
             attention_mask=self._masks[stack],
             source_mask=self._masks["encoder"],
             whole=self._whole,
+            prompts={"": self._prompts.get(stack, own), "encoder": self._prompts.get("encoder", source)},
         )
         cache.has_batch_dim = self.has_batch_dim
         return cache

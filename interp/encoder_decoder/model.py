@@ -29,6 +29,7 @@ from interp.hooked.generation import generate
 from interp.hooked.hooks import HookPoint
 from interp.hooked.model import HookedModel
 from interp.hooked.past import PastKeyValues
+from interp.hooked.tidy import CachedPrompts
 from interp.models.gpt import draw_weights, next_token_loss
 from interp.sites import NameFilter, site_names
 from interp.text.padding import as_mask, check_attention_mask, pad, padding_of
@@ -272,7 +273,13 @@ class EncoderDecoder(HookedModel):
             decoder_attention_mask=own_mask,
             **kwargs,
         )
-        both = EncoderDecoderCache(dict(cache), self, masks={"encoder": mask, "decoder": own_mask})
+        known = {
+            stack: CachedPrompts(
+                ids if not ids.is_floating_point() else None, real, ids.shape[1], tokenizer=self.tokenizer
+            )
+            for stack, ids, real in (("encoder", tokens, mask), ("decoder", more, own_mask))
+        }
+        both = EncoderDecoderCache(dict(cache), self, masks={"encoder": mask, "decoder": own_mask}, prompts=known)
         if drop:
             both.remove_batch_dim()
         return output, both
@@ -307,6 +314,11 @@ class EncoderDecoder(HookedModel):
             return longer
         texts = [self._answer_tokenizer().decode(row, skip_special_tokens=True) for row in longer.tolist()]
         return texts[0] if isinstance(input, str) else texts
+
+    def _logits_before(self, tokens: Tensor, answer: list[int]) -> Tensor:
+        start, _ = self.decoder_tokens(None, 1)
+        logits: Tensor = self(tokens, torch.cat([start, start.new_tensor([answer[:-1]])], dim=1))
+        return logits[0]
 
     # What belongs to one of the stacks
 

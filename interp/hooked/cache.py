@@ -8,8 +8,10 @@ per-head results from z, split inputs from the residual stream.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +20,11 @@ from interp.arguments import device_of, one_of_layers, shown
 from interp.errors import InterpError, PromptError, UnknownName
 from interp.hooked.decompositions import CachedModel, Decompositions, Key, like_the_cache
 from interp.hooked.pickling import AbsentModel, alone
-from interp.sites import find_act_name, get_act_name, unknown_site
+from interp.hooked.tidy import CachedPrompts, tidy
+from interp.sites import find_act_name, get_act_name, site_names, unknown_site
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class ActivationCache(Decompositions, Mapping[str, Tensor]):
@@ -36,6 +42,9 @@ class ActivationCache(Decompositions, Mapping[str, Tensor]):
         has_batch_dim: False after `remove_batch_dim`.
     """
 
+    # What is known of the prompts, by the stack that read them: "" where there is one. Older pickles have none.
+    _prompts: Mapping[str, CachedPrompts] = MappingProxyType({})
+
     def __init__(
         self,
         tensors: Mapping[str, Tensor],
@@ -43,10 +52,12 @@ class ActivationCache(Decompositions, Mapping[str, Tensor]):
         *,
         attention_mask: Tensor | None = None,
         whole: bool = True,
+        prompts: Mapping[str, CachedPrompts] | None = None,
     ) -> None:
         self._tensors = dict(tensors)
         self._mask = attention_mask
         self._whole = whole
+        self._prompts = {} if prompts is None else dict(prompts)
         self._has_graph = any(value.requires_grad for value in self._tensors.values())
         self.model = model
         self.has_batch_dim = True
@@ -57,7 +68,9 @@ class ActivationCache(Decompositions, Mapping[str, Tensor]):
         return {**self.__dict__, "_tensors": tensors, "_has_graph": False, "model": model}
 
     def __copy__(self) -> ActivationCache:
-        twin = ActivationCache(self._tensors, self.model, attention_mask=self._mask, whole=self._whole)
+        twin = ActivationCache(
+            self._tensors, self.model, attention_mask=self._mask, whole=self._whole, prompts=self._prompts
+        )
         twin.has_batch_dim = self.has_batch_dim
         return twin
 
@@ -105,6 +118,41 @@ class ActivationCache(Decompositions, Mapping[str, Tensor]):
         if layer is not None:
             layer = one_of_layers(layer, self.model.cfg.n_layers)
         return find_act_name(site, layer, self.model.hook_dict, *kind)
+
+    def tidy(self, site: str, layer: int | None = None, layer_type: str | None = None) -> pd.DataFrame:
+        """One site as a tidy table, for figures and pandas: a row for every entry, padding left out.
+
+        Args:
+            site, layer, layer_type: as `cache[site, layer, layer_type]` takes them; a full name needs no layer.
+
+        Returns:
+            `layer` (of a site that belongs to one), `prompt`, then a column for each axis of the site by its name
+            (`interp.sites`): `pos`, `head`, `query`, `key`, `d_model`, ..., `neuron` for `d_mlp`; and `value`.
+            Positions count from the start of each real prompt. Where the tokens are known, `token` stands beside `pos`,
+            `query_token` beside `query` and `key_token` beside `key`: `9: John`.
+
+        Raises:
+            UnknownName: a site that the cache does not have and cannot derive; the message offers the nearest.
+
+        Example:
+            >>> import torch
+            >>> from interp import GPT, ModelConfig
+            >>> model = GPT(ModelConfig(n_layers=2, d_model=16, n_ctx=32, d_head=8, d_vocab=50, seed=0))
+            >>> _, cache = model.run_with_cache(torch.tensor([[4, 7]]))
+            >>> cache.tidy("pattern", 1)[["layer", "head", "query_token", "key_token"]][:3]
+               layer  head query_token key_token
+            0      1     0        0: 4      0: 4
+            1      1     0        0: 4      1: 7
+            2      1     0        1: 7      0: 4
+        """
+        key: Any = site if layer is None and layer_type is None else (site, layer)
+        name = self.full_name((site, layer, layer_type) if layer_type is not None else key)
+        value = self[name]
+        row = site_names(self.model.cfg)[name.removesuffix("_grad")]
+        number = re.search(r"blocks\.(\d+)\.", name)
+        rows, keys = (self._prompts.get(stack, CachedPrompts(mask=self._mask)) for stack in (row.rows_in, row.keys_in))
+        value = value if self.has_batch_dim else value[None]
+        return tidy(value, row, int(number[1]) if number else None, rows, keys)
 
     @like_the_cache
     def _derive(self, name: str) -> Tensor:

@@ -24,8 +24,13 @@ from interp.hooked.hooks import Hook, HookFunction, HookPoint, Kept, attached, b
 from interp.hooked.recorder import Recorder
 from interp.hooked.slices import PosSlice
 from interp.hooked.text_input import TextInput
+from interp.hooked.tidy import CachedPrompts
+from interp.hooked.top_tokens import answer_ids, printed, table
 from interp.sites import NameFilter, match
 from interp.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HookList = Sequence[tuple[NameFilter, HookFunction]]
 
@@ -190,6 +195,8 @@ class HookedModel(TextInput, nn.Module, ABC):
         recorder = Recorder(pos_slice=pos_slice, device=device, detach=detach, copy_views=wanted is not None)
         tokens, mask = self._input(input, kwargs.pop("prepend_bos", None), kwargs.pop("attention_mask", None))
         always = [name for name, point in self.hook_dict.items() if not point.site.on_demand]
+        past = kwargs.get("past_kv_cache")
+        n_past = len(past) if past else 0
         slopes: HookList = [(wanted or always, recorder.store_gradient)] if incl_bwd else ()
         with attached(self.hook_dict, (), slopes, readers=[(wanted, recorder.store)]):
             output = self(tokens, *args, attention_mask=mask, **kwargs)
@@ -198,8 +205,16 @@ class HookedModel(TextInput, nn.Module, ABC):
                     raise HookError('incl_bwd=True needs a scalar output to differentiate: pass return_type="loss"')
                 output.backward()
         recorder.check()
-        whole = pos_slice is None and kwargs.get("past_kv_cache") is None
-        cache = ActivationCache(recorder.tensors, self, attention_mask=mask, whole=whole)
+        known = CachedPrompts(
+            None if n_past or tokens.is_floating_point() else tokens,
+            mask if past is None or not n_past else past.attention_mask,
+            tokens.shape[1],
+            n_past,
+            pos_slice,
+            self.tokenizer,
+        )
+        whole = pos_slice is None and past is None
+        cache = ActivationCache(recorder.tensors, self, attention_mask=mask, whole=whole, prompts={"": known})
         return output, cache.remove_batch_dim() if remove_batch_dim else cache
 
     def _select(self, names_filter: NameFilter, layers: int | slice | Iterable[int] | None) -> list[str] | None:
@@ -256,6 +271,56 @@ class HookedModel(TextInput, nn.Module, ABC):
         if not whole or bool(((ids < 0) | (ids >= n_out)).any()):
             raise PromptError(f"tokens must be ids of this model's answers, 0 to {n_out - 1}, not {shown(tokens)}")
         return self.W_U.T[ids]
+
+    @checked
+    @torch.no_grad()
+    def test_prompt(
+        self,
+        prompt: str,
+        answer: str | None = None,
+        top_k: int = 10,
+        *,
+        prepend_space_to_answer: bool = True,
+        prepend_bos: bool | None = None,
+    ) -> pd.DataFrame:
+        """Print what the model says after a prompt and where the answer stands, as TransformerLens's `test_prompt`.
+
+        Printed are the tokens, the rank, logit and probability of the answer (of each of its tokens, after those before
+        it), and the likeliest tokens.
+
+        Args:
+            prompt: a text.
+            answer: what should follow it; None prints the likeliest tokens alone.
+            top_k: how many of these.
+            prepend_space_to_answer: put a space before an answer that begins without one.
+            prepend_bos: as in `to_tokens`.
+
+        Returns:
+            `step` (which token of the answer), `rank` (0 is the likeliest), `token`, `token_id`, `logit`, `prob`,
+            `is_answer`: the top_k tokens of each step, and the answer's where it is not among them.
+
+        Raises:
+            PromptError: no tokenizer, an empty prompt, an answer that joins the prompt's last token, `top_k` below 1,
+                or a model that predicts masked tokens.
+
+        Example:
+            >>> model = interp.load("smollm2-135m")  # doctest: +SKIP
+            >>> model.test_prompt("The capital of France is", "Paris")  # doctest: +SKIP
+        """
+        if isinstance(self.cfg, ModelConfig) and not self.cfg.linear_output:
+            raise PromptError("test_prompt shows the next token, and this model predicts masked ones")
+        tokenizer = self._tokenizer()
+        ids = answer_ids(tokenizer, prompt, answer, prepend_space=prepend_space_to_answer)
+        tokens = self.to_tokens(prompt, prepend_bos)
+        frame = table(self._logits_before(tokens, ids), ids, lambda token: tokenizer.str_tokens([token])[0], top_k)
+        print(printed(tokenizer.str_tokens(tokens[0].tolist()), tokenizer.str_tokens(ids), frame))
+        return frame
+
+    def _logits_before(self, tokens: Tensor, answer: list[int]) -> Tensor:
+        """Logits before each token of an answer to a prompt [1, pos]: [step, d_vocab_out]."""
+        longer = torch.cat([tokens, tokens.new_tensor([answer[:-1]])], dim=1)
+        logits: Tensor = self(longer)
+        return logits[0, tokens.shape[1] - 1 :]
 
     def generate(self, input: str | Sequence[str] | Tensor, max_new_tokens: int = 10, **options: Any) -> Any:
         """Continue prompts: text in gives text out, ids give ids.

@@ -8,7 +8,7 @@ must stay the same, and one token must come after them. 2. Every pair has its ow
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -24,6 +24,45 @@ if TYPE_CHECKING:
 
 AnswerSets = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 """The ids of all right and of all wrong answers of each pair."""
+
+
+NO_ANSWERS = (
+    "these prompts have no answers{needs}: give answers=[(right, wrong), ...] to PromptPairs.from_text or from_tokens"
+)
+
+
+class NoAnswers:
+    """Stands for the answers of pairs that have none; whoever asks for anything of them is told so."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what `copy` and `pickle` look for
+            raise AttributeError(name)
+        self._refuse()
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        self._refuse()
+
+    def __iter__(self) -> NoReturn:
+        self._refuse()
+
+    def __len__(self) -> NoReturn:
+        self._refuse()
+
+    @classmethod
+    def __torch_function__(cls, *_: Any, **__: Any) -> NoReturn:
+        cls._refuse()
+
+    @staticmethod
+    def _refuse() -> NoReturn:
+        raise PromptError(NO_ANSWERS.format(needs=""))
+
+    def __repr__(self) -> str:
+        return "no answers"
+
+
+def no_answers() -> Any:
+    """The answers of pairs without any, in place of a tensor."""
+    return NoAnswers()
 
 
 def answer_ids(answers: Any, n: int, model: HookedModel | None, prompts: Sequence[str] | None = None) -> AnswerSets:

@@ -16,7 +16,7 @@ from interp.arguments import checked
 from interp.errors import PromptError
 from interp.files.checksums import of_values, plain_json
 from interp.files.whole_files import read_saved, write_whole
-from interp.prompts.answers import AnswerSets, sets_by_text
+from interp.prompts.answers import AnswerSets, NoAnswers, no_answers, sets_by_text
 from interp.text.padding import pad
 
 FORMAT = "interp.PromptPairs 1"
@@ -73,7 +73,7 @@ class SavedPairs:
             {
                 "clean": self.clean[at, :length].tolist(),
                 "corrupt": self.corrupt[at, :length].tolist(),
-                "answers": self.answers[at].tolist(),
+                "answers": None if isinstance(self.answers, NoAnswers) else self.answers[at].tolist(),
                 **({"answer_sets": self.answer_sets[at]} if self.answer_sets else {}),
                 "roles": self.roles[at],
                 "clean_text": self.clean_texts[at],
@@ -118,6 +118,8 @@ class SavedPairs:
             raise PromptError(f"{str(path)!r} was changed after it was saved: its pairs do not have its digest")
         if "sha256" in content and content.pop("sha256") != of_values(content):
             raise PromptError(f"{str(path)!r} was changed after it was saved: it does not have its checksum")
+        if not pairs.has_answers:
+            return pairs
         sets = sets_by_text(pairs.notes, pairs.clean_texts, pairs.answers.tolist())
         return dataclasses.replace(pairs, answer_sets=sets) if sets else pairs
 
@@ -126,11 +128,12 @@ def _fields(content: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `PromptPairs` in a saved file."""
     rows, fill = content["pairs"], content["pad_id"]
     clean, mask = pad([row["clean"] for row in rows], fill)
+    none = all(row["answers"] is None for row in rows)
     return {
         "clean": clean,
         "corrupt": pad([row["corrupt"] for row in rows], fill)[0],
         "mask": mask,
-        "answers": torch.tensor([row["answers"] for row in rows]),
+        "answers": no_answers() if none else torch.tensor([row["answers"] for row in rows]),
         "answer_sets": tuple(row["answer_sets"] for row in rows if "answer_sets" in row),
         "roles": tuple(row["roles"] for row in rows),
         "clean_texts": tuple(row["clean_text"] for row in rows),

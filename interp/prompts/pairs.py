@@ -11,6 +11,7 @@ every pair.
 from __future__ import annotations
 
 import dataclasses
+import html
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +26,8 @@ from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import PromptError, unknown
 from interp.prompts import answers as answers_of
 from interp.prompts import pair_checks as pairing
-from interp.prompts.answers import AnswerSets
+from interp.prompts.answers import AnswerSets, NoAnswers, no_answers
+from interp.prompts.examples import examples
 from interp.prompts.pair_checks import MASK, Roles
 from interp.prompts.pair_files import SavedPairs
 from interp.sites import Site
@@ -33,6 +35,8 @@ from interp.text.padding import pad
 from interp.text.tokenizer import labels
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from interp.hooked.model import HookedModel
 
 TENSORS = ("clean", "corrupt", "mask")
@@ -47,7 +51,8 @@ class PromptPairs(SavedPairs):
         clean: token ids [n, pos] int64, padded on the right.
         corrupt: the same for the corrupt prompts; each is as long as its clean prompt.
         mask: [n, pos] bool, True at real tokens of both.
-        answers: ids [n, 2] of the clean prompt's right answer and of the wrong one.
+        answers: ids [n, 2] of the clean prompt's right answer and of the wrong one. Pairs that were made without have
+            a stand-in, which refuses to be used (`has_answers`).
         roles: for each pair, role -> position from the start of the real prompt. Where one is called "MASK", the
             answer is read there: it is the token that an encoder predicts in place of its mask.
         clean_texts, corrupt_texts: the prompts as text.
@@ -85,7 +90,8 @@ class PromptPairs(SavedPairs):
         object.__setattr__(self, "notes", dict(self.notes))
         self._check_shapes()
         self._check_each_pair()
-        object.__setattr__(self, "answer_sets", answers_of.check_answer_sets(self.answer_sets, self.answers))
+        if self.has_answers or self.answer_sets:
+            object.__setattr__(self, "answer_sets", answers_of.check_answer_sets(self.answer_sets, self.answers))
         if not isinstance(self.encoder, PromptPairs | None):
             raise PromptError(f"encoder must be PromptPairs or None, not {shown(self.encoder)}")
         if self.encoder is not None and len(self.encoder) != len(self):
@@ -96,7 +102,7 @@ class PromptPairs(SavedPairs):
         if len(shape) != 2 or 0 in shape:
             raise PromptError(f"clean must be token ids [n, pos] of at least one pair, not {shape}")
         n = shape[0]
-        for what in ("clean", "corrupt", "answers"):
+        for what in ("clean", "corrupt", *(["answers"] if self.has_answers else [])):
             if getattr(self, what).is_floating_point() or getattr(self, what).dtype == torch.bool:
                 raise PromptError(f"{what} must be integers, not {getattr(self, what).dtype}")
         for what in TENSORS:
@@ -108,7 +114,7 @@ class PromptPairs(SavedPairs):
             or bool((self.mask[:, 1:] > self.mask[:, :-1]).any())
         ):
             raise PromptError("mask must be bool: True at the tokens of each prompt, then False at the padding")
-        if list(self.answers.shape) != [n, 2]:
+        if self.has_answers and list(self.answers.shape) != [n, 2]:
             raise PromptError(
                 f"answers is {list(self.answers.shape)}, expected [{n}, 2]: right and wrong for each pair"
             )
@@ -117,9 +123,10 @@ class PromptPairs(SavedPairs):
                 raise PromptError(f"{what} has {len(getattr(self, what))} entries, expected one for each of {n} pairs")
 
     def _check_each_pair(self) -> None:
-        for at, (length, (right, wrong)) in enumerate(zip(self.lengths.tolist(), self.answers.tolist(), strict=True)):
+        for at, (right, wrong) in enumerate(self.answers.tolist() if self.has_answers else []):
             if right == wrong:
                 raise PromptError(f"pair {at}: the right and the wrong answer are the same token, id {right}")
+        for at, length in enumerate(self.lengths.tolist()):
             for what in ("str_tokens", "corrupt_str_tokens"):
                 if len(getattr(self, what)[at]) != length:
                     raise PromptError(f"pair {at}: {what} names {len(getattr(self, what)[at])} tokens of {length}")
@@ -135,7 +142,7 @@ class PromptPairs(SavedPairs):
         clean: str | Sequence[str],
         corrupt: str | Sequence[str] | None = None,
         *,
-        answers: Sequence[Any],
+        answers: Sequence[Any] | None = None,
         roles: Roles | Sequence[Roles] | None = None,
         prepend_bos: bool | None = None,
         decoder: str | Sequence[str] | None = None,
@@ -150,7 +157,8 @@ class PromptPairs(SavedPairs):
             corrupt: as many; None uses the clean prompts again, for studies without a contrast.
             answers: `(right, wrong)` for each pair, each an id or the text of the token that follows the clean prompt
                 (mind the leading space), or a list of several: `([" Paris", " Lyon"], " Berlin")`; for one pair it may
-                stand alone, outside a list.
+                stand alone, outside a list. None is for prompts to look at, or for metrics that need no answers, such
+                as "kl" and "loss"; what needs them says so.
             roles: role -> position for each pair, or one mapping for all. A position is a number (negative: from the
                 end) or the text of a token that occurs once in the clean prompt: `{"IO": " Mary", "END": -1}`. Of an
                 `interp.Encoder` the role "MASK" is the masked token of the prompt, unless given.
@@ -179,7 +187,9 @@ class PromptPairs(SavedPairs):
         pairs = cls.from_tokens(
             rows,
             corrupt_rows,
-            answers=answers_of.answer_ids(
+            answers=None
+            if answers is None
+            else answers_of.answer_ids(
                 answers,
                 len(rows),
                 model,
@@ -209,7 +219,7 @@ class PromptPairs(SavedPairs):
         clean: Sequence[Sequence[int]] | Tensor,
         corrupt: Sequence[Sequence[int]] | Tensor | None = None,
         *,
-        answers: Sequence[Any] | Tensor,
+        answers: Sequence[Any] | Tensor | None = None,
         roles: Roles | Sequence[Roles] | None = None,
         pad_id: int = 0,
         mask: Any = None,
@@ -222,7 +232,7 @@ class PromptPairs(SavedPairs):
         Args:
             clean: ids of each prompt, of any length; a padded tensor [n, pos] needs its `mask`.
             corrupt: as in `from_text`, as ids.
-            answers: ids `(right, wrong)` for each pair, each one or a list of several.
+            answers: ids `(right, wrong)` for each pair, each one or a list of several; or None, as in `from_text`.
             roles: as in `from_text`, positions only, from the start of the real prompt.
             pad_id: the id that pads the shorter prompts.
             mask: for tensors that are padded on either side, [n, pos], True or 1 at real tokens, as
@@ -246,12 +256,13 @@ class PromptPairs(SavedPairs):
         )
         pairing.check_rows(rows, corrupt_rows, shown, corrupt_shown)
         tokens, real = pad(rows, pad_id)
-        sets = answers_of.answer_ids(answers, len(rows), None)
+        none = answers is None or isinstance(answers, NoAnswers)
+        sets = () if none else answers_of.answer_ids(answers, len(rows), None)
         pairs = cls(
             clean=tokens,
             corrupt=pad(corrupt_rows, pad_id)[0],
             mask=real,
-            answers=torch.tensor([(right[0], wrong[0]) for right, wrong in sets]),
+            answers=no_answers() if none else torch.tensor([(right[0], wrong[0]) for right, wrong in sets]),
             roles=pairing.role_positions(roles, rows, None),
             clean_texts=tuple(map(" ".join, shown)),
             corrupt_texts=tuple(map(" ".join, corrupt_shown)),
@@ -283,6 +294,11 @@ class PromptPairs(SavedPairs):
             "decoder_input": own["input"],
             "decoder_attention_mask": own["attention_mask"],
         }
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the pairs were made with answers."""
+        return not isinstance(self.answers, NoAnswers)
 
     @property
     def contrast(self) -> bool:
@@ -399,7 +415,8 @@ class PromptPairs(SavedPairs):
         parts |= {what: tuple(getattr(self, what)[at] for at in chosen) for what in TUPLES}
         sets = tuple(self.answer_sets[at] for at in chosen) if self.answer_sets else ()
         encoder = None if self.encoder is None else self.encoder[chosen]
-        return dataclasses.replace(self, **parts, answers=self.answers[chosen], answer_sets=sets, encoder=encoder)
+        answers = self.answers[chosen] if self.has_answers else self.answers
+        return dataclasses.replace(self, **parts, answers=answers, answer_sets=sets, encoder=encoder)
 
     def _chosen(self, index: Any) -> list[int]:
         n = len(self)
@@ -423,13 +440,42 @@ class PromptPairs(SavedPairs):
         lengths = self.lengths
         return (
             f"PromptPairs({self.name!r}, n={len(self)}, {int(lengths.min())} to {int(lengths.max())} tokens, "
-            f"roles={self.role_names})"
+            f"roles={self.role_names}{'' if self.has_answers else ', no answers'})"
         )
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.examples().to_string()}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.examples().to_html()}"
+
+    def examples(self, n: int = 5, model: HookedModel | None = None) -> pd.DataFrame:
+        """The first n pairs, to look at: `print(pairs)` shows them too.
+
+        Args:
+            n: how many, at most.
+            model: gives answers their text. Without it they have that of the same token in a prompt, or else are ids.
+
+        Returns:
+            A row for each pair: `clean`, `corrupt` (if any differs), `decoder` (the text that it continues, where there
+            is one), the `right` and the `wrong` answers, and a column for each role with its position and token, as
+            `9: John`.
+
+        Raises:
+            ConfigError: `n` below 1.
+
+        >>> pairs = PromptPairs.from_tokens([[5, 6, 7]], [[5, 9, 7]], answers=[(6, 9)], roles={"END": -1})
+        >>> print(pairs)
+        PromptPairs('custom', n=1, 3 to 3 tokens, roles=('END',))
+           clean corrupt right wrong   END
+        0  5 6 7   5 9 7     6     9  2: 7
+        """
+        return examples(self, n, model)
 
     def to(self, device: str | torch.device) -> PromptPairs:
         """The same pairs with their tensors on a device."""
         place = device_of(device)
-        moved = {what: getattr(self, what).to(place) for what in (*TENSORS, "answers")}
+        moved = {what: getattr(self, what).to(place) for what in (*TENSORS, *(["answers"] if self.has_answers else []))}
         encoder = None if self.encoder is None else self.encoder.to(place)
         return dataclasses.replace(self, **moved, encoder=encoder)
 

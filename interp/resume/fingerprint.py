@@ -212,7 +212,8 @@ class _Printer:
         whole: Any = type(value)
         names = FIRST_FIELDS.get(whole)
         if names is None:
-            kind, names = self(whole), _fields(whole)
+            kind = self(whole)
+            names = tuple(n for n in _fields(whole) if not _later(whole, n) or getattr(value, n) != getattr(whole, n))
         else:
             kind = _items(b"X", [_text("interp.config"), _text(whole.__name__)])  # the module they were first in
             later = [n for n in _fields(whole) if n not in names]
@@ -294,6 +295,11 @@ def _site_name(edit: Edit) -> str:
 
 
 @functools.cache
+def _later(kind: Any, name: str) -> bool:
+    """Whether a field was added, with a default, to a dataclass whose fingerprints are in files."""
+    return bool(kind.__dataclass_fields__[name].metadata.get("later"))
+
+
 def _fields(kind: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 

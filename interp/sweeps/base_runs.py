@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ from interp.sweeps.edit_reach import Numbers, Placed
 from interp.sweeps.encoder_decoder.reach import start_of
 from interp.sweeps.encoder_decoder.run import kept_sites
 from interp.sweeps.plan import Plan
-from interp.sweeps.source_values import sum_over_prompts, whole_source
+from interp.sweeps.source_values import Sources, copied_sites
 
 
 @dataclass(eq=False)
@@ -83,7 +82,8 @@ class BaseRunCache:
         self.sides = sides
         self.plan = plan
         self._latest: BaseRuns | None = None
-        self._means: dict[tuple[str, str], Tensor] = {}
+        blocks = list(dict.fromkeys(chunk.prompts for chunk in plan.chunks))
+        self._sources = Sources(model, pairs, variants, sides, blocks)
         self._names = self._stored_names()
 
     def of(self, prompts: tuple[int, int]) -> BaseRuns:
@@ -114,8 +114,9 @@ class BaseRunCache:
             with attached(self.model.hook_dict, readers=readers):
                 stored[run], seen[run], largest[run] = self._run_side(pairs, self.sides[run], self._names[run])
         # 3. The metric of both.
-        value = {run: evaluate(self.metric, seen[run], pairs, seen["source"]) for run in RUNS}
-        off = [rounding(self.metric, seen[run], pairs, seen["source"], largest[run]) for run in RUNS]
+        side, ref = self.sides["base"], seen["source"]  # a metric of the text compares both with the base run's
+        value = {run: evaluate(self.metric, seen[run], pairs, ref, side=side) for run in RUNS}
+        off = [rounding(self.metric, seen[run], pairs, ref, largest[run], side=side) for run in RUNS]
         return BaseRuns(pairs, prompts, stored, states, seen, value, torch.maximum(*off))
 
     def _run_side(self, pairs: PromptPairs, side: str, names: set[str]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -150,13 +151,10 @@ class BaseRunCache:
         """The sites of each run that are stored: what edits copy; of the base run also what functions are given, what
         copies are compared with, and what rows are joined from.
         """
-        found: dict[str, set[str]] = {"base": self._joined_sites(), "source": set()}
+        found = copied_sites(self.variants, self.model)
+        found["base"] |= self._joined_sites()
         for variant in self.variants:
-            for edit in variant.edits:
-                if edit.run is not None and edit.op != "mean":
-                    found[edit.run].add(edit.name(self.model.cfg))
-                elif edit.computed:
-                    found["base"].add(edit.name(self.model.cfg))
+            found["base"] |= {edit.name(self.model.cfg) for edit in variant.edits if edit.computed}
         found["base"] |= found["source"]
         return {run: names & set(self.model.hook_dict) for run, names in found.items()}
 
@@ -216,45 +214,4 @@ class BaseRunCache:
 
     def source_of(self, placed: Placed, runs: BaseRuns) -> Tensor:
         """What an edit copies from, in the site's axes, for the prompts of some runs."""
-        edit, site = placed.edit, placed.site
-        if edit.run is not None and edit.op != "mean":
-            return runs.stored[edit.run][placed.name]
-        if edit.run is not None:
-            whole = self._mean(edit.run, placed)
-        else:
-            whole = whole_source(edit, placed.name, site, self.model.cfg, self.pairs)
-        rows, keys = (slice(mask.shape[1]) for mask in runs.pairs.masks(site))
-        part = {"batch": slice(*runs.prompts), "pos": rows, "query": rows, "key": keys}
-        return whole[tuple(part.get(axis, slice(None)) for axis in site.axes)]
-
-    def _mean(self, run: str, placed: Placed) -> Tensor:
-        """The mean of a site over all prompts in one run, in the shape of all prompts."""
-        if (run, placed.name) not in self._means:
-            names = {
-                edit.name(self.model.cfg)
-                for variant in self.variants
-                for edit in variant.edits
-                if edit.op == "mean" and edit.run == run
-            }
-            self._means |= self._all_means(run, names)
-        return self._means[run, placed.name]
-
-    def _all_means(self, run: str, names: set[str]) -> dict[tuple[str, str], Tensor]:
-        """The means of some sites, by run and name [prompt, ...]: one forward for each block of prompts."""
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}
-        for first, last in dict.fromkeys(chunk.prompts for chunk in self.plan.chunks):
-            whole = self.pairs.inputs(self.sides[run])  # as wide as all prompts, so that blocks can be added
-            inputs: dict[str, Any] = {
-                what: None if value is None else value[first:last] for what, value in whole.items()
-            }
-            _, cache = self.model.run_with_cache(**inputs, names_filter=sorted(names), return_type=None)
-            for name, value in cache.items():
-                site = self.model.hook_dict[name].site
-                total, count = sum_over_prompts(value, site, self.pairs.masks(site)[0][first:last])
-                sums[name] = sums[name] + total if name in sums else total
-                counts[name] = counts[name] + count if name in counts else count
-        n = len(self.pairs)
-        return {
-            (run, name): (total / counts[name].clamp(min=1)).expand(n, *total.shape[1:]) for name, total in sums.items()
-        }
+        return self._sources.of(placed, runs.stored, runs.prompts)

@@ -21,7 +21,7 @@ from torch import Tensor
 from interp.config import EncoderDecoderConfig
 from interp.errors import ConfigError
 from interp.hooked.model import HookedModel
-from interp.metrics import Metric, answers_of
+from interp.metrics import Metric, n_answers
 from interp.sites import Site
 from interp.sweeps.costs import Costs, Load
 from interp.sweeps.edit_reach import Mask, Placed, Placement, RowsByStep, changed, rows_by_step, start_positions
@@ -303,7 +303,7 @@ def _budget(
     model, pairs = placement.model, placement.pairs
     edits = [edit for variant in range(len(placement.variants)) for edit in placement.edits(variant)]
     return _Budget(
-        Costs(model.cfg, metric, pairs.mask.shape[1], model.dtype.itemsize, answers_of(metric, pairs)[0].numel()),
+        Costs(model.cfg, metric, pairs.mask.shape[1], model.dtype.itemsize, n_answers(metric, pairs)),
         max_memory,
         most_rows(model),
         packed=packs(model),

@@ -368,12 +368,12 @@ def _measured(job: Job, runs: BaseRuns, cells: Cells | StackCells, seen: Callabl
             own = np.nonzero(cells.variant == variant)[0]
             logits, prompts = runs.seen["base"].clone(), torch.from_numpy(cells.prompt[own])
             logits[prompts] = seen(own)
-            parts.append(evaluate(metric, logits, runs.pairs, None)[prompts])
+            parts.append(evaluate(metric, logits, runs.pairs, None, side=job.base)[prompts])
         return torch.cat(parts)
     size = LOGIT_ROWS if metric.tokens is None else n_cells  # never all logits of a large vocabulary at once
     for start in range(0, n_cells, size):
         chosen = np.arange(start, min(start + size, n_cells))
         prompts = torch.from_numpy(cells.prompt[chosen]).to(runs.pairs.mask.device)
         reference = runs.seen["source"][prompts] if metric.needs_reference else None
-        parts.append(score(metric, seen(chosen), answers_of(metric, runs.pairs)[prompts], reference))
+        parts.append(score(metric, seen(chosen), answers_of(metric, runs.pairs, prompts), reference))
     return torch.cat(parts)

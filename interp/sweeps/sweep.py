@@ -20,9 +20,10 @@ from torch import Tensor
 
 from interp.arguments import byte_budget, checked, is_whole, shown
 from interp.edits import Variant
+from interp.encoder_decoder.model import output_stack
 from interp.errors import ConfigError, PromptError, SweepInterrupted, unknown
 from interp.hooked.model import HookedModel
-from interp.metrics import Metric, check_answers, digest, get_metric, normalised_effect
+from interp.metrics import Metric, check_metric, digest, following, get_metric, normalised_effect
 from interp.prompts.pair_checks import check_side
 from interp.prompts.pairs import PromptPairs, fitting
 from interp.sweeps.encoder_decoder.plan import make_stack_plan
@@ -168,13 +169,17 @@ def _job(
         raise PromptError("sweep needs at least one variant")
     max_memory = byte_budget(max_memory)
     measure = get_metric(metric)
-    check_answers(pairs.answer_table, model.cfg.d_vocab_out)
+    check_metric(measure, pairs, model.cfg.d_vocab_out)
+    if measure.of_text and not output_stack(model).cfg.linear_output:
+        raise PromptError(f"metric {measure.name!r} is of the next token, and this model predicts masked ones")
     if isinstance(measure.tokens, tuple) and max(measure.tokens) >= model.cfg.d_vocab_out:
         raise PromptError(
             f"metric {measure.name!r} reads token {max(measure.tokens)}, and the model's answers are 0 to "
             f"{model.cfg.d_vocab_out - 1}"
         )
     pairs = fitting(model, pairs).to(model.device)
+    if measure.of_text:
+        following(measure, pairs, base)  # refuses prompts without such tokens
     placement = placement_of(model, pairs, variants, measure, base=base, source=source)
     if isinstance(placement, StackPlacement):
         plan = make_stack_plan(placement, measure, max_memory=max_memory)

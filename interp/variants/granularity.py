@@ -26,7 +26,7 @@ from interp.hooked.model import HookedModel
 from interp.names import MIXER_PARTS, PART_KINDS
 from interp.prompts.pair_checks import DIRECTIONS
 from interp.prompts.pairs import PromptPairs
-from interp.sites import SITES, Site, axis_sizes, config_of, find_act_name, site_names
+from interp.sites import AXIS_WORDS, SITES, Site, axis_sizes, config_of, find_act_name, site_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +41,7 @@ AXES = {
     "ssm_group": ("ssm_group",),
     "channel": ("channel",),
     "expert": ("expert",),
+    "neuron": ("d_mlp",),
 }
 """What cells may be cut by, and the axes of a site that it can mean: a pattern's position is its destination."""
 
@@ -256,7 +257,7 @@ def _cells(
     cfg = config_of(model.cfg, site)
     sizes = axis_sizes(cfg)
     values = [
-        range(sizes[axis]) if axis in HEAD_AXES else _positions(pairs, stack_of(site.short, axis), name)
+        range(sizes[axis]) if axis in sizes else _positions(pairs, stack_of(site.short, axis), name)
         for name, axis in zip(by, axes, strict=True)
     ]
     cells = list(itertools.product(*values))
@@ -271,7 +272,7 @@ def _column(site: Site, name: str, axis: str) -> str:
     if name in PLACES:
         return name
     own = f"{'cross' if site.cross else site.stack}_{axis}"
-    return own if own in HEAD_COLUMNS else axis
+    return own if own in HEAD_COLUMNS else AXIS_WORDS.get(axis, axis)
 
 
 def stack_of(site: str, column: str) -> str:

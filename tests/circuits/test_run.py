@@ -58,7 +58,7 @@ def one_by_one(model: GPT, pairs: PromptPairs, masks: Tensor, kind: str, base: s
         whole = model(tokens)
         for circuit, edges in enumerate(masks):
             logits = naive(model, graph, tokens, ablated, edges)
-            values[circuit, prompt] = measure(metric, logits, pairs[prompt], reference=whole)
+            values[circuit, prompt] = measure(metric, logits, pairs[prompt], reference=whole, side=base)
     return values
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from interp.config import ModelConfig
 from interp.errors import ConfigError
-from interp.metrics import Metric, answers_of, where_read
+from interp.metrics import Metric, n_answers, where_read
 from interp.sites import axis_sizes, config_of
 from interp.sweeps.costs import SLACK, row_in
 from interp.sweeps.edit_reach import changed
@@ -46,7 +46,7 @@ class StackCosts:
         n_tokens = (
             cfg.d_vocab_out
             if tokens is None
-            else answers_of(metric, placement.pairs)[0].numel()
+            else n_answers(metric, placement.pairs)
             if tokens == "answers"
             else len(tokens)
         )
