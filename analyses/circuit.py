@@ -142,7 +142,7 @@ def plot_sizes(table: pd.DataFrame, both: pd.DataFrame) -> Figure:
     measured = table["metric"].iloc[0].removeprefix(MEASURED)
     label = f"faithfulness (share of the {measured})".replace("_", " ")
     across = Axis("share", title="edges taken, as a share of all")
-    return figures.lines(table, x=across, y="value", hue="method", label=label, title=title or None)
+    return figures.lines(table, x=across, hue="method", label=label, title=title or None)
 
 
 main = study_command(

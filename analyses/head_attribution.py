@@ -160,7 +160,7 @@ def plot_layers(frame: pd.DataFrame) -> Figure:
     parts = by_layer(frame)
     sums = parts.groupby(["kind", "layer", "prompt", "metric"], as_index=False)["value"].sum()
     table = stats.summarise(sums, by=["kind", "layer", "metric"], value="value")
-    return figures.lines(table, x="layer", y="value", hue="kind", label=_label(frame))
+    return figures.lines(table, x="layer", hue="kind", label=_label(frame))
 
 
 def by_layer(frame: pd.DataFrame) -> pd.DataFrame:
