@@ -28,6 +28,7 @@ from interp.edits import Variant
 from interp.errors import InterpError, check_choice
 from interp.figures.axes import Axis
 from interp.figures.cell_maps import in_stack, place_axis
+from interp.frames import restoring
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.names import PART_KINDS
@@ -138,6 +139,7 @@ def _cells(
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every cell over prompts with intervals and corrected p, the largest magnitudes first."""
     table = stats.tested(frame, by=cell_columns(frame), value="effect", rounding=of_effect(frame))
@@ -149,6 +151,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """The map of the mean effects, a panel for every site; blue restores the source run's answer.
 

@@ -25,6 +25,7 @@ import click
 
 from interp import figures, stats
 from interp.arguments import checked
+from interp.frames import restored, restoring, summarised
 from interp.heads.detectors import DETECTORS, SOURCES, Material, measured
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
@@ -102,6 +103,7 @@ def run(
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean scores of every head with intervals, those that are furthest beyond their control first.
 
@@ -120,12 +122,19 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"detector": str, "source": str})
 
 
+def _means(frame: pd.DataFrame) -> pd.DataFrame:
+    """The mean scores alone, which need no intervals."""
+    by = ["detector", "source", "layer", _axis(frame)]
+    return restored(frame).groupby(by, sort=False)["value"].mean().reset_index()
+
+
 def _axis(frame: pd.DataFrame) -> str:
     """The column of heads."""
     return "head" if "head" in frame else "ssm_head"
 
 
 @checked
+@restoring
 def agreement(frame: pd.DataFrame, *, top: int = 10, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Do two sources put the same heads first?
 
@@ -156,17 +165,19 @@ def agreement(frame: pd.DataFrame, *, top: int = 10, n_resamples: int = 2000, se
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """Every head's score as each kind of head: patterns above weights; the task alone where there is nothing else."""
     shown = frame[frame["source"] != "task"]
-    by = ["detector", "source", "layer", _axis(frame)]
-    return plot_scores((frame if shown.empty else shown).groupby(by, sort=False)["value"].mean().reset_index())
+    return plot_scores(frame if shown.empty else shown)
 
 
-def plot_scores(table: pd.DataFrame) -> Figure:
-    """The scores of a summary: a panel for every kind of head and source, so that sources stand above each other."""
+@checked
+def plot_scores(frame: pd.DataFrame) -> Figure:
+    """The scores of a frame or its summary: a panel for every kind of head and source, sources above each other."""
     import pandas as pd
 
+    table = summarised(frame, _means)
     axis = _axis(table)
     kinds, sources = ([name for name in known if name in set(table[column])] for column, known in KNOWN.items())
     wide = table.pivot(index=["layer", axis], columns=["detector", "source"], values="value")
@@ -174,6 +185,7 @@ def plot_scores(table: pd.DataFrame) -> Figure:
     parts = []
     for source, kind in itertools.product(sources, kinds):
         title = SHORT[kind] + (CIRCUIT[kind] if source == "weights" else "")
+        title += ", on the task" if source == "task" and len(sources) > 1 else ""
         parts.append(wide.get((kind, source), absent).rename("value").reset_index().assign(panel=title))
     return figures.heatmap(
         pd.concat(parts), x=axis, y="layer", facet="panel", columns=len(kinds), limit=1.0, label="score", annotate=1

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from interp import figures
 from interp.arguments import checked
 from interp.figures.axes import Axis
+from interp.frames import restoring, summarised
 from interp.hooked.model import HookedModel
 from interp.lenses import read as lens
 from interp.prompts.pairs import PromptPairs
@@ -57,12 +58,15 @@ def run(model: HookedModel, pairs: PromptPairs, *, pos: str = "last", top: int =
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over prompts at the last position for every depth, with intervals; `top_token` is the first prompt's."""
     table = lens.summary(frame.assign(lens="logit")).drop(columns="lens")
     return table.assign(top_token=[visible_token(token) for token in table["top_token"]])
 
 
+@checked
+@restoring
 def top_tokens(frame: pd.DataFrame) -> pd.DataFrame:
     """The likeliest tokens at every depth of the first prompt's last position, as one would print them."""
     import pandas as pd
@@ -78,26 +82,33 @@ def top_tokens(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """With every position the table of top tokens of the first prompt, else the answer's standing by depth."""
     every = bool((frame.groupby("prompt")["pos"].nunique() > 1).any())
-    return plot_table(frame) if every else plot_answer(summary(frame))
+    return plot_table(frame) if every else plot_answer(frame)
 
 
-def plot_answer(table: pd.DataFrame) -> Figure:
-    """Probability and logit difference of the summary over depth, with intervals."""
+@checked
+def plot_answer(frame: pd.DataFrame) -> Figure:
+    """Probability and logit difference over depth, with intervals; of a frame or its summary."""
+    table = summarised(frame, summary)
     shown = table[table["metric"].isin(ANSWER)]
     shown = shown.assign(metric="", panel=shown["metric"].map(ANSWER))
     return figures.lines(shown, x=DEPTH, facet="panel", share=False, label="")
 
 
-def plot_rank(table: pd.DataFrame) -> Figure:
-    """The answer's place among all tokens over depth; 1 is first."""
+@checked
+def plot_rank(frame: pd.DataFrame) -> Figure:
+    """The answer's place among all tokens over depth, 1 is first; of a frame or its summary."""
+    table = summarised(frame, summary)
     rank = table[table["metric"] == "rank"]
     places = rank.assign(**{name: rank[name] + 1 for name in ("value", "ci_low", "ci_high")})
     return figures.lines(places, x=DEPTH, log=True, label="place of the right answer (1 is first)")
 
 
+@checked
+@restoring
 def plot_table(frame: pd.DataFrame) -> Figure:
     """The likeliest token at every layer's input and every position of the first prompt."""
     first = frame[(frame["metric"] == "top_prob") & (frame["k"] == 0) & (frame["prompt"] == frame["prompt"].min())]

@@ -19,6 +19,7 @@ from interp.arguments import as_numbers, is_several, shown
 from interp.config import STACKS
 from interp.errors import ConfigError, InterpError, unknown
 from interp.figures.axes import Axis, Grid, name
+from interp.frames import filled
 from interp.hooked.cache import ActivationCache
 from interp.sites import SITES
 
@@ -52,6 +53,7 @@ def framed(
     """
     drawn = dict(along)
     if isinstance(values, pd.DataFrame):
+        values = filled(values)
         if axes is not None:
             raise ConfigError("axes names the axes of a tensor, but a frame has columns: leave it out")
     else:
