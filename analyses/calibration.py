@@ -185,6 +185,7 @@ main = study_command(
     run,
     plot=plot,
     summary=table,
+    natural="",
     own=OwnModels(NUMBERS, made, record, instead={"check": facts_of_known}),
     options=[
         click.option("--known", "names", multiple=True, help="Only this circuit; repeat for several.  [all]"),

@@ -154,6 +154,7 @@ main = study_command(
     run,
     plot=plot,
     summary=summary,
+    natural="",
     kept="circuits",
     options=[
         metric_option("logit_diff, log_prob, prob, ..."),

@@ -210,6 +210,7 @@ main = study_command(
     run,
     plot={f"copying_{name}": draw for name, draw in PLOTS.items()},
     summary=summary,
+    natural="",
     own=OwnModels(NUMBERS, made, record, says=findings),
     options=[
         click.option("--slot", default=SLOT, show_default=True, help=f"Which pair is asked for, 0 to {PAIRS - 1}."),

@@ -67,17 +67,25 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 @checked
 @restoring
-def top_tokens(frame: pd.DataFrame) -> pd.DataFrame:
-    """The likeliest tokens at every depth of the first prompt's last position, as one would print them."""
+def top_tokens(frame: pd.DataFrame, *, answer: bool = False) -> pd.DataFrame:
+    """The likeliest tokens at every depth of the first prompt's last position, as one would print them.
+
+    With `answer` there are `answer_rank`, the right answer's place among all tokens (1 is first), and `answer_prob`.
+    """
     import pandas as pd
 
-    first = frame[(frame["metric"] == "top_prob") & (frame["prompt"] == frame["prompt"].min())]
-    first = first[first["pos"] == first["pos"].max()]
+    last = frame[frame["prompt"] == frame["prompt"].min()]
+    last = last[last["pos"] == last["pos"].max()]
+    first = last[last["metric"] == "top_prob"]
     shown = [
         f"{visible_token(token)} {value:.2f}" for token, value in zip(first["top_token"], first["value"], strict=True)
     ]
     wide = first.assign(shown=shown).groupby(["layer", "site", "k"], sort=False)["shown"].first().unstack("k")
     wide.columns = pd.Index([f"top_{k + 1}" for k in wide.columns])
+    if answer:
+        own = last.pivot_table(index=["layer", "site"], columns="metric", values="value", sort=False)
+        wide.insert(0, "answer_rank", own["rank"].astype(int) + 1)
+        wide.insert(1, "answer_prob", own["prob"])
     return wide.reset_index()
 
 
@@ -121,6 +129,7 @@ main = study_command(
     run,
     plot=plot,
     summary=summary,
+    natural="layer",
     options=[POS, TOP],
 )
 

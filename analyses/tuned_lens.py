@@ -201,6 +201,7 @@ main = study_command(
     run,
     plot=plot,
     summary=summary,
+    natural="layer",
     options=[
         click.option("--lens", type=PLACE, help="Folder of a lens: loaded, or trained there."),
         click.option(

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from interp.arguments import checked
 from interp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,7 +46,6 @@ INDICES = (
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@checked
 def read(path: str | Path) -> pd.DataFrame:
     """A frame from a `.csv` or `.parquet` file of a study, with the texts and numbers that were written.
 
@@ -56,8 +54,8 @@ def read(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    path = Path(path)
     try:
+        path = Path(path)
         if path.suffix == ".parquet":
             return restored(pd.read_parquet(path))
         with path.open(encoding="utf-8", newline="") as file:
@@ -65,7 +63,7 @@ def read(path: str | Path) -> pd.DataFrame:
         empty = {name: [""] for name in names if name not in (*WORDS, *MARKS)}
         texts = dict.fromkeys((*WORDS, *(name for name in MARKS if name != "rank")), str)
         return restored(pd.read_csv(path, dtype=texts, na_values=empty, keep_default_na=False))
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"{str(path)!r} cannot be read as a table: {error}") from error
 
 

@@ -28,6 +28,7 @@ from interp.study.output import check_folder, save_study
 from interp.study.prompts import PROMPT_OPTIONS, load_prompts
 from interp.study.refusals import Refusing
 from interp.study.sweep_options import chosen_executor, show_plan, sweep_options
+from interp.ui.listing import listing
 from interp.ui.terminal import one_form, show
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Study:
     by_position: Callable[..., bool] | None = None
     kept: str | None = None
     own: OwnModels | None = None
+    natural: str = "effect"
 
     @property
     def module(self) -> Any:
@@ -105,6 +107,7 @@ class Output:
     as_json: bool
     as_csv: bool
     quiet: bool
+    order: str | None
 
     def __post_init__(self) -> None:
         one_form(self.as_json, self.as_csv)
@@ -120,9 +123,15 @@ class Output:
             click.echo(text, err=True)
 
     def show(self, study: Study, frame: pd.DataFrame) -> None:
-        """The summary, or every measurement as it was asked for."""
-        table = frame if self.as_json or self.as_csv else study.summary(frame)
-        show(table, as_json=self.as_json, as_csv=self.as_csv)
+        """The rows of the summary that matter most, or every measurement as it was asked for."""
+        if self.as_json or self.as_csv:
+            show(frame, as_json=self.as_json, as_csv=self.as_csv)
+            return
+        listed = listing(study.summary(frame), self.order, natural=study.natural)
+        show(listed.rows, most=None)
+        if listed.left_out:
+            click.echo(f"... {listed.left_out} ...")
+            click.echo(f"{listed.left_out}: --csv prints every measurement", err=True)
 
     def save(self, study: Study, frame: pd.DataFrame, record: Callable[[], Mapping[str, Any]]) -> None:
         """Write the files if there is a folder, and print their paths to stderr."""
@@ -141,6 +150,7 @@ def study_command(
     by_position: Callable[..., bool] | None = None,
     kept: str | None = None,
     own: OwnModels | None = None,
+    natural: str = "effect",
 ) -> click.Command:
     """The command of one study.
 
@@ -154,12 +164,13 @@ def study_command(
         by_position: whether a study with these options needs prompts that line up, `by_position(**options)`.
         kept: the name of the folder under `--out` that `run` gets as its `out`; None is a sweep's journal.
         own: of a study that makes its models and prompts itself, `run(models, n=, seed=, **options)`.
+        natural: the order of `summary`'s rows, "effect", "layer" (by depth) or "" for any other.
     """
     plots = plot if isinstance(plot, Mapping) else {"": plot}
-    study = Study(run, plots, summary, plan, by_position, kept, own)
+    study = Study(run, plots, summary, plan, by_position, kept, own, natural)
 
-    def command(out: Path | None, as_json: bool, as_csv: bool, quiet: bool, **typed: Any) -> None:
-        output = Output(out, as_json, as_csv, quiet)
+    def command(out: Path | None, as_json: bool, as_csv: bool, quiet: bool, order: str | None, **typed: Any) -> None:
+        output = Output(out, as_json, as_csv, quiet, order)
         _on_own_models(study, output, typed) if own is not None else _on_prompts(study, output, typed)
 
     goes_on = "; a run that was stopped goes on there" if "out" in study.takes and kept is None else ""
