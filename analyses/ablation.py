@@ -12,7 +12,8 @@
 
 The order of step 3 is that of step 1 on the same prompts, which flatters the first steps of a curve a little.
 
-Source: Wang et al. 2022 ("Interpretability in the Wild", sections 2 and 4); McGrath et al. 2023 ("The Hydra Effect").
+Source: Wang et al. 2022 (https://arxiv.org/abs/2211.00593, "Interpretability in the Wild", sections 2 and 4); McGrath
+et al. 2023 (https://arxiv.org/abs/2307.15771, "The Hydra Effect").
 """
 
 from __future__ import annotations

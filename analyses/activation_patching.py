@@ -9,9 +9,10 @@
 
 In state-space layers any site of the mixer can be patched in the same way, the state after a position among them.
 
-Source: Vig et al. 2020 ("Investigating Gender Bias in Language Models Using Causal Mediation Analysis", section 3) and
-Meng et al. 2022 ("Locating and Editing Factual Associations in GPT", section 2.1); on denoising and noising Heimersheim
-and Nanda 2024 ("How to use and interpret activation patching", section 3).
+Source: Vig et al. 2020 (https://arxiv.org/abs/2004.12265, "Investigating Gender Bias in Language Models Using Causal
+Mediation Analysis", section 3) and Meng et al. 2022 (https://arxiv.org/abs/2202.05262, "Locating and Editing Factual
+Associations in GPT", section 2.1); on denoising and noising Heimersheim and Nanda 2024
+(https://arxiv.org/abs/2404.15255, "How to use and interpret activation patching", section 3).
 """
 
 from __future__ import annotations

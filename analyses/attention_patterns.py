@@ -6,9 +6,10 @@
 2. Average, over prompts, the attention from each role of the prompt to each other.
 3. Name what a head does by the pair of roles that stands out.
 
-Source: Vaswani et al. 2017 ("Attention Is All You Need", section 3.2.1) for the pattern; Wang et al. 2022
-("Interpretability in the Wild", section 3) for reading heads by the roles they connect; Ali et al. 2024 ("The Hidden
-Attention of Mamba Models", section 3).
+Source: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762, "Attention Is All You Need", section 3.2.1) for the
+pattern; Wang et al. 2022 (https://arxiv.org/abs/2211.00593, "Interpretability in the Wild", section 3) for reading
+heads by the roles they connect; Ali et al. 2024 (https://arxiv.org/abs/2403.01590, "The Hidden Attention of Mamba
+Models", section 3).
 """
 
 from __future__ import annotations

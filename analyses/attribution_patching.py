@@ -11,7 +11,8 @@
 4. The cells with the largest estimates, and as many drawn at random, are patched exactly. They say how far the
    estimates are off, and how many large cells they may have missed.
 
-Source: Nanda 2023 ("Attribution Patching"); Kramár et al. 2024 ("AtP*", section 3).
+Source: Nanda 2023 (https://www.neelnanda.io/mechanistic-interpretability/attribution-patching, "Attribution Patching");
+Kramár et al. 2024 (https://arxiv.org/abs/2403.00745, "AtP*", section 3).
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@
 5. Of the smallest circuit that is faithful, ask whether it is complete (nothing outside does the same work) and minimal
    (every node matters).
 
-Source: Hanna et al. 2024 ("Have Faith in Faithfulness"); Mueller et al. 2025 ("MIB", CPR and CMD); Conmy et al. 2023
-("Towards Automated Circuit Discovery"); Wang et al. 2022 ("Interpretability in the Wild", section 4). The definitions
-are those of `interp.circuits.faithfulness`.
+Source: Hanna et al. 2024 (https://arxiv.org/abs/2403.17806, "Have Faith in Faithfulness"); Mueller et al. 2025
+(https://arxiv.org/abs/2504.13151, "MIB", CPR and CMD); Conmy et al. 2023 (https://arxiv.org/abs/2304.14997, "Towards
+Automated Circuit Discovery"); Wang et al. 2022 (https://arxiv.org/abs/2211.00593, "Interpretability in the Wild",
+section 4). The definitions are those of `interp.circuits.faithfulness`.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@
 5. Controls: as many entries drawn at random, anew for each prompt; the same positions in the other layer; the value's
    own position; and the head at all positions but the query.
 
-Source: Gu and Dao 2023 ("Mamba: Linear-Time Sequence Modeling with Selective State Spaces", section 4.1); Ali et al.
-2024 ("The Hidden Attention of Mamba Models", section 3); Olsson et al. 2022 ("In-context Learning and Induction
-Heads").
+Source: Gu and Dao 2023 (https://arxiv.org/abs/2312.00752, "Mamba: Linear-Time Sequence Modeling with Selective State
+Spaces", section 4.1); Ali et al. 2024 (https://arxiv.org/abs/2403.01590, "The Hidden Attention of Mamba Models",
+section 3); Olsson et al. 2022 (https://arxiv.org/abs/2209.11895, "In-context Learning and Induction Heads").
 """
 
 from __future__ import annotations

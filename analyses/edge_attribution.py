@@ -9,8 +9,9 @@
 4. The edges with the largest estimates, and as many drawn at random, are measured exactly. They say how far the
    estimates are off, and how many large edges they may have missed.
 
-Source: Syed et al. 2023 ("Attribution Patching Outperforms Automated Circuit Discovery", section 3); Hanna et al. 2024
-("Have Faith in Faithfulness", section 3); Mueller et al. 2025 ("MIB").
+Source: Syed et al. 2023 (https://arxiv.org/abs/2310.10348, "Attribution Patching Outperforms Automated Circuit
+Discovery", section 3); Hanna et al. 2024 (https://arxiv.org/abs/2403.17806, "Have Faith in Faithfulness", section 3);
+Mueller et al. 2025 (https://arxiv.org/abs/2504.13151, "MIB").
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@
    difference from the wrong answer's) is the sum of what each part contributes.
 3. What the sum leaves over is reported as `residue`; it is rounding error.
 
-Source: Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits", section "Residual stream") and Wang et
-al. 2022 ("Interpretability in the Wild", section 3.1).
+Source: Elhage et al. 2021 (https://transformer-circuits.pub/2021/framework, "A Mathematical Framework for Transformer
+Circuits", section "Residual stream") and Wang et al. 2022 (https://arxiv.org/abs/2211.00593, "Interpretability in the
+Wild", section 3.1).
 """
 
 from __future__ import annotations

@@ -11,9 +11,10 @@
 6. Cause: how much worse the model repeats random tokens without each head (`interp.variants.repetition`). A model may
    repeat though no head has the stripe of induction, which is one pattern of several.
 
-Source: Olsson et al. 2022 ("In-context Learning and Induction Heads", appendix on head activation evaluators), Elhage
-et al. 2021 ("A Mathematical Framework for Transformer Circuits", on copying and induction heads) and Gould et al. 2023
-("Successor Heads").
+Source: Olsson et al. 2022 (https://arxiv.org/abs/2209.11895, "In-context Learning and Induction Heads", appendix on
+head activation evaluators), Elhage et al. 2021 (https://transformer-circuits.pub/2021/framework, "A Mathematical
+Framework for Transformer Circuits", on copying and induction heads) and Gould et al. 2023
+(https://arxiv.org/abs/2312.09230, "Successor Heads").
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 2. Pass each through the final norm, with its own scale, and the unembedding.
 3. Read the top tokens, and the probability, rank and logit difference of the answer.
 
-Source: nostalgebraist 2020, "interpreting GPT: the logit lens". The last row is the model's own output: the check that
-the other rows are read on the same scale.
+Source: nostalgebraist 2020 (https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru, "interpreting GPT: the logit lens"). The
+last row is the model's own output: the check that the other rows are read on the same scale.
 """
 
 from __future__ import annotations

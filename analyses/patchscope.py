@@ -7,8 +7,8 @@
    answer, and the likeliest token. The untouched target prompt is the base, and the logit lens, which reads the same
    state through the unembedding, the control.
 
-Source: Ghandeharioun et al. 2024 ("Patchscopes: A Unifying Framework for Inspecting Hidden Representations of Language
-Models", sections 3 and 4.1).
+Source: Ghandeharioun et al. 2024 (https://arxiv.org/abs/2401.06102, "Patchscopes: A Unifying Framework for Inspecting
+Hidden Representations of Language Models", sections 3 and 4.1).
 """
 
 from __future__ import annotations

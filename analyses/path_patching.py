@@ -13,8 +13,9 @@
 To the logits directly, this is what a sender writes towards the answer, with the final norm as it then is; to the
 logits by all paths, it is activation patching.
 
-Source: Wang et al. 2022 ("Interpretability in the Wild", section 3.1 and appendix B); Goldowsky-Dill et al. 2023
-("Localizing Model Behavior with Path Patching", section 3).
+Source: Wang et al. 2022 (https://arxiv.org/abs/2211.00593, "Interpretability in the Wild", section 3.1 and appendix B);
+Goldowsky-Dill et al. 2023 (https://arxiv.org/abs/2304.05969, "Localizing Model Behavior with Path Patching", section
+3).
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@
 
 That a probe reads something does not say that the model uses it: patching and steering do.
 
-Source: Alain and Bengio 2016 ("Understanding intermediate layers using linear classifier probes", section 3); Hewitt
-and Liang 2019 ("Designing and Interpreting Probes with Control Tasks", section 2). The fits are scikit-learn's
-(`interp.directions.probes`).
+Source: Alain and Bengio 2016 (https://arxiv.org/abs/1610.01644, "Understanding intermediate layers using linear
+classifier probes", section 3); Hewitt and Liang 2019 (https://arxiv.org/abs/1909.03368, "Designing and Interpreting
+Probes with Control Tasks", section 2). The fits are scikit-learn's (`interp.directions.probes`).
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@
 4. What it breaks: the same vectors are added on neutral prompts, and the divergence of the next token's distribution
    from the unsteered one is measured.
 
-Source: Turner et al. 2023 ("Steering Language Models With Activation Engineering", section 3) and Rimsky et al. 2024
-("Steering Llama 2 via Contrastive Activation Addition", section 3).
+Source: Turner et al. 2023 (https://arxiv.org/abs/2308.10248, "Steering Language Models With Activation Engineering",
+section 3) and Rimsky et al. 2024 (https://arxiv.org/abs/2312.06681, "Steering Llama 2 via Contrastive Activation
+Addition", section 3).
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 3. Compare both: the answer's probability and place, and the divergence from the model's output; on text that was held
    out from the training, too.
 
-Source: Belrose et al. 2023 ("Eliciting Latent Predictions from Transformers with the Tuned Lens", sections 3 and 4).
-The last row is the model's own output in both lenses.
+Source: Belrose et al. 2023 (https://arxiv.org/abs/2303.08112, "Eliciting Latent Predictions from Transformers with the
+Tuned Lens", sections 3 and 4). The last row is the model's own output in both lenses.
 """
 
 from __future__ import annotations
