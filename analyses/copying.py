@@ -26,6 +26,7 @@ import click
 from interp import figures, stats
 from interp.arguments import checked
 from interp.figures.axes import Axis
+from interp.frames import restoring
 from interp.ground_truth.copying_measures import ACCURACY, CONTROLS, RANDOM, STRONGEST, carriers, first_needed, measures
 from interp.ground_truth.copying_models import KINDS, PAIRS, SLOT, STEPS, config, prompts, train
 from interp.models.gpt import GPT
@@ -89,11 +90,13 @@ def run(
     return frame.astype({name: "Int64" for name in ("layer", "pos", "key", "count")})
 
 
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """What is left after every cut on new prompts, with intervals over them."""
     return stats.summarise(frame[frame["measure"] == "cut"], by=["model", "condition", "count"])
 
 
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """Accuracy without the strongest entries, and without random ones."""
     table = summary(frame)
@@ -104,6 +107,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     return figures.lines(both, x=across, hue="condition", facet="model", label="accuracy on new prompts")
 
 
+@restoring
 def plot_patching(frame: pd.DataFrame) -> Figure:
     """Effect of every site at every position, a panel for each site of a model."""
     part = frame[frame["measure"] == "patching"]
@@ -114,6 +118,7 @@ def plot_patching(frame: pd.DataFrame) -> Figure:
     )
 
 
+@restoring
 def plot_looking(frame: pd.DataFrame) -> Figure:
     """Where the query looks: the share of every position."""
     means = stats.summarise(frame[frame["measure"] == "looking"], by=["model", "layer", "key"])
@@ -121,6 +126,7 @@ def plot_looking(frame: pd.DataFrame) -> Figure:
     return figures.bars(means, x=_places("key", frame), hue="layer", facet="model", columns=1, label=label)
 
 
+@restoring
 def plot_entries(frame: pd.DataFrame) -> Figure:
     """How much of the logit difference is lost without each entry of the query's row."""
     part = frame[frame["measure"] == "entry"]
@@ -145,6 +151,7 @@ def _places(column: str, frame: pd.DataFrame) -> Axis:
     return Axis(column, "", labels=[*names, "query"])
 
 
+@restoring
 def findings(frame: pd.DataFrame) -> list[str]:
     """What the numbers say of every model, in sentences."""
     table = summary(frame)

@@ -33,10 +33,23 @@ STUDIES: list[tuple[str, dict[str, Any]]] = [
     ("circuit", {"sizes": "0.1,1.0", "draws": 1}),
     ("probes", {"shuffles": 2, "by": "role"}),
     ("patchscope", {}),
+    ("steering", {"labels": [(at % 2, 1 - at % 2) for at in range(6)], "neutral": None}),
+    ("tuned_lens", {"sequences": 8, "length": 12, "steps": 1}),
 ]
 
 
+KEPT: dict[tuple[str, str, str], pd.DataFrame] = {}
+
+
 def measured(name: str, options: dict[str, Any], kind: str = "gpt2") -> pd.DataFrame:
+    """What a study measures, once."""
+    key = (name, str(options), kind)
+    if key not in KEPT:
+        KEPT[key] = _measured(name, options, kind)
+    return KEPT[key]
+
+
+def _measured(name: str, options: dict[str, Any], kind: str) -> pd.DataFrame:
     run = importlib.import_module(f"analyses.{name}").run
     quiet = {"progress": False} if "progress" in inspect.signature(run).parameters else {}
     return run(make(kind), named_pairs(6), **options, **quiet)
