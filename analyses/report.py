@@ -186,6 +186,10 @@ def write(
     n_steps = len(modules) + 3
     steps = counting(total=n_steps, desc="report", unit="step", progress=progress)
 
+    if not quiet:
+        when = "section by section" if new else "the earlier one stays until it is complete"
+        steps.write(f"a report of {len(modules)} studies is written to {out}, {when}", file=sys.stderr)
+
     def step(name: str, work: Callable[[], Any]) -> Any:
         steps.set_postfix_str(name)
         result = story.timed(name, work)

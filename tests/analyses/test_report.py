@@ -88,7 +88,8 @@ def test_sections_are_in_the_folder_as_they_finish_and_stderr_says_when(
     page, manifest = seen.pop()
     assert "Likeliest token" in page and "still being written" in page
     assert manifest["to_come"] == ["attention_patterns", "checks"]
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("report: ")]
+    first, *lines = [line for line in capsys.readouterr().err.splitlines() if "report" in line]
+    assert first == f"a report of 2 studies is written to {out}, section by section"
     steps = ["load", "behaviour", "logit_lens", "attention_patterns", "checks"]
     assert [line.split()[1].rstrip(",") for line in lines] == steps and lines[2].endswith(" s (step 3 of 5)")
     whole, manifest = (out / "index.html").read_text(encoding="utf-8"), manifest_of(out)
