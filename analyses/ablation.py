@@ -12,7 +12,8 @@
 
 The order of step 3 is that of step 1 on the same prompts, which flatters the first steps of a curve a little.
 
-Source: Wang et al. 2022 ("Interpretability in the Wild", sections 2 and 4); McGrath et al. 2023 ("The Hydra Effect").
+Source: Wang et al. 2022 (https://arxiv.org/abs/2211.00593, "Interpretability in the Wild", sections 2 and 4); McGrath
+et al. 2023 (https://arxiv.org/abs/2307.15771, "The Hydra Effect").
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from interp import figures, stats
 from interp.arguments import MOST, checked, whole_number
 from interp.encoder_decoder.model import output_stack
 from interp.figures.axes import Axis
+from interp.frames import restored, restoring, summarised
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.names import PART_KINDS, WHOLES
@@ -138,14 +140,18 @@ def _listed(words: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(word.strip() for word in (words.split(",") if isinstance(words, str) else words)))
 
 
+@checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every ablation over prompts, with intervals, the largest magnitudes first; then the curves.
 
     The columns are those of `interp.variants.ablation_runs.losses`.
     """
-    return losses(frame)
+    return restored(losses(frame))
 
 
+@checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """The map of single ablations, a panel for every kind; of cumulative ones, the curves.
 
@@ -153,12 +159,14 @@ def plot(frame: pd.DataFrame) -> Figure:
     the largest effects are bars. A frame with heads and others shows the heads.
     """
     if (frame["stage"] != "single").any():
-        return plot_curves(recovery(frame))
-    return plot_single(stats.as_measured(summary(frame), frame))
+        return plot_curves(frame)
+    return plot_single(frame)
 
 
-def plot_single(table: pd.DataFrame) -> Figure:
-    """The map of the summary of single ablations, as `plot` says."""
+@checked
+def plot_single(frame: pd.DataFrame) -> Figure:
+    """The map of single ablations, as `plot` says; of a frame or its summary."""
+    table = summarised(frame, lambda rows: stats.as_measured(summary(rows), restored(rows)))
     part = next((name for name in PARTS if name in table and table[name].notna().any()), None)
     if part in ("channel", "neuron") and table["site"].isin(WHOLES).any():
         part = None
@@ -195,8 +203,10 @@ def _plot_stacks(table: pd.DataFrame, several: str | None) -> Figure:
     return figures.heatmap(table, x="head", y="layer", facet=facet, label=spelled(table["metric"].iloc[0]))
 
 
-def plot_curves(table: pd.DataFrame) -> Figure:
-    """The curves of `recovery`: the metric against the number ablated, and restored; by importance and at random."""
+@checked
+def plot_curves(frame: pd.DataFrame) -> Figure:
+    """The metric by the number ablated, and restored, by importance and at random; of a frame or its `recovery`."""
+    table = summarised(frame, lambda rows: recovery(restored(rows)))
     label = spelled(table["metric"].iloc[0])
     table = table.replace({"stage": STAGES, "order": ORDERS}).assign(kind=table["kind"].map(spelled))
     several = table["kind"].nunique() > 1

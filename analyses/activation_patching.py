@@ -9,9 +9,10 @@
 
 In state-space layers any site of the mixer can be patched in the same way, the state after a position among them.
 
-Source: Vig et al. 2020 ("Investigating Gender Bias in Language Models Using Causal Mediation Analysis", section 3) and
-Meng et al. 2022 ("Locating and Editing Factual Associations in GPT", section 2.1); on denoising and noising Heimersheim
-and Nanda 2024 ("How to use and interpret activation patching", section 3).
+Source: Vig et al. 2020 (https://arxiv.org/abs/2004.12265, "Investigating Gender Bias in Language Models Using Causal
+Mediation Analysis", section 3) and Meng et al. 2022 (https://arxiv.org/abs/2202.05262, "Locating and Editing Factual
+Associations in GPT", section 2.1); on denoising and noising Heimersheim and Nanda 2024
+(https://arxiv.org/abs/2404.15255, "How to use and interpret activation patching", section 3).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from interp.edits import Variant
 from interp.errors import InterpError, check_choice
 from interp.figures.axes import Axis
 from interp.figures.cell_maps import in_stack, place_axis
+from interp.frames import restoring
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.names import PART_KINDS
@@ -138,6 +140,7 @@ def _cells(
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every cell over prompts with intervals and corrected p, the largest magnitudes first."""
     table = stats.tested(frame, by=cell_columns(frame), value="effect", rounding=of_effect(frame))
@@ -149,6 +152,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """The map of the mean effects, a panel for every site; blue restores the source run's answer.
 

@@ -6,9 +6,10 @@
 2. Average, over prompts, the attention from each role of the prompt to each other.
 3. Name what a head does by the pair of roles that stands out.
 
-Source: Vaswani et al. 2017 ("Attention Is All You Need", section 3.2.1) for the pattern; Wang et al. 2022
-("Interpretability in the Wild", section 3) for reading heads by the roles they connect; Ali et al. 2024 ("The Hidden
-Attention of Mamba Models", section 3).
+Source: Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762, "Attention Is All You Need", section 3.2.1) for the
+pattern; Wang et al. 2022 (https://arxiv.org/abs/2211.00593, "Interpretability in the Wild", section 3) for reading
+heads by the roles they connect; Ali et al. 2024 (https://arxiv.org/abs/2403.01590, "The Hidden Attention of Mamba
+Models", section 3).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 from interp import figures, stats
 from interp.arguments import checked
 from interp.circuits.graph import parse_head
+from interp.frames import restoring
 from interp.heads.hidden_attention import mixer_of, patterns, shares, sources, together
 from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
@@ -101,9 +103,9 @@ def run(model: HookedModel, pairs: PromptPairs, *, heads: Sequence[str] | None =
             value, weight = cache["pattern", part.layer][:, part.index], None
         else:
             value, weight = hidden[part.layer or 0][part]
-        frame = links.assign(value=value[looks].float().cpu().numpy())
+        frame = links.assign(value=value[looks].double().cpu().numpy())
         if model.cfg.has_mamba:
-            frame["weight"] = float("nan") if weight is None else weight[looks].float().cpu().numpy()
+            frame["weight"] = float("nan") if weight is None else weight[looks].double().cpu().numpy()
             for kind in ("channel", "ssm_head", "head"):
                 frame.insert(0, kind, pd.array([part.index if part.kind == kind else None] * len(frame), "Int64"))
             frame.insert(0, "layer", part.layer)
@@ -147,6 +149,7 @@ def _hidden(
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean attention from role to role, over prompts, with intervals; the strongest links first."""
     return _links(frame)
@@ -167,6 +170,8 @@ def _own(frame: pd.DataFrame) -> list[str]:
     return ["component", "layer"] if "component" in frame else ["layer", "head"]
 
 
+@checked
+@restoring
 def names_of(frame: pd.DataFrame) -> pd.Series[str]:
     """What the patterns of rows are called: `L9H6`, `L9S6`, `mixer 9`."""
     if "component" in frame:
@@ -179,6 +184,7 @@ def names_of(frame: pd.DataFrame) -> pd.Series[str]:
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """The patterns of the first prompt, one panel a head; of many heads, those with the strongest links."""
     own = _own(frame)

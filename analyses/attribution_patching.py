@@ -11,7 +11,8 @@
 4. The cells with the largest estimates, and as many drawn at random, are patched exactly. They say how far the
    estimates are off, and how many large cells they may have missed.
 
-Source: Nanda 2023 ("Attribution Patching"); Kramár et al. 2024 ("AtP*", section 3).
+Source: Nanda 2023 (https://www.neelnanda.io/mechanistic-interpretability/attribution-patching, "Attribution Patching");
+Kramár et al. 2024 (https://arxiv.org/abs/2403.00745, "AtP*", section 3).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from interp.attribution.run_values import run_values
 from interp.errors import InterpError, check_choice
 from interp.figures.axes import Axis
 from interp.figures.cell_maps import cell_map
+from interp.frames import restoring
 from interp.hooked.model import HookedModel
 from interp.metrics import get_metric
 from interp.prompts.pair_checks import DIRECTIONS
@@ -129,6 +131,7 @@ def run(
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean estimated effect of every cell over prompts with intervals, the exact one beside it, largest first.
 
@@ -138,12 +141,14 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
+@restoring
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
     """How estimates and exact effects agree, as `interp.attribution.estimate_check.agreement` has it."""
     return agreement(frame, by=cell_columns(frame), n_cells=int(frame["cells"].iloc[0]))
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """The mean estimated effects: a map of layers by heads, positions or roles, a panel for every site.
 
@@ -174,6 +179,8 @@ def plot(frame: pd.DataFrame) -> Figure:
     return cell_map(table, facet=several, label=label)
 
 
+@checked
+@restoring
 def plot_agreement(frame: pd.DataFrame) -> Figure:
     """Estimated against exact effect of every cell that was patched; on the diagonal they are equal."""
     if why := stats.why_nothing(frame, "effect"):

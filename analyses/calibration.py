@@ -11,8 +11,8 @@
 
 `--facts` checks what has to hold in any model instead (`interp.ground_truth.identities`).
 
-Source: Conmy et al. 2023 ("Towards Automated Circuit Discovery", section 4.1, on the ROC of edges); Gupta et al. 2024
-("InterpBench", known circuits and their idle nodes).
+Source: Conmy et al. 2023 (https://arxiv.org/abs/2304.14997, "Towards Automated Circuit Discovery", section 4.1, on the
+ROC of edges); Gupta et al. 2024 (https://arxiv.org/abs/2407.14494, "InterpBench", known circuits and their idle nodes).
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ main = study_command(
     run,
     plot=plot,
     summary=table,
+    natural="",
     own=OwnModels(NUMBERS, made, record, instead={"check": facts_of_known}),
     options=[
         click.option("--known", "names", multiple=True, help="Only this circuit; repeat for several.  [all]"),

@@ -11,9 +11,10 @@
 5. Of the smallest circuit that is faithful, ask whether it is complete (nothing outside does the same work) and minimal
    (every node matters).
 
-Source: Hanna et al. 2024 ("Have Faith in Faithfulness"); Mueller et al. 2025 ("MIB", CPR and CMD); Conmy et al. 2023
-("Towards Automated Circuit Discovery"); Wang et al. 2022 ("Interpretability in the Wild", section 4). The definitions
-are those of `interp.circuits.faithfulness`.
+Source: Hanna et al. 2024 (https://arxiv.org/abs/2403.17806, "Have Faith in Faithfulness"); Mueller et al. 2025
+(https://arxiv.org/abs/2504.13151, "MIB", CPR and CMD); Conmy et al. 2023 (https://arxiv.org/abs/2304.14997, "Towards
+Automated Circuit Discovery"); Wang et al. 2022 (https://arxiv.org/abs/2211.00593, "Interpretability in the Wild",
+section 4). The definitions are those of `interp.circuits.faithfulness`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from interp.circuits.circuit import Circuit
 from interp.circuits.finding import MEASURED, METHODS, Search, find, integrals, run_beside_random, size_means
 from interp.circuits.search import RANKS, SELECTIONS
 from interp.figures.axes import Axis
+from interp.frames import restored, restoring
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command
@@ -121,34 +123,39 @@ def _save(found: Sequence[Circuit], folder: Path) -> None:
             circuit.save(folder / f"circuit-{circuit.n_edges:06d}.json")
 
 
+@checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Faithfulness of every size, a ratio of means over prompts, with intervals; random circuits of a size together."""
     return size_means(frame)
 
 
-def plot(frame: pd.DataFrame) -> Figure:
-    """Faithfulness over the share of edges, found circuits against random ones."""
-    return plot_sizes(summary(frame), integrals(frame))
+@checked
+@restoring
+def plot(frame: pd.DataFrame, *, table: pd.DataFrame | None = None, areas: pd.DataFrame | None = None) -> Figure:
+    """Faithfulness over the share of edges, found circuits against random ones, with the areas of `integrals` above.
 
-
-def plot_sizes(table: pd.DataFrame, both: pd.DataFrame) -> Figure:
-    """The curve of a summary, with the areas of `integrals` in its title."""
+    `table` is the frame's summary and `areas` its `integrals`, where they are there already.
+    """
+    table = summary(frame) if table is None else restored(table)
+    areas = integrals(frame) if areas is None else restored(areas)
     table = table.sort_values("fraction", kind="stable")
     table["share"] = [f"{float(f'{100 * fraction:.2g}'):g}%" for fraction in table["fraction"]]
     title = "; ".join(
         f"{method}: " + ", ".join(f"{row.metric} {row.value:.2f}" for row in part.itertuples())
-        for method, part in both.dropna(subset="value").groupby("method", sort=False)
+        for method, part in areas.dropna(subset="value").groupby("method", sort=False)
     )
     measured = table["metric"].iloc[0].removeprefix(MEASURED)
     label = f"faithfulness (share of the {measured})".replace("_", " ")
     across = Axis("share", title="edges taken, as a share of all")
-    return figures.lines(table, x=across, y="value", hue="method", label=label, title=title or None)
+    return figures.lines(table, x=across, hue="method", label=label, title=title or None)
 
 
 main = study_command(
     run,
     plot=plot,
     summary=summary,
+    natural="",
     kept="circuits",
     options=[
         metric_option("logit_diff, log_prob, prob, ..."),

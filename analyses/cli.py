@@ -145,17 +145,20 @@ def models(families: bool, as_json: bool, as_csv: bool) -> None:
 @main.command()
 @click.argument("text")
 @model_options
+@click.option("--answer", default=None, help="A next token whose rank (1 is first) and probability are shown.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines instead of a table.")
 @click.option("--csv", "as_csv", is_flag=True, help="CSV instead of a table.")
-def lens(text: str, source: str, device: str | None, dtype: str, as_json: bool, as_csv: bool) -> None:
+def lens(
+    text: str, source: str, device: str | None, dtype: str, answer: str | None, as_json: bool, as_csv: bool
+) -> None:
     """Show what a model would say after TEXT if it stopped at each layer (a logit lens)."""
     from analyses import logit_lens
     from interp.loading.load import load
     from interp.study.prompts import load_prompts
 
     model = load(source, device=device, dtype=dtype)
-    pairs = load_prompts(model, prompt=text)
-    table = logit_lens.top_tokens(logit_lens.run(model, pairs))
+    pairs = load_prompts(model, prompt=text, answer=answer)
+    table = logit_lens.top_tokens(logit_lens.run(model, pairs), answer=answer is not None)
     show(table, as_json=as_json, as_csv=as_csv, most=None)
 
 

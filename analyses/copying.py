@@ -11,9 +11,9 @@
 5. Controls: as many entries drawn at random, anew for each prompt; the same positions in the other layer; the value's
    own position; and the head at all positions but the query.
 
-Source: Gu and Dao 2023 ("Mamba: Linear-Time Sequence Modeling with Selective State Spaces", section 4.1); Ali et al.
-2024 ("The Hidden Attention of Mamba Models", section 3); Olsson et al. 2022 ("In-context Learning and Induction
-Heads").
+Source: Gu and Dao 2023 (https://arxiv.org/abs/2312.00752, "Mamba: Linear-Time Sequence Modeling with Selective State
+Spaces", section 4.1); Ali et al. 2024 (https://arxiv.org/abs/2403.01590, "The Hidden Attention of Mamba Models",
+section 3); Olsson et al. 2022 (https://arxiv.org/abs/2209.11895, "In-context Learning and Induction Heads").
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import click
 from interp import figures, stats
 from interp.arguments import checked
 from interp.figures.axes import Axis
+from interp.frames import restoring
 from interp.ground_truth.copying_measures import ACCURACY, CONTROLS, RANDOM, STRONGEST, carriers, first_needed, measures
 from interp.ground_truth.copying_models import KINDS, PAIRS, SLOT, STEPS, config, prompts, train
 from interp.models.gpt import GPT
@@ -89,11 +90,13 @@ def run(
     return frame.astype({name: "Int64" for name in ("layer", "pos", "key", "count")})
 
 
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """What is left after every cut on new prompts, with intervals over them."""
     return stats.summarise(frame[frame["measure"] == "cut"], by=["model", "condition", "count"])
 
 
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """Accuracy without the strongest entries, and without random ones."""
     table = summary(frame)
@@ -104,6 +107,7 @@ def plot(frame: pd.DataFrame) -> Figure:
     return figures.lines(both, x=across, hue="condition", facet="model", label="accuracy on new prompts")
 
 
+@restoring
 def plot_patching(frame: pd.DataFrame) -> Figure:
     """Effect of every site at every position, a panel for each site of a model."""
     part = frame[frame["measure"] == "patching"]
@@ -114,6 +118,7 @@ def plot_patching(frame: pd.DataFrame) -> Figure:
     )
 
 
+@restoring
 def plot_looking(frame: pd.DataFrame) -> Figure:
     """Where the query looks: the share of every position."""
     means = stats.summarise(frame[frame["measure"] == "looking"], by=["model", "layer", "key"])
@@ -121,6 +126,7 @@ def plot_looking(frame: pd.DataFrame) -> Figure:
     return figures.bars(means, x=_places("key", frame), hue="layer", facet="model", columns=1, label=label)
 
 
+@restoring
 def plot_entries(frame: pd.DataFrame) -> Figure:
     """How much of the logit difference is lost without each entry of the query's row."""
     part = frame[frame["measure"] == "entry"]
@@ -145,6 +151,7 @@ def _places(column: str, frame: pd.DataFrame) -> Axis:
     return Axis(column, "", labels=[*names, "query"])
 
 
+@restoring
 def findings(frame: pd.DataFrame) -> list[str]:
     """What the numbers say of every model, in sentences."""
     table = summary(frame)
@@ -210,6 +217,7 @@ main = study_command(
     run,
     plot={f"copying_{name}": draw for name, draw in PLOTS.items()},
     summary=summary,
+    natural="",
     own=OwnModels(NUMBERS, made, record, says=findings),
     options=[
         click.option("--slot", default=SLOT, show_default=True, help=f"Which pair is asked for, 0 to {PAIRS - 1}."),

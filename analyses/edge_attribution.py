@@ -9,8 +9,9 @@
 4. The edges with the largest estimates, and as many drawn at random, are measured exactly. They say how far the
    estimates are off, and how many large edges they may have missed.
 
-Source: Syed et al. 2023 ("Attribution Patching Outperforms Automated Circuit Discovery", section 3); Hanna et al. 2024
-("Have Faith in Faithfulness", section 3); Mueller et al. 2025 ("MIB").
+Source: Syed et al. 2023 (https://arxiv.org/abs/2310.10348, "Attribution Patching Outperforms Automated Circuit
+Discovery", section 3); Hanna et al. 2024 (https://arxiv.org/abs/2403.17806, "Have Faith in Faithfulness", section 3);
+Mueller et al. 2025 (https://arxiv.org/abs/2504.13151, "MIB").
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from interp.circuits.edge_scores import eap_ig, exact
 from interp.circuits.graph import Graph
 from interp.errors import check_choice
 from interp.figures.axes import Axis
+from interp.frames import restored, restoring
 from interp.hooked.model import HookedModel
 from interp.metrics import get_metric
 from interp.prompts.pairs import PromptPairs
@@ -123,6 +125,7 @@ def _edge(graph: Graph, sender: int, receiver: int) -> dict[str, Any]:
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean estimated effect of every edge over prompts with intervals, the exact one beside it, largest first.
 
@@ -132,24 +135,24 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
+@restoring
 def compared(frame: pd.DataFrame) -> pd.DataFrame:
     """How estimates and exact effects agree, as `interp.attribution.estimate_check.agreement` has it."""
     return agreement(frame, by="edge", n_cells=int(frame["cells"].iloc[0]))
 
 
 @checked
-def plot(frame: pd.DataFrame) -> Figure:
-    """The edges with the largest estimates: the estimate of each, and where it was measured its exact effect."""
-    return plot_edges(frame, summary(frame))
+@restoring
+def plot(frame: pd.DataFrame, *, table: pd.DataFrame | None = None) -> Figure:
+    """The edges with the largest estimates: the estimate of each, and where it was measured its exact effect.
 
-
-def plot_edges(frame: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """The figure of `plot`, where the summary of the frame is there already."""
+    `table` is the frame's summary, where it is there already.
+    """
     import pandas as pd
 
     if why := stats.why_nothing(frame, "effect"):
         return figures.nothing(why)
-    largest = table.head(SHOWN)
+    largest = (summary(frame) if table is None else restored(table)).head(SHOWN)
     part = frame[frame["edge"].isin(largest["edge"])]
     measured = part.dropna(subset=["exact_effect"])
     exact_effects = stats.summarise(measured, by="edge", value="exact_effect")
@@ -160,6 +163,8 @@ def plot_edges(frame: pd.DataFrame, table: pd.DataFrame) -> Figure:
     return figures.bars(both, x=names, hue="kind", horizontal=True, label=_label(frame), title=title)
 
 
+@checked
+@restoring
 def plot_agreement(frame: pd.DataFrame) -> Figure:
     """Estimate against exact effect of every edge that was measured; on the diagonal they are equal."""
     if why := stats.why_nothing(frame, "effect"):

@@ -7,8 +7,9 @@
    difference from the wrong answer's) is the sum of what each part contributes.
 3. What the sum leaves over is reported as `residue`; it is rounding error.
 
-Source: Elhage et al. 2021 ("A Mathematical Framework for Transformer Circuits", section "Residual stream") and Wang et
-al. 2022 ("Interpretability in the Wild", section 3.1).
+Source: Elhage et al. 2021 (https://transformer-circuits.pub/2021/framework, "A Mathematical Framework for Transformer
+Circuits", section "Residual stream") and Wang et al. 2022 (https://arxiv.org/abs/2211.00593, "Interpretability in the
+Wild", section 3.1).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from interp.attribution.direct import PARTS, columns, contribution_table, kept, 
 from interp.encoder_decoder.model import output_stack, run_output_stack
 from interp.errors import check_choice
 from interp.figures.axes import Axis
+from interp.frames import restoring, summarised
 from interp.hooked.decompositions import check_linear_output
 from interp.hooked.model import HookedModel
 from interp.metrics import logit_weights
@@ -119,6 +121,7 @@ def run(
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean over prompts with intervals and corrected p, the largest magnitudes first."""
     own = [name for name in PARTS if name in frame]
@@ -127,15 +130,18 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """Heads as a grid, layer by head; without any those of state-space layers, channels with rows, or whole layers."""
     kinds = set(frame["kind"])
     kind = next((kind for kind in PARTS if kind in kinds), None)
-    return plot_layers(frame) if kind is None else plot_parts(summary(frame), kind)
+    return plot_layers(frame) if kind is None else plot_parts(frame, kind)
 
 
-def plot_parts(table: pd.DataFrame, kind: str) -> Figure:
-    """One kind of parts of a summary: "channel" as bars, the others as a grid."""
+@checked
+def plot_parts(frame: pd.DataFrame, kind: str) -> Figure:
+    """One kind of parts of a frame or its summary: "channel" as bars, the others as a grid."""
+    table = summarised(frame, summary)
     if CROSS in table:
         return _plot_both(table)
     table = table[table["kind"] == kind]
@@ -155,14 +161,18 @@ def _plot_both(table: pd.DataFrame) -> Figure:
     return figures.heatmap(table, x=HEADS, y="layer", facet="attention", label=_label(table))
 
 
+@checked
+@restoring
 def plot_layers(frame: pd.DataFrame) -> Figure:
     """What the heads of each layer together, its state-space mixer, and its MLP, add."""
     parts = by_layer(frame)
     sums = parts.groupby(["kind", "layer", "prompt", "metric"], as_index=False)["value"].sum()
     table = stats.summarise(sums, by=["kind", "layer", "metric"], value="value")
-    return figures.lines(table, x="layer", y="value", hue="kind", label=_label(frame))
+    return figures.lines(table, x="layer", hue="kind", label=_label(frame))
 
 
+@checked
+@restoring
 def by_layer(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of layers; all parts of a state-space layer are of the kind `mixer`, experts of the kind `mlp`."""
     kinds = frame["kind"].replace(WHOLES)

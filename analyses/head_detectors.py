@@ -8,29 +8,36 @@
 4. Every head's mean over sequences (or draws of tokens) is tested against its control and corrected for being many.
 5. Agreement: rank correlation over heads between what patterns say and what weights say, and the overlap of the heads
    that each puts first.
+6. Cause: how much worse the model repeats random tokens without each head (`interp.variants.repetition`). A model may
+   repeat though no head has the stripe of induction, which is one pattern of several.
 
-Source: Olsson et al. 2022 ("In-context Learning and Induction Heads", appendix on head activation evaluators), Elhage
-et al. 2021 ("A Mathematical Framework for Transformer Circuits", on copying and induction heads) and Gould et al. 2023
-("Successor Heads").
+Source: Olsson et al. 2022 (https://arxiv.org/abs/2209.11895, "In-context Learning and Induction Heads", appendix on
+head activation evaluators), Elhage et al. 2021 (https://transformer-circuits.pub/2021/framework, "A Mathematical
+Framework for Transformer Circuits", on copying and induction heads) and Gould et al. 2023
+(https://arxiv.org/abs/2312.09230, "Successor Heads").
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from interp import figures, stats
 from interp.arguments import checked
+from interp.errors import InterpError
+from interp.frames import restored, restoring, summarised
 from interp.heads.detectors import DETECTORS, SOURCES, Material, measured
+from interp.heads.from_patterns import random_sequences
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.study.command import study_command
 from interp.study.options import whole
 from interp.study.prompts import check_one_stack
+from interp.variants.repetition import Repeating, repeating, without_each_head
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +55,8 @@ CIRCUIT = {kind: ": OV" if kind in ("copying", "successor") else ": QK" for kind
 """Which circuit tells of a kind of head, as a panel's title says it."""
 
 KNOWN = {"detector": DETECTORS, "source": SOURCES}
+LEAST = 0.1  # an effect that counts
+SAMPLE = 4  # sequences that tell whether a model repeats
 COMPARED = (("patterns", "weights"), ("patterns", "task"))
 """The sources that `agreement` compares."""
 
@@ -102,6 +111,7 @@ def run(
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean scores of every head with intervals, those that are furthest beyond their control first.
 
@@ -120,12 +130,66 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return table.astype({"detector": str, "source": str})
 
 
+def _means(frame: pd.DataFrame) -> pd.DataFrame:
+    """The mean scores alone, which need no intervals."""
+    by = ["detector", "source", "layer", _axis(frame)]
+    return restored(frame).groupby(by, sort=False)["value"].mean().reset_index()
+
+
 def _axis(frame: pd.DataFrame) -> str:
     """The column of heads."""
     return "head" if "head" in frame else "ssm_head"
 
 
 @checked
+def repetition(
+    model: HookedModel,
+    *,
+    n: int = 16,
+    length: int | None = None,
+    seed: int = 0,
+    bos: int | None = None,
+    max_memory: int | None = None,
+    progress: bool | None = None,
+) -> pd.DataFrame:
+    """How much worse the model repeats random tokens without each head: exact, every head ablated by itself.
+
+    Args:
+        model: the model.
+        n, length, seed, bos: of the sequences, as in `run`.
+        max_memory, progress: as `interp.sweep` takes them.
+
+    Returns:
+        A row for every head and sequence, as `interp.variants.repetition.without_each_head` gives it: `value` is the
+        loss on the second copy without the head, in nats a token, `base_value` that of the whole model, `control` the
+        loss on new tokens, and `effect` = value - base_value.
+
+    Raises:
+        PromptError: a length that the model cannot take.
+        InterpError: a model without heads, or one that does not say which token comes next.
+    """
+    check_one_stack(model, "head detectors score the heads of", "ablation takes the heads of both")
+    sequences = random_sequences(model, n, length=length, seed=seed, bos=bos)
+    return without_each_head(model, sequences, max_memory=max_memory, progress=progress)
+
+
+@checked
+@restoring
+def repetition_summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean rise of the loss on the second copy without each head, with intervals, the largest first.
+
+    `value` is the rise, `loss` what the loss is without the head, `whole` with it, and `new_tokens` where nothing is
+    repeated. `p` and `p_adjusted` are of no rise, corrected over heads.
+    """
+    by = ["layer", _axis(frame)]
+    means = frame.groupby(by, sort=False)[["value", "base_value", "control"]].mean()
+    table = stats.tested(frame.assign(metric="rise of the loss (nats)"), by=by, value="effect")
+    table["loss"], table["whole"], table["new_tokens"] = means.to_numpy().T
+    return table.sort_values("value", ascending=False, kind="stable", ignore_index=True)
+
+
+@checked
+@restoring
 def agreement(frame: pd.DataFrame, *, top: int = 10, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Do two sources put the same heads first?
 
@@ -156,17 +220,19 @@ def agreement(frame: pd.DataFrame, *, top: int = 10, n_resamples: int = 2000, se
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """Every head's score as each kind of head: patterns above weights; the task alone where there is nothing else."""
     shown = frame[frame["source"] != "task"]
-    by = ["detector", "source", "layer", _axis(frame)]
-    return plot_scores((frame if shown.empty else shown).groupby(by, sort=False)["value"].mean().reset_index())
+    return plot_scores(frame if shown.empty else shown)
 
 
-def plot_scores(table: pd.DataFrame) -> Figure:
-    """The scores of a summary: a panel for every kind of head and source, so that sources stand above each other."""
+@checked
+def plot_scores(frame: pd.DataFrame) -> Figure:
+    """The scores of a frame or its summary: a panel for every kind of head and source, sources above each other."""
     import pandas as pd
 
+    table = summarised(frame, _means)
     axis = _axis(table)
     kinds, sources = ([name for name in known if name in set(table[column])] for column, known in KNOWN.items())
     wide = table.pivot(index=["layer", axis], columns=["detector", "source"], values="value")
@@ -174,16 +240,51 @@ def plot_scores(table: pd.DataFrame) -> Figure:
     parts = []
     for source, kind in itertools.product(sources, kinds):
         title = SHORT[kind] + (CIRCUIT[kind] if source == "weights" else "")
+        title += ", on the task" if source == "task" and len(sources) > 1 else ""
         parts.append(wide.get((kind, source), absent).rename("value").reset_index().assign(panel=title))
     return figures.heatmap(
         pd.concat(parts), x=axis, y="layer", facet="panel", columns=len(kinds), limit=1.0, label="score", annotate=1
     )
 
 
+def stands_out(own: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows of a summary score above their control by enough, and surely."""
+    return (own["p_adjusted"] < stats.SURE) & (own["effect"] >= LEAST)
+
+
+def repeats_in_words(found: Repeating, table: pd.DataFrame) -> str:
+    """That the model repeats random tokens, and whether a head has the stripe for it.
+
+    Args:
+        found: its losses.
+        table: the summary of scores.
+    """
+    text = (
+        f"The model repeats random tokens: its loss is {found.loss:.2f} nats a token where they repeat, and "
+        f"{found.new:.2f} on new ones"
+    )
+    stripe = table[(table["detector"] == "induction") & (table["source"] == "patterns")]
+    if len(stripe) and not stands_out(stripe).any():
+        text += ". Yet no head has the stripe of induction: detectors look for one pattern, and others repeat as well"
+    return f"{text}."
+
+
+def says(model: HookedModel, frame: pd.DataFrame) -> Iterator[str]:
+    """Whether the model repeats, with or without the stripe, and where the heads that do it are found."""
+    try:
+        found = repeating(model, random_sequences(model, SAMPLE))
+    except InterpError:  # no loss on the next token
+        return
+    if found.repeats:
+        yield f"{repeats_in_words(found, summary(frame))} --repetition shows which heads it repeats with."
+
+
 main = study_command(
     run,
     plot=plot,
     summary=summary,
+    says=says,
+    instead={"repetition_only": (repetition, repetition_summary)},
     options=[
         click.option(
             "--detector",
@@ -200,6 +301,9 @@ main = study_command(
             help="What heads are judged by; repeat for several.  [all]",
         ),
         whole("--length", "Random tokens before they repeat.  [25]"),
+        click.option(
+            "--repetition", "repetition_only", is_flag=True, help="Instead: what ablating each head does to repetition."
+        ),
     ],
 )
 

@@ -4,8 +4,8 @@
 2. Pass each through the final norm, with its own scale, and the unembedding.
 3. Read the top tokens, and the probability, rank and logit difference of the answer.
 
-Source: nostalgebraist 2020, "interpreting GPT: the logit lens". The last row is the model's own output: the check that
-the other rows are read on the same scale.
+Source: nostalgebraist 2020 (https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru, "interpreting GPT: the logit lens"). The
+last row is the model's own output: the check that the other rows are read on the same scale.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from interp import figures
 from interp.arguments import checked
 from interp.figures.axes import Axis
+from interp.frames import restoring, summarised
 from interp.hooked.model import HookedModel
 from interp.lenses import read as lens
 from interp.prompts.pairs import PromptPairs
@@ -57,47 +58,65 @@ def run(model: HookedModel, pairs: PromptPairs, *, pos: str = "last", top: int =
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over prompts at the last position for every depth, with intervals; `top_token` is the first prompt's."""
     table = lens.summary(frame.assign(lens="logit")).drop(columns="lens")
     return table.assign(top_token=[visible_token(token) for token in table["top_token"]])
 
 
-def top_tokens(frame: pd.DataFrame) -> pd.DataFrame:
-    """The likeliest tokens at every depth of the first prompt's last position, as one would print them."""
+@checked
+@restoring
+def top_tokens(frame: pd.DataFrame, *, answer: bool = False) -> pd.DataFrame:
+    """The likeliest tokens at every depth of the first prompt's last position, as one would print them.
+
+    With `answer` there are `answer_rank`, the right answer's place among all tokens (1 is first), and `answer_prob`.
+    """
     import pandas as pd
 
-    first = frame[(frame["metric"] == "top_prob") & (frame["prompt"] == frame["prompt"].min())]
-    first = first[first["pos"] == first["pos"].max()]
+    last = frame[frame["prompt"] == frame["prompt"].min()]
+    last = last[last["pos"] == last["pos"].max()]
+    first = last[last["metric"] == "top_prob"]
     shown = [
         f"{visible_token(token)} {value:.2f}" for token, value in zip(first["top_token"], first["value"], strict=True)
     ]
     wide = first.assign(shown=shown).groupby(["layer", "site", "k"], sort=False)["shown"].first().unstack("k")
     wide.columns = pd.Index([f"top_{k + 1}" for k in wide.columns])
+    if answer:
+        own = last.pivot_table(index=["layer", "site"], columns="metric", values="value", sort=False)
+        wide.insert(0, "answer_rank", own["rank"].astype(int) + 1)
+        wide.insert(1, "answer_prob", own["prob"])
     return wide.reset_index()
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """With every position the table of top tokens of the first prompt, else the answer's standing by depth."""
     every = bool((frame.groupby("prompt")["pos"].nunique() > 1).any())
-    return plot_table(frame) if every else plot_answer(summary(frame))
+    return plot_table(frame) if every else plot_answer(frame)
 
 
-def plot_answer(table: pd.DataFrame) -> Figure:
-    """Probability and logit difference of the summary over depth, with intervals."""
+@checked
+def plot_answer(frame: pd.DataFrame) -> Figure:
+    """Probability and logit difference over depth, with intervals; of a frame or its summary."""
+    table = summarised(frame, summary)
     shown = table[table["metric"].isin(ANSWER)]
     shown = shown.assign(metric="", panel=shown["metric"].map(ANSWER))
     return figures.lines(shown, x=DEPTH, facet="panel", share=False, label="")
 
 
-def plot_rank(table: pd.DataFrame) -> Figure:
-    """The answer's place among all tokens over depth; 1 is first."""
+@checked
+def plot_rank(frame: pd.DataFrame) -> Figure:
+    """The answer's place among all tokens over depth, 1 is first; of a frame or its summary."""
+    table = summarised(frame, summary)
     rank = table[table["metric"] == "rank"]
     places = rank.assign(**{name: rank[name] + 1 for name in ("value", "ci_low", "ci_high")})
     return figures.lines(places, x=DEPTH, log=True, label="place of the right answer (1 is first)")
 
 
+@checked
+@restoring
 def plot_table(frame: pd.DataFrame) -> Figure:
     """The likeliest token at every layer's input and every position of the first prompt."""
     first = frame[(frame["metric"] == "top_prob") & (frame["k"] == 0) & (frame["prompt"] == frame["prompt"].min())]
@@ -110,6 +129,7 @@ main = study_command(
     run,
     plot=plot,
     summary=summary,
+    natural="layer",
     options=[POS, TOP],
 )
 

@@ -7,8 +7,8 @@
    answer, and the likeliest token. The untouched target prompt is the base, and the logit lens, which reads the same
    state through the unembedding, the control.
 
-Source: Ghandeharioun et al. 2024 ("Patchscopes: A Unifying Framework for Inspecting Hidden Representations of Language
-Models", sections 3 and 4.1).
+Source: Ghandeharioun et al. 2024 (https://arxiv.org/abs/2401.06102, "Patchscopes: A Unifying Framework for Inspecting
+Hidden Representations of Language Models", sections 3 and 4.1).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from interp.arguments import checked, entries, one_of_layers
 from interp.directions.steering import states
 from interp.errors import PromptError, UnknownName
 from interp.figures.axes import Axis
+from interp.frames import restoring, summarised
 from interp.hooked.model import HookedModel
 from interp.lenses.patchscopes import TOP, TOP_PROB, lens_probability, put, readings, wanted
 from interp.lenses.read import token_text
@@ -138,6 +139,7 @@ def run(
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean probability of what is looked for at every layer and place, with intervals, the largest first.
 
@@ -153,18 +155,20 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """Of states by position the table of likeliest tokens of the first prompt, else the probabilities by layer."""
     if "pos" in frame and (frame["metric"] == TOP_PROB.name).any():
         return plot_table(frame)
-    return plot_layers(summary(frame))
+    return plot_layers(frame)
 
 
-def plot_layers(table: pd.DataFrame) -> Figure:
-    """The probabilities of a summary by layer, with the logit lens's beside them."""
+@checked
+def plot_layers(frame: pd.DataFrame) -> Figure:
+    """The probabilities of a frame or its summary by layer, with the logit lens's beside them."""
     import pandas as pd
 
-    table = table.sort_values("layer", kind="stable")
+    table = summarised(frame, summary).sort_values("layer", kind="stable")
     place = next((name for name in PLACES if name in table), None)
     lens = table[["layer", "target_layer", *cut_by(table), "reading", "control"]].rename(columns={"control": "value"})
     both = pd.concat(
@@ -174,6 +178,8 @@ def plot_layers(table: pd.DataFrame) -> Figure:
     return figures.lines(both.assign(metric="prob"), x="layer", hue="line", facet=place, label="probability")
 
 
+@checked
+@restoring
 def plot_table(frame: pd.DataFrame) -> Figure:
     """The likeliest token at every layer and place of the first prompt."""
     first = frame[(frame["metric"] == TOP_PROB.name) & (frame["prompt"] == frame["prompt"].min())]

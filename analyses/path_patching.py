@@ -13,8 +13,9 @@
 To the logits directly, this is what a sender writes towards the answer, with the final norm as it then is; to the
 logits by all paths, it is activation patching.
 
-Source: Wang et al. 2022 ("Interpretability in the Wild", section 3.1 and appendix B); Goldowsky-Dill et al. 2023
-("Localizing Model Behavior with Path Patching", section 3).
+Source: Wang et al. 2022 (https://arxiv.org/abs/2211.00593, "Interpretability in the Wild", section 3.1 and appendix B);
+Goldowsky-Dill et al. 2023 (https://arxiv.org/abs/2304.05969, "Localizing Model Behavior with Path Patching", section
+3).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from interp.circuits.paths import (
 )
 from interp.edits import Variant
 from interp.errors import InterpError, check_choice
+from interp.frames import restored, restoring
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.names import MIXER_PARTS, PART_KINDS
@@ -143,6 +145,7 @@ def run(
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect of every path over prompts with intervals and p, the largest magnitudes first.
 
@@ -153,19 +156,16 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
-def plot(frame: pd.DataFrame) -> Figure:
+@restoring
+def plot(frame: pd.DataFrame, *, table: pd.DataFrame | None = None) -> Figure:
     """Heads as a grid, layer by head, a panel for every receiver; blue moves the answer to that of the source run.
 
-    Of a frame without heads, or with few of them, the paths with the largest effects are bars.
+    Of a frame without heads, or with few of them, the paths with the largest effects are bars. `table` is the frame's
+    summary, where it is there already.
     """
-    return plot_paths(frame, summary(frame))
-
-
-def plot_paths(frame: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """The figure of `plot`, where the summary of the frame is there already."""
     if why := stats.why_nothing(frame, "effect"):
         return figures.nothing(why)
-    table = stats.as_measured(table, frame)
+    table = stats.as_measured(summary(frame) if table is None else restored(table), frame)
     several = [name for name in ("through", "receiver", "pos", "role") if name in table and table[name].nunique() > 1]
     there = [name for name in HEADS if name in table and table[name].notna().any()]
     heads = table[table[there].notna().any(axis=1)]

@@ -8,9 +8,9 @@
 
 That a probe reads something does not say that the model uses it: patching and steering do.
 
-Source: Alain and Bengio 2016 ("Understanding intermediate layers using linear classifier probes", section 3); Hewitt
-and Liang 2019 ("Designing and Interpreting Probes with Control Tasks", section 2). The fits are scikit-learn's
-(`interp.directions.probes`).
+Source: Alain and Bengio 2016 (https://arxiv.org/abs/1610.01644, "Understanding intermediate layers using linear
+classifier probes", section 3); Hewitt and Liang 2019 (https://arxiv.org/abs/1909.03368, "Designing and Interpreting
+Probes with Control Tasks", section 2). The fits are scikit-learn's (`interp.directions.probes`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from interp.arguments import checked
 from interp.directions.classes import contrast
 from interp.directions.probes import METRICS, Probe, held_out, per_prompt, rows_of, sign_test
 from interp.directions.steering import states
+from interp.frames import restored, restoring, summarised
 from interp.hooked.model import HookedModel
 from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
@@ -116,6 +117,7 @@ def run(
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean scores of every cell over prompts with intervals, those that are furthest beyond the control first.
 
@@ -134,14 +136,18 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame, *, metric: str = "accuracy") -> Figure:
     """Held-out scores by layer, a line for every role beside the control; of heads and positions a map of effects."""
-    return plot_scores(summary(frame), list(dict.fromkeys(frame["role"])) if "role" in frame else [], metric)
+    return plot_scores(frame, metric=metric)
 
 
-def plot_scores(table: pd.DataFrame, roles: Sequence[str], metric: str = "accuracy") -> Figure:
-    """The figure of `plot` from a summary; roles in their order."""
+@checked
+def plot_scores(frame: pd.DataFrame, roles: Sequence[str] | None = None, *, metric: str = "accuracy") -> Figure:
+    """The figure of `plot` from a frame or its summary; roles in their order, or in that of the rows."""
+    table = summarised(frame, summary)
     table = table[table["metric"] == metric]
+    roles = list(dict.fromkeys(restored(frame)["role"])) if roles is None and "role" in frame else roles or []
     cuts = cut_by(table)
     facet = "site" if table["site"].nunique() > 1 else None
     if cuts not in ([], ["role"]) or ("role" in cuts and table["role"].nunique() > MOST_LINES):

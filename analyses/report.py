@@ -3,7 +3,8 @@
 1. Load the model, write the prompts, and measure whether the model can do the task at all.
 2. Run every study that has a section (`analyses.sections`), in its `ORDER`; each gives its measurements, section and
    findings. One that does not apply to the model or the prompts says so in its section; an interrupt ends the report
-   with what is there.
+   with what is there. A line on stderr says when each is finished, and a folder that holds no earlier report gets the
+   page as far as it is.
 3. Check the numbers: logits against transformers, the sum of components, patching everything and nothing.
 4. Write the page. The sentences of its summary are made from the numbers above them.
 """
@@ -16,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ from interp.sweeps.sweep import sweep
 from interp.tasks import get_task
 from interp.text.characters import visible_token
 from interp.ui.folder import check_output
-from interp.ui.page import Section, write_report
+from interp.ui.page import Picture, Section, write_report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +85,40 @@ class Story:
         self.results[name] = frame
         self.sections.append(section)
         self.findings += findings[:1]
+
+
+@dataclass
+class Page:
+    """A report's page, which is written again as the story grows; figures that were drawn are kept."""
+
+    out: str | Path
+    task: str
+    model: HookedModel
+    pairs: PromptPairs
+    seed: int
+    drawn: dict[str, Picture] = field(default_factory=dict)
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """How the report is made, as far as it is known from the beginning."""
+        facts = {"task": str(self.task), "n_prompts": len(self.pairs)}
+        return provenance(self.model, self.pairs, metric="logit_diff", seed=self.seed, extra=facts)
+
+    def write(self, story: Story, to_come: Sequence[str] = ()) -> Path:
+        """Write what there is, and say what is still to come."""
+        name, notes = self.model.cfg.model_name, self.pairs.notes
+        told = {"seconds": story.seconds, "not_made": story.refused, "stopped_in": story.stopped}
+        told |= {"to_come": list(to_come)} if to_come else {}
+        unfinished = f"This report is still being written; to come: {', '.join(to_come)}."
+        return write_report(
+            self.out,
+            title=f"{name}: {notes.get('title', self.pairs.name)}",
+            question=notes.get("question", f"How does {name} do the task {self.task!r}?"),
+            summary=[*story.findings, unfinished] if to_come else story.findings,
+            sections=story.sections,
+            manifest={**self.origin, **told},
+            drawn=self.drawn,
+        )
 
 
 @checked
@@ -130,29 +165,38 @@ def write(
     Args:
         task: a name of `interp.tasks.TASKS`, or a file of prompts (`interp.tasks.from_file`).
         source: as `interp.load` takes it.
-        out: the folder; an earlier report there is replaced when the new one is complete.
+        out: the folder; an earlier report there is replaced when the new one is complete. Where there is none, the
+            page has every section as soon as it is finished.
         n: how many prompts.
         seed: of the prompts.
         studies: which to make; None makes all.
         device, dtype: as in `interp.load`.
         check: compare the logits with transformers', which has to load the model too.
-        quiet: no progress on stderr.
+        quiet: no progress on stderr, neither bars nor a line for each study.
 
     Raises:
         InterpError: a task, model, study or folder that does not do; before anything is computed where possible.
         KeyboardInterrupt: Ctrl-C before the first study is finished; later, the report ends with what is there.
     """
     make = get_task(task)
-    check_output(out)
+    new = not any(path.is_file() for path in check_output(out).rglob("*"))
     story = Story()
     modules = chosen_studies(studies)
     progress = False if quiet else None
-    steps = counting(total=len(modules) + 3, desc="report", unit="step", progress=progress)
+    n_steps = len(modules) + 3
+    steps = counting(total=n_steps, desc="report", unit="step", progress=progress)
+
+    if not quiet:
+        when = "section by section" if new else "the earlier one stays until it is complete"
+        steps.write(f"a report of {len(modules)} studies is written to {out}, {when}", file=sys.stderr)
 
     def step(name: str, work: Callable[[], Any]) -> Any:
         steps.set_postfix_str(name)
         result = story.timed(name, work)
         steps.update()
+        if not quiet:
+            at = len(story.seconds)
+            steps.write(f"report: {name}, {story.seconds[name]:.1f} s (step {at} of {n_steps})", file=sys.stderr)
         return result
 
     with steps:
@@ -162,10 +206,13 @@ def write(
         pairs = make(model, n=n, seed=seed)
         check_masked(model, pairs)
         step("behaviour", lambda: behaviour(model, pairs, story))
+        page = Page(out, task, model, pairs, seed)
         # 2. The studies.
-        for module in modules:
+        for at, module in enumerate(modules, start=1):
             try:
                 step(_name(module), partial(story.tell, module, model, pairs, progress))
+                if new:
+                    page.write(story, to_come=[_name(later) for later in modules[at:]] + ["checks"])
             except KeyboardInterrupt:
                 if not story.results.keys() - {"behaviour"}:
                     raise
@@ -177,16 +224,7 @@ def write(
     # 4. The page.
     if story.stopped is not None:
         story.findings.append(f"The report was stopped during the study {story.stopped!r}; later ones are missing.")
-    facts = {"task": str(task), "n_prompts": len(pairs), "seconds": story.seconds}
-    facts |= {"not_made": story.refused, "stopped_in": story.stopped}
-    return write_report(
-        out,
-        title=f"{model.cfg.model_name}: {pairs.notes.get('title', pairs.name)}",
-        question=pairs.notes.get("question", f"How does {model.cfg.model_name} do the task {task!r}?"),
-        summary=story.findings,
-        sections=story.sections,
-        manifest=provenance(model, pairs, metric="logit_diff", seed=seed, extra=facts),
-    )
+    return page.write(story)
 
 
 def _check_kind(model: HookedModel) -> None:

@@ -8,8 +8,9 @@
 4. What it breaks: the same vectors are added on neutral prompts, and the divergence of the next token's distribution
    from the unsteered one is measured.
 
-Source: Turner et al. 2023 ("Steering Language Models With Activation Engineering", section 3) and Rimsky et al. 2024
-("Steering Llama 2 via Contrastive Activation Addition", section 3).
+Source: Turner et al. 2023 (https://arxiv.org/abs/2308.10248, "Steering Language Models With Activation Engineering",
+section 3) and Rimsky et al. 2024 (https://arxiv.org/abs/2312.06681, "Steering Llama 2 via Contrastive Activation
+Addition", section 3).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from interp.directions.held_out import (
 )
 from interp.edits import Variant
 from interp.errors import ConfigError, UnknownName, check_choice
+from interp.frames import restoring, summarised
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric
 from interp.prompts.pairs import PromptPairs
@@ -143,6 +145,7 @@ def run(
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean effect on held-out prompts, and mean divergence on neutral ones, of every layer, strength and vector.
 
@@ -152,13 +155,16 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """Effect and divergence by layer: a line for every strength, and the random vectors at the largest."""
-    return plot_strengths(summary(frame))
+    return plot_strengths(frame)
 
 
-def plot_strengths(table: pd.DataFrame) -> Figure:
-    """The figure of `plot` from a summary."""
+@checked
+def plot_strengths(frame: pd.DataFrame) -> Figure:
+    """The figure of `plot` from a frame or its summary."""
+    table = summarised(frame, summary)
     metric = table["metric"].iloc[0].replace("_", " ")
     panels = {HELD_OUT: f"{metric} (1: clean prompt)", NEUTRAL: "KL on neutral prompts, nats"}
     most = table["strength"].abs().max()

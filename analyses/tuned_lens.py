@@ -6,8 +6,8 @@
 3. Compare both: the answer's probability and place, and the divergence from the model's output; on text that was held
    out from the training, too.
 
-Source: Belrose et al. 2023 ("Eliciting Latent Predictions from Transformers with the Tuned Lens", sections 3 and 4).
-The last row is the model's own output in both lenses.
+Source: Belrose et al. 2023 (https://arxiv.org/abs/2303.08112, "Eliciting Latent Predictions from Transformers with the
+Tuned Lens", sections 3 and 4). The last row is the model's own output in both lenses.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from interp.arguments import checked
 from interp.errors import InterpError
 from interp.figures.axes import Axis
 from interp.files.whole_files import place_of
+from interp.frames import restored, restoring, summarised
 from interp.hooked.model import HookedModel
 from interp.lenses import read as lenses
 from interp.lenses import training_text as texts
@@ -133,6 +134,7 @@ def _layer(name: str) -> int:
 
 
 @checked
+@restoring
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Means over prompts at the last position for every lens and depth, with intervals."""
     table = lenses.summary(frame)
@@ -140,14 +142,21 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 @checked
+@restoring
 def plot(frame: pd.DataFrame) -> Figure:
     """With every position the table of top tokens of the first prompt, else both lenses by depth."""
     every = bool((frame.groupby("prompt")["pos"].nunique() > 1).any())
-    return plot_table(frame) if every else plot_depth(summary(frame))
+    return plot_table(frame) if every else plot_depth(frame)
 
 
-def plot_depth(table: pd.DataFrame) -> Figure:
-    """The answer's probability and place, and the divergence from the output, over depth for both lenses."""
+@checked
+def plot_depth(frame: pd.DataFrame) -> Figure:
+    """The answer's probability and place, and the divergence from the output, over depth for both lenses.
+
+    Args:
+        frame: from `run`, or its summary.
+    """
+    table = summarised(frame, summary)
     shown = table[
         table["metric"].isin(PANELS) & ~((table["metric"] == "kl") & table["site"].str.endswith("resid_post"))
     ]
@@ -159,12 +168,16 @@ def plot_depth(table: pd.DataFrame) -> Figure:
     return figures.lines(shown, x=DEPTH, hue="lens", facet="panel", columns=1, share=False, log=True, label="")
 
 
-def plot_held_out(held_out: pd.DataFrame) -> Figure:
-    """Divergence of both lenses on held-out text over layers, from its summary by lens and layer."""
-    shown = held_out.assign(**{name: held_out[name].clip(lower=LEAST) for name in ("value", "ci_low", "ci_high")})
+@checked
+def plot_held_out(frame: pd.DataFrame) -> Figure:
+    """Divergence of both lenses on held-out text over layers: of a lens's `held_out`, or means by lens and layer."""
+    table = summarised(frame, lambda rows: stats.summarise(restored(rows), by=["lens", "layer"]))
+    shown = table.assign(**{name: table[name].clip(lower=LEAST) for name in ("value", "ci_low", "ci_high")})
     return figures.lines(shown, x="layer", hue="lens", log=True, label="KL from the output (nats)")
 
 
+@checked
+@restoring
 def plot_table(frame: pd.DataFrame) -> Figure:
     """The likeliest token by the tuned lens at every layer's input and every position of the first prompt."""
     first = frame[(frame["metric"] == "top_prob") & (frame["k"] == 0) & (frame["lens"] == "tuned")]
@@ -188,6 +201,7 @@ main = study_command(
     run,
     plot=plot,
     summary=summary,
+    natural="layer",
     options=[
         click.option("--lens", type=PLACE, help="Folder of a lens: loaded, or trained there."),
         click.option(

@@ -14,10 +14,11 @@ ROOT = Path(__file__).parent.parent
 
 # Each imports only its own files and what stands above it. A file at the top of the package is a layer of its own.
 LAYERS = [
-    "version", "errors", "progress", "arguments", "files", "rounding", "precision", "config", "text", "stats", "sites",
-    "names", "forward", "hooked", "edits", "state_space", "models", "encoder_decoder", "resume", "prompts", "metrics",
-    "metric_rounding", "weights", "weights/huggingface", "weights/gguf", "loading", "loading/toy", "tasks", "heads",
-    "lenses", "sweeps", "variants", "attribution", "circuits", "directions", "ground_truth", "figures", "ui", "study",
+    "version", "errors", "progress", "arguments", "files", "frames", "rounding", "precision", "config", "text", "stats",
+    "sites", "names", "forward", "hooked", "edits", "state_space", "models", "encoder_decoder", "resume", "prompts",
+    "metrics", "metric_rounding", "weights", "weights/huggingface", "weights/gguf", "loading", "loading/toy", "tasks",
+    "heads", "lenses", "sweeps", "variants", "attribution", "circuits", "directions", "ground_truth", "figures", "ui",
+    "study",
 ]  # fmt: skip
 BANNED = {"utils", "util", "common", "helpers", "base", "types", "misc"}
 MOST_FILES = 12  # in a folder: more do not fit into a head

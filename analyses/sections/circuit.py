@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from analyses.circuit import halves, plot_sizes, summary
+from analyses.circuit import halves, plot, summary
 from interp import figures
 from interp.circuits.circuit import Circuit
 from interp.circuits.faithfulness import completeness, least_scored, minimality
@@ -37,7 +37,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     table, both = summary(frame), integrals(frame)
     own = table[table["method"] != "random"]
     faithful = own[own["value"] >= ENOUGH].sort_values("n_edges")
-    text, items = [_intro(find_on, run_on, len(pairs), total)], [_curve(table, both)]
+    text, items = [_intro(find_on, run_on, len(pairs), total)], [_curve(frame, table, both)]
     tables = [("Circuits of every size", table)]
     if faithful.empty:
         finding = f"No circuit can be called faithful on these prompts: {own['reason'].iloc[0]}."
@@ -66,13 +66,13 @@ def _intro(find_on: PromptPairs, run_on: PromptPairs, n: int, total: int) -> str
     )
 
 
-def _curve(table: pd.DataFrame, both: pd.DataFrame) -> FigureItem:
+def _curve(frame: pd.DataFrame, table: pd.DataFrame, both: pd.DataFrame) -> FigureItem:
     return FigureItem(
         "circuit_faithfulness",
         "Faithfulness of circuits of every size",
         f"Mean over prompts; {BANDS}. The control is random circuits of as many edges, two of each size, all of them "
         "on paths from the embedding to the logits.",
-        plot_sizes(table, both),
+        plot(frame, table=table, areas=both),
         table,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analyses.edge_attribution import SHOWN, compared, plot_agreement, plot_edges, run, summary
+from analyses.edge_attribution import SHOWN, compared, plot, plot_agreement, run, summary
 from interp import stats
 from interp.config import ModelConfig
 from interp.hooked.model import HookedModel
@@ -40,7 +40,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
             "edges_top",
             "The edges with the largest estimated effects",
             f"Mean over {counted(len(pairs))}; bars are 95% bootstrap intervals over prompts. {_names(model.cfg)}",
-            plot_edges(frame, table),
+            plot(frame, table=table),
             table.head(SHOWN),
         ),
         FigureItem(

@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from analyses.head_detectors import SHORT, agreement, plot_scores, summary
+from analyses.head_detectors import (
+    LEAST,
+    SHORT,
+    agreement,
+    plot_scores,
+    repeats_in_words,
+    repetition,
+    repetition_summary,
+    stands_out,
+    summary,
+)
 from interp import stats
+from interp.errors import InterpError
 from interp.figures.glyphs import visible
 from interp.heads.detectors import DETECTORS, Material, measured
+from interp.heads.from_patterns import random_sequences
 from interp.heads.qk_ov import chance_composition, compositions, singular_tokens
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
@@ -16,13 +28,15 @@ from interp.names import Part
 from interp.prompts.pairs import PromptPairs
 from interp.study.sections import Results, StudyReport
 from interp.study.sentences import interval
-from interp.ui.page import FigureItem, Section
+from interp.ui.page import FigureItem, Section, first_rows
+from interp.variants.repetition import Repeating, repeating
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ORDER = 35
-LEAST, NAMED = 0.1, 3  # an effect that counts, and how many heads of a kind are named
+NAMED = 3  # heads of a kind
+REPEATED, LENGTH, CAUSES = 3, 10, 10  # sequences and tokens of the ablations, and heads that are listed
 HIDDEN = (
     "This model has no attention: its heads are those of its Mamba-2 layers, and their patterns the shares of hidden "
     "attention. A look at the token before may also be the convolution's, which no pattern shows."
@@ -34,22 +48,52 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     frame, missing = measured(Material(model, pairs), None, None, progress=progress)
     table, agreed = summary(frame), agreement(frame)
     best = table[table["effect"].notna()].groupby(["detector", "source"], sort=False).head(NAMED)
+    lost = _repetition(model, progress)
     text = [
         "Heads are scored by their patterns on random tokens, where no meaning can help, and on ordered lists, by "
         "their weights alone, and on the prompts of the task. An effect is what a score has beyond its control: the "
         "same places without a repetition, an even look, or chance.",
         *sentences(table, agreed),
+        *_causes(table, lost),
         *_left_out(missing),
         *([HIDDEN] if "ssm_head" in table else []),
     ]
     tables = [(f"The first {NAMED} heads of each kind, with 95% bootstrap intervals over sequences", best)]
     if len(agreed):
         tables.append(("Agreement of two sources over heads", agreed))
+    if lost is not None:
+        caption = f"How much worse the model repeats random tokens without each head, over {REPEATED} sequences"
+        tables.append(first_rows(caption, lost, CAUSES))
     if isinstance(model, GPT) and "weights" in set(frame["source"]):
         tables += list(_of_weights(model, table))
     items = _figures(table, len(pairs))
     section = Section(title="Kinds of heads", anchor="head-detectors", text=text, figures=items, tables=tables)
     return StudyReport(frame, section, list(in_short(table, agreed)))
+
+
+def _repetition(model: HookedModel, progress: bool | None) -> pd.DataFrame | None:
+    """How much worse the model repeats without each head; None where it does not repeat, or its loss says nothing.
+
+    The sequences are few and short, because every head costs a run.
+    """
+    try:
+        longest = min(LENGTH, random_sequences(model, 1).length)
+        if not repeating(model, random_sequences(model, REPEATED, length=longest)).repeats:
+            return None
+        return repetition_summary(repetition(model, n=REPEATED, length=longest, progress=progress))
+    except InterpError:
+        return None
+
+
+def _causes(table: pd.DataFrame, lost: pd.DataFrame | None) -> Iterator[str]:
+    """Whether the model repeats, whether a head has the stripe for it, and which heads it does so with."""
+    if lost is None:
+        return
+    yield repeats_in_words(Repeating(lost["whole"].iloc[0], lost["new_tokens"].iloc[0]), table)
+    heads = lost[lost["value"] > 0].head(NAMED)
+    if len(heads):
+        named = ", ".join(f"{row.value:.2f} without {_head(row)}" for row in heads.itertuples())
+        yield f"Ablated one by one, the heads that raise this loss most do so by {named}."
 
 
 def _figures(table: pd.DataFrame, n: int) -> list[FigureItem]:
@@ -94,7 +138,7 @@ def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
         names = ", ".join(f"{_head(row)} ({row.value:.2f})" for row in best.itertuples())
         text = f"The heads that most {does}, by their {source}, are {names}"
         if own["p"].notna().any():
-            sure = int(((own["p_adjusted"] < stats.SURE) & (own["effect"] >= LEAST)).sum())
+            sure = int(stands_out(own).sum())
             text += (
                 f"; {sure or 'none'} of {len(own)} heads {'score' if sure != 1 else 'scores'} at least {LEAST} above "
                 f"their control with a corrected p below {stats.SURE}"
@@ -120,7 +164,7 @@ def in_short(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
     for detector in DETECTORS:
         own = table[(table["detector"] == detector) & (table["source"] == "patterns")]
         if own["p"].notna().any():
-            best = own[(own["p_adjusted"] < stats.SURE) & (own["effect"] >= LEAST)].head(NAMED)
+            best = own[stands_out(own)].head(NAMED)
             names = ", ".join(_head(row) for row in best.itertuples())
             (first if len(best) else none).append(f"{names} ({SHORT[detector]})" if names else SHORT[detector])
     if first:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analyses.path_patching import HEADS, MIXED, plot_paths, run, summary
+from analyses.path_patching import HEADS, MIXED, plot, run, summary
 from interp import stats
 from interp.circuits.graph import n_heads
 from interp.hooked.model import HookedModel
@@ -192,4 +192,4 @@ def _figure(name: str, title: str, frame: pd.DataFrame, table: pd.DataFrame, n: 
     some = frame["prompt"].nunique()
     count = counted(some) if some == n else f"{some} of {n} prompts, evenly drawn"
     caption = f"Mean over {count}; the receiver's input is changed {where}."
-    return FigureItem(name, title, caption, plot_paths(frame, table), table)
+    return FigureItem(name, title, caption, plot(frame, table=table), table)

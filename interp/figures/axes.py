@@ -8,7 +8,7 @@ columns.
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import pandas as pd
 
 from interp.arguments import column_of, shown
 from interp.errors import InterpError
-from interp.figures.glyphs import drawable, visible, written
+from interp.figures.glyphs import drawable, position_labels, visible, written
 from interp.names import PART_KINDS, UNITS, part_of
 
 Grid = np.ndarray[Any, np.dtype[Any]]
@@ -28,6 +28,7 @@ TITLES = {
     "value": "",
     "ssm_head": PART_KINDS["ssm_head"].word,
 }
+PLACES = ("pos", "query", "key")  # columns of positions, which tokens can label
 MAX_RANGE = 512  # whole numbers that are further apart than this keep their gaps
 
 
@@ -111,6 +112,14 @@ def scale(frame: pd.DataFrame, axis: str | Axis) -> Scale:
     return Scale(values, texts, written(title), numeric=False)
 
 
+def with_tokens(axis: str | Axis, tokens: Sequence[str] | None) -> str | Axis:
+    """An axis of positions labelled `9: John` with the prompt's tokens; any other axis as it is."""
+    if tokens is None or name(axis) not in PLACES:
+        return axis
+    axis = Axis(axis) if isinstance(axis, str) else axis
+    return axis if axis.labels is not None else replace(axis, labels=position_labels(tokens))
+
+
 def name(axis: str | Axis) -> str:
     """The column of an axis."""
     return axis if isinstance(axis, str) else axis.column
@@ -130,8 +139,8 @@ def column(frame: pd.DataFrame, name: str) -> pd.Series[Any]:
     return values
 
 
-def bounds(frame: pd.DataFrame, argument: str, names: Sequence[str] | None) -> tuple[str, str] | None:
-    """The columns of a band's two edges or of an error bar's two ends; None where none are drawn.
+def bounds(frame: pd.DataFrame, names: Sequence[str] | None) -> tuple[str, str] | None:
+    """The columns of an interval's two ends, for a band or an error bar; None where none are drawn.
 
     Raises:
         InterpError: something else than the names of two columns.
@@ -140,7 +149,7 @@ def bounds(frame: pd.DataFrame, argument: str, names: Sequence[str] | None) -> t
         return None
     if not isinstance(names, list | tuple) or len(names) != 2 or not all(isinstance(name, str) for name in names):
         raise InterpError(
-            f"{argument} must be the names of two columns, such as ('ci_low', 'ci_high'), or None, not {shown(names)}"
+            f"interval must be the names of two columns, such as ('ci_low', 'ci_high'), or None, not {shown(names)}"
         )
     low, high = names
     return (low, high) if {low, high} <= set(frame.columns) else None

@@ -89,7 +89,7 @@ class SheetLayout:
 
 def colours_for(grids: Sequence[Grid], *, diverging: bool, limit: float | None) -> Colours:
     """The scale for all values of several panels: red to blue, symmetric around 0, or white to blue."""
-    known = np.concatenate([grid[~np.isnan(grid)] for grid in grids])
+    known = np.concatenate([grid[np.isfinite(grid)] for grid in grids])
     largest = float(np.abs(known).max(initial=0.0)) or 1.0
     most = largest if limit is None else real_number("limit", limit, above=0)
     least = -most if diverging else min(0.0, float(known.min(initial=0.0)))
@@ -112,7 +112,7 @@ def sheet(
     """Draw panels of cells, each a title and a grid, with shared axes and one colour bar.
 
     Args:
-        parts: titles and grids [down, across], NaN where nothing was measured.
+        parts: titles and grids [down, across], NaN, or infinite like a masked score, where nothing is drawn.
         across: the axis of the columns.
         down: the axis of the rows, the first on top.
         colours: the scale of all panels.
@@ -228,7 +228,7 @@ def _cells(axes: Axes, values: Grid, colours: Colours, *, vector: bool, hatched:
     axes.set(xlim=(-0.5, n_columns - 0.5), ylim=(n_rows - 0.5, -0.5))
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)
-    if np.isnan(values).any():
+    if not np.isfinite(values).all():
         empty = Rectangle((0, 0), 1, 1, transform=axes.transAxes, facecolor="#efefef", edgecolor="#bdbdbd", linewidth=0)
         empty.set(hatch="//////" if hatched else None, zorder=0)
         axes.add_patch(empty)

@@ -13,25 +13,42 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interp.arguments import checked, whole_number
-from interp.figures.axes import Axis, Grid, is_part, matrix, metric_name, name, numbers, panels, place, scale
+from interp.figures.axes import (
+    Axis,
+    Grid,
+    is_part,
+    matrix,
+    metric_name,
+    name,
+    numbers,
+    panels,
+    place,
+    scale,
+    with_tokens,
+)
 from interp.figures.cell_panels import Sheet, colours_for, mark, sheet, write
 from interp.figures.glyphs import position_labels, shorten, visible, width
 from interp.figures.style import POINTS, TINY, Figure, explained, styled
+from interp.figures.tensors import Values, framed, patterns
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
+    from interp.hooked.cache import ActivationCache
+
 
 @checked
 @styled()
 def heatmap(
-    frame: pd.DataFrame,
+    values: Values,
     *,
-    x: str | Axis,
-    y: str | Axis,
+    x: str | Axis | None = None,
+    y: str | Axis | None = None,
     value: str = "value",
     facet: str | Sequence[str] | None = None,
+    axes: str | Sequence[str] | None = None,
+    tokens: Sequence[str] | None = None,
     columns: int | None = None,
     diverging: bool = True,
     limit: float | None = None,
@@ -43,18 +60,22 @@ def heatmap(
     """A heat map: `y` downwards (layer 0 at the top), `x` across, one panel for each value of `facet`.
 
     Args:
-        frame: one row for each cell; cells without a row, or with NaN, are hatched.
+        values: one row for each cell, or a tensor [facet..., y, x]; cells without a row, or with NaN, are hatched.
         x: column, or `Axis`, across.
         y: column, or `Axis`, downwards.
         value: column that gives the colour.
         diverging: red, white, blue around 0 with positive blue; False is white to blue, from 0 or from the smallest
             value if that is negative.
         annotate: mark this many cells of largest magnitude in each panel: heads by name (`L9H6`), others by value.
-        facet, columns, limit, label, baseline, title: as `interp.figures` describes them.
+        facet, axes, tokens, columns, limit, label, baseline, title: as `interp.figures` describes them.
 
     Raises:
         UnknownName, InterpError: as every figure.
+
+    >>> figure = heatmap(np.eye(3), x="key", y="query", tokens=["When", " Mary", " and"], diverging=False)
     """
+    frame, (y, x), facet = framed(values, axes, {"y": y, "x": x}, facet)
+    x, y = with_tokens(x, tokens), with_tokens(y, tokens)
     across, down, names = scale(frame, x), scale(frame, y), (name(x), name(y))
     annotate = whole_number("annotate", annotate, least=0)
     numbers(frame, value)
@@ -63,7 +84,7 @@ def heatmap(
     label = label if baseline is None else f"{label} (baseline: {baseline})"
     colours = colours_for([grid for _, grid in parts], diverging=diverging, limit=limit)
     drawn = sheet(parts, across, down, colours, label, columns=columns, title=title)
-    for axes, (_, grid) in zip(drawn.axes, parts, strict=True):
+    for panel, (_, grid) in zip(drawn.axes, parts, strict=True):
         cells = strongest(grid, annotate)
         if is_part(names):
             texts = {
@@ -74,9 +95,9 @@ def heatmap(
             texts = {(row, column): f"{grid[row, column]:.2f}".replace("-", "−") for row, column in cells}
         if all(width(text, TINY) <= drawn.cell_width * POINTS - 1 for text in texts.values()):
             for (row, column), text in texts.items():
-                write(axes, row, column, text, colours.of(grid[row, column]))
+                write(panel, row, column, text, colours.of(grid[row, column]))
         else:
-            _mark_beside(axes, texts, drawn, same_layer=is_part(names) and names[1] == "layer")
+            _mark_beside(panel, texts, drawn, same_layer=is_part(names) and names[1] == "layer")
     return explained(drawn.figure, frame)
 
 
@@ -94,13 +115,14 @@ def _mark_beside(axes: Axes, texts: Mapping[tuple[int, int], str], drawn: Sheet,
 @checked
 @styled()
 def attention(
-    frame: pd.DataFrame,
-    *,
+    values: Values | ActivationCache,
     tokens: Sequence[str],
-    query: str = "query",
-    key: str = "key",
+    *,
+    x: str = "key",
+    y: str = "query",
     value: str = "value",
     facet: str | Sequence[str] | None = ("layer", "head"),
+    axes: str | Sequence[str] | None = None,
     columns: int | None = None,
     limit: float = 1.0,
     label: str = "attention probability",
@@ -109,21 +131,26 @@ def attention(
     """Attention patterns of one prompt: destination (query) rows, source (key) columns, tokens on both axes.
 
     Args:
-        frame: one row for each query, key and panel; positions count from 0. If no panel attends ahead, the keys that a
-            causal mask hides are left grey.
+        values: one row for each query, key and panel; a tensor [query, key] or [head, query, key], such as
+            `cache["pattern", 3][0]`; or a cache of one prompt, of which all heads are drawn. Positions count from 0. If
+            no panel attends ahead, the keys that a causal mask hides are left grey.
         tokens: the prompt's tokens, or its labels `9: John`.
-        query: column of destination positions.
-        key: column of source positions.
+        x: column of source positions (keys).
+        y: column of destination positions (queries).
         value: column that gives the colour, from 0.
-        facet, columns, limit, label, title: as `interp.figures` describes them.
+        facet: columns whose values split the frame into panels; of a tensor, all its other axes.
+        axes, columns, limit, label, title: as `interp.figures` describes them.
 
     Raises:
-        UnknownName, InterpError: as every figure; also for positions beyond the tokens.
+        UnknownName, InterpError: as every figure; also for positions beyond the tokens, and for several prompts.
+
+    >>> figure = attention(np.tril(np.full((2, 3, 3), 0.5)), ["When", " Mary", " and"])
     """
+    frame, facet = patterns(values, axes, y, x, facet)
     labels, positions = position_labels(tokens), range(len(tokens))
-    across, down = (scale(frame, Axis(at, labels=labels, values=positions)) for at in (key, query))
+    across, down = (scale(frame, Axis(at, labels=labels, values=positions)) for at in (x, y))
     numbers(frame, value)
-    parts = [(head, matrix(part, across, down, (key, query), value)) for head, part in panels(frame, facet)]
+    parts = [(head, matrix(part, across, down, (x, y), value)) for head, part in panels(frame, facet)]
     ahead = np.triu_indices(len(tokens), 1)
     causal = not any(np.nan_to_num(grid[ahead]).any() for _, grid in parts)
     if causal:

@@ -36,6 +36,7 @@ from interp.figures.axes import (
     repeated_rows,
     scale,
     spread,
+    with_tokens,
 )
 from interp.figures.glyphs import width, written
 from interp.figures.style import (
@@ -52,6 +53,7 @@ from interp.figures.style import (
     explained,
     styled,
 )
+from interp.figures.tensors import Values, framed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,12 +72,14 @@ Edges = tuple[str, str]
 @checked
 @styled()
 def lines(
-    frame: pd.DataFrame,
+    values: Values,
     *,
-    x: str | Axis,
-    y: str = "value",
+    x: str | Axis | None = None,
+    value: str = "value",
     hue: str | None = None,
-    band: Edges | None = ("ci_low", "ci_high"),
+    interval: Edges | None = ("ci_low", "ci_high"),
+    axes: str | Sequence[str] | None = None,
+    tokens: Sequence[str] | None = None,
     facet: str | Sequence[str] | None = None,
     columns: int | None = None,
     share: bool = True,
@@ -88,53 +92,58 @@ def lines(
     """Lines in Okabe and Ito's colours with bands, named at their right end.
 
     Args:
-        frame: one row for each point, in any order.
+        values: one row for each point, in any order, or a tensor [facet..., hue, x] or [facet..., x].
         x: column, or `Axis`, across; text keeps the order in which it appears.
-        y: column of heights.
+        value: column of heights.
         hue: column with one value for each line: up to eight names, or numbers, which run from dark to light.
-        band: columns of the band's lower and upper edge; if the frame does not have them, no band is drawn.
+        interval: columns of the band's lower and upper edge; if the frame does not have them, no band is drawn.
         share: one scale of heights for all panels; False gives each its own.
         log: heights on a logarithmic scale.
-        facet, columns, label, baseline, note, title: as `interp.figures` describes them.
+        facet, axes, tokens, columns, label, baseline, note, title: as `interp.figures` describes them.
 
     Raises:
         UnknownName, InterpError: as every figure; also for more than eight names.
+
+    >>> figure = lines(np.arange(6).reshape(2, 3), hue="head", x="pos", tokens=["When", " Mary", " and"])
     """
-    across, colours, edges = scale(frame, x), _colours(frame, hue), bounds(frame, "band", band)
-    numbers(frame, y)
+    frame, (hue, x), facet = framed(values, axes, {"hue": hue, "x": x}, facet, optional=["hue"])
+    across, colours, edges = scale(frame, with_tokens(x, tokens)), _colours(frame, hue), bounds(frame, interval)
+    numbers(frame, value)
     chart = _chart(panels(frame, facet), columns, across, share=share, title=title)
-    for axes, (head, part) in zip(chart.axes, chart.parts, strict=True):
+    for panel, (head, part) in zip(chart.axes, chart.parts, strict=True):
         _check_unique(part, name(x), hue)
         if log:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            panel.set_yscale("log")
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda height, _: f"{height:g}"))
+            panel.yaxis.set_minor_formatter(NullFormatter())
         ends = {}
-        for value, colour in colours.items():
-            at, points = _along(part if hue is None else part[part[hue] == value], name(x), across)
+        for one, colour in colours.items():
+            at, points = _along(part if hue is None else part[part[hue] == one], name(x), across)
             if not len(at):
                 continue
             if edges is not None:
                 low, high = (numbers(points, edge) for edge in edges)
-                axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(at, points[y], color=colour, marker="o" if len(across) <= 40 else "", markersize=1.7)
+                panel.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+            panel.plot(at, points[value], color=colour, marker="o" if len(across) <= 40 else "", markersize=1.7)
             if hue is not None:
-                ends[legend_name(hue, value)] = (float(at[-1]), float(points[y].iloc[-1]), colour)
-        _frame(axes, head, across, "y")
-        _name_ends(axes, ends, chart.height)
-    _describe(chart, across.title, _label(frame, y, label, baseline), _note(frame, note), share=share)
+                ends[legend_name(hue, one)] = (float(at[-1]), float(points[value].iloc[-1]), colour)
+        _frame(panel, head, across, "y")
+        _name_ends(panel, ends, chart.height)
+    _describe(chart, across.title, _label(frame, value, label, baseline), _note(frame, note), share=share)
     return explained(chart.figure, frame)
 
 
 @checked
 @styled()
 def bars(
-    frame: pd.DataFrame,
+    values: Values,
     *,
-    x: str | Axis,
-    y: str = "value",
+    x: str | Axis | None = None,
+    value: str = "value",
     hue: str | None = None,
-    error: Edges | None = ("ci_low", "ci_high"),
+    interval: Edges | None = ("ci_low", "ci_high"),
+    axes: str | Sequence[str] | None = None,
+    tokens: Sequence[str] | None = None,
     horizontal: bool = False,
     diverging: bool = False,
     facet: str | Sequence[str] | None = None,
@@ -148,48 +157,51 @@ def bars(
     """Bars with error bars, for layers or components.
 
     Args:
-        frame: one row for each bar.
+        values: one row for each bar, or a tensor [facet..., hue, x] or [facet..., x].
         x: column, or `Axis`, of the bars' places; text keeps the order in which it appears.
-        y: column of lengths.
+        value: column of lengths.
         hue: column that gives the colour; bars of one place and several hues are drawn side by side.
-        error: columns of the error bar's two ends; if the frame does not have them, no error bars are drawn.
+        interval: columns of the error bar's two ends; if the frame does not have them, no error bars are drawn.
         horizontal: draw horizontal bars, the first on top, which leaves room for long names.
         diverging: positive blue, negative red, if there is no hue.
         share: one scale of lengths for all panels; False gives each its own.
-        facet, columns, label, baseline, note, title: as `interp.figures` describes them.
+        facet, axes, tokens, columns, label, baseline, note, title: as `interp.figures` describes them.
 
     Raises:
         UnknownName, InterpError: as every figure; also for more than eight names.
+
+    >>> figure = bars([0.2, -0.1, 1.4], x="head", diverging=True)
     """
-    places, colours, ends = scale(frame, x), _colours(frame, hue), bounds(frame, "error", error)
-    numbers(frame, y)
+    frame, (hue, x), facet = framed(values, axes, {"hue": hue, "x": x}, facet, optional=["hue"])
+    places, colours, ends = scale(frame, with_tokens(x, tokens)), _colours(frame, hue), bounds(frame, interval)
+    numbers(frame, value)
     parts = panels(frame, facet)
     beside = bool(frame.duplicated([name(x), *_names(facet)]).any())
     thick = 0.78 / (len(colours) if beside else 1)
     height = max(len(places) * max(thick * len(colours) if beside else 1, 1) * BAR, 0.5) if horizontal else None
     chart = _chart(parts, columns, places, share=share, title=title, horizontal=height)
-    for axes, (head, part) in zip(chart.axes, chart.parts, strict=True):
+    for panel, (head, part) in zip(chart.axes, chart.parts, strict=True):
         _check_unique(part, name(x), hue)
-        for order, (value, colour) in enumerate(colours.items()):
-            at, points = _along(part if hue is None else part[part[hue] == value], name(x), places)
+        for order, (one, colour) in enumerate(colours.items()):
+            at, points = _along(part if hue is None else part[part[hue] == one], name(x), places)
             if not len(at):
                 continue
             at = at + (thick * (order - (len(colours) - 1) / 2) if beside else 0)
-            lengths = numbers(points, y)
+            lengths = numbers(points, value)
             fill = np.where(lengths < 0, NEGATIVE, POSITIVE) if diverging and hue is None else colour
-            (axes.barh if horizontal else axes.bar)(at, lengths, thick, color=fill, linewidth=0)
+            (panel.barh if horizontal else panel.bar)(at, lengths, thick, color=fill, linewidth=0)
             if ends is not None:
                 low, high = (numbers(points, end) for end in ends)
-                (axes.hlines if horizontal else axes.vlines)(at, low, high, color=INK, linewidth=0.6)
-        _frame(axes, head, places, "x" if horizontal else "y")
+                (panel.hlines if horizontal else panel.vlines)(at, low, high, color=INK, linewidth=0.6)
+        _frame(panel, head, places, "x" if horizontal else "y")
     if hue is not None and len(colours) > 1:
-        handles = [Patch(color=colour, label=legend_name(hue, value)) for value, colour in colours.items()]
+        handles = [Patch(color=colour, label=legend_name(hue, one)) for one, colour in colours.items()]
         above: dict[str, Any] = {"handles": handles, "ncols": min(len(handles), 6), "handlelength": 0.8}
         if facet is None:
             chart.axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.4, **above)
         else:
             chart.figure.legend(loc="outside upper left", **above)
-    label = _label(frame, y, label, baseline)
+    label = _label(frame, value, label, baseline)
     _describe(chart, *((label, places.title) if horizontal else (places.title, label)), _note(frame, note), share=share)
     return explained(chart.figure, frame)
 
@@ -328,8 +340,8 @@ def _describe(chart: Chart, below: str, beside: str, note: str, *, share: bool) 
         last.set_title(written(note), loc="right", weight="normal", size=SMALL, color=MUTED)
 
 
-def _label(frame: pd.DataFrame, y: str, label: str | None, baseline: str | None) -> str:
-    text = metric_name(frame, y) if label is None else label
+def _label(frame: pd.DataFrame, value: str, label: str | None, baseline: str | None) -> str:
+    text = metric_name(frame, value) if label is None else label
     return written(text if baseline is None else f"{text} (baseline: {baseline})")
 
 

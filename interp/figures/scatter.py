@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from interp.arguments import checked
 from interp.errors import InterpError
-from interp.figures.axes import Grid, column, legend_name, numbers, ordered, panels
+from interp.figures.axes import Axis, Grid, column, legend_name, name, numbers, ordered, panels
 from interp.figures.glyphs import drawable, width, written
 from interp.figures.style import (
     INK,
@@ -54,33 +54,31 @@ Colours = Mapping[Any, str] | ScalarMappable
 def scatter(
     frame: pd.DataFrame,
     *,
-    x: str,
-    y: str,
+    x: str | Axis,
+    y: str | Axis,
     hue: str | None = None,
     facet: str | Sequence[str] | None = None,
     diagonal: bool = False,
     labels: str | None = None,
-    xlabel: str | None = None,
-    ylabel: str | None = None,
     title: str | None = None,
 ) -> Figure:
     """Points, one for each row that has both numbers.
 
     Args:
         frame: one row for each point.
-        x: column of numbers, across.
-        y: column of numbers, upwards.
+        x: column of numbers, or `Axis`, across.
+        y: column of numbers, or `Axis`, upwards.
         hue: column that gives the colour: up to eight names, or numbers, which get a colour bar.
         diagonal: one range for both axes, and the line on which they are equal.
         labels: column with the names of a few points; empty or missing for points without a name. Only the first 40
             names of a panel are written.
-        xlabel: title of the axis across; None takes the column's name.
-        ylabel: title of the axis upwards; None takes the column's name.
         facet, title: as `interp.figures` describes them.
 
     Raises:
         UnknownName, InterpError: as every figure; also for more than eight names of a hue.
     """
+    titles = _title(x), _title(y)
+    x, y = name(x), name(y)
     across, up = numbers(frame, x), numbers(frame, y)
     known = np.isfinite(across) & np.isfinite(up)
     if not known.any():
@@ -106,7 +104,7 @@ def scatter(
                 draw(0, color=RULE, linewidth=0.5, zorder=0.9)
         if labels is not None:
             _names(axis, numbers(part, x), numbers(part, y), part[labels], figure)
-    _describe(figure, axes, x if xlabel is None else xlabel, y if ylabel is None else ylabel)
+    _describe(figure, axes, *titles)
     _explain(figure, axes, hue, colours)
     return figure
 
@@ -122,14 +120,17 @@ def estimates(table: pd.DataFrame) -> Figure:
     named = table["exact_effect"].abs().nlargest(MAX_NAMED).index
     return scatter(
         table.assign(name=table["name"].where(table.index.isin(named), "")),
-        x="exact_effect",
-        y="effect",
+        x=Axis("exact_effect", title="exact effect"),
+        y=Axis("effect", title="estimated effect"),
         hue="sample",
         diagonal=True,
         labels="name",
-        xlabel="exact effect",
-        ylabel="estimated effect",
     )
+
+
+def _title(axis: str | Axis) -> str:
+    """What an axis says: its title, or the column's name."""
+    return axis.title if isinstance(axis, Axis) and axis.title is not None else name(axis)
 
 
 def _colours(frame: pd.DataFrame, hue: str | None) -> Colours:

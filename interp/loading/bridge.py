@@ -65,7 +65,7 @@ def from_bridge(
         )
     if bridge.original_model.training:
         raise ConfigError("this bridge is in training mode, where dropout changes every run: call bridge.eval() first")
-    tokenizer = None if bridge.tokenizer is None else Tokenizer.from_transformers(bridge.tokenizer)
+    tokenizer = _tokenizer(bridge)
     here = next(bridge.original_model.parameters())
     state = dict(_published(bridge.original_model))
     try:
@@ -85,6 +85,14 @@ def from_bridge(
             "move it with bridge.to(...), and leave out device and dtype"
         )
     return BridgedModel(bridge, tokenizer)
+
+
+def _tokenizer(bridge: Any) -> Tokenizer | None:
+    """The bridge's tokenizer; None if it has none, or one that transformers made up for want of files."""
+    if bridge.tokenizer is None:
+        return None
+    tokenizer = Tokenizer.from_transformers(bridge.tokenizer)
+    return tokenizer if len(tokenizer) > len(tokenizer.backend.get_added_tokens_decoder()) else None
 
 
 def _native(checkpoint: Checkpoint, bridge: Any, device: str | torch.device, dtype: torch.dtype) -> HookedModel:

@@ -282,11 +282,16 @@ def _position(place: Any, row: Sequence[int], where: str, tokenizer: Tokenizer |
     positions = _occurrences(place, row, tokenizer, prompt)
     if len(positions) == 1:
         return positions[0]
-    if not positions and tokenizer.single_id(place) is None:
+    if positions:
+        raise PromptError(f"{where}: the token {place!r} is at positions {positions}; give one of them")
+    spaced = place[1:] if place.startswith(" ") else f" {place}"
+    found = _occurrences(spaced, row, tokenizer, prompt) if spaced else []
+    hint = f"; did you mean {spaced!r}, at position {found[0]}?" if len(found) == 1 else ""
+    if tokenizer.single_id(place) is None:
         pieces = tokenizer.str_tokens(tokenizer.within(place))
-        raise PromptError(f"{where}: {place!r} is not one token but {len(pieces)}: {pieces}; give a position")
-    fault = f"is at positions {positions}; give one of them" if positions else "does not occur in the prompt"
-    raise PromptError(f"{where}: the token {place!r} {fault}")
+        fault = f"{place!r} is not one token but {len(pieces)}: {pieces}"
+        raise PromptError(f"{where}: {fault}{hint or '; give a position'}")
+    raise PromptError(f"{where}: the token {place!r} does not occur in the prompt{hint}")
 
 
 def _occurrences(place: str, row: Sequence[int], tokenizer: Tokenizer, prompt: str | None) -> list[int]:

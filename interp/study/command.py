@@ -16,7 +16,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from interp.study.output import check_folder, save_study
 from interp.study.prompts import PROMPT_OPTIONS, load_prompts
 from interp.study.refusals import Refusing
 from interp.study.sweep_options import chosen_executor, show_plan, sweep_options
+from interp.ui.listing import listing
 from interp.ui.terminal import one_form, show
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from interp.sweeps.plan import Plan
 
     Plot = Callable[[pd.DataFrame], Figure]
+    Summary = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,9 @@ class Study:
     by_position: Callable[..., bool] | None = None
     kept: str | None = None
     own: OwnModels | None = None
+    natural: str = "effect"
+    instead: Mapping[str, tuple[Callable[..., pd.DataFrame], Summary]] = field(default_factory=dict)
+    says: Callable[[HookedModel, pd.DataFrame], Iterable[str]] | None = None
 
     @property
     def module(self) -> Any:
@@ -90,7 +95,7 @@ class Study:
 
     def known(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those of some arguments that `run` takes."""
-        return {name: value for name, value in given.items() if name in self.takes}
+        return _taken(self.run, given)
 
     def drawn(self, frame: pd.DataFrame) -> dict[str, Figure]:
         """Its figures, by the names of their files."""
@@ -105,6 +110,7 @@ class Output:
     as_json: bool
     as_csv: bool
     quiet: bool
+    order: str | None
 
     def __post_init__(self) -> None:
         one_form(self.as_json, self.as_csv)
@@ -119,10 +125,16 @@ class Output:
         if not self.quiet:
             click.echo(text, err=True)
 
-    def show(self, study: Study, frame: pd.DataFrame) -> None:
-        """The summary, or every measurement as it was asked for."""
-        table = frame if self.as_json or self.as_csv else study.summary(frame)
-        show(table, as_json=self.as_json, as_csv=self.as_csv)
+    def show(self, frame: pd.DataFrame, summary: Summary, natural: str = "effect") -> None:
+        """The rows of the summary that matter most, or every measurement as it was asked for."""
+        if self.as_json or self.as_csv:
+            show(frame, as_json=self.as_json, as_csv=self.as_csv)
+            return
+        listed = listing(summary(frame), self.order, natural=natural)
+        show(listed.rows, most=None)
+        if listed.left_out:
+            click.echo(f"... {listed.left_out} ...")
+            click.echo(f"{listed.left_out}: --csv prints every measurement", err=True)
 
     def save(self, study: Study, frame: pd.DataFrame, record: Callable[[], Mapping[str, Any]]) -> None:
         """Write the files if there is a folder, and print their paths to stderr."""
@@ -141,6 +153,9 @@ def study_command(
     by_position: Callable[..., bool] | None = None,
     kept: str | None = None,
     own: OwnModels | None = None,
+    natural: str = "effect",
+    instead: Mapping[str, tuple[Callable[..., pd.DataFrame], Summary]] | None = None,
+    says: Callable[[HookedModel, pd.DataFrame], Iterable[str]] | None = None,
 ) -> click.Command:
     """The command of one study.
 
@@ -154,12 +169,16 @@ def study_command(
         by_position: whether a study with these options needs prompts that line up, `by_position(**options)`.
         kept: the name of the folder under `--out` that `run` gets as its `out`; None is a sweep's journal.
         own: of a study that makes its models and prompts itself, `run(models, n=, seed=, **options)`.
+        natural: the order of `summary`'s rows, "effect", "layer" (by depth) or "" for any other.
+        instead: flags of `options` that print another table, and nothing else: `frame(model, **options)`, of the
+            options those that it takes, and its summary.
+        says: sentences for stderr after the table, `says(model, frame)`.
     """
     plots = plot if isinstance(plot, Mapping) else {"": plot}
-    study = Study(run, plots, summary, plan, by_position, kept, own)
+    study = Study(run, plots, summary, plan, by_position, kept, own, natural, instead or {}, says)
 
-    def command(out: Path | None, as_json: bool, as_csv: bool, quiet: bool, **typed: Any) -> None:
-        output = Output(out, as_json, as_csv, quiet)
+    def command(out: Path | None, as_json: bool, as_csv: bool, quiet: bool, order: str | None, **typed: Any) -> None:
+        output = Output(out, as_json, as_csv, quiet, order)
         _on_own_models(study, output, typed) if own is not None else _on_prompts(study, output, typed)
 
     goes_on = "; a run that was stopped goes on there" if "out" in study.takes and kept is None else ""
@@ -177,6 +196,7 @@ def _on_prompts(study: Study, output: Output, typed: dict[str, Any]) -> None:
     """Run a study of one model on the prompts that were asked for."""
     # 1. What was typed.
     source, device, dtype = (typed.pop(name) for name in ("source", "device", "dtype"))
+    instead = [table for flag, table in study.instead.items() if typed.pop(flag)]
     asked, dry_run = {name: typed.pop(name) for name in PROMPT_OPTIONS}, typed.pop("dry_run", False)
     if output.as_csv and dry_run:
         raise PromptError("--dry-run cannot print CSV; drop --csv or use --json")
@@ -189,6 +209,11 @@ def _on_prompts(study: Study, output: Output, typed: dict[str, Any]) -> None:
     from interp.loading.load import load
 
     model = load(source, device=device, dtype=dtype)
+    if instead:
+        make, summary = instead[0]
+        given = {"n": asked["n"], "seed": asked["seed"], "progress": output.progress, **chosen}
+        output.show(make(model, **_taken(make, given)), summary)
+        return
     pairs = load_prompts(model, **{**asked, "aligned": asked["aligned"] or lined_up})
     if lined_up and not asked["aligned"]:
         width = (pairs if pairs.encoder is None else pairs.encoder).mask.shape[1]
@@ -200,7 +225,7 @@ def _on_prompts(study: Study, output: Output, typed: dict[str, Any]) -> None:
         assert study.plan is not None
         show_plan(study.plan(model, pairs, **chosen), model, as_json=output.as_json)
         return
-    given: dict[str, Any] = {"progress": output.progress, "executor": machines, "seed": asked["seed"]}
+    given = {"progress": output.progress, "executor": machines, "seed": asked["seed"]}
     if output.out is not None:
         given["out"] = output.out / (study.kept or f"{study.name}.sweep")
     try:
@@ -209,7 +234,9 @@ def _on_prompts(study: Study, output: Output, typed: dict[str, Any]) -> None:
         again = "run the same command again" if output.out is not None else "on the command line, --out FOLDER"
         click.echo(f"{stopped} ({again})", err=True)
         sys.exit(130)
-    output.show(study, frame)
+    output.show(frame, study.summary, study.natural)
+    for sentence in () if study.says is None or output.quiet else study.says(model, frame):
+        output.tell(sentence)
     output.save(study, frame, lambda: _origin(study, model, pairs, asked["seed"], typed))
 
 
@@ -227,7 +254,7 @@ def _on_own_models(study: Study, output: Output, typed: dict[str, Any]) -> None:
         show(instead[0](models, **numbers), as_json=output.as_json, as_csv=output.as_csv)
         return
     frame = study.run(models=models, **study.known(chosen), progress=output.progress)
-    output.show(study, frame)
+    output.show(frame, study.summary, study.natural)
     for sentence in own.says(frame):
         click.echo(sentence, err=True)
 
@@ -238,6 +265,12 @@ def _on_own_models(study: Study, output: Output, typed: dict[str, Any]) -> None:
         return {**made, "versions": versions(), "git": checkout(Path(study.module.__file__))}
 
     output.save(study, frame, record)
+
+
+def _taken(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some arguments that a function takes."""
+    takes = inspect.signature(function).parameters
+    return {name: value for name, value in given.items() if name in takes}
 
 
 def _typed(options: Mapping[str, Any]) -> dict[str, Any]:

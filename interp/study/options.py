@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from interp.ui.listing import ORDERS
+
 Option = Callable[..., Any]
 """What adds an option to a command, as `click.option` makes it."""
 
@@ -131,12 +133,13 @@ def prompt_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def output_options(*, several: bool = False, goes_on: str = "") -> Option:
-    """`--out`, `--json`, `--csv` and `--quiet`."""
+    """`--out`, `--json`, `--csv`, `--order` and `--quiet`."""
     figures = "figures, CSV" if several else "the figure, its CSV"
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in (
             click.option("--quiet", is_flag=True, help="No progress."),
+            choice("--order", ORDERS, help="Rows of the table: by layer, the strongest marked, or by effect."),
             click.option("--csv", "as_csv", is_flag=True, help="Print every measurement as CSV."),
             click.option("--json", "as_json", is_flag=True, help="Print every measurement as JSON lines."),
             click.option("--out", type=PLACE, default=None, help=f"Folder for {figures} and a manifest{goes_on}."),

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -118,6 +119,7 @@ def write_report(
     summary: Sequence[str],
     sections: Sequence[Section],
     manifest: Mapping[str, Any],
+    drawn: dict[str, Picture] | None = None,
 ) -> Path:
     """Write a report folder: `index.html`, `figures/` and `manifest.json`. Returns the path of the page.
 
@@ -129,6 +131,8 @@ def write_report(
         sections: the body, in order; a section on provenance is added from the manifest.
         manifest: how it was made (`interp.study.provenance`), in JSON values; the report adds its own files under
             `report`.
+        drawn: figures that an earlier call for the same folder has drawn, whose files are taken from there; those of
+            this call are added. None draws all.
 
     Raises:
         OutputError: the folder holds something else or cannot be written; its content stays as it was.
@@ -138,14 +142,20 @@ def write_report(
     _check_names(sections)
     numbers = count(1)
     pictures = {item.name: _picture(next(numbers), item) for section in sections for item in section.figures}
+    earlier = {} if drawn is None else dict(drawn)
     with replacing(out) as folder:
         (folder / "figures").mkdir()
-        for picture in pictures.values():
-            _draw(picture, folder)
+        for name, picture in pictures.items():
+            if name in earlier and earlier[name].item is picture.item:
+                _copy(earlier[name], picture, check_output(out), folder)
+            else:
+                _draw(picture, folder)
         page = _render(pictures, title=title, question=question, summary=summary, sections=sections, manifest=manifest)
         (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
         record = {**manifest, "report": _record(folder, title, question, summary, pictures)}
         (folder / MANIFEST).write_text(_json(record), encoding="utf-8", newline="\n")
+    if drawn is not None:
+        drawn.update(pictures)
     return check_output(out) / "index.html"
 
 
@@ -176,6 +186,13 @@ def _draw(picture: Picture, folder: Path) -> None:
         image, kind = next(path for path in paths if path.suffix == ".png").read_bytes(), "png"
     picture.uri = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
     picture.files = {path.suffix[1:]: path.relative_to(folder).as_posix() for path in paths}
+
+
+def _copy(done: Picture, picture: Picture, source: Path, folder: Path) -> None:
+    """Take a figure's files from the report of an earlier call, and what that call put into `done`."""
+    for path in done.files.values():
+        shutil.copyfile(source / path, folder / path)
+    picture.uri, picture.files = done.uri, done.files
 
 
 def _render(

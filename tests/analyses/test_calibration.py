@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 from pathlib import Path
 
@@ -206,3 +207,12 @@ def test_nothing_that_matters_gives_no_score(known: KnownModel) -> None:
     assert np.isnan(one["AUROC"]) and np.isnan(one["average precision"]) and one["seconds"] > 0
     with pytest.raises(UnknownName, match="no ablation matches"):
         calibration.run(models=[known], ablations=["zeros"])
+
+
+def test_a_frame_from_a_file_gives_the_same_table_and_figure(frame: pd.DataFrame) -> None:
+    back = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
+    pd.testing.assert_frame_equal(calibration.table(back), calibration.table(frame), check_dtype=False)
+    drawn = [io.BytesIO(), io.BytesIO()]
+    for one, file in zip((frame, back), drawn, strict=True):
+        calibration.plot(one).savefig(file, format="png", dpi=50)
+    assert drawn[0].getvalue() == drawn[1].getvalue()

@@ -19,6 +19,7 @@ import pytest
 from shown import call, ok
 
 import analyses
+import interp
 from analyses.cli import study_names
 from analyses.report import chosen_studies
 from interp.study.refusals import RefusedError, refusals
@@ -231,9 +232,34 @@ def test_a_long_table_loses_its_middle_and_says_so(capsys: pytest.CaptureFixture
 
 def test_the_quick_look_shows_every_layer(talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = pd.DataFrame({"layer": range(200), "top_1": ["x"] * 200})
-    monkeypatch.setattr("analyses.logit_lens.top_tokens", lambda frame: deep)
+    monkeypatch.setattr("analyses.logit_lens.top_tokens", lambda frame, answer: deep)
     done = ok("lens", "Mary saw John and", "--model", talker)
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == [str(at) for at in range(200)]
+
+
+def test_the_quick_look_shows_the_rank_of_an_answer(talker: Path) -> None:
+    text, answer = "Mary saw John and", " Mary"
+    shown = ok("lens", text, "--answer", answer, "--model", talker, "--csv").stdout
+    table = pd.read_csv(io.StringIO(shown))
+    assert list(table.columns)[:4] == ["layer", "site", "answer_rank", "answer_prob"]
+    model = interp.load(talker, device="cpu")
+    probs = model(model.to_tokens(text))[0, -1].detach().softmax(-1)
+    own = probs[model.to_single_token(answer)]
+    assert table["answer_rank"].iloc[-1] == int((probs > own).sum()) + 1
+    assert table["answer_prob"].iloc[-1] == pytest.approx(float(own), rel=1e-4)
+    assert "answer_rank" not in ok("lens", text, "--model", talker).stdout
+
+
+@pytest.mark.parametrize("order", ["layer", "effect"])
+def test_the_table_of_a_study_is_in_the_order_that_was_asked_for(talker: Path, order: str) -> None:
+    base = ["run", "head-attribution", "--model", talker, "--n", 3, "--quiet"]
+    lines = ok(*base, "--order", order).stdout.splitlines()
+    assert ("strongest" in lines[0]) == (order == "layer") and len(lines) > 8
+    head = lines[0].split()
+    at = lines[0].index(" layer") + 1
+    layers = [line[at : at + 5].strip() for line in lines[1:]]
+    known = [int(layer) for layer in layers if layer]
+    assert "layer" in head and (known == sorted(known)) == (order == "layer")
 
 
 def test_a_table_for_the_eye_shows_what_cannot_be_seen_and_its_data_stay_as_they_are(

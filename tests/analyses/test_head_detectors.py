@@ -12,6 +12,7 @@ import pytest
 import torch
 from makers import KINDS, SUMS, make
 from scipy.stats import spearmanr
+from shown import ok
 
 import interp
 from analyses import head_detectors
@@ -202,3 +203,64 @@ def test_of_a_hybrid_the_layers_of_attention_are_judged(kind: str) -> None:
 def test_a_model_of_channels_alone_says_what_applies() -> None:
     with pytest.raises(InterpError, match="only the channels of Mamba-1 layers; use attention-patterns"):
         head_detectors.run(make("mamba"), repeating(), progress=False)
+
+
+def test_ablating_a_head_gives_the_loss_of_a_plain_forward_without_it() -> None:
+    model = interp.load("toy", device="cpu")
+    sequences = head_patterns.random_sequences(model, 4, bos=0)
+    frame = head_detectors.repetition(model, n=4, bos=0, progress=False)
+    tokens, start = sequences.repeated, sequences.start + sequences.length
+
+    def loss(logits: torch.Tensor, of: torch.Tensor) -> list[float]:
+        probs = logits.detach().double().softmax(-1)
+        own = [
+            [float(-probs[row, at - 1, of[row, at]].log()) for at in range(start + 1, of.shape[1])] for row in range(4)
+        ]
+        return [float(np.mean(each)) for each in own]
+
+    for layer, head in ((0, 0), (1, 2)):
+
+        def without(z: torch.Tensor, hook: object, head: int = head) -> torch.Tensor:
+            mean = z[:, :, head].mean(0, keepdim=True).expand_as(z[:, :, head])
+            return torch.cat([z[:, :, :head], mean[:, :, None], z[:, :, head + 1 :]], dim=2)
+
+        cut = model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_z", without)])
+        own = frame[(frame["layer"] == layer) & (frame["head"] == head)].sort_values("prompt")
+        assert own["value"].tolist() == pytest.approx(loss(cut, tokens), rel=1e-4, abs=1e-5)
+        assert own["base_value"].tolist() == pytest.approx(loss(model(tokens), tokens), rel=1e-4, abs=1e-5)
+        assert own["control"].tolist() == pytest.approx(loss(model(sequences.fresh), sequences.fresh), rel=1e-4)
+    assert frame["effect"].tolist() == pytest.approx((frame["value"] - frame["base_value"]).tolist())
+    table = head_detectors.repetition_summary(frame)
+    assert (table["layer"][0], table["head"][0]) == (0, 0)  # without the look to the token before, nothing is repeated
+    assert table["value"][0] > 5 > table["whole"][0] and table["p_adjusted"][0] < 0.01
+    assert table["loss"].tolist() == pytest.approx((table["value"] + table["whole"]).tolist())
+
+
+def test_a_model_that_repeats_without_a_stripe_is_told(toy: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = interp.load("toy", device="cpu")
+    assert [("repeats random tokens" in told, "no head" in told) for told in head_detectors.says(model, toy)] == [
+        (True, False)
+    ]
+    plain = toy.assign(effect=0.0)
+    (says,) = head_detectors.says(model, plain)
+    assert "Yet no head has the stripe of induction" in says and "--repetition" in says
+    assert not list(head_detectors.says(make("gpt2"), toy))  # it does not repeat
+    assert not list(head_detectors.says(make("bidirectional"), toy))  # no next token
+    _, section, _ = told.report(model, repeating(), {}, progress=False)
+    text = " ".join(section.text)
+    assert "repeats random tokens" in text and re.search(r"raise this loss most do so by [\d.]+ without L0H0", text)
+    assert any("without each head" in caption for caption, _ in section.tables)
+
+
+@pytest.mark.parametrize("kind", ["hybrid", "mamba2", "neox"])
+def test_every_kind_of_head_can_be_ablated_in_a_repetition(kind: str) -> None:
+    model = make(kind)
+    frame = head_detectors.repetition(model, n=2, progress=False)
+    axis, layers = head_patterns.heads_of(model)
+    assert axis in frame and set(frame["layer"]) == set(layers) and frame["value"].notna().all()
+    assert len(head_detectors.repetition_summary(frame)) == len(frame) / 2
+
+
+def test_the_command_shows_the_heads_of_a_repetition() -> None:
+    shown = ok("run", "head-detectors", "--model", "toy", "--repetition", "--n", 2, "--quiet").stdout.splitlines()
+    assert shown[0].split()[:2] == ["layer", "head"] and shown[1].split()[:2] == ["0", "0"] and len(shown) == 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def _no_pdf(monkeypatch: pytest.MonkeyPatch) -> None:
 def written(talker: Path, out: Path, **options: Any) -> tuple[str, dict[str, Any]]:
     """The page of a small report and its manifest."""
     path = report.write("ioi", talker, out=out, n=2, device="cpu", check=False, quiet=True, **options)
-    return path.read_text(encoding="utf-8"), json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    return path.read_text(encoding="utf-8"), manifest_of(out)
 
 
 def test_only_the_chosen_studies_are_made_in_the_order_of_the_story(talker: Path, tmp_path: Path) -> None:
@@ -70,6 +71,43 @@ def test_an_interrupt_keeps_what_was_finished(talker: Path, tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         written(talker, tmp_path / "s", studies=["logit-lens", "attention-patterns"])
     assert not (tmp_path / "s").exists()
+
+
+def test_sections_are_in_the_folder_as_they_finish_and_stderr_says_when(
+    talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+    out, made, options = tmp_path / "r", attention_patterns.report, {"studies": ["logit-lens", "attention-patterns"]}
+
+    def looking(*args: Any, **options: Any) -> Any:
+        seen.append(((out / "index.html").read_text(encoding="utf-8"), manifest_of(out)))
+        return made(*args, **options)
+
+    monkeypatch.setattr(attention_patterns, "report", looking)
+    report.write("ioi", talker, out=out, n=2, device="cpu", check=False, **options)
+    page, manifest = seen.pop()
+    assert "Likeliest token" in page and "still being written" in page
+    assert manifest["to_come"] == ["attention_patterns", "checks"]
+    first, *lines = [line for line in capsys.readouterr().err.splitlines() if "report" in line]
+    assert first == f"a report of 2 studies is written to {out}, section by section"
+    steps = ["load", "behaviour", "logit_lens", "attention_patterns", "checks"]
+    assert [line.split()[1].rstrip(",") for line in lines] == steps and lines[2].endswith(" s (step 3 of 5)")
+    whole, manifest = (out / "index.html").read_text(encoding="utf-8"), manifest_of(out)
+    assert "still being written" not in whole and "to_come" not in manifest
+    files = manifest["report"]["files"]
+    for name, digest in files.items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
+    # An earlier report stays until the new one is complete; figures that are drawn anew are the same.
+    written(talker, out, **options)
+    assert seen.pop() == (whole, manifest)
+    again = manifest_of(out)["report"]["files"]
+    assert again.keys() == files.keys() and {name for name in again if again[name] != files[name]} <= {"index.html"}
+    assert not capsys.readouterr().err
+
+
+def manifest_of(out: Path) -> dict[str, Any]:
+    """The manifest of a report."""
+    return json.loads((out / "manifest.json").read_text(encoding="utf-8"))
 
 
 def recurrent_folder(kind: str, folder: Path) -> Path:

@@ -159,11 +159,14 @@ MANY = pd.concat([grid().assign(prompt=prompt) for prompt in range(200)])
     ("draw", "options", "says"),
     [
         *[
-            (figures.lines, {"band": wrong}, "band must be the names of two columns")
+            (figures.lines, {"interval": wrong}, "interval must be the names of two columns")
             for wrong in (5, "ab", ["n"], [[]])
         ],
-        *[(figures.lines, {"band": torch.ones(shape)}, "band must be") for shape in ((), (0,), (2,), (2, 3))],
-        *[(figures.bars, {"error": wrong}, "error must be") for wrong in (1.5, (), np.zeros((2, 2)), [None, "n"])],
+        *[(figures.lines, {"interval": torch.ones(shape)}, "interval must be") for shape in ((), (0,), (2,), (2, 3))],
+        *[
+            (figures.bars, {"interval": wrong}, "interval must be")
+            for wrong in (1.5, (), np.zeros((2, 2)), [None, "n"])
+        ],
         *[(figures.bars, {"facet": wrong}, "no column of the frame matches") for wrong in ("", "x", ["n", "x"])],
         *[
             (draw, {"columns": n}, "columns must be at least 1")

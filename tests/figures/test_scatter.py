@@ -43,7 +43,9 @@ def test_a_diagonal_is_where_both_axes_are_equal() -> None:
 
 
 def test_names_and_axis_titles_are_written() -> None:
-    figure = figures.scatter(points(), x="exact", y="estimate", labels="name", xlabel="exact effect", title="Both")
+    figure = figures.scatter(
+        points(), x=figures.Axis("exact", "exact effect"), y="estimate", labels="name", title="Both"
+    )
     found = texts(figure)
     assert {"L9H6", "exact effect", "estimate", "Both"} <= found
     (axes,) = panels(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -248,3 +249,14 @@ def test_trained_models_lose_the_value_with_few_entries_and_keep_it_without_othe
     states = [patched["mamba", "state", layer] for layer in range(2)]
     assert max(float(state[3]) for state in states) < 0.3  # not where the value stands, but behind it
     assert sum(float(state[QUERY]) for state in states) > 0.5
+
+
+def test_a_frame_from_a_file_gives_the_same_tables_figures_and_sentences(frame: pd.DataFrame) -> None:
+    back = pd.read_csv(io.StringIO(frame.to_csv(index=False)))
+    pd.testing.assert_frame_equal(copying.summary(back), copying.summary(frame), check_dtype=False)
+    assert copying.findings(back) == copying.findings(frame)
+    for plot in copying.PLOTS.values():
+        drawn = [io.BytesIO(), io.BytesIO()]
+        for one, file in zip((frame, back), drawn, strict=True):
+            plot(one).savefig(file, format="png", dpi=50)
+        assert drawn[0].getvalue() == drawn[1].getvalue(), plot.__name__

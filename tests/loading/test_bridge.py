@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import makers
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 import interp
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, HookError, InterpError, PromptError, UnknownName, WeightsError
+from interp.heads.from_patterns import random_sequences
 from interp.hooked.generation import generate
 from interp.hooked.hooks import HookPoint
 from interp.hooked.model import HookedModel
@@ -31,6 +33,7 @@ from interp.loading.bridged_model import BridgedModel
 from interp.models.gpt import GPT
 from interp.prompts.pairs import PromptPairs
 from interp.sweeps.sweep import sweep
+from interp.tasks import induction
 from interp.weights.huggingface.families import FAMILIES
 
 
@@ -568,3 +571,16 @@ def test_load_takes_a_bridge(native_bridge: Any, tokens: Tensor) -> None:
     model = interp.load(native_bridge, check=True)
     assert isinstance(model, GPT)
     torch.testing.assert_close(model(tokens), native_bridge(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_a_bridge_of_a_folder_without_a_tokenizer_has_none_and_draws_from_its_vocabulary(tmp_path: Path) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    transformers_model(*UNKNOWN["codegen"]).save_pretrained(tmp_path)
+    bridge = TransformerBridge.boot_transformers(str(tmp_path), device="cpu")
+    assert bridge.tokenizer is not None  # transformers makes one up, of a single token
+    model = from_bridge(bridge)
+    assert model.tokenizer is None and isinstance(model, BridgedModel)
+    sequences = random_sequences(model, 2)
+    assert sequences.length > 3 and int(sequences.repeated.max()) < model.cfg.d_vocab == 61
+    assert len(induction(model, n=2)) == 2

@@ -106,6 +106,11 @@ def test_an_option_of_a_wrong_kind_is_named_with_its_file(
 def test_a_family_that_is_not_here_names_the_bridge(changed: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'gemma9'.*interp.load\(TransformerBridge.boot_transformers\(NAME\)\)"):
         interp.load(changed("llama", model_type="gemma9"))
+    with pytest.raises(ConfigError) as refused:
+        interp.load(changed("llama", model_type="gemma9"))
+    lines = [line.strip() for line in str(refused.value).splitlines()[1:]]
+    assert len(lines) == 3 and lines[0] == "import interp"
+    compile("\n".join(lines), "the lines that load it", "exec")
     path = write(tmp_path / "gemma9.gguf", "gemma9", {}, {})
     with pytest.raises(ConfigError, match=r"'gemma9' is not supported.*TransformerBridge.boot_transformers"):
         interp.load(path)

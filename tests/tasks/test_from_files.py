@@ -203,6 +203,41 @@ def test_what_does_not_fit_is_left_out_and_told(model: GPT, tmp_path: Path) -> N
         from_file(model, one)
 
 
+def test_every_line_that_does_not_do_is_named_up_to_twenty(model: GPT, tmp_path: Path) -> None:
+    rows = [row(), row(**{"role:S": "Mary"}), row(), row(answer="Mary"), row(corrupt="short")]
+    path = written(tmp_path, "odd.jsonl", rows)
+    with pytest.raises(PromptError, match=r"odd.jsonl', line 2, .*; line 4, .*; line 5, "):
+        from_file(model, path, strict=True)
+    assert from_file(model, path).notes["left_out"] == 3
+    path = written(tmp_path, "one.jsonl", rows[:2])
+    with pytest.raises(PromptError, match=r"one.jsonl', line 2, column 'role:S'"):
+        from_file(model, path, strict=True)
+    path = written(tmp_path, "none.jsonl", rows[3:] * 15)
+    with pytest.raises(PromptError, match=r"none of the 30 pairs .*: line 1, .*; line 20, .*; and 10 more$"):
+        from_file(model, path)
+    good, bad = json.dumps(row()), json.dumps(row(answer=""))
+    path = written(tmp_path, "broken.jsonl", "\n".join([good, bad, "{", good, "[]"]))
+    says = r"broken.jsonl', line 2, column 'answer': it is empty; line 3 is not JSON: .*; line 5 must be"
+    with pytest.raises(PromptError, match=says):
+        from_file(model, path)
+    assert len(from_file(model, path, n=1)) == 1  # nothing is read beyond the pairs that are wanted
+    path = written(tmp_path, "worse.jsonl", "\n".join([good, *["{"] * 50]))
+    with pytest.raises(PromptError, match=r"', line 2 is not JSON.*; line 21 is not JSON.*; no further line"):
+        from_file(model, path)
+
+
+@pytest.mark.parametrize(("given", "meant"), [("Mary", " Mary"), ("John", " John"), (" I", "I")])
+def test_a_role_that_differs_by_a_leading_space_is_suggested(
+    model: GPT, tmp_path: Path, given: str, meant: str
+) -> None:
+    clean = "I saw Mary and John"
+    path = written(tmp_path, "roles.jsonl", [row(clean=clean, corrupt="I saw John and Mary", **{"role:S": given})])
+    with pytest.raises(PromptError, match=f"did you mean '{meant}', at position"):
+        from_file(model, path, strict=True)
+    with pytest.raises(PromptError, match=f"did you mean '{meant}'"):
+        interp.PromptPairs.from_text(model, [clean], answers=[(" Mary", " John")], roles={"S": given})
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

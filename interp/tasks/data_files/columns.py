@@ -22,7 +22,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,14 @@ class FormError(PromptError):
     """A record that cannot be read; the message names its line and column."""
 
 
-def records(path: Path, *, counterfactual: str | None = None) -> Iterator[Record]:
-    """The pairs of a file, in its order. No more is read than is used, except of plain JSON.
+Row = tuple[int, dict[str, Any] | FormError]
+"""A row of a file with its line, or what is wrong with it."""
+
+
+def records(path: Path, *, counterfactual: str | None = None) -> Iterator[Record | FormError]:
+    """The pairs of a file, in its order, or what is wrong with one that cannot be read.
+
+    No more is read than is used, except of plain JSON.
 
     Args:
         path: a .csv, .jsonl or .json file.
@@ -104,7 +110,6 @@ def records(path: Path, *, counterfactual: str | None = None) -> Iterator[Record
 
     Raises:
         PromptError: a file that cannot be read, an unknown form, no record, or a missing column.
-        FormError: a record that cannot be read.
     """
     try:
         yield from _records(path, counterfactual)
@@ -112,35 +117,53 @@ def records(path: Path, *, counterfactual: str | None = None) -> Iterator[Record
         raise PromptError(f"{str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _records(path: Path, counterfactual: str | None) -> Iterator[Record]:
+def _records(path: Path, counterfactual: str | None) -> Iterator[Record | FormError]:
     rows, shared = (_table(path), {}) if path.suffix == ".csv" else _json_rows(path)
     first = list(itertools.islice(rows, 1 if path.suffix == ".csv" else SAMPLE))
     if not first:
         raise PromptError(f"{str(path)!r} holds no records")
-    names = list(dict.fromkeys(name for _, row in first for name in row))
+    readable = [row for _, row in first if not isinstance(row, FormError)]
+    if not readable:
+        yield from (row for _, row in first if isinstance(row, FormError))
+        return
+    names = list(dict.fromkeys(name for row in readable for name in row))
     rows = itertools.chain(first, rows)
     if "choices" in names and "answerKey" in names:
-        yield from (_chosen(path, line, row, counterfactual, names) for line, row in rows)
+        yield from _read(rows, lambda line, row: _chosen(path, line, row, counterfactual, names))
         return
-    columns = _columns(path, names, counterfactual)
+    try:
+        columns = _columns(path, names, counterfactual)
+    except PromptError:
+        if len(readable) == len(first):
+            raise
+        yield from (row for _, row in first if isinstance(row, FormError))  # a likelier reason than the columns
+        return
     beside = _beside(names, columns)
-    yield from (_record(path, line, row, columns, beside, shared) for line, row in rows)
+    yield from _read(rows, lambda line, row: _record(path, line, row, columns, beside, shared))
 
 
-def _table(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read(rows: Iterator[Row], record: Callable[[int, dict[str, Any]], Record]) -> Iterator[Record | FormError]:
+    """A record of every row, or what is wrong with it."""
+    for line, row in rows:
+        try:
+            yield row if isinstance(row, FormError) else record(line, row)
+        except FormError as error:
+            yield error
+
+
+def _table(path: Path) -> Iterator[Row]:
     """The rows of a CSV file with their lines."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         try:
             for row in reader:
-                if None in row:
-                    raise FormError(f"{str(path)!r}, line {reader.line_num}: more fields than the header has columns")
-                yield reader.line_num, row
+                long = f"{str(path)!r}, line {reader.line_num}: more fields than the header has columns"
+                yield reader.line_num, FormError(long) if None in row else row
         except csv.Error as error:
             raise FormError(f"{str(path)!r}, line {reader.line_num} is not CSV: {error}") from None
 
 
-def _json_rows(path: Path) -> tuple[Iterator[tuple[int, dict[str, Any]]], dict[str, int]]:
+def _json_rows(path: Path) -> tuple[Iterator[Row], dict[str, int]]:
     """Records with their lines, and the roles that all of them share."""
     if path.suffix == ".jsonl" or _is_lines(list(itertools.islice(_lines(path), 1))):
         return ((at, _json(path, at, line)) for at, line in _lines(path)), {}
@@ -174,13 +197,13 @@ def _is_lines(lines: Sequence[tuple[int, str]]) -> bool:
     return isinstance(first, dict) and not isinstance(first.get("prompts"), list)
 
 
-def _json(path: Path, line: int, text: str) -> dict[str, Any]:
+def _json(path: Path, line: int, text: str) -> dict[str, Any] | FormError:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FormError(f"{str(path)!r}, line {line} is not JSON: {error}") from None
+        return FormError(f"{str(path)!r}, line {line} is not JSON: {error}")
     if not isinstance(row, dict):
-        raise FormError(f"{str(path)!r}, line {line} must be an object with named fields, not {text.strip()[:40]!r}")
+        return FormError(f"{str(path)!r}, line {line} must be an object with named fields, not {text.strip()[:40]!r}")
     return row
 
 

@@ -12,7 +12,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from interp.prompts.answers import answer_ids, check_apart
 from interp.prompts.pair_checks import check_rows, encode_prompts, role_positions
 from interp.prompts.pairs import PromptPairs
 from interp.prompts.single_tokens import next_token
-from interp.tasks.data_files.columns import SUFFIXES, Record, records
+from interp.tasks.data_files.columns import SUFFIXES, FormError, Record, records
 from interp.tasks.later_years import split_years
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def from_file(
         model: its tokenizer reads the texts. Without a tokenizer, prompts and answers must be ids.
         path: a .csv, .jsonl or .json file.
         n: use the first n pairs that fit, and read no further; None uses all.
-        strict: refuse the first pair that does not fit, instead of leaving it out.
+        strict: refuse pairs that do not fit, instead of leaving them out.
         counterfactual: if a file has several corrupt prompts, the column of the one to use.
         aligned: keep only pairs of the commonest length (with n, the commonest among the first 64 or n). It is up to
             the file whether positions then mean the same.
@@ -84,7 +84,7 @@ def from_file(
 
     Raises:
         PromptError: a file that is missing or lacks columns, ids that contradict their text, no pair that fits, or,
-            with `strict`, any pair that does not; the message names line and column.
+            with `strict`, any pair that does not; the message names the line and column of each, up to 20.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -93,21 +93,15 @@ def from_file(
     if path.exists() and not path.is_file():
         raise PromptError(f"{str(path)!r} cannot be read: it is not a file")
     fits: list[_Fit] = []
-    left: list[str] = []
-    count, n_left, usual, sample = 0, 0, None, max(n or 0, SAMPLE)
+    misfits = _Misfits(path, strict)
+    count, usual, sample = 0, None, max(n or 0, SAMPLE)
     for record in records(path, counterfactual=counterfactual):
         count += 1
-        if contradiction := _contradiction(record, model):
-            raise PromptError(f"{str(path)!r}, line {record.line}, {contradiction}")
         # 2. Does the pair fit this tokenizer? 3. If not, leave it out and count it.
-        try:
-            fit = _fit(model, record, prepend_bos)
-        except _MisfitError as error:
-            reason = f"line {record.line}, {error}"
-            if strict:
-                raise PromptError(f"{str(path)!r}, {reason}") from None
-            n_left += 1
-            left += [reason] if n_left <= MAX_REASONS else []
+        fit = misfits.without(record, model, prepend_bos)
+        if misfits.enough:
+            break
+        if fit is None:
             continue
         # Aligned pairs have the commonest length, which is known only after the first `sample` of them.
         if usual is None or len(fit.clean) == usual:
@@ -117,12 +111,77 @@ def from_file(
             fits = [one for one in fits if len(one.clean) == usual]
         if n is not None and len(fits) >= n and (not aligned or usual is not None):
             break
-    if not fits:
-        raise PromptError(f"none of the {count} pairs of {str(path)!r} fits this model; the first: {left[0]}")
+    misfits.refuse(count, any_fits=bool(fits))
     if aligned and usual is None:
         usual = _commonest(fits)
         fits = [one for one in fits if len(one.clean) == usual]
-    return _pairs(model, fits[:n], prepend_bos, name or path.stem, _notes(path, count, fits[:n], n_left, left, model))
+    return _pairs(model, fits[:n], prepend_bos, name or path.stem, _notes(path, count, fits[:n], misfits, model))
+
+
+@dataclass
+class _Misfits:
+    """The records of a file that do not do, in words.
+
+    Attributes:
+        path: the file.
+        strict: whether pairs that do not fit this model are refused, as records that cannot be read always are.
+        unreadable: what is wrong with records that cannot be read.
+        left: why pairs were left out, the first of them.
+        n_left: how many were.
+    """
+
+    path: Path
+    strict: bool
+    unreadable: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    n_left: int = 0
+
+    def without(self, record: Record | FormError, model: HookedModel, prepend_bos: bool | None) -> _Fit | None:
+        """A record's token ids; None where it does not do, which is noted.
+
+        Raises:
+            PromptError: ids that contradict the texts beside them, which is no matter of one line.
+        """
+        if isinstance(record, FormError):
+            self.unreadable.append(str(record).removeprefix(f"{str(self.path)!r}, "))
+            return None
+        if contradiction := _contradiction(record, model):
+            raise PromptError(f"{str(self.path)!r}, line {record.line}, {contradiction}")
+        try:
+            return _fit(model, record, prepend_bos)
+        except _MisfitError as error:
+            self.n_left += 1
+            self.left += [f"line {record.line}, {error}"] if self.n_left <= MAX_REASONS else []
+            return None
+
+    @property
+    def enough(self) -> bool:
+        """Whether the file will be refused, with as many reasons as are told."""
+        return max(len(self.unreadable), len(self.left) if self.strict else 0) >= MAX_REASONS
+
+    def refuse(self, count: int, *, any_fits: bool) -> None:
+        """Refuse the file of which `count` records were looked at, if anything in it is not to be left out.
+
+        Raises:
+            FormError: records that cannot be read.
+            PromptError: pairs that do not fit, if none does, or with `strict`.
+        """
+        if self.unreadable:
+            raise FormError(_every(self.path, self.unreadable))
+        if self.strict and self.left:
+            raise PromptError(_every(self.path, self.left))
+        if not any_fits:
+            more = f"; and {self.n_left - len(self.left)} more" if self.n_left > len(self.left) else ""
+            reasons = "; ".join(self.left)
+            raise PromptError(
+                f"none of the {count} pairs of {str(self.path)!r} fits this model; the first: {reasons}{more}"
+            )
+
+
+def _every(path: Path, reasons: Sequence[str]) -> str:
+    """Everything that is wrong with some lines of a file, as far as it was looked at."""
+    more = "; no further line was looked at" if len(reasons) == MAX_REASONS else ""
+    return f"{str(path)!r}, {'; '.join(reasons)}{more}"
 
 
 def _commonest(fits: Sequence[_Fit]) -> int:
@@ -282,9 +341,7 @@ def _plain(error: Exception) -> str:
     return str(error).removeprefix("pair 0: ")
 
 
-def _notes(
-    path: Path, count: int, fits: Sequence[_Fit], n_left: int, left: Sequence[str], model: HookedModel
-) -> dict[str, Any]:
+def _notes(path: Path, count: int, fits: Sequence[_Fit], misfits: _Misfits, model: HookedModel) -> dict[str, Any]:
     first = fits[0]
     named = list(dict.fromkeys(name for fit in fits for name in fit.record.more))
     tokenizer = model.answer_tokenizer
@@ -303,8 +360,8 @@ def _notes(
         "metric": "prob_diff" if many else "logit_diff",
         "n": len(fits),
         "records": count,
-        "left_out": n_left,
-        "left_out_because": list(left),
+        "left_out": misfits.n_left,
+        "left_out_because": list(misfits.left),
         "columns": dict(first.record.columns),
         "first_answers": answers,
         "more": {name: [fit.record.more.get(name) for fit in fits] for name in named},

@@ -20,7 +20,10 @@ from interp.weights.options import Options
 
 BRIDGE = (
     "TransformerLens has more architectures, and every model of its bridge can be loaded: "
-    "interp.load(TransformerBridge.boot_transformers(NAME))"
+    "interp.load(TransformerBridge.boot_transformers(NAME)), in three lines:\n"
+    "    import interp\n"
+    "    from transformer_lens.model_bridge import TransformerBridge\n"
+    "    model = interp.load(TransformerBridge.boot_transformers(NAME))"
 )
 
 
