@@ -251,6 +251,13 @@ def test_padding_is_not_shown() -> None:
         assert len(payloads[0]["rows"]) == 7 and payloads[0]["rows"] == payloads[1]["rows"]
 
 
+def test_prompts_without_answers_have_no_rank() -> None:
+    model = make("llama")
+    pairs = interp.PromptPairs.from_tokens([[1, 2, 3]])
+    lens = next(part for part in interp.show(model, pairs).parts if part.name == "lens")
+    assert lens.payload["answer"] is None and lens.payload["lenses"]["logit lens"]["ranks"] is None
+
+
 def test_payloads_are_plain_json(on_prompt: View) -> None:
     for part in on_prompt.parts:
         json.dumps(part.payload, allow_nan=False)

@@ -102,7 +102,8 @@ def _of_model(
         raise PromptError("effects are of an answer: give PromptPairs in place of the prompt")
     ids = ids.to(model.device)
     named = model.to_str_tokens(ids) if model.tokenizer is not None else [str(one) for one in ids.tolist()]
-    labels, answer = _visible(named), None if pairs is None else int(pairs.answers[0, 0])
+    labels = _visible(named)
+    answer = int(pairs.answers[0, 0]) if pairs is not None and pairs.has_answers else None
     lenses = {"logit lens": None} | ({} if lens is None else {"tuned lens": lens.translate})
     parts: list[Part] = []
     if model.cfg.causal:
