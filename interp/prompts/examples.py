@@ -10,11 +10,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from interp.hooked.model import HookedModel
-    from interp.prompts.pairs import PromptPairs
 
 
-def examples(pairs: PromptPairs, n: Any, model: HookedModel | None) -> pd.DataFrame:
-    """The first pairs as a table, as `PromptPairs.examples` describes it."""
+def examples(pairs: Any, n: Any, model: HookedModel | None) -> pd.DataFrame:
+    """The first of `PromptPairs` as a table, as their method `examples` describes it."""
     import pandas as pd
 
     rows = range(min(whole_number("n", n, least=1), len(pairs)))
@@ -37,7 +36,7 @@ def examples(pairs: PromptPairs, n: Any, model: HookedModel | None) -> pd.DataFr
     return pd.DataFrame(columns)
 
 
-def _texts(pairs: PromptPairs, model: HookedModel | None) -> Any:
+def _texts(pairs: Any, model: HookedModel | None) -> Any:
     """The text of an answer: the model's, or that of the same token in a prompt, or its id."""
     known: dict[int, str] = {}
     for tokens, texts in ((pairs.clean, pairs.str_tokens), (pairs.corrupt, pairs.corrupt_str_tokens)):
