@@ -215,7 +215,7 @@ class Part:
         >>> Part.parse("L9Q6")
         Traceback (most recent call last):
             ...
-        interp.errors.UnknownName: no part matches 'L9Q6'; did you mean 'L9S6' or 'L9N6' or 'L9H6'?
+        interp.errors.UnknownName: no part matches 'L9Q6'; did you mean 'L9X6' or 'L9S6' or 'L9N6'?
         """
         part = spelled(text)
         if among is not None:

@@ -52,6 +52,7 @@ class EncoderDecoder(HookedModel):
         ConfigError: no such configuration.
 
     Example:
+        >>> from interp.config import ModelConfig
         >>> sizes = {"n_layers": 2, "d_model": 16, "n_ctx": 32, "d_head": 8, "d_vocab": 50, "seed": 0}
         >>> encoder = ModelConfig(**sizes, attention_dir="bidirectional")
         >>> model = EncoderDecoder(EncoderDecoderConfig(encoder, ModelConfig(**sizes, cross_attention=True)))

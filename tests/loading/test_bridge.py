@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import makers
 import pytest
@@ -65,9 +66,11 @@ UNKNOWN: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(autouse=True)
-def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    for model_type in FOREIGN:
-        monkeypatch.delitem(FAMILIES, model_type)
+def hidden() -> Iterator[None]:
+    with mock.patch.dict(FAMILIES):  # which puts the families back in their order
+        for model_type in FOREIGN:
+            del FAMILIES[model_type]
+        yield
 
 
 @pytest.fixture(params=NATIVE)
