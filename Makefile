@@ -48,8 +48,9 @@ MINUTES := 12
 campaign: $(READY) ## damage files, kill, interrupt and call wrongly, thousands of times (MINUTES=12); the table goes into docs
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign --minutes $(MINUTES) --out reports/campaign --page docs/reliability.md
 
-conformance: $(READY) ## measure every family of models against transformers; the table goes into docs/families.md
-	@OMP_NUM_THREADS=1 INTERP_EXAMPLES=100 $(BIN)/python -m pytest -q tests/weights/huggingface/test_drawn_configs.py
+conformance: $(READY) $(GEMMA) ## measure every family of models against transformers; the table goes into docs/families.md
+	@OMP_NUM_THREADS=1 INTERP_EXAMPLES=100 $(BIN)/python -m pytest -q tests/weights/huggingface/test_drawn_configs.py \
+	  tests/weights/gguf/test_gemma3_file.py
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.conformance --page docs/families.md
 
 lint: $(READY) ## check style, format and types
