@@ -27,20 +27,9 @@ MARKS = ("order", "sample", "selection", "rank", "reason")
 """Columns of texts of which some may be empty."""
 
 INDICES = (
-    *("layer", "target_layer", "sender_layer", "receiver_layer", "prompt", "pos", "query", "key", "k", "draw"),
-    *(
-        "number",
-        "head",
-        "kv_head",
-        "encoder_head",
-        "cross_head",
-        "ssm_head",
-        "ssm_group",
-        "channel",
-        "neuron",
-        "expert",
-    ),
-)
+    "layer", "target_layer", "sender_layer", "receiver_layer", "prompt", "pos", "query", "key", "k", "draw", "number",
+    "head", "kv_head", "encoder_head", "cross_head", "ssm_head", "ssm_group", "channel", "neuron", "expert",
+)  # fmt: skip
 """Columns of whole numbers of which some may be missing."""
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analyses.tuned_lens import (
     LEAST,
@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ORDER = 25
+TRAINING: dict[str, Any] = {"sequences": 96, "length": 48, "seed": 0, "steps": 12}  # of the lens that is kept
 
 
 def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress: bool | None = None) -> StudyReport:
     """The section of a task's report: a lens trained on what the model writes, its quality, its reading of the task."""
-    lens = kept(model, {"version": __version__}, lambda: trained(model, None, None, progress=progress))
+    recipe = {"version": __version__, **TRAINING}
+    lens = kept(model, recipe, lambda: trained(model, None, None, progress=progress, **TRAINING))
     frame = run(model, pairs, lens=lens)
     grid = run(model, pairs[:1], lens=lens, pos="all" if model.cfg.d_vocab_out >= model.cfg.d_vocab else "last", top=1)
     table, nearer = summary(frame), compared(lens)

@@ -19,6 +19,7 @@ import numpy as np
 from interp.arguments import checked, is_several, plain, shown
 from interp.errors import PromptError, unknown
 from interp.hooked.model import HookedModel
+from interp.lenses.read import token_text
 from interp.prompts.pairs import PromptPairs
 
 CONTRASTS = {
@@ -153,11 +154,11 @@ def _by_answer(model: HookedModel, pairs: PromptPairs) -> Contrast | str:
     ids = pairs.answers.cpu().numpy()
     if _some_same(pairs):
         return "some corrupt prompt equals its clean one, and so has the same right answer"
-    classes, tokenizer = list(dict.fromkeys(ids.flatten().tolist())), model.answer_tokenizer
+    classes = list(dict.fromkeys(ids.flatten().tolist()))
     rare = min(int((ids == one).sum()) for one in classes)
     if rare < 2 or len(classes) > max(2, len(pairs) // 4):
         return f"{len(pairs)} pairs have {len(classes)} different answers, the rarest of them {rare} times"
-    shown = [str(one) if tokenizer is None else tokenizer.str_tokens([one])[0] for one in classes]
+    shown = [token_text(model, one) for one in classes]
     index = {one: at for at, one in enumerate(classes)}
     clean, corrupt = np.array([[index[one] for one in row] for row in ids.tolist()]).T
     return _contrast(pairs, "answer", shown, clean, corrupt)

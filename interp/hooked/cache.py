@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from interp.arguments import device_of, one_of_layers, shown
+from interp.arguments import device_of, one_of_layers, shown, whole_number
 from interp.errors import InterpError, PromptError, UnknownName
 from interp.hooked.decompositions import CachedModel, Decompositions, Key, like_the_cache
 from interp.hooked.pickling import AbsentModel, alone
@@ -86,11 +86,6 @@ class ActivationCache(Decompositions, Mapping[str, Tensor]):
         value = self._tensors[name]
         return value if self.has_batch_dim else value[0]
 
-    @property
-    def attention_mask(self) -> Tensor | None:
-        """Where the prompts of the forward are real [batch, pos]; None where they are everywhere."""
-        return self._mask
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
@@ -119,11 +114,14 @@ class ActivationCache(Decompositions, Mapping[str, Tensor]):
             layer = one_of_layers(layer, self.model.cfg.n_layers)
         return find_act_name(site, layer, self.model.hook_dict, *kind)
 
-    def tidy(self, site: str, layer: int | None = None, layer_type: str | None = None) -> pd.DataFrame:
+    def tidy(
+        self, site: str, layer: int | None = None, layer_type: str | None = None, *, prompt: int | None = None
+    ) -> pd.DataFrame:
         """One site as a tidy table, for figures and pandas: a row for every entry, padding left out.
 
         Args:
             site, layer, layer_type: as `cache[site, layer, layer_type]` takes them; a full name needs no layer.
+            prompt: only this one, counted from 0; None takes all.
 
         Returns:
             `layer` (of a site that belongs to one), `prompt`, then a column for each axis of the site by its name
@@ -132,7 +130,8 @@ class ActivationCache(Decompositions, Mapping[str, Tensor]):
             `query_token` beside `query` and `key_token` beside `key`: `9: John`.
 
         Raises:
-            UnknownName: a site that the cache does not have and cannot derive; the message offers the nearest.
+            UnknownName: a site that the cache does not have and cannot derive (the message offers the nearest), or a
+                prompt that it does not have.
 
         Example:
             >>> import torch
@@ -152,7 +151,11 @@ class ActivationCache(Decompositions, Mapping[str, Tensor]):
         number = re.search(r"blocks\.(\d+)\.", name)
         rows, keys = (self._prompts.get(stack, CachedPrompts(mask=self._mask)) for stack in (row.rows_in, row.keys_in))
         value = value if self.has_batch_dim else value[None]
-        return tidy(value, row, int(number[1]) if number else None, rows, keys)
+        if prompt is not None:
+            at = whole_number("prompt", prompt, least=0, most=len(value) - 1, refuse=UnknownName)
+            value, rows, keys = value[at : at + 1], rows.only(at), keys.only(at)
+        frame = tidy(value, row, int(number[1]) if number else None, rows, keys)
+        return frame if prompt is None else frame.assign(prompt=prompt)
 
     @like_the_cache
     def _derive(self, name: str) -> Tensor:

@@ -6,7 +6,7 @@ tables; entries at padding are left out. 3. Where the tokens are known, each pos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +43,11 @@ class CachedPrompts:
     n_past: int = 0
     kept: PosSlice = None
     tokenizer: Tokenizer | None = None
+
+    def only(self, prompt: int) -> CachedPrompts:
+        """What is known of one of the prompts."""
+        tokens, mask = (None if rows is None else rows[prompt : prompt + 1] for rows in (self.tokens, self.mask))
+        return replace(self, tokens=tokens, mask=mask)
 
     def __getstate__(self) -> dict[str, Any]:
         alone = {} if self.tokenizer is None else {"tokens": None, "tokenizer": None}

@@ -1,7 +1,7 @@
 """Ablations of components: each by itself, then one after another, and the tables of what the metric loses.
 
-1. `singles` takes every component away by itself. What the metric loses is the effect; `by_importance` orders
-   components by its mean.
+1. `singles` takes every component away by itself, and `ablated` runs them. What the metric loses is the effect;
+   `by_importance` orders components by its mean.
 2. `curves` takes them away one after another in this order, and in random ones, and gives them back
    (`interp.variants.components.one_after_another`).
 3. `losses` and `recovery` are the means over prompts of single ablations, and of curves.
@@ -12,7 +12,7 @@ Source: Wang et al. 2022 ("Interpretability in the Wild", sections 2 and 4).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -20,9 +20,14 @@ from interp import stats
 from interp.arguments import checked
 from interp.edits import Variant
 from interp.errors import InterpError
+from interp.hooked.model import HookedModel
+from interp.metrics import Metric
 from interp.names import Part
+from interp.prompts.pairs import PromptPairs
 from interp.rounding import of_rows, quotient
-from interp.variants.components import one_after_another, replaced
+from interp.sweeps.sweep import sweep
+from interp.variants.ablations import replacements
+from interp.variants.components import one_after_another, replaced, site_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,6 +58,27 @@ def singles(parts: Sequence[Part], values: Mapping[str, Mapping[str, Tensor]]) -
         labels = {"kind": kind, "stage": "single", "order": "", "number": 1}
         made += [Variant(replaced([part], of_kind), {**labels, **part.labels}) for part in parts]
     return made
+
+
+def ablated(
+    model: HookedModel,
+    pairs: PromptPairs,
+    parts: Sequence[Part],
+    kind: str,
+    metric: str | Metric,
+    **options: Any,
+) -> pd.DataFrame:
+    """Every component by itself under one kind of ablation over the clean prompts, as `interp.sweep` gives it.
+
+    Args:
+        model, pairs, metric, options: as `interp.sweep` takes them.
+        parts: the components.
+        kind: a name of `interp.variants.ablations.ABLATIONS`.
+    """
+    pairs = pairs.to(model.device)
+    names = dict.fromkeys(site_of(part, model.hook_dict) for part in parts)
+    values = {kind: replacements(model, pairs, names, kind, run="corrupt" if kind == "corrupt" else "clean")}
+    return sweep(model, pairs, singles(parts, values), metric, base="clean", source="clean", **options)
 
 
 def by_importance(frame: pd.DataFrame, parts: Sequence[Part], kind: str) -> list[Part]:

@@ -12,6 +12,7 @@ Source: Olsson et al. 2022 ("In-context Learning and Induction Heads", https://a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -20,12 +21,10 @@ from torch import Tensor
 from interp.errors import InterpError
 from interp.heads.from_patterns import Sequences, heads_of
 from interp.hooked.model import HookedModel
-from interp.metrics import Metric
+from interp.metrics import Metric, loss, measure
 from interp.prompts.pairs import PromptPairs
-from interp.sweeps.sweep import sweep
-from interp.variants.ablation_runs import singles
-from interp.variants.ablations import replacements
-from interp.variants.components import components, site_of
+from interp.variants.ablation_runs import ablated
+from interp.variants.components import components
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,28 +51,29 @@ class Repeating(NamedTuple):
         return self.loss < REPEATS * self.new
 
 
-def losses(model: HookedModel, sequences: Sequences) -> tuple[Tensor, Tensor]:
+def on_second_copy(model: HookedModel, sequences: Sequences) -> tuple[Tensor, Tensor]:
     """The loss on the second copy of every sequence, and on new tokens in its place, in nats.  # [sequence] each
 
     Raises:
         InterpError: a model that does not say which token comes next.
     """
     _check(model)
-    second = _second(sequences)
+    pairs, metric = _pairs(sequences), _metric(sequences)
     with torch.no_grad():
-        return tuple(  # type: ignore[return-value]
-            _loss(model(tokens)[:, second.start - 1 : second.stop - 1], tokens[:, second]).double().cpu()
-            for tokens in (sequences.repeated, sequences.fresh)
+        repeated, fresh = (
+            measure(metric, model(tokens), pairs, side=side).double().cpu()
+            for side, tokens in (("clean", pairs.clean), ("corrupt", pairs.corrupt))
         )
+    return repeated, fresh
 
 
 def repeating(model: HookedModel, sequences: Sequences) -> Repeating:
     """How well a model repeats these sequences.
 
     Raises:
-        InterpError: as `losses`.
+        InterpError: as `on_second_copy`.
     """
-    return Repeating(*(float(loss.mean()) for loss in losses(model, sequences)))
+    return Repeating(*(float(own.mean()) for own in on_second_copy(model, sequences)))
 
 
 def without_each_head(model: HookedModel, sequences: Sequences, **options: Any) -> pd.DataFrame:
@@ -89,36 +89,25 @@ def without_each_head(model: HookedModel, sequences: Sequences, **options: Any) 
         the head), `base_value` (with it), `control` (on new tokens) and `effect` = value - base_value, in nats.
 
     Raises:
-        InterpError: as `losses`; a model without heads.
+        InterpError: as `on_second_copy`; a model without heads.
     """
-    _, new = losses(model, sequences)
+    _, new = on_second_copy(model, sequences)
     axis, _ = heads_of(model)
-    tokens, second = sequences.repeated, _second(sequences)
-    pairs = PromptPairs.from_tokens(tokens, sequences.fresh, answers=tokens[:, second.start : second.start + 2])
     parts = [part for part in components(model, [SITES[axis]]) if part.kind == axis]
-    names = dict.fromkeys(site_of(part, model.hook_dict) for part in parts)
-    variants = singles(parts, {"mean": replacements(model, pairs, names, "mean", run="clean")})
-
-    def fn(logits: Tensor, rows: PromptPairs) -> Tensor:
-        return _loss(logits, rows.clean[:, second].to(logits.device))
-
-    before = tuple(range(second.start - 1, second.stop - 1))
-    metric = Metric(LOSS, fn, "mean of -log p of the second copy's tokens", "nats", whole=True, positions=before)
-    frame = sweep(model, pairs, variants, metric, base="clean", source="clean", **options)
+    frame = ablated(model, _pairs(sequences), parts, "mean", _metric(sequences), **options)
     frame = frame.assign(control=new.numpy()[frame["prompt"]], effect=frame["value"] - frame["base_value"])
     return frame[["layer", axis, "prompt", "metric", "value", "base_value", "control", "effect"]]
 
 
-def _second(sequences: Sequences) -> slice:
-    """The positions of the second copy that the repetition foretells: all but the first."""
+def _pairs(sequences: Sequences) -> PromptPairs:
+    """The sequences that repeat, and beside each the one that does not."""
+    return PromptPairs.from_tokens(sequences.repeated, sequences.fresh)
+
+
+def _metric(sequences: Sequences) -> Metric:
+    """The loss on all of the second copy but its first token, which nothing foretells."""
     start = sequences.start + sequences.length
-    return slice(start + 1, start + sequences.length)
-
-
-def _loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The mean of -log p of tokens [rows, pos] by the logits before them [rows, pos, d_vocab].  # [rows]"""
-    log_prob = logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)
-    return -log_prob.gather(-1, tokens[..., None])[..., 0].mean(-1)
+    return replace(loss(positions=slice(start, start + sequences.length - 1)), name=LOSS)
 
 
 def _check(model: HookedModel) -> None:

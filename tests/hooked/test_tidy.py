@@ -145,3 +145,16 @@ def test_tokens_are_told_as_text_and_stay_behind_in_a_pickle() -> None:
         assert list(frame.loc[frame["prompt"] == prompt, "token"].unique()) == own
     assert "3: John" in set(cache.tidy("pattern", 0)["key_token"])
     assert "token" not in pickle.loads(pickle.dumps(cache)).tidy("z", 0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba2"])
+def test_one_prompt_alone_is_its_part_of_the_table(kind: str) -> None:
+    model, pairs = make(kind), pairs_of(9, 7)
+    _, cache = model.run_with_cache(**pairs.inputs("clean"))
+    for site in ("resid_post", "pattern"):
+        whole = cache.tidy(site, 1, "mixer" if kind == "mamba2" and site == "pattern" else None)
+        for at in (0, 1):
+            one = cache.tidy(site, 1, "mixer" if kind == "mamba2" and site == "pattern" else None, prompt=at)
+            assert one.equals(whole[whole["prompt"] == at].reset_index(drop=True))
+    with pytest.raises(UnknownName, match="prompt must be at most 1, not 2"):
+        cache.tidy("resid_post", 1, prompt=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from browser import chromium, opened
-from makers import make, named_pairs, pairs_of
+from makers import encoder_decoder, make, named_pairs, pairs_of, stack_pairs
 
 import interp
 from interp.circuits.edge_scores import eap
@@ -67,11 +68,14 @@ def views() -> dict[str, Callable[[], View]]:
 KINDS = ("circuit", "prompt", "cache", "pattern", "map", "bars", "tokens")
 
 
+@pytest.mark.parametrize("width", [640, 1280])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_view_draws_quietly_for_everybody(kind: str, dark: bool, browser: Any, tmp_path: Path) -> None:
+def test_every_view_draws_quietly_for_everybody(
+    kind: str, dark: bool, width: int, browser: Any, tmp_path: Path
+) -> None:
     file = views()[kind]().save(tmp_path / "view.html")
-    with opened(browser, file, width=640, dark=dark) as shown:
+    with opened(browser, file, width=width, dark=dark) as shown:
         shown.page.wait_for_selector("section")
         assert shown.violations() == []
         assert shown.sideways() == 0
@@ -200,8 +204,6 @@ def test_many_heads_stay_small_and_quick(browser: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 5, 5), (2, 2, 4, 4)])
 def test_arrays_are_stored_as_they_are(shape: tuple[int, ...]) -> None:
-    import base64
-
     import numpy as np
 
     value = torch.randn(shape)
@@ -238,17 +240,76 @@ def test_what_cannot_be_shown_is_refused_by_name() -> None:
             call()
 
 
-def test_padding_is_not_shown() -> None:
-    model, pairs = make("llama"), pairs_of(9, 7)
-    for side in ("left", "right"):
-        ids = pairs.clean[1][pairs.mask[1]]
-        pad = torch.zeros(2, dtype=torch.long)
-        row = torch.cat([pad, ids] if side == "left" else [ids, pad])[None]
-        mask = torch.tensor([0, 0] + [1] * 7 if side == "left" else [1] * 7 + [0, 0])[None].bool()
-        _, cache = model.run_with_cache(row, attention_mask=mask)
-        _, alone = model.run_with_cache(ids[None])
-        payloads = [interp.show(one, "mlp_out", 1).parts[0].payload for one in (cache, alone)]
-        assert len(payloads[0]["rows"]) == 7 and payloads[0]["rows"] == payloads[1]["rows"]
+def cells(part: Part, at: int = 0) -> torch.Tensor:
+    """The numbers of a map, as its page reads them."""
+    stored = part.payload["maps"][at]["values"]
+    return torch.frombuffer(bytearray(base64.b64decode(stored["data"])), dtype=torch.float32).view(stored["shape"])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_cache_shows_its_first_prompt_without_padding_and_with_its_own_tokens(side: str) -> None:
+    model, ids = make("llama"), pairs_of(7).clean[0]
+    pad = torch.zeros(2, dtype=torch.long)
+    row = torch.cat([pad, ids] if side == "left" else [ids, pad])[None]
+    mask = torch.tensor([0, 0] + [1] * 7 if side == "left" else [1] * 7 + [0, 0])[None].bool()
+    _, cache = model.run_with_cache(row, attention_mask=mask)
+    for site, axes in (
+        ("mlp_out", ("pos", "d_model")),
+        ("pattern", ("head", "query x key")),
+        ("z", ("pos", "head x d_head")),
+    ):
+        (part,) = interp.show(cache, site, 1).parts
+        expected = cache[site, 1][0]
+        expected = expected[:, mask[0]][:, :, mask[0]] if site == "pattern" else expected[mask[0]]
+        assert tuple(part.payload["named"]) == axes and torch.equal(cells(part), expected.reshape(len(expected), -1))
+        if site != "pattern":
+            assert part.payload["rows"] == [f"{at}: {token}" for at, token in enumerate(ids.tolist())]
+    (part,) = interp.show(cache, "ln_final.hook_scale", tokens=list("abcdefg")).parts
+    assert part.payload["rows"][2] == "2: c" and part.payload["columns"] == ["value"]
+
+
+def test_a_cache_of_two_stacks_shows_sites_of_both() -> None:
+    model, pairs = encoder_decoder("t5"), stack_pairs()
+    _, cache = model.run_with_cache(**pairs.inputs("clean"))
+    (part,) = interp.show(cache, "encoder.blocks.0.hook_resid_post").parts
+    n = int(pairs.encoder.mask[0].sum())
+    assert len(part.payload["rows"]) == n
+    real = cache["encoder.blocks.0.hook_resid_post"][0][pairs.encoder.mask[0]]
+    assert torch.equal(cells(part), real)
+
+
+def test_rows_that_differ_in_more_than_their_cell_are_not_averaged() -> None:
+    model, pairs = make("llama"), named_pairs(4)
+    places = [(at, head, pos) for at in (0, 1) for head in (0, 1) for pos in (2, 3)]
+    variants = [
+        interp.Variant(
+            [interp.Edit("z", {"layer": at, "head": head, "pos": pos})], {"layer": at, "head": head, "pos": pos}
+        )
+        for at, head, pos in places
+    ]
+    frame = interp.sweep(model, pairs, variants, progress=False)
+    both = pd.concat([frame, frame.assign(metric="other", effect=frame["effect"] + 1)], ignore_index=True)
+    (part,) = interp.show(both).parts
+    assert [one["what"].partition(":")[0] for one in part.payload["maps"]] == [
+        f"head {head}, metric {metric}" for metric in ("logit_diff", "other") for head in (0, 1)
+    ]
+    means = frame.groupby(["head", "layer", "pos"])["effect"].mean()
+    for at, (metric, head) in enumerate((metric, head) for metric in range(2) for head in range(2)):
+        expected = torch.tensor([[means[head, layer, pos] + metric for pos in (2, 3)] for layer in (0, 1)])
+        assert torch.allclose(cells(part, at).double(), expected, rtol=1e-5, atol=1e-6)
+    (bars,) = interp.show(both.drop(columns=["head", "pos", "layer"]).assign(role="S")).parts
+    assert bars.name == "bars" and [label.endswith(("diff", "other")) for label in bars.payload["labels"]] == [True] * 2
+
+
+def test_a_table_from_a_file_shows_the_same(tmp_path: Path) -> None:
+    frame = interp.sweep(
+        make("llama"), named_pairs(4),
+        [interp.Variant([interp.Edit("resid_pre", {"layer": at, "pos": role})], {"layer": at, "role": role})
+         for at in (0, 1) for role in ("A", "END")],
+        progress=False,
+    )  # fmt: skip
+    frame.to_csv(tmp_path / "frame.csv", index=False)
+    assert interp.show(pd.read_csv(tmp_path / "frame.csv")).parts[0].payload == interp.show(frame).parts[0].payload
 
 
 def test_prompts_without_answers_have_no_rank() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interp import stats
 from interp.errors import InterpError
+from interp.frames import restored
 from interp.ui.views.arrays import exact
 from interp.ui.views.view import Part
 
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 COLUMNS = ("role", "pos", "head", "ssm_head", "kv_head", "channel", "expert", "neuron", "site", "lens", "key", "query")
 """What a map's columns can be, the first that a table has; its rows are layers."""
+
+NUMBERS = {
+    "value", "effect", "base_value", "source_value", "rounding", "ci_low", "ci_high", "n", "p", "p_adjusted", "share",
+    "reason", "component", "token", "query_token", "key_token", "logit", "prob",
+}  # fmt: skip
+"""Columns that are measured, or say a cell's place in other words."""
+
+BOUNDS = {"mean": "value", "low": "ci_low", "high": "ci_high"}
 
 
 def heat_map(values: Tensor, rows: Sequence[str], columns: Sequence[str], named: tuple[str, str], what: str) -> Part:
@@ -55,55 +64,54 @@ def coloured_tokens(tokens: Sequence[str], series: Mapping[str, Sequence[float]]
 def of_frame(frame: pd.DataFrame) -> Part:
     """A sweep's or a study's table: a map of layers by heads, positions or roles, or bars where it has no such columns.
 
+    What else tells rows apart (a metric, a kind of ablation, a second axis) makes a map or bars of its own.
+
     Raises:
         InterpError: a table without a column of numbers that is known, or without cells.
     """
+    frame = restored(frame)
     value = next((name for name in ("effect", "value") if name in frame and frame[name].notna().any()), None)
     if value is None or not len(frame):
         raise InterpError(f"a table with a column 'effect' or 'value' can be shown, not one of {list(frame.columns)}")
     across = [name for name in COLUMNS if name in frame and frame[name].notna().any() and frame[name].nunique() > 1]
-    n = int(frame["prompt"].nunique()) if "prompt" in frame else int(frame["n"].max()) if "n" in frame else 1
     if "layer" in frame and frame["layer"].notna().any() and across:
-        return _map(frame, value, across[0], n)
+        return _map(frame, value, across[0])
     parts = [name for name in ("component", "layer", *COLUMNS) if name in frame and frame[name].notna().any()]
+    parts += _telling(frame, parts)
     if not parts:
         raise InterpError(f"a table needs columns that name its cells, such as layer and head; it has {list(frame)}")
-    table = stats.summarise(frame, by=parts, value=value) if "prompt" in frame else _as_table(frame, value)
+    table = _means(frame, parts, value)
+    rows = table[parts].to_dict("records")
     labels = [
-        " ".join(f"{row[name]}" if name == "component" else f"{name} {_shown(row[name])}" for name in parts)
-        for _, row in table.iterrows()
+        " ".join(
+            f"{text}" if name in ("component", "metric") else f"{name} {_shown(text)}" for name, text in row.items()
+        )
+        for row in rows
     ]
-    bounds = {
-        name: [None if v != v else v for v in table[column].astype(float)]
-        for name, column in (("mean", "value"), ("low", "ci_low"), ("high", "ci_high"))
-    }
-    what = f"{value} on {frame['metric'].iloc[0]}" if "metric" in frame else value
-    return Part("bars", what[:1].upper() + what[1:], {"labels": labels, **bounds, "what": what, "n": n})
+    bounds = {name: [None if v != v else v for v in table[column].astype(float)] for name, column in BOUNDS.items()}
+    what = value if "metric" in parts else _of_metric(value, frame)
+    return Part("bars", what[:1].upper() + what[1:], {"labels": labels, **bounds, "what": what, "n": _prompts(frame)})
 
 
-def _map(frame: pd.DataFrame, value: str, column: str, n: int) -> Part:
+def _map(frame: pd.DataFrame, value: str, column: str) -> Part:
     own = frame[frame["layer"].notna() & frame[column].notna()]
-    table = stats.summarise(own, by=["layer", column], value=value) if "prompt" in own else _as_table(own, value)
     rows, columns = (list(dict.fromkeys(own[name])) for name in ("layer", column))
     rows.sort()
     if all(isinstance(one, (int, float, np.number)) for one in columns):
         columns.sort()
-    where: dict[Any, int] = {key: at for at, key in enumerate(columns)}
-    grids = {name: torch.full((len(rows), len(columns)), torch.nan) for name in ("value", "ci_low", "ci_high")}
-    for _, row in table.iterrows():
-        for name, grid in grids.items():
-            grid[rows.index(row["layer"]), where[row[column]]] = float(row[name])
-    metric = f" of {frame['metric'].iloc[0]}" if "metric" in frame else ""
-    what = f"{value}{metric}, mean over {n} prompt{'s' if n != 1 else ''}"
-    maps = [
-        {
-            "what": what,
-            "signed": True,
-            "values": exact(grids["value"]),
-            "low": exact(grids["ci_low"]),
-            "high": exact(grids["ci_high"]),
+    telling = _telling(own, ["layer", column])
+    table = _means(own, ["layer", column, *telling], value)
+    maps = []
+    for key, cells in table.groupby(telling, sort=False, dropna=False) if telling else [((), table)]:
+        grid = cells.set_index(["layer", column]).reindex([(row, one) for row in rows for one in columns])
+        values = {
+            name: exact(torch.tensor(grid[of].to_numpy(dtype=float, na_value=np.nan)).view(len(rows), len(columns)))
+            for name, of in {"values": "value", "low": "ci_low", "high": "ci_high"}.items()
         }
-    ]
+        which = ", ".join(f"{name} {_shown(one)}" for name, one in zip(telling, key, strict=True))
+        n = _prompts(frame)
+        what = f"{_of_metric(value, frame) if 'metric' not in telling else value}, mean over {n} prompt{'s'[: n > 1]}"
+        maps.append({"what": f"{which}: {what}" if which else what, "signed": True, **values})
     payload = {
         "rows": [_shown(one) for one in rows],
         "columns": [_shown(one) for one in columns],
@@ -113,17 +121,34 @@ def _map(frame: pd.DataFrame, value: str, column: str, n: int) -> Part:
     return Part("heatmap", f"{value[:1].upper()}{value[1:]} by layer and {column}", payload)
 
 
-def _as_table(frame: pd.DataFrame, value: str) -> pd.DataFrame:
-    """A table of means as `stats.summarise` gives one; without intervals where it has none."""
+def _telling(frame: pd.DataFrame, cell: Sequence[str]) -> list[str]:
+    """The columns by which rows of one cell and prompt differ: each of their values is a table of its own."""
+    own = [*cell, *(["prompt"] if "prompt" in frame else [])]
+    others = [name for name in frame if name not in own and name not in NUMBERS]
+    found: list[str] = []
+    for name in others:
+        keys = [*own, *found]
+        if not frame.duplicated(keys).any():
+            break
+        if (frame.groupby(keys, dropna=False)[name].nunique(dropna=False) > 1).any():
+            found.append(name)
+    return found
+
+
+def _means(frame: pd.DataFrame, by: Sequence[str], value: str) -> pd.DataFrame:
+    """Means over prompts with intervals; of a summary its own, and no interval where it has none."""
+    if "prompt" in frame:
+        return stats.summarise(frame, by=list(by), value=value)
     return frame.assign(value=frame[value], ci_low=frame.get("ci_low", np.nan), ci_high=frame.get("ci_high", np.nan))
+
+
+def _prompts(frame: pd.DataFrame) -> int:
+    return int(frame["prompt"].nunique() if "prompt" in frame else frame["n"].max() if "n" in frame else 1)
+
+
+def _of_metric(value: str, frame: pd.DataFrame) -> str:
+    return f"{value} of {frame['metric'].iloc[0]}" if "metric" in frame else value
 
 
 def _shown(value: Any) -> str:
     return f"{int(value)}" if isinstance(value, (float, np.floating)) and float(value).is_integer() else f"{value}"
-
-
-def axis_labels(axis: str, length: int, tokens: Sequence[str] | None) -> list[str]:
-    """The labels of an axis: tokens where it is of positions and they are given, else numbers."""
-    if tokens is not None and axis in ("pos", "query", "key") and len(tokens) == length:
-        return [f"{at}: {text}" for at, text in enumerate(tokens)]
-    return [str(at) for at in range(length)]

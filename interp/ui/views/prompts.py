@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 
 from interp.hooked.model import HookedModel
-from interp.lenses.read import Translate, depths, read_out
+from interp.lenses.read import Translate, depths, read_out, token_text
 from interp.prompts.pairs import PromptPairs
 from interp.sites import get_act_name
-from interp.sweeps.sweep import sweep
 from interp.text.characters import visible_token
 from interp.ui.views.arrays import exact, packed
-from interp.ui.views.frames import heat_map, heat_maps
+from interp.ui.views.frames import BOUNDS, heat_map, heat_maps
 from interp.ui.views.view import Part
-from interp.variants.ablation_runs import losses, singles, with_effect
-from interp.variants.ablations import replacements
-from interp.variants.components import components, site_of
+from interp.variants.ablation_runs import ablated, losses, with_effect
+from interp.variants.components import components
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +76,11 @@ def lens(
     return Part("lens", "What each layer would say", payload)
 
 
+def attention_layers(model: HookedModel) -> list[int]:
+    """The layers whose attention patterns can be seen."""
+    return [at for at in range(model.cfg.n_layers) if get_act_name("pattern", at) in model.hook_dict]
+
+
 @torch.no_grad()
 def attention(
     model: HookedModel,
@@ -96,8 +99,12 @@ def attention(
         effect: of every head, as `head_effects` gives them; None shows patterns alone.
         what: what the effect is, in a few words.
     """
-    layers = [at for at in range(model.cfg.n_layers) if get_act_name("pattern", at) in model.hook_dict]
-    names = [get_act_name(site, at) for at in layers for site in ("pattern", "attn_scores")]
+    layers = attention_layers(model)
+    names = [get_act_name("pattern", at) for at in layers]
+    scored = [get_act_name("attn_scores", at) for at in layers]
+    n_scores = len(layers) * model.cfg.n_heads * len(tokens) ** 2
+    staged = n_scores <= MOST_SCORES and not model.cfg.attn_sinks and all(name in model.hook_dict for name in scored)
+    names += scored if staged else []
     _, cache = model.run_with_cache(tokens[None], names_filter=names, return_type=None)
     patterns = torch.stack([cache["pattern", at][0] for at in layers])  # [layer, head, query, key]
     payload: dict[str, Any] = {
@@ -109,7 +116,7 @@ def attention(
         "effect": None if effect is None else _by_head(effect, layers, patterns.shape[1], what),
         "stages": None,
     }
-    if patterns.numel() <= MOST_SCORES and not model.cfg.attn_sinks:
+    if staged:
         scores = torch.stack([cache["attn_scores", at][0] for at in layers])
         payload["stages"] = {"layers": layers, "scores": exact(scores.clamp(min=torch.finfo(torch.float32).min))}
     return Part("attention", "Where heads look", payload)
@@ -140,21 +147,16 @@ def state_space(model: HookedModel, tokens: Tensor, *, labels: Sequence[str]) ->
 
 def head_effects(model: HookedModel, pairs: PromptPairs, *, kind: str, metric: str) -> pd.DataFrame:
     """What a metric loses without each head: means over prompts with their intervals, as `losses` gives them."""
-    parts, pairs = components(model, ["z"]), pairs.to(model.device)
-    names = dict.fromkeys(site_of(part, model.hook_dict) for part in parts)
-    values = {kind: replacements(model, pairs, names, kind, run="clean")}
-    frame = sweep(model, pairs, singles(parts, values), metric, base="clean", source="clean")
+    frame = ablated(model, pairs, components(model, ["z"]), kind, metric)
     return losses(with_effect(frame, recurrent=False, sparse=False))
 
 
 def _by_head(table: pd.DataFrame, layers: Sequence[int], heads: int, what: str) -> dict[str, Any]:
     """Effects in the order of heads; None where there is no number."""
     own = table.set_index(["layer", "head"]).reindex([(layer, head) for layer in layers for head in range(heads)])
-    columns = {"mean": "value", "low": "ci_low", "high": "ci_high"}
-    listed = {name: own[column].astype(float).tolist() for name, column in columns.items()}
+    listed = {name: own[column].astype(float).tolist() for name, column in BOUNDS.items()}
     return {"what": what} | {name: [None if v != v else v for v in values] for name, values in listed.items()}
 
 
 def _text(model: HookedModel, token: int) -> str:
-    tokenizer = model.answer_tokenizer
-    return str(token) if tokenizer is None else visible_token(tokenizer.str_tokens([token])[0])
+    return visible_token(token_text(model, token))

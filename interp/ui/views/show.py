@@ -23,6 +23,9 @@ from interp.ui.views.view import Part, View
 if TYPE_CHECKING:
     import pandas as pd
 
+LABELS = {"pos": "token", "query": "query_token", "key": "key_token"}
+"""Axes of positions, and the columns of a tidy table that hold their tokens."""
+
 
 @checked
 def show(
@@ -53,7 +56,7 @@ def show(
         given: for a model a text, token ids [pos] or pairs; for a cache the name of a site; for tokens their values, or
             several series of values by name.
         layer: for a cache, the layer of the site.
-        tokens: for a cache, the prompt's tokens, as `model.to_str_tokens` gives them.
+        tokens: for a cache, other labels for the first prompt's tokens than their own.
         effects: for a model with pairs, an ablation (`interp.variants.ablations.ABLATIONS`) of every head.
         metric: what effects are of.
         lens: a tuned lens to show beside the logit lens.
@@ -109,7 +112,7 @@ def _of_model(
     if model.cfg.causal:
         parts.append(prompts.next_token(model, ids, after=f"“{labels[-1]}”, at position {len(ids) - 1}"))
     parts.append(prompts.lens(model, ids, labels=labels, lenses=lenses, answer=answer))
-    if model.cfg.has_attention:
+    if prompts.attention_layers(model):
         table = (
             None
             if effects is None or pairs is None
@@ -126,35 +129,31 @@ def _of_cache(
 ) -> View:
     if not isinstance(site, str):
         raise InterpError(f"show(cache, site) needs the name of a site, such as 'z', not {shown(site)}")
+    frame = cache.tidy(site, layer, prompt=0)
+    axes = [name for name in frame if name not in ("layer", "prompt", "value") and not name.endswith("token")]
+    sizes = [int(frame[axis].nunique()) for axis in axes]
     name = cache.full_name(site if layer is None else (site, layer))
-    value, axes = cache[name], list(cache.model.hook_dict[name].site.axes)
-    value = value[0] if cache.has_batch_dim else value  # the first prompt
-    axes = axes[1:]
-    value = _real(value, axes, cache)
-    if tokens is not None:
-        tokens = _visible(tokens)
-        n = next((n for n, axis in zip(value.shape, axes, strict=True) if axis in ("pos", "query")), len(tokens))
-        if n != len(tokens):
-            raise PromptError(f"{len(tokens)} tokens were given, and the first prompt of {name!r} has {n} positions")
-    if value.ndim == 1:
-        value, axes = value[:, None], [*axes, "value"]
-    across = axes[1:]
-    flat = value.reshape(value.shape[0], -1).float()  # [first axis, all others]
-    rows = frames.axis_labels(axes[0], value.shape[0], tokens)
-    columns = frames.axis_labels(across[0] if len(across) == 1 else "", flat.shape[1], tokens)
-    part = frames.heat_map(flat, rows, columns, (axes[0], " x ".join(across)), name)
+    given = None if tokens is None else [f"{at}: {text}" for at, text in enumerate(_visible(tokens))]
+    labels = []
+    for axis, size in zip(axes, sizes, strict=True):
+        own = frame.get(LABELS.get(axis, ""))  # the cache's own tokens, where it knows them
+        known = None if axis not in LABELS else given or (None if own is None else list(dict.fromkeys(own)))
+        labels.append(_labels(size, known, name))
+    values = torch.tensor(frame["value"].to_numpy(), dtype=torch.float32).reshape(sizes[0], -1)
+    across = (
+        labels[1] if len(axes) == 2 else ["value"] if len(axes) == 1 else [str(at) for at in range(values.shape[1])]
+    )
+    part = frames.heat_map(values, labels[0], across, (axes[0], " x ".join(axes[1:])), name)
     return View(title or name, [part])
 
 
-def _real(value: Tensor, axes: Sequence[str], cache: ActivationCache) -> Tensor:
-    """A value of the first prompt [axes] at its real positions alone, on every axis of positions."""
-    if cache.attention_mask is None:
-        return value
-    real = cache.attention_mask[0].nonzero()[:, 0].to(value.device)
-    for at, axis in enumerate(axes):
-        if axis in ("pos", "query", "key"):
-            value = value.index_select(at, real)
-    return value
+def _labels(size: int, tokens: Sequence[str] | None, name: str) -> list[str]:
+    """The labels of an axis: the tokens at its positions, or numbers."""
+    if tokens is None:
+        return [str(at) for at in range(size)]
+    if len(tokens) != size:
+        raise PromptError(f"{len(tokens)} tokens were given, and the first prompt of {name!r} has {size} positions")
+    return list(tokens)
 
 
 def _visible(tokens: Sequence[str]) -> list[str]:

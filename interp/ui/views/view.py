@@ -6,8 +6,6 @@ draws it. The page has no other script, asks nothing of any server, and takes a 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
 import re
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.files.whole_files import write_whole
+from interp.ui.page import csp_hash
 
 SCHEMA = 1
 """The version of payloads: a page refuses one that it cannot read."""
@@ -63,10 +62,9 @@ class View:
     def to_html(self) -> str:
         """The view as a page that needs nothing else, nor the network."""
         script = script_of(tuple(sorted({part.name for part in self.parts})))
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        style = (HERE / "base.css").read_text(encoding="utf-8")
+        style = "\n" + (HERE / "base.css").read_text(encoding="utf-8")
         # Styles of single elements (a bar's width) are set by the script, which no policy forbids.
-        policy = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'"
+        policy = f"default-src 'none'; script-src {csp_hash(script)}; style-src {csp_hash(style)}"
         parts = [{"view": part.name, "title": part.title, **part.payload} for part in self.parts]
         body = {"schema": SCHEMA, "title": self.title, "parts": parts}
         # Within a script element only "</script" and "<!--" have a meaning, and neither is left.
@@ -76,7 +74,7 @@ class View:
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{title}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+            f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n"
             f'<main><h1 id="title">{title}</h1><div id="views"></div></main>\n'
             f'<script type="application/json" id="payload">{data}</script>\n'
             f'<script type="module">{script}</script>\n</body>\n</html>\n'

@@ -62,8 +62,10 @@ def suppressed(options: Options) -> tuple[int, ...]:
     words = options.get("bad_words_ids") or []
     if not is_several(words) or not all(is_several(word) for word in words):
         raise ConfigError(f"bad_words_ids must be a list of lists of token ids, not {shown(words)}")
-    alone = [word[0] for word in words if len(word) == 1]
-    return (*(options.get("suppress_tokens") or ()), *alone)
+    tokens = options.get("suppress_tokens") or []
+    if not is_several(tokens):
+        raise ConfigError(f"suppress_tokens must be a list of token ids, not {shown(tokens)}")
+    return (*tokens, *(word[0] for word in words if len(word) == 1))
 
 
 def head_share(options: Options, width: str, heads: str) -> int:
