@@ -145,6 +145,16 @@ def test_the_next_token_is_the_models_after_every_setting(browser: Any, tmp_path
         assert float(drawn[0].rstrip("%")) == pytest.approx(100 * float(kept[0] / kept[:n].sum()), abs=0.051)
 
 
+def test_without_top_k_and_top_p_nothing_is_cut_however_unlikely(browser: Any, tmp_path: Path) -> None:
+    logits = torch.linspace(40, -40, 5000)
+    payload = {"logits": exact(logits), "labels": [str(at) for at in range(20)], "after": "a prompt"}
+    with opened(
+        browser, View("next", [Part("next_token", "Next token", payload)]).save(tmp_path / "view.html")
+    ) as shown:
+        assert "Nothing is cut" in shown.page.locator(".arithmetic").inner_text()
+        assert "never" not in shown.page.locator("table.numbers").inner_text()
+
+
 def test_a_lens_shows_what_each_layer_would_say(browser: Any, tmp_path: Path) -> None:
     model, pairs = make("llama"), pairs_of(9)
     name = depths(model, halves=False)[1]

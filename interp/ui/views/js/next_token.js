@@ -31,7 +31,8 @@ export function render(root, payload) {
     let within = 0;
     for (let at = 0; at < k; at++) within += share(at);
     let kept = 0, mass = 0;
-    while (kept < k && (kept === 0 || mass / within < p)) mass += share(kept++);
+    // With top-p 1 nothing is cut, although the sum reaches 1 before its last, tiny terms.
+    while (kept < k && (kept === 0 || p === 1 || mass / within < p)) mass += share(kept++);
     rows.replaceChildren(...labels.slice(0, MOST).map((label, at) => {
       const cut = at >= kept, drawn = cut ? 0 : share(at) / mass;
       const name = make("button", { type: "button", class: "word", "aria-pressed": at === chosen ? "true" : "false", onclick: () => { chosen = at; draw(); rows.children[at].querySelector("button").focus(); } }, token(label));
