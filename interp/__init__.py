@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from interp.sweeps.sweep import plan_sweep, sweep
     from interp.text.tokenizer import Tokenizer
     from interp.ui.views.show import show
+    from interp.variants.edited import edited
     from interp.weights.transformer_lens import load_transformer_lens
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "Tokenizer",
     "TunedLens",
     "Variant",
+    "edited",
     "errors",
     "figures",
     "get_act_name",
@@ -111,6 +113,7 @@ _DEFINED_IN = {
     "Tokenizer": "text.tokenizer",
     "TunedLens": "lenses.tuned_lens",
     "Variant": "edits",
+    "edited": "variants.edited",
     "get_act_name": "sites",
     "load": "loading.load",
     "load_transformer_lens": "weights.transformer_lens",
