@@ -56,7 +56,7 @@ export const css = (colour) => `rgb(${colour.join(" ")})`;
 /** Black or white, whichever can be read on a colour (WCAG's relative luminance). */
 export function ink(colour) {
   const [r, g, b] = colour.map((c) => ((c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#111" : "#fff";
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000" : "#fff";
 }
 
 /** A number as tables print it: three digits that matter, and a true minus sign. */
