@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
@@ -17,14 +21,18 @@ import psutil
 import pytest
 import torch
 from browser import chromium, opened
+from makers import encoder_decoder, make
 from served import TOKEN, served
 from starlette.testclient import TestClient
 from vocabularies import names_tokenizer, reader
 
 import interp
+from interp.errors import ConfigError, OutputError
 from interp.hooked.model import HookedModel
 from interp.ui.explorer import pictures, worker
+from interp.ui.explorer.serve import serve
 from interp.ui.explorer.server import LARGEST_BODY, make_app
+from interp.variants.granularity import variants
 
 PORT = 8000
 HOST = f"127.0.0.1:{PORT}"
@@ -98,6 +106,12 @@ def test_the_map_is_the_sweeps_and_its_cost_is_said_before(client: TestClient, t
     scene = {"prompt": PROMPT, "second": SECOND, "answers": ["5", "9"]}
     plan = post(client, "plan", scene=scene)
     assert plan["heads"] == toy.cfg.n_layers * toy.cfg.n_heads and plan["operations"] > 0 and plan["seconds"] > 0
+    pairs = interp.PromptPairs.from_tokens(
+        [[int(one) for one in PROMPT.split()]], [[int(one) for one in SECOND.split()]], answers=[(5, 9)]
+    )
+    heads = variants(toy, pairs, site="z", by="head")
+    expected = interp.plan_sweep(toy, pairs, heads, base="clean", source="corrupt")
+    assert expected.packed and plan["operations"] == expected.operations  # one pass, not a forward for each head
     told = post(client, "map", scene=scene)
     assert told["answers"] == plan["answers"] == ["5", "9"]
     values = told["part"]["maps"][0]["values"]
@@ -310,6 +324,39 @@ def test_a_hundred_requests_of_two_tabs_leave_nothing_behind(client: TestClient,
         assert told == first[at % 2]
     assert psutil.Process().memory_info().rss - held < 8 * 2**20
     assert not any(point.has_hooks for point in toy.hook_dict.values())
+
+
+def test_what_cannot_be_served_is_refused_in_words(toy: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serving(model: HookedModel, port: int) -> None:
+        serve(model, loaded="", port=port, browser=False, tell=lambda address: pytest.fail(address))
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OutputError, match=f"port {port} of 127.0.0.1 cannot be used: .*; --port 0 takes one"):
+            serving(toy, port)
+    for other in (make("bidirectional"), encoder_decoder("t5")):
+        with pytest.raises(ConfigError, match="models of one stack that predict the next token"):
+            serving(other, 0)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ConfigError, match=r"needs uvicorn, .*pip install 'interp\[explore\]'"):
+        serving(toy, 0)
+
+
+@pytest.mark.alone
+def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
+    words = [sys.executable, "-m", "analyses.cli", "explore", "--model", "toy", "--no-browser"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None and command.stderr is not None
+        place, _, token = command.stdout.readline().strip().partition("/#token=")
+        headers = HEADERS | {"host": place.removeprefix("http://"), "origin": place, "x-interp-token": token}
+        told = httpx.post(f"{place}/api/about", json={}, headers=headers, timeout=30).json()
+        assert told == {"model": "toy", "layers": 2, "heads": 4, "context": 64, "text": False}
+        script = httpx.post(f"{place}/api/script", json={"scene": {"prompt": "1 2"}}, headers=headers).json()["script"]
+        assert "interp.load('toy', dtype='float32')" in script
+        command.send_signal(signal.SIGINT)
+        assert (command.wait(20), command.stderr.read(), command.stdout.read()) == (0, "", "")
 
 
 # The page

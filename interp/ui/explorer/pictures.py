@@ -107,17 +107,18 @@ def compare(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Se
     if not variant.edits:
         return None
     names = depths(model, halves=False)
-    ids, logits, streams = pairs.clean[:1], [], []
+    streams = []
     for one in (Variant([]), variant):
         with run_of(model, pairs, one):
-            out, cache = model.run_with_cache(ids, names_filter=names)
-        logits.append(out[0, -1].float())
+            _, cache = model.run_with_cache(pairs.clean[:1], names_filter=names, return_type=None)
         streams.append(torch.stack([cache[name][0, -1] for name in names]))  # [layer, d_model]
-    before, after = (one.log_softmax(-1) for one in logits)  # [d_vocab_out]
+    # The last layer's reading is the model's own output; no other position need be unembedded.
+    logits = read_out(model, torch.stack(streams))  # [run, layer, d_vocab_out]
+    read = logits.log_softmax(-1)
+    before, after = read[:, -1]  # [d_vocab_out]
     tokens = torch.cat([one.topk(min(TOP, len(one))).indices for one in (before, after)]).unique()
     tokens = tokens[torch.maximum(before, after)[tokens].argsort(descending=True)]
     first = int(before.argmax())
-    read = read_out(model, torch.stack(streams)).log_softmax(-1)  # [run, layer, d_vocab_out]
     best, of_first = read.max(-1), read[..., first].exp().tolist()
     layers = [
         {
@@ -132,7 +133,7 @@ def compare(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Se
             "token": visible_token(token_text(model, token)),
             "before": float(before[token].exp()),
             "after": float(after[token].exp()),
-            "logits": [float(one[token]) for one in logits],
+            "logits": logits[:, -1, token].tolist(),
         }
         for token in tokens.tolist()
     ]

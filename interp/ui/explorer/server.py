@@ -35,7 +35,7 @@ from interp.hooked.model import HookedModel
 from interp.ui.explorer import pictures
 from interp.ui.explorer.scene import Scene, scene_of
 from interp.ui.explorer.script import script_of
-from interp.ui.explorer.worker import BusyError, CancelledRequest, Worker, stoppable
+from interp.ui.explorer.worker import BusyError, CancelledRequest, Worker, stoppable, stopping
 from interp.ui.views import view
 
 PAGE = Path(__file__).parent / "page"
@@ -76,22 +76,29 @@ def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starl
         token: what requests that compute must bring.
         port: where it is reached, on 127.0.0.1.
     """
-    worker = Worker(model)
+    worker = Worker()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         worker.close()
 
+    def by_layer(compute: Callable[[Any], Any]) -> Callable[[Any, threading.Event], Any]:
+        def run(given: Any, stop: threading.Event) -> Any:
+            with stopping(model, stop):
+                return compute(given)
+
+        return run
+
     guard = _Guard(token, port)
     answers: dict[str, Callable[[Any, threading.Event], Any]] = {
         "about": lambda given, stop: _about(model),
-        "look": lambda given, stop: pictures.look(model, _scene(given), _wanted(given)),
-        "continue": lambda given, stop: pictures.continued(model, _scene(given), _place(given)),
+        "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given))),
+        "continue": by_layer(lambda given: pictures.continued(model, _scene(given), _place(given))),
         "plan": lambda given, stop: pictures.plan_map(model, _scene(given)),
         "map": lambda given, stop: pictures.map_heads(model, _scene(given), loaded, stoppable(stop)),
         "script": lambda given, stop: {"script": script_of(model, loaded, _scene(given))},
-        "save": lambda given, stop: {"page": pictures.saved(model, _scene(given))},
+        "save": by_layer(lambda given: {"page": pictures.saved(model, _scene(given))}),
     }
 
     def served(path: Path, kind: str) -> Callable[[Request], Awaitable[Response]]:

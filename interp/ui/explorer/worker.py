@@ -2,7 +2,7 @@
 
 1. A request is put in line; too long a line is refused.
 2. While it computes, a reader at the stream that enters each layer (and at the final norm, which lenses pass for every
-   depth) asks whether it is still wanted; sweeps ask between their chunks.
+   depth) asks whether it is still wanted; sweeps, which take whole forwards where anybody reads, ask between chunks.
 3. When the browser closes the connection, because the reader of the page types on or leaves, the answer is no.
 """
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -34,16 +35,10 @@ class BusyError(Exception):
 
 
 class Worker:
-    """The thread, and the requests that wait for it.
+    """The thread, and the requests that wait for it."""
 
-    Args:
-        model: what every request runs.
-    """
-
-    def __init__(self, model: HookedModel) -> None:
+    def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="explorer")
-        self._points = model.hook_dict
-        self._checked = [n for n in self._points if n.endswith("hook_resid_pre") or n == "ln_final.hook_normalized"]
         self._stops: set[threading.Event] = set()
 
     async def run(self, compute: Callable[[threading.Event], T], closed: Awaitable[object]) -> T:
@@ -63,7 +58,7 @@ class Worker:
             if len(self._stops) >= MOST_WAITING:
                 raise BusyError(f"{MOST_WAITING} requests wait already, which is the most: try again in a moment")
             self._stops.add(stop)
-            result = asyncio.get_running_loop().run_in_executor(self._pool, self._watched, compute, stop)
+            result = asyncio.get_running_loop().run_in_executor(self._pool, compute, stop)
             both: set[asyncio.Future[Any]] = {result, gone}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if result.done():
@@ -75,20 +70,25 @@ class Worker:
             self._stops.discard(stop)
             gone.cancel()
 
-    def _watched(self, compute: Callable[[threading.Event], T], stop: threading.Event) -> T:
-        def ask(value: Tensor, hook: HookPoint) -> None:
-            if stop.is_set():
-                raise CancelledRequest
-
-        readers = [(self._checked, ask)] if self._checked else []
-        with attached(self._points, readers=readers, must_run=False):
-            return compute(stop)
-
     def close(self) -> None:
         """Stop what runs, and take nothing more."""
         for stop in self._stops:
             stop.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def stopping(model: HookedModel, stop: threading.Event) -> Iterator[None]:
+    """Let the forwards of a `with` block end between two layers once `stop` is set."""
+
+    def ask(value: Tensor, hook: HookPoint) -> None:
+        if stop.is_set():
+            raise CancelledRequest
+
+    points = model.hook_dict
+    asked = [name for name in points if name.endswith("hook_resid_pre") or name == "ln_final.hook_normalized"]
+    with attached(points, readers=[(asked, ask)] if asked else [], must_run=False):
+        yield
 
 
 def stoppable(stop: threading.Event) -> Callable[[Job, Sequence[int]], Generator[tuple[int, Values], None, None]]:

@@ -26,13 +26,14 @@ async function refresh() {
   if (of !== mappedOf) { mappedOf = of; stopMap(""); }
   by("views").setAttribute("aria-busy", "true");
   try {
-    for (const parts of [scene.edits.length ? ["compare", "next_token"] : ["next_token"], ["attention"], ["lens"]]) {
+    const asked = [...(scene.edits.length ? [["compare"]] : []), ["next_token"], ["attention"], ["lens"]], [first] = asked;
+    for (const parts of asked) {
       const began = performance.now(), told = await ask(token, "look", { scene, parts }, own.signal);
       if (own.signal.aborted) return true;
       by("problem").textContent = "";
       by("tokens").textContent = `${told.ids.length} token${told.ids.length === 1 ? "" : "s"} of ${about.context.toLocaleString("en")}: ${told.labels.slice(0, 40).join(" | ")}${told.labels.length > 40 ? " …" : ""}`;
       show(parts, told.parts);
-      if (parts.includes("next_token")) by("status").textContent = `The next token took ${Math.round(performance.now() - began)} ms.`;
+      if (parts === first) by("status").textContent = `${scene.edits.length ? "The edited run" : "The next token"} took ${Math.round(performance.now() - began)} ms.`;
     }
     by("views").setAttribute("aria-busy", "false");
     forecast(scene, own.signal);
@@ -55,7 +56,7 @@ function tell(error) {
 // 2. What is drawn.
 function show(wanted, parts) {
   const { edits } = steps.scene, edited = edits.length ? `, ${edits.map(said).join(", ")}` : "";
-  if (wanted.includes("next_token") && !wanted.includes("compare")) by("at-compare").hidden = true;
+  if (!edited) by("at-compare").hidden = true;
   for (const name of wanted) if (!parts.some((part) => place(part, wanted) === name)) by(`at-${name}`).hidden = true;
   for (const part of parts) {
     const section = by(`at-${place(part, wanted)}`), body = make("div");
