@@ -5,7 +5,7 @@ const percent = (share) => `${(100 * share).toFixed(share < 0.001 ? 3 : 1)}%`;
 
 /** A difference of probabilities, in points of a percent, with its sign. */
 function points(before, after) {
-  const by = 100 * (after - before), text = Math.abs(by).toFixed(Math.abs(by) < 0.1 ? 3 : 1);
+  const by = 100 * (after - before), text = Math.abs(by).toFixed(2);
   return Number(text) === 0 ? "0" : `${by < 0 ? "−" : "+"}${text}`;
 }
 
@@ -20,10 +20,10 @@ const row = (head, ...cells) => make("tr", {}, make("th", { scope: "row" }, head
 export function render(root, payload) {
   const { rows, layers, first, divergence } = payload;
   const tops = rows.map(({ token: text, before, after }) => row(token(text), percent(before), percent(after), make("span", { class: "change" }, points(before, after)), bars(before, after)));
-  const depths = layers.map(({ layer, words, first: share }) => row(layer, token(words[0]), token(words[1]), percent(share[0]), percent(share[1]), make("span", { class: "change" }, points(...share))));
+  const depths = layers.toReversed().map(({ layer, words, first: share }) => row(layer, token(words[0]), token(words[1]), percent(share[0]), percent(share[1]), make("span", { class: "change" }, points(...share))));
   root.append(
     make("p", {}, `The edited run diverges from the model’s own by ${shown(divergence)} nats (KL). Upper bars: before; lower bars: after.`),
     make("div", { class: "twins" },
       table("The next token, before and after", ["token", "before", "after", "points", ""], tops),
-      table(`By layer at the last position: the first choice, and the probability of ${first}`, ["layer", "choice before", "after", "probability before", "after", "points"], depths)));
+      table(`From the output down, at the last position: the first choice, and the probability of ${first}`, ["layer", "choice before", "after", "probability before", "after", "points"], depths)));
 }
