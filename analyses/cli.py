@@ -18,7 +18,7 @@ import click
 
 import analyses
 from interp.errors import unknown
-from interp.study.options import PLACE, model_options, number_options
+from interp.study.options import PLACE, Whole, model_options, number_options
 from interp.study.refusals import Refusing
 from interp.ui.terminal import show, show_rows
 
@@ -160,6 +160,20 @@ def lens(
     pairs = load_prompts(model, prompt=text, answer=answer)
     table = logit_lens.top_tokens(logit_lens.run(model, pairs), answer=answer is not None)
     show(table, as_json=as_json, as_csv=as_csv, most=None)
+
+
+@main.command()
+@model_options
+@click.option("--port", type=Whole(0, 65535), default=0, show_default=True, help="Where; 0 takes one that is free.")
+@click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
+def explore(source: str, device: str | None, dtype: str, port: int, browser: bool) -> None:
+    """Serve a page, to this machine alone, in which a prompt and any head can be changed; Ctrl-C ends it."""
+    from interp.loading.load import load
+    from interp.ui.explorer.serve import serve
+
+    model = load(source, device=device, dtype=dtype)
+    options = "".join(f", {name}={value!r}" for name, value in (("device", device), ("dtype", dtype)) if value)
+    serve(model, loaded=f"interp.load({source!r}{options})", port=port, browser=browser, tell=click.echo)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A Chromium that shows pages without any network: what tests of views need."""
+"""A Chromium that shows pages of files, without any network, and of this machine: what tests of views need."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ class Shown:
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def clean(self) -> None:
-        """Nothing but the file was asked for, and nothing went wrong."""
-        assert len(self.requests) == 1 and self.requests[0].startswith("file:"), self.requests
+    def clean(self, host: str | None = None) -> None:
+        """Nothing but the file, or `host`, was asked for, and nothing went wrong."""
+        if host is None:
+            assert len(self.requests) == 1 and self.requests[0].startswith("file:"), self.requests
+        assert all(one.startswith((f"{host}/", "data:", f"blob:{host}/")) for one in self.requests if host), (
+            self.requests
+        )
         assert not self.complaints, self.complaints
 
     def violations(self) -> list[str]:
@@ -65,11 +69,11 @@ def chromium() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, file: Path, *, width: int = 1280, dark: bool = False) -> Iterator[Shown]:
-    """A page of a file, in a context without network."""
+def opened(browser: Any, place: Path | str, *, width: int = 1280, dark: bool = False) -> Iterator[Shown]:
+    """A page of a file, in a context without network, or one at an address of this machine."""
     context = browser.new_context(
         viewport={"width": width, "height": 900},
-        offline=True,
+        offline=isinstance(place, Path),
         color_scheme="dark" if dark else "light",
         bypass_csp=False,
     )
@@ -79,7 +83,7 @@ def opened(browser: Any, file: Path, *, width: int = 1280, dark: bool = False) -
     page.on("request", lambda request: shown.requests.append(request.url))
     page.on("console", lambda message: shown.complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: shown.complaints.append(str(error)))
-    page.goto(file.as_uri())
+    page.goto(place.as_uri() if isinstance(place, Path) else place)
     try:
         yield shown
     finally:

@@ -8,7 +8,7 @@ export function render(root, payload) {
   const weight = (at, query, key) => pattern.get(Math.floor(at / heads), at % heads, query, key);
   const limit = effect ? Math.max(...effect.mean.map((v) => Math.abs(v ?? 0))) : 0;
   const told = (at) => effect ? `${shown(effect.mean[at], true)} [${shown(effect.low[at], true)}, ${shown(effect.high[at], true)}]` : "";
-  let head = effect ? effect.mean.reduce((best, v, at) => (Math.abs(v ?? 0) > Math.abs(effect.mean[best] ?? 0) ? at : best), 0) : 0;
+  let head = payload.chosen ?? (effect ? effect.mean.reduce((best, v, at) => (Math.abs(v ?? 0) > Math.abs(effect.mean[best] ?? 0) ? at : best), 0) : 0);
   let query = n - 1, key = 0, pointed = n - 1;
 
   // 1. All heads, small.
@@ -19,7 +19,7 @@ export function render(root, payload) {
       const share = (50 * effect.mean[at]) / (limit || 1);
       Object.assign(bar.style, { background: effect.mean[at] < 0 ? "var(--below)" : "var(--above)", left: `${50 + Math.min(share, 0)}%`, width: `${Math.abs(share)}%` });
     }
-    return make("button", { type: "button", class: "thumb", role: "option", "aria-label": label, title: label, "data-at": at, onclick: () => choose(at) },
+    return make("button", { type: "button", class: "thumb", role: "option", "aria-label": label, title: label, "data-at": at, onclick: () => pick(at) },
       make("canvas", { "aria-hidden": "true" }),
       make("span", { class: "thumb-name", "aria-hidden": "true" }, name(at)),
       effect ? make("span", { class: "effect", "aria-hidden": "true" }, make("span", { class: "effect-track" }, bar), make("span", { class: "effect-value" }, shown(effect.mean[at], true))) : null);
@@ -35,7 +35,7 @@ export function render(root, payload) {
     const by = [...thumbs.keys()];
     if (order.value === "effect") by.sort((a, b) => Math.abs(effect.mean[b] ?? 0) - Math.abs(effect.mean[a] ?? 0));
     grid.replaceChildren(...by.map((at) => thumbs[at]));
-    roving(by.map((at) => thumbs[at]), { columns: heads, choose: (i) => choose(by[i]) });
+    roving(by.map((at) => thumbs[at]), { columns: heads, choose: (i) => pick(by[i]) });
   }
 
   // 2. One head, large: rows look, columns are looked at.
@@ -79,6 +79,10 @@ export function render(root, payload) {
     draw();
     point(pointed);
     move(query, tokens.reduce((best, _, k) => (weight(head, query, k) > weight(head, query, best) ? k : best), 0));
+  }
+  function pick(at) {
+    choose(at);
+    root.dispatchEvent(new CustomEvent("chosen", { bubbles: true, detail: { at, layer: layers[Math.floor(at / heads)], head: at % heads } }));
   }
   function point(at) {
     pointed = at;

@@ -35,7 +35,7 @@ export function render(root, payload) {
     while (kept < k && (kept === 0 || p === 1 || mass / within < p)) mass += share(kept++);
     rows.replaceChildren(...labels.slice(0, MOST).map((label, at) => {
       const cut = at >= kept, drawn = cut ? 0 : share(at) / mass;
-      const name = make("button", { type: "button", class: "word", "aria-pressed": at === chosen ? "true" : "false", onclick: () => { chosen = at; draw(); rows.children[at].querySelector("button").focus(); } }, token(label));
+      const name = make("button", { type: "button", class: "word", "aria-pressed": at === chosen ? "true" : "false", onclick: () => { chosen = at; root.dispatchEvent(new CustomEvent("chosen", { bubbles: true, detail: { at, label } })); draw(); rows.children[at].querySelector("button").focus(); } }, token(label));
       return make("tr", { class: cut ? "cut" : "" }, make("th", { scope: "row" }, name), make("td", {}, shown(value(at))),
         make("td", {}, `${(100 * share(at)).toFixed(share(at) < 0.001 ? 3 : 1)}%`),
         make("td", { class: "drawn" }, make("span", { class: "share", "aria-hidden": "true", style: { width: `${100 * drawn}%` } }), make("span", { class: "share-value" }, cut ? "never" : `${(100 * drawn).toFixed(1)}%`)));

@@ -1,0 +1,216 @@
+// The page: what is typed and clicked makes a scene; the server says what the model does with it; views draw that.
+import * as attention from "./views/attention.js";
+import { make } from "./views/base.js";
+import * as heatmap from "./views/heatmap.js";
+import * as lens from "./views/lens.js";
+import * as nextToken from "./views/next_token.js";
+import { ask, Refused } from "./ask.js";
+import * as compare from "./compare.js";
+import { alike, History, read, said, written } from "./scene.js";
+
+const VIEWS = { attention: attention.render, compare: compare.render, heatmap: heatmap.render, lens: lens.render, next_token: nextToken.render, note: (root, payload) => root.append(make("p", { class: "note" }, payload.text)) };
+const PAUSE = 250; // milliseconds without a key before the model runs
+const by = (id) => document.getElementById(id);
+
+const start = read(location.hash);
+const token = start.token, steps = new History(start.scene);
+let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapping = null, mappedOf = "", typing = 0;
+
+// 1. What the server is asked, in the order in which a reader looks; a newer scene stops an older one.
+async function refresh() {
+  if (!about) return true; // begins by itself once the server has said what it serves
+  running.abort();
+  const own = (running = new AbortController()), { scene } = steps;
+  history.replaceState(null, "", written(scene, token));
+  drawState();
+  const of = JSON.stringify([scene.prompt, scene.second, scene.answers]);
+  if (of !== mappedOf) { mappedOf = of; stopMap(""); }
+  by("views").setAttribute("aria-busy", "true");
+  try {
+    const asked = [...(scene.edits.length ? [["compare"]] : []), ["next_token"], ["attention"], ["lens"]], [first] = asked;
+    for (const parts of asked) {
+      const began = performance.now(), told = await ask(token, "look", { scene, parts }, own.signal);
+      if (own.signal.aborted) return true;
+      by("problem").textContent = "";
+      by("tokens").textContent = `${told.ids.length} token${told.ids.length === 1 ? "" : "s"} of ${about.context.toLocaleString("en")}: ${told.labels.slice(0, 40).join(" | ")}${told.labels.length > 40 ? " …" : ""}`;
+      show(parts, told.parts);
+      if (parts === first) by("status").textContent = `${scene.edits.length ? "The edited run" : "The next token"} took ${Math.round(performance.now() - began)} ms.`;
+    }
+    by("views").setAttribute("aria-busy", "false");
+    forecast(scene, own.signal);
+  } catch (error) {
+    if (error.name === "AbortError") return true;
+    by("views").setAttribute("aria-busy", "false");
+    tell(error);
+    return false;
+  }
+  return true;
+}
+
+function tell(error) {
+  if (!(error instanceof Refused)) throw error;
+  by("problem").textContent = error.message;
+  if (error.status === 403) by("token-form").hidden = false;
+  if (error.status === 422) { by("tokens").textContent = ""; for (const name of ["compare", "next_token", "attention", "lens"]) by(`at-${name}`).hidden = true; }
+}
+
+// 2. What is drawn.
+function show(wanted, parts) {
+  const { edits } = steps.scene, edited = edits.length ? `, ${edits.map(said).join(", ")}` : "";
+  if (!edited) by("at-compare").hidden = true;
+  for (const name of wanted) if (!parts.some((part) => place(part, wanted) === name)) by(`at-${name}`).hidden = true;
+  for (const part of parts) {
+    const section = by(`at-${place(part, wanted)}`), body = make("div");
+    const title = make("h2", { id: `${section.id}-head` }, part.title, part.view === "compare" ? "" : make("span", { class: "note" }, edited));
+    section.setAttribute("aria-labelledby", title.id);
+    section.replaceChildren(title, body);
+    section.hidden = false;
+    if (part.view === "next_token") { next = { at: 0, label: part.labels[0] }; section.append(appending()); drawAppend(); }
+    VIEWS[part.view](body, part.view === "attention" ? { ...part, chosen: Math.min(head, part.layers.length * part.heads - 1) } : part);
+  }
+}
+/** A note stands where the one view that was asked for would be. */
+const place = (part, wanted) => (part.view === "note" ? wanted[wanted.length - 1] : part.view);
+
+const appendButton = make("button", { type: "button", class: "plain", onclick: append });
+const appending = () => make("p", {}, appendButton, make("span", { class: "note" }, " Choose a token in the table to append another one."));
+function drawAppend() { appendButton.replaceChildren("append ", make("bdi", { class: "token-text" }, next.label)); }
+
+function drawState() {
+  const { scene } = steps;
+  if (!typing) { // what is being typed is not in the scene yet, and stays
+    for (const name of ["prompt", "second"]) if (by(name).value !== scene[name]) by(name).value = scene[name];
+    ["right", "wrong"].forEach((name, at) => { if (by(name).value !== scene.answers[at]) by(name).value = scene.answers[at]; });
+  }
+  by("edits").replaceChildren(...scene.edits.map((edit) => make("li", {}, said(edit),
+    make("button", { type: "button", class: "plain", "aria-label": `remove: ${said(edit)}`, onclick: () => { change({ edits: scene.edits.filter((one) => one !== edit) }, `without ${said(edit)}`); by("part").focus(); } }, "remove"))));
+  by("history").replaceChildren(...steps.steps.map(({ words }, at) => make("li", {},
+    make("button", { type: "button", "aria-current": at === steps.at ? "step" : null, onclick: () => { goTo(at); by("history").children[at].firstChild.focus(); } }, words))));
+  by("history").lastChild.scrollIntoView({ block: "nearest" });
+  by("undo").disabled = steps.at === 0;
+  by("redo").disabled = steps.at === steps.steps.length - 1;
+  by("script-place").hidden = true;
+}
+
+// 3. What changes the scene.
+async function change(fields, words, { typed = false, undone = false } = {}) {
+  if (!steps.add({ ...steps.scene, ...fields }, words, typed)) {
+    if (running.signal.aborted) refresh(); // typed and taken back
+    return;
+  }
+  if (!(await refresh()) && undone) {
+    const problem = by("problem").textContent;
+    steps.drop();
+    await refresh();
+    by("problem").textContent = problem;
+  }
+}
+function goTo(at) { clearTimeout(typing); typing = 0; steps.go(at); refresh(); }
+
+const typed = (field) => () => {
+  clearTimeout(typing);
+  running.abort();
+  typing = setTimeout(() => {
+    typing = 0;
+    change({ prompt: by("prompt").value, second: by("second").value, answers: [by("right").value, by("wrong").value] }, `${field} typed`, { typed: true });
+  }, PAUSE);
+};
+by("prompt").addEventListener("input", typed("prompt"));
+by("second").addEventListener("input", typed("second prompt"));
+for (const name of ["right", "wrong"]) by(name).addEventListener("input", typed("answers"));
+for (const form of ["prompts", "map"]) by(form).addEventListener("submit", (event) => event.preventDefault());
+
+by("change").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const op = event.submitter.value, part = by("part").value.trim();
+  const edit = `${part}:${op}${op === "scale" ? `:${by("factor").value}` : ""}`;
+  const others = steps.scene.edits.filter((one) => one.split(":")[0] !== part);
+  change({ edits: [...others, edit] }, said(edit), { undone: true });
+});
+by("undo").addEventListener("click", () => goTo(steps.at - 1));
+by("redo").addEventListener("click", () => goTo(steps.at + 1));
+
+async function append() {
+  try {
+    const { prompt, alike: same } = await ask(token, "continue", { scene: steps.scene, at: next.at });
+    await change({ prompt }, `${next.label} appended`);
+    if (!same) by("status").textContent = "The longer text is cut into other tokens than the prompt and the token that was appended.";
+  } catch (error) { tell(error); }
+}
+
+by("at-attention").addEventListener("chosen", ({ detail }) => { head = detail.at; by("part").value = `L${detail.layer}H${detail.head}`; });
+by("at-next_token").addEventListener("chosen", ({ detail }) => { next = detail; drawAppend(); });
+
+// 4. The map of all heads: what it costs is said before it is run.
+async function forecast(scene, signal) {
+  by("run-map").disabled = true;
+  if (!scene.second || !about.heads) return;
+  try {
+    const { heads, seconds, answers } = await ask(token, "plan", { scene }, signal);
+    by("forecast").textContent = `Each of ${heads} heads alone is given what it has on the second prompt. 0: as the prompt, 1: as the second. Answers: ${answers[0]} and ${answers[1]}. About ${seconds < 1 ? "a second at most" : `${Math.ceil(seconds)} seconds`}.`;
+    by("run-map").disabled = false;
+  } catch (error) { if (error instanceof Refused) by("forecast").textContent = error.message; else if (error.name !== "AbortError") throw error; }
+}
+function stopMap(words) {
+  mapping?.abort();
+  mapping = null;
+  by("map-told").textContent = words;
+  by("map-place").replaceChildren();
+  by("cancel-map").hidden = true;
+}
+by("run-map").addEventListener("click", async () => {
+  stopMap("computing …");
+  const own = (mapping = new AbortController());
+  by("cancel-map").hidden = false;
+  try {
+    const { part } = await ask(token, "map", { scene: steps.scene }, own.signal);
+    stopMap("");
+    const body = make("div");
+    body.addEventListener("chosen", ({ detail }) => { by("part").value = `L${part.rows[detail.row]}H${part.columns[detail.column]}`; });
+    heatmap.render(body, part);
+    by("map-place").replaceChildren(body);
+  } catch (error) { if (error instanceof Refused) stopMap(error.message); else if (error.name !== "AbortError") throw error; }
+});
+by("cancel-map").addEventListener("click", () => { stopMap("cancelled"); by("run-map").focus(); });
+
+// 5. What is taken along.
+by("python").addEventListener("click", async () => {
+  try {
+    const { script } = await ask(token, "script", { scene: steps.scene });
+    by("script").textContent = script;
+    by("script-place").hidden = false;
+    await navigator.clipboard.writeText(script);
+    by("status").textContent = "The script is on the clipboard.";
+  } catch (error) { if (error instanceof Refused) tell(error); else by("status").textContent = "Copy the script from below the button."; }
+});
+by("save").addEventListener("click", async () => {
+  try {
+    const { page } = await ask(token, "save", { scene: steps.scene });
+    const link = make("a", { href: URL.createObjectURL(new Blob([page], { type: "text/html" })), download: "explored.html" });
+    link.click();
+    URL.revokeObjectURL(link.href);
+  } catch (error) { tell(error); }
+});
+
+// 6. The beginning, and links that are opened in this tab.
+by("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const given = read(by("address").value).token || by("address").value.trim();
+  history.replaceState(null, "", written(steps.scene, given));
+  location.reload();
+});
+addEventListener("hashchange", () => {
+  const given = read(location.hash);
+  if (given.token && given.token !== token) location.reload();
+  else if (!alike(given.scene, steps.scene)) change(given.scene, "link");
+});
+async function begin() {
+  try {
+    about = await ask(token, "about");
+  } catch (error) { tell(error); return; }
+  document.title = `Explorer: ${about.model}`;
+  by("title").textContent = about.model;
+  by("about").textContent = `${about.layers} layers${about.heads ? ` of ${about.heads} heads` : ""}, prompts of up to ${about.context.toLocaleString("en")} tokens${about.text ? "" : "; it has no tokenizer: write token ids, such as 3 14 15"}.`;
+  if (steps.scene.prompt) refresh(); else { drawState(); by("prompt").focus(); }
+}
+begin();

@@ -1,0 +1,254 @@
+"""What a scene looks like: the parts that the page draws, before and after its edits.
+
+1. `Look` has the run that is looked at: the model's own where nothing is edited, else the edited one.
+2. Its views are those of `interp.show`; beside them stands what the edits change (`compare`).
+3. The patching map of all heads is one sweep; what it will cost is known before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interp.edits import Variant
+from interp.errors import PromptError, check_choice
+from interp.hooked.model import HookedModel
+from interp.lenses.read import depths, divergence, read_out, token_text
+from interp.prompts.pairs import PromptPairs
+from interp.sweeps.plan import expected_seconds
+from interp.sweeps.sweep import Executor, plan_sweep, sweep
+from interp.text.characters import visible_token
+from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, pairs_of, patches, variant_of
+from interp.ui.explorer.script import map_script_of
+from interp.ui.views import frames, prompts
+from interp.ui.views.show import show
+from interp.ui.views.view import Part
+from interp.variants.edited import edited
+from interp.variants.granularity import variants
+
+MOST_TOKENS = 256
+"""Longer prompts have no grid and no patterns drawn: they would be some 100 MB in a page."""
+
+TOP = 10  # tokens of each run that are compared
+
+
+def look(model: HookedModel, scene: Scene, wanted: Sequence[str]) -> dict[str, Any]:
+    """The tokens of a scene's prompts and the parts that are wanted, in the order in which they are asked for.
+
+    Args:
+        model: the model.
+        scene: what is looked at.
+        wanted: names of `PARTS`.
+
+    Raises:
+        InterpError: a scene that the model cannot take; another part.
+    """
+    for name in wanted:
+        check_choice("part", name, PARTS)
+    variant, pairs = _resolved(model, scene)
+    labels = labels_of(model, pairs.clean[0])
+    parts = [PARTS[name](model, pairs, variant, labels) for name in wanted]
+    shown = [{"view": part.name, "title": part.title, **part.payload} for part in parts if part is not None]
+    return {"ids": pairs.clean[0].tolist(), "labels": labels, "parts": shown}
+
+
+def _resolved(model: HookedModel, scene: Scene) -> tuple[Variant, PromptPairs]:
+    variant = variant_of(model, scene.edits)
+    return variant, pairs_of(model, scene, patched=patches(variant)).to(model.device)
+
+
+def labels_of(model: HookedModel, ids: Tensor) -> list[str]:
+    """The tokens of a prompt as the page shows them."""
+    named = model.to_str_tokens(ids) if model.tokenizer is not None else [str(one) for one in ids.tolist()]
+    return [visible_token(one) for one in named]
+
+
+@contextmanager
+def run_of(model: HookedModel, pairs: PromptPairs, variant: Variant) -> Iterator[None]:
+    """The run of a scene: every forward of its prompt in the block is edited as it says."""
+    with edited(model, pairs, variant, base=CLEAN, source=CORRUPT) if variant.edits else nullcontext():
+        yield
+
+
+def _next_token(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part:
+    with run_of(model, pairs, variant):
+        return prompts.next_token(model, pairs.clean[0], after=f"“{labels[-1]}”, at position {len(labels) - 1}")
+
+
+def _lens(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part:
+    if len(labels) > MOST_TOKENS:
+        return _too_long("What each layer would say", len(labels))
+    with run_of(model, pairs, variant):
+        return prompts.lens(model, pairs.clean[0], labels=labels, lenses={"logit lens": None})
+
+
+def _attention(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part | None:
+    if not model.cfg.has_attention:
+        return None
+    if len(labels) > MOST_TOKENS:
+        return _too_long("Where heads look", len(labels))
+    with run_of(model, pairs, variant):
+        return prompts.attention(model, pairs.clean[0], labels=labels)
+
+
+def _too_long(title: str, n: int) -> Part:
+    return Part(
+        "note", title, {"text": f"This is drawn for prompts of up to {MOST_TOKENS} tokens; this one has {n:,}."}
+    )
+
+
+@torch.no_grad()
+def compare(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part | None:
+    """What the edits change at the last position: probabilities of next tokens, and of the first choice by layer."""
+    if not variant.edits:
+        return None
+    names = depths(model, halves=False)
+    streams = []
+    for one in (Variant([]), variant):
+        with run_of(model, pairs, one):
+            _, cache = model.run_with_cache(pairs.clean[:1], names_filter=names, return_type=None)
+        streams.append(torch.stack([cache[name][0, -1] for name in names]))  # [layer, d_model]
+    # The last layer's reading is the model's own output; no other position need be unembedded.
+    logits = read_out(model, torch.stack(streams))  # [run, layer, d_vocab_out]
+    read = logits.log_softmax(-1)
+    before, after = read[:, -1]  # [d_vocab_out]
+    tokens = torch.cat([one.topk(min(TOP, len(one))).indices for one in (before, after)]).unique()
+    tokens = tokens[torch.maximum(before, after)[tokens].argsort(descending=True)]
+    first = int(before.argmax())
+    best, of_first = read.max(-1), read[..., first].exp().tolist()
+    layers = [
+        {
+            "layer": name,
+            "words": [visible_token(token_text(model, int(best.indices[run, at]))) for run in (0, 1)],
+            "first": [of_first[run][at] for run in (0, 1)],
+        }
+        for at, name in enumerate([*(f"into {layer}" for layer in range(len(names) - 1)), "output"])
+    ]
+    rows = [
+        {
+            "token": visible_token(token_text(model, token)),
+            "before": float(before[token].exp()),
+            "after": float(after[token].exp()),
+            "logits": logits[:, -1, token].tolist(),
+        }
+        for token in tokens.tolist()
+    ]
+    payload = {
+        "rows": rows,
+        "layers": layers,
+        "first": visible_token(token_text(model, first)),
+        "divergence": float(divergence(before, after)),
+    }
+    return Part("compare", "Before and after", payload)
+
+
+Picture = Callable[[HookedModel, PromptPairs, Variant, Sequence[str]], Part | None]
+PARTS: dict[str, Picture] = {
+    "compare": compare,
+    "next_token": _next_token,
+    "attention": _attention,
+    "lens": _lens,
+}
+
+
+@torch.no_grad()
+def continued(model: HookedModel, scene: Scene, at: int) -> dict[str, Any]:
+    """The prompt with one more token.
+
+    Args:
+        model: the model.
+        scene: what is looked at.
+        at: the token's place among the likeliest, 0 for the first.
+
+    Returns:
+        `prompt`, and `alike`: whether the new text has the tokens of the old one and then the new one.
+    """
+    variant, pairs = _resolved(model, scene)
+    ids = pairs.clean[0].tolist()
+    with run_of(model, pairs, variant):
+        logits = model(pairs.clean[:1])[0, -1].float()
+    if not 0 <= at < len(logits):
+        raise PromptError(f"a next token is one of the likeliest, 0 to {len(logits) - 1}, not {at}")
+    token = int(logits.sort(descending=True).indices[at])
+    if model.tokenizer is None:
+        return {"prompt": " ".join(map(str, [*ids, token])), "alike": True}
+    old, new = (str(model.to_string(one)) for one in (ids, [*ids, token]))
+    prompt = scene.prompt + (new[len(old) :] if new.startswith(old) else token_text(model, token))
+    return {"prompt": prompt, "alike": list(model.tokenizer.encode(prompt)) == [*ids, token]}
+
+
+def _contrast(model: HookedModel, scene: Scene) -> PromptPairs:
+    """Both prompts of a scene, with the answers of its map: those that were given, or each prompt's own next token."""
+    pairs = pairs_of(model, scene, patched=True).to(model.device)
+    with torch.no_grad():
+        own = [int(model(one)[0, -1].argmax()) for one in (pairs.clean, pairs.corrupt)]
+    right, wrong = (answer_id(model, text) if text else first for text, first in zip(scene.answers, own, strict=True))
+    if right == wrong:
+        text = visible_token(token_text(model, right))
+        raise PromptError(
+            f"the map needs two answers that differ, and both prompts are continued by {text!r}: give the answers"
+        )
+    return pairs_of(model, scene, (right, wrong), patched=True)
+
+
+def plan_map(model: HookedModel, scene: Scene) -> dict[str, Any]:
+    """What the patching map of all heads will cost."""
+    pairs = _contrast(model, scene)
+    plan = plan_sweep(model, pairs, variants(model, pairs, site="z", by="head"), base=CLEAN, source=CORRUPT)
+    return {
+        "heads": plan.n_variants,
+        "operations": plan.operations,
+        "seconds": expected_seconds(plan, model),
+        "answers": _answers(model, pairs),
+    }
+
+
+def map_heads(model: HookedModel, scene: Scene, loaded: str, executor: Executor) -> dict[str, Any]:
+    """The patching map of all heads: each alone is given what it has on the second prompt.
+
+    Args:
+        model: the model.
+        scene: both prompts, and the answers.
+        loaded: the call that loads the model, for the script.
+        executor: runs the chunks.
+    """
+    pairs = _contrast(model, scene)
+    heads = variants(model, pairs, site="z", by="head")
+    frame = sweep(model, pairs, heads, base=CLEAN, source=CORRUPT, progress=False, executor=executor)
+    if frame["effect"].isna().all():
+        raise PromptError("the two prompts lead to the same difference of logits: there is no effect to map")
+    part = frames.of_frame(frame)
+    maps = [one | {"low": None, "high": None} for one in part.payload["maps"]]  # one prompt has no interval
+    right, wrong = (int(one) for one in pairs.answers[0])
+    return {
+        "part": {"view": part.name, "title": part.title, **part.payload, "maps": maps},
+        "answers": _answers(model, pairs),
+        "script": map_script_of(model, loaded, scene, (right, wrong)),
+    }
+
+
+def _answers(model: HookedModel, pairs: PromptPairs) -> list[str]:
+    return [visible_token(token_text(model, int(one))) for one in pairs.answers[0]]
+
+
+def saved(model: HookedModel, scene: Scene) -> str:
+    """A scene as a page that needs nothing else: that of `interp.show`, in the run of the scene."""
+    variant, pairs = _resolved(model, scene)
+    shown: Any = pairs.clean[0]
+    if len(shown) > MOST_TOKENS:
+        raise PromptError(f"a page is saved of prompts of up to {MOST_TOKENS} tokens; this one has {len(shown):,}")
+    if all(scene.answers):
+        right, wrong = (answer_id(model, one) for one in scene.answers)
+        shown = pairs_of(model, scene, (right, wrong), patched=patches(variant))
+    with run_of(model, pairs, variant):
+        return show(model, shown, title=title_of(model, scene)).to_html()
+
+
+def title_of(model: HookedModel, scene: Scene) -> str:
+    """What a saved page is called."""
+    edits = f" with {', '.join(scene.edits)}" if scene.edits else ""
+    return f"{model.cfg.model_name or 'A model'} on one prompt{edits}"

@@ -1,0 +1,175 @@
+"""`Scene`: what a page of the explorer shows, as plain values, and as prompts and edits of a model.
+
+The server keeps nothing between requests: each brings its whole scene, so that tabs know nothing of one another, a link
+restores a page, and a script reproduces it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from interp.arguments import real_number, shown
+from interp.edits import Edit, Variant
+from interp.errors import ConfigError, PromptError, UnknownName, unknown
+from interp.hooked.model import HookedModel
+from interp.names import Part
+from interp.prompts.pairs import PromptPairs
+
+FIELDS = ("prompt", "second", "edits", "answers")
+OPS = ("zero", "scale", "patch")
+MOST_EDITS = 64
+CLEAN, CORRUPT = "clean", "corrupt"  # the sides of the first and of the second prompt
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is looked at.
+
+    Attributes:
+        prompt: the text, or the ids of a model without a tokenizer, as "3 14 15".
+        second: the prompt that patches copy from; empty where there is none.
+        edits: what is changed, as "L9H6:zero", "L9H6:scale:0.5" or "MLP 3:patch".
+        answers: the right and the wrong next token of the patching map; empty where the models' own are taken.
+    """
+
+    prompt: str
+    second: str = ""
+    edits: tuple[str, ...] = ()
+    answers: tuple[str, str] = ("", "")
+
+
+def scene_of(given: Any) -> Scene:
+    """A scene from what a request says.
+
+    Raises:
+        ConfigError: a field of another type; an unknown one; too many edits.
+    """
+    if not isinstance(given, dict):
+        raise ConfigError(f"a scene is an object with {', '.join(FIELDS)}, not {shown(given)}")
+    if odd := [name for name in given if name not in FIELDS]:
+        raise unknown("field of a scene", odd[0], FIELDS)
+    prompt, second = (_text(name, given.get(name, "")) for name in FIELDS[:2])
+    edits = _texts("edits", given.get("edits", []))
+    if len(edits) > MOST_EDITS:
+        raise ConfigError(f"a scene has at most {MOST_EDITS} edits, not {len(edits)}")
+    answers = _texts("answers", given.get("answers", ["", ""]))
+    if len(answers) != 2:
+        raise ConfigError(f"answers are two, the right and the wrong next token, not {len(answers)}")
+    return Scene(prompt, second, edits, (answers[0], answers[1]))
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{name} must be text, not {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(f"{name} is not text: it holds half of a character, at place {error.start}") from error
+    return value
+
+
+def _texts(name: str, values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise ConfigError(f"{name} must be a list of texts, not {shown(values)}")
+    return tuple(_text(f"each of {name}", value) for value in values)
+
+
+def token_ids(model: HookedModel, text: str, what: str) -> list[int]:
+    """The ids of a prompt.
+
+    Raises:
+        PromptError: it is empty, longer than the context, or, of a model without a tokenizer, no list of its ids.
+    """
+    tokenizer, cfg = model.tokenizer, model.cfg
+    if tokenizer is not None:
+        ids = list(tokenizer.encode(text)) if text else []
+    else:
+        words = text.split()
+        odd = next((word for word in words if not (word.isascii() and word.isdigit() and len(word) < 10)), None)
+        if odd is not None:
+            raise PromptError(
+                f"{what} must be token ids, such as '3 14 15', as this model has no tokenizer; {odd!r:.100} is none"
+            )
+        ids = [int(word) for word in words]
+    if not ids:
+        raise PromptError(f"{what} is empty: it has no token")
+    if len(ids) > cfg.n_ctx:
+        raise PromptError(f"{what} has {len(ids):,} tokens, more than the model's context of {cfg.n_ctx:,}")
+    if wrong := next((one for one in ids if one >= cfg.d_vocab), None):
+        raise PromptError(f"token id {wrong} of {what} is out of range: this model's ids are 0 to {cfg.d_vocab - 1}")
+    return ids
+
+
+def answer_id(model: HookedModel, text: str) -> int:
+    """The id of a token that may come next.
+
+    Raises:
+        PromptError: the text is not one token.
+    """
+    if model.answer_tokenizer is not None:
+        return model.to_single_token(text)
+    if not text.strip().isdigit() or int(text) >= model.cfg.d_vocab_out:
+        raise PromptError(f"an answer must be a token id, 0 to {model.cfg.d_vocab_out - 1}, not {shown(text)}")
+    return int(text)
+
+
+def pairs_of(model: HookedModel, scene: Scene, answers: tuple[int, int] | None = None, *, patched: bool) -> PromptPairs:
+    """The prompts of a scene: the first is the clean side; if anything is `patched`, the second is the corrupt one.
+
+    Raises:
+        PromptError: a prompt that the model cannot take; a second one that is missing, or has another length.
+    """
+    first, given = token_ids(model, scene.prompt, "the prompt"), None if answers is None else [answers]
+    if not patched:
+        return PromptPairs.from_tokens([first], answers=given)
+    if not scene.second:
+        raise PromptError("a patch copies from the second prompt, and there is none: write one")
+    second = token_ids(model, scene.second, "the second prompt")
+    if len(first) != len(second):
+        raise PromptError(
+            f"a patch copies position by position, so both prompts must have equally many tokens; the prompt has "
+            f"{len(first)} and the second prompt {len(second)}"
+        )
+    return PromptPairs.from_tokens([first], [second], answers=given)
+
+
+def edit_of(model: HookedModel, text: str) -> Edit:
+    """An edit of a scene.
+
+    Raises:
+        ConfigError: it is not written as edits are.
+        UnknownName: a part that the model does not have.
+    """
+    name, _, rest = text.partition(":")
+    op, _, number = rest.partition(":")
+    if op not in OPS or (op == "scale") != bool(number):
+        raise ConfigError(
+            f"an edit is written PART:zero, PART:patch or PART:scale:NUMBER, such as L9H6:zero, not {shown(text)}"
+        )
+    part = Part.parse(name)
+    site = part.row.site
+    if not site:
+        raise UnknownName(f"{part.name} has no single site that holds its output, so it cannot be changed")
+    where = {"layer": part.layer} | ({} if part.row.axis is None else {part.row.axis: part.index})
+    if op == "scale":
+        try:
+            factor = real_number("the factor of an edit", float(number))
+        except ValueError as error:  # no number, or no finite one
+            raise ConfigError(f"the factor of an edit must be a finite number, not {shown(number)}") from error
+        edit = Edit(site, where, "scale", factor)
+    else:
+        edit = Edit(site, where, "zero") if op == "zero" else Edit(site, where, "set", "source")
+    edit.name(model.cfg)  # refuses what this model does not have
+    return edit
+
+
+def variant_of(model: HookedModel, texts: Sequence[str]) -> Variant:
+    """All edits of a scene."""
+    return Variant([edit_of(model, text) for text in texts])
+
+
+def patches(variant: Variant) -> bool:
+    """Whether any of its edits copies from the second prompt."""
+    return any(edit.run == "source" for edit in variant.edits)

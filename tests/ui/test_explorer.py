@@ -1,0 +1,495 @@
+"""The explorer: what its server answers and refuses, and what its page shows, by mouse and by keyboard."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import torch
+from browser import chromium, opened
+from makers import encoder_decoder, make
+from served import TOKEN, served
+from starlette.testclient import TestClient
+from vocabularies import names_tokenizer, reader
+
+import interp
+from interp.errors import ConfigError, OutputError
+from interp.hooked.model import HookedModel
+from interp.ui.explorer import pictures, worker
+from interp.ui.explorer.serve import serve
+from interp.ui.explorer.server import LARGEST_BODY, make_app
+from interp.variants.granularity import variants
+
+PORT = 8000
+HOST = f"127.0.0.1:{PORT}"
+HEADERS = {"host": HOST, "origin": f"http://{HOST}", "x-interp-token": TOKEN}
+PROMPT, SECOND = "3 4 5 6 3 4", "3 4 9 6 3 4"
+SCENE = {"prompt": PROMPT, "second": SECOND, "edits": ["L1H0:zero", "L0H1:patch"]}
+
+
+@pytest.fixture(scope="module")
+def toy() -> HookedModel:
+    return interp.load("toy")
+
+
+@pytest.fixture(scope="module")
+def client(toy: HookedModel) -> Iterator[TestClient]:
+    app = make_app(toy, loaded='interp.load("toy")', token=TOKEN, port=PORT)
+    with TestClient(app, base_url=f"http://{HOST}") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as made:
+        yield made
+
+
+def post(client: TestClient, what: str, **given: Any) -> Any:
+    answer = client.post(f"/api/{what}", json=given, headers=HEADERS)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def edited_logits(toy: HookedModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits after SCENE's prompt, before and after its edits, by hooks that are written out."""
+    ids, second = (torch.tensor([[int(one) for one in text.split()]]) for text in (PROMPT, SECOND))
+    _, cache = toy.run_with_cache(second)
+
+    def zero(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value[:, :, 0] = 0
+        return value
+
+    def patch(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value[:, :, 1] = cache["z", 0][:, :, 1]
+        return value
+
+    with torch.no_grad():
+        hooks = [("blocks.1.attn.hook_z", zero), ("blocks.0.attn.hook_z", patch)]
+        return toy(ids)[0, -1], toy.run_with_hooks(ids, fwd_hooks=hooks)[0, -1]
+
+
+def test_an_edit_is_shown_beside_the_models_own_run(client: TestClient, toy: HookedModel) -> None:
+    told = post(client, "look", scene=SCENE, parts=["compare", "next_token", "attention", "lens"])
+    assert told["ids"] == [int(one) for one in PROMPT.split()]
+    assert [part["view"] for part in told["parts"]] == ["compare", "next_token", "attention", "lens"]
+    before, after = (one.softmax(-1) for one in edited_logits(toy))
+    compared = told["parts"][0]
+    for row in compared["rows"]:
+        assert row["before"] == pytest.approx(float(before[int(row["token"])]), rel=1e-4, abs=1e-9)
+        assert row["after"] == pytest.approx(float(after[int(row["token"])]), rel=1e-4, abs=1e-9)
+    last = compared["layers"][-1]
+    first = int(before.argmax())
+    assert compared["first"] == str(first)
+    assert last["first"] == pytest.approx([float(before[first]), float(after[first])], rel=1e-4)
+    assert compared["divergence"] == pytest.approx(float((before * (before / after).log()).sum()), rel=1e-2, abs=1e-7)
+    assert told["parts"][1]["labels"][0] == str(int(after.argmax()))
+    plain = post(client, "look", scene={"prompt": PROMPT}, parts=["compare", "next_token"])
+    assert [part["view"] for part in plain["parts"]] == ["next_token"]
+
+
+def test_the_map_is_the_sweeps_and_its_cost_is_said_before(client: TestClient, toy: HookedModel) -> None:
+    scene = {"prompt": PROMPT, "second": SECOND, "answers": ["5", "9"]}
+    plan = post(client, "plan", scene=scene)
+    assert plan["heads"] == toy.cfg.n_layers * toy.cfg.n_heads and plan["operations"] > 0 and plan["seconds"] > 0
+    pairs = interp.PromptPairs.from_tokens(
+        [[int(one) for one in PROMPT.split()]], [[int(one) for one in SECOND.split()]], answers=[(5, 9)]
+    )
+    heads = variants(toy, pairs, site="z", by="head")
+    expected = interp.plan_sweep(toy, pairs, heads, base="clean", source="corrupt")
+    assert expected.packed and plan["operations"] == expected.operations  # one pass, not a forward for each head
+    told = post(client, "map", scene=scene)
+    assert told["answers"] == plan["answers"] == ["5", "9"]
+    values = told["part"]["maps"][0]["values"]
+    found = np.frombuffer(base64.b64decode(values["data"]), dtype="<f4").reshape(values["shape"])
+    script = told["script"].replace('interp.show(table).save("patching.html")', "")
+    names: dict[str, Any] = {}
+    exec(script.replace("source=", "progress=False, source="), names)
+    np.testing.assert_allclose(found.ravel(), names["table"]["effect"].to_numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("answers", [["", ""], ["5", "9"]])
+@pytest.mark.parametrize("edits", [[], ["L1H0:scale:0.5"], ["L0H1:patch", "L1H2:zero"]])
+def test_the_script_shows_what_the_saved_page_shows(
+    edits: list[str], answers: list[str], client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = {"prompt": PROMPT, "second": SECOND, "edits": edits, "answers": answers}
+    page = post(client, "save", scene=scene)["page"]
+    monkeypatch.chdir(tmp_path)
+    exec(post(client, "script", scene=scene)["script"], {})
+
+    def parts(text: str) -> Any:
+        return json.loads(text.split('id="payload">')[1].split("</script>")[0])["parts"]
+
+    assert parts((tmp_path / "explored.html").read_text(encoding="utf-8")) == parts(page)
+
+
+def test_a_token_is_appended(client: TestClient, toy: HookedModel) -> None:
+    order = edited_logits(toy)[1].sort(descending=True).indices
+    for at in (0, 3):
+        told = post(client, "continue", scene=SCENE, at=at)
+        assert told == {"prompt": f"{PROMPT} {int(order[at])}", "alike": True}
+
+
+REFUSED_SCENES = [
+    ({"prompt": ""}, "the prompt is empty"),
+    ({"prompt": " "}, "the prompt is empty"),
+    ({}, "the prompt is empty"),
+    ({"prompt": "1 two"}, "token ids, such as '3 14 15', as this model has no tokenizer; 'two' is none"),
+    ({"prompt": "1 " * 65}, "the prompt has 65 tokens, more than the model's context of 64"),
+    ({"prompt": "64"}, "token id 64 of the prompt is out of range: this model's ids are 0 to 63"),
+    ({"prompt": "1", "edits": ["L9H0:zero"]}, "layer 9 .* 0 to 1"),
+    ({"prompt": "1", "edits": ["L0H9:zero"]}, "head 9 is not one of this model's 4"),
+    ({"prompt": "1", "edits": ["L0Q9:zero"]}, "no part matches 'L0Q9'; did you mean"),
+    ({"prompt": "1", "edits": ["logits:zero"]}, "logits has no single site"),
+    ({"prompt": "1", "edits": ["L0H0:boil"]}, "PART:zero, PART:patch or PART:scale:NUMBER"),
+    ({"prompt": "1", "edits": ["L0H0:scale:nan"]}, "must be a finite number, not 'nan'"),
+    ({"prompt": "1", "edits": ["L0H0:scale:x"]}, "must be a finite number, not 'x'"),
+    ({"prompt": "1", "edits": ["L0H0:zero"] * 65}, "at most 64 edits, not 65"),
+    ({"prompt": "1", "edits": "L0H0"}, "edits must be a list of texts"),
+    ({"prompt": "1", "edits": [3]}, "each of edits must be text, not 3"),
+    ({"prompt": "1 2", "edits": ["L0H0:patch"]}, "there is none: write one"),
+    ({"prompt": "1 2", "second": "1", "edits": ["L0H0:patch"]}, "the prompt has 2 and the second prompt 1"),
+    ({"prompt": 3}, "prompt must be text, not 3"),
+    ({"promt": "1"}, "no field of a scene matches 'promt'; did you mean 'prompt'"),
+    ({"prompt": "1", "answers": ["1"]}, "answers are two"),
+    ({"prompt": "\ud800"}, "half of a character, at place 0"),
+    ([], "a scene is an object with prompt, second, edits, answers"),
+]
+
+
+@pytest.mark.parametrize(("scene", "says"), REFUSED_SCENES)
+def test_a_scene_that_cannot_be_shown_is_refused_in_words(scene: Any, says: str, client: TestClient) -> None:
+    answer = client.post("/api/look", content=json.dumps({"scene": scene, "parts": ["next_token"]}), headers=HEADERS)
+    assert answer.status_code == 422
+    with pytest.raises(ValueError, match=says):
+        raise ValueError(answer.json()["error"])
+
+
+@pytest.mark.parametrize(
+    ("what", "given", "says"),
+    [
+        ("look", {"scene": {"prompt": "1"}}, "'parts'"),
+        ("look", {"scene": {"prompt": "1"}, "parts": ["lense"]}, "did you mean 'lens'"),
+        ("look", {"scene": {"prompt": "1"}, "parts": [["lens"]]}, "no part matches"),
+        ("look", [], "a request is an object with 'scene'"),
+        ("continue", {"scene": {"prompt": "1"}, "at": 64}, "0 to 63, not 64"),
+        ("continue", {"scene": {"prompt": "1"}, "at": True}, "at must be an integer"),
+        ("map", {"scene": {"prompt": "1 2", "second": "1 2"}}, "two answers that differ"),
+        ("map", {"scene": {"prompt": "1 2", "second": "1 3", "answers": ["x", ""]}}, "a token id, 0 to 63, not 'x'"),
+        ("plan", {"scene": {"prompt": "1 2"}}, "there is none"),
+    ],
+)
+def test_other_requests_are_refused_in_words(what: str, given: Any, says: str, client: TestClient) -> None:
+    answer = client.post(f"/api/{what}", json=given, headers=HEADERS)
+    assert answer.status_code == 422 and says in answer.json()["error"], answer.text
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        ({"x-interp-token": None}, 403, "the token is missing: open the address"),
+        ({"x-interp-token": "wrong"}, 403, "the token is wrong"),
+        ({"x-interp-token": "é".encode()}, 403, "the token is wrong"),
+        ({"origin": None}, 403, f"must come from the page at http://{HOST}, not from None"),
+        ({"origin": "http://evil.example"}, 403, "not from 'http://evil.example'"),
+        ({"origin": "null"}, 403, "not from 'null'"),
+        ({"origin": f"https://{HOST}"}, 403, "not from 'https"),
+        ({"host": "evil.example"}, 403, f"the host must be {HOST}, not 'evil.example'"),
+        ({"host": f"evil.example:{PORT}", "origin": f"http://evil.example:{PORT}"}, 403, "the host must be"),
+        ({"host": "127.0.0.1:1"}, 403, "the host must be"),
+        ({"content-length": str(LARGEST_BODY + 1)}, 413, f"at most {LARGEST_BODY:,} bytes"),
+        ({"content-length": "-1"}, 413, "bytes"),
+    ],
+)
+def test_only_its_own_page_may_ask(change: dict[str, Any], status: int, says: str, client: TestClient) -> None:
+    headers = {name: value for name, value in (HEADERS | change).items() if value is not None}
+    request = client.build_request("POST", "/api/about", content=b"{}", headers=headers)
+    for name, value in change.items():
+        if value is None and name in request.headers:
+            del request.headers[name]
+    answer = client.send(request)
+    assert answer.status_code == status and says in answer.json()["error"], answer.text
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b"{", 400, "must be JSON"),
+        (b"", 400, "must be JSON"),
+        (b"\xff\xfe", 400, "must be JSON"),
+        (b"[" * 60_000, 400, "must be JSON"),
+        (b" " * (LARGEST_BODY + 1), 413, "at most"),
+        (iter([b" " * 40_000] * 3), 413, "at most"),  # of unsaid length
+    ],
+)
+def test_bodies_are_limited_and_checked(body: Any, status: int, says: str, client: TestClient) -> None:
+    answer = client.post("/api/look", content=body, headers=HEADERS)
+    assert answer.status_code == status and says in answer.json()["error"], answer.text
+
+
+def test_what_is_not_there_is_named_and_files_need_the_host_alone(client: TestClient) -> None:
+    answer = client.post("/api/lok", json={}, headers=HEADERS)
+    assert (
+        answer.status_code == 404 and "'/api/lok'" in answer.json()["error"] and "/api/look" in answer.json()["error"]
+    )
+    answer = client.get("/api/look")
+    assert answer.status_code == 405 and answer.json()["error"] == "/api/look does not take GET"
+    assert client.get("/views/../server.py").status_code == client.get("/views/%2e%2e/show.py").status_code == 404
+    for path in ("/", "/explorer.js", "/explorer.css", "/views/base.js", "/views/base.css"):
+        answer = client.get(path)
+        assert answer.status_code == 200 and TOKEN not in answer.text
+        assert "script-src 'self'" in answer.headers["content-security-policy"]
+        assert "unsafe" not in answer.headers["content-security-policy"]
+        assert client.get(path, headers={"host": "evil.example"}).status_code == 403
+    page = client.get("/").text
+    assert "<script>" not in page and "style=" not in page and " onclick" not in page
+
+
+def test_a_request_that_is_closed_stops_between_layers(toy: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, ended = threading.Event(), []
+
+    def endless(model: HookedModel, *_: Any) -> None:
+        began.set()
+        try:
+            while True:
+                model(torch.tensor([[1, 2, 3]]))
+                time.sleep(0.001)
+        except worker.CancelledRequest:
+            ended.append("stopped")
+            raise
+
+    monkeypatch.setitem(pictures.PARTS, "lens", endless)
+    with served(toy) as address:
+        headers = HEADERS | {"host": address.removeprefix("http://"), "origin": address}
+        scene = {"prompt": PROMPT}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/api/look", json={"scene": scene, "parts": ["lens"]}, headers=headers, timeout=0.5)
+        assert began.is_set()
+        # The next request is served at once, by the one thread that computes.
+        answer = httpx.post(
+            f"{address}/api/look", json={"scene": scene, "parts": ["next_token"]}, headers=headers, timeout=10
+        )
+        assert answer.status_code == 200 and ended == ["stopped"]
+
+
+def test_a_map_that_is_closed_stops_between_chunks(toy: HookedModel) -> None:
+    stop = threading.Event()
+    given = worker.stoppable(stop)
+
+    class Job:
+        ran = 0
+
+        def run(self, index: int) -> int:
+            self.ran += 1
+            stop.set()
+            return index
+
+    job = Job()
+    with pytest.raises(worker.CancelledRequest):
+        list(given(job, [0, 1, 2]))  # type: ignore[arg-type]
+    assert job.ran == 1
+
+
+def test_a_line_that_is_too_long_is_refused(toy: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MOST_WAITING", 0)
+    app = make_app(toy, loaded="", token=TOKEN, port=PORT)
+    with TestClient(app, base_url=f"http://{HOST}") as client:
+        answer = client.post("/api/about", json={}, headers=HEADERS)
+    assert answer.status_code == 503 and "wait already" in answer.json()["error"]
+
+
+def test_a_hundred_requests_of_two_tabs_leave_nothing_behind(client: TestClient, toy: HookedModel) -> None:
+    scenes = [SCENE, {"prompt": "7 8 9 7 8"}]
+    first = [post(client, "look", scene=scene, parts=["compare", "next_token", "lens"]) for scene in scenes]
+    for _ in range(10):
+        post(client, "look", scene=SCENE, parts=["compare", "next_token", "lens"])
+    held = psutil.Process().memory_info().rss
+    for at in range(100):
+        told = post(client, "look", scene=scenes[at % 2], parts=["compare", "next_token", "lens"])
+        assert told == first[at % 2]
+    assert psutil.Process().memory_info().rss - held < 8 * 2**20
+    assert not any(point.has_hooks for point in toy.hook_dict.values())
+
+
+def test_what_cannot_be_served_is_refused_in_words(toy: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def serving(model: HookedModel, port: int) -> None:
+        serve(model, loaded="", port=port, browser=False, tell=lambda address: pytest.fail(address))
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OutputError, match=f"port {port} of 127.0.0.1 cannot be used: .*; --port 0 takes one"):
+            serving(toy, port)
+    for other in (make("bidirectional"), encoder_decoder("t5")):
+        with pytest.raises(ConfigError, match="models of one stack that predict the next token"):
+            serving(other, 0)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ConfigError, match=r"needs uvicorn, .*pip install 'interp\[explore\]'"):
+        serving(toy, 0)
+
+
+@pytest.mark.alone
+def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
+    words = [sys.executable, "-m", "analyses.cli", "explore", "--model", "toy", "--no-browser"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None and command.stderr is not None
+        place, _, token = command.stdout.readline().strip().partition("/#token=")
+        headers = HEADERS | {"host": place.removeprefix("http://"), "origin": place, "x-interp-token": token}
+        told = httpx.post(f"{place}/api/about", json={}, headers=headers, timeout=30).json()
+        assert told == {"model": "toy", "layers": 2, "heads": 4, "context": 64, "text": False}
+        script = httpx.post(f"{place}/api/script", json={"scene": {"prompt": "1 2"}}, headers=headers).json()["script"]
+        assert "interp.load('toy', dtype='float32')" in script
+        command.send_signal(signal.SIGINT)
+        assert (command.wait(20), command.stderr.read(), command.stdout.read()) == (0, "", "")
+
+
+# The page
+
+
+def link(address: str, **fields: str) -> str:
+    return f"{address}/#{urllib.parse.urlencode({'token': TOKEN, **fields})}"
+
+
+@pytest.fixture(scope="module")
+def address(toy: HookedModel) -> Iterator[str]:
+    with served(toy) as made:
+        yield made
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (640, True)], ids=["wide-light", "narrow-dark"])
+def test_the_page_draws_quietly_for_everybody(width: int, dark: bool, browser: Any, address: str) -> None:
+    place = link(address, prompt=PROMPT, second=SECOND, edits="L1H0:zero,L0H1:patch")
+    with opened(browser, place, width=width, dark=dark) as shown:
+        shown.page.wait_for_selector("#at-lens:not([hidden])")
+        shown.page.click("#run-map:not([disabled])")
+        shown.page.wait_for_selector("#map-place canvas")
+        shown.page.click("#python")
+        shown.page.wait_for_selector("#script-place:not([hidden])")
+        assert shown.violations() == [] and shown.sideways() == 0
+        shown.clean(address)
+
+
+def rows(shown: Any) -> dict[str, list[str]]:
+    """The comparison: token to before, after and change."""
+    found = shown.page.locator("#at-compare table").first.locator("tbody tr").all_inner_texts()
+    return {row.split("\t")[0].strip(): row.split("\t")[1:4] for row in found}
+
+
+def test_a_head_is_clicked_ablated_and_brought_back(browser: Any, address: str, toy: HookedModel) -> None:
+    with opened(browser, link(address)) as shown:
+        page = shown.page
+        page.fill("#prompt", PROMPT)
+        page.wait_for_selector("#at-lens:not([hidden])")
+        assert "6 tokens of 64" in page.inner_text("#tokens")
+        page.locator(".thumb").nth(toy.cfg.n_heads).click()  # L1H0
+        assert page.input_value("#part") == "L1H0"
+        page.click("#change button[value=zero]")
+        page.wait_for_selector("#at-compare:not([hidden])")
+        zero = interp.Variant([interp.Edit("z", {"layer": 1, "head": 0}, "zero")])
+        pairs = interp.PromptPairs.from_tokens([[int(one) for one in PROMPT.split()]])
+        with torch.no_grad(), interp.edited(toy, pairs, zero, base="clean"):
+            after = toy(pairs.clean)[0, -1].softmax(-1)
+        top = str(int(after.argmax()))
+        assert float(rows(shown)[top][1].rstrip("%")) == pytest.approx(100 * float(after.max()), abs=0.051)
+        assert "edits=L1H0%3Azero" in page.evaluate("location.hash")
+        page.reload()  # the address restores the page
+        page.wait_for_selector("#at-compare:not([hidden])")
+        assert page.inner_text("#edits li").startswith("L1H0 zeroed")
+        page.click("#edits button")
+        page.wait_for_selector("#at-compare[hidden]", state="attached")
+        page.click("#undo")
+        page.wait_for_selector("#at-compare:not([hidden])")
+        assert page.locator("#history button").all_inner_texts() == ["start", "without L1H0 zeroed"]
+        # What the server refuses is told in words, and taken back.
+        page.click("#change button[value=patch]", timeout=5000)
+        page.wait_for_selector("#problem:not(:empty)")
+        assert "no part matches" in page.inner_text("#problem") or "write one" in page.inner_text("#problem")
+        assert page.inner_text("#edits li").startswith("L1H0 zeroed")
+
+
+def test_tokens_are_appended_and_pages_saved(browser: Any, address: str, tmp_path: Path, toy: HookedModel) -> None:
+    with opened(browser, link(address, prompt=PROMPT)) as shown:
+        page = shown.page
+        page.wait_for_selector("#at-lens:not([hidden])")
+        page.locator("#at-next_token tbody button").nth(2).click()
+        order = toy(torch.tensor([[int(one) for one in PROMPT.split()]]))[0, -1].sort(descending=True).indices
+        third = str(int(order[2]))
+        button = page.get_by_role("button", name=f"append {third}", exact=True)
+        button.click()
+        page.wait_for_selector(f"#history >> text={third} appended")
+        assert page.input_value("#prompt") == f"{PROMPT} {third}"
+        with page.expect_download() as download:
+            page.click("#save")
+        download.value.save_as(tmp_path / "explored.html")
+        shown.clean(address)
+    with opened(browser, tmp_path / "explored.html") as shown:
+        shown.page.wait_for_selector(".thumb")
+        shown.clean()
+
+
+def test_the_page_is_walked_by_keyboard(browser: Any, address: str) -> None:
+    with opened(browser, link(address, prompt=PROMPT, second=SECOND)) as shown:
+        page = shown.page
+        page.wait_for_selector("#run-map:not([disabled])")
+        reached = []
+        for _ in range(45):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
+        for name in ("prompt", "second", "part", "factor", "python", "save", "thumb", "run-map"):
+            assert name in reached, reached
+        page.focus("#part")
+        page.keyboard.type("L0H2")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#at-compare:not([hidden])")
+        assert page.inner_text("#edits li").startswith("L0H2 zeroed")
+
+
+def test_an_old_link_asks_for_the_new_address(browser: Any, address: str) -> None:
+    with opened(browser, f"{address}/#token=old&prompt=3+4") as shown:
+        page = shown.page
+        page.wait_for_selector("#token-form:not([hidden])")
+        assert "the token is wrong" in page.inner_text("#problem")
+        assert shown.violations() == []
+        page.fill("#address", link(address))
+        page.click("#token-form button")
+        page.wait_for_selector("#at-next_token:not([hidden])")
+        assert page.input_value("#prompt") == "3 4"
+
+
+def test_what_is_typed_before_the_server_answers_stays(browser: Any, address: str) -> None:
+    with opened(browser, f"{address}/views/base.css") as shown:
+        page, held = shown.page, []
+        page.route("**/api/about", lambda route: held.append(route))
+        page.goto(link(address))
+        page.fill("#prompt", PROMPT)
+        page.wait_for_timeout(600)  # longer than the page waits for another key
+        page.type("#prompt", " 9")
+        held[0].continue_()
+        page.wait_for_selector("#tokens >> text=7 tokens of 64")
+        assert page.input_value("#prompt") == f"{PROMPT} 9"
+
+
+def test_text_that_is_typed_is_never_markup(browser: Any) -> None:
+    text = "<script>document.title='owned'</script> \"quoted\" 🙂 שלום \u202eabc"
+    with served(reader(names_tokenizer())) as address, opened(browser, link(address), width=640) as shown:
+        shown.page.fill("#prompt", text)
+        shown.page.wait_for_selector("#at-lens:not([hidden])")
+        assert shown.violations() == []
+        assert "owned" not in shown.page.title() and shown.sideways() == 0
+        shown.clean(address)
