@@ -17,7 +17,7 @@ const token = start.token, steps = new History(start.scene);
 let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapping = null, mappedOf = "", typing = 0;
 
 // 1. What the server is asked, in the order in which a reader looks; a newer scene stops an older one.
-async function refresh() {
+async function refresh(problem = "") {
   if (!about) return true; // begins by itself once the server has said what it serves
   running.abort();
   const own = (running = new AbortController()), { scene } = steps;
@@ -31,7 +31,7 @@ async function refresh() {
     for (const parts of asked) {
       const began = performance.now(), told = await ask(token, "look", { scene, parts }, own.signal);
       if (own.signal.aborted) return true;
-      by("problem").textContent = "";
+      by("problem").textContent = problem;
       by("tokens").textContent = `${told.ids.length} token${told.ids.length === 1 ? "" : "s"} of ${about.context.toLocaleString("en")}: ${told.labels.slice(0, 40).join(" | ")}${told.labels.length > 40 ? " …" : ""}`;
       show(parts, told.parts);
       if (parts === first) by("status").textContent = `${scene.edits.length ? "The edited run" : "The next token"} took ${Math.round(performance.now() - began)} ms.`;
@@ -99,10 +99,8 @@ async function change(fields, words, { typed = false, undone = false } = {}) {
     return;
   }
   if (!(await refresh()) && undone) {
-    const problem = by("problem").textContent;
     steps.drop();
-    await refresh();
-    by("problem").textContent = problem;
+    await refresh(by("problem").textContent);
   }
 }
 function goTo(at) { clearTimeout(typing); typing = 0; steps.go(at); refresh(); }
