@@ -25,8 +25,8 @@ from interp.text.characters import visible_token
 from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, pairs_of, patches, variant_of
 from interp.ui.explorer.script import map_script_of
 from interp.ui.views import frames, prompts
-from interp.ui.views.show import show
-from interp.ui.views.view import Part
+from interp.ui.views.of_model import of_model
+from interp.ui.views.view import Part, View
 from interp.variants.edited import edited
 from interp.variants.granularity import variants
 
@@ -236,7 +236,12 @@ def _answers(model: HookedModel, pairs: PromptPairs) -> list[str]:
 
 
 def saved(model: HookedModel, scene: Scene) -> str:
-    """A scene as a page that needs nothing else: that of `interp.show`, in the run of the scene."""
+    """A scene as a page that needs nothing else."""
+    return saved_view(model, scene).to_html()
+
+
+def saved_view(model: HookedModel, scene: Scene) -> View:
+    """The view of `interp.show`, in the run of a scene."""
     variant, pairs = _resolved(model, scene)
     shown: Any = pairs.clean[0]
     if len(shown) > MOST_TOKENS:
@@ -245,7 +250,7 @@ def saved(model: HookedModel, scene: Scene) -> str:
         right, wrong = (answer_id(model, one) for one in scene.answers)
         shown = pairs_of(model, scene, (right, wrong), patched=patches(variant))
     with run_of(model, pairs, variant):
-        return show(model, shown, title=title_of(model, scene)).to_html()
+        return of_model(model, shown, title=title_of(model, scene))
 
 
 def title_of(model: HookedModel, scene: Scene) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -30,16 +29,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from interp.arguments import shown
-from interp.errors import ConfigError, InterpError, check_choice
+from interp.errors import InterpError
 from interp.hooked.model import HookedModel
-from interp.ui.explorer import pictures
-from interp.ui.explorer.scene import Scene, scene_of
-from interp.ui.explorer.script import script_of
-from interp.ui.explorer.worker import BusyError, CancelledRequest, Worker, stoppable, stopping
-from interp.ui.views import view
+from interp.ui.explorer.answers import Answer, answers
+from interp.ui.explorer.page_files import files
+from interp.ui.explorer.worker import BusyError, CancelledRequest, Worker
 
-PAGE = Path(__file__).parent / "page"
-VIEWS = view.HERE
 TOKEN = "x-interp-token"
 LARGEST_BODY = 64 * 1024
 SLOWEST_BODY = 10.0  # seconds
@@ -58,15 +53,6 @@ HEADERS = {
 CLOSED = 499  # what servers log for a client that has left; nobody receives it
 
 
-def files() -> dict[str, tuple[Path, str]]:
-    """What is served besides answers: address to file and its kind."""
-    script, style = "text/javascript", "text/css"
-    found = {"/": (PAGE / "explorer.html", "text/html"), "/explorer.css": (PAGE / "explorer.css", style)}
-    found["/views/base.css"] = (VIEWS / "base.css", style)
-    found |= {f"/{path.name}": (path, script) for path in PAGE.glob("*.js")}
-    return found | {f"/views/{path.name}": (path, script) for path in (VIEWS / "js").glob("*.js")}
-
-
 def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starlette:
     """The server's application.
 
@@ -83,23 +69,7 @@ def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starl
         yield
         worker.close()
 
-    def by_layer(compute: Callable[[Any], Any]) -> Callable[[Any, threading.Event], Any]:
-        def run(given: Any, stop: threading.Event) -> Any:
-            with stopping(model, stop):
-                return compute(given)
-
-        return run
-
     guard = _Guard(token, port)
-    answers: dict[str, Callable[[Any, threading.Event], Any]] = {
-        "about": lambda given, stop: _about(model),
-        "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given))),
-        "continue": by_layer(lambda given: pictures.continued(model, _scene(given), _place(given))),
-        "plan": lambda given, stop: pictures.plan_map(model, _scene(given)),
-        "map": lambda given, stop: pictures.map_heads(model, _scene(given), loaded, stoppable(stop)),
-        "script": lambda given, stop: {"script": script_of(model, loaded, _scene(given))},
-        "save": by_layer(lambda given: {"page": pictures.saved(model, _scene(given))}),
-    }
 
     def served(path: Path, kind: str) -> Callable[[Request], Awaitable[Response]]:
         async def serve(request: Request) -> Response:
@@ -108,7 +78,7 @@ def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starl
 
         return serve
 
-    def answered(compute: Callable[[Any, threading.Event], Any]) -> Callable[[Request], Awaitable[Response]]:
+    def answered(compute: Answer) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             guard.check_host(request)
             guard.check_page(request)
@@ -120,7 +90,9 @@ def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starl
         return answer
 
     routes = [Route(path, served(*file), methods=["GET"]) for path, file in files().items()]
-    routes += [Route(f"/api/{name}", answered(compute), methods=["POST"]) for name, compute in answers.items()]
+    routes += [
+        Route(f"/api/{name}", answered(compute), methods=["POST"]) for name, compute in answers(model, loaded).items()
+    ]
     handlers = {
         HTTPException: partial(_refused, routes),
         InterpError: _unprocessable,
@@ -197,42 +169,6 @@ async def _closed(request: Request) -> None:
     """Ends when the browser has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _scene(given: Any) -> Scene:
-    return scene_of(_field(given, "scene"))
-
-
-def _wanted(given: Any) -> list[str]:
-    wanted = _field(given, "parts")
-    if not isinstance(wanted, list) or len(wanted) > len(pictures.PARTS):
-        raise ConfigError(f"parts must be a list of {', '.join(pictures.PARTS)}, not {shown(wanted)}")
-    return wanted
-
-
-def _place(given: Any) -> int:
-    place = _field(given, "at")
-    if not isinstance(place, int) or isinstance(place, bool):
-        raise ConfigError(f"at must be an integer, a place among the likeliest tokens, not {shown(place)}")
-    return place
-
-
-def _field(given: Any, name: str) -> Any:
-    if not isinstance(given, dict):
-        raise ConfigError(f"a request is an object with {name!r}, not {shown(given)}")
-    check_choice("field of this request", name, given)
-    return given[name]
-
-
-def _about(model: HookedModel) -> dict[str, Any]:
-    cfg = model.cfg
-    return {
-        "model": cfg.model_name or "a model",
-        "layers": cfg.n_layers,
-        "heads": cfg.n_heads if cfg.has_attention else 0,
-        "context": cfg.n_ctx,
-        "text": model.tokenizer is not None,
-    }
 
 
 def _refused(routes: list[Route], request: Request, error: HTTPException) -> Response:

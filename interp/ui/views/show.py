@@ -10,18 +10,19 @@ from torch import Tensor
 
 from interp.arguments import checked, is_several, shown
 from interp.circuits.circuit import Circuit
-from interp.encoder_decoder.model import EncoderDecoder
-from interp.errors import InterpError, PromptError
+from interp.errors import ConfigError, InterpError, PromptError
 from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
 from interp.lenses.tuned_lens import TunedLens
-from interp.prompts.pairs import PromptPairs
 from interp.text.characters import visible_token
-from interp.ui.views import circuits, frames, prompts
-from interp.ui.views.view import Part, View
+from interp.ui.views import circuits, frames
+from interp.ui.views.of_model import of_model
+from interp.ui.views.view import View
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from interp.ui.live.widget import Live
 
 LABELS = {"pos": "token", "query": "query_token", "key": "key_token"}
 """Axes of positions, and the columns of a tidy table that hold their tokens."""
@@ -38,12 +39,14 @@ def show(
     metric: str = "logit_diff",
     lens: TunedLens | None = None,
     title: str | None = None,
-) -> View:
+    live: bool = False,
+) -> View | Live:
     """A view of numbers: it displays itself in a notebook, and `save` writes it as a page that needs no network.
 
     | call | shows |
     |---|---|
     | `show(model, "some text")` | the next token, what each layer would say, where every head looks |
+    | `show(model, "some text", live=True)` | the same as a widget, in which a click changes a head, by this kernel |
     | `show(model, pairs)` | the same of the first clean prompt, with the answer's rank |
     | `show(model, pairs, effects="zero")` | and what the answer loses without each head, exactly, over all pairs |
     | `show(cache, "z", 3)` | any site of a cache as a map |
@@ -61,13 +64,20 @@ def show(
         metric: what effects are of.
         lens: a tuned lens to show beside the logit lens.
         title: of the view.
+        live: for a model, a widget (`interp.ui.live.widget.Live`) in place of the view, which needs a notebook with a
+            kernel and `pip install 'interp[live]'`.
 
     Raises:
         InterpError: anything else.
+        ConfigError: `live` without anywidget, or with arguments that only views take.
         PromptError: an empty prompt; `effects` without pairs.
     """
     if isinstance(what, HookedModel):
-        return _of_model(what, given, effects, metric, lens, title)
+        if live:
+            return _live(what, given, layer, tokens, effects, lens, title)
+        return of_model(what, given, effects=effects, metric=metric, lens=lens, title=title)
+    if live:
+        raise InterpError(f"live=True is of a model and a prompt, not of {shown(what)}")
     if isinstance(what, ActivationCache):
         return _of_cache(what, given, layer, tokens, title)
     if isinstance(what, Circuit):
@@ -87,41 +97,25 @@ def show(
     )
 
 
-def _of_model(
-    model: HookedModel, given: Any, effects: str | None, metric: str, lens: TunedLens | None, title: str | None
-) -> View:
-    if isinstance(model, EncoderDecoder):
-        raise InterpError("show is of a model with one stack; of an encoder-decoder show a cache: show(cache, site)")
-    pairs = given if isinstance(given, PromptPairs) else None
-    if pairs is not None:
-        ids = pairs.clean[0][pairs.mask[0]]
-    elif given is None:
-        raise PromptError("show(model, prompt) needs a prompt: a text, token ids, or PromptPairs")
-    else:
-        ids = torch.as_tensor(given).reshape(-1) if not isinstance(given, str) else model.to_tokens(given)[0]
-    if not len(ids):
-        raise PromptError("the prompt is empty: it has no token")
-    if effects is not None and pairs is None:
-        raise PromptError("effects are of an answer: give PromptPairs in place of the prompt")
-    ids = ids.to(model.device)
-    named = model.to_str_tokens(ids) if model.tokenizer is not None else [str(one) for one in ids.tolist()]
-    labels = _visible(named)
-    answer = int(pairs.answers[0, 0]) if pairs is not None and pairs.has_answers else None
-    lenses = {"logit lens": None} | ({} if lens is None else {"tuned lens": lens.translate})
-    parts: list[Part] = []
-    if model.cfg.causal:
-        parts.append(prompts.next_token(model, ids, after=f"“{labels[-1]}”, at position {len(ids) - 1}"))
-    parts.append(prompts.lens(model, ids, labels=labels, lenses=lenses, answer=answer))
-    if prompts.attention_layers(model):
-        table = (
-            None
-            if effects is None or pairs is None
-            else prompts.head_effects(model, pairs, kind=effects, metric=metric)
-        )
-        parts.append(prompts.attention(model, ids, labels=labels, effect=table, what=f"{metric} lost ({effects})"))
-    if model.cfg.has_mamba:
-        parts += prompts.state_space(model, ids, labels=labels)
-    return View(title or f"{model.cfg.model_name or 'A model'} on one prompt", parts, height=900)
+def _live(
+    model: HookedModel,
+    given: Any,
+    layer: int | None,
+    tokens: Sequence[str] | None,
+    effects: str | None,
+    lens: TunedLens | None,
+    title: str | None,
+) -> Live:
+    extra = {"layer": layer, "tokens": tokens, "effects": effects, "lens": lens}
+    if odd := [name for name, value in extra.items() if value is not None]:
+        raise ConfigError(f"live=True takes a model, a prompt and a title, and not {', '.join(odd)}")
+    try:
+        from interp.ui.live.widget import Live
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"live=True needs {error.name}, which is not installed: pip install 'interp[live]'"
+        ) from error
+    return Live(model, given, title=title)
 
 
 def _of_cache(

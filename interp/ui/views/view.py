@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import html
 import json
+import posixpath
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,9 +23,8 @@ SCHEMA = 1
 """The version of payloads: a page refuses one that it cannot read."""
 
 HERE = Path(__file__).parent
-EXPORTED = re.compile(r"^export (?=function|const|let)", re.MULTILINE)
-IMPORTED = re.compile(r"^import \{([^}]*)\} from \"\./(\w+)\.js\";\n", re.MULTILINE)
-NAMES = re.compile(r"^export (?:function|const|let) (\w+)", re.MULTILINE)
+EXPORTED = re.compile(r"^export (?=(?:(?:async )?function|class|const|let) (\w+))", re.MULTILINE)
+IMPORTED = re.compile(r'^import (?:\* as (\w+)|\{([^}]*)\}) from "([^"]+)";\n', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -105,26 +105,35 @@ class View:
 @lru_cache
 def script_of(names: Iterable[str]) -> str:
     """The modules of some views and all that they import, as one script without imports."""
+
+    def source(address: str) -> str:
+        return (HERE / "js" / address.removeprefix("/")).read_text(encoding="utf-8")
+
+    views = ", ".join(f'{name}: modules["/{name}.js"].render' for name in names)
+    return f"{bundled([f'/{name}.js' for name in names], source)}const VIEWS = {{ {views} }};\n{source('/start.js')}"
+
+
+def bundled(entries: Iterable[str], source: Callable[[str], str]) -> str:
+    """Modules and all that they import, as one script without imports: `modules` has what each exports.
+
+    Args:
+        entries: addresses, such as "/views/lens.js".
+        source: the text of the module at an address.
+    """
     made: dict[str, str] = {}
 
-    def add(module: str) -> None:
-        source = (HERE / "js" / f"{module}.js").read_text(encoding="utf-8")
-        needed = IMPORTED.findall(source)
-        for _, other in needed:
+    def add(address: str) -> None:
+        text, head = source(address), ""
+        for whole, listed, place in IMPORTED.findall(text):
+            other = posixpath.normpath(posixpath.join(posixpath.dirname(address), place))
             if other not in made:
                 add(other)
-        head = "".join(f"const {{{listed}}} = modules.{other};\n" for listed, other in needed)
-        own = EXPORTED.sub("", IMPORTED.sub("", source))
-        made[module] = (
-            f"modules.{module} = (() => {{\n{head}{own}return {{ {', '.join(NAMES.findall(source))} }};\n}})();\n"
-        )
+            taken = whole or f"{{{listed.replace(' as ', ': ')}}}"
+            head += f'const {taken} = modules["{other}"];\n'
+        own = EXPORTED.sub("", IMPORTED.sub("", text))
+        given = ", ".join(EXPORTED.findall(text))
+        made[address] = f'modules["{address}"] = (() => {{\n{head}{own}return {{ {given} }};\n}})();\n'
 
-    for name in names:
-        add(name)
-    views = f"const VIEWS = {{ {', '.join(f'{name}: modules.{name}.render' for name in names)} }};\n"
-    return (
-        "const modules = {};\n"
-        + "".join(made.values())
-        + views
-        + (HERE / "js" / "start.js").read_text(encoding="utf-8")
-    )
+    for entry in entries:
+        add(entry)
+    return "const modules = {};\n" + "".join(made.values())

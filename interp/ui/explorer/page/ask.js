@@ -1,4 +1,7 @@
-// Asking the server: one place that brings the token, and turns what it refuses into words.
+// The page and its server: asking, which brings the token, and turns what is refused into words; the address of the page,
+// which holds its scene; files that are taken along. In a notebook the kernel stands in the server's place, and
+// ui/live/ask.js in the place of this file.
+import { read, written } from "./scene.js";
 
 export class Refused extends Error {
   constructor(status, words) { super(words); this.status = status; }
@@ -16,4 +19,28 @@ export async function ask(token, what, given = {}, signal = undefined) {
   const told = await answer.json();
   if (!answer.ok) throw new Refused(answer.status, told.error);
   return told;
+}
+
+/** The token and the scene that the page begins with. */
+export const started = () => read(location.hash);
+
+/** Keep a scene where a reload finds it. */
+export const keep = (scene, token) => history.replaceState(null, "", written(scene, token));
+
+/** Call `change(scene)` when another scene comes from outside of the page. */
+export function whenGiven(change, token) {
+  addEventListener("hashchange", () => {
+    const given = read(location.hash);
+    if (given.token && given.token !== token) location.reload();
+    else change(given.scene, "link");
+  });
+}
+
+/** Give the reader a file. */
+export function download(name, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/html" }));
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
 }

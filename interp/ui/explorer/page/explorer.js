@@ -4,15 +4,15 @@ import { make } from "./views/base.js";
 import * as heatmap from "./views/heatmap.js";
 import * as lens from "./views/lens.js";
 import * as nextToken from "./views/next_token.js";
-import { ask, Refused } from "./ask.js";
+import { ask, download, keep, Refused, started, whenGiven } from "./ask.js";
 import * as compare from "./compare.js";
-import { alike, History, read, said, written } from "./scene.js";
+import { alike, History, read, said } from "./scene.js";
 
 const VIEWS = { attention: attention.render, compare: compare.render, heatmap: heatmap.render, lens: lens.render, next_token: nextToken.render, note: (root, payload) => root.append(make("p", { class: "note" }, payload.text)) };
 const PAUSE = 250; // milliseconds without a key before the model runs
 const by = (id) => document.getElementById(id);
 
-const start = read(location.hash);
+const start = started();
 const token = start.token, steps = new History(start.scene);
 let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapping = null, mappedOf = "", typing = 0;
 
@@ -21,7 +21,7 @@ async function refresh(problem = "") {
   if (!about) return true; // begins by itself once the server has said what it serves
   running.abort();
   const own = (running = new AbortController()), { scene } = steps;
-  history.replaceState(null, "", written(scene, token));
+  keep(scene, token);
   drawState();
   const of = JSON.stringify([scene.prompt, scene.second, scene.answers]);
   if (of !== mappedOf) { mappedOf = of; stopMap(""); }
@@ -184,9 +184,7 @@ by("python").addEventListener("click", async () => {
 by("save").addEventListener("click", async () => {
   try {
     const { page } = await ask(token, "save", { scene: steps.scene });
-    const link = make("a", { href: URL.createObjectURL(new Blob([page], { type: "text/html" })), download: "explored.html" });
-    link.click();
-    URL.revokeObjectURL(link.href);
+    download("explored.html", page);
   } catch (error) { tell(error); }
 });
 
@@ -194,14 +192,10 @@ by("save").addEventListener("click", async () => {
 by("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = read(by("address").value).token || by("address").value.trim();
-  history.replaceState(null, "", written(steps.scene, given));
+  keep(steps.scene, given);
   location.reload();
 });
-addEventListener("hashchange", () => {
-  const given = read(location.hash);
-  if (given.token && given.token !== token) location.reload();
-  else if (!alike(given.scene, steps.scene)) change(given.scene, "link");
-});
+whenGiven((scene, words) => { if (!alike(scene, steps.scene)) change(scene, words); }, token);
 async function begin() {
   try {
     about = await ask(token, "about");

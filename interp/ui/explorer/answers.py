@@ -1,0 +1,80 @@
+"""What the explorer's page may ask, and who answers: the same for a server and for a notebook's kernel."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from interp.arguments import shown
+from interp.errors import ConfigError, check_choice
+from interp.hooked.model import HookedModel
+from interp.ui.explorer import pictures
+from interp.ui.explorer.scene import Scene, scene_of
+from interp.ui.explorer.script import script_of
+from interp.ui.explorer.worker import stoppable, stopping
+
+Answer = Callable[[Any, threading.Event], Any]
+"""Takes what the page gives, as plain values, and the event that says when to stop."""
+
+
+def answers(model: HookedModel, loaded: str) -> dict[str, Answer]:
+    """The answers by the name of what is asked.
+
+    Args:
+        model: what the page shows.
+        loaded: the call that loads the model, for scripts.
+    """
+
+    def by_layer(compute: Callable[[Any], Any]) -> Answer:
+        def run(given: Any, stop: threading.Event) -> Any:
+            with stopping(model, stop):
+                return compute(given)
+
+        return run
+
+    return {
+        "about": lambda given, stop: _about(model),
+        "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given))),
+        "continue": by_layer(lambda given: pictures.continued(model, _scene(given), _place(given))),
+        "plan": lambda given, stop: pictures.plan_map(model, _scene(given)),
+        "map": lambda given, stop: pictures.map_heads(model, _scene(given), loaded, stoppable(stop)),
+        "script": lambda given, stop: {"script": script_of(model, loaded, _scene(given))},
+        "save": by_layer(lambda given: {"page": pictures.saved(model, _scene(given))}),
+    }
+
+
+def _scene(given: Any) -> Scene:
+    return scene_of(_field(given, "scene"))
+
+
+def _wanted(given: Any) -> list[str]:
+    wanted = _field(given, "parts")
+    if not isinstance(wanted, list) or len(wanted) > len(pictures.PARTS):
+        raise ConfigError(f"parts must be a list of {', '.join(pictures.PARTS)}, not {shown(wanted)}")
+    return wanted
+
+
+def _place(given: Any) -> int:
+    place = _field(given, "at")
+    if not isinstance(place, int) or isinstance(place, bool):
+        raise ConfigError(f"at must be an integer, a place among the likeliest tokens, not {shown(place)}")
+    return place
+
+
+def _field(given: Any, name: str) -> Any:
+    if not isinstance(given, dict):
+        raise ConfigError(f"a request is an object with {name!r}, not {shown(given)}")
+    check_choice("field of this request", name, given)
+    return given[name]
+
+
+def _about(model: HookedModel) -> dict[str, Any]:
+    cfg = model.cfg
+    return {
+        "model": cfg.model_name or "a model",
+        "layers": cfg.n_layers,
+        "heads": cfg.n_heads if cfg.has_attention else 0,
+        "context": cfg.n_ctx,
+        "text": model.tokenizer is not None,
+    }
