@@ -61,8 +61,8 @@ CLOSED = 499  # what servers log for a client that has left; nobody receives it
 def files() -> dict[str, tuple[Path, str]]:
     """What is served besides answers: address to file and its kind."""
     script, style = "text/javascript", "text/css"
-    found = {"/": (PAGE / "explorer.html", "text/html"), "/explorer.css": (PAGE / "explorer.css", style)}
-    found["/views/base.css"] = (VIEWS / "base.css", style)
+    found = {"/": (PAGE / "explorer.html", "text/html"), "/views/base.css": (VIEWS / "base.css", style)}
+    found |= {f"/{path.name}": (path, style) for path in PAGE.glob("*.css")}
     found |= {f"/{path.name}": (path, script) for path in PAGE.glob("*.js")}
     return found | {f"/views/{path.name}": (path, script) for path in (VIEWS / "js").glob("*.js")}
 
@@ -94,6 +94,7 @@ def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starl
     answers: dict[str, Callable[[Any, threading.Event], Any]] = {
         "about": lambda given, stop: _about(model),
         "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given))),
+        "walk": by_layer(lambda given: pictures.walked(model, _scene(given), _walked_to(given))),
         "continue": by_layer(lambda given: pictures.continued(model, _scene(given), _place(given))),
         "plan": lambda given, stop: pictures.plan_map(model, _scene(given)),
         "map": lambda given, stop: pictures.map_heads(model, _scene(given), loaded, stoppable(stop)),
@@ -214,6 +215,13 @@ def _place(given: Any) -> int:
     place = _field(given, "at")
     if not isinstance(place, int) or isinstance(place, bool):
         raise ConfigError(f"at must be an integer, a place among the likeliest tokens, not {shown(place)}")
+    return place
+
+
+def _walked_to(given: Any) -> dict[str, Any]:
+    place = _field(given, "place")
+    if not isinstance(place, dict):
+        raise ConfigError(f"place is an object with position, layer and unit, not {shown(place)}")
     return place
 
 

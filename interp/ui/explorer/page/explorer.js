@@ -4,6 +4,7 @@ import { make } from "./views/base.js";
 import * as heatmap from "./views/heatmap.js";
 import * as lens from "./views/lens.js";
 import * as nextToken from "./views/next_token.js";
+import * as walk from "./views/walk.js";
 import { ask, Refused } from "./ask.js";
 import * as compare from "./compare.js";
 import { alike, History, read, said, written } from "./scene.js";
@@ -15,6 +16,7 @@ const by = (id) => document.getElementById(id);
 const start = read(location.hash);
 const token = start.token, steps = new History(start.scene);
 let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapping = null, mappedOf = "", typing = 0;
+let walked = null, walkedOf = "", spot = {}, walking = new AbortController();
 
 // 1. What the server is asked, in the order in which a reader looks; a newer scene stops an older one.
 async function refresh(problem = "") {
@@ -36,6 +38,8 @@ async function refresh(problem = "") {
       show(parts, told.parts);
       if (parts === first) by("status").textContent = `${scene.edits.length ? "The edited run" : "The next token"} took ${Math.round(performance.now() - began)} ms.`;
     }
+    await stroll(own.signal);
+    if (own.signal.aborted) return true;
     by("views").setAttribute("aria-busy", "false");
     forecast(scene, own.signal);
   } catch (error) {
@@ -51,7 +55,7 @@ function tell(error) {
   if (!(error instanceof Refused)) throw error;
   by("problem").textContent = error.message;
   if (error.status === 403) by("token-form").hidden = false;
-  if (error.status === 422) { by("tokens").textContent = ""; for (const name of ["compare", "next_token", "attention", "lens"]) by(`at-${name}`).hidden = true; }
+  if (error.status === 422) { by("tokens").textContent = ""; for (const name of ["compare", "next_token", "attention", "lens", "walk"]) by(`at-${name}`).hidden = true; }
 }
 
 // 2. What is drawn.
@@ -139,7 +143,33 @@ async function append() {
 by("at-attention").addEventListener("chosen", ({ detail }) => { head = detail.at; by("part").value = `L${detail.layer}H${detail.head}`; });
 by("at-next_token").addEventListener("chosen", ({ detail }) => { next = detail; drawAppend(); });
 
-// 4. The map of all heads: what it costs is said before it is run.
+// 4. The walk: at a place of its own, so that going on asks for that place alone.
+async function stroll(signal) {
+  const { scene } = steps;
+  if (scene.prompt !== walkedOf) spot = { ...spot, position: null }; // the last of the new prompt
+  const { part } = await ask(token, "walk", { scene, place: spot }, signal);
+  if (signal.aborted) return;
+  [spot, walkedOf] = [part.place, scene.prompt];
+  if (walked) walked.update(part);
+  else {
+    const title = make("h2", { id: "at-walk-head" }, part.title), body = make("div");
+    by("at-walk").setAttribute("aria-labelledby", title.id);
+    by("at-walk").replaceChildren(title, body);
+    walked = walk.render(body, part);
+  }
+  by("at-walk").hidden = false;
+}
+by("at-walk").addEventListener("place", async ({ detail }) => {
+  spot = detail;
+  walking.abort();
+  const own = (walking = new AbortController());
+  try {
+    await stroll(own.signal);
+  } catch (error) { if (error.name !== "AbortError") tell(error); }
+});
+by("at-walk").addEventListener("onward", () => { by("at-next_token").scrollIntoView(); by("at-next_token").querySelector("input").focus(); });
+
+// 5. The map of all heads: what it costs is said before it is run.
 async function forecast(scene, signal) {
   by("run-map").disabled = true;
   if (!scene.second || !about.heads) return;
@@ -171,7 +201,7 @@ by("run-map").addEventListener("click", async () => {
 });
 by("cancel-map").addEventListener("click", () => { stopMap("cancelled"); by("run-map").focus(); });
 
-// 5. What is taken along.
+// 6. What is taken along.
 by("python").addEventListener("click", async () => {
   try {
     const { script } = await ask(token, "script", { scene: steps.scene });
@@ -190,7 +220,7 @@ by("save").addEventListener("click", async () => {
   } catch (error) { tell(error); }
 });
 
-// 6. The beginning, and links that are opened in this tab.
+// 7. The beginning, and links that are opened in this tab.
 by("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = read(by("address").value).token || by("address").value.trim();
