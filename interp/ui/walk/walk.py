@@ -137,7 +137,7 @@ def _embedding(run: Run) -> Step:
 def _enters(run: Run) -> Step:
     stream = run.at("hook_resid_pre")
     what = "the embedding, with the position" if run.has("hook_pos_embed") else "the embedding"
-    came = what if run.layer == 0 else f"{what} and all that {run.layer} layers have added"
+    came = what if run.layer == 0 else f"{what} and all that {run.layer} layer{'s' * (run.layer > 1)} added"
     text: list[Piece] = [
         f"The residual stream carries each token’s vector through all {run.cfg.n_layers} layers; each reads it and adds "
         f"to it. What enters layer {run.layer} at ", run.word(run.position), f" is {came}. Its length is ",

@@ -8,6 +8,7 @@ import * as walk from "./views/walk.js";
 import { ask, Refused } from "./ask.js";
 import * as compare from "./compare.js";
 import { alike, History, read, said, written } from "./scene.js";
+import { tour } from "./tour.js";
 
 const VIEWS = { attention: attention.render, compare: compare.render, heatmap: heatmap.render, lens: lens.render, next_token: nextToken.render, note: (root, payload) => root.append(make("p", { class: "note" }, payload.text)) };
 const PAUSE = 250; // milliseconds without a key before the model runs
@@ -16,14 +17,16 @@ const by = (id) => document.getElementById(id);
 const start = read(location.hash);
 const token = start.token, steps = new History(start.scene);
 let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapping = null, mappedOf = "", typing = 0;
-let walked = null, walkedOf = "", spot = {}, walking = new AbortController();
+let walked = null, walkedOf = "", walkIs = null, walking = new AbortController();
+let spot = spotOf(location.hash);
+const toured = Number(new URLSearchParams(location.hash.slice(1)).get("tour"));
 
 // 1. What the server is asked, in the order in which a reader looks; a newer scene stops an older one.
 async function refresh(problem = "") {
   if (!about) return true; // begins by itself once the server has said what it serves
   running.abort();
   const own = (running = new AbortController()), { scene } = steps;
-  history.replaceState(null, "", written(scene, token));
+  address();
   drawState();
   const of = JSON.stringify([scene.prompt, scene.second, scene.answers]);
   if (of !== mappedOf) { mappedOf = of; stopMap(""); }
@@ -56,6 +59,7 @@ function tell(error) {
   by("problem").textContent = error.message;
   if (error.status === 403) by("token-form").hidden = false;
   if (error.status === 422) { by("tokens").textContent = ""; for (const name of ["compare", "next_token", "attention", "lens", "walk"]) by(`at-${name}`).hidden = true; }
+  guide.told();
 }
 
 // 2. What is drawn.
@@ -146,10 +150,16 @@ by("at-next_token").addEventListener("chosen", ({ detail }) => { next = detail; 
 // 4. The walk: at a place of its own, so that going on asks for that place alone.
 async function stroll(signal) {
   const { scene } = steps;
-  if (scene.prompt !== walkedOf) spot = { ...spot, position: null }; // the last of the new prompt
-  const { part } = await ask(token, "walk", { scene, place: spot }, signal);
+  if (walkIs && scene.prompt !== walkedOf) spot = { ...spot, position: null }; // the last of the new prompt
+  const { part } = await ask(token, "walk", { scene, place: spot }, signal).catch((error) => {
+    // A place that this model or prompt does not have, from a link: the walk begins at one that it has.
+    if (!(error instanceof Refused) || error.status !== 422 || Object.values(spot).every((at) => at === null)) throw error;
+    spot = spotOf("");
+    return ask(token, "walk", { scene, place: spot }, signal);
+  });
   if (signal.aborted) return;
-  [spot, walkedOf] = [part.place, scene.prompt];
+  [spot, walkedOf, walkIs] = [part.place, scene.prompt, part];
+  address();
   if (walked) walked.update(part);
   else {
     const title = make("h2", { id: "at-walk-head" }, part.title), body = make("div");
@@ -158,16 +168,34 @@ async function stroll(signal) {
     walked = walk.render(body, part);
   }
   by("at-walk").hidden = false;
+  guide.told();
 }
-by("at-walk").addEventListener("place", async ({ detail }) => {
-  spot = detail;
+/** The place of the walk that an address names, as `walk=position.layer.head`. */
+function spotOf(hash) {
+  const [position, layer, unit] = (new URLSearchParams(hash.replace(/^.*?#/, "")).get("walk") ?? "").split(".").map((one) => (/^\d+$/.test(one) ? Number(one) : null));
+  return { position, layer, unit };
+}
+/** The scene, and beside it where the walk and the tour are. */
+function address() {
+  const walk = walkIs ? `&walk=${spot.position}.${spot.layer}.${spot.unit}` : "";
+  history.replaceState(null, "", `${written(steps.scene, token)}${walk}${guide.at === null ? "" : `&tour=${guide.at + 1}`}`);
+}
+by("at-walk").addEventListener("place", ({ detail }) => walkTo(detail));
+async function walkTo(to) {
+  spot = to;
   walking.abort();
   const own = (walking = new AbortController());
   try {
     await stroll(own.signal);
   } catch (error) { if (error.name !== "AbortError") tell(error); }
-});
+}
 by("at-walk").addEventListener("onward", () => { by("at-next_token").scrollIntoView(); by("at-next_token").querySelector("input").focus(); });
+
+const guide = tour(by("tour"), {
+  now: () => ({ walk: steps.scene.prompt ? walkIs : null, scene: steps.scene }),
+  walk: walkTo, change, address, text: () => about?.text, left: () => by("start-tour").focus(),
+});
+by("start-tour").addEventListener("click", () => guide.go(0));
 
 // 5. The map of all heads: what it costs is said before it is run.
 async function forecast(scene, signal) {
@@ -240,5 +268,6 @@ async function begin() {
   by("title").textContent = about.model;
   by("about").textContent = `${about.layers} layers${about.heads ? ` of ${about.heads} heads` : ""}, prompts of up to ${about.context.toLocaleString("en")} tokens${about.text ? "" : "; it has no tokenizer: write token ids, such as 3 14 15"}.`;
   if (steps.scene.prompt) refresh(); else { drawState(); by("prompt").focus(); }
+  if (toured) guide.go(toured - 1);
 }
 begin();

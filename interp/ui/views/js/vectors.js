@@ -22,7 +22,7 @@ export function vectors({ rows, what }) {
 function strip({ what, values, n }, most) {
   const across = Math.min(n, IN_A_ROW), down = Math.ceil(n / across);
   const told = make("span", { class: "told", "aria-live": "polite" });
-  const canvas = make("canvas", { class: "strip", role: "application", tabindex: "0", "aria-roledescription": "vector", style: { "aspect-ratio": `${across} / ${down * 2}`, width: `min(100%, ${across * 9}px)` } });
+  const canvas = make("canvas", { class: "strip", role: "application", tabindex: "0", "aria-roledescription": "vector", style: { "aspect-ratio": `${across} / ${down > 1 ? down : 2}`, width: `min(100%, ${across * 9}px)` } });
   let own = 0;
   const by = [...Array(n).keys()].sort((a, b) => Math.abs(values.get(b)) - Math.abs(values.get(a))).slice(0, LISTED);
   const say = (at) => `${what}, number ${at}: ${shown(values.get(at), true)}`;
