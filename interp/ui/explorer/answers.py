@@ -36,6 +36,7 @@ def answers(model: HookedModel, loaded: str) -> dict[str, Answer]:
     return {
         "about": lambda given, stop: _about(model),
         "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given))),
+        "walk": by_layer(lambda given: pictures.walked(model, _scene(given), _walked_to(given))),
         "continue": by_layer(lambda given: pictures.continued(model, _scene(given), _place(given))),
         "plan": lambda given, stop: pictures.plan_map(model, _scene(given)),
         "map": lambda given, stop: pictures.map_heads(model, _scene(given), loaded, stoppable(stop)),
@@ -59,6 +60,13 @@ def _place(given: Any) -> int:
     place = _field(given, "at")
     if not isinstance(place, int) or isinstance(place, bool):
         raise ConfigError(f"at must be an integer, a place among the likeliest tokens, not {shown(place)}")
+    return place
+
+
+def _walked_to(given: Any) -> dict[str, Any]:
+    place = _field(given, "place")
+    if not isinstance(place, dict):
+        raise ConfigError(f"place is an object with position, layer and unit, not {shown(place)}")
     return place
 
 

@@ -18,8 +18,8 @@ SCRIPT = re.compile(r'<script type="module" src="([^"]+)"></script>\n')
 def files() -> dict[str, tuple[Path, str]]:
     """The files of the page: address to file and its kind."""
     script, style = "text/javascript", "text/css"
-    found = {"/": (PAGE / "explorer.html", "text/html"), "/explorer.css": (PAGE / "explorer.css", style)}
-    found["/views/base.css"] = (VIEWS / "base.css", style)
+    found = {"/": (PAGE / "explorer.html", "text/html"), "/views/base.css": (VIEWS / "base.css", style)}
+    found |= {f"/{path.name}": (path, style) for path in PAGE.glob("*.css")}
     found |= {f"/{path.name}": (path, script) for path in PAGE.glob("*.js")}
     return found | {f"/views/{path.name}": (path, script) for path in (VIEWS / "js").glob("*.js")}
 

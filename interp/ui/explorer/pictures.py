@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -27,6 +27,7 @@ from interp.ui.explorer.script import map_script_of
 from interp.ui.views import frames, prompts
 from interp.ui.views.of_model import of_model
 from interp.ui.views.view import Part, View
+from interp.ui.walk.walk import walk
 from interp.variants.edited import edited
 from interp.variants.granularity import variants
 
@@ -153,6 +154,23 @@ PARTS: dict[str, Picture] = {
     "attention": _attention,
     "lens": _lens,
 }
+
+
+def walked(model: HookedModel, scene: Scene, place: Mapping[str, Any]) -> dict[str, Any]:
+    """The walk of a scene's prompt through the model, in the run of the scene.
+
+    Args:
+        model: the model.
+        scene: what is looked at.
+        place: `position`, `layer` and `unit` of `walk`; what is missing or None is the walk's own choice.
+    """
+    variant, pairs = _resolved(model, scene)
+    given = {name: value for name, value in place.items() if value is not None}
+    for name in given:
+        check_choice("field of a place", name, ("position", "layer", "unit"))
+    with run_of(model, pairs, variant):
+        part = walk(model, pairs.clean[0], labels=labels_of(model, pairs.clean[0]), **given)
+    return {"part": {"view": part.name, "title": part.title, **part.payload}}
 
 
 @torch.no_grad()

@@ -21,11 +21,11 @@ export async function ask(token, what, given = {}, signal = undefined) {
   return told;
 }
 
-/** The token and the scene that the page begins with. */
-export const started = () => read(location.hash);
+/** The token and the scene that the page begins with, and what stands beside them in its address. */
+export const started = () => ({ ...read(location.hash), beside: new URLSearchParams(location.hash.slice(1)) });
 
-/** Keep a scene where a reload finds it. */
-export const keep = (scene, token) => history.replaceState(null, "", written(scene, token));
+/** Keep a scene where a reload finds it, and what stands beside it: where the walk and the tour are. */
+export const keep = (scene, token, beside = {}) => history.replaceState(null, "", `${written(scene, token)}${Object.entries(beside).map(([name, value]) => `&${name}=${value}`).join("")}`);
 
 /** Call `change(scene)` when another scene comes from outside of the page. */
 export function whenGiven(change, token) {

@@ -4,9 +4,11 @@ import { make } from "./views/base.js";
 import * as heatmap from "./views/heatmap.js";
 import * as lens from "./views/lens.js";
 import * as nextToken from "./views/next_token.js";
+import * as walk from "./views/walk.js";
 import { ask, download, keep, Refused, started, whenGiven } from "./ask.js";
 import * as compare from "./compare.js";
 import { alike, History, read, said } from "./scene.js";
+import { tour } from "./tour.js";
 
 const VIEWS = { attention: attention.render, compare: compare.render, heatmap: heatmap.render, lens: lens.render, next_token: nextToken.render, note: (root, payload) => root.append(make("p", { class: "note" }, payload.text)) };
 const PAUSE = 250; // milliseconds without a key before the model runs
@@ -15,13 +17,16 @@ const by = (id) => document.getElementById(id);
 const start = started();
 const token = start.token, steps = new History(start.scene);
 let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapping = null, mappedOf = "", typing = 0;
+let walked = null, walkedOf = "", walkIs = null, walking = new AbortController();
+let spot = spotOf(start.beside.get("walk"));
+const toured = Number(start.beside.get("tour"));
 
 // 1. What the server is asked, in the order in which a reader looks; a newer scene stops an older one.
 async function refresh(problem = "") {
   if (!about) return true; // begins by itself once the server has said what it serves
   running.abort();
   const own = (running = new AbortController()), { scene } = steps;
-  keep(scene, token);
+  address();
   drawState();
   const of = JSON.stringify([scene.prompt, scene.second, scene.answers]);
   if (of !== mappedOf) { mappedOf = of; stopMap(""); }
@@ -36,6 +41,8 @@ async function refresh(problem = "") {
       show(parts, told.parts);
       if (parts === first) by("status").textContent = `${scene.edits.length ? "The edited run" : "The next token"} took ${Math.round(performance.now() - began)} ms.`;
     }
+    await stroll(own.signal);
+    if (own.signal.aborted) return true;
     by("views").setAttribute("aria-busy", "false");
     forecast(scene, own.signal);
   } catch (error) {
@@ -51,7 +58,8 @@ function tell(error) {
   if (!(error instanceof Refused)) throw error;
   by("problem").textContent = error.message;
   if (error.status === 403) by("token-form").hidden = false;
-  if (error.status === 422) { by("tokens").textContent = ""; for (const name of ["compare", "next_token", "attention", "lens"]) by(`at-${name}`).hidden = true; }
+  if (error.status === 422) { by("tokens").textContent = ""; for (const name of ["compare", "next_token", "attention", "lens", "walk"]) by(`at-${name}`).hidden = true; }
+  guide.told();
 }
 
 // 2. What is drawn.
@@ -139,7 +147,57 @@ async function append() {
 by("at-attention").addEventListener("chosen", ({ detail }) => { head = detail.at; by("part").value = `L${detail.layer}H${detail.head}`; });
 by("at-next_token").addEventListener("chosen", ({ detail }) => { next = detail; drawAppend(); });
 
-// 4. The map of all heads: what it costs is said before it is run.
+// 4. The walk: at a place of its own, so that going on asks for that place alone.
+async function stroll(signal) {
+  const { scene } = steps;
+  if (walkIs && scene.prompt !== walkedOf) spot = { ...spot, position: null }; // the last of the new prompt
+  const { part } = await ask(token, "walk", { scene, place: spot }, signal).catch((error) => {
+    // A place that this model or prompt does not have, from a link: the walk begins at one that it has.
+    if (!(error instanceof Refused) || error.status !== 422 || Object.values(spot).every((at) => at === null)) throw error;
+    spot = spotOf(null);
+    return ask(token, "walk", { scene, place: spot }, signal);
+  });
+  if (signal.aborted) return;
+  [spot, walkedOf, walkIs] = [part.place, scene.prompt, part];
+  address();
+  if (walked) walked.update(part);
+  else {
+    const title = make("h2", { id: "at-walk-head" }, part.title), body = make("div");
+    by("at-walk").setAttribute("aria-labelledby", title.id);
+    by("at-walk").replaceChildren(title, body);
+    walked = walk.render(body, part);
+  }
+  by("at-walk").hidden = false;
+  guide.told();
+}
+/** The place of the walk that an address names, as "position.layer.head". */
+function spotOf(text) {
+  const [position = null, layer = null, unit = null] = (text ?? "").split(".").map((one) => (/^\d+$/.test(one) ? Number(one) : null));
+  return { position, layer, unit };
+}
+/** The scene, and beside it where the walk and the tour are. */
+function address() {
+  const beside = { ...(walkIs ? { walk: `${spot.position}.${spot.layer}.${spot.unit}` } : {}), ...(guide.at === null ? {} : { tour: guide.at + 1 }) };
+  keep(steps.scene, token, beside);
+}
+by("at-walk").addEventListener("place", ({ detail }) => walkTo(detail));
+async function walkTo(to) {
+  spot = to;
+  walking.abort();
+  const own = (walking = new AbortController());
+  try {
+    await stroll(own.signal);
+  } catch (error) { if (error.name !== "AbortError") tell(error); }
+}
+by("at-walk").addEventListener("onward", () => { by("at-next_token").scrollIntoView(); by("at-next_token").querySelector("input").focus(); });
+
+const guide = tour(by("tour"), {
+  now: () => ({ walk: steps.scene.prompt ? walkIs : null, scene: steps.scene }),
+  walk: walkTo, change, address, text: () => about?.text, left: () => by("start-tour").focus(),
+});
+by("start-tour").addEventListener("click", () => guide.go(0));
+
+// 5. The map of all heads: what it costs is said before it is run.
 async function forecast(scene, signal) {
   by("run-map").disabled = true;
   if (!scene.second || !about.heads) return;
@@ -171,7 +229,7 @@ by("run-map").addEventListener("click", async () => {
 });
 by("cancel-map").addEventListener("click", () => { stopMap("cancelled"); by("run-map").focus(); });
 
-// 5. What is taken along.
+// 6. What is taken along.
 by("python").addEventListener("click", async () => {
   try {
     const { script } = await ask(token, "script", { scene: steps.scene });
@@ -188,7 +246,7 @@ by("save").addEventListener("click", async () => {
   } catch (error) { tell(error); }
 });
 
-// 6. The beginning, and links that are opened in this tab.
+// 7. The beginning, and links that are opened in this tab.
 by("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = read(by("address").value).token || by("address").value.trim();
@@ -204,5 +262,6 @@ async function begin() {
   by("title").textContent = about.model;
   by("about").textContent = `${about.layers} layers${about.heads ? ` of ${about.heads} heads` : ""}, prompts of up to ${about.context.toLocaleString("en")} tokens${about.text ? "" : "; it has no tokenizer: write token ids, such as 3 14 15"}.`;
   if (steps.scene.prompt) refresh(); else { drawState(); by("prompt").focus(); }
+  if (toured) guide.go(toured - 1);
 }
 begin();

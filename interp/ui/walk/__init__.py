@@ -1,0 +1,1 @@
+"""The walk: one prompt on its way through a model, step by step, with the numbers of this run at each."""
