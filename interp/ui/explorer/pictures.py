@@ -22,7 +22,7 @@ from interp.prompts.pairs import PromptPairs
 from interp.sweeps.plan import expected_seconds
 from interp.sweeps.sweep import Executor, plan_sweep, sweep
 from interp.text.characters import visible_token
-from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, pairs_of, patches, variant_of
+from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, pairs_of, patched, resolved
 from interp.ui.explorer.script import map_script_of
 from interp.ui.views import frames, prompts
 from interp.ui.views.show import show
@@ -49,16 +49,11 @@ def look(model: HookedModel, scene: Scene, wanted: Sequence[str]) -> dict[str, A
     """
     for name in wanted:
         check_choice("part", name, PARTS)
-    variant, pairs = _resolved(model, scene)
+    variant, pairs = resolved(model, scene)
     labels = labels_of(model, pairs.clean[0])
     parts = [PARTS[name](model, pairs, variant, labels) for name in wanted]
     shown = [{"view": part.name, "title": part.title, **part.payload} for part in parts if part is not None]
     return {"ids": pairs.clean[0].tolist(), "labels": labels, "parts": shown}
-
-
-def _resolved(model: HookedModel, scene: Scene) -> tuple[Variant, PromptPairs]:
-    variant = variant_of(model, scene.edits)
-    return variant, pairs_of(model, scene, patched=patches(variant)).to(model.device)
 
 
 def labels_of(model: HookedModel, ids: Tensor) -> list[str]:
@@ -167,7 +162,7 @@ def continued(model: HookedModel, scene: Scene, at: int) -> dict[str, Any]:
     Returns:
         `prompt`, and `alike`: whether the new text has the tokens of the old one and then the new one.
     """
-    variant, pairs = _resolved(model, scene)
+    variant, pairs = resolved(model, scene)
     ids = pairs.clean[0].tolist()
     with run_of(model, pairs, variant):
         logits = model(pairs.clean[:1])[0, -1].float()
@@ -237,13 +232,13 @@ def _answers(model: HookedModel, pairs: PromptPairs) -> list[str]:
 
 def saved(model: HookedModel, scene: Scene) -> str:
     """A scene as a page that needs nothing else: that of `interp.show`, in the run of the scene."""
-    variant, pairs = _resolved(model, scene)
+    variant, pairs = resolved(model, scene)
     shown: Any = pairs.clean[0]
     if len(shown) > MOST_TOKENS:
         raise PromptError(f"a page is saved of prompts of up to {MOST_TOKENS} tokens; this one has {len(shown):,}")
     if all(scene.answers):
         right, wrong = (answer_id(model, one) for one in scene.answers)
-        shown = pairs_of(model, scene, (right, wrong), patched=patches(variant))
+        shown = pairs_of(model, scene, (right, wrong), patched=patched(scene))
     with run_of(model, pairs, variant):
         return show(model, shown, title=title_of(model, scene)).to_html()
 

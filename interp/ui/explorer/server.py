@@ -33,6 +33,7 @@ from interp.arguments import shown
 from interp.errors import ConfigError, InterpError, check_choice
 from interp.hooked.model import HookedModel
 from interp.ui.explorer import pictures
+from interp.ui.explorer.changes import examples
 from interp.ui.explorer.scene import Scene, scene_of
 from interp.ui.explorer.script import script_of
 from interp.ui.explorer.worker import BusyError, CancelledRequest, Worker, stoppable, stopping
@@ -232,6 +233,7 @@ def _about(model: HookedModel) -> dict[str, Any]:
         "heads": cfg.n_heads if cfg.has_attention else 0,
         "context": cfg.n_ctx,
         "text": model.tokenizer is not None,
+        "parts": examples(model),
     }
 
 
