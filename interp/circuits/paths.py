@@ -33,7 +33,7 @@ from interp.errors import PromptError, UnknownName, check_choice, unknown
 from interp.hooked.cache import ActivationCache
 from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
-from interp.names import READS, Part, spelled
+from interp.names import READS, Part, edge_ends, spelled
 from interp.progress import counting
 from interp.prompts.pairs import PromptPairs
 
@@ -369,4 +369,61 @@ def routes(
             where[READS[nodes[0].reads]] = [node.head for node in nodes if node.head is not None]
             value = value[:, :, None]  # [prompt, pos, 1, d_model]
         edits.append(Edit(site, where, "set", value))
+    return edits
+
+
+@checked
+@torch.no_grad()
+def edge_edits(
+    model: HookedModel,
+    pairs: PromptPairs,
+    edge: str,
+    *,
+    factor: float | None = None,
+    pos: Index | None = None,
+    base: str = "clean",
+    source: str = "corrupt",
+) -> list[Edit]:
+    """Edits that change what one sender alone gives one receiver, through the residual stream alone.
+
+    They add the change to what the receiver reads, so that those of several edges, and other edits, can be made
+    together. Alone they do what `routes` does with what `arriving` gives for `through="direct"`.
+
+    Args:
+        model, pairs: the model and its prompts.
+        edge: `L5H5->L9H9 q`, `MLP 3->logits`; the names are those of `parse_senders` and `parse_receivers`.
+        factor: what the sender's part is multiplied by, 0 to take it away; None gives it what the source run has.
+        pos: the positions of the receiver, as in an `Edit`; None means all.
+        base, source: the sides of the pairs.
+
+    Raises:
+        InterpError: a model whose residual stream is no sum, as `Graph.of` says.
+        UnknownName: a sender or receiver that the model does not have, or a receiver that comes before the sender.
+
+    >>> from interp import GPT, ModelConfig
+    >>> model = GPT(ModelConfig(n_layers=2, d_model=8, n_ctx=8, d_head=4, d_vocab=9))
+    >>> pairs = PromptPairs.from_tokens([[1, 2, 3]])
+    >>> [edit.site for edit in edge_edits(model, pairs, "L0H1->L1H0", factor=0)]
+    ['blocks.1.hook_q_input', 'blocks.1.hook_k_input', 'blocks.1.hook_v_input']
+    """
+    graph, pairs = Graph.of(model), pairs.to(model.device)
+    sender, targets = graph.sender(edge_ends(edge)[0]), edge_ends(edge)[1]
+    nodes = [graph.receivers[at] for at in _receivers(targets, graph, model) if graph.allowed[sender, at]]
+    if not nodes:
+        raise UnknownName(
+            f"no edge matches {edge!r}: {targets} comes before {graph.senders[sender].label}, or beside it"
+        )
+    site, end = graph.senders[sender].site, max(graph.senders[sender].layer, 0) + 1
+    own, *other = (
+        model.run_with_cache(**pairs.inputs(side), names_filter=[site], return_type=None, stop_at_layer=end)[1][site]
+        for side in ([base, source] if factor is None else [base])
+    )
+    given = {site: other[0] if factor is None else own * factor}
+    change = graph.changed(model, {site: own}, given, [sender])[0]  # [prompt, pos, d_model]
+    edits = []
+    for node in nodes:
+        where: dict[str, Index] = {} if pos is None else {"pos": pos}
+        if node.reads is not None:
+            where[READS[node.reads]] = node.head
+        edits.append(Edit(node.site, where, "add", change if node.head is None else change[:, :, None]))
     return edits

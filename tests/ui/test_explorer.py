@@ -156,7 +156,7 @@ REFUSED_SCENES = [
     ({"prompt": "1", "edits": ["L0H9:zero"]}, "head 9 is not one of this model's 4"),
     ({"prompt": "1", "edits": ["L0Q9:zero"]}, "no part matches 'L0Q9'; did you mean"),
     ({"prompt": "1", "edits": ["logits:zero"]}, "logits has no single site"),
-    ({"prompt": "1", "edits": ["L0H0:boil"]}, "PART:zero, PART:patch or PART:scale:NUMBER"),
+    ({"prompt": "1", "edits": ["L0H0:boil"]}, "PART:zero, PART:patch, PART:scale:NUMBER or PART:set:NUMBER"),
     ({"prompt": "1", "edits": ["L0H0:scale:nan"]}, "must be a finite number, not 'nan'"),
     ({"prompt": "1", "edits": ["L0H0:scale:x"]}, "must be a finite number, not 'x'"),
     ({"prompt": "1", "edits": ["L0H0:zero"] * 65}, "at most 64 edits, not 65"),
@@ -352,11 +352,14 @@ def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
         place, _, token = command.stdout.readline().strip().partition("/#token=")
         headers = HEADERS | {"host": place.removeprefix("http://"), "origin": place, "x-interp-token": token}
         told = httpx.post(f"{place}/api/about", json={}, headers=headers, timeout=30).json()
-        assert told == {"model": "toy", "layers": 2, "heads": 4, "context": 64, "text": False}
         script = httpx.post(f"{place}/api/script", json={"scene": {"prompt": "1 2"}}, headers=headers).json()["script"]
-        assert "interp.load('toy', dtype='float32')" in script
         command.send_signal(signal.SIGINT)
-        assert (command.wait(20), command.stderr.read(), command.stdout.read()) == (0, "", "")
+        ended = (command.wait(20), command.stderr.read(), command.stdout.read())
+    assert ended == (0, "", "")
+    kinds = [part.pop("kind") for part in told.pop("parts")]
+    assert told == {"model": "toy", "layers": 2, "heads": 4, "context": 64, "text": False}
+    assert kinds == ["head", "attention"]
+    assert "interp.load('toy', dtype='float32')" in script
 
 
 # The page
@@ -421,6 +424,30 @@ def test_a_head_is_clicked_ablated_and_brought_back(browser: Any, address: str, 
         page.wait_for_selector("#problem:not(:empty)")
         assert "no part matches" in page.inner_text("#problem") or "write one" in page.inner_text("#problem")
         assert page.inner_text("#edits li").startswith("L1H0 zeroed")
+
+
+def test_a_cell_of_a_pattern_and_a_token_choose_what_is_changed(browser: Any, address: str) -> None:
+    with opened(browser, link(address, prompt=PROMPT)) as shown:
+        page = shown.page
+        page.wait_for_selector("#at-lens:not([hidden])")
+        page.locator(".thumb").nth(5).click()  # L1H1
+        canvas = page.locator("#at-attention canvas.large")
+        box = canvas.bounding_box()
+        canvas.click(position={"x": 3, "y": box["height"] * 4.5 / 6})
+        assert (page.input_value("#part"), page.input_value("#place")) == ("L1H1", "4")
+        page.locator("#places button").nth(2).click()
+        assert page.input_value("#place") == "2"
+        page.fill("#factor", "-1")
+        page.click("#change button[value=set]")
+        page.wait_for_selector("#edits >> text=L1H1 at 2 set to -1")
+        page.wait_for_selector("#at-compare:not([hidden])")
+        page.fill("#part", "L0H1->logits")
+        page.fill("#place", "")
+        page.click("#change button[value=zero]")
+        page.wait_for_selector("#edits >> text=L0H1 → logits zeroed")
+        page.reload()
+        page.wait_for_selector("#at-compare:not([hidden])")
+        assert page.locator("#edits li").count() == 2
 
 
 def test_tokens_are_appended_and_pages_saved(browser: Any, address: str, tmp_path: Path, toy: HookedModel) -> None:

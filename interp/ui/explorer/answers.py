@@ -10,6 +10,7 @@ from interp.arguments import shown
 from interp.errors import ConfigError, check_choice
 from interp.hooked.model import HookedModel
 from interp.ui.explorer import pictures
+from interp.ui.explorer.changes import examples
 from interp.ui.explorer.scene import Scene, scene_of
 from interp.ui.explorer.script import script_of
 from interp.ui.explorer.worker import stoppable, stopping
@@ -85,4 +86,5 @@ def _about(model: HookedModel) -> dict[str, Any]:
         "heads": cfg.n_heads if cfg.has_attention else 0,
         "context": cfg.n_ctx,
         "text": model.tokenizer is not None,
+        "parts": examples(model),
     }

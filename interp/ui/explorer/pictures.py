@@ -22,7 +22,7 @@ from interp.prompts.pairs import PromptPairs
 from interp.sweeps.plan import expected_seconds
 from interp.sweeps.sweep import Executor, plan_sweep, sweep
 from interp.text.characters import visible_token
-from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, pairs_of, patches, variant_of
+from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, pairs_of, patched, resolved
 from interp.ui.explorer.script import map_script_of
 from interp.ui.views import frames, prompts
 from interp.ui.views.of_model import of_model
@@ -50,16 +50,11 @@ def look(model: HookedModel, scene: Scene, wanted: Sequence[str]) -> dict[str, A
     """
     for name in wanted:
         check_choice("part", name, PARTS)
-    variant, pairs = _resolved(model, scene)
+    variant, pairs = resolved(model, scene)
     labels = labels_of(model, pairs.clean[0])
     parts = [PARTS[name](model, pairs, variant, labels) for name in wanted]
     shown = [{"view": part.name, "title": part.title, **part.payload} for part in parts if part is not None]
     return {"ids": pairs.clean[0].tolist(), "labels": labels, "parts": shown}
-
-
-def _resolved(model: HookedModel, scene: Scene) -> tuple[Variant, PromptPairs]:
-    variant = variant_of(model, scene.edits)
-    return variant, pairs_of(model, scene, patched=patches(variant)).to(model.device)
 
 
 def labels_of(model: HookedModel, ids: Tensor) -> list[str]:
@@ -164,7 +159,7 @@ def walked(model: HookedModel, scene: Scene, place: Mapping[str, Any]) -> dict[s
         scene: what is looked at.
         place: `position`, `layer` and `unit` of `walk`; what is missing or None is the walk's own choice.
     """
-    variant, pairs = _resolved(model, scene)
+    variant, pairs = resolved(model, scene)
     given = {name: value for name, value in place.items() if value is not None}
     for name in given:
         check_choice("field of a place", name, ("position", "layer", "unit"))
@@ -185,7 +180,7 @@ def continued(model: HookedModel, scene: Scene, at: int) -> dict[str, Any]:
     Returns:
         `prompt`, and `alike`: whether the new text has the tokens of the old one and then the new one.
     """
-    variant, pairs = _resolved(model, scene)
+    variant, pairs = resolved(model, scene)
     ids = pairs.clean[0].tolist()
     with run_of(model, pairs, variant):
         logits = model(pairs.clean[:1])[0, -1].float()
@@ -260,13 +255,13 @@ def saved(model: HookedModel, scene: Scene) -> str:
 
 def saved_view(model: HookedModel, scene: Scene) -> View:
     """The view of `interp.show`, in the run of a scene."""
-    variant, pairs = _resolved(model, scene)
+    variant, pairs = resolved(model, scene)
     shown: Any = pairs.clean[0]
     if len(shown) > MOST_TOKENS:
         raise PromptError(f"a page is saved of prompts of up to {MOST_TOKENS} tokens; this one has {len(shown):,}")
     if all(scene.answers):
         right, wrong = (answer_id(model, one) for one in scene.answers)
-        shown = pairs_of(model, scene, (right, wrong), patched=patches(variant))
+        shown = pairs_of(model, scene, (right, wrong), patched=patched(scene))
     with run_of(model, pairs, variant):
         return of_model(model, shown, title=title_of(model, scene))
 

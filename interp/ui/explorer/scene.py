@@ -6,19 +6,17 @@ restores a page, and a script reproduces it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from interp.arguments import real_number, shown
-from interp.edits import Edit, Variant
-from interp.errors import ConfigError, PromptError, UnknownName, unknown
+from interp.arguments import shown
+from interp.edits import Variant
+from interp.errors import ConfigError, PromptError, unknown
 from interp.hooked.model import HookedModel
-from interp.names import Part
 from interp.prompts.pairs import PromptPairs
+from interp.ui.explorer.changes import changes_of, check, variant_of
 
 FIELDS = ("prompt", "second", "edits", "answers")
-OPS = ("zero", "scale", "patch")
 MOST_EDITS = 64
 CLEAN, CORRUPT = "clean", "corrupt"  # the sides of the first and of the second prompt
 
@@ -30,7 +28,7 @@ class Scene:
     Attributes:
         prompt: the text, or the ids of a model without a tokenizer, as "3 14 15".
         second: the prompt that patches copy from; empty where there is none.
-        edits: what is changed, as "L9H6:zero", "L9H6:scale:0.5" or "MLP 3:patch".
+        edits: what is changed, as `interp.ui.explorer.changes` reads it: "L9H6:zero", "MLP 3@2:patch".
         answers: the right and the wrong next token of the patching map; empty where the models' own are taken.
     """
 
@@ -135,41 +133,18 @@ def pairs_of(model: HookedModel, scene: Scene, answers: tuple[int, int] | None =
     return PromptPairs.from_tokens([first], [second], answers=given)
 
 
-def edit_of(model: HookedModel, text: str) -> Edit:
-    """An edit of a scene.
+def patched(scene: Scene) -> bool:
+    """Whether any of its edits copies from the second prompt."""
+    return any(one.patches for one in changes_of(scene.edits))
+
+
+def resolved(model: HookedModel, scene: Scene) -> tuple[Variant, PromptPairs]:
+    """The edits of a scene and its prompts.
 
     Raises:
-        ConfigError: it is not written as edits are.
-        UnknownName: a part that the model does not have.
+        InterpError: a prompt or an edit that the model cannot take.
     """
-    name, _, rest = text.partition(":")
-    op, _, number = rest.partition(":")
-    if op not in OPS or (op == "scale") != bool(number):
-        raise ConfigError(
-            f"an edit is written PART:zero, PART:patch or PART:scale:NUMBER, such as L9H6:zero, not {shown(text)}"
-        )
-    part = Part.parse(name)
-    site = part.row.site
-    if not site:
-        raise UnknownName(f"{part.name} has no single site that holds its output, so it cannot be changed")
-    where = {"layer": part.layer} | ({} if part.row.axis is None else {part.row.axis: part.index})
-    if op == "scale":
-        try:
-            factor = real_number("the factor of an edit", float(number))
-        except ValueError as error:  # no number, or no finite one
-            raise ConfigError(f"the factor of an edit must be a finite number, not {shown(number)}") from error
-        edit = Edit(site, where, "scale", factor)
-    else:
-        edit = Edit(site, where, "zero") if op == "zero" else Edit(site, where, "set", "source")
-    edit.name(model.cfg)  # refuses what this model does not have
-    return edit
-
-
-def variant_of(model: HookedModel, texts: Sequence[str]) -> Variant:
-    """All edits of a scene."""
-    return Variant([edit_of(model, text) for text in texts])
-
-
-def patches(variant: Variant) -> bool:
-    """Whether any of its edits copies from the second prompt."""
-    return any(edit.run == "source" for edit in variant.edits)
+    changes = changes_of(scene.edits)
+    pairs = pairs_of(model, scene, patched=patched(scene)).to(model.device)
+    check(model, changes, pairs.clean.shape[1])
+    return variant_of(model, pairs, changes), pairs

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from interp.hooked.model import HookedModel
-from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, pairs_of, patches, token_ids, variant_of
+from interp.ui.explorer.changes import Change, changes_of
+from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, patched, resolved, token_ids
 
 
 def script_of(model: HookedModel, loaded: str, scene: Scene) -> str:
@@ -17,31 +18,42 @@ def script_of(model: HookedModel, loaded: str, scene: Scene) -> str:
     Raises:
         InterpError: a scene that cannot be shown.
     """
-    variant = variant_of(model, scene.edits)
-    patched = patches(variant)
+    resolved(model, scene)  # refuses what would not run
+    changes, copies = changes_of(scene.edits), patched(scene)
     answers = [answer_id(model, one) for one in scene.answers] if all(scene.answers) else []
-    pairs_of(model, scene, patched=patched)  # refuses what would not run
     first = _ids(model, scene.prompt, "the prompt")
-    lines = ["import interp", "", f"model = {loaded}", f"prompt = {first}"]
+    lines = ["import interp"]
+    if any(one.of_edge for one in changes):
+        lines.append("from interp.circuits.paths import edge_edits")
+    lines += ["", f"model = {loaded}", f"prompt = {first}"]
     shown = "pairs" if answers else "prompt"
-    if variant.edits or answers:
+    if changes or answers:
         make = "from_text(model, prompt" if model.tokenizer is not None else "from_tokens([prompt]"
-        second = _ids(model, scene.second, "the second prompt") if patched else ""
-        corrupt = f", {second if model.tokenizer is not None else f'[{second}]'}" if patched else ""
+        second = _ids(model, scene.second, "the second prompt") if copies else ""
+        corrupt = f", {second if model.tokenizer is not None else f'[{second}]'}" if copies else ""
         told = f", answers=[{tuple(answers)}]" if answers else ""
         lines.append(f"pairs = interp.PromptPairs.{make}{corrupt}{told})")
-    if variant.edits:
+    if changes:
         lines.append("edits = [")
-        for edit in variant.edits:
-            given = {"zero": "", "scale": f", {edit.source!r}", "set": ', "source"'}[edit.op]
-            where = "{" + ", ".join(f'"{axis}": {at}' for axis, at in edit.where.items()) + "}"
-            lines.append(f'    interp.Edit("{edit.site}", {where}, "{edit.op}"{given}),')
+        lines += [f"    {_written(model, one)}," for one in changes]
         sides = f'base="{CLEAN}", source="{CORRUPT}"'
         lines += ["]", f"with interp.edited(model, pairs, interp.Variant(edits), {sides}):"]
         lines.append(f'    interp.show(model, {shown}).save("explored.html")')
     else:
         lines.append(f'interp.show(model, {shown}).save("explored.html")')
     return "\n".join(lines) + "\n"
+
+
+def _written(model: HookedModel, change: Change) -> str:
+    """A change as an element of a list of edits."""
+    if change.of_edge:
+        factor = "" if change.factor is None else f", factor={change.factor!r}"
+        pos = "" if change.pos is None else f", pos={change.pos!r}"
+        return f"*edge_edits(model, pairs, {change.what!r}{factor}{pos})"
+    edit = change.edit(model)
+    where = "{" + ", ".join(f'"{axis}": {at!r}' for axis, at in edit.where.items()) + "}"
+    source = {"zero": "", "patch": ', "source"'}.get(change.op, f", {change.number!r}")
+    return f'interp.Edit("{edit.site}", {where}, "{edit.op}"{source})'
 
 
 def map_script_of(model: HookedModel, loaded: str, scene: Scene, answers: tuple[int, int]) -> str:

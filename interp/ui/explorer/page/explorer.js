@@ -1,6 +1,6 @@
 // The page: what is typed and clicked makes a scene; the server says what the model does with it; views draw that.
 import * as attention from "./views/attention.js";
-import { make } from "./views/base.js";
+import { make, roving, token as tokenText } from "./views/base.js";
 import * as heatmap from "./views/heatmap.js";
 import * as lens from "./views/lens.js";
 import * as nextToken from "./views/next_token.js";
@@ -11,6 +11,7 @@ import { alike, History, read, said } from "./scene.js";
 import { tour } from "./tour.js";
 
 const VIEWS = { attention: attention.render, compare: compare.render, heatmap: heatmap.render, lens: lens.render, next_token: nextToken.render, note: (root, payload) => root.append(make("p", { class: "note" }, payload.text)) };
+const MOST_PLACES = 300; // tokens that can be chosen from
 const PAUSE = 250; // milliseconds without a key before the model runs
 const by = (id) => document.getElementById(id);
 
@@ -37,7 +38,7 @@ async function refresh(problem = "") {
       const began = performance.now(), told = await ask(token, "look", { scene, parts }, own.signal);
       if (own.signal.aborted) return true;
       by("problem").textContent = problem;
-      by("tokens").textContent = `${told.ids.length} token${told.ids.length === 1 ? "" : "s"} of ${about.context.toLocaleString("en")}: ${told.labels.slice(0, 40).join(" | ")}${told.labels.length > 40 ? " …" : ""}`;
+      if (parts === first) drawTokens(told);
       show(parts, told.parts);
       if (parts === first) by("status").textContent = `${scene.edits.length ? "The edited run" : "The next token"} took ${Math.round(performance.now() - began)} ms.`;
     }
@@ -58,7 +59,7 @@ function tell(error) {
   if (!(error instanceof Refused)) throw error;
   by("problem").textContent = error.message;
   if (error.status === 403) by("token-form").hidden = false;
-  if (error.status === 422) { by("tokens").textContent = ""; for (const name of ["compare", "next_token", "attention", "lens", "walk"]) by(`at-${name}`).hidden = true; }
+  if (error.status === 422) { by("tokens").textContent = ""; by("places").replaceChildren(); for (const name of ["compare", "next_token", "attention", "lens", "walk"]) by(`at-${name}`).hidden = true; }
   guide.told();
 }
 
@@ -83,6 +84,17 @@ const place = (part, wanted) => (part.view === "note" ? wanted[wanted.length - 1
 const appendButton = make("button", { type: "button", class: "plain", onclick: append });
 const appending = () => make("p", {}, appendButton, make("span", { class: "note" }, " Choose a token in the table to append another one."));
 function drawAppend() { appendButton.replaceChildren("append ", make("bdi", { class: "token-text" }, next.label)); }
+
+/** The tokens: how many they are, and each to choose its position. */
+function drawTokens({ ids, labels }) {
+  by("tokens").textContent = `${ids.length} token${ids.length === 1 ? "" : "s"} of ${about.context.toLocaleString("en")}`;
+  const made = labels.slice(0, MOST_PLACES).map((text, at) => make("button", { type: "button", class: "word", title: `position ${at}, id ${ids[at]}`, onclick: () => { by("place").value = `${at}`; choosePlace(); } }, tokenText(text, at)));
+  by("places").replaceChildren(...made);
+  if (made.length) roving(made);
+  choosePlace();
+}
+function choosePlace() { [...by("places").children].forEach((word, at) => word.classList.toggle("chosen", by("place").value.trim() === `${at}`)); }
+by("place").addEventListener("input", choosePlace);
 
 function drawState() {
   const { scene } = steps;
@@ -128,8 +140,9 @@ for (const form of ["prompts", "map"]) by(form).addEventListener("submit", (even
 
 by("change").addEventListener("submit", (event) => {
   event.preventDefault();
-  const op = event.submitter.value, part = by("part").value.trim();
-  const edit = `${part}:${op}${op === "scale" ? `:${by("factor").value}` : ""}`;
+  const op = event.submitter.value, place = by("place").value.trim();
+  const part = `${by("part").value.trim()}${place ? `@${place}` : ""}`;
+  const edit = `${part}:${op}${["scale", "set"].includes(op) ? `:${by("factor").value}` : ""}`;
   const others = steps.scene.edits.filter((one) => one.split(":")[0] !== part);
   change({ edits: [...others, edit] }, said(edit), { undone: true });
 });
@@ -144,7 +157,11 @@ async function append() {
   } catch (error) { tell(error); }
 }
 
-by("at-attention").addEventListener("chosen", ({ detail }) => { head = detail.at; by("part").value = `L${detail.layer}H${detail.head}`; });
+by("at-attention").addEventListener("chosen", ({ detail }) => {
+  head = detail.at;
+  by("part").value = `L${detail.layer}H${detail.head}`;
+  if (detail.query !== undefined) { by("place").value = `${detail.query}`; choosePlace(); }
+});
 by("at-next_token").addEventListener("chosen", ({ detail }) => { next = detail; drawAppend(); });
 
 // 4. The walk: at a place of its own, so that going on asks for that place alone.
@@ -254,6 +271,13 @@ by("token-form").addEventListener("submit", (event) => {
   location.reload();
 });
 whenGiven((scene, words) => { if (!alike(scene, steps.scene)) change(scene, words); }, token);
+/** The names that parts of this model have. */
+function offer(parts) {
+  const shown = parts.map(({ word, names }) => `${names.at(-1)} (${word})`);
+  by("part-note").textContent = `Click a head, a cell of its pattern or a token, or write a name: ${shown.join(", ")}; resid_pre 3 (residual stream), or A->B (what A alone gives B).`;
+  by("parts").replaceChildren(...parts.flatMap(({ names }) => names.map((name) => make("option", { value: name }))));
+  by("part").placeholder = parts[0]?.names[0] ?? "";
+}
 async function begin() {
   try {
     about = await ask(token, "about");
@@ -261,6 +285,7 @@ async function begin() {
   document.title = `Explorer: ${about.model}`;
   by("title").textContent = about.model;
   by("about").textContent = `${about.layers} layers${about.heads ? ` of ${about.heads} heads` : ""}, prompts of up to ${about.context.toLocaleString("en")} tokens${about.text ? "" : "; it has no tokenizer: write token ids, such as 3 14 15"}.`;
+  offer(about.parts);
   if (steps.scene.prompt) refresh(); else { drawState(); by("prompt").focus(); }
   if (toured) guide.go(toured - 1);
 }

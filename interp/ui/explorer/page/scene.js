@@ -36,9 +36,9 @@ export class History {
   go(at) { this.at = Math.min(Math.max(at, 0), this.steps.length - 1); }
 }
 
-const SAID = { zero: "zeroed", patch: "patched", scale: "times " };
-/** An edit in words: "L1H0:scale:0.5" is "L1H0 times 0.5". */
+const SAID = { zero: "zeroed", patch: "patched", scale: "times ", set: "set to " };
+/** An edit in words: "L1H0@3:scale:0.5" is "L1H0 at 3 times 0.5". */
 export function said(edit) {
-  const [part, op, factor] = edit.split(":");
-  return `${part} ${SAID[op] ?? op}${factor ?? ""}`;
+  const [part, op, number] = edit.split(":"), [what, place] = part.split("@");
+  return `${what.replace("->", " → ")}${place ? ` at ${place}` : ""} ${SAID[op] ?? op}${number ?? ""}`;
 }

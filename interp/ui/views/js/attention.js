@@ -66,7 +66,9 @@ export function render(root, payload) {
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (step) { event.preventDefault(); move(query + step[0], key + step[1]); }
+    else if (event.key === "Enter") tell({ query, key });
   });
+  canvas.addEventListener("click", () => tell({ query, key }));
 
   function draw() {
     cells(canvas, n, n, (q, k) => (k > q && payload.causal ? null : sequential(weight(head, q, k))));
@@ -82,7 +84,11 @@ export function render(root, payload) {
   }
   function pick(at) {
     choose(at);
-    root.dispatchEvent(new CustomEvent("chosen", { bubbles: true, detail: { at, layer: layers[Math.floor(at / heads)], head: at % heads } }));
+    tell();
+  }
+  /** Tell whoever shows this view that a head was chosen, or a cell of its pattern. */
+  function tell(more = {}) {
+    root.dispatchEvent(new CustomEvent("chosen", { bubbles: true, detail: { at: head, layer: layers[Math.floor(head / heads)], head: head % heads, ...more } }));
   }
   function point(at) {
     pointed = at;
