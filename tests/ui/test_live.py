@@ -289,7 +289,7 @@ def test_a_head_is_clicked_and_ablated_in_the_notebook(
         until(lambda: frame.inner_text("#tokens").startswith("2 tokens") and not frame.is_visible("#at-compare"))
         with page.expect_download() as download:
             frame.click("#save")
-            until(lambda: bool(heard[0].messages) and heard[0].messages[-1]["kind"] == "answer")
+            until(lambda: any("page" in message.get("told", {}) for message in heard[0].messages))
             deliver()
         download.value.save_as(tmp_path / "explored.html")
         assert "<!doctype html>" in (tmp_path / "explored.html").read_text(encoding="utf-8")[:20]

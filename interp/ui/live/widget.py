@@ -28,7 +28,7 @@ from interp.prompts.pairs import PromptPairs
 from interp.ui.explorer.answers import answers
 from interp.ui.explorer.page_files import whole
 from interp.ui.explorer.pictures import saved_view
-from interp.ui.explorer.scene import Scene, answer_id, pairs_of, patches, scene_of, token_ids, variant_of
+from interp.ui.explorer.scene import Scene, answer_id, pairs_of, patched, resolved, scene_of, token_ids
 from interp.ui.explorer.worker import CancelledRequest
 from interp.ui.views.view import View
 
@@ -73,8 +73,12 @@ class Live(anywidget.AnyWidget):
 
     @property
     def variant(self) -> Variant:
-        """The edits, as `interp.edited` and `interp.sweep` take them."""
-        return variant_of(self._shown_model, scene_of(self.scene).edits)
+        """The edits, as `interp.edited` and `interp.sweep` take them.
+
+        Raises:
+            InterpError: a prompt or an edit that the model cannot take.
+        """
+        return resolved(self._shown_model, scene_of(self.scene))[0]
 
     @property
     def pairs(self) -> PromptPairs:
@@ -88,7 +92,7 @@ class Live(anywidget.AnyWidget):
         """
         scene = scene_of(self.scene)
         chosen = [answer_id(self._shown_model, one) for one in scene.answers] if all(scene.answers) else None
-        both = bool(scene.second) or patches(self.variant)
+        both = bool(scene.second) or patched(scene)
         return pairs_of(self._shown_model, scene, None if chosen is None else (chosen[0], chosen[1]), patched=both)
 
     def view(self) -> View:
