@@ -125,7 +125,7 @@ def _by_distance(run: Run, head: int) -> Item | None:
     k = run.every("attn.hook_k")[best].expand(1, n_pos, -1, -1)
     q, k = attn.turn(q, k, context.sights[attn.kind])
     scores = (q[0, :, head] @ k[0, 0, head // group]).float() / run.cfg.attn_scale  # key at 0, query at each distance
-    what = f"score of this query with the key of “{run.labels[best]}” (position {best})"
+    what = f"the score of this query with the key of “{run.labels[best]}” (position {best}), if they stood further apart or nearer"
     return lines(what, "distance", [("", scores)], chosen=0, mark=run.position - best)
 
 
