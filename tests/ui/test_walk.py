@@ -1,4 +1,4 @@
-"""The walk: every number that it shows is the run's own, on every way of building a model, and its page for everybody."""
+"""The walk: every number that it shows is the run's own, on all kinds of models, and its page for everybody."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_stream_and_the_output_are_the_runs_own(kind: str) -> None:
     for layer in range(model.cfg.n_layers):
         payload = walk_of(model, layer=layer)
         close(drawn(payload, "stream")["residual stream"], cache["resid_pre", layer][0, AT])
-        close(list(drawn(payload, "embedding").values())[0], cache["embed"][0, AT])
+        close(next(iter(drawn(payload, "embedding").values())), cache["embed"][0, AT])
         rows = item(payload, "logits", "table")["rows"]
         best = logits.topk(len(rows))
         assert [row[0]["id"] for row in rows] == best.indices.tolist()
@@ -110,7 +110,7 @@ def test_attention_is_the_runs_own(kind: str) -> None:
                 close(weight["share"], pattern[key])
             close(figures(payload, "scores")[-1], scores[pattern.argmax()])
             close(drawn(payload, "z")["values, mixed"], cache["z", layer][0, AT, head])
-            written = list(drawn(payload, "write").values())[0]
+            written = next(iter(drawn(payload, "write").values()))
             if not cfg.shares(layer):
                 close(written, model.head_results(layer, cache["z", layer])[0, AT, head])
 
