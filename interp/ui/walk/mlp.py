@@ -84,7 +84,8 @@ def _experts(run: Run) -> dict[str, Any]:
     chosen = run.at("mlp.hook_expert_indices").tolist()
     text: list[Piece] = [
         f"In place of one MLP there are {len(scores)} (experts). A router gives each a score, and this position goes "
-        f"to the best {len(chosen)} alone: {', '.join(map(str, chosen))}. Their outputs are added, each times its weight.",
+        f"to the best {len(chosen)} alone: {', '.join(map(str, chosen))}. Their outputs, each times its weight,"
+        " are added.",
     ]
     if run.has("mlp.hook_shared_out"):
         text += [" A shared expert beside them adds a vector of length ", size(run.at("mlp.hook_shared_out")), "."]

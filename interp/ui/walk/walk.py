@@ -193,6 +193,8 @@ def _added(run: Run) -> Step:
     before, added, stream = run.at("hook_resid_pre"), run.at(site), run.at(_between(run))
     who = "attention" if site == "hook_attn_out" else "mixer"
     text: list[Piece] = [f"The {who} adds a vector of length ", size(added), " to one of ", size(before)]
+    if run.has("ln1_post.hook_scale"):
+        text.append(", which was normalised before it was added")
     if run.cfg.norms_on_stream:
         text.append(", and the sum is normalised")
     text += [": the stream is now of length ", size(stream), "."]
