@@ -96,7 +96,8 @@ def _scores(run: Run, head: int, seen: _Seen) -> Step:
     q, k, best = seen.q[run.position], seen.k[seen.best], seen.best
     text: list[Piece] = [
         "How well does the query of ", run.word(run.position), " fit the key of ", run.word(best),
-        ", where this head looks most? Multiply the two number by number and add up: ", number(seen.products[run.position, best]),
+        ", where this head looks most? Multiply the two number by number and add up: ",
+        number(seen.products[run.position, best]),
         ". Divided by ", number(seen.scale), " that is ", number(seen.scaled[run.position, best]), ".",
     ]  # fmt: skip
     cap, bias = run.cfg.attn_scores_soft_cap, seen.bias(run, head)
@@ -121,7 +122,11 @@ def _mask(run: Run, head: int, seen: _Seen) -> Step:
     drawn = None
     if run.n <= LONGEST_TRIANGLE:
         text += " Rows look, columns are looked at."
-        made = [("query · key, scaled", seen.scaled), ("score, masked", seen.scores), ("weight, after softmax", seen.pattern)]
+        made = [
+            ("query · key, scaled", seen.scaled),
+            ("score, masked", seen.scores),
+            ("weight, after softmax", seen.pattern),
+        ]
         drawn = triangles(made)
     return step("mask", "Mask", [text], drawn)
 
@@ -151,7 +156,9 @@ def _softmax(run: Run, head: int, seen: _Seen) -> Step:
         number(raised[best]), " / ", number(total), " = ", number(raised[best] / total), ".",
     ]  # fmt: skip
     heads = ["looks at", "score", "e^(score − largest)", "weight"]
-    return step("softmax", "Softmax", text, table(f"The weights of head {head} at position {run.position}", heads, rows))
+    return step(
+        "softmax", "Softmax", text, table(f"The weights of head {head} at position {run.position}", heads, rows)
+    )
 
 
 def _mixed(run: Run, head: int) -> Step:

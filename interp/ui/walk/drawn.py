@@ -46,7 +46,14 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]]) ->
 def bars(what: str, labels: Sequence[Piece], values: Tensor, *, chosen: int | None = None, chooses: str = "") -> Item:
     """A bar for each of several numbers; clicked, it changes what `chooses` names ("unit" or "position")."""
     listed = values.float().tolist()
-    return {"kind": "bars", "what": what, "labels": list(labels), "values": listed, "chosen": chosen, "chooses": chooses}
+    return {
+        "kind": "bars",
+        "what": what,
+        "labels": list(labels),
+        "values": listed,
+        "chosen": chosen,
+        "chooses": chooses,
+    }
 
 
 def lines(what: str, across: str, made: Sequence[tuple[str, Tensor]], *, chosen: int, mark: int | None = None) -> Item:

@@ -83,8 +83,9 @@ def _experts(run: Run) -> dict[str, Any]:
     scores, weights = run.at("mlp.hook_router_scores").float(), run.at("mlp.hook_expert_weights").float()
     chosen = run.at("mlp.hook_expert_indices").tolist()
     text: list[Piece] = [
-        f"In place of one MLP there are {len(scores)} (experts). A router gives each a score, and this position goes to "
-        f"the best {len(chosen)} alone: {', '.join(map(str, chosen))}. Their outputs are added, each times its weight.",
+        f"In place of one MLP there are {len(scores)} (experts). A router gives each a score, and this position goes "
+        f"to the best {len(chosen)} alone: {', '.join(map(str, chosen))}. Their outputs, each times its weight,"
+        " are added.",
     ]
     if run.has("mlp.hook_shared_out"):
         text += [" A shared expert beside them adds a vector of length ", size(run.at("mlp.hook_shared_out")), "."]
@@ -116,5 +117,3 @@ def _each(run: Run) -> Tensor | None:
         return None
     scale = own.get(f"{here}ln2_post.hook_scale")
     return run.block.mlp_results(made[0, 0], None if scale is None else scale[0, 0]).float()
-
-

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interp.forward.forward_context import Context, make_context
 from interp.forward.rotary import pair_axis
+from interp.models.gpt import GPT
 from interp.ui.walk.drawn import Item, Piece, lines, number, step, vectors
 from interp.ui.walk.run import Run
 
@@ -55,7 +56,7 @@ def _added(run: Run) -> dict[str, Any]:
     row = run.at("hook_pos_embed")
     fixed = run.cfg.positional_embedding_type == "sinusoidal"
     made = "is computed from sines and cosines of many wavelengths" if fixed else "was learned, like the embedding"
-    text = [
+    text: list[Piece] = [
         f"Position {run.position} has a row of {len(row):,} numbers of its own, which is added to the token’s row. It "
         f"{made}. Below: how alike the row of this position and those of others are (1 is the same direction)."
     ]
@@ -63,11 +64,8 @@ def _added(run: Run) -> dict[str, Any]:
 
 
 def _alike(run: Run, row: Tensor) -> Item:
-    there = run.every("hook_pos_embed")
-    try:
-        there = run.model.W_pos[: max(run.n, FURTHEST)]  # type: ignore[operator, index]
-    except AttributeError:  # a bridged model shows the rows of this run
-        pass
+    model, n_rows = run.model, max(run.n, FURTHEST)
+    there = model.W_pos[:n_rows] if isinstance(model, GPT) else run.every("hook_pos_embed")  # [pos, d_model]
     alike = torch.cosine_similarity(there.float(), row.float()[None], dim=-1)  # [pos]
     return lines("likeness to the row of", "position", [("", alike)], chosen=0, mark=run.position)
 
@@ -79,21 +77,23 @@ def _turned(run: Run, head: int) -> dict[str, Any]:
     angles = _angles(run, context)  # [pos, pair]
     here, half = angles[run.position], len(angles[0])
     pairs = [(2 * at, 2 * at + 1) if pair_axis(cfg) == -1 else (at, at + half) for at in range(half)]
-    first = angles[1] if len(angles) > 1 else angles[0]
-    dials = {
-        "kind": "dials",
-        "angles": here.tolist(),
-        "periods": [2 * math.pi / float(one) if one > 0 else None for one in first],
-        "pairs": pairs,
-    }
+    steps = angles[1 if len(angles) > 1 else 0].tolist()  # by which each pair is turned from one position to the next
+    periods = [2 * math.pi / one if one > 0 else None for one in steps]
+    dials = {"kind": "dials", "angles": here.tolist(), "periods": periods, "pairs": pairs}
     text: list[Piece] = [
         f"Nothing is added to the stream. In each layer the numbers of a query and of a key are taken in {half} pairs, "
         f"and each pair is turned, as a hand on a dial, by an angle that grows with the position: at position "
-        f"{run.position} by those below. The first pair turns fastest",
-        *([", once in ", number(2 * math.pi / float(first[0])), " positions; the last once in "] if first[0] > 0 else []),
-        *([number(2 * math.pi / float(first[-1])), "."] if first[0] > 0 and first[-1] > 0 else ["."]),
-        " Turning both leaves their product the same when both move on together: it depends on their distance alone.",
+        f"{run.position} by those below.",
     ]
+    if (fastest := periods[0]) and (slowest := periods[-1]):
+        text += [
+            " The first pair turns once in ",
+            number(fastest),
+            " positions, the last once in ",
+            number(slowest),
+            ".",
+        ]
+    text.append(" Turned both, query and key fit as before when both move on together: their distance alone counts.")
     if cfg.rotary_dim is not None and cfg.rotary_dim < cfg.d_head:
         text.append(f" The other {cfg.d_head - cfg.rotary_dim} of the {cfg.d_head} numbers of a head are not turned.")
     return step("position", TITLE, [*text, *_window(run)], dials, _by_distance(run, head))
@@ -125,7 +125,8 @@ def _by_distance(run: Run, head: int) -> Item | None:
     k = run.every("attn.hook_k")[best].expand(1, n_pos, -1, -1)
     q, k = attn.turn(q, k, context.sights[attn.kind])
     scores = (q[0, :, head] @ k[0, 0, head // group]).float() / run.cfg.attn_scale  # key at 0, query at each distance
-    what = f"score of this query with the key of “{run.labels[best]}” (position {best})"
+    key = f"“{run.labels[best]}” (position {best})"
+    what = f"the score of this query with the key of {key}, if they stood further apart or nearer"
     return lines(what, "distance", [("", scores)], chosen=0, mark=run.position - best)
 
 

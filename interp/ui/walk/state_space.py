@@ -1,7 +1,7 @@
 """The steps of a state-space mixer: convolution, step size, state and how it is read, through one channel or head.
 
-Mamba-1 has a step size and decay rates for each channel, Mamba-2 for a whole head of channels, of which the walk follows
-the one that writes most. The recurrence is that of `interp.state_space.mixer`:
+Mamba-1 has a step size and decay rates for each channel, Mamba-2 for a whole head of channels, of which the walk
+follows the one that writes most. The recurrence is that of `interp.state_space.mixer`:
 
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t x_t        y_t = C_t h_t + D x_t
 """
@@ -122,12 +122,15 @@ def _selection(run: Run, own: _Followed) -> Step:
         "How much does this token count? The step size says: near 0 the token is passed over and the state stays; a "
         f"large one writes it in and lets what was there fade. For {own.word} it is ", number(delta[at]), " here",
     ]  # fmt: skip
-    rows = [("B: how x is written", own.shared("mixer.hook_B")[at]), ("C: how it is read", own.shared("mixer.hook_C")[at])]
+    rows = [
+        ("B: how x is written", own.shared("mixer.hook_B")[at]),
+        ("C: how it is read", own.shared("mixer.hook_C")[at]),
+    ]
     if mixer is not None:
         kept = (delta[at] * mixer.A[own.unit].float()).exp()  # [d_state], or one number
         if kept.ndim:
-            text += [f": of the {len(kept)} numbers of the state, the one that fades fastest keeps ", number(kept.min()),
-                     " of itself, the slowest ", number(kept.max())]  # fmt: skip
+            text += [f": of the {len(kept)} numbers of the state, the one that fades fastest keeps ",
+                     number(kept.min()), " of itself, the slowest ", number(kept.max())]  # fmt: skip
             rows.append(("kept of the state", kept))
         else:
             text += [": the state keeps ", number(kept), " of itself"]

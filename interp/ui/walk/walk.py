@@ -1,4 +1,4 @@
-"""A prompt's way through a model, step by step, with this run's numbers: tokens, embedding, position, one layer, output.
+"""A prompt's way through a model, step by step, with the run's numbers: tokens, embedding, one layer, the output.
 
 1. The place that is looked at: a position, a layer, and a head (a channel, or a head of Mamba-2) of it; what is not
    given is the last position, the first layer, and the head that writes most.
@@ -139,8 +139,8 @@ def _enters(run: Run) -> Step:
     what = "the embedding, with the position" if run.has("hook_pos_embed") else "the embedding"
     came = what if run.layer == 0 else f"{what} and all that {run.layer} layer{'s' * (run.layer > 1)} added"
     text: list[Piece] = [
-        f"The residual stream carries each token’s vector through all {run.cfg.n_layers} layers; each reads it and adds "
-        f"to it. What enters layer {run.layer} at ", run.word(run.position), f" is {came}. Its length is ",
+        f"The residual stream carries each token’s vector through all {run.cfg.n_layers} layers; each reads it and "
+        f"adds to it. What enters layer {run.layer} at ", run.word(run.position), f" is {came}. Its length is ",
         size(stream), ".",
     ]  # fmt: skip
     told = after(run.would_say(stream), "If the model stopped here, it would say")
@@ -193,6 +193,8 @@ def _added(run: Run) -> Step:
     before, added, stream = run.at("hook_resid_pre"), run.at(site), run.at(_between(run))
     who = "attention" if site == "hook_attn_out" else "mixer"
     text: list[Piece] = [f"The {who} adds a vector of length ", size(added), " to one of ", size(before)]
+    if run.has("ln1_post.hook_scale"):
+        text.append(", which was normalised before it was added")
     if run.cfg.norms_on_stream:
         text.append(", and the sum is normalised")
     text += [": the stream is now of length ", size(stream), "."]
@@ -210,7 +212,9 @@ def _leaves(run: Run) -> Step:
     if run.cfg.parallel_attn_mlp and run.cfg.mixer(run.layer) is not None and run.cfg.mlp_in(run.layer):
         text.append(" Attention and MLP read the same stream here, side by side.")
     left = run.cfg.n_layers - 1 - run.layer
-    text.append(f" {left} more layer{'s'[: left != 1]} follow{'s'[: left == 1]}." if left else " It was the last layer.")
+    text.append(
+        f" {left} more layer{'s'[: left != 1]} follow{'s'[: left == 1]}." if left else " It was the last layer."
+    )
     told = after(run.would_say(stream), "If the model stopped here, it would say")
     return step("after", f"Out of layer {run.layer}", text, vectors([("residual stream", stream)]), told)
 
@@ -243,8 +247,9 @@ def _next(run: Run, logits: Tensor) -> Step:
     if run.cfg.output_logits_soft_cap is not None:
         text.append(f" Logits are bounded by {run.cfg.output_logits_soft_cap:g} tanh(logit / cap).")
     if run.position < run.n - 1:
-        text += [" In the prompt there follows ", run.word(run.position + 1), ", with probability ",
-                 number(shares[run.ids[run.position + 1]] if run.ids[run.position + 1] < len(shares) else 0.0), "."]  # fmt: skip
+        follows = run.ids[run.position + 1]
+        text += [" In the prompt there follows ", run.word(run.position + 1)]
+        text += [", with probability ", number(shares[follows]), "."] if follows < len(shares) else ["."]
     heads = ["token", "logit", "e^(logit − largest)", "probability"]
     return step("logits", "Logits and probabilities", text, table("The likeliest next tokens", heads, rows))
 

@@ -6,12 +6,15 @@ import { make, shown, token } from "./views/base.js";
 
 const EXAMPLE = "The bottle of milk is empty, so Mary gave the bottle to John because";
 const IDS = "3 14 15 9 3 14"; // where a model has no tokenizer
-const WITHOUT = { attn: ["attention", "interp explore --model smollm2-135m"], mamba: ["state-space (Mamba) layers", "interp explore --model state-spaces/mamba-130m-hf"] };
+// Parts that not every model has: how the kinds of its layers name them, what they are called, and a model with them.
+const KINDS = { attn: /attn|shared/, mamba: /mamba/, mlp: /mlp|moe|shared/ };
+const WITHOUT = { attn: ["attention", "interp explore --model smollm2-135m"], mlp: ["MLPs", "interp explore --model smollm2-135m"], mamba: ["state-space (Mamba) layers", "interp explore --model state-spaces/mamba-130m-hf"] };
 
 const count = (value) => value.toLocaleString("en");
 const place = ({ tokens, place: { position } }) => token(tokens[position], position);
 const walked = (key) => `[data-step="${key}"]`;
-const has = ({ layers }, mixer) => layers.findIndex((kind) => (mixer === "attn" ? /attn|shared/ : /mamba/).test(kind));
+/** The first layer that has a part, or -1. */
+const has = ({ layers }, part) => layers.findIndex((kind) => KINDS[part].test(kind));
 /** The first numbers in the text of a step of the walk, as it prints them. */
 const figures = (walk, key) => (walk.steps.find((step) => step.key === key)?.text ?? []).filter((piece) => piece.number !== undefined).map((piece) => shown(piece.number));
 
@@ -61,8 +64,8 @@ const STEPS = [
     ask: "Click a head in the pictures, or write a name such as L0H0 here, and press “ablate (zero)”.", did: (now) => now.scene.edits.length > 0 },
   { title: "What changed", needs: "attn", at: "#at-compare", or: "#change",
     text: (walk, scene) => [scene.edits.length ? ["These are the probabilities before and after. If nothing much changed, that head did not matter for this prompt; many do not."] : ["Nothing is changed at present. Go back one step to take a head away."], ["“Undo” brings it back."]] },
-  { title: "The MLP: each token by itself", at: walked("mlp"),
-    text: (walk) => [[`After the tokens have met, the ${walk.facts.experts ? `mixture of ${walk.facts.experts} experts` : "MLP"} works on each alone.`, walk.facts.neurons ? ` It has ${count(walk.facts.neurons)} neurons here: each compares the vector with a pattern that it has learned, and adds another vector if it fits.` : " This layer has none: others may."], ["Much of what a model knows of the world is thought to be kept here."]] },
+  { title: "The MLP: each token by itself", needs: "mlp", at: walked("mlp"),
+    text: (walk) => [[`After the tokens have met, the ${walk.facts.experts ? `mixture of ${walk.facts.experts} experts` : "MLP"} works on each alone.`, ` It has ${count(walk.facts.neurons)} neurons here: each compares the vector with a pattern that it has learned, and adds another vector if it fits.`], ["Much of what a model knows of the world is thought to be kept here."]] },
   { title: "What each layer would say", at: "#at-lens", or: walked("after"),
     text: () => [["Read the stream off after each layer, as if it were the last: that is the logit lens. Follow the last column upwards or downwards: often the guess settles in the late layers."]] },
   { title: "From the vector to the next token", at: walked("logits"),
@@ -78,7 +81,7 @@ const STEPS = [
 
 /** The tour on a page. `host` has `now()` ({walk, scene}), `walk(place)`, `change(fields, words)`, `address()` and `text`. */
 export function tour(root, host) {
-  let at = null, then = null, framed = null, shownAs = "";
+  let at = null, then = null, framed = null, seenIn = null, arrived = false;
   const title = make("h2", { tabindex: "-1" }), words = make("div"), did = make("p", { class: "done", role: "status" }), of = make("span", { class: "note" });
   const button = (text, press) => make("button", { type: "button", class: "plain", onclick: press }, text);
   const back = button("back", () => go(at - 1)), next = button("next", () => go(at + 1)), leave = button("leave the tour", close);
@@ -89,23 +92,27 @@ export function tour(root, host) {
   });
 
   const missing = (step, { walk }) => step.needs && walk && has(walk, step.needs) < 0;
-  /** The layer is one that has what the step speaks of. */
-  function arrive(step, { walk }) {
-    if (!step.needs || !walk || missing(step, { walk })) return;
-    const kind = walk.layers[walk.place.layer], there = (step.needs === "attn" ? /attn|shared/ : /mamba/).test(kind);
-    if (!there) host.walk({ ...walk.place, layer: has(walk, step.needs), unit: null });
+  /** Whether the layer that is walked lacks what the step speaks of, and another has it. */
+  const away = ({ needs }, walk) => needs && has(walk, needs) >= 0 && !KINDS[needs].test(walk.layers[walk.place.layer]);
+  /** Go to a layer that has what the step speaks of, once. */
+  function arrive() {
+    const { needs } = STEPS[at], { walk } = host.now();
+    if (arrived || !walk) return;
+    arrived = true;
+    if (away(STEPS[at], walk)) host.walk({ ...walk.place, layer: has(walk, needs), unit: null });
   }
   function go(to) {
     if (to < 0 || to >= STEPS.length) return;
     at = to;
     then = host.now();
-    shownAs = "";
+    arrived = false;
+    seenIn = null;
     root.hidden = false;
     document.body.classList.add("on-tour");
     host.address();
-    arrive(STEPS[at], then);
+    arrive();
     draw();
-    frame(true);
+    frame();
     title.focus({ preventScroll: true });
   }
   function close() {
@@ -128,25 +135,26 @@ export function tour(root, host) {
     let told;
     if (!ready) told = [["Type a prompt first: the step tells of its numbers."]];
     else if (missing(step, now)) told = [[`This model has no ${WITHOUT[step.needs][0]}. To see them here: `, make("code", {}, WITHOUT[step.needs][1])]];
+    else if (now.walk && away(step, now.walk)) told = [[`Layer ${now.walk.place.layer} has none of what this step tells; layer ${has(now.walk, step.needs)} has.`]];
     else told = step.text(now.walk, now.scene);
     const offered = asks && step.example && !now.scene.prompt ? make("p", {}, button("take an example", () => host.change({ prompt: host.text() ? EXAMPLE : IDS }, "example"))) : "";
     words.replaceChildren(...told.map((piece) => make("p", {}, ...piece)), asks ? make("p", { class: "to-do" }, step.ask) : "", offered);
     const done = asks && now.walk !== null && step.did(now, then);
     if (did.textContent !== (done ? "Done. Go on with “next”." : "")) did.textContent = done ? "Done. Go on with “next”." : "";
   }
-  /** Frame what the step speaks of, and bring it into view when the step is new. */
-  function frame(fresh) {
+  /** Frame what the step speaks of, and bring it into view once. */
+  function frame() {
     const step = STEPS[at], seen = (selector) => selector && [...document.querySelectorAll(selector)].find((one) => one.offsetParent !== null);
     const found = missing(step, host.now()) ? null : seen(step.at) ?? seen(step.also) ?? seen(step.or) ?? null;
     if (framed !== found) framed?.classList.remove("toured");
     framed = found;
     found?.classList.add("toured");
-    if (found && (fresh || shownAs === "")) { found.scrollIntoView({ block: "start" }); shownAs = step.title; }
+    if (found && seenIn !== step) { found.scrollIntoView({ block: "start" }); seenIn = step; }
   }
   return {
     go, get at() { return at; },
     /** The page has drawn something anew. */
-    told() { if (at !== null) { draw(); frame(false); } },
+    told() { if (at !== null) { arrive(); draw(); frame(); } },
   };
 }
 
