@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -387,3 +388,14 @@ def test_state_space_layers_show_their_steps_and_hidden_attention(kind: str, bro
             assert float(said.replace("−", "-")) == pytest.approx(float(expected), rel=6e-3)
         shown.clean()
     assert parts["Step size, mean over channels"]["rows"] == [str(at) for at in layers]
+    by_head = parts.get("Hidden attention of each head")
+    assert (by_head is None) == (kind == "mamba")  # which has channels and no heads
+    if by_head is not None:
+        last = by_head["layers"][-1]
+        full = cache[f"blocks.{last}.mixer.hook_pattern"][0, 1]  # [query, key] of the second head
+        hidden = (full - torch.diag(model.blocks[last].mixer.D[1].expand(len(full)))).abs()
+        made = by_head["pattern"]
+        stored = np.frombuffer(base64.b64decode(made["data"]), "<f2").reshape(*made["shape"][:2], -1)[-1, 1]
+        np.testing.assert_allclose(
+            stored, (hidden / hidden.sum(-1, keepdim=True))[*np.tril_indices(len(full))].detach(), atol=1e-3
+        )
