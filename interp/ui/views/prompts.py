@@ -28,7 +28,7 @@ MOST_LABELS = 50  # of the likeliest next tokens
 LONGEST_HIDDEN = 128  # positions: hidden attention has a matrix for every channel
 TOP = 5  # tokens in a cell of a lens
 HIDDEN = (
-    "Hidden attention has no softmax: shown is each entry's size as a share of its row, without D, which bypasses the "
+    "Hidden attention has no softmax: shown is each entry’s size as a share of its row, without D, which bypasses the "
     "state. The signs are lost."
 )
 
