@@ -22,7 +22,7 @@ def read(path: Path) -> Any:
 
 def execute(notebook: Any, folder: Path) -> Any:
     """A notebook with its outputs, run in a kernel of its own, away from the repository and without a network."""
-    options = {"timeout": CELL_TIMEOUT, "kernel_name": "python3", "record_timing": False}
+    options = {"timeout": CELL_TIMEOUT, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
     client = NotebookClient(notebook, resources={"metadata": {"path": folder}}, **options)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     client.execute(env=os.environ | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"})

@@ -24,7 +24,7 @@ from interp.lenses.read import depths, read_out
 from interp.sites import get_act_name
 from interp.ui.views.arrays import LARGEST_HALVES, exact, packed
 from interp.ui.views.prompts import head_effects
-from interp.ui.views.view import Part, View
+from interp.ui.views.view import Part, View, bundled
 
 HOSTILE = [
     "<script>document.title='owned'</script>", "</script>", '"quoted"', "'", "<!--", "\x00", "🙂", "שלום", "\u202eabc",
@@ -399,3 +399,18 @@ def test_state_space_layers_show_their_steps_and_hidden_attention(kind: str, bro
         np.testing.assert_allclose(
             stored, (hidden / hidden.sum(-1, keepdim=True))[*np.tril_indices(len(full))].detach(), atol=1e-3
         )
+
+
+def test_modules_are_bundled_without_imports() -> None:
+    sources = {
+        "/a/one.js": 'import * as two from "./two.js";\nimport { three as third } from "../three.js";\n'
+        "export const told = [two.word(), third].join();\n",
+        "/a/two.js": 'import { three } from "../three.js";\nexport function word() { return three + 1; }\n',
+        "/three.js": "export let three = 3;\n",
+    }
+    script = bundled(["/a/one.js"], sources.__getitem__)
+    assert script.count('modules["/three.js"] =') == 1 and "import" not in script and "export" not in script
+    assert script.index('modules["/three.js"] =') < script.index('modules["/a/two.js"] =')
+    assert 'const {three: third } = modules["/three.js"]' in script.replace("{ ", "{")
+    with pytest.raises(InterpError, match="cannot be bundled"):
+        bundled(["/x.js"], {"/x.js": 'import whole from "./y.js";\n'}.__getitem__)
