@@ -14,7 +14,7 @@ ifneq ($(shell $(BIN)/python -c 'print(open("$(READY)").read())' 2>/dev/null),$(
 $(shell rm -f $(READY))
 endif
 
-.PHONY: help demo test test-kernels campaign conformance lint bench clean
+.PHONY: help demo test test-kernels campaign conformance lint notebooks bench clean
 .DEFAULT_GOAL := help
 
 help: ## say what each target does
@@ -57,6 +57,9 @@ lint: $(READY) ## check style, format and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+notebooks: $(READY) ## run the notebooks of docs/notebooks and keep what they show
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebooks
 
 bench: $(READY) ## run every benchmark against its peers, one after another
 	@$(PIP) -c constraints.txt -e '.[bench]' >>$(LOG) 2>&1 || { echo "the peers cannot be installed (log: $(LOG))" >&2; exit 1; }

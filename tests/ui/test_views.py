@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -23,7 +24,7 @@ from interp.lenses.read import depths, read_out
 from interp.sites import get_act_name
 from interp.ui.views.arrays import LARGEST_HALVES, exact, packed
 from interp.ui.views.prompts import head_effects
-from interp.ui.views.view import Part, View
+from interp.ui.views.view import Part, View, bundled
 
 HOSTILE = [
     "<script>document.title='owned'</script>", "</script>", '"quoted"', "'", "<!--", "\x00", "🙂", "שלום", "\u202eabc",
@@ -387,3 +388,29 @@ def test_state_space_layers_show_their_steps_and_hidden_attention(kind: str, bro
             assert float(said.replace("−", "-")) == pytest.approx(float(expected), rel=6e-3)
         shown.clean()
     assert parts["Step size, mean over channels"]["rows"] == [str(at) for at in layers]
+    by_head = parts.get("Hidden attention of each head")
+    assert (by_head is None) == (kind == "mamba")  # which has channels and no heads
+    if by_head is not None:
+        last = by_head["layers"][-1]
+        full = cache[f"blocks.{last}.mixer.hook_pattern"][0, 1]  # [query, key] of the second head
+        hidden = (full - torch.diag(model.blocks[last].mixer.D[1].expand(len(full)))).abs()
+        made = by_head["pattern"]
+        stored = np.frombuffer(base64.b64decode(made["data"]), "<f2").reshape(*made["shape"][:2], -1)[-1, 1]
+        np.testing.assert_allclose(
+            stored, (hidden / hidden.sum(-1, keepdim=True))[*np.tril_indices(len(full))].detach(), atol=1e-3
+        )
+
+
+def test_modules_are_bundled_without_imports() -> None:
+    sources = {
+        "/a/one.js": 'import * as two from "./two.js";\nimport { three as third } from "../three.js";\n'
+        "export const told = [two.word(), third].join();\n",
+        "/a/two.js": 'import { three } from "../three.js";\nexport function word() { return three + 1; }\n',
+        "/three.js": "export let three = 3;\n",
+    }
+    script = bundled(["/a/one.js"], sources.__getitem__)
+    assert script.count('modules["/three.js"] =') == 1 and "import" not in script and "export" not in script
+    assert script.index('modules["/three.js"] =') < script.index('modules["/a/two.js"] =')
+    assert 'const {three: third } = modules["/three.js"]' in script.replace("{ ", "{")
+    with pytest.raises(InterpError, match="cannot be bundled"):
+        bundled(["/x.js"], {"/x.js": 'import whole from "./y.js";\n'}.__getitem__)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from interp.heads.hidden_attention import mixer_of, shares
 from interp.hooked.model import HookedModel
 from interp.lenses.read import Translate, depths, read_out, token_text
 from interp.prompts.pairs import PromptPairs
 from interp.sites import get_act_name
 from interp.text.characters import visible_token
-from interp.ui.views.arrays import exact, packed
+from interp.ui.views.arrays import LARGEST_HALVES, exact, packed
 from interp.ui.views.frames import BOUNDS, heat_map, heat_maps
 from interp.ui.views.view import Part
 from interp.variants.ablation_runs import ablated, losses, with_effect
@@ -26,6 +27,10 @@ MOST_SCORES = 300_000  # so many of them add about a megabyte and a half to a pa
 MOST_LABELS = 50  # of the likeliest next tokens
 LONGEST_HIDDEN = 128  # positions: hidden attention has a matrix for every channel
 TOP = 5  # tokens in a cell of a lens
+HIDDEN = (
+    "Hidden attention has no softmax: shown is each entry’s size as a share of its row, without D, which bypasses the "
+    "state. The signs are lost."
+)
 
 
 @torch.no_grad()
@@ -128,7 +133,7 @@ def state_space(model: HookedModel, tokens: Tensor, *, labels: Sequence[str]) ->
 
     Means over channels or heads: of step sizes (the larger, the more a token writes and the faster the state forgets),
     and of the sizes of hidden attention (Ali et al. 2024, "The Hidden Attention of Mamba Models"), where the prompt is
-    not longer than `LONGEST_HIDDEN`.
+    not longer than `LONGEST_HIDDEN`. The heads of Mamba-2 layers are also shown one by one, as attention heads are.
     """
     layers = [at for at in range(model.cfg.n_layers) if get_act_name("delta", at) in model.hook_dict]
     rows, places = [str(at) for at in layers], [f"{at}: {text}" for at, text in enumerate(labels)]
@@ -137,12 +142,39 @@ def state_space(model: HookedModel, tokens: Tensor, *, labels: Sequence[str]) ->
     parts = [heat_map(steps, rows, places, ("layer", "position"), "step size, mean over channels")]
     if len(tokens) > LONGEST_HIDDEN:
         return parts
-    maps = []
+    maps, by_head = [], {}
+    with_heads = [at for at in layers if _has_heads(model, at)]
+    drawn = len(with_heads) * model.cfg.n_ssm_heads * len(tokens) ** 2 <= LARGEST_HALVES
     for at in layers:  # one by one: each is [channel, query, key]
         name = get_act_name("pattern", at, "mixer")
         _, own = model.run_with_cache(tokens[None], names_filter=[name], return_type=None)
         maps.append((f"layer {at}, mean size over channels", own[name][0].float().abs().mean(0)))
-    return [*parts, heat_maps(maps, places, places, ("from", "to"), "Hidden attention")]
+        if drawn and at in with_heads:
+            by_head[at] = shares(own[name], mixer_of(model, at).D)[0]  # [ssm_head, query, key]
+    parts.append(heat_maps(maps, places, places, ("from", "to"), "Hidden attention"))
+    return [*parts, _hidden_heads(by_head, labels)] if by_head else parts
+
+
+def _has_heads(model: HookedModel, layer: int) -> bool:
+    """Whether a layer's hidden attention has a matrix for each head, as in Mamba-2, and not for each channel."""
+    return "ssm_head" in model.hook_dict[get_act_name("pattern", layer, "mixer")].site.axes
+
+
+def _hidden_heads(by_head: Mapping[int, Tensor], labels: Sequence[str]) -> Part:
+    """The hidden attention of each head, by layer [ssm_head, query, key], drawn as attention patterns are."""
+    pattern = torch.stack([*by_head.values()])  # [layer, ssm_head, query, key]
+    payload = {
+        "tokens": list(labels),
+        "layers": [*by_head],
+        "heads": pattern.shape[1],
+        "letter": "S",
+        "causal": True,
+        "pattern": packed(pattern, causal=True),
+        "effect": None,
+        "stages": None,
+        "note": HIDDEN,
+    }
+    return Part("attention", "Hidden attention of each head", payload)
 
 
 def head_effects(model: HookedModel, pairs: PromptPairs, *, kind: str, metric: str) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from interp.errors import InterpError
 from interp.files.whole_files import write_whole
 from interp.ui.page import csp_hash
 
@@ -24,6 +25,7 @@ SCHEMA = 1
 
 HERE = Path(__file__).parent
 EXPORTED = re.compile(r"^export (?=(?:(?:async )?function|class|const|let) (\w+))", re.MULTILINE)
+LEFT = re.compile(r"^(?:import|export)\b.*", re.MULTILINE)
 IMPORTED = re.compile(r'^import (?:\* as (\w+)|\{([^}]*)\}) from "([^"]+)";\n', re.MULTILINE)
 
 
@@ -119,6 +121,9 @@ def bundled(entries: Iterable[str], source: Callable[[str], str]) -> str:
     Args:
         entries: addresses, such as "/views/lens.js".
         source: the text of the module at an address.
+
+    Raises:
+        InterpError: a module with imports or exports of another form than `IMPORTED` and `EXPORTED`.
     """
     made: dict[str, str] = {}
 
@@ -131,6 +136,8 @@ def bundled(entries: Iterable[str], source: Callable[[str], str]) -> str:
             taken = whole or f"{{{listed.replace(' as ', ': ')}}}"
             head += f'const {taken} = modules["{other}"];\n'
         own = EXPORTED.sub("", IMPORTED.sub("", text))
+        if left := LEFT.search(own):
+            raise InterpError(f"{address} cannot be bundled: it has {left[0]!r}, of another form than other modules")
         given = ", ".join(EXPORTED.findall(text))
         made[address] = f'modules["{address}"] = (() => {{\n{head}{own}return {{ {given} }};\n}})();\n'
 

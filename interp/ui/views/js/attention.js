@@ -4,7 +4,7 @@ import { cells, copyButton, css, ink, make, numbers, onScheme, roving, sequentia
 export function render(root, payload) {
   const { tokens, layers, heads, effect, stages } = payload;
   const n = tokens.length, pattern = numbers(payload.pattern);
-  const name = (at) => `L${layers[Math.floor(at / heads)]}H${at % heads}`;
+  const name = (at) => `L${layers[Math.floor(at / heads)]}${payload.letter ?? "H"}${at % heads}`;
   const weight = (at, query, key) => pattern.get(Math.floor(at / heads), at % heads, query, key);
   const limit = effect ? Math.max(...effect.mean.map((v) => Math.abs(v ?? 0))) : 0;
   const told = (at) => effect ? `${shown(effect.mean[at], true)} [${shown(effect.low[at], true)}, ${shown(effect.high[at], true)}]` : "";
@@ -138,7 +138,7 @@ export function render(root, payload) {
     make("div", { class: "split" },
       make("div", { class: "scroll", role: "group", "aria-label": "Attention of the chosen head", tabindex: "0" }, matrix),
       make("div", { class: "side" }, cell, steps,
-        make("p", { class: "note" }, "Rows look, columns are looked at. Arrow keys move in the matrix."),
+        make("p", { class: "note" }, "Rows look, columns are looked at. Arrow keys move in the matrix.", payload.note ? ` ${payload.note}` : ""),
         copyButton("copy the weights", () => strongest().map(([q, k, w]) => `${q}\t${tokens[q]}\t${k}\t${tokens[k]}\t${w}`).join("\n")))),
     make("h4", {}, "Point at a token: where it looks"), make("div", { class: "words", role: "group", "aria-label": "Where the token looks" }, ...looks),
     make("h4", {}, "and what looks at it"), make("div", { class: "words", role: "group", "aria-label": "What looks at the token" }, ...looked));
