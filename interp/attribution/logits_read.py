@@ -35,4 +35,3 @@ def logits_read(model: HookedModel, pairs: PromptPairs, metric: Metric, side: st
     resid = model(**pairs.inputs(side), stop_at_layer=model.cfg.n_layers)
     there: Tensor = model.unembed(model.to_unembed(resid[rows, at]))
     return there
-
