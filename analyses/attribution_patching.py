@@ -22,14 +22,12 @@ from dataclasses import dataclass
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Unpack
 
-import torch
-
 from interp import figures, stats
 from interp.arguments import checked
 from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated
 from interp.attribution.gradients import AnyMetric, check_steps
 from interp.attribution.node_scores import METHODS, NEURONS, cells_or_neurons, estimates
-from interp.attribution.run_values import RunValues
+from interp.attribution.run_values import of_sweep
 from interp.edits import Variant
 from interp.errors import InterpError, check_choice
 from interp.figures.axes import Axis
@@ -172,7 +170,6 @@ def run_several(
         once |= {_key(some[at]): some[at] for at in numbers}
     place = {key: row for row, key in enumerate(once)}
     measured = sweep_values(model, pairs, list(once.values()), metric, **sides, **options)
-    runs = RunValues(*map(torch.from_numpy, (measured.base, measured.source, measured.rounding)))
     frames = []
     for one, some, estimated, numbers in zip(asked, cells, found, chosen, strict=True):
         frame = tabulated(
@@ -181,7 +178,7 @@ def run_several(
             measured.changes[[place[_key(some[at])] for at in numbers]],
             chosen=numbers,
             most=one.most,
-            runs=runs,
+            runs=of_sweep(measured),
             metric=get_metric(metric).name,
         )
         frames.append(described(frame, pairs))

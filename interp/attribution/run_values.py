@@ -15,6 +15,7 @@ from interp.metric_rounding import rounding
 from interp.metrics import check_metric, evaluate, get_metric, largest_logit, read_there
 from interp.prompts.pair_checks import other_side
 from interp.prompts.pairs import PromptPairs, fitting
+from interp.sweeps.sweep import Measured
 
 
 class RunValues(NamedTuple):
@@ -46,3 +47,8 @@ def run_values(
         off = [rounding(measure, own, part, seen[1], largest, side=base) for own in seen]
         found.append((*values, torch.maximum(*off)))
     return RunValues(*(torch.cat(column) for column in zip(*found, strict=True)))
+
+
+def of_sweep(measured: Measured) -> RunValues:
+    """The same as a sweep has measured it."""
+    return RunValues(*map(torch.from_numpy, (measured.base, measured.source, measured.rounding)))
