@@ -18,15 +18,17 @@ Kramár et al. 2024 (https://arxiv.org/abs/2403.00745, "AtP*", section 3).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import EllipsisType
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from interp import figures, stats
 from interp.arguments import checked
 from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated
 from interp.attribution.gradients import AnyMetric, check_steps
-from interp.attribution.node_scores import METHODS, NEURONS, cells_or_neurons, estimate
-from interp.attribution.run_values import run_values
+from interp.attribution.node_scores import METHODS, NEURONS, cells_or_neurons, estimates
+from interp.attribution.run_values import of_sweep
+from interp.edits import Variant
 from interp.errors import InterpError, check_choice
 from interp.figures.axes import Axis
 from interp.figures.cell_maps import cell_map
@@ -99,35 +101,93 @@ def run(
         InterpError: what `interp.attribution.node_scores.estimate` and `interp.sweep` refuse; SweepInterrupted as
             there.
     """
+    asked = Asked(site, by, granularity, method, most)
+    both = {"direction": direction, "steps": steps, "metric": metric, "sample": sample, "seed": seed}
+    return run_several(model, pairs, [asked], **both, **options)[0]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one table of `run_several` is of; the fields are arguments of `run`."""
+
+    site: str | Sequence[str] | None = None
+    by: str | Sequence[str] | EllipsisType | None = ...
+    granularity: str | None = None
+    method: str = "atp"
+    most: int = 2000
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.method, METHODS)
+
+
+@checked
+def run_several(
+    model: HookedModel,
+    pairs: PromptPairs,
+    asked: Sequence[Asked],
+    *,
+    direction: str = "denoise",
+    steps: int = 5,
+    metric: AnyMetric = "logit_diff",
+    sample: int = 50,
+    seed: int = 0,
+    **options: Unpack[SweepOptions],
+) -> list[pd.DataFrame]:
+    """The tables that `run` makes of several kinds of cells, from the same runs, gradients and one sweep.
+
+    Args:
+        model, pairs, direction, steps, metric, sample, seed, options: as in `run`.
+        asked: what each table is of.
+
+    Raises:
+        InterpError: as in `run`; methods that take gradients in different ways ("atp" and "qk-fix" take the same).
+    """
     check_one_stack(model, "attribution patching estimates effects in", "activation patching measures them in both")
     check_choice("direction", direction, DIRECTIONS)
-    check_choice("method", method, METHODS)
     check_steps(steps)
+    ways = {(one.method == "ig", METHODS[one.method].get("drop", False)) for one in asked}
+    if len(ways) != 1:
+        methods = ", ".join(sorted({one.method for one in asked})) or "none"
+        raise InterpError(f"tables of one call share their gradients, and these methods do not: {methods}")
+    ((integrated, drop),) = ways
     base, source = DIRECTIONS[direction]
-    cells = cells_or_neurons(model, pairs, site, by, granularity)
-    estimates = estimate(
+    sides = {"base": base, "source": source}
+    cells = [cells_or_neurons(model, pairs, one.site, one.by, one.granularity) for one in asked]
+    found = estimates(
         model,
         pairs,
-        cells,
+        [(some, METHODS[one.method].get("qk_fix", False)) for one, some in zip(asked, cells, strict=True)],
         metric,
-        base=base,
-        source=source,
-        steps=steps if method == "ig" else 1,
-        **METHODS[method],
+        **sides,
+        steps=steps if integrated else 1,
+        drop=drop,
         max_memory=options.get("max_memory"),
-    ).numpy()  # [cell, prompt]
-    chosen = choose(estimates.mean(1), sample, seed=seed)
-    measured = sweep_values(model, pairs, [cells[at] for at in chosen], metric, base=base, source=source, **options)
-    frame = tabulated(
-        lambda at: {"direction": direction, "method": method, **cells[at].labels},
-        estimates,
-        measured.changes,
-        chosen=chosen,
-        most=most,
-        runs=run_values(model, pairs, metric, base=base, source=source),
-        metric=get_metric(metric).name,
-    )
-    return described(frame, pairs)
+    )  # each [cell, prompt]
+    chosen = [choose(some.numpy().mean(1), sample, seed=seed) for some in found]
+    # A cell that several tables measure is patched once.
+    once: dict[Any, Variant] = {}
+    for some, numbers in zip(cells, chosen, strict=True):
+        once |= {_key(some[at]): some[at] for at in numbers}
+    place = {key: row for row, key in enumerate(once)}
+    measured = sweep_values(model, pairs, list(once.values()), metric, **sides, **options)
+    frames = []
+    for one, some, estimated, numbers in zip(asked, cells, found, chosen, strict=True):
+        frame = tabulated(
+            lambda at, one=one, some=some: {"direction": direction, "method": one.method, **some[at].labels},
+            estimated.numpy(),
+            measured.changes[[place[_key(some[at])] for at in numbers]],
+            chosen=numbers,
+            most=one.most,
+            runs=of_sweep(measured),
+            metric=get_metric(metric).name,
+        )
+        frames.append(described(frame, pairs))
+    return frames
+
+
+def _key(cell: Variant) -> Any:
+    """What tells a cell from others."""
+    return tuple(cell.labels.items())
 
 
 @checked

@@ -22,8 +22,8 @@ from interp import figures, stats
 from interp.arguments import checked
 from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated
 from interp.attribution.gradients import AnyMetric, check_steps
-from interp.attribution.run_values import run_values
-from interp.circuits.edge_scores import eap_ig, exact
+from interp.attribution.run_values import of_sweep
+from interp.circuits.edge_scores import eap_ig, measured_edges
 from interp.circuits.graph import Graph
 from interp.errors import check_choice
 from interp.figures.axes import Axis
@@ -104,16 +104,15 @@ def run(
     estimates = scores[:, places[:, 0], places[:, 1]].double().T.cpu().numpy()  # [edge, prompt]
     chosen = choose(estimates.mean(1), sample, seed=seed)
     edges = [graph.edges[at] for at in chosen]
-    found = exact(model, pairs, edges, graph, metric=metric, ablation=ablation, seed=seed, **options)
-    at = places[list(chosen)]
+    measured = measured_edges(model, pairs, edges, graph, metric=metric, ablation=ablation, seed=seed, **options)
     facts = {"method": method, "ablation": ablation}
     return tabulated(
         lambda edge: {**facts, **_edge(graph, *graph.edges[edge])},
         estimates,
-        found[:, at[:, 0], at[:, 1]].T.cpu().numpy(),
+        measured.changes,
         chosen=chosen,
         most=most,
-        runs=run_values(model, pairs, metric),
+        runs=of_sweep(measured),
         metric=get_metric(metric).name,
     )
 

@@ -257,11 +257,17 @@ def read(metric: Metric, logits: Tensor, pairs: PromptPairs, prompt: Tensor | No
     rows = torch.arange(len(logits), device=logits.device)
     prompt = rows if prompt is None else prompt
     at = where_read(metric, pairs).to(logits.device)[prompt]  # [rows, positions]
-    seen = logits[rows[:, None], at]  # [rows, positions, d_vocab_out]
+    return read_there(metric, logits[rows[:, None], at], pairs, prompt)
+
+
+def read_there(metric: Metric, there: Tensor, pairs: PromptPairs, prompt: Tensor | None = None) -> Tensor:
+    """`read` from logits where the metric reads alone [rows, positions, d_vocab_out]."""
     tokens = which_read(metric, pairs)
     if tokens is not None:
-        seen = seen.gather(-1, tokens.to(logits.device)[prompt, None].expand(-1, at.shape[1], -1))
-    return seen if metric.whole else seen[:, 0]
+        tokens = tokens.to(there.device)
+        tokens = tokens if prompt is None else tokens[prompt]
+        there = there.gather(-1, tokens[:, None].expand(-1, there.shape[1], -1))
+    return there if metric.whole else there[:, 0]
 
 
 def evaluate(

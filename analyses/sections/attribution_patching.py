@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from analyses.attribution_patching import compared, plot, plot_agreement, run, summary
+from analyses.attribution_patching import Asked, compared, plot, plot_agreement, run_several, summary
 from interp import figures
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
@@ -36,13 +36,16 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     """
     import pandas as pd
 
-    frames, items, tables, findings = [], [], [], []
-    # 1. Heads and mixers, one by one.
-    for word, options in _parts(model).items():
-        frame = run(model, pairs, **options, progress=progress)
+    # 1. One gradient and one sweep serve all tables.
+    asked = _asked(model, pairs)
+    by_kind = dict(zip(asked, run_several(model, pairs, list(asked.values()), progress=progress), strict=True))
+
+    # 2. Heads and mixers, one by one.
+    items, tables, findings = [], [], []
+    for word in _parts(model):
+        frame = by_kind[word]
         table, agreed = summary(frame), compared(frame)
         findings.append(_strongest(table, agreed, word))
-        frames.append(frame)
         tables.append((f"How far the estimates for {word}s agree", agreed))
         items += _figures(word, frame, table, len(pairs))
     text = [
@@ -51,58 +54,65 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         "a sample is patched exactly, to see how far the estimates hold.",
         *findings,
     ]
-    # 2. What the recurrence of state-space layers is made of.
-    if model.cfg.has_mamba and pairs.role_names:
-        cells = run(model, pairs, site=RECURRENCE, by="role", progress=progress)
-        frames.append(cells)
+    # 3. What the recurrence of state-space layers is made of.
+    if "recurrence" in by_kind:
+        cells = by_kind["recurrence"]
         text.append(
             f"Of what the recurrence of state-space layers is made of: {how_estimates_agree(compared(cells), 'cells')}"
         )
         items.append(_recurrence(cells, len(pairs)))
-    # 3. The smallest parts: neurons and channels.
-    for word, options in _many(model).items():
-        cells = run(model, pairs, **options, most=LISTED, progress=progress)
+    # 4. The smallest parts: neurons and channels.
+    for word in _many(model):
+        cells = by_kind[word]
         total = int(cells["cells"].iloc[0])
-        frames.append(cells)
         text.append(f"Of {total:,} {word}: {how_estimates_agree(compared(cells), word)}")
         tables.append(first_rows(f"The {word} with the largest estimates", summary(cells), 10, of=total))
-    # 4. Queries and keys, which act through a softmax.
-    if isinstance(model, GPT) and model.cfg.has_attention:
-        errors = {}
-        for method in ("atp", "qk-fix"):
-            cells = run(model, pairs, site=["q", "k"], by="head", method=method, progress=progress)
-            frames.append(cells)
-            agreed = compared(cells)
+    # 5. Queries and keys, which act through a softmax.
+    errors = {}
+    for method in ("atp", "qk-fix"):
+        if method in by_kind:
+            agreed = compared(by_kind[method])
             errors[method] = agreed.set_index("quantity").loc["relative error", "value"]
             tables.append((f"How far the estimates for queries and keys agree ({method})", agreed))
-        if not any(math.isnan(error) for error in errors.values()):
-            text.append(
-                "Queries and keys act through a softmax, which gradients take to be linear. Estimates for them are off "
-                f"by {errors['atp']:.0%} of the mean exact magnitude, and by {errors['qk-fix']:.0%} when the pattern "
-                "is computed anew, each on a sample of its own."
-            )
+    if errors and not any(math.isnan(error) for error in errors.values()):
+        text.append(
+            "Queries and keys act through a softmax, which gradients take to be linear. Estimates for them are off "
+            f"by {errors['atp']:.0%} of the mean exact magnitude, and by {errors['qk-fix']:.0%} when the pattern "
+            "is computed anew, each on a sample of its own."
+        )
     section = Section(
         title="Attribution patching", anchor="attribution-patching", text=text, figures=items, tables=tables
     )
-    return StudyReport(pd.concat(frames, ignore_index=True), section, findings)
+    return StudyReport(pd.concat(by_kind.values(), ignore_index=True), section, findings)
 
 
-def _parts(model: HookedModel) -> dict[str, dict[str, Any]]:
-    """What is estimated one by one, heads, or the mixers of layers without any, and the options of `run`."""
-    found: dict[str, dict[str, Any]] = {}
+def _asked(model: HookedModel, pairs: PromptPairs) -> dict[str, Asked]:
+    """All that is estimated, in the order of the section's sentences."""
+    asked = dict(_parts(model))
+    if model.cfg.has_mamba and pairs.role_names:
+        asked["recurrence"] = Asked(RECURRENCE, "role")
+    asked |= _many(model)
+    if isinstance(model, GPT) and model.cfg.has_attention:
+        asked |= {method: Asked(["q", "k"], "head", method=method) for method in ("atp", "qk-fix")}
+    return asked
+
+
+def _parts(model: HookedModel) -> dict[str, Asked]:
+    """What is estimated one by one: heads, or the mixers of layers without any."""
+    found: dict[str, Asked] = {}
     heads = [own.usual for mixer, own in MIXER_PARTS.items() if own.heads and mixer in model.cfg.mixers]
     sites = [PART_KINDS[kind].site for kind in heads]
     if sites:
-        found["head"] = {"site": sites, "by": "head"}
+        found["head"] = Asked(sites, "head")
     if "mamba" in model.cfg.mixers:
-        found["mixer"] = {"site": "out", "by": None}
+        found["mixer"] = Asked("out", None)
     return found
 
 
-def _many(model: HookedModel) -> dict[str, dict[str, Any]]:
+def _many(model: HookedModel) -> dict[str, Asked]:
     """The smallest parts of layers: neurons, and channels of Mamba-1."""
-    found: dict[str, dict[str, Any]] = {"neurons": {"by": "neuron"}} if having(model, ["post"]) else {}
-    return found | ({"channels": {"site": "gated", "by": "channel"}} if "mamba" in model.cfg.mixers else {})
+    found = {"neurons": Asked(by="neuron", most=LISTED)} if having(model, ["post"]) else {}
+    return found | ({"channels": Asked("gated", "channel", most=LISTED)} if "mamba" in model.cfg.mixers else {})
 
 
 def _strongest(table: pd.DataFrame, agreed: pd.DataFrame, word: str) -> str:

@@ -29,11 +29,12 @@ import torch
 from torch import Tensor
 
 from interp.arguments import MOST, checked, whole_number
+from interp.attribution.logits_read import logits_read
 from interp.attribution.prompt_batches import batches, cut, joined_parts
 from interp.errors import HookError, unknown
 from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
-from interp.metrics import METRICS, Metric, evaluate, get_metric, read
+from interp.metrics import METRICS, Metric, evaluate, get_metric, read_there
 from interp.models.gpt import GPT
 from interp.precision import widened
 from interp.prompts.pair_checks import other_side
@@ -141,12 +142,12 @@ def differentiate(
     reference = None
     if metric.needs_reference:
         with torch.no_grad():
-            reference = read(metric, model(**pairs.inputs(source)), pairs)
+            reference = read_there(metric, logits_read(model, pairs, metric, source), pairs)
     leaves = _Leaves(sites, given, set(stop))
     with torch.enable_grad(), constant(model) as fixed, attached(model.hook_dict, [(leaves.hooked, leaves.hook)]):
         # 1. One forward, whose graph begins at the sites.
-        logits = fixed(**pairs.inputs(base))
-        value = evaluate(metric, read(metric, logits, pairs), pairs, reference, side=base)  # [prompt]
+        there = logits_read(fixed, pairs, metric, base)
+        value = evaluate(metric, read_there(metric, there, pairs), pairs, reference, side=base)  # [prompt]
         if not value.requires_grad:
             raise HookError(
                 f"metric {metric.name!r} gives no gradient at {sites[0]!r}: it must be computed from the logits by "

@@ -99,24 +99,59 @@ def estimate(
         ConfigError: steps below 1; integrated gradients together with `qk_fix`, or of two sides that are the same.
         InterpError: an edit by a function or a mean; `qk_fix` of a bridged model, or of single channels of a query.
     """
+    several = [(variants, qk_fix)]
+    return estimates(
+        model, pairs, several, metric, base=base, source=source, steps=steps, drop=drop, max_memory=max_memory
+    )[0]
+
+
+@checked
+def estimates(
+    model: HookedModel,
+    pairs: PromptPairs,
+    several: Sequence[tuple[Sequence[Variant], bool]],
+    metric: AnyMetric = "logit_diff",
+    *,
+    base: str = "corrupt",
+    source: str = "clean",
+    steps: int = 1,
+    drop: bool = False,
+    max_memory: int | None = None,
+) -> list[Tensor]:
+    """`estimate` of several lists of variants, each with its own `qk_fix`, from the same runs and gradients.
+
+    Args:
+        model, pairs, metric, base, source, steps, drop, max_memory: as in `estimate`.
+        several: lists of variants, each with whether the attention pattern is computed again for it.
+
+    Returns:
+        The estimates of each list [variant, prompt].
+
+    Raises:
+        InterpError: as `estimate`.
+    """
     check_steps(steps)
     for side in (base, source):
         check_side(side)
-    if steps > 1 and qk_fix:
+    any_fix = any(qk_fix for _, qk_fix in several)
+    if steps > 1 and any_fix:
         raise ConfigError(f"qk_fix uses the gradient of the base run alone, and steps is {steps}: leave steps at 1")
     if steps > 1 and base == source:
         raise ConfigError(
             f"integrated gradients need two different sides to go between, and base and source are both {base!r}"
         )
-    if qk_fix and not isinstance(model, GPT):
+    if any_fix and not isinstance(model, GPT):
         raise InterpError(f"qk_fix cannot compute the attention of a {type(model).__name__}: leave it out")
     pairs, metric = pairs.to(model.device), differentiable(metric)
-    groups = _grouped(model, pairs, variants, is_read(metric, pairs), qk_fix)
+    groups: list[_EstimateGroup] = []
+    sizes = [len(variants) for variants, _ in several]
+    for (variants, qk_fix), first in zip(several, np.cumsum([0, *sizes]), strict=False):
+        groups += _grouped(model, pairs, variants, is_read(metric, pairs), qk_fix, int(first))
     sites = list(dict.fromkeys(name for group in groups for name in group.sites))
     from_source = [group.name for group in groups if group.edit.run == "source"]
     moving = [input_of(model)] if steps > 1 else []
     layers = range(model.cfg.n_layers) if drop else ()
-    estimates = np.zeros((1 + len(layers), len(variants), len(pairs)))  # row 0: all layers; then without each layer
+    found = np.zeros((1 + len(layers), sum(sizes), len(pairs)))  # row 0: all layers; then without each layer
     for at, part in batches(model, pairs, sites, max_memory=max_memory):
         runs = {
             "source": values_at(model, part, dict.fromkeys([*from_source, *moving]), source),
@@ -136,8 +171,9 @@ def estimate(
             )
             for group in groups:
                 for variant, value in group.effects(model, pairs, part, at, slopes, runs):
-                    estimates[row, variant, at] += value
-    return torch.from_numpy(_mean_magnitude(estimates, groups) if drop else estimates[0])
+                    found[row, variant, at] += value
+    table = torch.from_numpy(_mean_magnitude(found, groups) if drop else found[0])
+    return list(table.split(sizes))
 
 
 @checked
@@ -256,12 +292,12 @@ class _EstimateGroup:
 
 
 def _grouped(
-    model: HookedModel, pairs: PromptPairs, variants: Sequence[Variant], read: Mask, qk_fix: bool
+    model: HookedModel, pairs: PromptPairs, variants: Sequence[Variant], read: Mask, qk_fix: bool, first: int
 ) -> list[_EstimateGroup]:
-    """The edits of all variants, in groups."""
+    """The edits of all variants, which are numbered from `first` on, in groups."""
     placer = Placer(model, pairs, read)
     groups: dict[object, _EstimateGroup] = {}
-    for number, variant in enumerate(variants):
+    for number, variant in enumerate(variants, start=first):
         for edit in variant.edits:
             if edit.computed or edit.op == "mean":
                 raise InterpError(

@@ -36,7 +36,7 @@ from interp.hooked.model import HookedModel
 from interp.precision import widened
 from interp.prompts.pair_checks import other_side
 from interp.prompts.pairs import PromptPairs
-from interp.sweeps.sweep import Executor, sweep_values
+from interp.sweeps.sweep import Executor, Measured, sweep_values
 from interp.variants.ablations import replacements
 
 PATHS = ("inputs", "activations")
@@ -184,17 +184,36 @@ def exact(
     """
     pairs, graph = pairs.to(model.device), graph or Graph.of(model)
     chosen = graph.edges if edges is None else chosen_edges(graph, edges)
-    if not chosen:
-        raise PromptError("exact edge patching needs at least one edge")
-    cells = variants(model, pairs, chosen, graph, base=base, ablation=ablation, seed=seed)
-    sides = {"base": base, "source": other_side(base)}
-    measured = sweep_values(
-        model, pairs, cells, metric, **sides, max_memory=max_memory, out=out, progress=progress, executor=executor
-    )
+    ways: dict[str, Any] = {"metric": metric, "base": base, "ablation": ablation, "seed": seed}
+    rest: dict[str, Any] = {"max_memory": max_memory, "out": out, "progress": progress, "executor": executor}
+    measured = measured_edges(model, pairs, chosen, graph, **ways, **rest)
     scores = torch.full((len(pairs), len(graph.senders), len(graph.receivers)), torch.nan, dtype=torch.float64)
     senders, receivers = (torch.tensor(ends) for ends in zip(*chosen, strict=True))
     scores[:, senders, receivers] = torch.tensor(measured.changes.T)
     return scores.to(model.device)
+
+
+def measured_edges(
+    model: HookedModel,
+    pairs: PromptPairs,
+    edges: Sequence[tuple[int, int]],
+    graph: Graph,
+    *,
+    metric: AnyMetric = "logit_diff",
+    base: str = "clean",
+    ablation: str = "corrupt",
+    seed: int = 0,
+    **options: Any,
+) -> Measured:
+    """What `exact` measures of some edges [edge, prompt], beside the metric of both runs; arguments as there.
+
+    Raises:
+        InterpError: as `exact`.
+    """
+    if not edges:
+        raise PromptError("exact edge patching needs at least one edge")
+    cells = variants(model, pairs, edges, graph, base=base, ablation=ablation, seed=seed)
+    return sweep_values(model, pairs, cells, metric, base=base, source=other_side(base), **options)
 
 
 @checked

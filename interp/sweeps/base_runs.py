@@ -23,7 +23,7 @@ from interp.forward.packed_rows import PrefixValues
 from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
 from interp.metric_rounding import rounding
-from interp.metrics import Metric, evaluate, largest_logit, read, where_read, which_read
+from interp.metrics import ROWS, Metric, evaluate, largest_logit, read, where_read, which_read
 from interp.models.block import key_site, mixed_site
 from interp.prompts.pairs import PromptPairs
 from interp.sites import stream_after
@@ -134,8 +134,9 @@ class BaseRunCache:
         at = where_read(self.metric, pairs)
         final = cache[last][torch.arange(len(pairs), device=at.device)[:, None], at]  # [prompt, read, d_model]
         normalized = model.to_unembed(final)
-        # All logits of one prompt at a time: those of all prompts may be more than memory holds.
-        largest = torch.cat([largest_logit(self.model.unembed(one)) for one in normalized.split(1)])
+        # All logits of a few rows at a time: those of all prompts may be more than memory holds.
+        few = normalized.split(max(1, ROWS // normalized.shape[1]))
+        largest = torch.cat([largest_logit(self.model.unembed(some)) for some in few])
         return dict(cache), self.unembedded(normalized, np.arange(len(pairs)), pairs), largest
 
     def unembedded(self, normalized: Tensor, prompts: Numbers, pairs: PromptPairs) -> Tensor:
