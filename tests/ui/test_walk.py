@@ -217,7 +217,9 @@ def test_other_positions_are_drawn_from_their_own_parameters() -> None:
 def test_weights_of_other_number_types_are_walked(kind: str, dtype: torch.dtype) -> None:
     model = make(kind).to(dtype)
     payload = walk_of(model, layer=1)
-    close(drawn(payload, "stream")["residual stream"], cache_of(model)["resid_pre", 1][0, AT], 1e-2)
+    stream = cache_of(model)["resid_pre", 1][0, AT].double().numpy()
+    found = drawn(payload, "stream")["residual stream"]
+    assert np.linalg.norm(found - stream) < 0.03 * np.linalg.norm(stream)  # other kernels round bfloat16 otherwise
     assert item(payload, "write", "words")["words"]
 
 
