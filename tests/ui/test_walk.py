@@ -212,6 +212,17 @@ def test_other_positions_are_drawn_from_their_own_parameters() -> None:
     assert "sees the last 2 positions only" in json.dumps(step(walk_of(make("sinks"), layer=0), "position")["text"])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("kind", ["llama_gqa", "alibi", "mamba2", "clamped_experts"])
+def test_weights_of_other_number_types_are_walked(kind: str, dtype: torch.dtype) -> None:
+    model = make(kind).to(dtype)
+    payload = walk_of(model, layer=1)
+    stream = cache_of(model)["resid_pre", 1][0, AT].double().numpy()
+    found = drawn(payload, "stream")["residual stream"]
+    assert np.linalg.norm(found - stream) < 0.03 * np.linalg.norm(stream)  # other kernels round bfloat16 otherwise
+    assert item(payload, "write", "words")["words"]
+
+
 def test_an_edited_run_is_walked_as_it_is() -> None:
     model = interp.load("toy")
     scene = Scene(TEXT, edits=("L0H1:zero", "L1H2:scale:0.5"))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.forward.forward_context import make_context
+from interp.models.block import key_site
 from interp.ui.walk.drawn import Cell, Item, Piece, after, bars, number, size, step, table, triangles, vectors
 from interp.ui.walk.run import Run
 
@@ -32,7 +33,7 @@ def steps(run: Run, head: int, norm: Step | None) -> list[Step]:
     made = [] if norm is None else [norm]
     seen = _Seen(run, head)
     made.append(_projected(run, head, seen.key_head))
-    if run.has("attn.hook_attn_scores") and run.has("attn.hook_pattern"):
+    if run.has(key_site(run.cfg, run.layer)) and run.has("attn.hook_attn_scores") and run.has("attn.hook_pattern"):
         made += [_scores(run, head, seen), _mask(run, head, seen), _softmax(run, head, seen)]
     return [*made, _mixed(run, head), *_heads(run, head)]
 

@@ -124,7 +124,8 @@ class Run:
             vectors = torch.stack([vector for vector, _ in self._promoted])
             norm = self.model.norm_before(self.cfg.n_layers)
             seen = vectors if norm is None else norm.scaled(vectors, self.at("ln_final.hook_scale"))
-            shares = (seen @ self.model.W_U).float()  # [vector, d_vocab_out]
+            W_U = self.model.W_U
+            shares = (seen.to(W_U.dtype) @ W_U).float()  # [vector, d_vocab_out]
             for row, (_, told) in zip(shares, self._promoted, strict=True):
                 told["words"], told["lowered"] = (
                     [
