@@ -34,7 +34,8 @@ def of_circuit(circuit: Circuit) -> Part:
         for row in table.to_dict("records")
     ]
     edges.sort(key=lambda edge: -abs(edge["value"] or 0.0))
-    note = f"{circuit.n_edges} of {circuit.graph.n_edges:,} edges; wider is stronger. Without a red one the metric falls, without a blue one it rises."
+    note = f"{circuit.n_edges} of {circuit.graph.n_edges:,} edges; wider is stronger. "
+    note += "Without a red one the metric falls, without a blue one it rises."
     if circuit.scores is None:
         note = f"{circuit.n_edges} of {circuit.graph.n_edges:,} edges, without scores."
     return Part("graph", "Circuit", {"nodes": list(nodes.values()), "edges": edges, "note": note})
