@@ -17,8 +17,9 @@ Kramár et al. 2024 (https://arxiv.org/abs/2403.00745, "AtP*", section 3).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -102,7 +103,7 @@ def run(
             there.
     """
     asked = Asked(site, by, granularity, method, most)
-    both = {"direction": direction, "steps": steps, "metric": metric, "sample": sample, "seed": seed}
+    both: dict[str, Any] = {"direction": direction, "steps": steps, "metric": metric, "sample": sample, "seed": seed}
     return run_several(model, pairs, [asked], **both, **options)[0]
 
 
@@ -173,7 +174,7 @@ def run_several(
     frames = []
     for one, some, estimated, numbers in zip(asked, cells, found, chosen, strict=True):
         frame = tabulated(
-            lambda at, one=one, some=some: {"direction": direction, "method": one.method, **some[at].labels},
+            partial(_labels, {"direction": direction, "method": one.method}, some),
             estimated.numpy(),
             measured.changes[[place[_key(some[at])] for at in numbers]],
             chosen=numbers,
@@ -183,6 +184,11 @@ def run_several(
         )
         frames.append(described(frame, pairs))
     return frames
+
+
+def _labels(facts: Mapping[str, Any], cells: Sequence[Variant], at: int) -> dict[str, Any]:
+    """The columns that identify a cell of a table."""
+    return {**facts, **cells[at].labels}
 
 
 def _key(cell: Variant) -> Any:

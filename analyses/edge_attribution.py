@@ -38,6 +38,7 @@ from interp.study.sweep_options import SweepOptions
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
     from interp.figures.style import Figure
 
@@ -87,19 +88,41 @@ def run(
     """
     check_choice("method", method, METHODS)
     check_steps(steps)
-    graph, pairs = Graph.of(model), pairs.to(model.device)
+    ways: dict[str, Any] = {"ablation": ablation, "metric": metric, "seed": seed}
+    scores = scored(model, pairs, method=method, steps=steps, max_memory=options.get("max_memory"), **ways)
+    return table_of(model, pairs, scores, method=method, sample=sample, most=most, **ways, **options)
+
+
+def scored(
+    model: HookedModel,
+    pairs: PromptPairs,
+    *,
+    method: str = "eap-ig-inputs",
+    steps: int = 5,
+    max_memory: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """The estimates of all edges [prompt, sender, receiver]; arguments as in `run`."""
     path = METHODS[method]
-    scores = eap_ig(
-        model,
-        pairs,
-        graph,
-        metric=metric,
-        ablation=ablation,
-        steps=1 if path is None else steps,
-        path=path or "inputs",
-        seed=seed,
-        max_memory=options.get("max_memory"),
-    )
+    steps = 1 if path is None else steps
+    return eap_ig(model, pairs, steps=steps, path=path or "inputs", max_memory=max_memory, **options)
+
+
+def table_of(
+    model: HookedModel,
+    pairs: PromptPairs,
+    scores: Tensor,
+    *,
+    method: str = "eap-ig-inputs",
+    ablation: str = "corrupt",
+    metric: AnyMetric = "logit_diff",
+    sample: int = 100,
+    most: int = 1000,
+    seed: int = 0,
+    **options: Unpack[SweepOptions],
+) -> pd.DataFrame:
+    """What `run` returns, from estimates that are there already; arguments as there."""
+    graph, pairs = Graph.of(model), pairs.to(model.device)
     places = graph.allowed.nonzero()  # [edge, 2]
     estimates = scores[:, places[:, 0], places[:, 1]].double().T.cpu().numpy()  # [edge, prompt]
     chosen = choose(estimates.mean(1), sample, seed=seed)

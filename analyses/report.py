@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -39,15 +39,13 @@ from interp.prompts.pairs import PromptPairs
 from interp.study import behaviour as doing
 from interp.study.prompts import check_masked
 from interp.study.provenance import provenance
+from interp.study.sections import ReportResults
 from interp.study.sentences import answered_at, counted_of
 from interp.sweeps.sweep import sweep
 from interp.tasks import get_task
 from interp.text.characters import visible_token
 from interp.ui.folder import check_output
 from interp.ui.page import Picture, Section, write_report
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MOST_PROMPTS = 20
 MOST_ANSWERS = 4  # of one prompt that are shown
@@ -60,7 +58,7 @@ class Story:
 
     sections: list[Section] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
-    results: dict[str, pd.DataFrame] = field(default_factory=dict)
+    results: ReportResults = field(default_factory=ReportResults)
     seconds: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     stopped: str | None = None

@@ -13,7 +13,7 @@ from interp.circuits.graph import Graph
 from interp.figures.circuit_diagram import edge_table
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
-from interp.study.sections import Results, StudyReport
+from interp.study.sections import Results, StudyReport, edge_scores_of
 from interp.study.sentences import BANDS, counted, interval, two_decimals
 from interp.ui.page import FigureItem, Section
 
@@ -29,10 +29,12 @@ SLIGHT = 0.01  # of the model's faithfulness: a node that never matters more is 
 
 def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress: bool | None = None) -> StudyReport:
     """The section of a task's report: the curve, the smallest faithful circuit, its completeness and minimality."""
+    scores = edge_scores_of(results, pairs)  # of all prompts
     total, pairs = len(pairs), pairs[:REPORTED]
     find_on, run_on = halves(pairs)
     options: dict[str, Any] = {"ablation": "corrupt", "metric": "logit_diff", "seed": 0, "progress": progress}
-    found = find(model, find_on, Search(), None, **options)
+    scores = None if scores is None else scores[: len(find_on)]
+    found = find(model, find_on, Search(), None, scores=scores, **options)
     frame = run_beside_random(model, run_on, found, 2, **options)
     table, both = summary(frame), integrals(frame)
     own = table[table["method"] != "random"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from analyses.edge_attribution import SHOWN, compared, plot, plot_agreement, run, summary
+from analyses.edge_attribution import SHOWN, compared, plot, plot_agreement, scored, summary, table_of
 from interp import stats
 from interp.config import ModelConfig
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import no_effect
-from interp.study.sections import Results, StudyReport
+from interp.study.sections import Results, StudyReport, leave_edge_scores
 from interp.study.sentences import counted, how_estimates_agree
 from interp.ui.page import FigureItem, Section
 
@@ -22,7 +22,9 @@ ORDER = 60
 
 def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress: bool | None = None) -> StudyReport:
     """The section of a task's report: the strongest edges, and how far their estimates can be trusted."""
-    frame = run(model, pairs, progress=progress)
+    scores = scored(model, pairs)
+    leave_edge_scores(results, pairs, scores)
+    frame = table_of(model, pairs, scores, progress=progress)
     table, agreed = summary(frame), compared(frame)
     finding = _strongest(table, agreed, int(frame["cells"].iloc[0]))
     n_sure = int((table["p_adjusted"] < stats.SURE).sum())

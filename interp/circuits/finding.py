@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from interp.arguments import checked, real_number, whole_number
 from interp.attribution.run_values import run_values
@@ -74,6 +75,7 @@ def find(
     search: Search,
     sizes: str | Sequence[float] | None,
     *,
+    scores: Tensor | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> list[Circuit]:
@@ -83,14 +85,15 @@ def find(
         model, pairs: the model, and the prompts that circuits are found on.
         search: how.
         sizes: as `interp.circuits.faithfulness.edge_counts` takes them.
+        scores: those of these prompts and this search, where they are there already [prompt, sender, receiver].
         progress: a bar on stderr; None shows it on a terminal.
         options: `ablation`, `metric`, `seed` and `max_memory`.
     """
     graph = Graph.of(model)
     counts = edge_counts(sizes, graph)
-    if search.method == "eap":
+    if scores is None and search.method == "eap":
         scores = eap(model, pairs, graph, **options)
-    else:
+    elif scores is None:
         path = "activations" if search.method == "eap-ig-activations" else "inputs"
         scores = eap_ig(model, pairs, graph, steps=search.steps, path=path, **options)
     facts = origin(
