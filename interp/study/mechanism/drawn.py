@@ -1,4 +1,4 @@
-"""The mechanism that the tables of a report support: the elements of one drawing, and a sentence for each part.
+"""The mechanism that the tables of a report support: the elements of one drawing.
 
 1. Nothing is drawn of a model that does not do the task better than by guessing, or of prompts whose two sides do not
    differ: there is nothing to explain, and `says` tells it.
@@ -7,17 +7,14 @@
    answer, else in a column for other places.
 4. What it looks at, what it feeds and what it writes is drawn where the tables support it (`interp.study.mechanism.
    evidence` has the rules), and nothing else. A study that was not made leaves its elements out, which is said.
-5. `sentences` says the same in words, a sentence for each part in the order of computation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from interp import stats
-from interp.names import PART_KINDS, Part
+from interp.names import Part
 from interp.study.behaviour import able
 from interp.study.mechanism.evidence import (
     LEAST,
@@ -30,7 +27,7 @@ from interp.study.mechanism.evidence import (
     looking,
     writing,
 )
-from interp.study.sentences import counted, listed
+from interp.study.sentences import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +45,6 @@ SHOWS = {
     "path_patching": "which part feeds another",
 }
 """Studies, and what a drawing without them leaves out."""
-
-INPUTS = {"q": "the queries of ", "k": "the keys of ", "v": "the values of ", "": ""}
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,7 @@ def why_nothing(results: Results) -> str:
     if not ability.does:
         return "Nothing is drawn: the model does not do the task, so that there is nothing to explain."
     if difference(results) <= 0:
-        return "Nothing is drawn: the model does not prefer the right answer more on the clean prompts than on the corrupt."
+        return "Nothing is drawn: the right answer is no more preferred on the clean prompts than on the corrupt ones."
     if not {"activation_patching", "ablation"} & results.keys():
         return (
             "Nothing is drawn: which parts carry the answer was not measured (the studies `activation-patching` and "
@@ -160,46 +155,3 @@ def _paths(paths: pd.DataFrame) -> pd.DataFrame:
     """The strongest path from each part to each set of others, whatever it changes of them."""
     best = paths.drop_duplicates(["sender", "receiver"]) if len(paths) else paths
     return best.assign(kind="path", component=best["sender"], to=best["receiver"], share=best["value"], role="")
-
-
-def sentences(found: Mechanism) -> list[str]:
-    """A sentence for every part that is drawn, in the order of computation, with the intervals of its numbers."""
-    if found.says:
-        return [found.says]
-    told = [_of_part(found, name) for name in found.parts]
-    more = found.passed - len(found.parts)
-    if more > 0:
-        told.append(
-            f"{counted(more, 'weaker part')} also passed the tests and {'is' if more == 1 else 'are'} not drawn."
-        )
-    if found.left_out:
-        told.append(f"Not measured, and so not drawn: {listed(found.left_out)}.")
-    return told
-
-
-def _of_part(found: Mechanism, name: str) -> str:
-    """What one part does."""
-    own = found.frame[found.frame["component"] == name]
-    parts, looks, paths, direct = (own[own["kind"] == kind] for kind in ("part", "look", "path", "direct"))
-    best, roles = parts.iloc[0], [f"`{role}`" for role in parts["role"] if role]
-    how = "" if best["by"] == "patching" else "when ablated "
-    does = [f"looks from `{row.role}` at `{row.to}` (attention {_number(row, '.2f')})" for row in looks.itertuples()]
-    if not does:
-        does = [
-            f"acts at {listed(roles) if roles else 'no single role'}"
-            + (" against the right answer" if best["share"] < 0 else "")
-        ]
-    for row in direct.itertuples():
-        does.append(f"adds {_number(row, '+.2f')} to the logit difference directly")
-    for row in paths.itertuples():
-        ends = sorted(row.to.split(" + "), key=Part.parse)
-        does.append(f"feeds {INPUTS[row.reads]}{listed(ends)} ({_number(row, '+.0%')})")
-    return f"{name} ({how}{_number(best, '+.0%')}) {listed(does)}."
-
-
-def _number(row: Any, form: str) -> str:
-    """A number with its interval, as `+1.20 [0.90, 1.50]`."""
-    get = row.__getitem__ if hasattr(row, "keys") else lambda name: getattr(row, name)
-    value, low, high = (get(name) for name in ("value", "ci_low", "ci_high"))
-    bare = form.lstrip("+")
-    return f"{value:{form}}" + ("" if low != low else f" [{low:{bare}}, {high:{bare}}]")

@@ -1,4 +1,4 @@
-"""What the tables of a report prove of each part of a model: that it matters, where, by what it reads and whom it feeds.
+"""What the tables of a report prove of each part of a model: that it matters, where, what it reads and what it feeds.
 
 A part is a head, a head of a Mamba-2 layer, the mixer of a Mamba-1 layer, or an MLP. Effects are parts of the
 difference between the logit differences of the clean and the corrupt prompt: 1 is all of it, positive helps the answer.
@@ -20,7 +20,7 @@ tested, is below `stats.SURE`, it is more than rounding, and its magnitude is at
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,25 @@ def carriers(results: Results) -> pd.DataFrame:
     headed = {part.layer for part in parts if part.kind == "ssm_head"}  # told by its heads
     kept = [part.kind != "mixer" or part.layer not in headed for part in parts]
     return table.assign(layer=[part.layer for part in parts])[kept][columns].reset_index(drop=True)
+
+
+def found_by(results: Results, study: str) -> dict[str, float]:
+    """The parts that count by one study alone, and their effects: in logits of direct logit attribution, else in parts
+    of the difference.
+    """
+    gap = difference(results)
+    if study == "activation_patching":
+        return _values(carriers({study: results[study]}))
+    if gap <= 0:
+        return {}
+    if study == "ablation":
+        return _values(_ablated(results[study], gap))
+    table = _direct(results[study], gap)
+    return _values(table.assign(value=table["value"] * gap))
+
+
+def _values(table: pd.DataFrame) -> dict[str, float]:
+    return dict(zip(table["component"], table["value"].astype(float), strict=True))
 
 
 # 2. Where they act.

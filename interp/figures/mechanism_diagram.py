@@ -35,8 +35,8 @@ BOX, ANSWER = 12.0, 14.0  # heights in points
 HELPS, AGAINST, LOOKS = "#2166ac", "#b2182b", "#a6a6a6"
 MOST_PATHS = 12
 LEGEND = (
-    "box: what patching the part gives back, or what is lost without it \N{MIDDLE DOT} grey arrow: looks at (attention)",
-    "wide arrow: feeds, or adds to the logit difference \N{MIDDLE DOT} blue helps the right answer, red works against it",
+    "box: what patching it gives back, or ablating it takes away \N{MIDDLE DOT} grey arrow: looks at (attention)",
+    "wide arrow: feeds, or adds to the logit difference \N{MIDDLE DOT} blue helps the answer, red works against it",
 )
 READS = {"q": "queries", "k": "keys", "v": "values"}
 
@@ -188,7 +188,7 @@ def _boxes(
         )
         box.set(facecolor="white", edgecolor=_colour(row.share), linewidth=0.8, zorder=5)
         axes.add_patch(box)
-        style = {"va": "center_baseline", "size": SMALL, "zorder": 6}
+        style: dict[str, Any] = {"va": "center_baseline", "size": SMALL, "zorder": 6}
         axes.text(place.across - half + 3, place.down, row.component, ha="left", color=INK, **style)
         axes.text(
             place.across + half - 3, place.down, _percent(row.share), ha="right", color=_colour(row.share), **style
@@ -242,7 +242,7 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], col
             color=colour,
             linewidth=thick,
             zorder=4,
-        )  # fmt: skip
+        )
     )
 
 
