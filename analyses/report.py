@@ -355,21 +355,18 @@ def conclude(model: GPT, pairs: PromptPairs, story: Story, held: pd.DataFrame, t
     )
     caption = (
         "Columns are the roles of the first prompt, depth goes downwards. Every part, arrow and number passed a test "
-        f"(p below {stats.SURE}, corrected, and at least {LEAST:.0%} of the difference between the clean and the corrupt "
-        "prompts); what was not shown to matter is not drawn. The width of an arrow is its effect; one that leads to "
-        "several parts was measured for them together."
+        f"(p below {stats.SURE}, corrected, and at least {LEAST:.0%} of the difference between the clean and the "
+        "corrupt prompts); what was not shown to matter is not drawn. The width of an arrow is its effect; one that "
+        "leads to several parts was measured for them together."
     )
     picture = FigureItem(
         "mechanism", "The parts that carry the answer", caption, figure, found.frame, alt=description(found)
     )
     first = [Section(title="How the model does it", anchor="mechanism", figures=[picture])]
     steps = sentences(found)
-    tables = (
-        [first_rows("Parts that any method finds, and what each finds", methods, MOST_PARTS)] if len(methods) else []
-    )
-    first.append(
-        Section(title="Step by step", anchor="steps", text=[HOW, *steps] if found.parts else steps, tables=tables)
-    )
+    steps = [HOW, *steps] if found.parts else steps
+    rows = first_rows("Parts that any method finds, and what each finds", methods, MOST_PARTS)
+    first.append(Section("Step by step", "steps", text=steps, tables=[rows] if len(methods) else []))
     where = story.told.get("activation_patching", [])[:1] if found.parts else []
     story.findings += [*in_short(found), *where, *story.told["checks"]]
     story.sections[:0] = first

@@ -20,8 +20,8 @@ import pandas as pd
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
-from interp.arguments import checked
-from interp.figures.axes import column, numbers
+from interp.arguments import checked, column_of
+from interp.figures.axes import numbers
 from interp.figures.glyphs import drawable, width, written
 from interp.figures.style import INK, MUTED, POINTS, RULE, SMALL, TEXT_WIDTH, TINY, Figure, blank, styled
 from interp.names import Part
@@ -87,8 +87,9 @@ def mechanism(
         InterpError: shares that are not numbers.
     """
     for name in ("kind", "component", "role", "to", "reads"):
-        column(frame, name)
-    numbers(frame, "share")
+        column_of(frame, name)
+    if len(frame):
+        numbers(frame, "share")
     parts = frame[frame["kind"] == "part"]
     looks, paths, direct = (frame[frame["kind"] == kind] for kind in ("look", "path", "direct"))
     paths = paths.head(MOST_PATHS)

@@ -245,13 +245,12 @@ def in_short(frame: pd.DataFrame, name: str) -> str:
         opening = f"{counted(ability.n)} cannot tell whether {name} does the task"
     elif ability.does:
         opening = f"{name} does the task"
+    elif ability.p_wrong < stats.SURE:
+        opening = f"{name} does the opposite of the task"
     else:
-        opening = (
-            f"{name} does the opposite of the task" if ability.p_wrong < stats.SURE else f"{name} does not do the task"
-        )
-    clean = (
-        stats.summarise(frame[frame["metric"] == "logit_diff"], by=["side", "metric"]).set_index("side").loc["clean"]
-    )
+        opening = f"{name} does not do the task"
+    difference = frame[(frame["metric"] == "logit_diff") & (frame["side"] == "clean")]
+    clean = stats.summarise(difference, by=["metric"]).iloc[0]
     return (
         f"{opening}: the right answer is above the wrong one in {ability.right} of {counted(ability.n)} "
         f"({interval(vars(ability), '.0%')}), by {_by(clean)} logits on average."

@@ -70,12 +70,13 @@ def _established(found: Mechanism) -> str:
     count = {kind: found.frame[found.frame["kind"] == kind]["component"].nunique() for kind in ("part", "direct")}
     paths = int((found.frame["kind"] == "path").sum())
     n = int(found.frame["n"].max())
+    move = "moves" if found.passed == 1 else "move"
     return (
-        f"{counted(found.passed, 'part')} of the model move the answer by at least {LEAST:.0%} of the difference between "
-        f"the clean and the corrupt prompts (p below {stats.SURE}, corrected for all that was tested; {counted(n)}). Of "
-        f"the {count['part']} that are drawn, {count['direct']} write the answer directly, and {counted(paths, 'path')} "
-        "between them passed the same test."
-    ).replace("1 part of the model move ", "1 part of the model moves ")
+        f"{counted(found.passed, 'part')} of the model {move} the answer by at least {LEAST:.0%} of the difference "
+        f"between the clean and the corrupt prompts (p below {stats.SURE}, corrected for all that was tested; "
+        f"{counted(n)}). Of the {count['part']} that are drawn, {count['direct']} write the answer directly, and "
+        f"{counted(paths, 'path')} between them passed the same test."
+    )
 
 
 def _unexplained(found: Mechanism) -> list[str]:
@@ -101,7 +102,8 @@ def _disagreement(methods: pd.DataFrame) -> str:
     alone = methods[methods[measured].notna().sum(axis=1) == 1]["part"]
     if alone.empty:
         return ""
-    return f"Methods disagree on {_some(list(alone))}: only one of {len(measured)} finds {'it' if len(alone) == 1 else 'each'}."
+    each = "it" if len(alone) == 1 else "each"
+    return f"Methods disagree on {_some(list(alone))}: only one of {len(measured)} finds {each}."
 
 
 def _of_checks(checks: pd.DataFrame) -> str:

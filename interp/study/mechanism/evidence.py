@@ -120,7 +120,7 @@ def carriers(results: Results) -> pd.DataFrame:
     table = stats.strongest_first(table.astype({"value": float})).drop_duplicates("component")
     parts = [Part.parse(name) for name in table["component"]]
     headed = {part.layer for part in parts if part.kind == "ssm_head"}  # told by its heads
-    kept = [part.kind != "mixer" or part.layer not in headed for part in parts]
+    kept = pd.Series([part.kind != "mixer" or part.layer not in headed for part in parts], table.index, dtype=bool)
     return table.assign(layer=[part.layer for part in parts])[kept][columns].reset_index(drop=True)
 
 

@@ -45,6 +45,7 @@ def by_method(results: Results, named: Mapping[str, Mapping[str, str]]) -> pd.Da
     columns |= {title: named[study] for study, title in NAMED.items() if study in named}
     parts = sorted({part for column in columns.values() for part in column}, key=Part.parse)
     table = pd.DataFrame({title: [column.get(part) for part in parts] for title, column in columns.items()})
+    table = table.astype({title: float for title in MEASURED.values() if title in table})
     table.insert(0, "part", parts)
     table.insert(1, "methods", [sum(part in column for column in columns.values()) for part in parts])
     largest = table[[title for title in MEASURED.values() if title in table]].abs().max(axis=1)
