@@ -106,12 +106,14 @@ def _where(resid: pd.DataFrame, roles: Sequence[str]) -> str:
         if len(strong):
             first, last = strong.min(), strong.max()
             layers = f"layer {first}" if first == last else f"layers {first} to {last}"
-            carried.append(f"at {role} before {layers}")
+            carried.append(f"at `{role}` before {layers}")
     if not carried:
-        return no_effect(resid) or "No single position's residual stream restores half of the clean logit difference."
+        return no_effect(resid) or (
+            "No single role's residual stream gives back half of the clean logit difference {figure:patching_roles}."
+        )
     return (
-        f"What decides the answer is carried by the residual stream {', '.join(carried)}: patching it there restores "
-        "at least half of the clean logit difference."
+        f"What decides the answer is in the residual stream {', '.join(carried)}: there the clean prompt's stream, put "
+        "into the corrupt prompt, gives back at least half of the clean logit difference {figure:patching_roles}."
     )
 
 
