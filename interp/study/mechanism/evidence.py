@@ -20,7 +20,7 @@ tested, is below `stats.SURE`, it is more than rounding, and its magnitude is at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,7 @@ def carriers(results: Results) -> pd.DataFrame:
     found = []
     if "activation_patching" in results:
         whole, at_role = _patched(results["activation_patching"])
-        mlps = at_role[[Part.parse(name).kind == "mlp" for name in at_role["component"]]]
+        mlps = _rows(at_role, (Part.parse(name).kind == "mlp" for name in at_role["component"]))
         found += [table.assign(by="patching") for table in (whole, mlps)]
     gap = difference(results)
     if "ablation" in results and gap > 0:
@@ -119,9 +119,10 @@ def carriers(results: Results) -> pd.DataFrame:
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
     table = stats.strongest_first(table.astype({"value": float})).drop_duplicates("component")
     parts = [Part.parse(name) for name in table["component"]]
-    headed = {part.layer for part in parts if part.kind == "ssm_head"}  # told by its heads
-    kept = pd.Series([part.kind != "mixer" or part.layer not in headed for part in parts], table.index, dtype=bool)
-    return table.assign(layer=[part.layer for part in parts])[kept][columns].reset_index(drop=True)
+    headed = _layers_of_heads(results)
+    table = table.assign(layer=[part.layer for part in parts])
+    kept = _rows(table, (part.kind != "mixer" or part.layer not in headed for part in parts))
+    return kept[columns].reset_index(drop=True)
 
 
 def found_by(results: Results, study: str) -> dict[str, float]:
@@ -178,7 +179,7 @@ def writing(results: Results, names: Sequence[str]) -> pd.DataFrame:
         to_logits = _paths(paths[paths["receiver"] == "logits"])
         sign = dict(zip(to_logits["sender"], to_logits["value"] > 0, strict=True))
         same = [sign.get(name) == (value > 0) for name, value in zip(table["component"], table["value"], strict=True)]
-        table = table[same]
+        table = _rows(table, same)
     numbers = {name: table[name] * gap for name in ("value", "ci_low", "ci_high")}
     return table.assign(**numbers)[table["component"].isin(names)][["component", *NUMBERS]].reset_index(drop=True)
 
@@ -225,7 +226,7 @@ def feeding(results: Results, names: Sequence[str], layout: Layout) -> pd.DataFr
     frame = frame[frame["sender"].isin(names) & (frame["receiver"] != "logits")]
     readers = {end: _readers(end, names, layout.sharing) for end in dict.fromkeys(frame["receiver"])}
     rows = []
-    for row in _paths(frame[[bool(readers[end]) for end in frame["receiver"]]]).to_dict("records"):
+    for row in _paths(_rows(frame, (bool(readers[end]) for end in frame["receiver"]))).to_dict("records"):
         sender, reads = Part.parse(row["sender"]), Part.parse(row["receiver"].split(" + ")[0]).reads
         later = [name for name in readers[row["receiver"]] if sender < Part.parse(name)]
         rows.append({**row, "receiver": " + ".join(later), "reads": reads or ""})
@@ -262,6 +263,20 @@ def _reads_by(part: Part, end: Part, sharing: int) -> bool:
     if part.layer != end.layer or part.index is None or end.index is None:
         return (part.layer, part.kind.replace("ssm_head", "mixer")) == (end.layer, end.kind)
     return part.kind == "head" and end.index == (part.index // sharing if end.kind == "kv_head" else part.index)
+
+
+def _rows(table: pd.DataFrame, kept: Iterable[bool]) -> pd.DataFrame:
+    """The rows for which something holds; of an empty table none."""
+    import pandas as pd
+
+    return table[pd.Series(list(kept), table.index, dtype=bool)]
+
+
+def _layers_of_heads(results: Results) -> set[int]:
+    """The state-space layers that have heads, and are told by these."""
+    frames = [results[study] for study in ("activation_patching", "ablation") if study in results]
+    there = [frame.loc[frame["ssm_head"].notna(), "layer"] for frame in frames if "ssm_head" in frame]
+    return {int(layer) for layers in there for layer in layers.unique()}
 
 
 def _components(frame: pd.DataFrame) -> pd.Series[str]:
