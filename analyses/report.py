@@ -6,7 +6,9 @@
    with what is there. A line on stderr says when each is finished, and a folder that holds no earlier report gets the
    page as far as it is.
 3. Check the numbers: logits against transformers, the sum of components, patching everything and nothing.
-4. Write the page. The sentences of its summary are made from the numbers above them.
+4. Draw the mechanism that the tables support (`interp.study.mechanism`), put which method finds which part into one
+   table, and say what is established and what is not.
+5. Write the page. The sentences of its summary are made from the numbers above them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import importlib
 import pkgutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 import torch
 
 from analyses import sections
+from interp import figures, stats
 from interp.arguments import checked
 from interp.edits import Edit, Variant
 from interp.encoder_decoder.model import EncoderDecoder
@@ -37,6 +40,11 @@ from interp.progress import counting
 from interp.prompts.pair_checks import MASK
 from interp.prompts.pairs import PromptPairs
 from interp.study import behaviour as doing
+from interp.study.mechanism.conclusion import Made, conclusion
+from interp.study.mechanism.drawn import mechanism
+from interp.study.mechanism.evidence import LEAST, Layout
+from interp.study.mechanism.methods import by_method
+from interp.study.mechanism.told import HOW, description, in_short, sentences
 from interp.study.prompts import check_masked
 from interp.study.provenance import provenance
 from interp.study.sections import ReportResults
@@ -45,9 +53,10 @@ from interp.sweeps.sweep import sweep
 from interp.tasks import get_task
 from interp.text.characters import visible_token
 from interp.ui.folder import check_output
-from interp.ui.page import Picture, Section, write_report
+from interp.ui.page import FigureItem, Picture, Section, first_rows, write_report
 
 MOST_PROMPTS = 20
+MOST_PARTS = 20  # rows of the table of parts by method
 MOST_ANSWERS = 4  # of one prompt that are shown
 PARITY = "logits equal transformers'"
 
@@ -58,6 +67,8 @@ class Story:
 
     sections: list[Section] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
+    told: dict[str, list[str]] = field(default_factory=dict)
+    parts: dict[str, Mapping[str, str]] = field(default_factory=dict)
     results: ReportResults = field(default_factory=ReportResults)
     seconds: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -71,18 +82,19 @@ class Story:
         return result
 
     def tell(self, module: ModuleType, model: HookedModel, pairs: PromptPairs, progress: bool | None) -> None:
-        """Run one study and add its section, or why it does not apply; its first finding goes into the summary."""
+        """Run one study and add its section, or why it does not apply."""
         name = _name(module)
         try:
-            frame, section, findings = module.report(model, pairs, self.results, progress=progress)
+            made = module.report(model, pairs, self.results, progress=progress)
         except InterpError as error:
             title = name.replace("_", " ").capitalize()
             self.refused[name] = str(error)
             self.sections.append(Section(title, name.replace("_", "-"), [f"This study was not made: {error}."]))
             return
-        self.results[name] = frame
-        self.sections.append(section)
-        self.findings += findings[:1]
+        self.results[name] = made.frame
+        self.sections.append(made.section)
+        self.told[name] = made.findings
+        self.parts[name] = made.parts
 
 
 @dataclass
@@ -181,7 +193,7 @@ def write(
     story = Story()
     modules = chosen_studies(studies)
     progress = False if quiet else None
-    n_steps = len(modules) + 3
+    n_steps = len(modules) + 4
     steps = counting(total=n_steps, desc="report", unit="step", progress=progress)
 
     if not quiet:
@@ -210,7 +222,7 @@ def write(
             try:
                 step(_name(module), partial(story.tell, module, model, pairs, progress))
                 if new:
-                    page.write(story, to_come=[_name(later) for later in modules[at:]] + ["checks"])
+                    page.write(story, to_come=[_name(later) for later in modules[at:]] + ["checks", "mechanism"])
             except KeyboardInterrupt:
                 if not story.results.keys() - {"behaviour"}:
                     raise
@@ -218,8 +230,10 @@ def write(
                 steps.write(f"stopped in {story.stopped}: writing the report of what is finished", file=sys.stderr)
                 break
         # 3. The checks.
-        step("checks", lambda: checks(model, pairs, story, compare=check and story.stopped is None))
-    # 4. The page.
+        table = step("checks", lambda: checks(model, pairs, story, compare=check and story.stopped is None))
+        # 4. The mechanism, and what is established.
+        step("mechanism", lambda: conclude(model, pairs, story, table, str(task)))
+    # 5. The page.
     if story.stopped is not None:
         story.findings.append(f"The report was stopped during the study {story.stopped!r}; later ones are missing.")
     return page.write(story)
@@ -240,7 +254,7 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
 
     frame = doing.behaviour(model, pairs)
     story.results["behaviour"] = frame
-    story.findings.append(doing.verdict(frame, model.cfg.model_name, masked=pairs.answer_place == MASK))
+    story.findings.append(doing.in_short(frame, model.cfg.model_name))
     clean = frame[frame["side"] == "clean"]
     says = "model says after clean" if pairs.answer_place == -1 else "model says at the mask"
     right, wrong = (
@@ -260,12 +274,18 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
         }
     )
     roles = ", ".join(f"{role} ({pairs.labels(0)[at]})" for role, at in pairs.roles[0].items())
+    failed = doing.failures(frame)
     text = [
+        doing.verdict(frame, model.cfg.model_name, masked=pairs.answer_place == MASK),
         "Each clean prompt has a corrupt counterpart of the same length, which differs in one respect. The logit "
         "difference is the logit of the clean prompt's right answer minus that of the wrong one, "
         f"{answered_at(pairs)}.",
         f"Roles of positions, with those of the first prompt: {roles}." if roles else "",
+        f"The model fails on {counted_of(len(failed), len(pairs))}: the right answer is not above the wrong one."
+        if failed
+        else "There is no prompt on which the wrong answer is above the right one.",
     ]
+    wrong_ones = shown.loc[failed].rename_axis("prompt").reset_index()
     told = doing.summary(frame).drop(columns=["side", "metric"])
     caption = "The prompts" if len(pairs) <= MOST_PROMPTS else f"The first {counted_of(MOST_PROMPTS, len(pairs))}"
     story.sections.append(
@@ -276,6 +296,7 @@ def behaviour(model: GPT, pairs: PromptPairs, story: Story) -> None:
             tables=[
                 ("Behaviour on both sides, with 95% intervals over prompts", told),
                 (caption, shown.head(MOST_PROMPTS)),
+                *([first_rows("The prompts on which the model fails", wrong_ones, MOST_PROMPTS)] if failed else []),
             ],
         )
     )
@@ -295,7 +316,7 @@ Check = tuple[str, str, float | None, float | None, str]
 """What must hold, how it is measured, the difference, how large it may be, and whether it holds."""
 
 
-def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> None:
+def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> pd.DataFrame:
     """Identities that must hold, with the differences that were measured."""
     import pandas as pd
 
@@ -310,15 +331,47 @@ def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> No
     rows += _patched(model, pairs, limit * largest)
     table = pd.DataFrame(rows, columns=["check", "measured", "difference", "limit", "result"])
     failed = table[table["result"] == "FAILS"]
-    story.findings.append(
+    story.told["checks"] = [
         f"Checks: {', '.join(failed['check'])} failed; read the numbers above with care."
         if len(failed)
         else f"All {int((table['result'] == 'holds').sum())} numerical checks that were run hold."
-    )
+    ]
     intro = "Identities that must hold if the numbers above are right, with the differences measured in this run."
     story.sections.append(
         Section(title="Checks", anchor="checks", text=[intro], tables=[("Identities and measured differences", table)])
     )
+    return table
+
+
+def conclude(model: GPT, pairs: PromptPairs, story: Story, held: pd.DataFrame, task: str) -> None:
+    """Draw the mechanism in front of the other sections, say it step by step, and end with what is established."""
+    layout = Layout.of(pairs, model)
+    found, methods = mechanism(story.results, layout), by_method(story.results, story.parts)
+    roles = dict(zip(layout.roles, layout.tokens, strict=True))
+    figure = figures.mechanism(
+        found.frame, roles=roles, answer=layout.answer, right=layout.right, says=found.says.replace("`", "")
+    )
+    caption = (
+        "Columns are the roles of the first prompt, depth goes downwards. Every part, arrow and number passed a test "
+        f"(p below {stats.SURE}, corrected, and at least {LEAST:.0%} of the difference between the clean and the "
+        "corrupt prompts); what was not shown to matter is not drawn. The width of an arrow is its effect; one that "
+        "leads to several parts was measured for them together."
+    )
+    picture = FigureItem(
+        "mechanism", "The parts that carry the answer", caption, figure, found.frame, alt=description(found)
+    )
+    first = [Section(title="How the model does it", anchor="mechanism", figures=[picture])]
+    steps = sentences(found)
+    steps = [HOW, *steps] if found.parts else steps
+    rows = first_rows("Parts that any method finds, and what each finds", methods, MOST_PARTS)
+    first.append(Section("Step by step", "steps", text=steps, tables=[rows] if len(methods) else []))
+    where = story.told.get("activation_patching", [])[:1] if found.parts else []
+    story.findings += [*in_short(found), *where, *story.told["checks"]]
+    story.sections[:0] = first
+    known = story.results.keys() | story.refused
+    left_out = [name for name in map(_name, chosen_studies()) if name not in known]
+    text = conclusion(found, methods, Made(task, len(pairs), held, story.refused, left_out))
+    story.sections.append(Section(title="Conclusion", anchor="conclusion", text=text))
 
 
 def _checked(what: str, how: str, difference: float, limit: float) -> Check:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analyses.activation_patching import plot, run, summary
 from interp import figures, stats
+from interp.edits import Edit, Variant
 from interp.hooked.model import HookedModel
-from interp.names import MIXER_PARTS, PART_KINDS, WHOLES, part_of
+from interp.names import MIXER_PARTS, PART_KINDS, WHOLES, Part, part_of
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import no_effect
+from interp.study.mechanism.evidence import MOST_PARTS, carriers
 from interp.study.sections import Results, StudyReport
 from interp.study.sentences import counted, interval, listed
+from interp.sweeps.sweep import sweep
 from interp.ui.page import FigureItem, Section, first_rows
 from interp.variants.components import having
-from interp.variants.granularity import HEAD_AXES, effect_label
+from interp.variants.granularity import HEAD_AXES, described, effect_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,6 +44,12 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     of_roles, of_parts = summary(by_role), {kind: summary(frame) for kind, frame in by_part.items()}
     ranked = _together(list(of_parts.values()))
 
+    frame = pd.concat([*by_part.values(), by_role], ignore_index=True)
+    tables = []
+    if (acting := _at_roles(model, pairs, {**results, "activation_patching": frame}, progress)) is not None:
+        frame = pd.concat([frame, acting], ignore_index=True)
+        tables.append(first_rows("Where the strongest heads act: each is patched at one role", summary(acting), 10))
+
     what = PARTS[kinds[0]].word if len(kinds) == 1 else "head or mixer" if "mamba" in kinds else "head"
     where, strongest = _where(of_roles[of_roles["site"] == "resid_pre"], pairs.role_names), _strongest(ranked, what)
     intro = (
@@ -58,10 +68,24 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         anchor="patching",
         text=[intro, where, strongest],
         figures=[figure_of_roles, *(_figure(kind, by_part[kind], of_parts[kind], len(pairs)) for kind in kinds)],
-        tables=[first_rows(f"The {_several(what)} with the largest effect", ranked, 10)],
+        tables=[first_rows(f"The {_several(what)} with the largest effect", ranked, 10), *tables],
     )
-    frame = pd.concat([*by_part.values(), by_role], ignore_index=True)
     return StudyReport(frame, section, list(dict.fromkeys([where, strongest])))
+
+
+def _at_roles(model: HookedModel, pairs: PromptPairs, results: Results, progress: bool | None) -> pd.DataFrame | None:
+    """The heads that matter, each patched at one role at a time; None without such heads, or without roles."""
+    names = carriers(results)["component"].head(MOST_PARTS)
+    heads = [part for part in map(Part.parse, names) if part.row.axis is not None]
+    cells = []
+    for part, role in itertools.product(heads, pairs.role_names):
+        own = {"layer": part.layer, part.kind: part.index}
+        where: dict[str, Any] = {"layer": part.layer, part.row.axis or "": part.index, "pos": role}
+        cells.append(Variant([Edit(part.row.site, where)], {"site": part.row.site, **own, "role": role}))
+    if not cells:
+        return None
+    frame = sweep(model, pairs, cells, base="corrupt", source="clean", progress=progress)
+    return described(frame.assign(direction="denoise"), pairs)
 
 
 def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -82,12 +106,14 @@ def _where(resid: pd.DataFrame, roles: Sequence[str]) -> str:
         if len(strong):
             first, last = strong.min(), strong.max()
             layers = f"layer {first}" if first == last else f"layers {first} to {last}"
-            carried.append(f"at {role} before {layers}")
+            carried.append(f"at `{role}` before {layers}")
     if not carried:
-        return no_effect(resid) or "No single position's residual stream restores half of the clean logit difference."
+        return no_effect(resid) or (
+            "No single role's residual stream gives back half of the clean logit difference {figure:patching_roles}."
+        )
     return (
-        f"What decides the answer is carried by the residual stream {', '.join(carried)}: patching it there restores "
-        "at least half of the clean logit difference."
+        f"What decides the answer is in the residual stream {', '.join(carried)}: there the clean prompt's stream, put "
+        "into the corrupt prompt, gives back at least half of the clean logit difference {figure:patching_roles}."
     )
 
 

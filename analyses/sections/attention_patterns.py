@@ -10,6 +10,7 @@ from interp.hooked.model import HookedModel
 from interp.names import Part
 from interp.prompts.pair_checks import MASK
 from interp.prompts.pairs import PromptPairs
+from interp.study.mechanism.evidence import MOST_PARTS, carriers
 from interp.study.sections import Results, StudyReport
 from interp.ui.page import FigureItem, Section, first_rows
 
@@ -25,7 +26,9 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
 
     Of layers without heads, the mixers that patching found strongest, and the channels that write most.
     """
-    frame = run(model, pairs, heads=_strongest(model, results))
+    strongest = _strongest(model, results)
+    every = run(model, pairs, heads=strongest and list(dict.fromkeys([*strongest, *_carrying(results)])))
+    frame = every if strongest is None else every[names_of(every).isin(strongest)]
     last = MASK if MASK in pairs.role_names else pairs.role_names[-1] if pairs.role_names else ""
     hidden = frame["head"].isna()
     text, items, tables = [], [], []
@@ -44,7 +47,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
             "of the mean magnitude over its channels."
         )
     section = Section(title="Attention patterns", anchor="attention", text=text, figures=items, tables=tables)
-    return StudyReport(frame, section, text[:1])
+    return StudyReport(every, section, text[:1])
 
 
 def describe(table: pd.DataFrame, names: Iterable[str], last: str) -> str:
@@ -64,11 +67,18 @@ def describe(table: pd.DataFrame, names: Iterable[str], last: str) -> str:
     return "; ".join(looks)
 
 
+def _carrying(results: Results) -> list[str]:
+    """The parts with a pattern that carry the answer, whose reading the drawing of the mechanism shows."""
+    names = carriers(results)["component"].head(MOST_PARTS)
+    return [part.name for part in map(Part.parse, names) if part.kind != "mlp"]
+
+
 def _strongest(model: HookedModel, results: Results) -> list[str] | None:
     """Names of heads, state-space heads and mixers by their effect, of channels by their direct contribution."""
     if "activation_patching" not in results:
         return None
     cells = results["activation_patching"]
+    cells = cells[cells["role"].isna()] if "role" in cells else cells
     names = []
     for column in ("head", "ssm_head"):
         if column in cells:
@@ -76,7 +86,7 @@ def _strongest(model: HookedModel, results: Results) -> list[str] | None:
             best = means.sort_values(ascending=False).index[:MOST_HEADS]
             names += [Part(column, int(layer), int(at)).name for layer, at in best]
     plain = model.cfg.layers_with("mamba")
-    whole = cells[(cells["site"] == "out") & cells["role"].isna() & cells["layer"].isin(plain)]
+    whole = cells[(cells["site"] == "out") & cells["layer"].isin(plain)]
     means = whole.groupby("layer")["effect"].mean().abs().sort_values(ascending=False)
     names += [Part("mixer", int(layer)).name for layer in means.index[: MOST_HEADS - MOST_CHANNELS]]
     if plain and "head_attribution" in results:

@@ -52,7 +52,10 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     items.append(_diagram(model, circuit))
     tables += [("Completeness: parts of its nodes taken away from circuit and model", complete)]
     tables += [("Minimality: how much single nodes matter to it", minimal)]
-    return StudyReport(frame, Section("Circuit", "circuit", [*text, *findings], items, tables), findings)
+    section = Section("Circuit", "circuit", [*text, *findings], items, tables)
+    inside = circuit.edges.any(1).nonzero()[:, 0].tolist()
+    nodes = [circuit.graph.senders[at].label for at in inside if circuit.graph.senders[at].kind != "input"]
+    return StudyReport(frame, section, findings, dict.fromkeys(nodes, "in it"))
 
 
 def _intro(find_on: PromptPairs, run_on: PromptPairs, n: int, total: int) -> str:

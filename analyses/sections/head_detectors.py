@@ -68,7 +68,16 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         tables += list(_of_weights(model, table))
     items = _figures(table, len(pairs))
     section = Section(title="Kinds of heads", anchor="head-detectors", text=text, figures=items, tables=tables)
-    return StudyReport(frame, section, list(in_short(table, agreed)))
+    return StudyReport(frame, section, list(in_short(table, agreed)), _kinds(table))
+
+
+def _kinds(table: pd.DataFrame) -> dict[str, str]:
+    """The kinds that heads are of, by their patterns: those that stand out."""
+    found: dict[str, list[str]] = {}
+    by_patterns = table[(table["source"] == "patterns") & table["p"].notna()]
+    for row in by_patterns[stands_out(by_patterns)].itertuples():
+        found.setdefault(_head(row), []).append(SHORT[row.detector])
+    return {name: ", ".join(kinds) for name, kinds in found.items()}
 
 
 def _repetition(model: HookedModel, progress: bool | None) -> pd.DataFrame | None:

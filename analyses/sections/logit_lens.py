@@ -24,11 +24,11 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     half = prob[prob["value"] >= final["value"] / 2].iloc[0]
     first = lens.settled(rank, rank["value"] < 1)
     then = (
-        "" if first is None else f", and is on average first or second among all tokens from {lens.in_words(first)} on"
+        "" if first is None else f", and is one of the two likeliest tokens on average from {lens.in_words(first)} on"
     )
     finding = (
-        "Read through the unembedding layer by layer, the right answer has half of its final probability "
-        f"({final['value']:.2f}) for the first time at {lens.in_words(half)}{then}."
+        f"Read off layer by layer, the right answer first has half of its final probability ({final['value']:.2f}) at "
+        f"{lens.in_words(half)}{then}."
     )
     items = [
         FigureItem(

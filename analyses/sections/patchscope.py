@@ -12,7 +12,6 @@ from analyses.patchscope import plot_layers, plot_table, run, summary
 from interp import stats
 from interp.directions.steering import states
 from interp.hooked.model import HookedModel
-from interp.lenses.patchscopes import READINGS
 from interp.lenses.read import token_text
 from interp.lenses.target_prompts import SITE, TARGETS, said, target_prompt
 from interp.prompts.pairs import PromptPairs
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 ORDER = 90
 MOST_PROMPTS = 16
+SAID = {"token": "the last token of the prompt that the state is from", "answer": "the right answer"}
 LAYERS = 6  # whose states the model goes on from
 
 
@@ -62,10 +62,10 @@ def _best(table: pd.DataFrame, reading: str) -> str:
     lens = rows.loc[rows["control"].idxmax()]
     sure = best["p_adjusted"] < stats.SURE and best["effect"] > 0
     return (
-        f"Asked what the state of the last position stands for, the model says {READINGS[reading]} most from layer "
-        f"{best['layer']}: probability {best['value']:.2f} ({interval(best, after='; ')}"
+        f"Given the state of the last position, the model says {SAID[reading]} with the largest probability when the "
+        f"state is that of layer {best['layer']}: {best['value']:.2f} ({interval(best, after='; ')}"
         f"{best['value'] - best['effect']:.2f} without the state)"
-        f"{'' if sure else ', which is not significantly more than without the state'}; the logit lens gives it at "
+        f"{'' if sure else ', which is not significantly more than without the state'}. The logit lens gives it at "
         f"most {lens['control']:.2f}, at layer {lens['layer']}."
     )
 

@@ -12,6 +12,7 @@ from interp.hooked.model import HookedModel
 from interp.names import READS, Part, part_of
 from interp.prompts.pairs import PromptPairs
 from interp.study.fewer_prompts import affordable, evenly
+from interp.study.mechanism.evidence import MOST_PARTS, Layout, alike, carriers
 from interp.study.sections import Results, StudyReport
 from interp.study.sentences import answered_at, counted, interval
 from interp.ui.page import FigureItem, Section, first_rows
@@ -68,6 +69,11 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         findings.append(f"One step further back, of what {earlier} reads, {_strongest(reads, to=True)}.")
         items.append(_figure("paths_inputs", f"Direct paths to the inputs of {earlier}", inputs, reads, len(pairs)))
         frames.append(inputs)
+
+    # 4. From one to another of the parts that carry the answer.
+    if (among := _among(model, pairs, results, progress)) is not None:
+        frames.append(among)
+        findings.append(f"Among the parts that carry the answer, {_strongest(summary(among), to=True)}.")
     intro = (
         "A path is patched: the clean prompt runs with one receiver's input as if one sender had written what it "
         "writes in the corrupt prompt. The effect is 0 where that changes nothing and 1 where it gives the corrupt "
@@ -91,6 +97,23 @@ def _into(
         pos, ends, read = None, ", ".join(receivers), "what their layers read"
     paths = run(model, _some(pairs, most), receivers="+".join(receivers), pos=pos, progress=progress)
     return paths, summary(paths), f"Direct paths to {ends}", read
+
+
+def _among(model: HookedModel, pairs: PromptPairs, results: Results, progress: bool | None) -> pd.DataFrame | None:
+    """The paths from each part that carries the answer to what the others read; those that do the same together."""
+    names = list(carriers(results)["component"].head(MOST_PARTS))
+    receivers = []
+    for group in alike(results, names, Layout.of(pairs, model)):
+        parts = [Part.parse(name) for name in group]
+        reads = READS if parts[0].row.inputs else [""]
+        after = any(Part.parse(name) < part for name in names for part in parts)
+        receivers += ["+".join(_input(part, read) for part in parts) for read in reads if after]
+    if not receivers:
+        return None
+    weights = sum(weight.numel() for name, weight in model.named_parameters() if "blocks." in name)
+    operations = 2 * weights * pairs.mask.shape[1] * len(receivers) * len(names)
+    some = _some(pairs, affordable(operations, MOST_OPERATIONS, least=MOST_QUERIES))
+    return run(model, some, receivers=list(dict.fromkeys(receivers)), senders=names, progress=progress)
 
 
 def _some(pairs: PromptPairs, most: int) -> PromptPairs:
@@ -129,12 +152,14 @@ def _layer(name: str) -> int:
 
 def _inputs(names: Sequence[str], reads: Sequence[str]) -> list[str]:
     """The receivers that heads and mixers read by; a state-space layer has one."""
-    found = [
-        f"{name}:{read}" if part.row.inputs else Part("mixer", part.layer).name
-        for name, part in ((name, Part.parse(name)) for name in names)
-        for read in reads
-    ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(_input(Part.parse(name), read) for name in names for read in reads))
+
+
+def _input(part: Part, read: str) -> str:
+    """The receiver that a part reads by: of a head one of three, and all heads of a state-space layer share one."""
+    if part.row.inputs:
+        return f"{part.name}:{read}"
+    return part.name if part.kind == "mlp" else Part("mixer", part.layer).name
 
 
 def _called(table: pd.DataFrame) -> str:

@@ -95,8 +95,9 @@ def _finding(table: pd.DataFrame, what: str, where: str) -> str:
     strong = read[read["effect"] >= read["effect"].max() / 2]
     first = strong.loc[strong["layer"].idxmin()]
     return (
-        f"A linear probe on {where} tells {what} for {score} at {_place(best)}; beyond {CONTROL} it does so in "
-        f"{len(read)} of {len(table)} cells, by at least half as much first at {_place(first)}."
+        f"A linear probe on {where} tells {what} for {score} at {_place(best)}. Better than with {CONTROL} it can be "
+        f"read at {len(read)} of {len(table)} places; the earliest with at least half of the best margin is "
+        f"{_place(first)}."
     )
 
 

@@ -34,6 +34,7 @@ from interp.figures.axes import Axis
 from interp.figures.circuit_diagram import circuit
 from interp.figures.heatmaps import attention, heatmap, lens_table
 from interp.figures.lines_and_bars import bars, lines
+from interp.figures.mechanism_diagram import mechanism
 from interp.figures.scatter import estimates, scatter
 from interp.figures.style import Figure, nothing, save
 
@@ -47,6 +48,7 @@ __all__ = [
     "heatmap",
     "lens_table",
     "lines",
+    "mechanism",
     "nothing",
     "save",
     "scatter",

@@ -233,6 +233,36 @@ def verdict(frame: pd.DataFrame, name: str, *, masked: bool = False) -> str:
     return f"{said}."
 
 
+@checked
+def in_short(frame: pd.DataFrame, name: str) -> str:
+    """The same without details, for a summary.
+
+    Args:
+        frame, name: as `verdict` has them.
+    """
+    ability = able(frame)
+    if ability.does is None:
+        opening = f"{counted(ability.n)} cannot tell whether {name} does the task"
+    elif ability.does:
+        opening = f"{name} does the task"
+    elif ability.p_wrong < stats.SURE:
+        opening = f"{name} does the opposite of the task"
+    else:
+        opening = f"{name} does not do the task"
+    difference = frame[(frame["metric"] == "logit_diff") & (frame["side"] == "clean")]
+    clean = stats.summarise(difference, by=["metric"]).iloc[0]
+    return (
+        f"{opening}: the right answer is above the wrong one in {ability.right} of {counted(ability.n)} "
+        f"({interval(vars(ability), '.0%')}), by {_by(clean)} logits on average."
+    )
+
+
+def failures(frame: pd.DataFrame) -> list[int]:
+    """The prompts on which the right answer is not above the wrong one, on the clean side."""
+    rows = frame[(frame["side"] == "clean") & (frame["metric"] == "correct")]
+    return rows.loc[rows["value"] < 1, "prompt"].tolist()
+
+
 def _own_words(ability: Ability, what: str) -> str:
     """How often the right answer is what the model itself says, and its probability, where both are known."""
     if ability.first is None or ability.prob is None:

@@ -60,9 +60,11 @@ class StudyReport(NamedTuple):
     Attributes:
         frame: every measurement; later studies may look at it.
         section: what its section of the page says and shows.
-        findings: sentences of the section that can stand alone; the first goes into the report's summary.
+        findings: sentences of the section that can stand alone.
+        parts: parts of the model that the study names -> what it says of them, in a few words.
     """
 
     frame: pd.DataFrame
     section: Section
     findings: list[str]
+    parts: Mapping[str, str] = {}

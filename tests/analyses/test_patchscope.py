@@ -150,7 +150,7 @@ def test_the_sentences_of_a_report_are_those_of_its_numbers(talker: Path, n: int
     for target, reading, finding in (("token", "token", findings[0]), ("next", "answer", findings[1])):
         part = frame[(frame["target"] == target) & (frame["reading"] == reading) & frame["pos"].isna()]
         mean = part.groupby("layer")["value"].mean()
-        assert f"most from layer {mean.idxmax()}: probability {mean.max():.2f}" in finding
+        assert f"when the state is that of layer {mean.idxmax()}: {mean.max():.2f}" in finding
     assert len(section.figures) == 3 and len(section.tables[0][1]) == 2
 
 

@@ -35,7 +35,10 @@ def written(talker: Path, out: Path, **options: Any) -> tuple[str, dict[str, Any
 
 def test_only_the_chosen_studies_are_made_in_the_order_of_the_story(talker: Path, tmp_path: Path) -> None:
     page, manifest = written(talker, tmp_path / "r", studies=["head-attribution", "logit_lens"])
-    assert list(manifest["seconds"]) == ["load", "behaviour", "logit_lens", "head_attribution", "checks"]
+    assert list(manifest["seconds"]) == ["load", "behaviour", "logit_lens", "head_attribution", "checks", "mechanism"]
+    places = ["mechanism", "steps", "prompts", "logit-lens", "attribution", "checks", "conclusion"]
+    assert sorted(places, key=lambda place: page.index(f'<h2 id="{place}"')) == places
+    assert page.index('id="figure-mechanism"') < page.index("<nav") and "too few" in page
     assert page.index('<h2 id="logit-lens"') < page.index('<h2 id="attribution"') and "patching_heads" not in page
     assert manifest["not_made"] == {} and manifest["stopped_in"] is None
 
@@ -87,11 +90,11 @@ def test_sections_are_in_the_folder_as_they_finish_and_stderr_says_when(
     report.write("ioi", talker, out=out, n=2, device="cpu", check=False, **options)
     page, manifest = seen.pop()
     assert "Likeliest token" in page and "still being written" in page
-    assert manifest["to_come"] == ["attention_patterns", "checks"]
+    assert manifest["to_come"] == ["attention_patterns", "checks", "mechanism"]
     first, *lines = [line for line in capsys.readouterr().err.splitlines() if "report" in line]
     assert first == f"a report of 2 studies is written to {out}, section by section"
-    steps = ["load", "behaviour", "logit_lens", "attention_patterns", "checks"]
-    assert [line.split()[1].rstrip(",") for line in lines] == steps and lines[2].endswith(" s (step 3 of 5)")
+    steps = ["load", "behaviour", "logit_lens", "attention_patterns", "checks", "mechanism"]
+    assert [line.split()[1].rstrip(",") for line in lines] == steps and lines[2].endswith(" s (step 3 of 6)")
     whole, manifest = (out / "index.html").read_text(encoding="utf-8"), manifest_of(out)
     assert "still being written" not in whole and "to_come" not in manifest
     files = manifest["report"]["files"]
@@ -157,5 +160,5 @@ def test_a_report_on_a_hybrid_shows_both(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(report, "load", lambda source, **options: Mamba(cfg.replace(initializer_range=0.4), tokenizer))
     chosen = ["head-attribution", "head-detectors", "attention-patterns", "path-patching", "ablation", "circuit"]
     page, manifest = written(tmp_path, tmp_path / "r", studies=chosen)
-    assert manifest["not_made"] == {} and len(manifest["seconds"]) == 3 + len(chosen)
+    assert manifest["not_made"] == {} and len(manifest["seconds"]) == 4 + len(chosen)
     assert "Attention patterns of the heads" in page and "Hidden attention of the mixers" in page

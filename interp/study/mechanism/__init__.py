@@ -1,0 +1,1 @@
+"""The mechanism that the tables of a report support: which parts carry the answer, what each does, what feeds what."""
