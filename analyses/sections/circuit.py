@@ -38,19 +38,19 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     own = table[table["method"] != "random"]
     faithful = own[own["value"] >= ENOUGH].sort_values("n_edges")
     text, items = [_intro(find_on, run_on, len(pairs), total)], [_curve(frame, table, both)]
-    tables = [("Circuits of every size", table)]
+    more = [("Circuits of every size", table)]
     if faithful.empty:
         finding = f"No circuit can be called faithful on these prompts: {own['reason'].iloc[0]}."
-        return StudyReport(frame, Section("Circuit", "circuit", [*text, finding], items, tables), [finding])
+        return StudyReport(frame, Section("Circuit", "circuit", [*text, finding], items, appendix=more), [finding])
 
     best = faithful.iloc[0]
     circuit = next(one for one in found if one.n_edges == best["n_edges"])
     complete, minimal = _closer(model, run_on[:CLOSER], circuit, options)
     findings = [_smallest(best, table, both, circuit.graph), _what_it_needs(complete, minimal)]
     items.append(_diagram(model, circuit))
-    tables += [("Completeness: parts of its nodes taken away from circuit and model", complete)]
-    tables += [("Minimality: how much single nodes matter to it", minimal)]
-    return StudyReport(frame, Section("Circuit", "circuit", [*text, *findings], items, tables), findings)
+    more += [("Completeness: parts of its nodes taken away from circuit and model", complete)]
+    more += [("Minimality: how much single nodes matter to it", minimal)]
+    return StudyReport(frame, Section("Circuit", "circuit", [*text, *findings], items, appendix=more), findings)
 
 
 def _intro(find_on: PromptPairs, run_on: PromptPairs, n: int, total: int) -> str:
@@ -128,4 +128,5 @@ def _diagram(model: HookedModel, circuit: Circuit) -> FigureItem:
         + (" What a Mamba-2 layer reads is drawn at each of its heads." if "mamba2" in model.cfg.mixers else ""),
         figures.circuit(lost, label="estimated loss of the logit difference without the edge"),
         lost,
+        view="circuit",
     )

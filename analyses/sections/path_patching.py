@@ -58,6 +58,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
 
     # 3. One step further back.
     into = stats.strongest_first(pd.concat(intos)) if intos else table[:0]
+    more = []
     earlier = _earlier(results, into[into["layer"] > first_layer], writers) if intos else None
     if earlier is not None:
         receivers = _inputs([earlier], list(READS))
@@ -66,7 +67,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         )
         reads = summary(inputs)
         findings.append(f"One step further back, of what {earlier} reads, {_strongest(reads, to=True)}.")
-        items.append(_figure("paths_inputs", f"Direct paths to the inputs of {earlier}", inputs, reads, len(pairs)))
+        more = [_figure("paths_inputs", f"Direct paths to the inputs of {earlier}", inputs, reads, len(pairs))]
         frames.append(inputs)
     intro = (
         "A path is patched: the clean prompt runs with one receiver's input as if one sender had written what it "
@@ -74,7 +75,8 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         "prompt's answer. Receivers that do the same stand in for one another, so those are patched together."
     )
     tables = [first_rows("The direct paths to the logits with the largest effect", table, 10)]
-    section = Section(title="Path patching", anchor="paths", text=[intro, *findings], figures=items, tables=tables)
+    text = [intro, *findings]
+    section = Section(title="Path patching", anchor="paths", text=text, figures=items, tables=tables, appendix=more)
     return StudyReport(pd.concat(frames, ignore_index=True), section, findings)
 
 
@@ -192,4 +194,5 @@ def _figure(name: str, title: str, frame: pd.DataFrame, table: pd.DataFrame, n: 
     some = frame["prompt"].nunique()
     count = counted(some) if some == n else f"{some} of {n} prompts, evenly drawn"
     caption = f"Mean over {count}; the receiver's input is changed {where}."
-    return FigureItem(name, title, caption, plot(frame, table=table), table)
+    tells = "what its direct path to the logits carries" if name == "paths_logits" else ""
+    return FigureItem(name, title, caption, plot(frame, table=table), table, view="cells", tells=tells)

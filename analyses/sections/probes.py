@@ -46,6 +46,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
             f"{CONTROL}: the same probes fitted to classes shuffled within pairs, their mean.",
             plot_scores(table, pairs.role_names),
             table,
+            view="cells" if pairs.role_names else "",
         )
     ]
     caption = "The cells of the residual stream whose probes are furthest beyond shuffled labels"
@@ -66,6 +67,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
                 f"{len(pairs)} pairs.",
                 plot_scores(by_head, ()),
                 by_head,
+                view="cells",
             )
         )
         caption = f"The {part.plural} whose probes are furthest beyond shuffled labels"

@@ -6,6 +6,8 @@ draws it. The page has no other script, asks nothing of any server, and takes a 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -16,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from interp.files.whole_files import write_whole
-from interp.ui.page import csp_hash
 
 SCHEMA = 1
 """The version of payloads: a page refuses one that it cannot read."""
@@ -62,13 +63,12 @@ class View:
     def to_html(self) -> str:
         """The view as a page that needs nothing else, nor the network."""
         script = script_of(tuple(sorted({part.name for part in self.parts})))
-        style = "\n" + (HERE / "base.css").read_text(encoding="utf-8")
+        style = "\n" + style_of_views()
         # Styles of single elements (a bar's width) are set by the script, which no policy forbids.
         policy = f"default-src 'none'; script-src {csp_hash(script)}; style-src {csp_hash(style)}"
         parts = [{"view": part.name, "title": part.title, **part.payload} for part in self.parts]
         body = {"schema": SCHEMA, "title": self.title, "parts": parts}
-        # Within a script element only "</script" and "<!--" have a meaning, and neither is left.
-        data = json.dumps(body, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+        data = as_json(body)
         title = html.escape(self.title)
         return (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -102,29 +102,53 @@ class View:
         return f"View of {len(self.parts)} parts: {', '.join(part.title for part in self.parts)}"
 
 
+def csp_hash(content: str) -> str:
+    """How a content security policy names a script or style by what is in it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def as_json(value: Any) -> str:
+    """Plain values as JSON that can stand in a script element."""
+    # There only "</script" and "<!--" have a meaning, and neither is left.
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def style_of_views() -> str:
+    """The style that views need."""
+    return (HERE / "base.css").read_text(encoding="utf-8")
+
+
 @lru_cache
-def script_of(names: Iterable[str]) -> str:
-    """The modules of some views and all that they import, as one script without imports."""
+def script_of(names: Iterable[str], *, start: str = "start") -> str:
+    """The modules of some views and all that they import, as one script without imports.
+
+    Args:
+        names: of the views.
+        start: the script that runs when all are there, with `VIEWS`, the functions that draw them, by name.
+    """
     made: dict[str, str] = {}
 
-    def add(module: str) -> None:
-        source = (HERE / "js" / f"{module}.js").read_text(encoding="utf-8")
+    def bundled(source: str) -> tuple[str, str]:
+        """What a module imports, and the rest of it."""
         needed = IMPORTED.findall(source)
         for _, other in needed:
             if other not in made:
                 add(other)
-        head = "".join(f"const {{{listed}}} = modules.{other};\n" for listed, other in needed)
-        own = EXPORTED.sub("", IMPORTED.sub("", source))
+        return "".join(f"const {{{listed}}} = modules.{other};\n" for listed, other in needed), IMPORTED.sub("", source)
+
+    def add(module: str) -> None:
+        head, rest = bundled(_source(module))
+        own = EXPORTED.sub("", rest)
         made[module] = (
-            f"modules.{module} = (() => {{\n{head}{own}return {{ {', '.join(NAMES.findall(source))} }};\n}})();\n"
+            f"modules.{module} = (() => {{\n{head}{own}return {{ {', '.join(NAMES.findall(rest))} }};\n}})();\n"
         )
 
     for name in names:
         add(name)
+    head, body = bundled(_source(start))
     views = f"const VIEWS = {{ {', '.join(f'{name}: modules.{name}.render' for name in names)} }};\n"
-    return (
-        "const modules = {};\n"
-        + "".join(made.values())
-        + views
-        + (HERE / "js" / "start.js").read_text(encoding="utf-8")
-    )
+    return "const modules = {};\n" + "".join(made.values()) + views + head + body
+
+
+def _source(module: str) -> str:
+    return (HERE / "js" / f"{module}.js").read_text(encoding="utf-8")
