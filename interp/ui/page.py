@@ -221,8 +221,8 @@ def _chapters(sections: Sequence[Section]) -> list[Chapter]:
     numbers = count(1)
 
     def printed(pairs: Sequence[tuple[str, pd.DataFrame]]) -> list[Printed]:
-        made = zip(numbers, pairs, strict=False) if pairs else ()
-        return [Printed(at, table(*pair), pair[1], f"tables/table-{at}.csv") for at, pair in made]
+        made = zip(pairs, numbers, strict=False)  # in this order, no number is lost at the end
+        return [Printed(at, table(*pair), pair[1], f"tables/table-{at}.csv") for pair, at in made]
 
     own = [printed(section.tables) for section in sections]
     return [

@@ -23,7 +23,8 @@ ENDS = ("ci_low", "ci_high")
 INTERVAL = "95% interval"
 LEAST_P = 0.001
 FIRST = 8  # rows that are there before a long table is unfolded
-FITS = 84  # letters across: what needs more is wider than the text
+FITS = 68  # letters across, in a wide font: what needs more is wider than the text
+BOLD = 1.2  # letters of a head in letters of a cell
 LONGEST_WORDS = 22  # letters of a cell of words in one line
 
 
@@ -70,7 +71,7 @@ class Table:
 
     def _across(self, at: int) -> int:
         longest = max((len(row[at].text) for row in self.rows), default=0)
-        head = max(map(len, self.columns[at].head.split()), default=0)
+        head = math.ceil(BOLD * max(map(len, self.columns[at].head.split()), default=0))
         return max(longest if self.columns[at].numeric else min(longest, LONGEST_WORDS), head)
 
 

@@ -48,7 +48,7 @@ for (const [name, own] of Object.entries(data.figures)) {
 
 // 2. Every table: its cells as a file, in all their digits.
 function cells(table) {
-  const names = [...table.querySelectorAll("th")].flatMap((head) => head.dataset.columns.split(" "));
+  const names = [...table.querySelectorAll("th")].flatMap((head) => head.dataset.columns.split("|"));
   const lines = [...table.querySelectorAll("tbody tr")].map((row) => [...row.children].flatMap((cell) => (cell.dataset.is === undefined ? [cell.textContent] : cell.dataset.is.split(" "))));
   return csv([names, ...lines]);
 }
