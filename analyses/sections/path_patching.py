@@ -42,7 +42,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     items = [_figure("paths_logits", title, frame, table, len(pairs))]
 
     # 2. What those read.
-    intos = []
+    intos, more = [], []
     for kind, names in _kinds(writers).items():
         if max(map(_layer, names)) <= first_layer:
             continue
@@ -52,13 +52,12 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
             f"{_strongest(into)}."
         )
         tag = "queries" if kind == "head" else kind.split()[-1] + "s"
-        items.append(_figure(f"paths_{tag}", title, paths, into, len(pairs)))
+        more.append(_figure(f"paths_{tag}", title, paths, into, len(pairs)))
         frames.append(paths)
         intos.append(into)
 
     # 3. One step further back.
     into = stats.strongest_first(pd.concat(intos)) if intos else table[:0]
-    more = []
     earlier = _earlier(results, into[into["layer"] > first_layer], writers) if intos else None
     if earlier is not None:
         receivers = _inputs([earlier], list(READS))
@@ -67,7 +66,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         )
         reads = summary(inputs)
         findings.append(f"One step further back, of what {earlier} reads, {_strongest(reads, to=True)}.")
-        more = [_figure("paths_inputs", f"Direct paths to the inputs of {earlier}", inputs, reads, len(pairs))]
+        more.append(_figure("paths_inputs", f"Direct paths to the inputs of {earlier}", inputs, reads, len(pairs)))
         frames.append(inputs)
     intro = (
         "A path is patched: the clean prompt runs with one receiver's input as if one sender had written what it "
