@@ -136,7 +136,7 @@ def _map(word: str, frame: pd.DataFrame, table: pd.DataFrame, n: int) -> FigureI
         figures.lines(by_layer, x="layer", label=effect_label(frame)) if word == "mixer" else plot(frame),
         table,
         view="" if word == "mixer" else "cells",
-        tells="the same, estimated by gradients",
+        tells="what comes back with it alone, as gradients estimate it",
     )
 
 

@@ -161,6 +161,9 @@ def test_a_part_is_looked_up_in_all_figures_and_what_was_not_computed_is_said(br
         value = ABLATED.set_index(["layer", "head"]).loc[(0, 1), "value"]
         printed = rows.first.locator("td").first.inner_text().replace("−", "-")
         assert float(printed) == pytest.approx(value, rel=6e-3)
+        part.fill("L1H2")
+        panel.get_by_text("where it looks").wait_for()
+        assert rows.count() == 3 and rows.last.locator("a").get_attribute("href") == "#figure-patterns"
         part.fill("L9H9 <b>")
         panel.get_by_text("Nothing of “L9H9 <b>” was computed").wait_for()
         assert panel.locator("b").count() == 0

@@ -72,12 +72,19 @@ function interval(table, row) {
 function everything(part) {
   const lines = tellers.flatMap(({ name, own, rows }) => {
     const table = frame(name), link = make("a", { href: `#figure-${name}` }, `Figure ${own.number}`);
+    if (!rows.has(part) && tellers.some((other) => other.own.tells === own.tells && other.rows.has(part))) return [];
     if (!rows.has(part)) return [make("tr", {}, make("th", { scope: "row" }, own.tells), make("td", { class: "not", colspan: 2 }, "not computed"), make("td", {}, link))];
     const differ = table.names.filter((one) => !["n", "reason"].includes(one) && own.columns[one].values && new Set(rows.get(part).map((row) => table.column(one)[row])).size > 1);
     const told = (row) => `${own.tells}${differ.map((one) => `, ${one.replaceAll("_", " ")} ${table.shown(one)[row]}`).join("")}`;
     return rows.get(part).map((row) => make("tr", {}, make("th", { scope: "row" }, told(row)), make("td", { class: "number" }, shown(table.column("value")[row], true)), make("td", {}, interval(table, row)), make("td", {}, link)));
   });
-  return [make("table", { class: "numbers", "aria-label": `All measurements of ${part}` }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, part), ...["mean", "95% interval", "where"].map((head) => make("th", { scope: "col" }, head)))), make("tbody", {}, ...lines))];
+  return [make("table", { class: "numbers", "aria-label": `All measurements of ${part}` }, make("thead", {}, make("tr", {}, make("th", { scope: "col" }, part), ...["mean", "95% interval", "where"].map((head) => make("th", { scope: "col" }, head)))), make("tbody", {}, ...lines, ...looks(part)))];
+}
+
+/** Where a head looks, if the page has its pattern. */
+function looks(part) {
+  return Object.entries(data.figures).filter(([name, own]) => own.view === "attention" && parts(frame(name)).includes(part)).map(([name, own]) =>
+    make("tr", {}, make("th", { scope: "row" }, "where it looks"), make("td", { colspan: 2 }, "on the first prompt"), make("td", {}, make("a", { href: `#figure-${name}` }, `Figure ${own.number}`))));
 }
 const known = [...new Set(tellers.flatMap(({ rows }) => [...rows.keys()]))];
 const panel = document.getElementById("one-part");
