@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -54,6 +54,9 @@ from interp.tasks import get_task
 from interp.text.characters import visible_token
 from interp.ui.folder import check_output
 from interp.ui.page import FigureItem, Picture, Section, first_rows, write_report
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MOST_PROMPTS = 20
 MOST_PARTS = 20  # rows of the table of parts by method

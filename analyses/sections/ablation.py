@@ -64,9 +64,9 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     # 3. Figures and tables.
     items = _figures(layers, by_layer, wholes, maps, single, curves, what, f"Mean over {counted_of(few, len(pairs))}.")
     tables = [first_rows(f"The {what} with the largest effect", single, 10)]
-    tables += [] if again is None else [(f"The strongest {what} on other prompts, by kind of ablation", again)]
+    more = [] if again is None else [(f"The strongest {what} on other prompts, by kind of ablation", again)]
     text = [intro, of_layers, found, halved]
-    section = Section(title="Ablation", anchor="ablation", text=text, figures=items, tables=tables)
+    section = Section(title="Ablation", anchor="ablation", text=text, figures=items, tables=tables, appendix=more)
     return StudyReport(pd.concat([maps, layers], ignore_index=True), section, [found, halved])
 
 
@@ -156,6 +156,7 @@ def _figures(
             f"{caption} {BANDS.capitalize()}.",
             plot_single(stats.as_measured(by_layer, layers)),
             by_layer,
+            tells="what the logit difference loses without it",
         )
     ]
     heads = [name for name in HEADS if name in single]
@@ -168,6 +169,8 @@ def _figures(
                 f"{caption} Blue heads help, red heads work against the answer.",
                 plot_single(stats.as_measured(own, maps)),
                 own,
+                view="cells",
+                tells="what the logit difference loses without it",
             )
         )
     order = (

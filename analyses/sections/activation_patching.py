@@ -62,6 +62,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         f"Denoising, mean over {counted(len(pairs))}." + (f" {STATES}" if "state" in sites else ""),
         plot(by_role),
         of_roles,
+        view="cells",
     )
     section = Section(
         title="Activation patching",
@@ -137,6 +138,8 @@ def _figure(kind: str, frame: pd.DataFrame, table: pd.DataFrame, n: int) -> Figu
         f"Denoising of {part.site} at all positions, mean over {counted(n)}.",
         plot(frame) if curve is None else curve,
         table,
+        view="" if whole else "cells",
+        tells="what of the clean answer comes back with it alone (1 is all)",
     )
 
 

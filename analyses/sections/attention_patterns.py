@@ -110,4 +110,6 @@ def _figure(frame: pd.DataFrame) -> FigureItem:
         there = [word for word, rows in parts.items() if rows.any()]
         name, what = "hidden_attention", f"Hidden attention of the {' and '.join(there)}"
         caption += f" The darkest colour is the {SHARE} that {1 - DARKEST:.0%} of entries exceed."
-    return FigureItem(name, f"{what} with the largest effect", caption, plot(frame), frame[frame["prompt"] == 0])
+    return FigureItem(
+        name, f"{what} with the largest effect", caption, plot(frame), frame[frame["prompt"] == 0], view="attention"
+    )

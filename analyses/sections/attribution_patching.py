@@ -42,12 +42,13 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
 
     # 2. Heads and mixers, one by one.
     items, tables, findings = [], [], []
+    more: list[FigureItem | tuple[str, pd.DataFrame]] = []
     for word in _parts(model):
         frame = by_kind[word]
         table, agreed = summary(frame), compared(frame)
         findings.append(_strongest(table, agreed, word))
-        tables.append((f"How far the estimates for {word}s agree", agreed))
-        items += _figures(word, frame, table, len(pairs))
+        items.append(_map(word, frame, table, len(pairs)))
+        more += [_agreement(word, frame, table), (f"How far the estimates for {word}s agree", agreed)]
     text = [
         "Each estimate is the difference of an activation between the clean and the corrupt run, times the gradient of "
         "the metric there in the corrupt run. Where patching runs each cell, this takes one backward for all of them; "
@@ -73,7 +74,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         if method in by_kind:
             agreed = compared(by_kind[method])
             errors[method] = agreed.set_index("quantity").loc["relative error", "value"]
-            tables.append((f"How far the estimates for queries and keys agree ({method})", agreed))
+            more.append((f"How far the estimates for queries and keys agree ({method})", agreed))
     if errors and not any(math.isnan(error) for error in errors.values()):
         text.append(
             "Queries and keys act through a softmax, which gradients take to be linear. Estimates for them are off "
@@ -81,7 +82,12 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
             "is computed anew, each on a sample of its own."
         )
     section = Section(
-        title="Attribution patching", anchor="attribution-patching", text=text, figures=items, tables=tables
+        title="Attribution patching",
+        anchor="attribution-patching",
+        text=text,
+        figures=items,
+        tables=tables,
+        appendix=more,
     )
     return StudyReport(pd.concat(by_kind.values(), ignore_index=True), section, findings)
 
@@ -130,26 +136,30 @@ def _named(row: Any) -> str:
     return (part_of(row) or Part("mixer", row["layer"])).name
 
 
-def _figures(word: str, frame: pd.DataFrame, table: pd.DataFrame, n: int) -> list[FigureItem]:
-    """The map of heads or mixers, and how far it can be trusted."""
-    own = "" if word == "head" else f"_{word}"
+def _map(word: str, frame: pd.DataFrame, table: pd.DataFrame, n: int) -> FigureItem:
+    """The map of heads, or the curve of mixers over layers."""
     by_layer = table.sort_values("layer")
-    return [
-        FigureItem(
-            f"attribution_patching_{word}s",
-            f"Estimated effect of patching the output of every {word}",
-            f"Mean over {counted(n)}.",
-            figures.lines(by_layer, x="layer", label=effect_label(frame)) if word == "mixer" else plot(frame),
-            table,
-        ),
-        FigureItem(
-            f"attribution_patching_agreement{own}",
-            f"Estimated against exact effects of {word}s",
-            f"Half of these {word}s have the largest estimates, half were drawn at random among the others.",
-            plot_agreement(frame),
-            table[table["sample"] != ""],
-        ),
-    ]
+    return FigureItem(
+        f"attribution_patching_{word}s",
+        f"Estimated effect of patching the output of every {word}",
+        f"Mean over {counted(n)}.",
+        figures.lines(by_layer, x="layer", label=effect_label(frame)) if word == "mixer" else plot(frame),
+        table,
+        view="" if word == "mixer" else "cells",
+        tells="what comes back with it alone, as gradients estimate it",
+    )
+
+
+def _agreement(word: str, frame: pd.DataFrame, table: pd.DataFrame) -> FigureItem:
+    """How far the map can be trusted."""
+    own = "" if word == "head" else f"_{word}"
+    return FigureItem(
+        f"attribution_patching_agreement{own}",
+        f"Estimated against exact effects of {word}s",
+        f"Half of these {word}s have the largest estimates, half were drawn at random among the others.",
+        plot_agreement(frame),
+        table[table["sample"] != ""],
+    )
 
 
 def _recurrence(cells: pd.DataFrame, n: int) -> FigureItem:
@@ -159,4 +169,5 @@ def _recurrence(cells: pd.DataFrame, n: int) -> FigureItem:
         f"By role, mean over {counted(n)}. The state is set after one position; later ones follow from it.",
         plot(cells),
         summary(cells),
+        view="cells",
     )

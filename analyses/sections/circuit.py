@@ -40,19 +40,19 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     own = table[table["method"] != "random"]
     faithful = own[own["value"] >= ENOUGH].sort_values("n_edges")
     text, items = [_intro(find_on, run_on, len(pairs), total)], [_curve(frame, table, both)]
-    tables = [("Circuits of every size", table)]
+    more = [("Circuits of every size", table)]
     if faithful.empty:
         finding = f"No circuit can be called faithful on these prompts: {own['reason'].iloc[0]}."
-        return StudyReport(frame, Section("Circuit", "circuit", [*text, finding], items, tables), [finding])
+        return StudyReport(frame, Section("Circuit", "circuit", [*text, finding], items, appendix=more), [finding])
 
     best = faithful.iloc[0]
     circuit = next(one for one in found if one.n_edges == best["n_edges"])
     complete, minimal = _closer(model, run_on[:CLOSER], circuit, options)
     findings = [_smallest(best, table, both, circuit.graph), _what_it_needs(complete, minimal)]
     items.append(_diagram(model, circuit))
-    tables += [("Completeness: parts of its nodes taken away from circuit and model", complete)]
-    tables += [("Minimality: how much single nodes matter to it", minimal)]
-    section = Section("Circuit", "circuit", [*text, *findings], items, tables)
+    more += [("Completeness: parts of its nodes taken away from circuit and model", complete)]
+    more += [("Minimality: how much single nodes matter to it", minimal)]
+    section = Section("Circuit", "circuit", [*text, *findings], items, appendix=more)
     inside = circuit.edges.any(1).nonzero()[:, 0].tolist()
     nodes = [circuit.graph.senders[at].label for at in inside if circuit.graph.senders[at].kind != "input"]
     return StudyReport(frame, section, findings, dict.fromkeys(nodes, "in it"))
@@ -133,4 +133,5 @@ def _diagram(model: HookedModel, circuit: Circuit) -> FigureItem:
         + (" What a Mamba-2 layer reads is drawn at each of its heads." if "mamba2" in model.cfg.mixers else ""),
         figures.circuit(lost, label="estimated loss of the logit difference without the edge"),
         lost,
+        view="circuit",
     )

@@ -44,7 +44,9 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
             f"Mean over {counted(len(pairs))}; bars are 95% bootstrap intervals over prompts. {_names(model.cfg)}",
             plot(frame, table=table),
             table.head(SHOWN),
-        ),
+        )
+    ]
+    more: list[FigureItem | tuple[str, pd.DataFrame]] = [
         FigureItem(
             "edges_agreement",
             "Estimated against exact effects of edges",
@@ -52,14 +54,9 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
             plot_agreement(frame),
             table[table["sample"] != ""],
         ),
+        ("How far the estimates agree with exact effects", agreed),
     ]
-    section = Section(
-        title="Edge attribution",
-        anchor="edges",
-        text=text,
-        figures=items,
-        tables=[("How far the estimates agree with exact effects", agreed)],
-    )
+    section = Section(title="Edge attribution", anchor="edges", text=text, figures=items, appendix=more)
     return StudyReport(frame, section, [finding])
 
 

@@ -118,4 +118,6 @@ def _figure(parts: pd.DataFrame, kind: str) -> FigureItem:
         f"Blue {row.plural} write towards the right answer, red {row.plural} towards the wrong one.",
         plot_parts(own, kind),
         own.drop(columns=[name for name in PARTS if name in own and name != kind]),
+        view="cells",
+        tells="what it writes to the logit difference itself",
     )

@@ -58,16 +58,20 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         *_left_out(missing),
         *([HIDDEN] if "ssm_head" in table else []),
     ]
+    more: list[FigureItem | tuple[str, pd.DataFrame]] = []
     tables = [(f"The first {NAMED} heads of each kind, with 95% bootstrap intervals over sequences", best)]
     if len(agreed):
-        tables.append(("Agreement of two sources over heads", agreed))
+        more.append(("Agreement of two sources over heads", agreed))
     if lost is not None:
         caption = f"How much worse the model repeats random tokens without each head, over {REPEATED} sequences"
         tables.append(first_rows(caption, lost, CAUSES))
     if isinstance(model, GPT) and "weights" in set(frame["source"]):
-        tables += list(_of_weights(model, table))
-    items = _figures(table, len(pairs))
-    section = Section(title="Kinds of heads", anchor="head-detectors", text=text, figures=items, tables=tables)
+        more += list(_of_weights(model, table))
+    items, on_task = _figures(table, len(pairs))
+    more = [*on_task, *more]
+    section = Section(
+        title="Kinds of heads", anchor="head-detectors", text=text, figures=items, tables=tables, appendix=more
+    )
     return StudyReport(frame, section, list(in_short(table, agreed)), _kinds(table))
 
 
@@ -105,8 +109,8 @@ def _causes(table: pd.DataFrame, lost: pd.DataFrame | None) -> Iterator[str]:
         yield f"Ablated one by one, the heads that raise this loss most do so by {named}."
 
 
-def _figures(table: pd.DataFrame, n: int) -> list[FigureItem]:
-    """The scores by patterns and weights, and those on the task's prompts."""
+def _figures(table: pd.DataFrame, n: int) -> tuple[list[FigureItem], list[FigureItem]]:
+    """The scores by patterns and weights, and apart from them those on the task's prompts."""
     on_task = table["source"] == "task"
     shown = table if on_task.all() else table[~on_task]
     items = [
@@ -117,19 +121,20 @@ def _figures(table: pd.DataFrame, n: int) -> list[FigureItem]:
             "else. The strongest head of each panel is named; what could not be measured is hatched.",
             plot_scores(shown),
             shown,
+            view="cells",
         )
     ]
-    if on_task.any():
-        items.append(
-            FigureItem(
-                "head_detectors_task",
-                "The same on the task's prompts",
-                f"Attention along links, mean over those of the {n} clean prompts that have such a link.",
-                plot_scores(table[on_task]),
-                table[on_task],
-            )
-        )
-    return items
+    if not on_task.any():
+        return items, []
+    same = FigureItem(
+        "head_detectors_task",
+        "Scores of every head as each kind of head, on the task's prompts",
+        f"Attention along links, mean over those of the {n} clean prompts that have such a link.",
+        plot_scores(table[on_task]),
+        table[on_task],
+        view="cells",
+    )
+    return items, [same]
 
 
 def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:

@@ -40,20 +40,21 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
             rank,
         ),
         FigureItem(
-            "logit_lens_answer",
-            "Probability of the right answer and logit difference by depth",
-            "Read in the same way; the last point is the model's own output (largest divergence of any prompt: "
-            f"{lens.gap(frame):.1e} nats).",
-            plot_answer(table),
-            table[table["metric"].isin(ANSWER)],
-        ),
-        FigureItem(
             "logit_lens_table",
             "Likeliest token at every layer and position of the first prompt",
             "Rows are the input of each layer and the model's output; the colour is the token's probability.",
             plot_table(grid),
             grid[grid["metric"] == "top_prob"],
+            view="lens",
         ),
     ]
-    section = Section(title="Logit lens", anchor="logit-lens", text=[finding], figures=items)
+    answer = FigureItem(
+        "logit_lens_answer",
+        "Probability of the right answer and logit difference by depth",
+        "Read in the same way; the last point is the model's own output (largest divergence of any prompt: "
+        f"{lens.gap(frame):.1e} nats).",
+        plot_answer(table),
+        table[table["metric"].isin(ANSWER)],
+    )
+    section = Section(title="Logit lens", anchor="logit-lens", text=[finding], figures=items, appendix=[answer])
     return StudyReport(frame, section, [finding])

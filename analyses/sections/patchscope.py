@@ -41,6 +41,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         for target, reading in (("token", "token"), ("next", "answer"))
         if reading in set(tables[target]["reading"])
     ]
+    by_layer, *more = _figures(model, pairs, len(some), tables, grid)
     section = Section(
         title="Patchscopes",
         anchor="patchscope",
@@ -48,7 +49,8 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
             "A hidden state is put into another prompt, in the layer that it is from, and the model says what follows.",
             *findings,
         ],
-        figures=_figures(model, pairs, len(some), tables, grid),
+        figures=[by_layer],
+        appendix=more,
         tables=[("What the first prompt's last state makes the model say", _continuations(model, pairs[:1]))],
     )
     every = [frame.assign(target=name) for name, frame in frames.items()]
@@ -94,6 +96,7 @@ def _figures(
         "The likeliest token after the target prompt 'token', for the state of each layer and position.",
         plot_table(grid),
         grid,
+        view="lens",
     )
     return [*items, table]
 

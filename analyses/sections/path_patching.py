@@ -43,7 +43,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     items = [_figure("paths_logits", title, frame, table, len(pairs))]
 
     # 2. What those read.
-    intos = []
+    intos, more = [], []
     for kind, names in _kinds(writers).items():
         if max(map(_layer, names)) <= first_layer:
             continue
@@ -53,7 +53,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
             f"{_strongest(into)}."
         )
         tag = "queries" if kind == "head" else kind.split()[-1] + "s"
-        items.append(_figure(f"paths_{tag}", title, paths, into, len(pairs)))
+        more.append(_figure(f"paths_{tag}", title, paths, into, len(pairs)))
         frames.append(paths)
         intos.append(into)
 
@@ -67,7 +67,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         )
         reads = summary(inputs)
         findings.append(f"One step further back, of what {earlier} reads, {_strongest(reads, to=True)}.")
-        items.append(_figure("paths_inputs", f"Direct paths to the inputs of {earlier}", inputs, reads, len(pairs)))
+        more.append(_figure("paths_inputs", f"Direct paths to the inputs of {earlier}", inputs, reads, len(pairs)))
         frames.append(inputs)
 
     # 4. From one to another of the parts that carry the answer.
@@ -80,7 +80,8 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         "prompt's answer. Receivers that do the same stand in for one another, so those are patched together."
     )
     tables = [first_rows("The direct paths to the logits with the largest effect", table, 10)]
-    section = Section(title="Path patching", anchor="paths", text=[intro, *findings], figures=items, tables=tables)
+    text = [intro, *findings]
+    section = Section(title="Path patching", anchor="paths", text=text, figures=items, tables=tables, appendix=more)
     return StudyReport(pd.concat(frames, ignore_index=True), section, findings)
 
 
@@ -217,4 +218,5 @@ def _figure(name: str, title: str, frame: pd.DataFrame, table: pd.DataFrame, n: 
     some = frame["prompt"].nunique()
     count = counted(some) if some == n else f"{some} of {n} prompts, evenly drawn"
     caption = f"Mean over {count}; the receiver's input is changed {where}."
-    return FigureItem(name, title, caption, plot(frame, table=table), table)
+    tells = "what its direct path to the logits carries" if name == "paths_logits" else ""
+    return FigureItem(name, title, caption, plot(frame, table=table), table, view="cells", tells=tells)

@@ -46,10 +46,12 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
             f"{CONTROL}: the same probes fitted to classes shuffled within pairs, their mean.",
             plot_scores(table, pairs.role_names),
             table,
+            view="cells" if pairs.role_names else "",
         )
     ]
     caption = "The cells of the residual stream whose probes are furthest beyond shuffled labels"
     tables = [first_rows(caption, _accuracies(table), 10)]
+    more: list[FigureItem | tuple[str, pd.DataFrame]] = []
     for mixer, own in MIXER_PARTS.items():
         part = PART_KINDS[own.usual]
         if not own.heads or mixer not in model.cfg.mixers or not having(model, [part.site]):
@@ -58,7 +60,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         by_head = summary(heads)
         frames.append(heads)
         findings.append(_finding(by_head, what, f"the output of a single {part.word} at the last position"))
-        items.append(
+        more.append(
             FigureItem(
                 f"probes_{part.axis}s",
                 f"What probes on the output of every {part.word} tell at the last position",
@@ -66,11 +68,13 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
                 f"{len(pairs)} pairs.",
                 plot_scores(by_head, ()),
                 by_head,
+                view="cells",
             )
         )
         caption = f"The {part.plural} whose probes are furthest beyond shuffled labels"
-        tables.append(first_rows(caption, _accuracies(by_head), 10))
-    section = Section(title="Linear probes", anchor="probes", text=[METHOD, *findings], figures=items, tables=tables)
+        more.append(first_rows(caption, _accuracies(by_head), 10))
+    text = [METHOD, *findings]
+    section = Section(title="Linear probes", anchor="probes", text=text, figures=items, tables=tables, appendix=more)
     return StudyReport(pd.concat(frames, ignore_index=True), section, findings[:1])
 
 

@@ -48,12 +48,13 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         "streams usually become. After the last layer both lenses are the model's own output (largest divergence of "
         f"any prompt: {lenses.gap(frame):.1e} nats).",
     ]
+    by_depth, *more = _figures(lens, table, grid, pairs)
     section = Section(
         title="Tuned lens",
         anchor="tuned-lens",
         text=text,
-        figures=_figures(lens, table, grid, pairs),
-        tables=[("Nats by which the tuned lens is nearer to the output on held-out text", nearer)],
+        figures=[by_depth],
+        appendix=[*more, ("Nats by which the tuned lens is nearer to the output on held-out text", nearer)],
     )
     return StudyReport(frame, section, [finding])
 
@@ -117,5 +118,6 @@ def _figures(lens: TunedLens, table: pd.DataFrame, grid: pd.DataFrame, pairs: Pr
             "Rows are the input of each layer and the model's output; the colour is the token's probability.",
             plot_table(grid),
             grid[grid["metric"] == "top_prob"],
+            view="lens",
         ),
     ]

@@ -2,13 +2,15 @@
 
 1. `write_report` writes every figure as PDF, SVG, PNG and CSV, then `index.html` and `manifest.json`, into a temporary
    folder that replaces the old one when it is complete (`folder.py`).
-2. The page contains its style and pictures. Its content security policy allows those and nothing else: no script, no
-   request. All text is escaped, invisible characters are named, and right-to-left text is isolated.
+2. The page contains its style, its pictures, the numbers behind them and one script. Its content security policy names
+   style and script by what is in them and allows nothing else: no request. All text is escaped, invisible characters
+   are named, and right-to-left text is isolated.
+3. Without script the page is complete, as it is on paper: the script adds views of the numbers that can be pointed at,
+   a look-up of everything that was measured of one head, and files made of the numbers that the page holds.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import re
@@ -22,11 +24,14 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from interp.errors import InterpError
+from interp.errors import InterpError, check_choice
 from interp.figures.style import TEXT_WIDTH, outlined_svg, save, settled
 from interp.text import characters
 from interp.ui.folder import FORMAT, MANIFEST, check_output, replacing
-from interp.ui.tables import table
+from interp.ui.page_data import VIEWS, pointed, stored
+from interp.ui.pictures import address
+from interp.ui.tables import Table, table
+from interp.ui.views.view import SCHEMA, as_json, csp_hash, script_of, style_of_views
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +42,6 @@ __all__ = ["FigureItem", "Section", "check_output", "first_rows", "write_report"
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 TEMPLATES = Path(__file__).parent
-MAX_SVG = 600_000  # bytes; the page shows a larger figure as PNG
 FORMATS = {"pdf": "PDF", "svg": "SVG", "png": "PNG", "csv": "data (CSV)"}
 
 
@@ -52,6 +56,10 @@ class FigureItem:
         figure: from `interp.figures`.
         frame: the numbers in it.
         alt: a description for readers who cannot see it; "" takes the title.
+        view: how its numbers can be pointed at: "cells" (a map or bars, by the columns of `frame`), "attention",
+            "lens", "circuit", or "" (not at all).
+        tells: what `value` says of a row's head or other part, in a few words, for the look-up of one part; "" leaves
+            the figure out of it.
     """
 
     name: str
@@ -60,6 +68,8 @@ class FigureItem:
     figure: Figure
     frame: pd.DataFrame
     alt: str = ""
+    view: str = ""
+    tells: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +85,7 @@ class Section:
         figures: its figures, numbered throughout the report.
         tables: pairs of a caption and a frame, numbered throughout the report.
         preformatted: text whose spaces and line breaks are kept, such as prompts.
+        appendix: figures, and tables with their captions, that stand at the end of the report, with a link from here.
     """
 
     title: str
@@ -83,6 +94,17 @@ class Section:
     figures: Sequence[FigureItem] = ()
     tables: Sequence[tuple[str, pd.DataFrame]] = ()
     preformatted: str = ""
+    appendix: Sequence[FigureItem | tuple[str, pd.DataFrame]] = ()
+
+    @property
+    def appended_figures(self) -> list[FigureItem]:
+        """The figures of its appendix."""
+        return [one for one in self.appendix if isinstance(one, FigureItem)]
+
+    @property
+    def appended_tables(self) -> list[tuple[str, pd.DataFrame]]:
+        """The tables of its appendix."""
+        return [one for one in self.appendix if not isinstance(one, FigureItem)]
 
 
 def first_rows(caption: str, frame: pd.DataFrame, most: int, *, of: int | None = None) -> tuple[str, pd.DataFrame]:
@@ -97,6 +119,16 @@ def first_rows(caption: str, frame: pd.DataFrame, most: int, *, of: int | None =
     total = max(len(frame), of or 0)
     shown = min(most, len(frame))
     return (caption if shown == total else f"{caption} (the first {shown} of {total:,})"), frame.head(most)
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A table as the page prints it, with the path of its file."""
+
+    number: int
+    table: Table
+    frame: pd.DataFrame
+    file: str
 
 
 @dataclass
@@ -140,8 +172,10 @@ def write_report(
             JSON.
     """
     _check_names(sections)
-    numbers = count(1)
-    pictures = {item.name: _picture(next(numbers), item) for section in sections for item in section.figures}
+    parts = [item for section in sections for item in section.figures]
+    parts += [item for section in sections for item in section.appended_figures]
+    pictures = {item.name: _picture(number, item) for number, item in enumerate(parts, start=1)}
+    chapters = _chapters(sections)
     earlier = {} if drawn is None else dict(drawn)
     with replacing(out) as folder:
         (folder / "figures").mkdir()
@@ -150,7 +184,8 @@ def write_report(
                 _copy(earlier[name], picture, check_output(out), folder)
             else:
                 _draw(picture, folder)
-        page = _render(pictures, title=title, question=question, summary=summary, sections=sections, manifest=manifest)
+        _write_tables(chapters, folder)
+        page = _render(pictures, chapters, title=title, question=question, summary=summary, manifest=manifest)
         (folder / "index.html").write_text(page, encoding="utf-8", newline="\n")
         record = {**manifest, "report": _record(folder, title, question, summary, pictures)}
         (folder / MANIFEST).write_text(_json(record), encoding="utf-8", newline="\n")
@@ -160,13 +195,47 @@ def write_report(
 
 
 def _check_names(sections: Sequence[Section]) -> None:
-    figures = [item.name for section in sections for item in section.figures]
+    items = [item for section in sections for item in (*section.figures, *section.appended_figures)]
+    for item in items:
+        check_choice("view", item.view, ["", "cells", *VIEWS])
+    figures = [item.name for item in items]
     for kind, names in (("figure", figures), ("section", [section.anchor for section in sections])):
         for at, name in enumerate(names):
             if not NAME.fullmatch(name):
                 raise InterpError(f"{name!r} cannot name a {kind}: use lower case letters, digits, '-' and '_'")
             if name in names[:at]:
                 raise InterpError(f"two {kind}s of the report are named {name!r}: rename one of them")
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A section with its tables as they are printed, in its own place and in the appendix."""
+
+    section: Section
+    tables: list[Printed]
+    appended: list[Printed]
+
+
+def _chapters(sections: Sequence[Section]) -> list[Chapter]:
+    """The sections with their tables, which are numbered as figures are: those of the appendix come last."""
+    numbers = count(1)
+
+    def printed(pairs: Sequence[tuple[str, pd.DataFrame]]) -> list[Printed]:
+        made = zip(pairs, numbers, strict=False)  # in this order, no number is lost at the end
+        return [Printed(at, table(*pair), pair[1], f"tables/table-{at}.csv") for pair, at in made]
+
+    own = [printed(section.tables) for section in sections]
+    return [
+        Chapter(section, tables, printed(section.appended_tables))
+        for section, tables in zip(sections, own, strict=True)
+    ]
+
+
+def _write_tables(chapters: Sequence[Chapter], folder: Path) -> None:
+    for chapter in chapters:
+        for one in (*chapter.tables, *chapter.appended):
+            (folder / "tables").mkdir(exist_ok=True)
+            one.frame.to_csv(folder / one.file, index=False, lineterminator="\n")
 
 
 def _picture(number: int, item: FigureItem) -> Picture:
@@ -181,10 +250,8 @@ def _draw(picture: Picture, folder: Path) -> None:
     figure = picture.item.figure
     with settled(figure):
         paths = save(figure, picture.item.frame, folder / "figures" / picture.item.name)
-        image, kind = outlined_svg(figure), "svg+xml"
-    if len(image) > MAX_SVG:
-        image, kind = next(path for path in paths if path.suffix == ".png").read_bytes(), "png"
-    picture.uri = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+        image = outlined_svg(figure)
+    picture.uri = address(image, next(path for path in paths if path.suffix == ".png"))
     picture.files = {path.suffix[1:]: path.relative_to(folder).as_posix() for path in paths}
 
 
@@ -197,15 +264,18 @@ def _copy(done: Picture, picture: Picture, source: Path, folder: Path) -> None:
 
 def _render(
     pictures: Mapping[str, Picture],
+    chapters: Sequence[Chapter],
     *,
     title: str,
     question: str,
     summary: Sequence[str],
-    sections: Sequence[Section],
     manifest: Mapping[str, Any],
 ) -> str:
     style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
-    numbers = count(1)
+    data = _data(pictures)
+    script = script_of(
+        tuple(sorted({one["view"] for one in data["figures"].values() if "view" in one})), start="report"
+    )
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -215,14 +285,19 @@ def _render(
         finalize=_visible,
     )
     return environment.get_template("page.html.j2").render(
-        policy=f"default-src 'none'; img-src data:; style-src {csp_hash(style)}; base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; img-src data:; style-src {csp_hash(style)}; script-src {csp_hash(script)}; "
+        "base-uri 'none'; form-action 'none'",
         style=Markup(style),
+        script=Markup(script),
+        data=Markup(as_json(data)),
+        lookup=any(picture.item.tells for picture in pictures.values()),
         title=title,
         question=question,
         summary=summary,
         byline=_byline(manifest),
-        sections=[(section, [(next(numbers), table(*pair)) for pair in section.tables]) for section in sections],
+        chapters=chapters,
         pictures=pictures,
+        uris={name: Markup(picture.uri) for name, picture in pictures.items()},
         formats=FORMATS,
         provenance=[group for group in _groups(manifest) if group[1]],
         prose=lambda text: _prose(text, pictures),
@@ -231,9 +306,19 @@ def _render(
     )
 
 
-def csp_hash(content: str) -> str:
-    """How a content security policy names a script or style by what is in it."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+def _data(pictures: Mapping[str, Picture]) -> dict[str, Any]:
+    """The numbers of all figures, how they can be pointed at, and what draws them."""
+    figures = {}
+    for name, picture in pictures.items():
+        item = picture.item
+        figures[name] = {
+            "number": picture.number,
+            "title": characters.visible(item.title),
+            "tells": item.tells,
+            **(pointed(item.frame, item.view) if item.view and len(item.frame) else {}),
+            **stored(item.frame),
+        }
+    return {"schema": SCHEMA, "style": style_of_views(), "figures": figures}
 
 
 def _visible(value: Any) -> Any:

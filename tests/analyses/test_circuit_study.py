@@ -92,9 +92,9 @@ def test_a_report_is_made_of_the_numbers(kind: str, lengths: tuple[int, ...]) ->
     own = table[(table["method"] != "random") & (table["value"] >= told.ENOUGH)].sort_values("n_edges")
     assert f"has {own['n_edges'].iloc[0]:,} of {Graph.of(model).n_edges:,} edges" in findings[0]
     assert ("95% interval" in findings[0]) == (len(lengths) - len(lengths) // 2 > 1)
-    complete, minimal = (frame for _, frame in section.tables[1:])
+    complete, minimal = (frame for _, frame in section.appended_tables[1:])
     assert complete["part"].iloc[-1] == "all its nodes" and minimal["score"].ge(0).all()
-    for item in section.figures:
+    for item in (*section.figures, *section.appended_figures):
         item.figure.canvas.draw()
 
 

@@ -64,7 +64,7 @@ def test_a_report_says_what_was_found(kind: str, changes: dict[str, int], length
     frame, section, findings = report(model, pairs, {}, progress=False)
     first = summary(frame).iloc[0]
     assert f"`{first['edge']}` ({first['value']:+.2f}" in findings[0] and "nan" not in " ".join(section.text)
-    assert section.figures[0].name == "edges_top" and len(section.tables[0][1]) == 6
+    assert section.figures[0].name == "edges_top" and len(section.appended_tables[0][1]) == 6
     for figure in (plot(frame), plot_agreement(frame)):
         figure.canvas.draw()
     graph = Graph.of(model)

@@ -151,7 +151,7 @@ def test_the_sentences_of_a_report_are_those_of_its_numbers(talker: Path, n: int
         part = frame[(frame["target"] == target) & (frame["reading"] == reading) & frame["pos"].isna()]
         mean = part.groupby("layer")["value"].mean()
         assert f"when the state is that of layer {mean.idxmax()}: {mean.max():.2f}" in finding
-    assert len(section.figures) == 3 and len(section.tables[0][1]) == 2
+    assert len(section.figures) == 1 and len(section.appended_figures) == 2 and len(section.tables[0][1]) == 2
 
 
 def test_the_command_reads_a_prompt(talker: Path) -> None:

@@ -155,7 +155,9 @@ def test_a_report_goes_back_to_what_state_space_layers_read(kind: str, depth: in
     logits = frame[frame["receiver"] == "logits"].groupby("sender")["effect"].mean()
     best = logits.abs().idxmax()
     assert f"path from {best} has the largest effect ({logits[best]:+.2f}" in findings[0]
-    assert len(section.figures) == len(findings) and not any("nan" in text for text in section.text)
+    assert len(section.figures) + len(section.appended_figures) == len(findings) and not any(
+        "nan" in text for text in section.text
+    )
     graph = Graph.of(model)
     ends = {end for name in set(frame["receiver"]) for end in name.split(" + ")}
     assert all(graph.receiver(end) >= 0 for end in ends if end.startswith("mixer"))
@@ -171,14 +173,17 @@ def test_a_report_goes_back_from_the_logits(kind: str) -> None:
     logits = frame[frame["receiver"] == "logits"].groupby("sender")["effect"].mean()
     best = logits.abs().idxmax()
     assert f"path from {best} has the largest effect ({logits[best]:+.2f}" in findings[0]
-    assert len(section.figures) == len(findings) == 3 and "One step further back" in findings[2]
+    assert (
+        len(section.figures) + len(section.appended_figures) == len(findings) == 3
+        and "One step further back" in findings[2]
+    )
     assert not any("nan" in text for text in section.text)
 
 
 def test_a_report_of_one_layer_one_prompt_or_equal_prompts() -> None:
     shallow = make("gpt2", n_layers=1)
     _, section, findings = report(shallow, pairs_of(5), {}, progress=False)
-    assert len(section.figures) == len(findings) == 1 and "interval" not in findings[0]
+    assert len(section.figures) + len(section.appended_figures) == len(findings) == 1 and "interval" not in findings[0]
     pairs = pairs_of(5, 5)
     same = PromptPairs.from_tokens(pairs.clean, pairs.clean, answers=pairs.answers)
     _, section, findings = report(make("gpt2"), same, {}, progress=False)

@@ -9,14 +9,18 @@ from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from interp import figures
-from interp.errors import InterpError, OutputError
+from interp.errors import InterpError, OutputError, UnknownName
 from interp.ui import folder, tables
 from interp.ui.page import FigureItem, Section, check_output, first_rows, write_report
+from interp.ui.page_data import stored
+from interp.ui.pictures import LONGEST, shortened
 
 NASTY = """<script>alert("1")</script> </style> & 'quoted' {figure:nowhere} {{ 7 * 7 }}"""
 FRAME = pd.DataFrame({"component": ["L9H6", "mlp 3"], "value": [0.5, -1.25], "token": [NASTY, " to"]})
@@ -81,14 +85,19 @@ def snapshot(out: Path) -> dict[str, bytes]:
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_the_policy_allows_the_pages_own_style_and_pictures_and_nothing_else(made: Path, page: Page) -> None:
+def test_the_policy_allows_the_pages_own_style_script_and_pictures_and_nothing_else(made: Path, page: Page) -> None:
     (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
-    (style,) = re.findall(r"<style>(.*?)</style>", made.read_text(encoding="utf-8"), re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    assert (
-        policy == f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    text = made.read_text(encoding="utf-8")
+    hashes = []
+    for tag in ("<style>(.*?)</style>", '<script type="module">(.*?)</script>'):
+        (own,) = re.findall(tag, text, re.DOTALL)
+        hashes.append(f"'sha256-{base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()}'")
+    style, script = hashes
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src {style}; script-src {script}; base-uri 'none'; form-action "
+        "'none'"
     )
-    assert not page.all("script")
+    assert [one["type"] for one in page.all("script")] == ["application/json", "module"]
     assert not [
         attributes for _, attributes in page.tags if any(k == "style" or k.startswith("on") for k in attributes)
     ]
@@ -96,7 +105,8 @@ def test_the_policy_allows_the_pages_own_style_and_pictures_and_nothing_else(mad
 
 def test_nothing_is_fetched_and_every_link_leads_somewhere(made: Path, page: Page) -> None:
     assert all((image["src"] or "").startswith("data:image/") for image in page.all("img"))
-    assert "url(" not in made.read_text(encoding="utf-8") and "@import" not in made.read_text(encoding="utf-8")
+    text = re.sub('src="data:[^"]*"', "", made.read_text(encoding="utf-8"))
+    assert "url(" not in text and "@import" not in text
     assert not page.all("link")
     anchors = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(anchors) == len(set(anchors))
@@ -104,8 +114,8 @@ def test_nothing_is_fetched_and_every_link_leads_somewhere(made: Path, page: Pag
         target = link["href"] or ""
         assert target[1:] in anchors if target.startswith("#") else (made.parent / target).is_file()
     for picture in page.all("img"):
-        svg = base64.b64decode((picture["src"] or "").partition(",")[2])
-        assert svg.startswith(b"<?xml") and not re.search(rb"(href|src)=\"(?!#|data:)", svg)
+        kind, _, svg = (picture["src"] or "").partition(",")
+        assert kind == "data:image/svg+xml" and not re.search(r"(href|src)='(?!#|data:)", unquote(svg))
 
 
 def test_text_is_shown_as_it_was_written(page: Page) -> None:
@@ -138,12 +148,13 @@ def test_the_folder_has_every_figure_its_numbers_and_the_record(made: Path) -> N
     record = json.loads((made.parent / "manifest.json").read_text(encoding="utf-8"))
     files = snapshot(made.parent)
     names = {f"figures/{name}.{suffix}" for name in ("one", "two") for suffix in ("pdf", "svg", "png", "csv")}
-    assert set(files) == names | {"index.html", "manifest.json"}
+    assert set(files) == names | {"index.html", "manifest.json", "tables/table-1.csv"}
     written = record["report"]["files"]
     assert written == {n: hashlib.sha256(b).hexdigest() for n, b in files.items() if n != "manifest.json"}
     assert record["seed"] == 0 and record["model"] == {"name": NASTY}
     assert [figure["number"] for figure in record["report"]["figures"]] == [1, 2]
-    pd.testing.assert_frame_equal(pd.read_csv(made.parent / "figures" / "one.csv"), FRAME)
+    for file in ("figures/one.csv", "tables/table-1.csv"):
+        pd.testing.assert_frame_equal(pd.read_csv(made.parent / file), FRAME)
 
 
 def test_the_same_report_has_the_same_bytes_and_takes_the_old_ones_place(made: Path, tmp_path: Path) -> None:
@@ -241,6 +252,8 @@ def test_names_that_are_no_file_names_are_refused_before_anything_is_written(tmp
             report(tmp_path / "ioi", *items)
     with pytest.raises(InterpError, match="two sections"):
         report(tmp_path / "ioi", sections=[Section("A", "a"), Section("B", "a")])
+    with pytest.raises(UnknownName, match="did you mean 'cells'"):
+        report(tmp_path / "ioi", item(view="cels"))
     assert not list(tmp_path.iterdir())
 
 
@@ -249,15 +262,89 @@ def test_tables_print_numbers_with_the_digits_they_need() -> None:
         {"n": [1, -20], "p_value": [0.12345, -2e-7], "large": [1234.5678, 3.0], "ok": [True, False], "gap": [None, 0.5]}
     )
     table = tables.table("caption", frame)
-    assert table.heads == ["n", "p value", "large", "ok", "gap"]
-    assert table.numeric == [True, True, True, False, True]
-    assert table.rows == [["1", "0.123", "1234.6", "yes", "–"], ["−20", "−2.0 × 10⁻⁷", "3.0", "no", "0.500"]]
+    assert [column.head for column in table.columns] == ["n", "p value", "large", "ok", "gap"]
+    assert [column.numeric for column in table.columns] == [True, True, True, False, True]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["1", "0.123", "1234.6", "yes", "–"],
+        ["−20", "−2.0 × 10⁻⁷", "3.0", "no", "0.500"],
+    ]
+    assert [cell.exact for cell in table.rows[1]] == [("-20",), ("-2e-07",), None, None, ("0.5",)]
+
+
+def test_what_is_the_same_in_all_rows_goes_into_the_caption_and_an_interval_is_one_column() -> None:
+    frame = pd.DataFrame(
+        {
+            "site": ["z", "z"],
+            "value": [0.5, -0.25],
+            "ci_low": [0.25, -0.5],
+            "ci_high": [0.75, float("nan")],
+            "p_adjusted": [1e-9, 0.02],
+            "reason": ["", ""],
+            "n": [32, 32],
+        }
+    )
+    table = tables.table("caption", frame)
+    assert table.same == {"site": "z", "n": "32"}
+    assert [column.names for column in table.columns] == [("value",), ("ci_low", "ci_high"), ("p_adjusted",)]
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["0.500", "[0.250, 0.750]", "<0.001"],
+        ["−0.250", "[−0.500, –]", "0.020"],
+    ]
+    assert table.rows[0][2].exact == ("1e-09",) and table.rows[1][1].exact == ("-0.5", "")
+    alone = tables.table("caption", frame.head(1))
+    assert alone.same == {} and len(alone.columns) == 6
+
+
+def test_long_tables_show_their_first_rows() -> None:
+    for n, first in ((3, 3), (tables.FIRST + 2, tables.FIRST + 2), (tables.FIRST + 3, tables.FIRST)):
+        table = tables.table("caption", pd.DataFrame({"value": range(n)}))
+        assert len(table.first) == first and [*table.first, *table.more] == table.rows
+    assert not table.wide
+    assert tables.table("caption", pd.DataFrame({f"column {at}": [1.5, 2.5] for at in range(16)})).wide
+
+
+def test_the_page_holds_the_numbers_of_a_frame_in_few_letters() -> None:
+    frame = pd.DataFrame(
+        {
+            "layer": pd.array([0, None, 2], dtype="Int64"),
+            "token": [" to", NASTY, None],
+            "ok": [True, False, True],
+            "value": [0.1, float("nan"), -3.5],
+            "p": [1e-300, 0.5, 1.0],
+            "site": ["z"] * 3,
+        }
+    )
+    columns = json.loads(json.dumps(stored(frame)))["columns"]
+
+    def read(column: dict[str, Any]) -> list[Any]:
+        if "data" not in column:
+            return column["values"] * 3
+        numbers = np.frombuffer(base64.b64decode(column["data"]), dtype=column["type"])
+        return [column["values"][at] for at in numbers] if "values" in column else numbers.tolist()
+
+    assert read(columns["layer"]) == [0, None, 2] and read(columns["token"]) == [" to", NASTY, None]
+    assert read(columns["ok"]) == [True, False, True] and read(columns["site"]) == ["z"] * 3
+    assert columns["token"]["shown"][0] == "to" and "shown" not in columns["site"]
+    np.testing.assert_allclose(read(columns["value"]), frame["value"], rtol=1e-7)
+    assert read(columns["p"]) == frame["p"].tolist()  # single precision holds no such number
+
+
+def test_a_short_svg_looks_the_same_and_a_long_figure_becomes_dots(tmp_path: Path) -> None:
+    cells = [(at, pos, f"t{pos}", f"w{at * pos}", 0.1) for at in range(20) for pos in range(20)]
+    matrix = pd.DataFrame(cells, columns=["layer", "pos", "token", "top_token", "value"])
+    large = figures.lens_table(matrix, y="layer")
+    made = report(tmp_path / "out", item("small"), item("large", figure=large, frame=matrix))
+    small, dots = (image["src"] or "" for image in Page(made.read_text(encoding="utf-8")).all("img"))
+    assert small.startswith("data:image/svg+xml,") and dots.startswith(("data:image/webp;", "data:image/png;"))
+    assert len(dots) < (made.parent / "figures" / "large.svg").stat().st_size and len(small) < LONGEST
+    svg = '<g id="p1"><path d="M -12.345678 1e-05 L 0.00012345 7"/></g>'
+    assert shortened(svg) == '<g id="p1"><path d="M -12.35 1e-05 L 0.0001234 7"/></g>'
 
 
 def test_what_cannot_be_seen_is_named_and_what_runs_to_the_left_is_isolated(tmp_path: Path) -> None:
     odd = "a\u202eb\x1b\x00 c\u200b שלום, עולם (0.5)"
     frame = pd.DataFrame({"prompt": [f"{odd}\nnext"], "value": [1.0]})
-    figure = FigureItem("odd", odd, odd, figures.bars(FRAME, x="component", label="x"), FRAME)
+    figure = FigureItem("odd", odd, odd, figures.bars(FRAME, x="component", label="x"), FRAME.assign(token=odd))
     section = Section(odd, "first", [f"{odd} `{odd}`"], [figure], [(odd, frame)], preformatted=f"{odd}\nnext")
     manifest = {"model": {"name": odd}, "command": odd}
     made = write_report(
@@ -270,6 +357,7 @@ def test_what_cannot_be_seen_is_named_and_what_runs_to_the_left_is_isolated(tmp_
     assert "<bdi>שלום</bdi>, <bdi>עולם</bdi> (0.5) <code>" in text  # a list in prose
     assert "(0.5)\nnext</pre>" in text  # line breaks of preformatted text are its own
     before, _, rest = text.partition("<body>")
+    rest = rest.partition("<script")[0]
     assert re.sub(r"<bdi>[^<]*</bdi>|(alt|aria-label|aria-labelledby)=\"[^\"]*\"", "", rest).count("שלום") == 0
     assert before.count("שלום") == 1  # a title holds no tags
 

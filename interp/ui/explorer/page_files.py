@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from interp.ui.page import csp_hash
 from interp.ui.views import view
+from interp.ui.views.view import csp_hash
 
 PAGE = Path(__file__).parent / "page"
 VIEWS = view.HERE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,6 +61,46 @@ def coloured_tokens(tokens: Sequence[str], series: Mapping[str, Sequence[float]]
     return Part("tokens", "Tokens", {"tokens": list(tokens), "series": made})
 
 
+class Layout(NamedTuple):
+    """How a table is shown: a map of layers by another column, or bars.
+
+    Attributes:
+        value: the column of the numbers that are shown.
+        across: of a map the column whose values are its columns; None for bars.
+        names: of bars the columns that name them; of maps those that tell one map from another.
+        what: what the numbers are.
+        n: how many prompts they are of.
+    """
+
+    value: str
+    across: str | None
+    names: list[str]
+    what: str
+    n: int
+
+
+def layout(frame: pd.DataFrame) -> Layout:
+    """How the table of a sweep or a study is shown.
+
+    Raises:
+        InterpError: a table without a column of numbers that is known, or without cells.
+    """
+    known = ("value", "effect") if "ci_low" in frame else ("effect", "value")  # a summary's interval is of its value
+    value = next((name for name in known if name in frame and frame[name].notna().any()), None)
+    if value is None or not len(frame):
+        raise InterpError(f"a table with a column 'effect' or 'value' can be shown, not one of {list(frame.columns)}")
+    across = [name for name in COLUMNS if name in frame and frame[name].notna().any() and frame[name].nunique() > 1]
+    if "layer" in frame and frame["layer"].notna().any() and across:
+        own = frame[frame["layer"].notna() & frame[across[0]].notna()]
+        names = _telling(own, ["layer", across[0]])
+        return Layout(value, across[0], names, _what(value, frame, names), _prompts(frame))
+    parts = [name for name in ("component", "layer", *COLUMNS) if name in frame and frame[name].notna().any()]
+    parts += _telling(frame, parts)
+    if not parts:
+        raise InterpError(f"a table needs columns that name its cells, such as layer and head; it has {list(frame)}")
+    return Layout(value, None, parts, _what(value, frame, parts), _prompts(frame))
+
+
 def of_frame(frame: pd.DataFrame) -> Part:
     """A sweep's or a study's table: a map of layers by heads, positions or roles, or bars where it has no such columns.
 
@@ -70,18 +110,11 @@ def of_frame(frame: pd.DataFrame) -> Part:
         InterpError: a table without a column of numbers that is known, or without cells.
     """
     frame = restored(frame)
-    value = next((name for name in ("effect", "value") if name in frame and frame[name].notna().any()), None)
-    if value is None or not len(frame):
-        raise InterpError(f"a table with a column 'effect' or 'value' can be shown, not one of {list(frame.columns)}")
-    across = [name for name in COLUMNS if name in frame and frame[name].notna().any() and frame[name].nunique() > 1]
-    if "layer" in frame and frame["layer"].notna().any() and across:
-        return _map(frame, value, across[0])
-    parts = [name for name in ("component", "layer", *COLUMNS) if name in frame and frame[name].notna().any()]
-    parts += _telling(frame, parts)
-    if not parts:
-        raise InterpError(f"a table needs columns that name its cells, such as layer and head; it has {list(frame)}")
-    table = _means(frame, parts, value)
-    rows = table[parts].to_dict("records")
+    found = layout(frame)
+    if found.across is not None:
+        return _map(frame, found, found.across)
+    table = _means(frame, found.names, found.value)
+    rows = table[found.names].to_dict("records")
     labels = [
         " ".join(
             f"{text}" if name in ("component", "metric") else f"{name} {_shown(text)}" for name, text in row.items()
@@ -89,28 +122,26 @@ def of_frame(frame: pd.DataFrame) -> Part:
         for row in rows
     ]
     bounds = {name: [None if v != v else v for v in table[column].astype(float)] for name, column in BOUNDS.items()}
-    what = value if "metric" in parts else _of_metric(value, frame)
-    return Part("bars", what[:1].upper() + what[1:], {"labels": labels, **bounds, "what": what, "n": _prompts(frame)})
+    title = found.what[:1].upper() + found.what[1:]
+    return Part("bars", title, {"labels": labels, **bounds, "what": found.what, "n": found.n})
 
 
-def _map(frame: pd.DataFrame, value: str, column: str) -> Part:
+def _map(frame: pd.DataFrame, found: Layout, column: str) -> Part:
     own = frame[frame["layer"].notna() & frame[column].notna()]
     rows, columns = (list(dict.fromkeys(own[name])) for name in ("layer", column))
     rows.sort()
     if all(isinstance(one, (int, float, np.number)) for one in columns):
         columns.sort()
-    telling = _telling(own, ["layer", column])
-    table = _means(own, ["layer", column, *telling], value)
+    table = _means(own, ["layer", column, *found.names], found.value)
     maps = []
-    for key, cells in table.groupby(telling, sort=False, dropna=False) if telling else [((), table)]:
+    for key, cells in table.groupby(found.names, sort=False, dropna=False) if found.names else [((), table)]:
         grid = cells.set_index(["layer", column]).reindex([(row, one) for row in rows for one in columns])
         values = {
             name: exact(torch.tensor(grid[of].to_numpy(dtype=float, na_value=np.nan)).view(len(rows), len(columns)))
             for name, of in {"values": "value", "low": "ci_low", "high": "ci_high"}.items()
         }
-        which = ", ".join(f"{name} {_shown(one)}" for name, one in zip(telling, key, strict=True))
-        n = _prompts(frame)
-        what = f"{_of_metric(value, frame) if 'metric' not in telling else value}, mean over {n} prompt{'s'[: n > 1]}"
+        which = ", ".join(f"{name} {_shown(one)}" for name, one in zip(found.names, key, strict=True))
+        what = f"{found.what}, mean over {found.n} prompt{'s'[: found.n > 1]}"
         maps.append({"what": f"{which}: {what}" if which else what, "signed": True, **values})
     payload = {
         "rows": [_shown(one) for one in rows],
@@ -118,7 +149,7 @@ def _map(frame: pd.DataFrame, value: str, column: str) -> Part:
         "named": ["layer", column],
         "maps": maps,
     }
-    return Part("heatmap", f"{value[:1].upper()}{value[1:]} by layer and {column}", payload)
+    return Part("heatmap", f"{found.value[:1].upper()}{found.value[1:]} by layer and {column}", payload)
 
 
 def _telling(frame: pd.DataFrame, cell: Sequence[str]) -> list[str]:
@@ -146,8 +177,8 @@ def _prompts(frame: pd.DataFrame) -> int:
     return int(frame["prompt"].nunique() if "prompt" in frame else frame["n"].max() if "n" in frame else 1)
 
 
-def _of_metric(value: str, frame: pd.DataFrame) -> str:
-    return f"{value} of {frame['metric'].iloc[0]}" if "metric" in frame else value
+def _what(value: str, frame: pd.DataFrame, names: Sequence[str]) -> str:
+    return f"{value} of {frame['metric'].iloc[0]}" if "metric" in frame and "metric" not in names else value
 
 
 def _shown(value: Any) -> str:

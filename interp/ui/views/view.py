@@ -6,6 +6,8 @@ draws it. The page has no other script, asks nothing of any server, and takes a 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import posixpath
@@ -18,7 +20,6 @@ from typing import Any
 
 from interp.errors import InterpError
 from interp.files.whole_files import write_whole
-from interp.ui.page import csp_hash
 
 SCHEMA = 1
 """The version of payloads: a page refuses one that it cannot read."""
@@ -64,13 +65,12 @@ class View:
     def to_html(self) -> str:
         """The view as a page that needs nothing else, nor the network."""
         script = script_of(tuple(sorted({part.name for part in self.parts})))
-        style = "\n" + (HERE / "base.css").read_text(encoding="utf-8")
+        style = "\n" + style_of_views()
         # Styles of single elements (a bar's width) are set by the script, which no policy forbids.
         policy = f"default-src 'none'; script-src {csp_hash(script)}; style-src {csp_hash(style)}"
         parts = [{"view": part.name, "title": part.title, **part.payload} for part in self.parts]
         body = {"schema": SCHEMA, "title": self.title, "parts": parts}
-        # Within a script element only "</script" and "<!--" have a meaning, and neither is left.
-        data = json.dumps(body, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+        data = as_json(body)
         title = html.escape(self.title)
         return (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -104,23 +104,46 @@ class View:
         return f"View of {len(self.parts)} parts: {', '.join(part.title for part in self.parts)}"
 
 
+def csp_hash(content: str) -> str:
+    """How a content security policy names a script or style by what is in it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def as_json(value: Any) -> str:
+    """Plain values as JSON that can stand in a script element."""
+    # There only "</script" and "<!--" have a meaning, and neither is left.
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def style_of_views() -> str:
+    """The style that views need."""
+    return (HERE / "base.css").read_text(encoding="utf-8")
+
+
 @lru_cache
-def script_of(names: Iterable[str]) -> str:
-    """The modules of some views and all that they import, as one script without imports."""
+def script_of(names: Iterable[str], *, start: str = "start") -> str:
+    """The modules of some views and all that they import, as one script without imports.
+
+    Args:
+        names: of the views.
+        start: the module that runs when all are there, with `VIEWS`, the functions that draw them, by name.
+    """
 
     def source(address: str) -> str:
         return (HERE / "js" / address.removeprefix("/")).read_text(encoding="utf-8")
 
     views = ", ".join(f'{name}: modules["/{name}.js"].render' for name in names)
-    return f"{bundled([f'/{name}.js' for name in names], source)}const VIEWS = {{ {views} }};\n{source('/start.js')}"
+    modules = [f"/{name}.js" for name in [*names, start]]
+    return bundled(modules, source, before_last=f"const VIEWS = {{ {views} }};\n")
 
 
-def bundled(entries: Iterable[str], source: Callable[[str], str]) -> str:
+def bundled(entries: Iterable[str], source: Callable[[str], str], *, before_last: str = "") -> str:
     """Modules and all that they import, as one script without imports: `modules` has what each exports.
 
     Args:
         entries: addresses, such as "/views/lens.js".
         source: the text of the module at an address.
+        before_last: a script that runs before the last entry.
 
     Raises:
         InterpError: a module with imports or exports of another form than `IMPORTED` and `EXPORTED`.
@@ -143,4 +166,5 @@ def bundled(entries: Iterable[str], source: Callable[[str], str]) -> str:
 
     for entry in entries:
         add(entry)
-    return "const modules = {};\n" + "".join(made.values())
+    *others, last = made.values()
+    return "const modules = {};\n" + "".join(others) + before_last + last

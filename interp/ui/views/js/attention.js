@@ -4,7 +4,7 @@ import { cells, copyButton, css, ink, make, numbers, onScheme, roving, sequentia
 export function render(root, payload) {
   const { tokens, layers, heads, effect, stages } = payload;
   const n = tokens.length, pattern = numbers(payload.pattern);
-  const name = (at) => `L${layers[Math.floor(at / heads)]}${payload.letter ?? "H"}${at % heads}`;
+  const name = (at) => payload.names?.[at] ?? `L${layers[Math.floor(at / heads)]}${payload.letter ?? "H"}${at % heads}`;
   const weight = (at, query, key) => pattern.get(Math.floor(at / heads), at % heads, query, key);
   const limit = effect ? Math.max(...effect.mean.map((v) => Math.abs(v ?? 0))) : 0;
   const told = (at) => effect ? `${shown(effect.mean[at], true)} [${shown(effect.low[at], true)}, ${shown(effect.high[at], true)}]` : "";

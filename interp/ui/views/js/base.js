@@ -1,9 +1,8 @@
 // What every view needs: arrays of a payload, colours, tokens as people read them, and small pieces of a page.
 
-/** The numbers of a payload's array: `{shape, get(i, j, ...), values}`; `packed: "causal"` stores keys up to the query. */
+/** The numbers of a payload's array: `{shape, get(i, j, ...), values}`; `packed: "causal"` stores keys up to the query, and `values` holds numbers as they are. */
 export function numbers(array) {
-  const bytes = Uint8Array.from(atob(array.data), (c) => c.charCodeAt(0));
-  const values = { float16: halves, uint8: (b) => b, float32: (b) => new Float32Array(b.buffer) }[array.dtype](bytes);
+  const values = array.values ?? { float16: halves, uint8: (b) => b, float32: (b) => new Float32Array(b.buffer) }[array.dtype](Uint8Array.from(atob(array.data), (c) => c.charCodeAt(0)));
   const { shape, scale = 1, packed } = array;
   const n = shape[shape.length - 1];
   const matrix = packed === "causal" ? (n * (n + 1)) / 2 : n * n;
