@@ -68,7 +68,8 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         tables += list(_of_weights(model, table))
     items = _figures(table, len(pairs))
     section = Section(title="Kinds of heads", anchor="head-detectors", text=text, figures=items, tables=tables)
-    return StudyReport(frame, section, list(in_short(table, agreed)), _kinds(table))
+    frame.attrs["parts"] = _kinds(table)
+    return StudyReport(frame, section, list(in_short(table, agreed)))
 
 
 def _kinds(table: pd.DataFrame) -> dict[str, str]:
