@@ -97,7 +97,7 @@ class Story:
         self.results[name] = made.frame
         self.sections.append(made.section)
         self.told[name] = made.findings
-        self.parts[name] = made.parts
+        self.parts[name] = made.frame.attrs.get("parts", {})
 
 
 @dataclass

@@ -110,11 +110,11 @@ def _where(resid: pd.DataFrame, roles: Sequence[str]) -> str:
             carried.append(f"at `{role}` before {layers}")
     if not carried:
         return no_effect(resid) or (
-            "No single role's residual stream gives back half of the clean logit difference {figure:patching_roles}."
+            "No single role's residual stream gives back half of the clean logit difference ({figure:patching_roles})."
         )
     return (
         f"What decides the answer is in the residual stream {', '.join(carried)}: there the clean prompt's stream, put "
-        "into the corrupt prompt, gives back at least half of the clean logit difference {figure:patching_roles}."
+        "into the corrupt prompt, gives back at least half of the clean logit difference ({figure:patching_roles})."
     )
 
 

@@ -55,7 +55,8 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     section = Section("Circuit", "circuit", [*text, *findings], items, appendix=more)
     inside = circuit.edges.any(1).nonzero()[:, 0].tolist()
     nodes = [circuit.graph.senders[at].label for at in inside if circuit.graph.senders[at].kind != "input"]
-    return StudyReport(frame, section, findings, dict.fromkeys(nodes, "in it"))
+    frame.attrs["parts"] = dict.fromkeys(nodes, "in it")
+    return StudyReport(frame, section, findings)
 
 
 def _intro(find_on: PromptPairs, run_on: PromptPairs, n: int, total: int) -> str:

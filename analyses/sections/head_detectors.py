@@ -72,7 +72,8 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     section = Section(
         title="Kinds of heads", anchor="head-detectors", text=text, figures=items, tables=tables, appendix=more
     )
-    return StudyReport(frame, section, list(in_short(table, agreed)), _kinds(table))
+    frame.attrs["parts"] = _kinds(table)
+    return StudyReport(frame, section, list(in_short(table, agreed)))
 
 
 def _kinds(table: pd.DataFrame) -> dict[str, str]:

@@ -58,13 +58,12 @@ class StudyReport(NamedTuple):
     """What a report has of one study.
 
     Attributes:
-        frame: every measurement; later studies may look at it.
+        frame: every measurement; later studies may look at it. A study that names parts of the model has what it says
+            of each in `frame.attrs["parts"]`: part -> a few words.
         section: what its section of the page says and shows.
         findings: sentences of the section that can stand alone.
-        parts: parts of the model that the study names -> what it says of them, in a few words.
     """
 
     frame: pd.DataFrame
     section: Section
     findings: list[str]
-    parts: Mapping[str, str] = {}

@@ -71,16 +71,18 @@ def in_short(found: Mechanism) -> list[str]:
     told = []
     if len(direct):
         named = listed([f"{row.component} ({_number(row, '+.2f')})" for row in direct.head(NAMED).itertuples()])
-        told.append(f"{_most(direct, 'The answer is written at ' + where)} by {named}, in logits {{figure:mechanism}}.")
+        told.append(
+            f"{_most(direct, 'The answer is written at ' + where)} by {named}, in logits ({{figure:mechanism}})."
+        )
     if len(paths):
         steps = [
             f"{row.component} feeds {_readers(row)} ({_number(row, '+.0%')})" for row in paths.head(2).itertuples()
         ]
-        told.append(f"Before that, {listed(steps)}, in parts of the difference that is explained {{figure:mechanism}}.")
+        told.append(f"Before that, {listed(steps)}, of the difference to explain ({{figure:mechanism}}).")
     if not told:
         parts = found.frame[found.frame["kind"] == "part"].drop_duplicates("component").head(NAMED)
         named = listed([f"{row.component} ({_number(row, '+.0%')})" for row in parts.itertuples()])
-        told.append(f"The parts that move the answer most are {named} {{figure:mechanism}}.")
+        told.append(f"The parts that move the answer most are {named} ({{figure:mechanism}}).")
     return told
 
 
