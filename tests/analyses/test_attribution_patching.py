@@ -13,7 +13,7 @@ from makers import KINDS, RECURRENT, make, pairs_of
 
 import interp
 from analyses import activation_patching
-from analyses.attribution_patching import METHODS, compared, plot, plot_agreement, run, summary
+from analyses.attribution_patching import METHODS, Asked, compared, plot, plot_agreement, run, run_several, summary
 from analyses.cli import main
 from analyses.sections.attribution_patching import report
 from interp.errors import InterpError, PromptError, UnknownName
@@ -114,6 +114,18 @@ def test_a_report_names_heads_and_mixers(kind: str) -> None:
     assert "attribution_patching_recurrence" in [item.name for item in section.figures]
     for item in section.figures:
         item.figure.canvas.draw()
+
+
+def test_tables_that_share_their_runs_are_those_made_alone() -> None:
+    model, pairs = make("llama_gqa"), pairs_of(5, 4, 5)
+    asked = [Asked("z", "head"), Asked(["q", "k"], "head"), Asked(["q", "k"], "head", method="qk-fix")]
+    for one, found in zip(asked, run_several(model, pairs, asked, sample=6, progress=False), strict=True):
+        alone = run(model, pairs, site=one.site, by=one.by, method=one.method, sample=6, progress=False)
+        assert found["sample"].tolist() == alone["sample"].tolist()
+        for column in ("value", "exact", "base_value", "source_value"):
+            np.testing.assert_allclose(found[column], alone[column], rtol=1e-4, atol=1e-5)
+    with pytest.raises(InterpError, match="share their gradients, and these methods do not: atp, drop"):
+        run_several(model, pairs, [Asked("z"), Asked("z", method="drop")], progress=False)
 
 
 def test_directions_are_those_of_activation_patching() -> None:

@@ -14,6 +14,7 @@ from makers import make, pairs_of
 import interp
 from analyses import circuit as study
 from analyses.sections import circuit as told
+from analyses.sections import edge_attribution as edges
 from interp.circuits.circuit import Circuit
 from interp.circuits.edge_scores import eap
 from interp.circuits.faithfulness import cmd, cpr, faithfulness
@@ -22,6 +23,7 @@ from interp.circuits.run import run_circuits
 from interp.circuits.search import circuits
 from interp.errors import ConfigError, UnknownName
 from interp.models.gpt import GPT
+from interp.study.sections import ReportResults, edge_scores_of
 from interp.tasks import ioi
 
 
@@ -96,6 +98,17 @@ def test_a_report_is_made_of_the_numbers(kind: str, lengths: tuple[int, ...]) ->
     assert complete["part"].iloc[-1] == "all its nodes" and minimal["score"].ge(0).all()
     for item in (*section.figures, *section.appended_figures):
         item.figure.canvas.draw()
+
+
+def test_a_report_takes_the_scores_that_edge_attribution_has_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs, results = make("llama_gqa"), pairs_of(6, 4, 6, 5), ReportResults()
+    expected = told.report(model, pairs, {}, progress=False).frame
+    edges.report(model, pairs, results, progress=False)
+    monkeypatch.setattr("interp.circuits.finding.eap_ig", lambda *_, **__: pytest.fail("they are made anew"))
+    found = told.report(model, pairs, results, progress=False).frame
+    np.testing.assert_allclose(found["value"], expected["value"], rtol=1e-4, atol=1e-5)
+    monkeypatch.undo()
+    assert edge_scores_of(results, pairs) is not None and edge_scores_of(results, pairs[:2]) is None  # other prompts
 
 
 def test_a_report_says_where_nothing_is_to_be_found() -> None:
