@@ -30,6 +30,7 @@ import interp
 from interp.errors import ConfigError, OutputError
 from interp.hooked.model import HookedModel
 from interp.ui.explorer import pictures, worker
+from interp.ui.explorer.pace import Pace
 from interp.ui.explorer.serve import serve
 from interp.ui.explorer.server import LARGEST_BODY, make_app
 from interp.variants.granularity import variants
@@ -105,7 +106,7 @@ def test_an_edit_is_shown_beside_the_models_own_run(client: TestClient, toy: Hoo
 def test_the_map_is_the_sweeps_and_its_cost_is_said_before(client: TestClient, toy: HookedModel) -> None:
     scene = {"prompt": PROMPT, "second": SECOND, "answers": ["5", "9"]}
     plan = post(client, "plan", scene=scene)
-    assert plan["heads"] == toy.cfg.n_layers * toy.cfg.n_heads and plan["operations"] > 0 and plan["seconds"] > 0
+    assert plan["cells"] == toy.cfg.n_layers * toy.cfg.n_heads and plan["operations"] > 0 and plan["seconds"] > 0
     pairs = interp.PromptPairs.from_tokens(
         [[int(one) for one in PROMPT.split()]], [[int(one) for one in SECOND.split()]], answers=[(5, 9)]
     )
@@ -120,6 +121,31 @@ def test_the_map_is_the_sweeps_and_its_cost_is_said_before(client: TestClient, t
     names: dict[str, Any] = {}
     exec(script.replace("source=", "progress=False, source="), names)
     np.testing.assert_allclose(found.ravel(), names["table"]["effect"].to_numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("cut", ["resid_pre", "attn_out"])
+def test_a_map_by_position_is_the_sweeps(cut: str, client: TestClient, toy: HookedModel) -> None:
+    scene = {"prompt": PROMPT, "second": SECOND, "answers": ["5", "9"]}
+    assert post(client, "plan", scene=scene, cut=cut)["cells"] == toy.cfg.n_layers * 6
+    told = post(client, "map", scene=scene, cut=cut)
+    assert told["by"] == "pos" and told["part"]["columns"] == PROMPT.split()
+    values = told["part"]["maps"][0]["values"]
+    found = np.frombuffer(base64.b64decode(values["data"]), dtype="<f4").reshape(values["shape"])
+    names: dict[str, Any] = {}
+    exec(told["script"].replace('interp.show(table).save("patching.html")', ""), names)
+    np.testing.assert_allclose(found.ravel(), names["table"]["effect"].to_numpy(), rtol=1e-4, atol=1e-6)
+    assert told["name"].format(row=1) in ("resid_pre 1", "attention 1")
+
+
+def test_forecasts_learn_from_what_sweeps_took() -> None:
+    pace = Pace()
+    assert not pace.known and pace.expected("head", 2.0) == 2.0
+    pace.took("head", 1.0, 4.0)
+    assert pace.expected("head", 2.0) == pytest.approx(8.0)
+    assert pace.expected("mlp_out", 2.0) == pytest.approx(8.0)  # at the pace of the last
+    pace.took("mlp_out", 1.0, 1.0)
+    pace.took("head", 1.0, 1.0)  # half of what was known stays, in the logarithm
+    assert pace.expected("head", 2.0) == pytest.approx(4.0) and pace.expected("mlp_out", 2.0) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("answers", [["", ""], ["5", "9"]])
@@ -192,6 +218,8 @@ def test_a_scene_that_cannot_be_shown_is_refused_in_words(scene: Any, says: str,
         ("map", {"scene": {"prompt": "1 2", "second": "1 2"}}, "two answers that differ"),
         ("map", {"scene": {"prompt": "1 2", "second": "1 3", "answers": ["x", ""]}}, "a token id, 0 to 63, not 'x'"),
         ("plan", {"scene": {"prompt": "1 2"}}, "there is none"),
+        ("map", {"scene": {"prompt": "1 2", "second": "1 3"}, "cut": "resid_pr"}, "did you mean 'resid_pre'"),
+        ("map", {"scene": {"prompt": "1 2", "second": "1 3"}, "cut": ["head"]}, "cut must be one of head"),
     ],
 )
 def test_other_requests_are_refused_in_words(what: str, given: Any, says: str, client: TestClient) -> None:
@@ -357,6 +385,7 @@ def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
         ended = (command.wait(20), command.stderr.read(), command.stdout.read())
     assert ended == (0, "", "")
     kinds = [part.pop("kind") for part in told.pop("parts")]
+    assert list(told.pop("maps")) == ["head", "resid_pre", "attn_out"]
     assert told == {"model": "toy", "layers": 2, "heads": 4, "context": 64, "text": False}
     assert kinds == ["head", "attention"]
     assert "interp.load('toy', dtype='float32')" in script
@@ -380,7 +409,7 @@ def test_the_page_draws_quietly_for_everybody(width: int, dark: bool, browser: A
     place = link(address, prompt=PROMPT, second=SECOND, edits="L1H0:zero,L0H1:patch")
     with opened(browser, place, width=width, dark=dark) as shown:
         shown.page.wait_for_selector("#at-lens:not([hidden])")
-        shown.page.click("#run-map:not([disabled])")
+        # The map is quick, so that it is drawn without a click.
         shown.page.wait_for_selector("#map-place canvas")
         shown.page.click("#python")
         shown.page.wait_for_selector("#script-place:not([hidden])")

@@ -34,6 +34,7 @@ from interp.errors import ConfigError, InterpError, check_choice
 from interp.hooked.model import HookedModel
 from interp.ui.explorer import pictures
 from interp.ui.explorer.changes import examples
+from interp.ui.explorer.pace import Pace
 from interp.ui.explorer.scene import Scene, scene_of
 from interp.ui.explorer.script import script_of
 from interp.ui.explorer.worker import BusyError, CancelledRequest, Worker, stoppable, stopping
@@ -77,7 +78,7 @@ def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starl
         token: what requests that compute must bring.
         port: where it is reached, on 127.0.0.1.
     """
-    worker = Worker()
+    worker, pace = Worker(), Pace()
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -96,8 +97,10 @@ def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starl
         "about": lambda given, stop: _about(model),
         "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given))),
         "continue": by_layer(lambda given: pictures.continued(model, _scene(given), _place(given))),
-        "plan": lambda given, stop: pictures.plan_map(model, _scene(given)),
-        "map": lambda given, stop: pictures.map_heads(model, _scene(given), loaded, stoppable(stop)),
+        "plan": lambda given, stop: pictures.plan_map(model, _scene(given), _cut(given), pace, stoppable(stop)),
+        "map": lambda given, stop: pictures.patching_map(
+            model, _scene(given), loaded, stoppable(stop), _cut(given), pace
+        ),
         "script": lambda given, stop: {"script": script_of(model, loaded, _scene(given))},
         "save": by_layer(lambda given: {"page": pictures.saved(model, _scene(given))}),
     }
@@ -218,6 +221,13 @@ def _place(given: Any) -> int:
     return place
 
 
+def _cut(given: Any) -> str:
+    cut = given.get("cut", "head")
+    if not isinstance(cut, str):
+        raise ConfigError(f"cut must be one of {', '.join(pictures.CUTS)}, not {shown(cut)}")
+    return cut
+
+
 def _field(given: Any, name: str) -> Any:
     if not isinstance(given, dict):
         raise ConfigError(f"a request is an object with {name!r}, not {shown(given)}")
@@ -234,6 +244,7 @@ def _about(model: HookedModel) -> dict[str, Any]:
         "context": cfg.n_ctx,
         "text": model.tokenizer is not None,
         "parts": examples(model),
+        "maps": {name: cut.title for name, cut in pictures.cuts_of(model).items()},
     }
 
 

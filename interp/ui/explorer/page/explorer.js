@@ -15,7 +15,7 @@ const by = (id) => document.getElementById(id);
 
 const start = read(location.hash);
 const token = start.token, steps = new History(start.scene);
-let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapping = null, mappedOf = "", typing = 0;
+let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapping = null, mapScript = "", mappedOf = "", typing = 0;
 
 // 1. What the server is asked, in the order in which a reader looks; a newer scene stops an older one.
 async function refresh(problem = "") {
@@ -156,14 +156,16 @@ by("at-attention").addEventListener("chosen", ({ detail }) => {
 });
 by("at-next_token").addEventListener("chosen", ({ detail }) => { next = detail; drawAppend(); });
 
-// 4. The map of all heads: what it costs is said before it is run.
+// 4. The patching map: what it costs is said before it is run; a quick one runs by itself.
+const QUICK = 1.5; // seconds
 async function forecast(scene, signal) {
   by("run-map").disabled = true;
-  if (!scene.second || !about.heads) return;
+  if (!scene.second || !by("cut").value) return;
   try {
-    const { heads, seconds, answers } = await ask(token, "plan", { scene }, signal);
-    by("forecast").textContent = `Each of ${heads} heads alone is given what it has on the second prompt. 0: as the prompt, 1: as the second. Answers: ${answers[0]} and ${answers[1]}. About ${seconds < 1 ? "a second at most" : `${Math.ceil(seconds)} seconds`}.`;
+    const { cells, seconds, answers } = await ask(token, "plan", { scene, cut: by("cut").value }, signal);
+    by("forecast").textContent = `Each of ${cells.toLocaleString("en")} cells alone is given what it has on the second prompt. 0: as the prompt, 1: as the second. Answers: ${answers[0]} and ${answers[1]}. About ${seconds < 1 ? "a second at most" : `${Math.ceil(seconds)} seconds`}.`;
     by("run-map").disabled = false;
+    if (seconds < QUICK && !mapping && !by("map-place").children.length) drawMap();
   } catch (error) { if (error instanceof Refused) by("forecast").textContent = error.message; else if (error.name !== "AbortError") throw error; }
 }
 function stopMap(words) {
@@ -172,31 +174,45 @@ function stopMap(words) {
   by("map-told").textContent = words;
   by("map-place").replaceChildren();
   by("cancel-map").hidden = true;
+  by("map-python").hidden = true;
 }
-by("run-map").addEventListener("click", async () => {
+async function drawMap() {
   stopMap("computing …");
   const own = (mapping = new AbortController());
   by("cancel-map").hidden = false;
   try {
-    const { part } = await ask(token, "map", { scene: steps.scene }, own.signal);
+    const { part, name, by: axis, script } = await ask(token, "map", { scene: steps.scene, cut: by("cut").value }, own.signal);
     stopMap("");
     const body = make("div");
-    body.addEventListener("chosen", ({ detail }) => { by("part").value = `L${part.rows[detail.row]}H${part.columns[detail.column]}`; });
+    body.addEventListener("chosen", ({ detail: { row, column } }) => {
+      by("part").value = name.replace("{row}", part.rows[row]).replace("{column}", part.columns[column]);
+      if (axis === "pos") { by("place").value = `${column}`; choosePlace(); }
+    });
     heatmap.render(body, part);
     by("map-place").replaceChildren(body);
+    mapScript = script;
+    by("map-python").hidden = false;
   } catch (error) { if (error instanceof Refused) stopMap(error.message); else if (error.name !== "AbortError") throw error; }
-});
+}
+by("run-map").addEventListener("click", drawMap);
 by("cancel-map").addEventListener("click", () => { stopMap("cancelled"); by("run-map").focus(); });
+by("cut").addEventListener("change", () => { stopMap(""); forecast(steps.scene, running.signal); });
+by("map-python").addEventListener("click", () => keepScript(mapScript));
 
 // 5. What is taken along.
+async function keepScript(script) {
+  by("script").textContent = script;
+  by("script-place").hidden = false;
+  try {
+    await navigator.clipboard.writeText(script);
+    by("status").textContent = "The script is on the clipboard.";
+  } catch { by("status").textContent = "Copy the script from below the buttons under “Keep”."; }
+}
 by("python").addEventListener("click", async () => {
   try {
     const { script } = await ask(token, "script", { scene: steps.scene });
-    by("script").textContent = script;
-    by("script-place").hidden = false;
-    await navigator.clipboard.writeText(script);
-    by("status").textContent = "The script is on the clipboard.";
-  } catch (error) { if (error instanceof Refused) tell(error); else by("status").textContent = "Copy the script from below the button."; }
+    await keepScript(script);
+  } catch (error) { tell(error); }
 });
 by("save").addEventListener("click", async () => {
   try {
@@ -234,6 +250,7 @@ async function begin() {
   by("title").textContent = about.model;
   by("about").textContent = `${about.layers} layers${about.heads ? ` of ${about.heads} heads` : ""}, prompts of up to ${about.context.toLocaleString("en")} tokens${about.text ? "" : "; it has no tokenizer: write token ids, such as 3 14 15"}.`;
   offer(about.parts);
+  by("cut").replaceChildren(...Object.entries(about.maps).map(([value, title]) => make("option", { value }, title)));
   if (steps.scene.prompt) refresh(); else { drawState(); by("prompt").focus(); }
 }
 begin();
