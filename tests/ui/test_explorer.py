@@ -103,6 +103,25 @@ def test_an_edit_is_shown_beside_the_models_own_run(client: TestClient, toy: Hoo
     assert [part["view"] for part in plain["parts"]] == ["next_token"]
 
 
+def test_edits_and_prompts_are_compared(client: TestClient, toy: HookedModel) -> None:
+    def before_and_after(**fields: Any) -> tuple[dict[str, list[float]], Any]:
+        (part,) = post(client, "look", scene={"prompt": PROMPT, "second": SECOND, **fields}, parts=["compare"])["parts"]
+        return {row["token"]: [row["before"], row["after"]] for row in part["rows"]}, part
+
+    one, two = SCENE["edits"]
+    alone = {edit: before_and_after(edits=[edit])[0] for edit in (one, two)}
+    found, part = before_and_after(edits=[one], kept=[two], beside="kept")
+    assert part["with"] == "the kept edits"
+    for token in found.keys() & alone[one].keys() & alone[two].keys():
+        assert found[token] == pytest.approx([alone[two][token][1], alone[one][token][1]], rel=1e-4)
+    found, part = before_and_after(edits=[], beside="second")
+    assert part["with"] == "the second prompt"
+    with torch.no_grad():
+        second, first = (toy(torch.tensor([[int(one) for one in text.split()]]))[0, -1] for text in (SECOND, PROMPT))
+    for token, pair in found.items():
+        assert pair == pytest.approx([float(one.softmax(-1)[int(token)]) for one in (second, first)], rel=1e-4)
+
+
 def test_the_map_is_the_sweeps_and_its_cost_is_said_before(client: TestClient, toy: HookedModel) -> None:
     scene = {"prompt": PROMPT, "second": SECOND, "answers": ["5", "9"]}
     plan = post(client, "plan", scene=scene)
@@ -194,7 +213,10 @@ REFUSED_SCENES = [
     ({"promt": "1"}, "no field of a scene matches 'promt'; did you mean 'prompt'"),
     ({"prompt": "1", "answers": ["1"]}, "answers are two"),
     ({"prompt": "\ud800"}, "half of a character, at place 0"),
-    ([], "a scene is an object with prompt, second, edits, answers"),
+    ([], "a scene is an object with prompt, second, edits, answers, kept, beside"),
+    ({"prompt": "1", "beside": "others"}, "no run to compare with matches 'others'"),
+    ({"prompt": "1", "kept": ["L0H0:boil"], "beside": "kept"}, "PART:zero"),
+    ({"prompt": "1", "beside": "second"}, "no second prompt to compare with"),
 ]
 
 
@@ -453,6 +475,24 @@ def test_a_head_is_clicked_ablated_and_brought_back(browser: Any, address: str, 
         page.wait_for_selector("#problem:not(:empty)")
         assert "no part matches" in page.inner_text("#problem") or "write one" in page.inner_text("#problem")
         assert page.inner_text("#edits li").startswith("L1H0 zeroed")
+
+
+def test_edits_are_kept_and_compared_with_others(browser: Any, address: str) -> None:
+    with opened(browser, link(address, prompt=PROMPT, second=SECOND, edits="L1H0:zero")) as shown:
+        page = shown.page
+        page.wait_for_selector("#at-lens:not([hidden])")
+        page.click("#keep")
+        page.wait_for_selector("#kept >> text=Kept: L1H0 zeroed")
+        page.wait_for_selector("#at-compare >> text=They are 0 nats apart")
+        page.fill("#part", "L1H1")
+        page.click("#change button[value=zero]")
+        page.wait_for_selector("#at-compare >> text=Before: the kept edits")
+        page.select_option("#beside", "second")
+        page.wait_for_selector("#at-compare >> text=Before: the second prompt")
+        page.reload()
+        page.wait_for_selector("#at-compare >> text=Before: the second prompt")
+        assert page.inner_text("#kept") == "Kept: L1H0 zeroed."
+        assert shown.violations() == []
 
 
 def test_a_cell_of_a_pattern_and_a_token_choose_what_is_changed(browser: Any, address: str) -> None:

@@ -25,7 +25,7 @@ from interp.sweeps.plan import Plan, expected_seconds
 from interp.sweeps.sweep import Executor, plan_sweep, sweep
 from interp.text.characters import visible_token
 from interp.ui.explorer.pace import Pace
-from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, pairs_of, patched, resolved
+from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, compared_with, pairs_of, patched, resolved
 from interp.ui.explorer.script import map_script_of
 from interp.ui.views import frames, prompts
 from interp.ui.views.show import show
@@ -54,7 +54,12 @@ def look(model: HookedModel, scene: Scene, wanted: Sequence[str]) -> dict[str, A
         check_choice("part", name, PARTS)
     variant, pairs = resolved(model, scene)
     labels = labels_of(model, pairs.clean[0])
-    parts = [PARTS[name](model, pairs, variant, labels) for name in wanted]
+    parts = [
+        compare(model, pairs, variant, compared_with(model, scene))
+        if name == "compare"
+        else PARTS[name](model, pairs, variant, labels)
+        for name in wanted
+    ]
     shown = [{"view": part.name, "title": part.title, **part.payload} for part in parts if part is not None]
     return {"ids": pairs.clean[0].tolist(), "labels": labels, "parts": shown}
 
@@ -100,23 +105,35 @@ def _too_long(title: str, n: int) -> Part:
 
 
 @torch.no_grad()
-def compare(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part | None:
-    """What the edits change at the last position: probabilities of next tokens, and of the first choice by layer."""
-    if not variant.edits:
+def compare(
+    model: HookedModel, pairs: PromptPairs, variant: Variant, before: tuple[str, Variant, PromptPairs]
+) -> Part | None:
+    """Two runs at the last position: probabilities of next tokens, and of the first choice of one, by layer.
+
+    Args:
+        model: the model.
+        pairs, variant: the run that is looked at.
+        before: what it is compared with, as `compared_with` gives it.
+
+    Returns:
+        None where both are the same run.
+    """
+    what, other_variant, other_pairs = before
+    if not variant.edits and not other_variant.edits and torch.equal(pairs.clean, other_pairs.clean):
         return None
     names = depths(model, halves=False)
     streams = []
-    for one in (Variant([]), variant):
-        with run_of(model, pairs, one):
-            _, cache = model.run_with_cache(pairs.clean[:1], names_filter=names, return_type=None)
+    for edits, both in ((other_variant, other_pairs), (variant, pairs)):
+        with run_of(model, both, edits):
+            _, cache = model.run_with_cache(both.clean[:1], names_filter=names, return_type=None)
         streams.append(torch.stack([cache[name][0, -1] for name in names]))  # [layer, d_model]
     # The last layer's reading is the model's own output; no other position need be unembedded.
     logits = read_out(model, torch.stack(streams))  # [run, layer, d_vocab_out]
     read = logits.log_softmax(-1)
-    before, after = read[:, -1]  # [d_vocab_out]
-    tokens = torch.cat([one.topk(min(TOP, len(one))).indices for one in (before, after)]).unique()
-    tokens = tokens[torch.maximum(before, after)[tokens].argsort(descending=True)]
-    first = int(before.argmax())
+    ours, after = read[:, -1]  # [d_vocab_out]
+    tokens = torch.cat([one.topk(min(TOP, len(one))).indices for one in (ours, after)]).unique()
+    tokens = tokens[torch.maximum(ours, after)[tokens].argsort(descending=True)]
+    first = int(ours.argmax())
     best, of_first = read.max(-1), read[..., first].exp().tolist()
     layers = [
         {
@@ -129,7 +146,7 @@ def compare(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Se
     rows = [
         {
             "token": visible_token(token_text(model, token)),
-            "before": float(before[token].exp()),
+            "before": float(ours[token].exp()),
             "after": float(after[token].exp()),
             "logits": logits[:, -1, token].tolist(),
         }
@@ -139,14 +156,17 @@ def compare(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Se
         "rows": rows,
         "layers": layers,
         "first": visible_token(token_text(model, first)),
-        "divergence": float(divergence(before, after)),
+        "divergence": float(divergence(ours, after)),
+        "with": what,
     }
     return Part("compare", "Before and after", payload)
 
 
 Picture = Callable[[HookedModel, PromptPairs, Variant, Sequence[str]], Part | None]
 PARTS: dict[str, Picture] = {
-    "compare": compare,
+    "compare": lambda model, pairs, variant, labels: compare(
+        model, pairs, variant, ("the model’s own run", Variant([]), pairs)
+    ),
     "next_token": _next_token,
     "attention": _attention,
     "lens": _lens,

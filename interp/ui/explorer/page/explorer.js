@@ -28,7 +28,7 @@ async function refresh(problem = "") {
   if (of !== mappedOf) { mappedOf = of; stopMap(""); }
   by("views").setAttribute("aria-busy", "true");
   try {
-    const asked = [...(scene.edits.length ? [["compare"]] : []), ["next_token"], ["attention"], ["lens"]], [first] = asked;
+    const asked = [...(scene.edits.length || scene.beside ? [["compare"]] : []), ["next_token"], ["attention"], ["lens"]], [first] = asked;
     for (const parts of asked) {
       const began = performance.now(), told = await ask(token, "look", { scene, parts }, own.signal);
       if (own.signal.aborted) return true;
@@ -58,7 +58,7 @@ function tell(error) {
 // 2. What is drawn.
 function show(wanted, parts) {
   const { edits } = steps.scene, edited = edits.length ? `, ${edits.map(said).join(", ")}` : "";
-  if (!edited) by("at-compare").hidden = true;
+  if (!edited && !steps.scene.beside) by("at-compare").hidden = true;
   for (const name of wanted) if (!parts.some((part) => place(part, wanted) === name)) by(`at-${name}`).hidden = true;
   for (const part of parts) {
     const section = by(`at-${place(part, wanted)}`), body = make("div");
@@ -99,6 +99,9 @@ function drawState() {
   by("history").replaceChildren(...steps.steps.map(({ words }, at) => make("li", {},
     make("button", { type: "button", "aria-current": at === steps.at ? "step" : null, onclick: () => { goTo(at); by("history").children[at].firstChild.focus(); } }, words))));
   by("history").lastChild.scrollIntoView({ block: "nearest" });
+  by("beside").value = scene.beside;
+  by("keep").disabled = !scene.edits.length || alike(scene.edits, scene.kept);
+  by("kept").textContent = scene.kept.length ? `Kept: ${scene.kept.map(said).join(", ")}.` : "";
   by("undo").disabled = steps.at === 0;
   by("redo").disabled = steps.at === steps.steps.length - 1;
   by("script-place").hidden = true;
@@ -138,6 +141,8 @@ by("change").addEventListener("submit", (event) => {
   const others = steps.scene.edits.filter((one) => one.split(":")[0] !== part);
   change({ edits: [...others, edit] }, said(edit), { undone: true });
 });
+by("beside").addEventListener("change", ({ target }) => change({ beside: target.value }, `compared with ${target.selectedOptions[0].text}`, { undone: true }));
+by("keep").addEventListener("click", () => { const { edits } = steps.scene; change({ kept: edits, beside: "kept" }, `kept ${edits.map(said).join(", ")}`); by("part").focus(); });
 by("undo").addEventListener("click", () => goTo(steps.at - 1));
 by("redo").addEventListener("click", () => goTo(steps.at + 1));
 
