@@ -28,6 +28,7 @@ from vocabularies import names_tokenizer, reader
 
 import interp
 from interp.errors import ConfigError, OutputError
+from interp.heads.detectors import Material, measured
 from interp.hooked.model import HookedModel
 from interp.ui.explorer import pictures, worker
 from interp.ui.explorer.pace import Pace
@@ -156,6 +157,41 @@ def test_a_map_by_position_is_the_sweeps(cut: str, client: TestClient, toy: Hook
     assert told["name"].format(row=1) in ("resid_pre 1", "attention 1")
 
 
+def test_the_table_of_heads_has_scores_and_exact_effects(client: TestClient, toy: HookedModel) -> None:
+    assert post(client, "plan_heads", scene={"prompt": PROMPT})["heads"] == 8
+    told = post(client, "heads", scene={"prompt": PROMPT})
+    assert told["heads"] == [f"L{layer}H{head}" for layer in range(2) for head in range(4)]
+    ids = torch.tensor([[int(one) for one in PROMPT.split()]])
+    with torch.no_grad():
+        own = toy(ids)[0, -1].log_softmax(-1)
+        first = int(own.argmax())
+        for at, name in enumerate(told["heads"]):
+            edit = interp.Edit("z", {"layer": int(name[1]), "head": int(name[3])}, "zero")
+            pairs = interp.PromptPairs.from_tokens(ids.tolist())
+            with interp.edited(toy, pairs, edit, base="clean"):
+                without = toy(pairs.clean)[0, -1].log_softmax(-1)
+            assert told["lost"][at] == pytest.approx(float(own[first] - without[first]), rel=1e-3, abs=1e-5)
+    assert told["first"] == str(first)
+    scores, _ = measured(Material(toy, None, n=4), ["induction"], ["patterns"], progress=False)
+    means = scores.groupby(["layer", "head"])["effect"].mean()
+    assert told["columns"]["induction"] == pytest.approx(means.tolist(), rel=1e-5)
+
+
+def test_a_head_is_found_in_the_table(browser: Any, address: str) -> None:
+    with opened(browser, link(address, prompt=PROMPT)) as shown:
+        page = shown.page
+        page.wait_for_selector("#at-lens:not([hidden])")
+        page.click("#run-finder:not([disabled])")
+        page.wait_for_selector("#finder-place table")
+        page.get_by_role("button", name="induction", exact=True).click()
+        chosen = page.locator("#finder-place tbody button").first
+        name = chosen.inner_text()
+        chosen.click()
+        assert page.input_value("#part") == name
+        assert page.inner_text("#at-attention .head-name") == name
+        assert shown.violations() == []
+
+
 def test_forecasts_learn_from_what_sweeps_took() -> None:
     pace = Pace()
     assert not pace.known and pace.expected("head", 2.0) == 2.0
@@ -215,8 +251,6 @@ REFUSED_SCENES = [
     ({"prompt": "\ud800"}, "half of a character, at place 0"),
     ([], "a scene is an object with prompt, second, edits, answers, kept, beside"),
     ({"prompt": "1", "beside": "others"}, "no run to compare with matches 'others'"),
-    ({"prompt": "1", "kept": ["L0H0:boil"], "beside": "kept"}, "PART:zero"),
-    ({"prompt": "1", "beside": "second"}, "no second prompt to compare with"),
 ]
 
 
@@ -234,6 +268,12 @@ def test_a_scene_that_cannot_be_shown_is_refused_in_words(scene: Any, says: str,
         ("look", {"scene": {"prompt": "1"}}, "'parts'"),
         ("look", {"scene": {"prompt": "1"}, "parts": ["lense"]}, "did you mean 'lens'"),
         ("look", {"scene": {"prompt": "1"}, "parts": [["lens"]]}, "no part matches"),
+        (
+            "look",
+            {"scene": {"prompt": "1", "kept": ["L0H0:boil"], "beside": "kept"}, "parts": ["compare"]},
+            "PART:zero",
+        ),
+        ("look", {"scene": {"prompt": "1", "beside": "second"}, "parts": ["compare"]}, "no second prompt"),
         ("look", [], "a request is an object with 'scene'"),
         ("continue", {"scene": {"prompt": "1"}, "at": 64}, "0 to 63, not 64"),
         ("continue", {"scene": {"prompt": "1"}, "at": True}, "at must be an integer"),
@@ -544,7 +584,7 @@ def test_the_page_is_walked_by_keyboard(browser: Any, address: str) -> None:
         page = shown.page
         page.wait_for_selector("#run-map:not([disabled])")
         reached = []
-        for _ in range(45):
+        for _ in range(70):
             page.keyboard.press("Tab")
             reached.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
         for name in ("prompt", "second", "part", "factor", "python", "save", "thumb", "run-map"):

@@ -34,6 +34,7 @@ from interp.errors import ConfigError, InterpError, check_choice
 from interp.hooked.model import HookedModel
 from interp.ui.explorer import pictures
 from interp.ui.explorer.changes import examples
+from interp.ui.explorer.finder import plan_heads, table_of_heads
 from interp.ui.explorer.pace import Pace
 from interp.ui.explorer.scene import Scene, scene_of
 from interp.ui.explorer.script import script_of
@@ -101,6 +102,8 @@ def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starl
         "map": lambda given, stop: pictures.patching_map(
             model, _scene(given), loaded, stoppable(stop), _cut(given), pace
         ),
+        "plan_heads": lambda given, stop: plan_heads(model, _scene(given), pace),
+        "heads": lambda given, stop: table_of_heads(model, _scene(given), pace, stop),
         "script": lambda given, stop: {"script": script_of(model, loaded, _scene(given))},
         "save": by_layer(lambda given: {"page": pictures.saved(model, _scene(given))}),
     }

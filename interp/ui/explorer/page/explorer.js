@@ -6,6 +6,7 @@ import * as lens from "./views/lens.js";
 import * as nextToken from "./views/next_token.js";
 import { ask, Refused } from "./ask.js";
 import * as compare from "./compare.js";
+import * as finder from "./finder.js";
 import { alike, History, read, said, written } from "./scene.js";
 
 const VIEWS = { attention: attention.render, compare: compare.render, heatmap: heatmap.render, lens: lens.render, next_token: nextToken.render, note: (root, payload) => root.append(make("p", { class: "note" }, payload.text)) };
@@ -38,7 +39,8 @@ async function refresh(problem = "") {
       if (parts === first) by("status").textContent = `${scene.edits.length ? "The edited run" : "The next token"} took ${Math.round(performance.now() - began)} ms.`;
     }
     by("views").setAttribute("aria-busy", "false");
-    forecast(scene, own.signal);
+    await forecast(scene, own.signal);
+    forecastFinder(scene, own.signal);
   } catch (error) {
     if (error.name === "AbortError") return true;
     by("views").setAttribute("aria-busy", "false");
@@ -204,7 +206,39 @@ by("cancel-map").addEventListener("click", () => { stopMap("cancelled"); by("run
 by("cut").addEventListener("change", () => { stopMap(""); forecast(steps.scene, running.signal); });
 by("map-python").addEventListener("click", () => keepScript(mapScript));
 
-// 5. What is taken along.
+// 5. The table of all heads, on a button.
+let finding = null, foundIn = "";
+async function forecastFinder(scene, signal) {
+  if (scene.prompt !== foundIn) { foundIn = scene.prompt; stopFinder(""); }
+  by("run-finder").disabled = !about.heads;
+  if (!about.heads) return;
+  try {
+    const { heads, seconds } = await ask(token, "plan_heads", { scene }, signal);
+    by("finder-forecast").textContent = `Scores of ${heads} heads, and what the next token of the model’s own run loses without each. About ${seconds < 1 ? "a second at most" : `${Math.ceil(seconds)} seconds`}.`;
+  } catch (error) { if (error instanceof Refused) by("finder-forecast").textContent = error.message; else if (error.name !== "AbortError") throw error; }
+}
+function stopFinder(words) {
+  finding?.abort();
+  finding = null;
+  by("finder-told").textContent = words;
+  by("finder-place").replaceChildren();
+  by("cancel-finder").hidden = true;
+}
+by("run-finder").addEventListener("click", async () => {
+  stopFinder("computing …");
+  const own = (finding = new AbortController());
+  by("cancel-finder").hidden = false;
+  try {
+    const told = await ask(token, "heads", { scene: steps.scene }, own.signal), body = make("div");
+    stopFinder("");
+    body.addEventListener("chosen", ({ detail }) => { by("part").value = detail.name; by("at-attention").querySelector(`[data-at="${detail.at}"]`)?.click(); });
+    finder.render(body, told);
+    by("finder-place").replaceChildren(body);
+  } catch (error) { if (error instanceof Refused) stopFinder(error.message); else if (error.name !== "AbortError") throw error; }
+});
+by("cancel-finder").addEventListener("click", () => { stopFinder("cancelled"); by("run-finder").focus(); });
+
+// 6. What is taken along.
 async function keepScript(script) {
   by("script").textContent = script;
   by("script-place").hidden = false;
@@ -228,7 +262,7 @@ by("save").addEventListener("click", async () => {
   } catch (error) { tell(error); }
 });
 
-// 6. The beginning, and links that are opened in this tab.
+// 7. The beginning, and links that are opened in this tab.
 by("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = read(by("address").value).token || by("address").value.trim();
