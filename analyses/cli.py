@@ -167,7 +167,7 @@ def lens(
 @click.option("--port", type=Whole(0, 65535), default=0, show_default=True, help="Where; 0 takes one that is free.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
 def explore(source: str, device: str | None, dtype: str, port: int, browser: bool) -> None:
-    """Serve a page, to this machine alone, in which a prompt and any head can be changed; Ctrl-C ends it."""
+    """Serve a page, to this machine alone, in which a prompt and any part can be changed; Ctrl-C ends it."""
     from interp.loading.load import load
     from interp.ui.explorer.serve import serve
 

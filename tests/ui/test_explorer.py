@@ -28,8 +28,10 @@ from vocabularies import names_tokenizer, reader
 
 import interp
 from interp.errors import ConfigError, OutputError
+from interp.heads.detectors import Material, measured
 from interp.hooked.model import HookedModel
 from interp.ui.explorer import pictures, worker
+from interp.ui.explorer.pace import Pace
 from interp.ui.explorer.serve import serve
 from interp.ui.explorer.server import LARGEST_BODY, make_app
 from interp.variants.granularity import variants
@@ -102,10 +104,29 @@ def test_an_edit_is_shown_beside_the_models_own_run(client: TestClient, toy: Hoo
     assert [part["view"] for part in plain["parts"]] == ["next_token"]
 
 
+def test_edits_and_prompts_are_compared(client: TestClient, toy: HookedModel) -> None:
+    def before_and_after(**fields: Any) -> tuple[dict[str, list[float]], Any]:
+        (part,) = post(client, "look", scene={"prompt": PROMPT, "second": SECOND, **fields}, parts=["compare"])["parts"]
+        return {row["token"]: [row["before"], row["after"]] for row in part["rows"]}, part
+
+    one, two = SCENE["edits"]
+    alone = {edit: before_and_after(edits=[edit])[0] for edit in (one, two)}
+    found, part = before_and_after(edits=[one], kept=[two], beside="kept")
+    assert part["with"] == "the kept edits"
+    for token in found.keys() & alone[one].keys() & alone[two].keys():
+        assert found[token] == pytest.approx([alone[two][token][1], alone[one][token][1]], rel=1e-4)
+    found, part = before_and_after(edits=[], beside="second")
+    assert part["with"] == "the second prompt"
+    with torch.no_grad():
+        second, first = (toy(torch.tensor([[int(one) for one in text.split()]]))[0, -1] for text in (SECOND, PROMPT))
+    for token, pair in found.items():
+        assert pair == pytest.approx([float(one.softmax(-1)[int(token)]) for one in (second, first)], rel=1e-4)
+
+
 def test_the_map_is_the_sweeps_and_its_cost_is_said_before(client: TestClient, toy: HookedModel) -> None:
     scene = {"prompt": PROMPT, "second": SECOND, "answers": ["5", "9"]}
     plan = post(client, "plan", scene=scene)
-    assert plan["heads"] == toy.cfg.n_layers * toy.cfg.n_heads and plan["operations"] > 0 and plan["seconds"] > 0
+    assert plan["cells"] == toy.cfg.n_layers * toy.cfg.n_heads and plan["operations"] > 0 and plan["seconds"] > 0
     pairs = interp.PromptPairs.from_tokens(
         [[int(one) for one in PROMPT.split()]], [[int(one) for one in SECOND.split()]], answers=[(5, 9)]
     )
@@ -120,6 +141,66 @@ def test_the_map_is_the_sweeps_and_its_cost_is_said_before(client: TestClient, t
     names: dict[str, Any] = {}
     exec(script.replace("source=", "progress=False, source="), names)
     np.testing.assert_allclose(found.ravel(), names["table"]["effect"].to_numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("cut", ["resid_pre", "attn_out"])
+def test_a_map_by_position_is_the_sweeps(cut: str, client: TestClient, toy: HookedModel) -> None:
+    scene = {"prompt": PROMPT, "second": SECOND, "answers": ["5", "9"]}
+    assert post(client, "plan", scene=scene, cut=cut)["cells"] == toy.cfg.n_layers * 6
+    told = post(client, "map", scene=scene, cut=cut)
+    assert told["by"] == "pos" and told["part"]["columns"] == PROMPT.split()
+    values = told["part"]["maps"][0]["values"]
+    found = np.frombuffer(base64.b64decode(values["data"]), dtype="<f4").reshape(values["shape"])
+    names: dict[str, Any] = {}
+    exec(told["script"].replace('interp.show(table).save("patching.html")', ""), names)
+    np.testing.assert_allclose(found.ravel(), names["table"]["effect"].to_numpy(), rtol=1e-4, atol=1e-6)
+    assert told["name"].format(row=1) in ("resid_pre 1", "attention 1")
+
+
+def test_the_table_of_heads_has_scores_and_exact_effects(client: TestClient, toy: HookedModel) -> None:
+    assert post(client, "plan_heads", scene={"prompt": PROMPT})["heads"] == 8
+    told = post(client, "heads", scene={"prompt": PROMPT})
+    assert told["heads"] == [f"L{layer}H{head}" for layer in range(2) for head in range(4)]
+    ids = torch.tensor([[int(one) for one in PROMPT.split()]])
+    with torch.no_grad():
+        own = toy(ids)[0, -1].log_softmax(-1)
+        first = int(own.argmax())
+        for at, name in enumerate(told["heads"]):
+            edit = interp.Edit("z", {"layer": int(name[1]), "head": int(name[3])}, "zero")
+            pairs = interp.PromptPairs.from_tokens(ids.tolist())
+            with interp.edited(toy, pairs, edit, base="clean"):
+                without = toy(pairs.clean)[0, -1].log_softmax(-1)
+            assert told["lost"][at] == pytest.approx(float(own[first] - without[first]), rel=1e-3, abs=1e-5)
+    assert told["first"] == str(first)
+    scores, _ = measured(Material(toy, None, n=4), ["induction"], ["patterns"], progress=False)
+    means = scores.groupby(["layer", "head"])["effect"].mean()
+    assert told["columns"]["induction"] == pytest.approx(means.tolist(), rel=1e-5)
+
+
+def test_a_head_is_found_in_the_table(browser: Any, address: str) -> None:
+    with opened(browser, link(address, prompt=PROMPT)) as shown:
+        page = shown.page
+        page.wait_for_selector("#at-lens:not([hidden])")
+        page.click("#run-finder:not([disabled])")
+        page.wait_for_selector("#finder-place table")
+        page.get_by_role("button", name="induction", exact=True).click()
+        chosen = page.locator("#finder-place tbody button").first
+        name = chosen.inner_text()
+        chosen.click()
+        assert page.input_value("#part") == name
+        assert page.inner_text("#at-attention .head-name") == name
+        assert shown.violations() == []
+
+
+def test_forecasts_learn_from_what_sweeps_took() -> None:
+    pace = Pace()
+    assert not pace.known and pace.expected("head", 2.0) == 2.0
+    pace.took("head", 1.0, 4.0)
+    assert pace.expected("head", 2.0) == pytest.approx(8.0)
+    assert pace.expected("mlp_out", 2.0) == pytest.approx(8.0)  # at the pace of the last
+    pace.took("mlp_out", 1.0, 1.0)
+    pace.took("head", 1.0, 1.0)  # half of what was known stays, in the logarithm
+    assert pace.expected("head", 2.0) == pytest.approx(4.0) and pace.expected("mlp_out", 2.0) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("answers", [["", ""], ["5", "9"]])
@@ -168,7 +249,8 @@ REFUSED_SCENES = [
     ({"promt": "1"}, "no field of a scene matches 'promt'; did you mean 'prompt'"),
     ({"prompt": "1", "answers": ["1"]}, "answers are two"),
     ({"prompt": "\ud800"}, "half of a character, at place 0"),
-    ([], "a scene is an object with prompt, second, edits, answers"),
+    ([], "a scene is an object with prompt, second, edits, answers, kept, beside"),
+    ({"prompt": "1", "beside": "others"}, "no run to compare with matches 'others'"),
 ]
 
 
@@ -186,12 +268,20 @@ def test_a_scene_that_cannot_be_shown_is_refused_in_words(scene: Any, says: str,
         ("look", {"scene": {"prompt": "1"}}, "'parts'"),
         ("look", {"scene": {"prompt": "1"}, "parts": ["lense"]}, "did you mean 'lens'"),
         ("look", {"scene": {"prompt": "1"}, "parts": [["lens"]]}, "no part matches"),
+        (
+            "look",
+            {"scene": {"prompt": "1", "kept": ["L0H0:boil"], "beside": "kept"}, "parts": ["compare"]},
+            "PART:zero",
+        ),
+        ("look", {"scene": {"prompt": "1", "beside": "second"}, "parts": ["compare"]}, "no second prompt"),
         ("look", [], "a request is an object with 'scene'"),
         ("continue", {"scene": {"prompt": "1"}, "at": 64}, "0 to 63, not 64"),
         ("continue", {"scene": {"prompt": "1"}, "at": True}, "at must be an integer"),
         ("map", {"scene": {"prompt": "1 2", "second": "1 2"}}, "two answers that differ"),
         ("map", {"scene": {"prompt": "1 2", "second": "1 3", "answers": ["x", ""]}}, "a token id, 0 to 63, not 'x'"),
         ("plan", {"scene": {"prompt": "1 2"}}, "there is none"),
+        ("map", {"scene": {"prompt": "1 2", "second": "1 3"}, "cut": "resid_pr"}, "did you mean 'resid_pre'"),
+        ("map", {"scene": {"prompt": "1 2", "second": "1 3"}, "cut": ["head"]}, "cut must be one of head"),
     ],
 )
 def test_other_requests_are_refused_in_words(what: str, given: Any, says: str, client: TestClient) -> None:
@@ -357,6 +447,7 @@ def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
         ended = (command.wait(20), command.stderr.read(), command.stdout.read())
     assert ended == (0, "", "")
     kinds = [part.pop("kind") for part in told.pop("parts")]
+    assert list(told.pop("maps")) == ["head", "resid_pre", "attn_out"]
     assert told == {"model": "toy", "layers": 2, "heads": 4, "context": 64, "text": False}
     assert kinds == ["head", "attention"]
     assert "interp.load('toy', dtype='float32')" in script
@@ -380,7 +471,7 @@ def test_the_page_draws_quietly_for_everybody(width: int, dark: bool, browser: A
     place = link(address, prompt=PROMPT, second=SECOND, edits="L1H0:zero,L0H1:patch")
     with opened(browser, place, width=width, dark=dark) as shown:
         shown.page.wait_for_selector("#at-lens:not([hidden])")
-        shown.page.click("#run-map:not([disabled])")
+        # The map is quick, so that it is drawn without a click.
         shown.page.wait_for_selector("#map-place canvas")
         shown.page.click("#python")
         shown.page.wait_for_selector("#script-place:not([hidden])")
@@ -424,6 +515,24 @@ def test_a_head_is_clicked_ablated_and_brought_back(browser: Any, address: str, 
         page.wait_for_selector("#problem:not(:empty)")
         assert "no part matches" in page.inner_text("#problem") or "write one" in page.inner_text("#problem")
         assert page.inner_text("#edits li").startswith("L1H0 zeroed")
+
+
+def test_edits_are_kept_and_compared_with_others(browser: Any, address: str) -> None:
+    with opened(browser, link(address, prompt=PROMPT, second=SECOND, edits="L1H0:zero")) as shown:
+        page = shown.page
+        page.wait_for_selector("#at-lens:not([hidden])")
+        page.click("#keep")
+        page.wait_for_selector("#kept >> text=Kept: L1H0 zeroed")
+        page.wait_for_selector("#at-compare >> text=They are 0 nats apart")
+        page.fill("#part", "L1H1")
+        page.click("#change button[value=zero]")
+        page.wait_for_selector("#at-compare >> text=Before: the kept edits")
+        page.select_option("#beside", "second")
+        page.wait_for_selector("#at-compare >> text=Before: the second prompt")
+        page.reload()
+        page.wait_for_selector("#at-compare >> text=Before: the second prompt")
+        assert page.inner_text("#kept") == "Kept: L1H0 zeroed."
+        assert shown.violations() == []
 
 
 def test_a_cell_of_a_pattern_and_a_token_choose_what_is_changed(browser: Any, address: str) -> None:
@@ -475,7 +584,7 @@ def test_the_page_is_walked_by_keyboard(browser: Any, address: str) -> None:
         page = shown.page
         page.wait_for_selector("#run-map:not([disabled])")
         reached = []
-        for _ in range(45):
+        for _ in range(70):
             page.keyboard.press("Tab")
             reached.append(page.evaluate("document.activeElement.id || document.activeElement.className"))
         for name in ("prompt", "second", "part", "factor", "python", "save", "thumb", "run-map"):

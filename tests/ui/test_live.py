@@ -169,7 +169,7 @@ def test_prompts_are_texts_ids_or_pairs(live: Any) -> None:
     ids = [int(one) for one in PROMPT.split()]
     assert live(torch.tensor(ids)).scene["prompt"] == PROMPT
     pairs = interp.PromptPairs.from_tokens([ids], [[int(one) for one in SECOND.split()]], answers=[(5, 9)])
-    scene = {"prompt": PROMPT, "second": SECOND, "edits": [], "answers": ["5", "9"]}
+    scene = {"prompt": PROMPT, "second": SECOND, "edits": [], "answers": ["5", "9"], "kept": [], "beside": ""}
     assert live(pairs).scene == scene
     assert live(None).scene["prompt"] == ""
     with pytest.raises(ConfigError, match="a prompt is a text, token ids or PromptPairs"):

@@ -11,6 +11,8 @@ from interp.errors import ConfigError, check_choice
 from interp.hooked.model import HookedModel
 from interp.ui.explorer import pictures
 from interp.ui.explorer.changes import examples
+from interp.ui.explorer.finder import plan_heads, table_of_heads
+from interp.ui.explorer.pace import Pace
 from interp.ui.explorer.scene import Scene, scene_of
 from interp.ui.explorer.script import script_of
 from interp.ui.explorer.worker import stoppable, stopping
@@ -26,6 +28,7 @@ def answers(model: HookedModel, loaded: str) -> dict[str, Answer]:
         model: what the page shows.
         loaded: the call that loads the model, for scripts.
     """
+    pace = Pace()
 
     def by_layer(compute: Callable[[Any], Any]) -> Answer:
         def run(given: Any, stop: threading.Event) -> Any:
@@ -39,8 +42,12 @@ def answers(model: HookedModel, loaded: str) -> dict[str, Answer]:
         "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given))),
         "walk": by_layer(lambda given: pictures.walked(model, _scene(given), _walked_to(given))),
         "continue": by_layer(lambda given: pictures.continued(model, _scene(given), _place(given))),
-        "plan": lambda given, stop: pictures.plan_map(model, _scene(given)),
-        "map": lambda given, stop: pictures.map_heads(model, _scene(given), loaded, stoppable(stop)),
+        "plan": lambda given, stop: pictures.plan_map(model, _scene(given), _cut(given), pace, stoppable(stop)),
+        "map": lambda given, stop: pictures.patching_map(
+            model, _scene(given), loaded, stoppable(stop), _cut(given), pace
+        ),
+        "plan_heads": lambda given, stop: plan_heads(model, _scene(given), pace),
+        "heads": lambda given, stop: table_of_heads(model, _scene(given), pace, stop),
         "script": lambda given, stop: {"script": script_of(model, loaded, _scene(given))},
         "save": by_layer(lambda given: {"page": pictures.saved(model, _scene(given))}),
     }
@@ -62,6 +69,13 @@ def _place(given: Any) -> int:
     if not isinstance(place, int) or isinstance(place, bool):
         raise ConfigError(f"at must be an integer, a place among the likeliest tokens, not {shown(place)}")
     return place
+
+
+def _cut(given: Any) -> str:
+    cut = given.get("cut", "head")
+    if not isinstance(cut, str):
+        raise ConfigError(f"cut must be one of {', '.join(pictures.CUTS)}, not {shown(cut)}")
+    return cut
 
 
 def _walked_to(given: Any) -> dict[str, Any]:
@@ -87,4 +101,5 @@ def _about(model: HookedModel) -> dict[str, Any]:
         "context": cfg.n_ctx,
         "text": model.tokenizer is not None,
         "parts": examples(model),
+        "maps": {name: cut.title for name, cut in pictures.cuts_of(model).items()},
     }

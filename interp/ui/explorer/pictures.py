@@ -2,13 +2,14 @@
 
 1. `Look` has the run that is looked at: the model's own where nothing is edited, else the edited one.
 2. Its views are those of `interp.show`; beside them stands what the edits change (`compare`).
-3. The patching map of all heads is one sweep; what it will cost is known before.
+3. A patching map, by head or by position, is one sweep; what it will cost is known before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from interp.errors import PromptError, check_choice
 from interp.hooked.model import HookedModel
 from interp.lenses.read import depths, divergence, read_out, token_text
 from interp.prompts.pairs import PromptPairs
-from interp.sweeps.plan import expected_seconds
+from interp.sites import site_names
+from interp.sweeps.plan import Plan, expected_seconds
 from interp.sweeps.sweep import Executor, plan_sweep, sweep
 from interp.text.characters import visible_token
-from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, pairs_of, patched, resolved
+from interp.ui.explorer.pace import Pace
+from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, compared_with, pairs_of, patched, resolved
 from interp.ui.explorer.script import map_script_of
 from interp.ui.views import frames, prompts
 from interp.ui.views.of_model import of_model
@@ -52,7 +55,12 @@ def look(model: HookedModel, scene: Scene, wanted: Sequence[str]) -> dict[str, A
         check_choice("part", name, PARTS)
     variant, pairs = resolved(model, scene)
     labels = labels_of(model, pairs.clean[0])
-    parts = [PARTS[name](model, pairs, variant, labels) for name in wanted]
+    parts = [
+        compare(model, pairs, variant, compared_with(model, scene))
+        if name == "compare"
+        else PARTS[name](model, pairs, variant, labels)
+        for name in wanted
+    ]
     shown = [{"view": part.name, "title": part.title, **part.payload} for part in parts if part is not None]
     return {"ids": pairs.clean[0].tolist(), "labels": labels, "parts": shown}
 
@@ -98,23 +106,35 @@ def _too_long(title: str, n: int) -> Part:
 
 
 @torch.no_grad()
-def compare(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part | None:
-    """What the edits change at the last position: probabilities of next tokens, and of the first choice by layer."""
-    if not variant.edits:
+def compare(
+    model: HookedModel, pairs: PromptPairs, variant: Variant, before: tuple[str, Variant, PromptPairs]
+) -> Part | None:
+    """Two runs at the last position: probabilities of next tokens, and of the first choice of one, by layer.
+
+    Args:
+        model: the model.
+        pairs, variant: the run that is looked at.
+        before: what it is compared with, as `compared_with` gives it.
+
+    Returns:
+        None where both are the same run.
+    """
+    what, other_variant, other_pairs = before
+    if not variant.edits and not other_variant.edits and torch.equal(pairs.clean, other_pairs.clean):
         return None
     names = depths(model, halves=False)
     streams = []
-    for one in (Variant([]), variant):
-        with run_of(model, pairs, one):
-            _, cache = model.run_with_cache(pairs.clean[:1], names_filter=names, return_type=None)
+    for edits, both in ((other_variant, other_pairs), (variant, pairs)):
+        with run_of(model, both, edits):
+            _, cache = model.run_with_cache(both.clean[:1], names_filter=names, return_type=None)
         streams.append(torch.stack([cache[name][0, -1] for name in names]))  # [layer, d_model]
     # The last layer's reading is the model's own output; no other position need be unembedded.
     logits = read_out(model, torch.stack(streams))  # [run, layer, d_vocab_out]
     read = logits.log_softmax(-1)
-    before, after = read[:, -1]  # [d_vocab_out]
-    tokens = torch.cat([one.topk(min(TOP, len(one))).indices for one in (before, after)]).unique()
-    tokens = tokens[torch.maximum(before, after)[tokens].argsort(descending=True)]
-    first = int(before.argmax())
+    ours, after = read[:, -1]  # [d_vocab_out]
+    tokens = torch.cat([one.topk(min(TOP, len(one))).indices for one in (ours, after)]).unique()
+    tokens = tokens[torch.maximum(ours, after)[tokens].argsort(descending=True)]
+    first = int(ours.argmax())
     best, of_first = read.max(-1), read[..., first].exp().tolist()
     layers = [
         {
@@ -127,7 +147,7 @@ def compare(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Se
     rows = [
         {
             "token": visible_token(token_text(model, token)),
-            "before": float(before[token].exp()),
+            "before": float(ours[token].exp()),
             "after": float(after[token].exp()),
             "logits": logits[:, -1, token].tolist(),
         }
@@ -137,14 +157,17 @@ def compare(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Se
         "rows": rows,
         "layers": layers,
         "first": visible_token(token_text(model, first)),
-        "divergence": float(divergence(before, after)),
+        "divergence": float(divergence(ours, after)),
+        "with": what,
     }
     return Part("compare", "Before and after", payload)
 
 
 Picture = Callable[[HookedModel, PromptPairs, Variant, Sequence[str]], Part | None]
 PARTS: dict[str, Picture] = {
-    "compare": compare,
+    "compare": lambda model, pairs, variant, labels: compare(
+        model, pairs, variant, ("the model’s own run", Variant([]), pairs)
+    ),
     "next_token": _next_token,
     "attention": _attention,
     "lens": _lens,
@@ -208,39 +231,112 @@ def _contrast(model: HookedModel, scene: Scene) -> PromptPairs:
     return pairs_of(model, scene, (right, wrong), patched=True)
 
 
-def plan_map(model: HookedModel, scene: Scene) -> dict[str, Any]:
-    """What the patching map of all heads will cost."""
-    pairs = _contrast(model, scene)
-    plan = plan_sweep(model, pairs, variants(model, pairs, site="z", by="head"), base=CLEAN, source=CORRUPT)
+@dataclass(frozen=True)
+class Cut:
+    """What the patching map gives the second prompt's value, one at a time.
+
+    Attributes:
+        title: what the page calls it.
+        site, by: as `interp.variants.granularity.variants` takes them.
+        name: what a cell is called where changes are written.
+    """
+
+    title: str
+    site: str
+    by: str
+    name: str
+
+
+CUTS = {
+    "head": Cut("heads", "z", "head", "L{row}H{column}"),
+    "ssm_head": Cut("state-space heads", "gated", "ssm_head", "L{row}S{column}"),
+    "resid_pre": Cut("residual stream by position", "resid_pre", "pos", "resid_pre {row}"),
+    "attn_out": Cut("attention by position", "attn_out", "pos", "attention {row}"),
+    "out": Cut("state-space mixers by position", "out", "pos", "mixer {row}"),
+    "mlp_out": Cut("MLPs by position", "mlp_out", "pos", "MLP {row}"),
+}
+
+
+def cuts_of(model: HookedModel) -> dict[str, Cut]:
+    """The maps that a model has."""
+    sites = {(site.short, axis) for site in site_names(model.cfg).values() for axis in site.axes}
+    return {name: cut for name, cut in CUTS.items() if (cut.site, cut.by) in sites}
+
+
+def _cells(model: HookedModel, pairs: PromptPairs, name: str) -> list[Variant]:
+    """The cells of a map."""
+    return variants(model, pairs, site=CUTS[name].site, by=CUTS[name].by)
+
+
+def _forecast(model: HookedModel, pairs: PromptPairs, cells: Sequence[Variant]) -> tuple[Plan, float]:
+    plan = plan_sweep(model, pairs, cells, base=CLEAN, source=CORRUPT)
+    return plan, expected_seconds(plan, model)
+
+
+SAMPLED = 30  # cells that are timed before the first map of a server
+
+
+def plan_map(
+    model: HookedModel, scene: Scene, cut: str = "head", pace: Pace | None = None, executor: Executor | None = None
+) -> dict[str, Any]:
+    """What a patching map will cost.
+
+    Args:
+        model: the model.
+        scene: both prompts, and the answers.
+        cut: a name of `CUTS`.
+        pace: of this server. Where it knows nothing yet, a few cells are run to learn it.
+        executor: runs the chunks of these.
+    """
+    check_choice("map", cut, cuts_of(model))
+    pairs, pace = _contrast(model, scene), pace or Pace()
+    cells = _cells(model, pairs, cut)
+    if not pace.known and executor is not None:
+        some = cells[:: max(1, len(cells) // SAMPLED)]
+        with pace.timed(cut, _forecast(model, pairs, some)[1]):
+            sweep(model, pairs, some, base=CLEAN, source=CORRUPT, progress=False, executor=executor)
+    plan, seconds = _forecast(model, pairs, cells)
     return {
-        "heads": plan.n_variants,
+        "cells": plan.n_variants,
         "operations": plan.operations,
-        "seconds": expected_seconds(plan, model),
+        "seconds": pace.expected(cut, seconds),
         "answers": _answers(model, pairs),
     }
 
 
-def map_heads(model: HookedModel, scene: Scene, loaded: str, executor: Executor) -> dict[str, Any]:
-    """The patching map of all heads: each alone is given what it has on the second prompt.
+def patching_map(
+    model: HookedModel, scene: Scene, loaded: str, executor: Executor, cut: str = "head", pace: Pace | None = None
+) -> dict[str, Any]:
+    """The patching map: each cell alone is given what it has on the second prompt.
 
     Args:
         model: the model.
         scene: both prompts, and the answers.
         loaded: the call that loads the model, for the script.
         executor: runs the chunks.
+        cut: a name of `CUTS`.
+        pace: of this server, which learns from it.
     """
+    check_choice("map", cut, cuts_of(model))
     pairs = _contrast(model, scene)
-    heads = variants(model, pairs, site="z", by="head")
-    frame = sweep(model, pairs, heads, base=CLEAN, source=CORRUPT, progress=False, executor=executor)
+    cells = _cells(model, pairs, cut)
+    with (pace or Pace()).timed(cut, _forecast(model, pairs, cells)[1]):
+        frame = sweep(model, pairs, cells, base=CLEAN, source=CORRUPT, progress=False, executor=executor)
     if frame["effect"].isna().all():
         raise PromptError("the two prompts lead to the same difference of logits: there is no effect to map")
-    part = frames.of_frame(frame)
+    part, own = frames.of_frame(frame), CUTS[cut]
     maps = [one | {"low": None, "high": None} for one in part.payload["maps"]]  # one prompt has no interval
+    payload = {**part.payload, "maps": maps}
+    if own.by == "pos":
+        labels = labels_of(model, pairs.clean[0])
+        payload |= {"columns": [labels[int(at)] for at in payload["columns"]], "tokens": True}
     right, wrong = (int(one) for one in pairs.answers[0])
     return {
-        "part": {"view": part.name, "title": part.title, **part.payload, "maps": maps},
+        "part": {"view": part.name, "title": part.title, **payload},
+        "name": own.name,
+        "by": own.by,
         "answers": _answers(model, pairs),
-        "script": map_script_of(model, loaded, scene, (right, wrong)),
+        "script": map_script_of(model, loaded, scene, (right, wrong), own.site, own.by),
     }
 
 

@@ -6,17 +6,18 @@ restores a page, and a script reproduces it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from interp.arguments import shown
 from interp.edits import Variant
-from interp.errors import ConfigError, PromptError, unknown
+from interp.errors import ConfigError, PromptError, check_choice, unknown
 from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.ui.explorer.changes import changes_of, check, variant_of
 
-FIELDS = ("prompt", "second", "edits", "answers")
+FIELDS = ("prompt", "second", "edits", "answers", "kept", "beside")
+BESIDE = ("", "kept", "second")
 MOST_EDITS = 64
 CLEAN, CORRUPT = "clean", "corrupt"  # the sides of the first and of the second prompt
 
@@ -30,12 +31,17 @@ class Scene:
         second: the prompt that patches copy from; empty where there is none.
         edits: what is changed, as `interp.ui.explorer.changes` reads it: "L9H6:zero", "MLP 3@2:patch".
         answers: the right and the wrong next token of the patching map; empty where the models' own are taken.
+        kept: other edits, to compare with.
+        beside: what the run is compared with: "" for the model's own run, "kept" for that with the kept edits, "second"
+            for the model's own run of the second prompt.
     """
 
     prompt: str
     second: str = ""
     edits: tuple[str, ...] = ()
     answers: tuple[str, str] = ("", "")
+    kept: tuple[str, ...] = ()
+    beside: str = ""
 
 
 def scene_of(given: Any) -> Scene:
@@ -49,13 +55,15 @@ def scene_of(given: Any) -> Scene:
     if odd := [name for name in given if name not in FIELDS]:
         raise unknown("field of a scene", odd[0], FIELDS)
     prompt, second = (_text(name, given.get(name, "")) for name in FIELDS[:2])
-    edits = _texts("edits", given.get("edits", []))
-    if len(edits) > MOST_EDITS:
-        raise ConfigError(f"a scene has at most {MOST_EDITS} edits, not {len(edits)}")
+    edits, kept = (_texts(name, given.get(name, [])) for name in ("edits", "kept"))
+    if (most := max(len(edits), len(kept))) > MOST_EDITS:
+        raise ConfigError(f"a scene has at most {MOST_EDITS} edits, not {most}")
+    beside = _text("beside", given.get("beside", ""))
+    check_choice("run to compare with", beside, BESIDE)
     answers = _texts("answers", given.get("answers", ["", ""]))
     if len(answers) != 2:
         raise ConfigError(f"answers are two, the right and the wrong next token, not {len(answers)}")
-    return Scene(prompt, second, edits, (answers[0], answers[1]))
+    return Scene(prompt, second, edits, (answers[0], answers[1]), kept, beside)
 
 
 def _text(name: str, value: Any) -> str:
@@ -148,3 +156,14 @@ def resolved(model: HookedModel, scene: Scene) -> tuple[Variant, PromptPairs]:
     pairs = pairs_of(model, scene, patched=patched(scene)).to(model.device)
     check(model, changes, pairs.clean.shape[1])
     return variant_of(model, pairs, changes), pairs
+
+
+def compared_with(model: HookedModel, scene: Scene) -> tuple[str, Variant, PromptPairs]:
+    """The run that a scene is compared with: what it is, its edits and its prompts."""
+    if scene.beside == "second":
+        if not scene.second:
+            raise PromptError("there is no second prompt to compare with: write one")
+        return "the second prompt", *resolved(model, Scene(scene.second))
+    if scene.beside == "kept":
+        return "the kept edits", *resolved(model, replace(scene, edits=scene.kept))
+    return "the model’s own run", *resolved(model, replace(scene, edits=()))

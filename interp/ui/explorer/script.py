@@ -56,8 +56,8 @@ def _written(model: HookedModel, change: Change) -> str:
     return f'interp.Edit("{edit.site}", {where}, "{edit.op}"{source})'
 
 
-def map_script_of(model: HookedModel, loaded: str, scene: Scene, answers: tuple[int, int]) -> str:
-    """The same for the patching map of all heads, whose answers are known."""
+def map_script_of(model: HookedModel, loaded: str, scene: Scene, answers: tuple[int, int], site: str, by: str) -> str:
+    """The same for a patching map, whose answers are known."""
     second = _ids(model, scene.second, "the second prompt")
     first = _ids(model, scene.prompt, "the prompt")
     prompts = (
@@ -68,8 +68,8 @@ def map_script_of(model: HookedModel, loaded: str, scene: Scene, answers: tuple[
         "from interp.variants.granularity import variants\n\n"
         f"model = {loaded}\n"
         f"pairs = interp.PromptPairs.{prompts}, answers=[{answers}])\n"
-        'heads = variants(model, pairs, site="z", by="head")\n'
-        f'table = interp.sweep(model, pairs, heads, base="{CLEAN}", source="{CORRUPT}")\n'
+        f'cells = variants(model, pairs, site="{site}", by="{by}")\n'
+        f'table = interp.sweep(model, pairs, cells, base="{CLEAN}", source="{CORRUPT}")\n'
         'interp.show(table).save("patching.html")\n'
     )
 

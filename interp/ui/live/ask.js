@@ -45,7 +45,7 @@ export function ask(token, what, given = {}, signal = undefined) {
 }
 
 /** The scene that the page begins with, which the notebook has put into the name of the frame; there is no token. */
-export const started = () => ({ token: "", scene: { ...EMPTY, ...JSON.parse(window.name) }, beside: new URLSearchParams() });
+export const started = () => ({ token: "", scene: { ...EMPTY, ...JSON.parse(window.name) }, also: new URLSearchParams() });
 
 /** Keep a scene where the notebook reads it, as `scene` of the widget. */
 export const keep = (scene) => tell({ kind: "scene", scene });

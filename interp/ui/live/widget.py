@@ -42,7 +42,8 @@ class Live(anywidget.AnyWidget):
 
     Attributes:
         scene: what the page shows: `prompt`, `second` (the prompt that patches copy from), `edits` such as
-            "L9H6:zero", and `answers`. Setting it changes the page.
+            "L9H6:zero", `answers`, and what they are compared with (`kept` edits, `beside`). Setting it changes the
+            page.
         name: what the frame is called, for screen readers.
         height: of the frame, in pixels.
     """
@@ -155,6 +156,8 @@ def _written(scene: Scene) -> dict[str, Any]:
         "second": scene.second,
         "edits": list(scene.edits),
         "answers": list(scene.answers),
+        "kept": list(scene.kept),
+        "beside": scene.beside,
     }
 
 

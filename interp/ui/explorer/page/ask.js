@@ -22,10 +22,10 @@ export async function ask(token, what, given = {}, signal = undefined) {
 }
 
 /** The token and the scene that the page begins with, and what stands beside them in its address. */
-export const started = () => ({ ...read(location.hash), beside: new URLSearchParams(location.hash.slice(1)) });
+export const started = () => ({ ...read(location.hash), also: new URLSearchParams(location.hash.slice(1)) });
 
 /** Keep a scene where a reload finds it, and what stands beside it: where the walk and the tour are. */
-export const keep = (scene, token, beside = {}) => history.replaceState(null, "", `${written(scene, token)}${Object.entries(beside).map(([name, value]) => `&${name}=${value}`).join("")}`);
+export const keep = (scene, token, also = {}) => history.replaceState(null, "", `${written(scene, token)}${Object.entries(also).map(([name, value]) => `&${name}=${value}`).join("")}`);
 
 /** Call `change(scene)` when another scene comes from outside of the page. */
 export function whenGiven(change, token) {

@@ -18,11 +18,11 @@ const table = (caption, heads, rows) => make("div", { class: "scroll", role: "gr
 const row = (head, ...cells) => make("tr", {}, make("th", { scope: "row" }, head), ...cells.map((cell) => make("td", {}, cell)));
 
 export function render(root, payload) {
-  const { rows, layers, first, divergence } = payload;
+  const { rows, layers, first, divergence } = payload, other = payload.with;
   const tops = rows.map(({ token: text, before, after }) => row(token(text), percent(before), percent(after), make("span", { class: "change" }, points(before, after)), bars(before, after)));
   const depths = layers.toReversed().map(({ layer, words, first: share }) => row(layer, token(words[0]), token(words[1]), percent(share[0]), percent(share[1]), make("span", { class: "change" }, points(...share))));
   root.append(
-    make("p", {}, `The edited run diverges from the model’s own by ${shown(divergence)} nats (KL). Upper bars: before; lower bars: after.`),
+    make("p", {}, `Before: ${other}. After: what is shown on this page. They are ${shown(divergence)} nats apart (KL). Upper bars: before; lower bars: after.`),
     make("div", { class: "twins" },
       table("The next token, before and after", ["token", "before", "after", "points", ""], tops),
       table(`From the output down, at the last position: the first choice, and the probability of ${first}`, ["layer", "choice before", "after", "probability before", "after", "points"], depths)));

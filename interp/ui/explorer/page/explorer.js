@@ -7,6 +7,7 @@ import * as nextToken from "./views/next_token.js";
 import * as walk from "./views/walk.js";
 import { ask, download, keep, Refused, started, whenGiven } from "./ask.js";
 import * as compare from "./compare.js";
+import * as finder from "./finder.js";
 import { alike, History, read, said } from "./scene.js";
 import { tour } from "./tour.js";
 
@@ -17,10 +18,10 @@ const by = (id) => document.getElementById(id);
 
 const start = started();
 const token = start.token, steps = new History(start.scene);
-let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapping = null, mappedOf = "", typing = 0;
+let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapping = null, mapScript = "", mappedOf = "", typing = 0;
 let walked = null, walkedOf = "", walkIs = null, walking = new AbortController();
-let spot = spotOf(start.beside.get("walk"));
-const toured = Number(start.beside.get("tour"));
+let spot = spotOf(start.also.get("walk"));
+const toured = Number(start.also.get("tour"));
 
 // 1. What the server is asked, in the order in which a reader looks; a newer scene stops an older one.
 async function refresh(problem = "") {
@@ -33,7 +34,7 @@ async function refresh(problem = "") {
   if (of !== mappedOf) { mappedOf = of; stopMap(""); }
   by("views").setAttribute("aria-busy", "true");
   try {
-    const asked = [...(scene.edits.length ? [["compare"]] : []), ["next_token"], ["attention"], ["lens"]], [first] = asked;
+    const asked = [...(scene.edits.length || scene.beside ? [["compare"]] : []), ["next_token"], ["attention"], ["lens"]], [first] = asked;
     for (const parts of asked) {
       const began = performance.now(), told = await ask(token, "look", { scene, parts }, own.signal);
       if (own.signal.aborted) return true;
@@ -45,7 +46,8 @@ async function refresh(problem = "") {
     await stroll(own.signal);
     if (own.signal.aborted) return true;
     by("views").setAttribute("aria-busy", "false");
-    forecast(scene, own.signal);
+    await forecast(scene, own.signal);
+    forecastFinder(scene, own.signal);
   } catch (error) {
     if (error.name === "AbortError") return true;
     by("views").setAttribute("aria-busy", "false");
@@ -66,7 +68,7 @@ function tell(error) {
 // 2. What is drawn.
 function show(wanted, parts) {
   const { edits } = steps.scene, edited = edits.length ? `, ${edits.map(said).join(", ")}` : "";
-  if (!edited) by("at-compare").hidden = true;
+  if (!edited && !steps.scene.beside) by("at-compare").hidden = true;
   for (const name of wanted) if (!parts.some((part) => place(part, wanted) === name)) by(`at-${name}`).hidden = true;
   for (const part of parts) {
     const section = by(`at-${place(part, wanted)}`), body = make("div");
@@ -107,6 +109,9 @@ function drawState() {
   by("history").replaceChildren(...steps.steps.map(({ words }, at) => make("li", {},
     make("button", { type: "button", "aria-current": at === steps.at ? "step" : null, onclick: () => { goTo(at); by("history").children[at].firstChild.focus(); } }, words))));
   by("history").lastChild.scrollIntoView({ block: "nearest" });
+  by("beside").value = scene.beside;
+  by("keep").disabled = !scene.edits.length || alike(scene.edits, scene.kept);
+  by("kept").textContent = scene.kept.length ? `Kept: ${scene.kept.map(said).join(", ")}.` : "";
   by("undo").disabled = steps.at === 0;
   by("redo").disabled = steps.at === steps.steps.length - 1;
   by("script-place").hidden = true;
@@ -146,6 +151,8 @@ by("change").addEventListener("submit", (event) => {
   const others = steps.scene.edits.filter((one) => one.split(":")[0] !== part);
   change({ edits: [...others, edit] }, said(edit), { undone: true });
 });
+by("beside").addEventListener("change", ({ target }) => change({ beside: target.value }, `compared with ${target.selectedOptions[0].text}`, { undone: true }));
+by("keep").addEventListener("click", () => { const { edits } = steps.scene; change({ kept: edits, beside: "kept" }, `kept ${edits.map(said).join(", ")}`); by("part").focus(); });
 by("undo").addEventListener("click", () => goTo(steps.at - 1));
 by("redo").addEventListener("click", () => goTo(steps.at + 1));
 
@@ -194,8 +201,8 @@ function spotOf(text) {
 }
 /** The scene, and beside it where the walk and the tour are. */
 function address() {
-  const beside = { ...(walkIs ? { walk: `${spot.position}.${spot.layer}.${spot.unit}` } : {}), ...(guide.at === null ? {} : { tour: guide.at + 1 }) };
-  keep(steps.scene, token, beside);
+  const also = { ...(walkIs ? { walk: `${spot.position}.${spot.layer}.${spot.unit}` } : {}), ...(guide.at === null ? {} : { tour: guide.at + 1 }) };
+  keep(steps.scene, token, also);
 }
 by("at-walk").addEventListener("place", ({ detail }) => walkTo(detail));
 async function walkTo(to) {
@@ -214,14 +221,16 @@ const guide = tour(by("tour"), {
 });
 by("start-tour").addEventListener("click", () => guide.go(0));
 
-// 5. The map of all heads: what it costs is said before it is run.
+// 5. The patching map: what it costs is said before it is run; a quick one runs by itself.
+const QUICK = 1.5; // seconds
 async function forecast(scene, signal) {
   by("run-map").disabled = true;
-  if (!scene.second || !about.heads) return;
+  if (!scene.second || !by("cut").value) return;
   try {
-    const { heads, seconds, answers } = await ask(token, "plan", { scene }, signal);
-    by("forecast").textContent = `Each of ${heads} heads alone is given what it has on the second prompt. 0: as the prompt, 1: as the second. Answers: ${answers[0]} and ${answers[1]}. About ${seconds < 1 ? "a second at most" : `${Math.ceil(seconds)} seconds`}.`;
+    const { cells, seconds, answers } = await ask(token, "plan", { scene, cut: by("cut").value }, signal);
+    by("forecast").textContent = `Each of ${cells.toLocaleString("en")} cells alone is given what it has on the second prompt. 0: as the prompt, 1: as the second. Answers: ${answers[0]} and ${answers[1]}. About ${seconds < 1 ? "a second at most" : `${Math.ceil(seconds)} seconds`}.`;
     by("run-map").disabled = false;
+    if (seconds < QUICK && !mapping && !by("map-place").children.length) drawMap();
   } catch (error) { if (error instanceof Refused) by("forecast").textContent = error.message; else if (error.name !== "AbortError") throw error; }
 }
 function stopMap(words) {
@@ -230,31 +239,77 @@ function stopMap(words) {
   by("map-told").textContent = words;
   by("map-place").replaceChildren();
   by("cancel-map").hidden = true;
+  by("map-python").hidden = true;
 }
-by("run-map").addEventListener("click", async () => {
+async function drawMap() {
   stopMap("computing …");
   const own = (mapping = new AbortController());
   by("cancel-map").hidden = false;
   try {
-    const { part } = await ask(token, "map", { scene: steps.scene }, own.signal);
+    const { part, name, by: axis, script } = await ask(token, "map", { scene: steps.scene, cut: by("cut").value }, own.signal);
     stopMap("");
     const body = make("div");
-    body.addEventListener("chosen", ({ detail }) => { by("part").value = `L${part.rows[detail.row]}H${part.columns[detail.column]}`; });
+    body.addEventListener("chosen", ({ detail: { row, column } }) => {
+      by("part").value = name.replace("{row}", part.rows[row]).replace("{column}", part.columns[column]);
+      if (axis === "pos") { by("place").value = `${column}`; choosePlace(); }
+    });
     heatmap.render(body, part);
     by("map-place").replaceChildren(body);
+    mapScript = script;
+    by("map-python").hidden = false;
   } catch (error) { if (error instanceof Refused) stopMap(error.message); else if (error.name !== "AbortError") throw error; }
-});
+}
+by("run-map").addEventListener("click", drawMap);
 by("cancel-map").addEventListener("click", () => { stopMap("cancelled"); by("run-map").focus(); });
+by("cut").addEventListener("change", () => { stopMap(""); forecast(steps.scene, running.signal); });
+by("map-python").addEventListener("click", () => keepScript(mapScript));
 
-// 6. What is taken along.
+// 6. The table of all heads, on a button.
+let finding = null, foundIn = "";
+async function forecastFinder(scene, signal) {
+  if (scene.prompt !== foundIn) { foundIn = scene.prompt; stopFinder(""); }
+  by("run-finder").disabled = !about.heads;
+  if (!about.heads) return;
+  try {
+    const { heads, seconds } = await ask(token, "plan_heads", { scene }, signal);
+    by("finder-forecast").textContent = `Scores of ${heads} heads, and what the next token of the model’s own run loses without each. About ${seconds < 1 ? "a second at most" : `${Math.ceil(seconds)} seconds`}.`;
+  } catch (error) { if (error instanceof Refused) by("finder-forecast").textContent = error.message; else if (error.name !== "AbortError") throw error; }
+}
+function stopFinder(words) {
+  finding?.abort();
+  finding = null;
+  by("finder-told").textContent = words;
+  by("finder-place").replaceChildren();
+  by("cancel-finder").hidden = true;
+}
+by("run-finder").addEventListener("click", async () => {
+  stopFinder("computing …");
+  const own = (finding = new AbortController());
+  by("cancel-finder").hidden = false;
+  try {
+    const told = await ask(token, "heads", { scene: steps.scene }, own.signal), body = make("div");
+    stopFinder("");
+    body.addEventListener("chosen", ({ detail }) => { by("part").value = detail.name; by("at-attention").querySelector(`[data-at="${detail.at}"]`)?.click(); });
+    finder.render(body, told);
+    by("finder-place").replaceChildren(body);
+  } catch (error) { if (error instanceof Refused) stopFinder(error.message); else if (error.name !== "AbortError") throw error; }
+});
+by("cancel-finder").addEventListener("click", () => { stopFinder("cancelled"); by("run-finder").focus(); });
+
+// 7. What is taken along.
+async function keepScript(script) {
+  by("script").textContent = script;
+  by("script-place").hidden = false;
+  try {
+    await navigator.clipboard.writeText(script);
+    by("status").textContent = "The script is on the clipboard.";
+  } catch { by("status").textContent = "Copy the script from below the buttons under “Keep”."; }
+}
 by("python").addEventListener("click", async () => {
   try {
     const { script } = await ask(token, "script", { scene: steps.scene });
-    by("script").textContent = script;
-    by("script-place").hidden = false;
-    await navigator.clipboard.writeText(script);
-    by("status").textContent = "The script is on the clipboard.";
-  } catch (error) { if (error instanceof Refused) tell(error); else by("status").textContent = "Copy the script from below the button."; }
+    await keepScript(script);
+  } catch (error) { tell(error); }
 });
 by("save").addEventListener("click", async () => {
   try {
@@ -263,7 +318,7 @@ by("save").addEventListener("click", async () => {
   } catch (error) { tell(error); }
 });
 
-// 7. The beginning, and links that are opened in this tab.
+// 8. The beginning, and links that are opened in this tab.
 by("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const given = read(by("address").value).token || by("address").value.trim();
@@ -286,6 +341,7 @@ async function begin() {
   by("title").textContent = about.model;
   by("about").textContent = `${about.layers} layers${about.heads ? ` of ${about.heads} heads` : ""}, prompts of up to ${about.context.toLocaleString("en")} tokens${about.text ? "" : "; it has no tokenizer: write token ids, such as 3 14 15"}.`;
   offer(about.parts);
+  by("cut").replaceChildren(...Object.entries(about.maps).map(([value, title]) => make("option", { value }, title)));
   if (steps.scene.prompt) refresh(); else { drawState(); by("prompt").focus(); }
   if (toured) guide.go(toured - 1);
 }

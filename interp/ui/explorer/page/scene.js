@@ -1,12 +1,13 @@
 // A scene as the address of the page holds it, and the list of scenes that can be gone back to.
 
-export const EMPTY = { prompt: "", second: "", edits: [], answers: ["", ""] };
+export const EMPTY = { prompt: "", second: "", edits: [], answers: ["", ""], kept: [], beside: "" };
 
 /** The part of an address after `#`, for a scene and the server's token. */
 export function written(scene, token) {
   const fields = new URLSearchParams({ token });
   for (const name of ["prompt", "second"]) if (scene[name]) fields.set(name, scene[name]);
-  if (scene.edits.length) fields.set("edits", scene.edits.join(","));
+  for (const name of ["edits", "kept"]) if (scene[name].length) fields.set(name, scene[name].join(","));
+  if (scene.beside) fields.set("beside", scene.beside);
   ["right", "wrong"].forEach((name, at) => { if (scene.answers[at]) fields.set(name, scene.answers[at]); });
   return `#${fields}`;
 }
@@ -14,8 +15,8 @@ export function written(scene, token) {
 /** The scene and the token of an address. */
 export function read(hash) {
   const fields = new URLSearchParams(hash.replace(/^.*?#/, "")), text = (name) => fields.get(name) ?? "";
-  const edits = text("edits").split(",").filter(Boolean);
-  return { token: text("token"), scene: { prompt: text("prompt"), second: text("second"), edits, answers: [text("right"), text("wrong")] } };
+  const [edits, kept] = ["edits", "kept"].map((name) => text(name).split(",").filter(Boolean));
+  return { token: text("token"), scene: { prompt: text("prompt"), second: text("second"), edits, answers: [text("right"), text("wrong")], kept, beside: text("beside") } };
 }
 
 export const alike = (a, b) => JSON.stringify(a) === JSON.stringify(b);
