@@ -315,7 +315,7 @@ def _data(pictures: Mapping[str, Picture]) -> dict[str, Any]:
             "number": picture.number,
             "title": characters.visible(item.title),
             "tells": item.tells,
-            **(pointed(item.frame, item.view) if item.view and len(item.frame) else {}),
+            **pointed(item.frame, item.view),
             **stored(item.frame),
         }
     return {"schema": SCHEMA, "style": style_of_views(), "figures": figures}

@@ -29,7 +29,9 @@ def stored(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def pointed(frame: pd.DataFrame, view: str) -> dict[str, Any]:
-    """Which view of the frame there is, and of which columns."""
+    """Which view of the frame there is, and of which columns; nothing if it has no number, or none is asked for."""
+    if not view or not frame[[name for name in ("value", "effect") if name in frame]].notna().any(axis=None):
+        return {}
     if view != "cells":
         return {"view": VIEWS[view]}
     found = layout(restored(frame))

@@ -14,6 +14,7 @@ from browser import chromium, opened
 
 from interp import figures
 from interp.ui.page import FigureItem, Section, write_report
+from interp.ui.page_data import pointed
 from interp.ui.tables import FIRST
 from interp.ui.views.frames import layout
 
@@ -245,4 +246,5 @@ def test_without_script_the_page_is_complete(browser: Any, made: Path) -> None:
 
 def test_a_summary_is_shown_by_what_its_interval_is_of() -> None:
     frame = of_heads(0).assign(effect=0.0)
+    assert pointed(of_heads(0).assign(value=float("nan")), "cells") == pointed(frame, "") == {}
     assert layout(frame).value == "value" and layout(frame.drop(columns=["ci_low", "ci_high"])).value == "effect"
