@@ -91,7 +91,7 @@ def test_a_report_is_complete_and_replaces_an_earlier_one(talker: Path, tmp_path
     assert "Content-Security-Policy" in page and not re.search(r"(?:src|href)=.https?:", page)
     modules = chosen_studies()
     names = [module.__name__.rpartition(".")[2] for module in modules]
-    assert list(manifest["seconds"]) == ["load", "behaviour", *names, "checks"]
+    assert list(manifest["seconds"]) == ["load", "behaviour", *names, "checks", "mechanism"]
     assert manifest["not_made"] == {} and page.count("<h2 id=") == len(modules) + 3  # prompts, checks, provenance
     stems = {path.stem for path in (out / "figures").iterdir()}
     assert stems == {figure["name"] for figure in manifest["report"]["figures"]} and len(stems) > len(modules)

@@ -298,7 +298,7 @@ def _patched(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     frame = frame.assign(component=_components(frame))
     places = [name for name in ("pos", "query", "key") if name in frame]
     frame = frame[(frame["component"] != "") & frame[places].isna().all(axis=1)]
-    role = frame["role"] if "role" in frame else frame["component"].where(lambda _: False)
+    role = frame["role"] if "role" in frame else frame["component"].where(frame["component"].isna())
     named = role.notna() & (role != "")
     whole, at_role = frame[~named], frame[named]
     return (
