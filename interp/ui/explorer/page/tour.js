@@ -32,7 +32,7 @@ const POSITIONS = {
 const STEPS = [
   { title: "A model guesses the next token", at: "#prompts", always: true,
     text: (walk) => [["A language model does one thing: it reads a text and says what may come next. This page runs one on your machine. The tour shows all that happens on the way, with the model’s own numbers."], ...(walk ? [[`The prompt here has ${count(walk.facts.n)} tokens, and the model ${walk.facts.layers} layers.`]] : [])],
-    ask: "Type a sentence as the prompt, or take the one that is offered.", example: true, did: (now) => now.walk !== null },
+    ask: "Type a prompt, or take the one that is offered.", example: true, did: (now) => now.walk !== null },
   { title: "Text becomes tokens", at: walked("tokens"),
     text: (walk) => [["A model reads numbers, no letters. The text is cut into pieces (tokens) and each is replaced by its number (id) in a list of ", count(walk.facts.vocabulary), "."], [place(walk), ` is token ${walk.place.position} of ${count(walk.facts.n)}, counted from 0; its id is ${count(walk.ids[walk.place.position])}. Common words are mostly one token; rare words are cut into several.`]],
     ask: "Choose another token here: click it, or use the arrow keys and Enter.", did: (now, then) => now.walk.place.position !== then.walk.place.position },
@@ -67,7 +67,7 @@ const STEPS = [
   { title: "What changed", needs: "attn", at: "#at-compare", or: "#change",
     text: (walk, scene) => [scene.edits.length ? ["These are the probabilities before and after. If nothing much changed, that head did not matter for this prompt; many do not."] : ["Nothing is changed at present. Go back one step to take a head away."], ["“Undo” brings it back."]] },
   { title: "The MLP: each token by itself", needs: "mlp", at: walked("mlp"),
-    text: (walk) => [[`The ${walk.facts.experts ? `mixture of ${walk.facts.experts} experts` : "MLP"} works on each token alone.`, ` It has ${count(walk.facts.neurons)} neurons here: each compares the vector with a pattern that it has learned, and adds another vector if it fits.`], ["Much of what a model knows of the world is thought to be kept here."]] },
+    text: (walk) => [[`The ${walk.facts.experts ? `mixture of ${walk.facts.experts} experts` : "MLP"} works on each token alone.`, ` ${walk.facts.experts ? "Those that are chosen for a token have together" : "It has"} ${count(walk.facts.neurons)} neurons: each compares the vector with a pattern that it has learned, and adds another vector if it fits.`], ["Much of what a model knows of the world is thought to be kept here."]] },
   { title: "What each layer would say", at: "#at-lens", or: walked("after"),
     text: () => [["Read the stream off after each layer, as if it were the last: that is the logit lens. Follow the last column upwards or downwards: often the guess settles in the late layers."]] },
   { title: "From the vector to the next token", at: walked("logits"),
@@ -76,7 +76,7 @@ const STEPS = [
     text: () => [["One token is drawn by these probabilities. A low temperature makes the likely ones likelier; top-k and top-p cut the unlikely ones off. Move the sliders, and read the arithmetic."], ["The token goes to the end of the prompt, and all begins again: so a text is written."]],
     ask: "Choose a token in the table and press “append”.", did: (now, then) => now.scene.prompt.length > then.scene.prompt.length },
   { title: "Another way: Mamba", needs: "mamba", idea: "A state-space layer has no attention. It reads the tokens one after another and keeps a state of fixed size: a few numbers that stand for all that came before.", at: walked("select"),
-    text: (walk) => [["A state-space layer has no attention. It reads the tokens one after another and keeps a state of fixed size", walk.facts.state ? `, ${walk.facts.state} numbers for each channel` : "", ". The step size says how much of each token is written into it, and how much of what was there fades."], [`At position ${walk.place.position} it is ${figures(walk, "select")[0]}.`]] },
+    text: (walk) => [["A state-space layer has no attention. It reads the tokens one after another and keeps a state of fixed size", walk.facts.state ? `, ${walk.facts.state} numbers for each channel` : "", ". The step size says how much of each token is written into it, and how much of what was there fades."], [`The step size at position ${walk.place.position} is ${figures(walk, "select")[0]}.`]] },
   { title: "Mamba: what is remembered", needs: "mamba", idea: "The state has the same size however long the text is. So such a model is quick, but it has to forget.", at: walked("state"), or: walked("hidden"),
     text: (walk) => [["All that the layer knows of earlier tokens is in this state, however long the text: so it is quick, but it has to forget. Its length goes from ", `${figures(walk, "state")[0] ?? "–"} to ${figures(walk, "state")[1] ?? "–"} at this token.`]] },
 ];
@@ -136,7 +136,7 @@ export function tour(root, host) {
     const asks = step.ask && ready && !missing(step, now);
     let told;
     if (!ready) told = [["Type a prompt first: the step tells of its numbers."]];
-    else if (missing(step, now)) told = [...(step.idea ? [[step.idea]] : []), [`This model has no ${WITHOUT[step.needs][0]}. To see them here: `, make("code", {}, WITHOUT[step.needs][1]), " (a model that is not on this machine is fetched once)."]];
+    else if (missing(step, now)) told = [...(step.idea ? [[step.idea]] : []), [`This model has no ${WITHOUT[step.needs][0]}. To see this step: `, make("code", {}, WITHOUT[step.needs][1]), " (a model that is not on this machine is fetched once)."]];
     else if (now.walk && away(step, now.walk)) told = [[`Layer ${now.walk.place.layer} has none of what this step tells; layer ${has(now.walk, step.needs)} has.`]];
     else told = step.text(now.walk, now.scene);
     if (at === STEPS.length - 1) told = [...told, ["That was the tour. Everything stays here to be tried: other prompts, layers and heads."]];
