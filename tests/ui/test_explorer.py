@@ -511,10 +511,54 @@ def test_a_head_is_clicked_ablated_and_brought_back(browser: Any, address: str, 
         page.wait_for_selector("#at-compare:not([hidden])")
         assert page.locator("#history button").all_inner_texts() == ["start", "without L1H0 zeroed"]
         # What the server refuses is told in words, and taken back.
+        page.fill("#part", "L1H0")
         page.click("#change button[value=patch]", timeout=5000)
-        page.wait_for_selector("#problem:not(:empty)")
-        assert "no part matches" in page.inner_text("#problem") or "write one" in page.inner_text("#problem")
-        assert page.inner_text("#edits li").startswith("L1H0 zeroed")
+        page.wait_for_selector("#problem >> text=there is none: write one")
+        page.wait_for_selector("#edits >> text=L1H0 zeroed")
+
+
+def test_what_a_change_lacks_is_said_where_it_is_missing(browser: Any, address: str) -> None:
+    with opened(browser, link(address, prompt=PROMPT)) as shown:
+        page = shown.page
+        page.wait_for_selector("#at-lens:not([hidden])")
+        page.click("#change button[value=zero]")
+        page.wait_for_selector("#problem >> text=Name a part first")
+        assert page.evaluate("document.activeElement.id") == "part"
+        page.fill("#part", "L0H0")
+        page.fill("#factor", "")
+        page.click("#change button[value=scale]")
+        page.wait_for_selector("#problem >> text=Write the number")
+        assert page.evaluate("document.activeElement.id") == "factor"
+        assert page.locator("#edits li").count() == 0 and shown.complaints == []
+        names = page.evaluate("[...document.querySelectorAll('[id]')].map(({ id }) => id)")
+        assert len(names) == len(set(names))
+
+
+def test_a_reader_is_told_what_is_waited_for(browser: Any, address: str) -> None:
+    with opened(browser, f"{address}/views/base.css") as shown:
+        page, held = shown.page, []
+        page.route("**/api/look", lambda route: held.append(route) if len(held) < 2 else route.continue_())
+        page.goto(link(address, prompt=PROMPT))
+        page.wait_for_selector("#status >> text=The model is computing …")
+        held[0].continue_()
+        page.wait_for_selector("#status >> text=The rest is being computed …")
+        held[1].continue_()
+        page.wait_for_selector("#views[aria-busy=false]")
+        assert page.inner_text("#status").startswith("The next token took") and "rest" not in page.inner_text("#status")
+
+
+def test_a_text_that_is_too_long_is_refused_and_never_cut(browser: Any, address: str) -> None:
+    with opened(browser, link(address, prompt=PROMPT)) as shown:
+        page = shown.page
+        page.wait_for_selector("#at-walk:not([hidden])")
+        for length, says in ((30_000, "more than the model's context of 64"), (LARGEST_BODY, "at most 65,536 bytes")):
+            page.fill("#prompt", "3 " * length)
+            page.wait_for_selector(f"#problem >> text={says}")
+            assert len(page.input_value("#prompt")) == 2 * length
+            assert page.locator("#at-next_token").is_hidden()
+        page.fill("#prompt", PROMPT)
+        page.wait_for_selector("#at-walk:not([hidden])")
+        assert page.inner_text("#problem") == ""
 
 
 def test_edits_are_kept_and_compared_with_others(browser: Any, address: str) -> None:

@@ -63,10 +63,13 @@ def test_every_step_tells_of_this_model_and_shows_its_part(kind: str, misses: st
                     and "interp explore --model" in said
                 )
                 assert page.locator(".toured").count() == 0
+                if number > 20:  # what it is can be told all the same
+                    assert "state of fixed size" in said or "it has to forget" in said
             elif number not in (16,):  # of which nothing is on the page before anything was changed
                 framed(shown)
             if number < STEPS:
                 page.keyboard.press("ArrowRight")
+        assert "That was the tour." in said
         assert (missing > 0) == (misses is not None)
         assert page.get_by_role("button", name="next").is_disabled()
         page.keyboard.press("ArrowLeft")
@@ -112,6 +115,19 @@ def test_a_state_space_layer_is_gone_to_where_the_model_has_one(browser: Any) ->
         shown.page.wait_for_selector("[data-step=select].toured")
         shown.page.wait_for_selector("#tour >> text=step size")
         assert "walk=5.0." in shown.page.evaluate("location.hash")
+
+
+def test_a_frame_leaves_the_next_step_alone(browser: Any) -> None:
+    with served(make("llama_gqa")) as address, opened(browser, link(address, prompt=PROMPT, tour=3)) as shown:
+        shown.page.wait_for_selector("[data-step=embedding].toured")
+        style = "getComputedStyle(document.querySelector('.toured'))"
+        assert shown.page.evaluate(f"parseFloat({style}.outlineOffset) + parseFloat({style}.outlineWidth)") <= 0
+
+
+def test_positions_are_told_of_the_layer_that_is_walked(browser: Any) -> None:
+    place = {"prompt": PROMPT, "walk": "5.0.", "tour": 5}
+    with served(make("hybrid")) as address, opened(browser, link(address, **place)) as shown:
+        shown.page.wait_for_selector("#tour >> text=Layer 0 has no attention. Go to layer 1")
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (640, True)], ids=["wide-light", "narrow-dark"])

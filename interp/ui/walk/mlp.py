@@ -32,8 +32,8 @@ def _neurons(run: Run) -> dict[str, Any]:
     active = int((post.abs() > 0.1 * post.abs().max()).sum())
     text: list[Piece] = [
         f"The MLP looks at this position alone. It has {len(post):,} neurons: each compares what it reads with a "
-        f"pattern, and the better the fit, the more it adds to the stream. Here {active:,} of them are above a tenth "
-        "of the strongest.",
+        f"pattern, and the better the fit, the more it adds to the stream. Here {active:,} of them "
+        f"{'is' if active == 1 else 'are'} above a tenth of the strongest.",
     ]
     if run.has("mlp.hook_pre_linear"):
         text.append(" A neuron’s activation is the activation function of its input, times a second input.")

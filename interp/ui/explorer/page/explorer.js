@@ -14,6 +14,7 @@ import { tour } from "./tour.js";
 const VIEWS = { attention: attention.render, compare: compare.render, heatmap: heatmap.render, lens: lens.render, next_token: nextToken.render, note: (root, payload) => root.append(make("p", { class: "note" }, payload.text)) };
 const MOST_PLACES = 300; // tokens that can be chosen from
 const PAUSE = 250; // milliseconds without a key before the model runs
+const LONG = 600; // milliseconds after which a reader is told what is waited for
 const by = (id) => document.getElementById(id);
 
 const start = started();
@@ -33,6 +34,7 @@ async function refresh(problem = "") {
   const of = JSON.stringify([scene.prompt, scene.second, scene.answers]);
   if (of !== mappedOf) { mappedOf = of; stopMap(""); }
   by("views").setAttribute("aria-busy", "true");
+  let took = "", slow = later("The model is computing …");
   try {
     const asked = [...(scene.edits.length || scene.beside ? [["compare"]] : []), ["next_token"], ["attention"], ["lens"]], [first] = asked;
     for (const parts of asked) {
@@ -41,27 +43,35 @@ async function refresh(problem = "") {
       by("problem").textContent = problem;
       if (parts === first) drawTokens(told);
       show(parts, told.parts);
-      if (parts === first) by("status").textContent = `${scene.edits.length ? "The edited run" : "The next token"} took ${Math.round(performance.now() - began)} ms.`;
+      if (parts !== first) continue;
+      clearTimeout(slow);
+      by("status").textContent = took = `${scene.edits.length ? "The edited run" : "The next token"} took ${Math.round(performance.now() - began)} ms.`;
+      slow = later(`${took} The rest is being computed …`);
     }
     await stroll(own.signal);
     if (own.signal.aborted) return true;
+    clearTimeout(slow);
+    if (by("status").textContent.startsWith(took)) by("status").textContent = took;
     by("views").setAttribute("aria-busy", "false");
     await forecast(scene, own.signal);
     forecastFinder(scene, own.signal);
   } catch (error) {
     if (error.name === "AbortError") return true;
     by("views").setAttribute("aria-busy", "false");
+    by("status").textContent = "";
     tell(error);
     return false;
-  }
+  } finally { clearTimeout(slow); }
   return true;
 }
+/** Say what is waited for, if it takes long. */
+const later = (words) => setTimeout(() => { by("status").textContent = words; }, LONG);
 
 function tell(error) {
   if (!(error instanceof Refused)) throw error;
   by("problem").textContent = error.message;
   if (error.status === 403) by("token-form").hidden = false;
-  if (error.status === 422) { by("tokens").textContent = ""; by("places").replaceChildren(); for (const name of ["compare", "next_token", "attention", "lens", "walk"]) by(`at-${name}`).hidden = true; }
+  if ([413, 422].includes(error.status)) { by("tokens").textContent = ""; by("places").replaceChildren(); for (const name of ["compare", "next_token", "attention", "lens", "walk"]) by(`at-${name}`).hidden = true; }
   guide.told();
 }
 
@@ -143,9 +153,13 @@ by("second").addEventListener("input", typed("second prompt"));
 for (const name of ["right", "wrong"]) by(name).addEventListener("input", typed("answers"));
 for (const form of ["prompts", "map"]) by(form).addEventListener("submit", (event) => event.preventDefault());
 
+/** Say what a field lacks, and go to it. */
+function lacks(id, words) { by("problem").textContent = words; by(id).focus(); }
 by("change").addEventListener("submit", (event) => {
   event.preventDefault();
   const op = event.submitter.value, place = by("place").value.trim();
+  if (!by("part").value.trim()) { lacks("part", `Name a part first: click a head, or write its name, such as ${by("part").placeholder}.`); return; }
+  if (["scale", "set"].includes(op) && !by("factor").value) { lacks("factor", "Write the number to scale by or set to first."); return; }
   const part = `${by("part").value.trim()}${place ? `@${place}` : ""}`;
   const edit = `${part}:${op}${["scale", "set"].includes(op) ? `:${by("factor").value}` : ""}`;
   const others = steps.scene.edits.filter((one) => one.split(":")[0] !== part);

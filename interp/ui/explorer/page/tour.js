@@ -15,6 +15,8 @@ const place = ({ tokens, place: { position } }) => token(tokens[position], posit
 const walked = (key) => `[data-step="${key}"]`;
 /** The first layer that has a part, or -1. */
 const has = ({ layers }, part) => layers.findIndex((kind) => KINDS[part].test(kind));
+/** Whether the layer that is walked has a part. */
+const here = ({ layers, place: { layer } }, part) => KINDS[part].test(layers[layer]);
 /** The first numbers in the text of a step of the walk, as it prints them. */
 const figures = (walk, key) => (walk.steps.find((step) => step.key === key)?.text ?? []).filter((piece) => piece.number !== undefined).map((piece) => shown(piece.number));
 
@@ -23,49 +25,49 @@ const POSITIONS = {
   standard: () => ["This model has learned a row of numbers for each position, and adds it to the token’s row. The curve shows how alike the rows of two positions are: neighbours mostly are."],
   sinusoidal: () => ["This model adds sines and cosines of the position, of many wavelengths, to the token’s row. The curve shows how alike the rows of two positions are."],
   alibi: () => ["This model lowers the score between two tokens by how far apart they stand, each head by a slope of its own (ALiBi)."],
-  none: () => ["This model adds nothing for positions. It knows order because a token sees only what came before it."],
+  none: (walk) => [`This model adds nothing for positions. It knows order because ${has(walk, "attn") < 0 ? "its layers read the tokens one after another" : "a token sees only what came before it"}.`],
 };
 
 // What each step tells (`walk` is the walk as it was drawn last), where it looks, and what it asks for.
 const STEPS = [
   { title: "A model guesses the next token", at: "#prompts", always: true,
     text: (walk) => [["A language model does one thing: it reads a text and says what may come next. This page runs one on your machine. The tour shows all that happens on the way, with the model’s own numbers."], ...(walk ? [[`The prompt here has ${count(walk.facts.n)} tokens, and the model ${walk.facts.layers} layers.`]] : [])],
-    ask: "Type a sentence as the prompt, or take the one that is offered.", example: true, did: (now) => now.walk !== null },
+    ask: "Type a prompt, or take the one that is offered.", example: true, did: (now) => now.walk !== null },
   { title: "Text becomes tokens", at: walked("tokens"),
-    text: (walk) => [["A model reads numbers, no letters. The text is cut into pieces (tokens) and each is replaced by its number (id) in a list of ", count(walk.facts.vocabulary), "."], [place(walk), ` is token ${walk.place.position} of ${count(walk.facts.n)}, counted from 0; its id is ${count(walk.ids[walk.place.position])}. Often words are tokens; rare words are cut into several.`]],
+    text: (walk) => [["A model reads numbers, no letters. The text is cut into pieces (tokens) and each is replaced by its number (id) in a list of ", count(walk.facts.vocabulary), "."], [place(walk), ` is token ${walk.place.position} of ${count(walk.facts.n)}, counted from 0; its id is ${count(walk.ids[walk.place.position])}. Common words are mostly one token; rare words are cut into several.`]],
     ask: "Choose another token here: click it, or use the arrow keys and Enter.", did: (now, then) => now.walk.place.position !== then.walk.place.position },
   { title: "Tokens become vectors", at: walked("embedding"),
     text: (walk) => [["The id picks a row of a table, the embedding: ", `${count(walk.facts.d_model)} numbers that the model has learned for this token.`], ["All that follows is arithmetic with such vectors. Each cell is one number: blue is above 0, red is below. Point at one to read it."]] },
   { title: "Where does a token stand?", at: walked("position"),
     text: () => [["So far “dog bites man” and “man bites dog” would be the same heap of vectors. The model has to know which token comes first."], ["There are several ways. The next step shows the one of this model."]] },
-  { title: "How this model knows positions", at: walked("position"), text: (walk) => [(POSITIONS[walk.facts.positions] ?? POSITIONS.none)(walk), [`Here you see it for position ${walk.place.position}, in layer ${walk.place.layer}.`]] },
+  { title: "How this model knows positions", at: walked("position"), text: (walk) => [(POSITIONS[walk.facts.positions] ?? POSITIONS.none)(walk), [here(walk, "attn") || has(walk, "attn") < 0 ? `Here you see it for position ${walk.place.position}, in layer ${walk.place.layer}.` : `Layer ${walk.place.layer} has no attention. Go to layer ${has(walk, "attn")} to see what its attention does.`]] },
   { title: "One stream through all layers", at: walked("stream"),
     text: (walk) => [[`The vector of each token goes through ${walk.facts.layers} layers. Each layer reads it and adds something to it. This is the residual stream.`], ["Read off now, what it holds would make the guesses that are listed here."]],
     ask: "Go to another layer: press + beside “layer” above.", did: (now, then) => now.walk.place.layer !== then.walk.place.layer },
   { title: "Before reading: norm", at: walked("norm"), also: walked("norm2"),
-    text: (walk) => [["Vectors grow as more is added to them. So each part first brings what it reads to one size", ...(figures(walk, "norm")[0] ? [", here by dividing it by ", figures(walk, "norm")[0]] : []), "."], ["Then only the direction of the vector counts."]] },
+    text: (walk) => [["Some vectors are long and some are short. So each part first brings what it reads to one size", ...(figures(walk, "norm")[0] ? [", here by dividing its numbers by ", figures(walk, "norm")[0]] : []), "."], ["Then only the direction of the vector counts."]] },
   { title: "Attention: query, key and value", needs: "attn", at: walked("qkv"),
     text: (walk) => [["In attention, tokens look at one another. A head makes three vectors from each token: a query (what am I looking for?), a key (what am I?) and a value (what do I hand on?)."], [`Layer ${walk.place.layer} has ${walk.units} heads; you follow head ${walk.place.unit}.`]] },
   { title: "Attention: how well do two tokens fit?", needs: "attn", at: walked("scores"),
-    text: (walk) => [["The query of ", place(walk), " is multiplied, number by number, with the key of a token, and all is added up: the score."], [`Here the largest sum is ${figures(walk, "scores")[0]}. It is divided by ${figures(walk, "scores")[1]}, so that longer vectors do not make larger scores.`]] },
+    text: (walk) => [["The query of ", place(walk), " is multiplied, number by number, with the key of a token, and all is added up: the score."], [`With the token at which this head looks most, that makes ${figures(walk, "scores")[0]}. It is divided by ${figures(walk, "scores")[1]}, so that scores stay in a range that the next steps can work with.`]] },
   { title: "Attention: no looking ahead", needs: "attn", at: walked("mask"),
-    text: (walk) => [["The model must guess what comes next, so it may not see it. Scores of later tokens are set to minus infinity (the mask): the empty triangle."], [`From position ${walk.place.position}, ${walk.place.position + 1} of ${count(walk.facts.n)} tokens can be seen at most, its own among them.`]] },
+    text: (walk) => [["The model must guess what comes next, so it may not see it. Scores of later tokens are set to minus infinity (the mask)", walk.steps.find(({ key }) => key === "mask")?.items.length ? ": the empty triangle." : "."], [`From position ${walk.place.position}, ${walk.place.position + 1} of ${count(walk.facts.n)} tokens can be seen at most, its own among them.`]] },
   { title: "Attention: scores become shares", needs: "attn", at: walked("softmax"),
-    text: (walk) => [["Softmax makes shares of the scores that add up to 1: large scores get most."], ["The token that gets most here has ", `${figures(walk, "softmax").at(-1)}. The table has the arithmetic.`]] },
+    text: (walk) => [["Softmax makes shares of the scores that add up to 1: large scores get most."], ["The token that gets most here gets ", `${figures(walk, "softmax").at(-1)}. The table has the arithmetic.`]] },
   { title: "Attention: what is handed on", needs: "attn", at: walked("z"),
-    text: () => [["Now the values of the tokens are added up, each times its share. So what one token knows arrives at another: in this layer there is no other way in which tokens meet."], ["From here on, each position works for itself again."]] },
+    text: (walk) => [["Now the values of the tokens are added up, each times its share. So what one token knows arrives at another.", here(walk, "mamba") ? "" : " In this layer tokens meet in no other way."], ["Until the next layer, each position then works for itself."]] },
   { title: "Attention: many heads at once", needs: "attn", at: walked("write"),
     text: (walk) => [[`Each of the ${walk.units} heads writes a vector into the stream. The bars show how long each is; head ${walk.place.unit} writes one of length ${figures(walk, "write")[0]}.`], ["Read off directly, it speaks for some tokens and against others."]],
     ask: "Choose another head: click its bar, or use the arrow keys and Enter.", did: (now, then) => now.walk.place.unit !== then.walk.place.unit },
   { title: "All heads at a glance", needs: "attn", at: "#at-attention",
-    text: (walk) => [[`Here is each of the ${walk.facts.layers} × ${walk.facts.heads} heads as a small picture: rows look, columns are looked at. A bright diagonal: the head looks at its own token. A first column: it looks at the start, which often means that it has nothing to say.`]] },
+    text: (walk) => [[`Here is each of the ${walk.layers.filter((kind) => KINDS.attn.test(kind)).length} × ${walk.facts.heads} heads as a small picture: rows look, columns are looked at. A bright diagonal: the head looks at its own token. A first column: it looks at the start, which heads often do when they find nothing else.`]] },
   { title: "Does this head matter? Take it away", needs: "attn", at: "#change",
     text: () => [["A picture of attention says where a head looks, not whether that matters. To know it, take the head away (ablate it) and see what the model then says."]],
     ask: "Click a head in the pictures, or write a name such as L0H0 here, and press “ablate (zero)”.", did: (now) => now.scene.edits.length > 0 },
   { title: "What changed", needs: "attn", at: "#at-compare", or: "#change",
     text: (walk, scene) => [scene.edits.length ? ["These are the probabilities before and after. If nothing much changed, that head did not matter for this prompt; many do not."] : ["Nothing is changed at present. Go back one step to take a head away."], ["“Undo” brings it back."]] },
   { title: "The MLP: each token by itself", needs: "mlp", at: walked("mlp"),
-    text: (walk) => [[`After the tokens have met, the ${walk.facts.experts ? `mixture of ${walk.facts.experts} experts` : "MLP"} works on each alone.`, ` It has ${count(walk.facts.neurons)} neurons here: each compares the vector with a pattern that it has learned, and adds another vector if it fits.`], ["Much of what a model knows of the world is thought to be kept here."]] },
+    text: (walk) => [[`The ${walk.facts.experts ? `mixture of ${walk.facts.experts} experts` : "MLP"} works on each token alone.`, ` ${walk.facts.experts ? "Those that are chosen for a token have together" : "It has"} ${count(walk.facts.neurons)} neurons: each compares the vector with a pattern that it has learned, and adds another vector if it fits.`], ["Much of what a model knows of the world is thought to be kept here."]] },
   { title: "What each layer would say", at: "#at-lens", or: walked("after"),
     text: () => [["Read the stream off after each layer, as if it were the last: that is the logit lens. Follow the last column upwards or downwards: often the guess settles in the late layers."]] },
   { title: "From the vector to the next token", at: walked("logits"),
@@ -73,10 +75,10 @@ const STEPS = [
   { title: "Choosing a token", at: "#at-next_token",
     text: () => [["One token is drawn by these probabilities. A low temperature makes the likely ones likelier; top-k and top-p cut the unlikely ones off. Move the sliders, and read the arithmetic."], ["The token goes to the end of the prompt, and all begins again: so a text is written."]],
     ask: "Choose a token in the table and press “append”.", did: (now, then) => now.scene.prompt.length > then.scene.prompt.length },
-  { title: "Another way: Mamba", needs: "mamba", at: walked("select"),
-    text: (walk) => [["A state-space layer has no attention. It reads the tokens one after another and keeps a state of fixed size", walk.facts.state ? `, ${walk.facts.state} numbers for each channel` : "", ". The step size says how much of each token is written into it, and how much of what was there fades."], [`At position ${walk.place.position} it is ${figures(walk, "select")[0]}.`]] },
-  { title: "Mamba: what is remembered", needs: "mamba", at: walked("state"), or: walked("hidden"),
-    text: (walk) => [["All that the layer knows of earlier tokens is in this state, however long the text: so it is quick, but it has to forget. Its length goes from ", `${figures(walk, "state")[0] ?? "–"} to ${figures(walk, "state")[1] ?? "–"} at this token.`], ["That was the tour. Everything stays here to be tried: other prompts, layers and heads."]] },
+  { title: "Another way: Mamba", needs: "mamba", idea: "A state-space layer has no attention. It reads the tokens one after another and keeps a state of fixed size: a few numbers that stand for all that came before.", at: walked("select"),
+    text: (walk) => [["A state-space layer has no attention. It reads the tokens one after another and keeps a state of fixed size", walk.facts.state ? `, ${walk.facts.state} numbers for each channel` : "", ". The step size says how much of each token is written into it, and how much of what was there fades."], [`The step size at position ${walk.place.position} is ${figures(walk, "select")[0]}.`]] },
+  { title: "Mamba: what is remembered", needs: "mamba", idea: "The state has the same size however long the text is. So such a model is quick, but it has to forget.", at: walked("state"), or: walked("hidden"),
+    text: (walk) => [["All that the layer knows of earlier tokens is in this state, however long the text: so it is quick, but it has to forget. Its length goes from ", `${figures(walk, "state")[0] ?? "–"} to ${figures(walk, "state")[1] ?? "–"} at this token.`]] },
 ];
 
 /** The tour on a page. `host` has `now()` ({walk, scene}), `walk(place)`, `change(fields, words)`, `address()` and `text`. */
@@ -93,7 +95,7 @@ export function tour(root, host) {
 
   const missing = (step, { walk }) => step.needs && walk && has(walk, step.needs) < 0;
   /** Whether the layer that is walked lacks what the step speaks of, and another has it. */
-  const away = ({ needs }, walk) => needs && has(walk, needs) >= 0 && !KINDS[needs].test(walk.layers[walk.place.layer]);
+  const away = ({ needs }, walk) => needs && has(walk, needs) >= 0 && !here(walk, needs);
   /** Go to a layer that has what the step speaks of, once. */
   function arrive() {
     const { needs } = STEPS[at], { walk } = host.now();
@@ -134,9 +136,10 @@ export function tour(root, host) {
     const asks = step.ask && ready && !missing(step, now);
     let told;
     if (!ready) told = [["Type a prompt first: the step tells of its numbers."]];
-    else if (missing(step, now)) told = [[`This model has no ${WITHOUT[step.needs][0]}. To see them here: `, make("code", {}, WITHOUT[step.needs][1])]];
+    else if (missing(step, now)) told = [...(step.idea ? [[step.idea]] : []), [`This model has no ${WITHOUT[step.needs][0]}. To see this step: `, make("code", {}, WITHOUT[step.needs][1]), " (a model that is not on this machine is fetched once)."]];
     else if (now.walk && away(step, now.walk)) told = [[`Layer ${now.walk.place.layer} has none of what this step tells; layer ${has(now.walk, step.needs)} has.`]];
     else told = step.text(now.walk, now.scene);
+    if (at === STEPS.length - 1) told = [...told, ["That was the tour. Everything stays here to be tried: other prompts, layers and heads."]];
     const offered = asks && step.example && !now.scene.prompt ? make("p", {}, button("take an example", () => host.change({ prompt: host.text() ? EXAMPLE : IDS }, "example"))) : "";
     words.replaceChildren(...told.map((piece) => make("p", {}, ...piece)), asks ? make("p", { class: "to-do" }, step.ask) : "", offered);
     const done = asks && now.walk !== null && step.did(now, then);
