@@ -30,7 +30,8 @@ import interp
 from interp.errors import ConfigError, OutputError
 from interp.heads.detectors import Material, measured
 from interp.hooked.model import HookedModel
-from interp.ui.explorer import pictures, worker
+from interp.ui.explorer import finder, pictures, worker
+from interp.ui.explorer.answers import answers
 from interp.ui.explorer.pace import Pace
 from interp.ui.explorer.serve import serve
 from interp.ui.explorer.server import LARGEST_BODY, make_app
@@ -175,6 +176,20 @@ def test_the_table_of_heads_has_scores_and_exact_effects(client: TestClient, toy
     scores, _ = measured(Material(toy, None, n=4), ["induction"], ["patterns"], progress=False)
     means = scores.groupby(["layer", "head"])["effect"].mean()
     assert told["columns"]["induction"] == pytest.approx(means.tolist(), rel=1e-5)
+
+
+def test_the_scores_of_heads_are_kept_until_weights_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made, stop = interp.load("toy"), [], threading.Event()
+    monkeypatch.setattr(finder, "measured", lambda *_, **__: (made.append(1), measured(*_, **__))[1])
+    ask = answers(model, "model")
+    scene = {"scene": {"prompt": PROMPT}}
+    first = ask["heads"](scene, stop)
+    assert ask["heads"](scene, stop) == first and ask["plan_heads"](scene, stop)["seconds"] > 0
+    other = ask["heads"]({"scene": {"prompt": SECOND}}, stop)
+    assert other["columns"] == first["columns"] and other["lost"] != first["lost"] and len(made) == 1
+    with torch.no_grad():
+        model.blocks[0].attn.W_Q.mul_(2)
+    assert ask["heads"](scene, stop)["columns"] != first["columns"] and len(made) == 2
 
 
 def test_a_head_is_found_in_the_table(browser: Any, address: str) -> None:
@@ -448,7 +463,7 @@ def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
     assert ended == (0, "", "")
     kinds = [part.pop("kind") for part in told.pop("parts")]
     assert list(told.pop("maps")) == ["head", "resid_pre", "attn_out"]
-    assert told == {"model": "toy", "layers": 2, "heads": 4, "context": 64, "text": False}
+    assert told == {"model": "toy", "layers": 2, "heads": 4, "context": 64, "text": False, "against": None}
     assert kinds == ["head", "attention"]
     assert "interp.load('toy', dtype='float32')" in script
 

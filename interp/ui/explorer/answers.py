@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from interp.arguments import shown
@@ -11,9 +12,9 @@ from interp.errors import ConfigError, check_choice
 from interp.hooked.model import HookedModel
 from interp.ui.explorer import pictures
 from interp.ui.explorer.changes import examples
-from interp.ui.explorer.finder import plan_heads, table_of_heads
+from interp.ui.explorer.finder import Detected, plan_heads, table_of_heads
 from interp.ui.explorer.pace import Pace
-from interp.ui.explorer.scene import Scene, scene_of
+from interp.ui.explorer.scene import Other, Scene, scene_of
 from interp.ui.explorer.script import script_of
 from interp.ui.explorer.worker import stoppable, stopping
 
@@ -21,34 +22,38 @@ Answer = Callable[[Any, threading.Event], Any]
 """Takes what the page gives, as plain values, and the event that says when to stop."""
 
 
-def answers(model: HookedModel, loaded: str) -> dict[str, Answer]:
+def answers(model: HookedModel, loaded: str, other: Other | None = None) -> dict[str, Answer]:
     """The answers by the name of what is asked.
 
     Args:
         model: what the page shows.
         loaded: the call that loads the model, for scripts.
+        other: a second model, to compare with.
     """
-    pace = Pace()
+    pace, detected = Pace(), Detected(model)
+    models = [model] if other is None else [model, other.model]
 
     def by_layer(compute: Callable[[Any], Any]) -> Answer:
         def run(given: Any, stop: threading.Event) -> Any:
-            with stopping(model, stop):
+            with ExitStack() as watched:
+                for one in models:
+                    watched.enter_context(stopping(one, stop))
                 return compute(given)
 
         return run
 
     return {
-        "about": lambda given, stop: _about(model),
-        "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given))),
+        "about": lambda given, stop: _about(model, other),
+        "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given), other)),
         "walk": by_layer(lambda given: pictures.walked(model, _scene(given), _walked_to(given))),
         "continue": by_layer(lambda given: pictures.continued(model, _scene(given), _place(given))),
         "plan": lambda given, stop: pictures.plan_map(model, _scene(given), _cut(given), pace, stoppable(stop)),
         "map": lambda given, stop: pictures.patching_map(
             model, _scene(given), loaded, stoppable(stop), _cut(given), pace
         ),
-        "plan_heads": lambda given, stop: plan_heads(model, _scene(given), pace),
-        "heads": lambda given, stop: table_of_heads(model, _scene(given), pace, stop),
-        "script": lambda given, stop: {"script": script_of(model, loaded, _scene(given))},
+        "plan_heads": lambda given, stop: plan_heads(model, _scene(given), pace, detected),
+        "heads": lambda given, stop: table_of_heads(model, _scene(given), pace, stop, detected),
+        "script": lambda given, stop: {"script": script_of(model, loaded, _scene(given), other)},
         "save": by_layer(lambda given: {"page": pictures.saved(model, _scene(given))}),
     }
 
@@ -92,7 +97,7 @@ def _field(given: Any, name: str) -> Any:
     return given[name]
 
 
-def _about(model: HookedModel) -> dict[str, Any]:
+def _about(model: HookedModel, other: Other | None) -> dict[str, Any]:
     cfg = model.cfg
     return {
         "model": cfg.model_name or "a model",
@@ -100,6 +105,7 @@ def _about(model: HookedModel) -> dict[str, Any]:
         "heads": cfg.n_heads if cfg.has_attention else 0,
         "context": cfg.n_ctx,
         "text": model.tokenizer is not None,
+        "against": None if other is None else other.name,
         "parts": examples(model),
         "maps": {name: cut.title for name, cut in pictures.cuts_of(model).items()},
     }

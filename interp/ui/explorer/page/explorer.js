@@ -315,6 +315,7 @@ by("save").addEventListener("click", async () => {
   try {
     const { page } = await ask(token, "save", { scene: steps.scene });
     download("explored.html", page);
+    if (steps.scene.edits.length || steps.scene.beside) by("status").textContent = "The page shows the run after the edits. The comparison is not in it: “copy as Python” makes it again.";
   } catch (error) { tell(error); }
 });
 
@@ -340,6 +341,7 @@ async function begin() {
   document.title = `Explorer: ${about.model}`;
   by("title").textContent = about.model;
   by("about").textContent = `${about.layers} layers${about.heads ? ` of ${about.heads} heads` : ""}, prompts of up to ${about.context.toLocaleString("en")} tokens${about.text ? "" : "; it has no tokenizer: write token ids, such as 3 14 15"}.`;
+  if (about.against) { Object.assign(by("beside-other"), { hidden: false, disabled: false, textContent: `the other model, ${about.against}` }); by("about").textContent += ` To compare with: ${about.against}; edits do not act in it.`; }
   offer(about.parts);
   by("cut").replaceChildren(...Object.entries(about.maps).map(([value, title]) => make("option", { value }, title)));
   if (steps.scene.prompt) refresh(); else { drawState(); by("prompt").focus(); }
