@@ -463,7 +463,15 @@ def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
     assert ended == (0, "", "")
     kinds = [part.pop("kind") for part in told.pop("parts")]
     assert list(told.pop("maps")) == ["head", "resid_pre", "attn_out"]
-    assert told == {"model": "toy", "layers": 2, "heads": 4, "context": 64, "text": False, "against": None}
+    assert told == {
+        "model": "toy",
+        "layers": 2,
+        "heads": 4,
+        "context": 64,
+        "text": False,
+        "against": None,
+        "tasks": ["induction", "modular_addition"],
+    }
     assert kinds == ["head", "attention"]
     assert "interp.load('toy', dtype='float32')" in script
 

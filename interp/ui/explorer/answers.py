@@ -10,12 +10,14 @@ from typing import Any
 from interp.arguments import shown
 from interp.errors import ConfigError, check_choice
 from interp.hooked.model import HookedModel
+from interp.tasks import TASKS
 from interp.ui.explorer import pictures
 from interp.ui.explorer.changes import examples
 from interp.ui.explorer.finder import Detected, plan_heads, table_of_heads
 from interp.ui.explorer.pace import Pace
 from interp.ui.explorer.scene import Other, Scene, scene_of
 from interp.ui.explorer.script import script_of
+from interp.ui.explorer.whole_task import Tasks, plan_task, whole_task
 from interp.ui.explorer.worker import stoppable, stopping
 
 Answer = Callable[[Any, threading.Event], Any]
@@ -30,7 +32,7 @@ def answers(model: HookedModel, loaded: str, other: Other | None = None) -> dict
         loaded: the call that loads the model, for scripts.
         other: a second model, to compare with.
     """
-    pace, detected = Pace(), Detected(model)
+    pace, detected, tasks = Pace(), Detected(model), Tasks(model)
     models = [model] if other is None else [model, other.model]
 
     def by_layer(compute: Callable[[Any], Any]) -> Answer:
@@ -43,7 +45,7 @@ def answers(model: HookedModel, loaded: str, other: Other | None = None) -> dict
         return run
 
     return {
-        "about": lambda given, stop: _about(model, other),
+        "about": lambda given, stop: _about(model, tasks, other),
         "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given), other)),
         "walk": by_layer(lambda given: pictures.walked(model, _scene(given), _walked_to(given))),
         "continue": by_layer(lambda given: pictures.continued(model, _scene(given), _place(given))),
@@ -53,6 +55,8 @@ def answers(model: HookedModel, loaded: str, other: Other | None = None) -> dict
         ),
         "plan_heads": lambda given, stop: plan_heads(model, _scene(given), pace, detected),
         "heads": lambda given, stop: table_of_heads(model, _scene(given), pace, stop, detected),
+        "plan_task": lambda given, stop: plan_task(model, _scene(given), _task(given), tasks, pace),
+        "task": lambda given, stop: whole_task(model, _scene(given), _task(given), tasks, pace, stop),
         "script": lambda given, stop: {"script": script_of(model, loaded, _scene(given), other)},
         "save": by_layer(lambda given: {"page": pictures.saved(model, _scene(given))}),
     }
@@ -83,6 +87,13 @@ def _cut(given: Any) -> str:
     return cut
 
 
+def _task(given: Any) -> str:
+    name = _field(given, "task")
+    if not isinstance(name, str):
+        raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {shown(name)}")
+    return name
+
+
 def _walked_to(given: Any) -> dict[str, Any]:
     place = _field(given, "place")
     if not isinstance(place, dict):
@@ -97,7 +108,7 @@ def _field(given: Any, name: str) -> Any:
     return given[name]
 
 
-def _about(model: HookedModel, other: Other | None) -> dict[str, Any]:
+def _about(model: HookedModel, tasks: Tasks, other: Other | None) -> dict[str, Any]:
     cfg = model.cfg
     return {
         "model": cfg.model_name or "a model",
@@ -107,5 +118,6 @@ def _about(model: HookedModel, other: Other | None) -> dict[str, Any]:
         "text": model.tokenizer is not None,
         "against": None if other is None else other.name,
         "parts": examples(model),
+        "tasks": tasks.offered(),
         "maps": {name: cut.title for name, cut in pictures.cuts_of(model).items()},
     }

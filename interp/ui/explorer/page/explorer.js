@@ -10,6 +10,7 @@ import * as compare from "./compare.js";
 import * as finder from "./finder.js";
 import { alike, History, read, said } from "./scene.js";
 import { tour } from "./tour.js";
+import { wholeTask } from "./whole_task.js";
 
 const VIEWS = { attention: attention.render, compare: compare.render, heatmap: heatmap.render, lens: lens.render, next_token: nextToken.render, note: (root, payload) => root.append(make("p", { class: "note" }, payload.text)) };
 const MOST_PLACES = 300; // tokens that can be chosen from
@@ -47,7 +48,8 @@ async function refresh(problem = "") {
     if (own.signal.aborted) return true;
     by("views").setAttribute("aria-busy", "false");
     await forecast(scene, own.signal);
-    forecastFinder(scene, own.signal);
+    await forecastFinder(scene, own.signal);
+    onTask.forecast(own.signal);
   } catch (error) {
     if (error.name === "AbortError") return true;
     by("views").setAttribute("aria-busy", "false");
@@ -296,6 +298,8 @@ by("run-finder").addEventListener("click", async () => {
 });
 by("cancel-finder").addEventListener("click", () => { stopFinder("cancelled"); by("run-finder").focus(); });
 
+const onTask = wholeTask(token, () => steps.scene);
+
 // 7. What is taken along.
 async function keepScript(script) {
   by("script").textContent = script;
@@ -343,6 +347,7 @@ async function begin() {
   by("about").textContent = `${about.layers} layers${about.heads ? ` of ${about.heads} heads` : ""}, prompts of up to ${about.context.toLocaleString("en")} tokens${about.text ? "" : "; it has no tokenizer: write token ids, such as 3 14 15"}.`;
   if (about.against) { Object.assign(by("beside-other"), { hidden: false, disabled: false, textContent: `the other model, ${about.against}` }); by("about").textContent += ` To compare with: ${about.against}; edits do not act in it.`; }
   offer(about.parts);
+  onTask.offer(about.tasks);
   by("cut").replaceChildren(...Object.entries(about.maps).map(([value, title]) => make("option", { value }, title)));
   if (steps.scene.prompt) refresh(); else { drawState(); by("prompt").focus(); }
   if (toured) guide.go(toured - 1);
