@@ -490,7 +490,10 @@ def address(toy: HookedModel) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (640, True)], ids=["wide-light", "narrow-dark"])
-def test_the_page_draws_quietly_for_everybody(width: int, dark: bool, browser: Any, address: str) -> None:
+def test_the_page_draws_quietly_for_everybody(
+    width: int, dark: bool, browser: Any, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "expected", lambda *_: 0.5)  # quick enough for the map to begin by itself, on any machine
     place = link(address, prompt=PROMPT, second=SECOND, edits="L1H0:zero,L0H1:patch")
     with opened(browser, place, width=width, dark=dark) as shown:
         shown.page.wait_for_selector("#at-lens:not([hidden])")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from interp.arguments import shown
+from interp.arguments import shown, whole_number
 from interp.errors import ConfigError, check_choice
 from interp.hooked.model import HookedModel
 from interp.tasks import TASKS
@@ -46,7 +46,7 @@ def answers(model: HookedModel, loaded: str, other: Other | None = None) -> dict
 
     return {
         "about": lambda given, stop: _about(model, tasks, other),
-        "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given), other)),
+        "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given), other, _focus(given))),
         "walk": by_layer(lambda given: pictures.walked(model, _scene(given), _walked_to(given))),
         "continue": by_layer(lambda given: pictures.continued(model, _scene(given), _place(given))),
         "plan": lambda given, stop: pictures.plan_map(model, _scene(given), _cut(given), pace, stoppable(stop)),
@@ -71,6 +71,16 @@ def _wanted(given: Any) -> list[str]:
     if not isinstance(wanted, list) or len(wanted) > len(pictures.PARTS):
         raise ConfigError(f"parts must be a list of {', '.join(pictures.PARTS)}, not {shown(wanted)}")
     return wanted
+
+
+def _focus(given: Any) -> pictures.Focus:
+    """What is shown of a long prompt."""
+    focus = given.get("focus", {})
+    fields = ("layer", "position")
+    if not isinstance(focus, dict) or any(name not in fields for name in focus):
+        raise ConfigError(f"focus is an object with {' and '.join(fields)}, not {shown(focus)}")
+    found = {name: whole_number(name, value, least=0) for name, value in focus.items() if value is not None}
+    return pictures.Focus(**found)
 
 
 def _place(given: Any) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
@@ -46,12 +47,36 @@ from interp.variants.edited import edited
 from interp.variants.granularity import variants
 
 MOST_TOKENS = 256
-"""Longer prompts have no grid and no patterns drawn: they would be some 100 MB in a page."""
+"""Of longer prompts one layer's patterns and the lens of a window are drawn: all would be some 100 MB in a page."""
+
+MOST_WEIGHTS = 6_000_000  # of the patterns of one layer: 8 MB in a request
+LENS_WINDOW = 96  # positions
 
 TOP = 10  # tokens of each run that are compared
 
 
-def look(model: HookedModel, scene: Scene, wanted: Sequence[str], other: Other | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Focus:
+    """What is shown of a prompt of more than `MOST_TOKENS` tokens.
+
+    Attributes:
+        layer: the one whose patterns are shown; where it has none, the nearest one that has.
+        position: the last of the positions that are shown, if there are as many before it; None is the prompt's last.
+    """
+
+    layer: int = 0
+    position: int | None = None
+
+    def window(self, n: int, most: int) -> range:
+        """The positions that are shown, of `n`, at most `most`."""
+        last = n - 1 if self.position is None else min(self.position, n - 1)
+        first = max(0, min(last + 1 - most, n - most))
+        return range(first, min(n, first + most))
+
+
+def look(
+    model: HookedModel, scene: Scene, wanted: Sequence[str], other: Other | None = None, at: Focus = Focus()
+) -> dict[str, Any]:
     """The tokens of a scene's prompts and the parts that are wanted, in the order in which they are asked for.
 
     Args:
@@ -59,6 +84,7 @@ def look(model: HookedModel, scene: Scene, wanted: Sequence[str], other: Other |
         scene: what is looked at.
         wanted: names of `PARTS`.
         other: a second model to compare with.
+        at: what is shown of a long prompt.
 
     Raises:
         InterpError: a scene that the model cannot take; another part.
@@ -70,7 +96,7 @@ def look(model: HookedModel, scene: Scene, wanted: Sequence[str], other: Other |
     parts = [
         compare(model, pairs, variant, compared_with(model, scene, other))
         if name == "compare"
-        else PARTS[name](model, pairs, variant, labels)
+        else PARTS[name](model, pairs, variant, labels, at)
         for name in wanted
     ]
     shown = [{"view": part.name, "title": part.title, **part.payload} for part in parts if part is not None]
@@ -90,31 +116,37 @@ def run_of(model: HookedModel, pairs: PromptPairs, variant: Variant) -> Iterator
         yield
 
 
-def _next_token(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part:
+def _next_token(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str], at: Focus) -> Part:
     with run_of(model, pairs, variant):
         return prompts.next_token(model, pairs.clean[0], after=f"“{labels[-1]}”, at position {len(labels) - 1}")
 
 
-def _lens(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part:
-    if len(labels) > MOST_TOKENS:
-        return _too_long("What each layer would say", len(labels))
+def _lens(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str], at: Focus) -> Part:
+    window = at.window(len(labels), LENS_WINDOW) if len(labels) > MOST_TOKENS else None
     with run_of(model, pairs, variant):
-        return prompts.lens(model, pairs.clean[0], labels=labels, lenses={"logit lens": None})
+        part = prompts.lens(model, pairs.clean[0], labels=labels, lenses={"logit lens": None}, window=window)
+    return part if window is None else _of_long(part, window, labels)
 
 
-def _attention(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part | None:
-    if not model.cfg.has_attention:
+def _attention(
+    model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str], at: Focus
+) -> Part | None:
+    layers, n = prompts.attention_layers(model), len(labels)
+    if not model.cfg.has_attention or not layers:
         return None
-    if len(labels) > MOST_TOKENS:
-        return _too_long("Where heads look", len(labels))
+    layer, window = None, None
+    if n > MOST_TOKENS:
+        layer = min(layers, key=lambda one: abs(one - at.layer))  # the nearest that has attention
+        window = at.window(n, isqrt(2 * MOST_WEIGHTS // model.cfg.n_heads))
     with run_of(model, pairs, variant):
-        return prompts.attention(model, pairs.clean[0], labels=labels)
+        part = prompts.attention(model, pairs.clean[0], labels=labels, layer=layer, window=window)
+    return part if window is None else _of_long(part, window, labels, layers)
 
 
-def _too_long(title: str, n: int) -> Part:
-    return Part(
-        "note", title, {"text": f"This is drawn for prompts of up to {MOST_TOKENS} tokens; this one has {n:,}."}
-    )
+def _of_long(part: Part, window: range, labels: Sequence[str], layers: Sequence[int] = ()) -> Part:
+    """A part of a long prompt, with what there is to choose from."""
+    long = {"first": window.start, "last": window.stop - 1, "tokens": len(labels), "layers": [*layers]}
+    return Part(part.name, part.title, {**part.payload, "long": long})
 
 
 @torch.no_grad()
@@ -188,9 +220,9 @@ def _depth_name(places: Sequence[int], depth: Sequence[int]) -> str:
     return told[1] if told[0] == told[1] else f"{told[1]} (before: {told[0]})"
 
 
-Picture = Callable[[HookedModel, PromptPairs, Variant, Sequence[str]], Part | None]
+Picture = Callable[[HookedModel, PromptPairs, Variant, Sequence[str], Focus], Part | None]
 PARTS: dict[str, Picture] = {
-    "compare": lambda model, pairs, variant, labels: compare(
+    "compare": lambda model, pairs, variant, labels, at: compare(
         model, pairs, variant, Run(model, Variant([]), pairs, "the model’s own run")
     ),
     "next_token": _next_token,

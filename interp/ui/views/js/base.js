@@ -9,9 +9,10 @@ export function numbers(array) {
   const strides = shape.map((_, axis) => shape.slice(axis + 1).reduce((a, b) => a * b, 1));
   const get = packed === "causal"
     ? (...at) => {
-        const [query, key] = at.slice(-2);
+        const last = at.length - 1, query = at[last - 1], key = at[last];
         if (key > query) return 0;
-        const outer = at.slice(0, -2).reduce((sum, i, axis) => sum * shape[axis] + i, 0);
+        let outer = 0; // a loop: a long prompt asks for millions
+        for (let axis = 0; axis < last - 1; axis++) outer = outer * shape[axis] + at[axis];
         return values[outer * matrix + (query * (query + 1)) / 2 + key] * scale;
       }
     : (...at) => values[at.reduce((sum, i, axis) => sum + i * strides[axis], 0)] * scale;
