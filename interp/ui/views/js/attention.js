@@ -13,6 +13,7 @@ function shades() {
 export function render(root, payload) {
   const { tokens, layers, heads, effect, stages } = payload;
   const from = payload.start ?? 0; // the position of the first token that is shown
+  const bounded = tokens.length > LONG ? " bounded" : ""; // what scrolls by itself, so that the page does not grow
   const n = tokens.length, pattern = numbers(payload.pattern);
   const name = (at) => payload.names?.[at] ?? `L${layers[Math.floor(at / heads)]}${payload.letter ?? "H"}${at % heads}`;
   const weight = (at, query, key) => pattern.get(Math.floor(at / heads), at % heads, query, key);
@@ -154,12 +155,12 @@ export function render(root, payload) {
     make("div", { class: "scroll", role: "group", "aria-label": "All heads", tabindex: "0" }, grid),
     title,
     make("div", { class: "split" },
-      make("div", { class: "scroll", role: "group", "aria-label": "Attention of the chosen head", tabindex: "0" }, matrix),
+      make("div", { class: `scroll${bounded}`, role: "group", "aria-label": "Attention of the chosen head", tabindex: "0" }, matrix),
       make("div", { class: "side" }, cell, steps,
         make("p", { class: "note" }, "Rows look, columns are looked at. Arrow keys move in the matrix.", payload.note ? ` ${payload.note}` : ""),
         copyButton("copy the weights", () => strongest().map(([q, k, w]) => `${from + q}\t${tokens[q]}\t${from + k}\t${tokens[k]}\t${w}`).join("\n")))),
-    make("h4", {}, "Point at a token: where it looks"), make("div", { class: "words", role: "group", "aria-label": "Where the token looks" }, ...looks),
-    make("h4", {}, "and what looks at it"), make("div", { class: "words", role: "group", "aria-label": "What looks at the token" }, ...looked));
+    make("h4", {}, "Point at a token: where it looks"), make("div", { class: `words${bounded}`, role: "group", "aria-label": "Where the token looks" }, ...looks),
+    make("h4", {}, "and what looks at it"), make("div", { class: `words${bounded}`, role: "group", "aria-label": "What looks at the token" }, ...looked));
   arrange();
   const seen = whenSeen(thumbs, drawThumb);
   onScheme(() => { seen.disconnect(); thumbs.forEach(drawThumb); draw(); point(pointed); });
