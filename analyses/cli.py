@@ -164,16 +164,22 @@ def lens(
 
 @main.command()
 @model_options
+@click.option("--against", default=None, help="A second model of the same vocabulary, to compare with.")
 @click.option("--port", type=Whole(0, 65535), default=0, show_default=True, help="Where; 0 takes one that is free.")
 @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page.")
-def explore(source: str, device: str | None, dtype: str, port: int, browser: bool) -> None:
+def explore(source: str, device: str | None, dtype: str, against: str | None, port: int, browser: bool) -> None:
     """Serve a page, to this machine alone, in which a prompt and any part can be changed; Ctrl-C ends it."""
     from interp.loading.load import load
+    from interp.ui.explorer.scene import Other
     from interp.ui.explorer.serve import serve
 
-    model = load(source, device=device, dtype=dtype)
     options = "".join(f", {name}={value!r}" for name, value in (("device", device), ("dtype", dtype)) if value)
-    serve(model, loaded=f"interp.load({source!r}{options})", port=port, browser=browser, tell=click.echo)
+    model, other = load(source, device=device, dtype=dtype), None
+    if against is not None:
+        second = load(against, device=device, dtype=dtype)
+        other = Other(second, f"interp.load({against!r}{options})", second.cfg.model_name or against)
+    loaded = f"interp.load({source!r}{options})"
+    serve(model, loaded=loaded, port=port, browser=browser, tell=click.echo, other=other)
 
 
 if __name__ == "__main__":

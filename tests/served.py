@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from interp.hooked.model import HookedModel
+from interp.ui.explorer.scene import Other
 
 TOKEN = "the-token-of-tests"
 
 
 @contextmanager
-def served(model: HookedModel) -> Iterator[str]:
+def served(model: HookedModel, other: Other | None = None) -> Iterator[str]:
     """Its address, without the token."""
     import uvicorn
 
@@ -23,7 +24,7 @@ def served(model: HookedModel) -> Iterator[str]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        app = make_app(model, loaded='interp.load("toy")', token=TOKEN, port=port)
+        app = make_app(model, loaded='interp.load("toy")', token=TOKEN, port=port, other=other)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

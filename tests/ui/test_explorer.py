@@ -30,7 +30,8 @@ import interp
 from interp.errors import ConfigError, OutputError
 from interp.heads.detectors import Material, measured
 from interp.hooked.model import HookedModel
-from interp.ui.explorer import pictures, worker
+from interp.ui.explorer import finder, pictures, worker
+from interp.ui.explorer.answers import answers
 from interp.ui.explorer.pace import Pace
 from interp.ui.explorer.serve import serve
 from interp.ui.explorer.server import LARGEST_BODY, make_app
@@ -175,6 +176,20 @@ def test_the_table_of_heads_has_scores_and_exact_effects(client: TestClient, toy
     scores, _ = measured(Material(toy, None, n=4), ["induction"], ["patterns"], progress=False)
     means = scores.groupby(["layer", "head"])["effect"].mean()
     assert told["columns"]["induction"] == pytest.approx(means.tolist(), rel=1e-5)
+
+
+def test_the_scores_of_heads_are_kept_until_weights_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made, stop = interp.load("toy"), [], threading.Event()
+    monkeypatch.setattr(finder, "measured", lambda *_, **__: (made.append(1), measured(*_, **__))[1])
+    ask = answers(model, "model")
+    scene = {"scene": {"prompt": PROMPT}}
+    first = ask["heads"](scene, stop)
+    assert ask["heads"](scene, stop) == first and ask["plan_heads"](scene, stop)["seconds"] > 0
+    other = ask["heads"]({"scene": {"prompt": SECOND}}, stop)
+    assert other["columns"] == first["columns"] and other["lost"] != first["lost"] and len(made) == 1
+    with torch.no_grad():
+        model.blocks[0].attn.W_Q.mul_(2)
+    assert ask["heads"](scene, stop)["columns"] != first["columns"] and len(made) == 2
 
 
 def test_a_head_is_found_in_the_table(browser: Any, address: str) -> None:
@@ -448,7 +463,15 @@ def test_the_command_serves_this_machine_until_it_is_interrupted() -> None:
     assert ended == (0, "", "")
     kinds = [part.pop("kind") for part in told.pop("parts")]
     assert list(told.pop("maps")) == ["head", "resid_pre", "attn_out"]
-    assert told == {"model": "toy", "layers": 2, "heads": 4, "context": 64, "text": False}
+    assert told == {
+        "model": "toy",
+        "layers": 2,
+        "heads": 4,
+        "context": 64,
+        "text": False,
+        "against": None,
+        "tasks": ["induction", "modular_addition"],
+    }
     assert kinds == ["head", "attention"]
     assert "interp.load('toy', dtype='float32')" in script
 
@@ -467,7 +490,10 @@ def address(toy: HookedModel) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (640, True)], ids=["wide-light", "narrow-dark"])
-def test_the_page_draws_quietly_for_everybody(width: int, dark: bool, browser: Any, address: str) -> None:
+def test_the_page_draws_quietly_for_everybody(
+    width: int, dark: bool, browser: Any, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "expected", lambda *_: 0.5)  # quick enough for the map to begin by itself, on any machine
     place = link(address, prompt=PROMPT, second=SECOND, edits="L1H0:zero,L0H1:patch")
     with opened(browser, place, width=width, dark=dark) as shown:
         shown.page.wait_for_selector("#at-lens:not([hidden])")

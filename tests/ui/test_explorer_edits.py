@@ -170,6 +170,21 @@ def test_what_is_offered_can_be_changed(kind: str) -> None:
         change_of(f"{name}:zero").edit(model)
 
 
+@pytest.mark.parametrize(("beside", "kept"), [("", ()), ("kept", ("L1H3:zero", "L0H0@2:patch")), ("second", ())])
+def test_the_script_compares_as_the_page_does(
+    beside: str, kept: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    model = make("llama_gqa")
+    scene = Scene(PROMPT, SECOND, ("L1H2:scale:3",), kept=kept, beside=beside)
+    names: dict[str, Any] = {"model": model}
+    monkeypatch.chdir(tmp_path)
+    exec(script_of(model, "model", scene).replace("model = model\n", ""), names)
+    (part,) = pictures.look(model, scene, ["compare"])["parts"]
+    for row in part["rows"]:
+        found = [float(names[name][int(row["token"])].exp()) for name in ("before", "after")]
+        assert found == pytest.approx([row["before"], row["after"]], rel=1e-4)
+
+
 def test_the_script_makes_the_same_edits(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     model = make("llama_gqa")
     texts = ("L1H2@2-4:set:0.5", "L0N3@end:scale:2", "L0H1->L1H3 q@3:patch", "L0H2->logits:zero", "resid_pre 1@2:patch")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import isqrt
 from typing import Any
 
 import torch
@@ -25,7 +26,18 @@ from interp.sweeps.plan import Plan, expected_seconds
 from interp.sweeps.sweep import Executor, plan_sweep, sweep
 from interp.text.characters import visible_token
 from interp.ui.explorer.pace import Pace
-from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, compared_with, pairs_of, patched, resolved
+from interp.ui.explorer.scene import (
+    CLEAN,
+    CORRUPT,
+    Other,
+    Run,
+    Scene,
+    answer_id,
+    compared_with,
+    pairs_of,
+    patched,
+    resolved,
+)
 from interp.ui.explorer.script import map_script_of
 from interp.ui.views import frames, prompts
 from interp.ui.views.of_model import of_model
@@ -35,18 +47,44 @@ from interp.variants.edited import edited
 from interp.variants.granularity import variants
 
 MOST_TOKENS = 256
-"""Longer prompts have no grid and no patterns drawn: they would be some 100 MB in a page."""
+"""Of longer prompts one layer's patterns and the lens of a window are drawn: all would be some 100 MB in a page."""
+
+MOST_WEIGHTS = 6_000_000  # of the patterns of one layer: 8 MB in a request
+LENS_WINDOW = 96  # positions
 
 TOP = 10  # tokens of each run that are compared
 
 
-def look(model: HookedModel, scene: Scene, wanted: Sequence[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Focus:
+    """What is shown of a prompt of more than `MOST_TOKENS` tokens.
+
+    Attributes:
+        layer: the one whose patterns are shown; where it has none, the nearest one that has.
+        position: the last of the positions that are shown, if there are as many before it; None is the prompt's last.
+    """
+
+    layer: int = 0
+    position: int | None = None
+
+    def window(self, n: int, most: int) -> range:
+        """The positions that are shown, of `n`, at most `most`."""
+        last = n - 1 if self.position is None else min(self.position, n - 1)
+        first = max(0, min(last + 1 - most, n - most))
+        return range(first, min(n, first + most))
+
+
+def look(
+    model: HookedModel, scene: Scene, wanted: Sequence[str], other: Other | None = None, at: Focus = Focus()
+) -> dict[str, Any]:
     """The tokens of a scene's prompts and the parts that are wanted, in the order in which they are asked for.
 
     Args:
         model: the model.
         scene: what is looked at.
         wanted: names of `PARTS`.
+        other: a second model to compare with.
+        at: what is shown of a long prompt.
 
     Raises:
         InterpError: a scene that the model cannot take; another part.
@@ -56,9 +94,9 @@ def look(model: HookedModel, scene: Scene, wanted: Sequence[str]) -> dict[str, A
     variant, pairs = resolved(model, scene)
     labels = labels_of(model, pairs.clean[0])
     parts = [
-        compare(model, pairs, variant, compared_with(model, scene))
+        compare(model, pairs, variant, compared_with(model, scene, other))
         if name == "compare"
-        else PARTS[name](model, pairs, variant, labels)
+        else PARTS[name](model, pairs, variant, labels, at)
         for name in wanted
     ]
     shown = [{"view": part.name, "title": part.title, **part.payload} for part in parts if part is not None]
@@ -78,37 +116,41 @@ def run_of(model: HookedModel, pairs: PromptPairs, variant: Variant) -> Iterator
         yield
 
 
-def _next_token(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part:
+def _next_token(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str], at: Focus) -> Part:
     with run_of(model, pairs, variant):
         return prompts.next_token(model, pairs.clean[0], after=f"“{labels[-1]}”, at position {len(labels) - 1}")
 
 
-def _lens(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part:
-    if len(labels) > MOST_TOKENS:
-        return _too_long("What each layer would say", len(labels))
+def _lens(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str], at: Focus) -> Part:
+    window = at.window(len(labels), LENS_WINDOW) if len(labels) > MOST_TOKENS else None
     with run_of(model, pairs, variant):
-        return prompts.lens(model, pairs.clean[0], labels=labels, lenses={"logit lens": None})
+        part = prompts.lens(model, pairs.clean[0], labels=labels, lenses={"logit lens": None}, window=window)
+    return part if window is None else _of_long(part, window, labels)
 
 
-def _attention(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str]) -> Part | None:
-    if not model.cfg.has_attention:
+def _attention(
+    model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str], at: Focus
+) -> Part | None:
+    layers, n = prompts.attention_layers(model), len(labels)
+    if not model.cfg.has_attention or not layers:
         return None
-    if len(labels) > MOST_TOKENS:
-        return _too_long("Where heads look", len(labels))
+    layer, window = None, None
+    if n > MOST_TOKENS:
+        layer = min(layers, key=lambda one: abs(one - at.layer))  # the nearest that has attention
+        window = at.window(n, isqrt(2 * MOST_WEIGHTS // model.cfg.n_heads))
     with run_of(model, pairs, variant):
-        return prompts.attention(model, pairs.clean[0], labels=labels)
+        part = prompts.attention(model, pairs.clean[0], labels=labels, layer=layer, window=window)
+    return part if window is None else _of_long(part, window, labels, layers)
 
 
-def _too_long(title: str, n: int) -> Part:
-    return Part(
-        "note", title, {"text": f"This is drawn for prompts of up to {MOST_TOKENS} tokens; this one has {n:,}."}
-    )
+def _of_long(part: Part, window: range, labels: Sequence[str], layers: Sequence[int] = ()) -> Part:
+    """A part of a long prompt, with what there is to choose from."""
+    long = {"first": window.start, "last": window.stop - 1, "tokens": len(labels), "layers": [*layers]}
+    return Part(part.name, part.title, {**part.payload, "long": long})
 
 
 @torch.no_grad()
-def compare(
-    model: HookedModel, pairs: PromptPairs, variant: Variant, before: tuple[str, Variant, PromptPairs]
-) -> Part | None:
+def compare(model: HookedModel, pairs: PromptPairs, variant: Variant, before: Run) -> Part | None:
     """Two runs at the last position: probabilities of next tokens, and of the first choice of one, by layer.
 
     Args:
@@ -119,37 +161,36 @@ def compare(
     Returns:
         None where both are the same run.
     """
-    what, other_variant, other_pairs = before
-    if not variant.edits and not other_variant.edits and torch.equal(pairs.clean, other_pairs.clean):
+    two = before.model is not model
+    if not two and not variant.edits and not before.variant.edits and torch.equal(pairs.clean, before.pairs.clean):
         return None
-    names = depths(model, halves=False)
-    streams = []
-    for edits, both in ((other_variant, other_pairs), (variant, pairs)):
-        with run_of(model, both, edits):
-            _, cache = model.run_with_cache(both.clean[:1], names_filter=names, return_type=None)
-        streams.append(torch.stack([cache[name][0, -1] for name in names]))  # [layer, d_model]
-    # The last layer's reading is the model's own output; no other position need be unembedded.
-    logits = read_out(model, torch.stack(streams))  # [run, layer, d_vocab_out]
-    read = logits.log_softmax(-1)
-    ours, after = read[:, -1]  # [d_vocab_out]
+    # The last layer's reading is the model's own output.
+    logits = [_read_at_end(*run) for run in ((before.model, before.pairs, before.variant), (model, pairs, variant))]
+    depth = [len(one) for one in logits]
+    outputs = torch.stack([one[-1] for one in logits])  # [run, d_vocab_out]
+    ours, after = outputs.log_softmax(-1)
+    # Where one model is deeper, each of its layers stands beside the other's at the same share of the way.
+    deepest = max(depth) - 1
+    at_depth = [[round(at * (n - 1) / max(deepest, 1)) for at in range(deepest + 1)] for n in depth]
+    read = torch.stack([one[places] for one, places in zip(logits, at_depth, strict=True)]).log_softmax(-1)
     tokens = torch.cat([one.topk(min(TOP, len(one))).indices for one in (ours, after)]).unique()
     tokens = tokens[torch.maximum(ours, after)[tokens].argsort(descending=True)]
     first = int(ours.argmax())
     best, of_first = read.max(-1), read[..., first].exp().tolist()
     layers = [
         {
-            "layer": name,
+            "layer": _depth_name([places[at] for places in at_depth], depth),
             "words": [visible_token(token_text(model, int(best.indices[run, at]))) for run in (0, 1)],
             "first": [of_first[run][at] for run in (0, 1)],
         }
-        for at, name in enumerate([*(f"into {layer}" for layer in range(len(names) - 1)), "output"])
+        for at in range(deepest + 1)
     ]
     rows = [
         {
             "token": visible_token(token_text(model, token)),
             "before": float(ours[token].exp()),
             "after": float(after[token].exp()),
-            "logits": logits[:, -1, token].tolist(),
+            "logits": outputs[:, token].tolist(),
         }
         for token in tokens.tolist()
     ]
@@ -158,15 +199,31 @@ def compare(
         "layers": layers,
         "first": visible_token(token_text(model, first)),
         "divergence": float(divergence(ours, after)),
-        "with": what,
+        "with": before.what,
+        "alone": (model.cfg.model_name or "the first model") if two and variant.edits else "",
     }
-    return Part("compare", "Before and after", payload)
+    return Part("compare", "Two models" if two else "Before and after", payload)
 
 
-Picture = Callable[[HookedModel, PromptPairs, Variant, Sequence[str]], Part | None]
+def _read_at_end(model: HookedModel, pairs: PromptPairs, variant: Variant) -> Tensor:
+    """What each depth would say at the last position, on the processor [depth, d_vocab_out]."""
+    names = depths(model, halves=False)
+    with run_of(model, pairs, variant):
+        _, cache = model.run_with_cache(pairs.clean[:1], names_filter=names, return_type=None)
+    # No other position need be unembedded.
+    return read_out(model, torch.stack([cache[name][0, -1] for name in names])).float().cpu()
+
+
+def _depth_name(places: Sequence[int], depth: Sequence[int]) -> str:
+    """Where the streams of both runs are read; of two models of different depth, both places."""
+    told = ["output" if at == n - 1 else f"into {at}" for at, n in zip(places, depth, strict=True)]
+    return told[1] if told[0] == told[1] else f"{told[1]} (before: {told[0]})"
+
+
+Picture = Callable[[HookedModel, PromptPairs, Variant, Sequence[str], Focus], Part | None]
 PARTS: dict[str, Picture] = {
-    "compare": lambda model, pairs, variant, labels: compare(
-        model, pairs, variant, ("the model’s own run", Variant([]), pairs)
+    "compare": lambda model, pairs, variant, labels, at: compare(
+        model, pairs, variant, Run(model, Variant([]), pairs, "the model’s own run")
     ),
     "next_token": _next_token,
     "attention": _attention,

@@ -7,7 +7,7 @@ restores a page, and a script reproduces it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from interp.arguments import shown
 from interp.edits import Variant
@@ -17,7 +17,7 @@ from interp.prompts.pairs import PromptPairs
 from interp.ui.explorer.changes import changes_of, check, variant_of
 
 FIELDS = ("prompt", "second", "edits", "answers", "kept", "beside")
-BESIDE = ("", "kept", "second")
+BESIDE = ("", "kept", "second", "other")
 MOST_EDITS = 64
 CLEAN, CORRUPT = "clean", "corrupt"  # the sides of the first and of the second prompt
 
@@ -33,7 +33,7 @@ class Scene:
         answers: the right and the wrong next token of the patching map; empty where the models' own are taken.
         kept: other edits, to compare with.
         beside: what the run is compared with: "" for the model's own run, "kept" for that with the kept edits, "second"
-            for the model's own run of the second prompt.
+            for the model's own run of the second prompt, "other" for the other model's run of the prompt.
     """
 
     prompt: str
@@ -42,6 +42,30 @@ class Scene:
     answers: tuple[str, str] = ("", "")
     kept: tuple[str, ...] = ()
     beside: str = ""
+
+
+@dataclass(frozen=True)
+class Other:
+    """A second model, which a scene's run can be compared with; edits do not act in it.
+
+    Attributes:
+        model: predicts the same tokens as the first one.
+        loaded: the call that loads it, for scripts.
+        name: as the page calls it.
+    """
+
+    model: HookedModel
+    loaded: str
+    name: str
+
+
+class Run(NamedTuple):
+    """A model on a scene's prompts with edits, and what it is in words."""
+
+    model: HookedModel
+    variant: Variant
+    pairs: PromptPairs
+    what: str
 
 
 def scene_of(given: Any) -> Scene:
@@ -158,12 +182,43 @@ def resolved(model: HookedModel, scene: Scene) -> tuple[Variant, PromptPairs]:
     return variant_of(model, pairs, changes), pairs
 
 
-def compared_with(model: HookedModel, scene: Scene) -> tuple[str, Variant, PromptPairs]:
-    """The run that a scene is compared with: what it is, its edits and its prompts."""
+def check_other(model: HookedModel, other: HookedModel) -> None:
+    """Refuse a second model whose tokens are not those of the first.
+
+    Raises:
+        ConfigError: another vocabulary, or another number of tokens that are predicted.
+    """
+    named = [one.cfg.model_name or what for one, what in ((model, "the model"), (other, "the other model"))]
+    words = [None if one.tokenizer is None else one.tokenizer.get_vocab() for one in (model, other)]
+    if words[0] != words[1]:
+        told = ["no tokenizer" if one is None else f"a vocabulary of {len(one):,} tokens" for one in words]
+        if None not in words and len(words[0] or ()) == len(words[1] or ()):
+            told[1] += ", which are others"
+        raise ConfigError(
+            f"two models are compared token by token, which needs the same vocabulary: {named[0]} has {told[0]} and "
+            f"{named[1]} has {told[1]}"
+        )
+    sizes = [(one.cfg.d_vocab, one.cfg.d_vocab_out) for one in (model, other)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"two models are compared token by token, which needs the same vocabulary: {named[0]} reads and predicts "
+            f"{sizes[0][0]:,} and {sizes[0][1]:,} tokens, {named[1]} {sizes[1][0]:,} and {sizes[1][1]:,}"
+        )
+
+
+def compared_with(model: HookedModel, scene: Scene, other: Other | None = None) -> Run:
+    """The run that a scene is compared with."""
+    if scene.beside == "other":
+        if other is None:
+            raise ConfigError("there is no other model to compare with: start with `interp explore --against MODEL`")
+        pairs = pairs_of(model, scene, patched=False)
+        if (n := pairs.clean.shape[1]) > (most := other.model.cfg.n_ctx):
+            raise PromptError(f"the prompt has {n:,} tokens, more than the context of {other.name}, {most:,}")
+        return Run(other.model, Variant([]), pairs.to(other.model.device), f"the other model, {other.name}")
     if scene.beside == "second":
         if not scene.second:
             raise PromptError("there is no second prompt to compare with: write one")
-        return "the second prompt", *resolved(model, Scene(scene.second))
+        return Run(model, *resolved(model, Scene(scene.second)), "the second prompt")
     if scene.beside == "kept":
-        return "the kept edits", *resolved(model, replace(scene, edits=scene.kept))
-    return "the model’s own run", *resolved(model, replace(scene, edits=()))
+        return Run(model, *resolved(model, replace(scene, edits=scene.kept)), "the kept edits")
+    return Run(model, *resolved(model, replace(scene, edits=())), "the model’s own run")

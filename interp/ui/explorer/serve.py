@@ -11,11 +11,20 @@ from contextlib import suppress
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import ConfigError, OutputError
 from interp.hooked.model import HookedModel
+from interp.ui.explorer.scene import Other, check_other
 
 HERE = "127.0.0.1"
 
 
-def serve(model: HookedModel, *, loaded: str, port: int, browser: bool, tell: Callable[[str], None]) -> None:
+def serve(
+    model: HookedModel,
+    *,
+    loaded: str,
+    port: int,
+    browser: bool,
+    tell: Callable[[str], None],
+    other: Other | None = None,
+) -> None:
     """Serve a model's explorer until an interrupt.
 
     Args:
@@ -24,13 +33,19 @@ def serve(model: HookedModel, *, loaded: str, port: int, browser: bool, tell: Ca
         port: where; 0 takes one that is free.
         browser: open the page.
         tell: is given the address.
+        other: a second model, to compare with.
 
     Raises:
-        ConfigError: a model that does not predict the next token with one stack; the packages are missing.
+        ConfigError: a model that does not predict the next token with one stack; a second one of other tokens; the
+            packages are missing.
         OutputError: the port is taken.
     """
-    if isinstance(model, EncoderDecoder) or not model.cfg.causal:
-        raise ConfigError("explore shows models of one stack that predict the next token, and this one is another")
+    for one in [model] if other is None else [model, other.model]:
+        if isinstance(one, EncoderDecoder) or not one.cfg.causal:
+            which = "this one" if other is None else one.cfg.model_name or "one of these"
+            raise ConfigError(f"explore shows models of one stack that predict the next token, and {which} is another")
+    if other is not None:
+        check_other(model, other.model)
     try:
         import uvicorn
 
@@ -47,7 +62,7 @@ def serve(model: HookedModel, *, loaded: str, port: int, browser: bool, tell: Ca
             raise OutputError(f"port {port} of {HERE} cannot be used: {error.strerror}; --port 0 takes one") from error
         listener.listen()  # a browser that is quicker than the server waits
         port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
-        app = make_app(model, loaded=loaded, token=token, port=port)
+        app = make_app(model, loaded=loaded, token=token, port=port, other=other)
         address = f"http://{HERE}:{port}/#token={token}"
         tell(address)
         if browser:

@@ -33,6 +33,7 @@ from interp.errors import InterpError
 from interp.hooked.model import HookedModel
 from interp.ui.explorer.answers import Answer, answers
 from interp.ui.explorer.page_files import files
+from interp.ui.explorer.scene import Other
 from interp.ui.explorer.worker import BusyError, CancelledRequest, Worker
 
 TOKEN = "x-interp-token"
@@ -53,7 +54,7 @@ HEADERS = {
 CLOSED = 499  # what servers log for a client that has left; nobody receives it
 
 
-def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starlette:
+def make_app(model: HookedModel, *, loaded: str, token: str, port: int, other: Other | None = None) -> Starlette:
     """The server's application.
 
     Args:
@@ -61,6 +62,7 @@ def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starl
         loaded: the call that loads the model, for scripts.
         token: what requests that compute must bring.
         port: where it is reached, on 127.0.0.1.
+        other: a second model, to compare with.
     """
     worker = Worker()
 
@@ -91,7 +93,8 @@ def make_app(model: HookedModel, *, loaded: str, token: str, port: int) -> Starl
 
     routes = [Route(path, served(*file), methods=["GET"]) for path, file in files().items()]
     routes += [
-        Route(f"/api/{name}", answered(compute), methods=["POST"]) for name, compute in answers(model, loaded).items()
+        Route(f"/api/{name}", answered(compute), methods=["POST"])
+        for name, compute in answers(model, loaded, other).items()
     ]
     handlers = {
         HTTPException: partial(_refused, routes),

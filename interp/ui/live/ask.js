@@ -56,4 +56,4 @@ export function whenGiven(given) { change = given; }
 /** Give the reader a file, which the notebook's own page has to do. */
 export const download = (name, text) => tell({ kind: "file", name, text });
 
-by("kept").textContent = "In the next cell the widget has these changes as widget.variant, and all that is chosen here as widget.scene.";
+by("kept-note").textContent = "In the next cell the widget has these changes as widget.variant, and all that is chosen here as widget.scene.";

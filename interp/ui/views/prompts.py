@@ -50,8 +50,9 @@ def lens(
     labels: Sequence[str],
     lenses: Mapping[str, Translate | None],
     answer: int | None = None,
+    window: range | None = None,
 ) -> Part:
-    """What every layer would say at every position of a prompt [pos], if it were the last."""
+    """What every layer would say at every position of a prompt [pos], or of a window of it, if it were the last."""
     names = depths(model, halves=False)
     _, cache = model.run_with_cache(tokens[None], names_filter=names, return_type=None)
     read: dict[str, Any] = {}
@@ -59,7 +60,7 @@ def lens(
         words: dict[int, int] = {}  # token id -> its number among the texts of this payload
         tops, shares, ranks = [], [], []
         for name in names:
-            stream = cache[name][0]
+            stream = cache[name][0][window.start : window.stop] if window else cache[name][0]
             log_probs = read_out(model, stream if translate is None else translate(name, stream)).log_softmax(-1)
             best = log_probs.topk(min(TOP, log_probs.shape[-1]), dim=-1)  # [pos, TOP]
             tops.append([[words.setdefault(token, len(words)) for token in row] for row in best.indices.tolist()])
@@ -73,7 +74,8 @@ def lens(
             "ranks": exact(torch.stack(ranks)) if ranks else None,
         }
     payload = {
-        "tokens": list(labels),
+        "tokens": list(labels[window.start : window.stop] if window else labels),
+        "start": window.start if window else 0,
         "layers": [*(f"into {at}" for at in range(len(names) - 1)), "output"],
         "lenses": read,
         "answer": None if answer is None else _text(model, answer),
@@ -94,6 +96,8 @@ def attention(
     labels: Sequence[str],
     effect: pd.DataFrame | None = None,
     what: str = "",
+    layer: int | None = None,
+    window: range | None = None,
 ) -> Part:
     """Where every head looks on a prompt [pos].
 
@@ -103,17 +107,26 @@ def attention(
         labels: its tokens as text.
         effect: of every head, as `head_effects` gives them; None shows patterns alone.
         what: what the effect is, in a few words.
+        layer: the only layer that is shown; None shows all.
+        window: the positions that are shown, as queries and as keys; None shows all.
     """
-    layers = attention_layers(model)
+    layers = attention_layers(model) if layer is None else [layer]
+    shown = slice(None) if window is None else slice(window.start, window.stop)
     names = [get_act_name("pattern", at) for at in layers]
     scored = [get_act_name("attn_scores", at) for at in layers]
     n_scores = len(layers) * model.cfg.n_heads * len(tokens) ** 2
-    staged = n_scores <= MOST_SCORES and not model.cfg.attn_sinks and all(name in model.hook_dict for name in scored)
+    staged = (
+        window is None
+        and n_scores <= MOST_SCORES
+        and not model.cfg.attn_sinks
+        and all(name in model.hook_dict for name in scored)
+    )
     names += scored if staged else []
     _, cache = model.run_with_cache(tokens[None], names_filter=names, return_type=None)
-    patterns = torch.stack([cache["pattern", at][0] for at in layers])  # [layer, head, query, key]
+    patterns = torch.stack([cache["pattern", at][0][:, shown, shown] for at in layers])  # [layer, head, query, key]
     payload: dict[str, Any] = {
-        "tokens": list(labels),
+        "tokens": list(labels[shown]),
+        "start": 0 if window is None else window.start,
         "layers": layers,
         "heads": patterns.shape[1],
         "causal": model.cfg.causal,

@@ -1,7 +1,8 @@
 // What the edits change at the last position: probabilities of next tokens, and of the first choice layer by layer.
 import { make, shown, token } from "./views/base.js";
 
-const percent = (share) => `${(100 * share).toFixed(share < 0.001 ? 3 : 1)}%`;
+const LEAST = 0.000005; // what would be printed as 0.000%
+const percent = (share) => (share > 0 && share < LEAST ? "<0.001%" : `${(100 * share).toFixed(share < 0.001 ? 3 : 1)}%`);
 
 /** A difference of probabilities, in points of a percent, with its sign. */
 function points(before, after) {
@@ -18,11 +19,11 @@ const table = (caption, heads, rows) => make("div", { class: "scroll", role: "gr
 const row = (head, ...cells) => make("tr", {}, make("th", { scope: "row" }, head), ...cells.map((cell) => make("td", {}, cell)));
 
 export function render(root, payload) {
-  const { rows, layers, first, divergence } = payload, other = payload.with;
+  const { rows, layers, first, divergence, alone } = payload, other = payload.with;
   const tops = rows.map(({ token: text, before, after }) => row(token(text), percent(before), percent(after), make("span", { class: "change" }, points(before, after)), bars(before, after)));
   const depths = layers.toReversed().map(({ layer, words, first: share }) => row(layer, token(words[0]), token(words[1]), percent(share[0]), percent(share[1]), make("span", { class: "change" }, points(...share))));
   root.append(
-    make("p", {}, `Before: ${other}. After: what is shown on this page. They are ${shown(divergence)} nats apart (KL). Upper bars: before; lower bars: after.`),
+    make("p", {}, `Before: ${other}. After: what is shown on this page. They are ${shown(divergence)} nats apart (KL). Upper bars: before; lower bars: after.${alone ? ` The edits act in ${alone} alone.` : ""}`),
     make("div", { class: "twins" },
       table("The next token, before and after", ["token", "before", "after", "points", ""], tops),
       table(`From the output down, at the last position: the first choice, and the probability of ${first}`, ["layer", "choice before", "after", "probability before", "after", "points"], depths)));

@@ -8,8 +8,10 @@ import * as walk from "./views/walk.js";
 import { ask, download, keep, Refused, started, whenGiven } from "./ask.js";
 import * as compare from "./compare.js";
 import * as finder from "./finder.js";
+import { longPrompt } from "./long.js";
 import { alike, History, read, said } from "./scene.js";
 import { tour } from "./tour.js";
+import { wholeTask } from "./whole_task.js";
 
 const VIEWS = { attention: attention.render, compare: compare.render, heatmap: heatmap.render, lens: lens.render, next_token: nextToken.render, note: (root, payload) => root.append(make("p", { class: "note" }, payload.text)) };
 const MOST_PLACES = 300; // tokens that can be chosen from
@@ -34,11 +36,12 @@ async function refresh(problem = "") {
   const of = JSON.stringify([scene.prompt, scene.second, scene.answers]);
   if (of !== mappedOf) { mappedOf = of; stopMap(""); }
   by("views").setAttribute("aria-busy", "true");
+  long.follow(scene.prompt);
   let took = "", slow = later("The model is computing …");
   try {
     const asked = [...(scene.edits.length || scene.beside ? [["compare"]] : []), ["next_token"], ["attention"], ["lens"]], [first] = asked;
     for (const parts of asked) {
-      const began = performance.now(), told = await ask(token, "look", { scene, parts }, own.signal);
+      const began = performance.now(), told = await ask(token, "look", { scene, parts, focus: long.focus(parts[0]) }, own.signal);
       if (own.signal.aborted) return true;
       by("problem").textContent = problem;
       if (parts === first) drawTokens(told);
@@ -54,7 +57,8 @@ async function refresh(problem = "") {
     if (by("status").textContent.startsWith(took)) by("status").textContent = took;
     by("views").setAttribute("aria-busy", "false");
     await forecast(scene, own.signal);
-    forecastFinder(scene, own.signal);
+    await forecastFinder(scene, own.signal);
+    onTask.forecast(own.signal);
   } catch (error) {
     if (error.name === "AbortError") return true;
     by("views").setAttribute("aria-busy", "false");
@@ -86,10 +90,18 @@ function show(wanted, parts) {
     section.setAttribute("aria-labelledby", title.id);
     section.replaceChildren(title, body);
     section.hidden = false;
+    if (part.long) title.after(long.bar(part.view, part.long));
     if (part.view === "next_token") { next = { at: 0, label: part.labels[0] }; section.append(appending()); drawAppend(); }
     VIEWS[part.view](body, part.view === "attention" ? { ...part, chosen: Math.min(head, part.layers.length * part.heads - 1) } : part);
   }
 }
+/** Of a long prompt: the same part of another layer, or of other positions. */
+const long = longPrompt(async (name, signal) => {
+  try {
+    const told = await ask(token, "look", { scene: steps.scene, parts: [name], focus: long.focus(name) }, signal);
+    if (!signal.aborted) show([name], told.parts);
+  } catch (error) { if (error.name !== "AbortError") tell(error); }
+});
 /** A note stands where the one view that was asked for would be. */
 const place = (part, wanted) => (part.view === "note" ? wanted[wanted.length - 1] : part.view);
 
@@ -222,6 +234,7 @@ by("at-walk").addEventListener("place", ({ detail }) => walkTo(detail));
 async function walkTo(to) {
   spot = to;
   walking.abort();
+  if (to.layer !== null) long.layer(to.layer);
   const own = (walking = new AbortController());
   try {
     await stroll(own.signal);
@@ -303,12 +316,20 @@ by("run-finder").addEventListener("click", async () => {
   try {
     const told = await ask(token, "heads", { scene: steps.scene }, own.signal), body = make("div");
     stopFinder("");
-    body.addEventListener("chosen", ({ detail }) => { by("part").value = detail.name; by("at-attention").querySelector(`[data-at="${detail.at}"]`)?.click(); });
+    body.addEventListener("chosen", ({ detail }) => { by("part").value = detail.name; pickHead(detail); });
     finder.render(body, told);
     by("finder-place").replaceChildren(body);
   } catch (error) { if (error instanceof Refused) stopFinder(error.message); else if (error.name !== "AbortError") throw error; }
 });
+/** Show a head of the table; of a long prompt its layer is asked for first. */
+function pickHead({ at, name }) {
+  const [layer, own] = name.slice(1).split("H").map(Number);
+  if (long.shown) { head = own; long.layer(layer, true); }
+  else by("at-attention").querySelector(`[data-at="${at}"]`)?.click();
+}
 by("cancel-finder").addEventListener("click", () => { stopFinder("cancelled"); by("run-finder").focus(); });
+
+const onTask = wholeTask(token, () => steps.scene);
 
 // 7. What is taken along.
 async function keepScript(script) {
@@ -329,6 +350,7 @@ by("save").addEventListener("click", async () => {
   try {
     const { page } = await ask(token, "save", { scene: steps.scene });
     download("explored.html", page);
+    if (steps.scene.edits.length || steps.scene.beside) by("status").textContent = "The page shows the run after the edits. The comparison is not in it: “copy as Python” makes it again.";
   } catch (error) { tell(error); }
 });
 
@@ -354,7 +376,9 @@ async function begin() {
   document.title = `Explorer: ${about.model}`;
   by("title").textContent = about.model;
   by("about").textContent = `${about.layers} layers${about.heads ? ` of ${about.heads} heads` : ""}, prompts of up to ${about.context.toLocaleString("en")} tokens${about.text ? "" : "; it has no tokenizer: write token ids, such as 3 14 15"}.`;
+  if (about.against) { Object.assign(by("beside-other"), { hidden: false, disabled: false, textContent: `the other model, ${about.against}` }); by("about").textContent += ` To compare with: ${about.against}; edits do not act in it.`; }
   offer(about.parts);
+  onTask.offer(about.tasks);
   by("cut").replaceChildren(...Object.entries(about.maps).map(([value, title]) => make("option", { value }, title)));
   if (steps.scene.prompt) refresh(); else { drawState(); by("prompt").focus(); }
   if (toured) guide.go(toured - 1);

@@ -1,8 +1,19 @@
 // Where every head looks, with what the answer loses without it; one head in large, read both ways.
 import { cells, copyButton, css, ink, make, numbers, onScheme, roving, sequential, shown, token, whenSeen } from "./base.js";
 
+const SHADES = 1023;
+const LONG = 256; // positions: of more, a cell is as small as a pixel
+
+/** Colours of weights, made once for a drawing. */
+function shades() {
+  const made = Array.from({ length: SHADES + 1 }, (_, i) => sequential(i / SHADES));
+  return (weight) => made[Math.round(Math.min(Math.max(weight, 0), 1) * SHADES)];
+}
+
 export function render(root, payload) {
   const { tokens, layers, heads, effect, stages } = payload;
+  const from = payload.start ?? 0; // the position of the first token that is shown
+  const bounded = tokens.length > LONG ? " bounded" : ""; // what scrolls by itself, so that the page does not grow
   const n = tokens.length, pattern = numbers(payload.pattern);
   const name = (at) => payload.names?.[at] ?? `L${layers[Math.floor(at / heads)]}${payload.letter ?? "H"}${at % heads}`;
   const weight = (at, query, key) => pattern.get(Math.floor(at / heads), at % heads, query, key);
@@ -26,7 +37,13 @@ export function render(root, payload) {
   });
   const drawThumb = (thumb) => {
     const at = Number(thumb.dataset.at);
-    cells(thumb.querySelector("canvas"), n, n, (q, k) => (k > q && payload.causal ? null : sequential(Math.sqrt(weight(at, q, k)))));
+    const size = Math.ceil(n / LONG), small = Math.ceil(n / size), colour = shades(); // of a long prompt, the largest weight of each block
+    const largest = (row, column) => {
+      let found = 0;
+      for (let q = row * size; q < Math.min(n, (row + 1) * size); q++) for (let k = column * size; k < Math.min(n, (column + 1) * size); k++) found = Math.max(found, weight(at, q, k));
+      return found;
+    };
+    cells(thumb.querySelector("canvas"), small, small, (row, column) => (column > row && payload.causal ? null : colour(Math.sqrt(largest(row, column)))));
   };
   const grid = make("div", { class: "thumbs", role: "listbox", "aria-label": "Heads", style: { "--columns": heads } });
   const order = make("select", { "aria-label": "Order of heads", onchange: arrange },
@@ -46,13 +63,13 @@ export function render(root, payload) {
   const looks = words(), looked = words();
 
   function words() {
-    const made = tokens.map((text, at) => make("button", { type: "button", class: "word", onmouseenter: () => point(at), onfocus: () => point(at) }, token(text, at)));
+    const made = tokens.map((text, at) => make("button", { type: "button", class: "word", onmouseenter: () => point(at), onfocus: () => point(at) }, token(text, from + at)));
     roving(made);
     return made;
   }
 
   const matrix = make("div", { class: "matrix" }, columnLabels, rowLabels, canvas);
-  const fit = Math.max(6, Math.min(22, Math.floor(520 / n)));
+  const fit = Math.max(n > LONG ? 1 : 6, Math.min(22, Math.floor(520 / n)));
   const size = `${fit * n}px`;
   canvas.style.width = canvas.style.height = size;
   if (fit >= 12) {
@@ -66,12 +83,13 @@ export function render(root, payload) {
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (step) { event.preventDefault(); move(query + step[0], key + step[1]); }
-    else if (event.key === "Enter") tell({ query, key });
+    else if (event.key === "Enter") tellCell();
   });
-  canvas.addEventListener("click", () => tell({ query, key }));
+  canvas.addEventListener("click", tellCell);
 
   function draw() {
-    cells(canvas, n, n, (q, k) => (k > q && payload.causal ? null : sequential(weight(head, q, k))));
+    const colour = shades();
+    cells(canvas, n, n, (q, k) => (k > q && payload.causal ? null : colour(weight(head, q, k))));
   }
   function choose(at) {
     thumbs[head].setAttribute("aria-selected", "false");
@@ -90,6 +108,7 @@ export function render(root, payload) {
   function tell(more = {}) {
     root.dispatchEvent(new CustomEvent("chosen", { bubbles: true, detail: { at: head, layer: layers[Math.floor(head / heads)], head: head % heads, ...more } }));
   }
+  function tellCell() { tell({ query: from + query, key: from + key }); }
   function point(at) {
     pointed = at;
     for (const [row, value] of [[looks, (i) => weight(head, at, i)], [looked, (i) => weight(head, i, at)]])
@@ -106,8 +125,8 @@ export function render(root, payload) {
     key = Math.min(Math.max(k, 0), n - 1);
     const masked = payload.causal && key > query;
     const said = masked ? "masked: comes later" : `${pattern.exact ? "" : "about "}${shown(weight(head, query, key))}`;
-    cell.replaceChildren(token(tokens[query], query), " looks at ", token(tokens[key], key), ": ", make("b", {}, said));
-    canvas.setAttribute("aria-label", `${name(head)}: ${query} ${tokens[query]} looks at ${key} ${tokens[key]}: ${said}`);
+    cell.replaceChildren(token(tokens[query], from + query), " looks at ", token(tokens[key], from + key), ": ", make("b", {}, said));
+    canvas.setAttribute("aria-label", `${name(head)}: ${from + query} ${tokens[query]} looks at ${from + key} ${tokens[key]}: ${said}`);
     drawSteps(masked);
   }
 
@@ -136,12 +155,12 @@ export function render(root, payload) {
     make("div", { class: "scroll", role: "group", "aria-label": "All heads", tabindex: "0" }, grid),
     title,
     make("div", { class: "split" },
-      make("div", { class: "scroll", role: "group", "aria-label": "Attention of the chosen head", tabindex: "0" }, matrix),
+      make("div", { class: `scroll${bounded}`, role: "group", "aria-label": "Attention of the chosen head", tabindex: "0" }, matrix),
       make("div", { class: "side" }, cell, steps,
         make("p", { class: "note" }, "Rows look, columns are looked at. Arrow keys move in the matrix.", payload.note ? ` ${payload.note}` : ""),
-        copyButton("copy the weights", () => strongest().map(([q, k, w]) => `${q}\t${tokens[q]}\t${k}\t${tokens[k]}\t${w}`).join("\n")))),
-    make("h4", {}, "Point at a token: where it looks"), make("div", { class: "words", role: "group", "aria-label": "Where the token looks" }, ...looks),
-    make("h4", {}, "and what looks at it"), make("div", { class: "words", role: "group", "aria-label": "What looks at the token" }, ...looked));
+        copyButton("copy the weights", () => strongest().map(([q, k, w]) => `${from + q}\t${tokens[q]}\t${from + k}\t${tokens[k]}\t${w}`).join("\n")))),
+    make("h4", {}, "Point at a token: where it looks"), make("div", { class: `words${bounded}`, role: "group", "aria-label": "Where the token looks" }, ...looks),
+    make("h4", {}, "and what looks at it"), make("div", { class: `words${bounded}`, role: "group", "aria-label": "What looks at the token" }, ...looked));
   arrange();
   const seen = whenSeen(thumbs, drawThumb);
   onScheme(() => { seen.disconnect(); thumbs.forEach(drawThumb); draw(); point(pointed); });

@@ -4,7 +4,7 @@ import { css, ink, make, numbers, onScheme, sequential, shown, token } from "./b
 const AT_ONCE = 24; // positions in a table; more are turned to like pages
 
 export function render(root, payload) {
-  const { tokens, layers, lenses, answer } = payload, n = tokens.length;
+  const { tokens, layers, lenses, answer, start = 0 } = payload, n = tokens.length;
   const read = Object.fromEntries(Object.entries(lenses).map(([name, lens]) => [name, { probs: numbers(lens.probs), ranks: lens.ranks && numbers(lens.ranks), words: lens.words, tops: lens.tops }]));
   let lens = Object.keys(lenses)[0], what = "top", first = Math.max(0, n - AT_ONCE), at = [layers.length - 1, n - 1];
   const body = make("table", { class: "lens" }), told = make("div", { class: "told-cell", "aria-live": "polite" });
@@ -14,7 +14,7 @@ export function render(root, payload) {
 
   function draw() {
     const columns = Array.from({ length: Math.min(AT_ONCE, n - first) }, (_, i) => first + i);
-    const head = make("thead", {}, make("tr", {}, make("td"), ...columns.map((pos) => make("th", { scope: "col" }, token(tokens[pos], pos)))));
+    const head = make("thead", {}, make("tr", {}, make("td"), ...columns.map((pos) => make("th", { scope: "col" }, token(tokens[pos], start + pos)))));
     const rows = layers.map((name, layer) => make("tr", {}, make("th", { scope: "row" }, name), ...columns.map((pos) => {
       const colour = sequential(share(layer, pos));
       const text = what === "answer" && read[lens].ranks ? `${read[lens].ranks.get(layer, pos) + 1}` : word(layer, pos);
@@ -25,7 +25,7 @@ export function render(root, payload) {
   }
   function tell() {
     const [layer, pos] = at, own = read[lens];
-    told.replaceChildren(make("p", {}, make("b", {}, `${layers[layer]} `), "after ", token(tokens[pos], pos)),
+    told.replaceChildren(make("p", {}, make("b", {}, `${layers[layer]} `), "after ", token(tokens[pos], start + pos)),
       make("ol", {}, ...own.tops[layer][pos].map((_, rank) => make("li", {}, make("bdi", { class: "token-text" }, word(layer, pos, rank)), ` ${shown(own.probs.get(layer, pos, rank))}`))),
       own.ranks && answer !== null ? make("p", { class: "note" }, "The answer ", make("bdi", { class: "token-text" }, answer), ` has rank ${own.ranks.get(layer, pos) + 1} here.`) : "");
   }
