@@ -154,7 +154,8 @@ def read(
                 for column, value in (depth | measured).items():
                     columns[column] += value if isinstance(value, list) else [value] * len(place)
     again = np.tile(np.arange(len(place)), len(columns["value"]) // len(place))
-    frame = place.iloc[again].reset_index(drop=True).assign(**columns)[COLUMNS]
+    tokens = np.array(columns.pop("top_token"), dtype=object)
+    frame = place.iloc[again].reset_index(drop=True).assign(**columns, top_token=tokens)[COLUMNS]
 
     # 4. Compare the last reading with the model's output.
     _check(model, frame)
