@@ -154,7 +154,7 @@ def read(
                 for column, value in (depth | measured).items():
                     columns[column] += value if isinstance(value, list) else [value] * len(place)
     again = np.tile(np.arange(len(place)), len(columns["value"]) // len(place))
-    tokens = np.array(columns.pop("top_token"), dtype=object)
+    tokens = pd.Series(columns.pop("top_token"), dtype=object)
     frame = place.iloc[again].reset_index(drop=True).assign(**columns, top_token=tokens)[COLUMNS]
 
     # 4. Compare the last reading with the model's output.
