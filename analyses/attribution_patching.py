@@ -23,6 +23,8 @@ from functools import partial
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Unpack
 
+import numpy as np
+
 from interp import figures, stats
 from interp.arguments import checked
 from interp.attribution.estimate_check import agreement, choose, means, ranked, tabulated
@@ -132,6 +134,7 @@ def run_several(
     metric: AnyMetric = "logit_diff",
     sample: int = 50,
     seed: int = 0,
+    patched: pd.DataFrame | None = None,
     **options: Unpack[SweepOptions],
 ) -> list[pd.DataFrame]:
     """The tables that `run` makes of several kinds of cells, from the same runs, gradients and one sweep.
@@ -139,6 +142,7 @@ def run_several(
     Args:
         model, pairs, direction, steps, metric, sample, seed, options: as in `run`.
         asked: what each table is of.
+        patched: what activation patching has measured on the same prompts; its cells are not patched again.
 
     Raises:
         InterpError: as in `run`; methods that take gradients in different ways ("atp" and "qk-fix" take the same).
@@ -165,18 +169,20 @@ def run_several(
         max_memory=options.get("max_memory"),
     )  # each [cell, prompt]
     chosen = [choose(some.numpy().mean(1), sample, seed=seed) for some in found]
-    # A cell that several tables measure is patched once.
+    # A cell that several tables measure is patched once, and one that was patched before not again.
     once: dict[Any, Variant] = {}
     for some, numbers in zip(cells, chosen, strict=True):
         once |= {_key(some[at]): some[at] for at in numbers}
-    place = {key: row for row, key in enumerate(once)}
-    measured = sweep_values(model, pairs, list(once.values()), metric, **sides, **options)
+    changes = {} if patched is None else _known(patched, once, direction, get_metric(metric).name, len(pairs))
+    left = [key for key in once if key not in changes] or list(once)[:1]  # one at least, for the values of the runs
+    measured = sweep_values(model, pairs, [once[key] for key in left], metric, **sides, **options)
+    changes |= dict(zip(left, measured.changes, strict=True))
     frames = []
     for one, some, estimated, numbers in zip(asked, cells, found, chosen, strict=True):
         frame = tabulated(
             partial(_labels, {"direction": direction, "method": one.method}, some),
             estimated.numpy(),
-            measured.changes[[place[_key(some[at])] for at in numbers]],
+            np.stack([changes[_key(some[at])] for at in numbers]),
             chosen=numbers,
             most=one.most,
             runs=of_sweep(measured),
@@ -189,6 +195,26 @@ def run_several(
 def _labels(facts: Mapping[str, Any], cells: Sequence[Variant], at: int) -> dict[str, Any]:
     """The columns that identify a cell of a table."""
     return {**facts, **cells[at].labels}
+
+
+def _known(
+    patched: pd.DataFrame, cells: Mapping[Any, Variant], direction: str, metric: str, n_prompts: int
+) -> dict[Any, Any]:
+    """The changes of the metric [prompt] of those cells that activation patching has measured."""
+    import pandas as pd
+
+    rows = patched[(patched["direction"] == direction) & (patched["metric"] == metric)]
+    columns = ["site", "layer", *cut_by(rows)]
+    every = {
+        frozenset(label for label in zip(columns, cell, strict=True) if pd.notna(label[1])): part.sort_values("prompt")
+        for cell, part in rows.groupby(columns, sort=False, dropna=False)
+    }
+    found = {key: every.get(frozenset(cell.labels.items())) for key, cell in cells.items()}
+    return {
+        key: (part["value"] - part["base_value"]).to_numpy()
+        for key, part in found.items()
+        if part is not None and part["prompt"].tolist() == list(range(n_prompts))
+    }
 
 
 def _key(cell: Variant) -> Any:

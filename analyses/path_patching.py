@@ -118,6 +118,7 @@ def run(
     if not starts:
         raise InterpError(f"none of the senders {senders!r} comes before {', '.join(end.name for end in ends)}")
     points = dict.fromkeys(point(graph.receivers[node], model) for node in joined)
+    everywhere = _changed(model, pairs)
     frames = []
     for group in in_groups(starts, len(points) * pairs.mask.numel() * model.cfg.d_model * model.dtype.itemsize):
         reads = arriving(
@@ -134,7 +135,7 @@ def run(
         cells = []
         for end, (at, start), place in itertools.product(ends, enumerate(group), parse_places(pos)):
             own = {name: value[at] for name, value in reads.items()}
-            edits = routes(model, graph, start, end, own, pos=next(iter(place.values()), None))
+            edits = routes(model, graph, start, end, own, pos=next(iter(place.values()), everywhere))
             if edits:
                 cells.append(Variant(edits, {"receiver": end.name, **sender_labels(graph.senders[start]), **place}))
         kept = in_folder(options, f"senders-{group[0]:05d}")
@@ -142,6 +143,12 @@ def run(
     frame = pd.concat(frames, ignore_index=True).assign(direction=direction, through=through)
     frame = frame.astype({name: "Int64" for name in ("layer", *HEADS, "pos") if name in frame})
     return frame[[name for name in (*CELL[:-1], *MEASURED) if name in frame]]
+
+
+def _changed(model: HookedModel, pairs: PromptPairs) -> slice | None:
+    """The positions at which a path can carry anything: from the first token in which two sides differ; None is all."""
+    differs = ((pairs.clean != pairs.corrupt) & pairs.mask).any(0).nonzero()
+    return slice(int(differs[0]), None) if model.cfg.causal and len(differs) else None
 
 
 @checked

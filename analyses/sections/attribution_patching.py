@@ -36,9 +36,10 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     """
     import pandas as pd
 
-    # 1. One gradient and one sweep serve all tables.
-    asked = _asked(model, pairs)
-    by_kind = dict(zip(asked, run_several(model, pairs, list(asked.values()), progress=progress), strict=True))
+    # 1. One gradient and one sweep serve all tables; what activation patching has measured is not measured again.
+    asked, patched = _asked(model, pairs), results.get("activation_patching")
+    frames = run_several(model, pairs, list(asked.values()), patched=patched, progress=progress)
+    by_kind = dict(zip(asked, frames, strict=True))
 
     # 2. Heads and mixers, one by one.
     items, tables, findings = [], [], []

@@ -261,9 +261,12 @@ def most_missed(found: int, drawn: int, left: int, confidence: float = 0.95) -> 
 
     drawn, left = (whole_number(name, x, least=0, most=MOST) for name, x in (("drawn", drawn), ("left", left)))
     found, confidence = whole_number("found", found, least=0, most=drawn), share("confidence", confidence)
-    possible = np.arange(left + 1)  # how many of the cells left may be large
-    likely = scipy_stats.hypergeom.cdf(found, left + drawn, possible + found, drawn) > 1 - confidence
-    return int(possible[likely].max(initial=0))
+    least, most = 0, left  # by halves: the more of them are large, the less likely are so few among the drawn ones
+    while least < most:
+        possible = (least + most + 1) // 2
+        likely = scipy_stats.hypergeom.cdf(found, left + drawn, possible + found, drawn) > 1 - confidence
+        least, most = (possible, most) if likely else (least, possible - 1)
+    return least
 
 
 def _correlation(a: Array, b: Array) -> Array:

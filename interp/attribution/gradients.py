@@ -29,8 +29,9 @@ import torch
 from torch import Tensor
 
 from interp.arguments import MOST, checked, whole_number
-from interp.attribution.logits_read import logits_read
+from interp.attribution.logits_read import NOTHING, logits_read
 from interp.attribution.prompt_batches import batches, cut, joined_parts
+from interp.attribution.shared_start import SharedStart
 from interp.errors import HookError, unknown
 from interp.hooked.hooks import HookPoint, attached
 from interp.hooked.model import HookedModel
@@ -134,8 +135,12 @@ def differentiate(
     source: str | None = None,
     given: Mapping[str, Tensor] | None = None,
     stop: Iterable[str] = (),
+    start: SharedStart = NOTHING,
 ) -> Gradients:
-    """`gradients` of all prompts at once: one forward, one backward; `names` are full names."""
+    """`gradients` of all prompts at once: one forward, one backward; `names` are full names.
+
+    With a `start` that both sides share, the run begins after it, and so do the positions of all values and slopes.
+    """
     metric, given, sites = differentiable(metric), given or {}, list(dict.fromkeys(names))
     _check(model, base, sites)
     source = other_side(base) if source is None else other_side(other_side(source))
@@ -146,7 +151,7 @@ def differentiate(
     leaves = _Leaves(sites, given, set(stop))
     with torch.enable_grad(), constant(model) as fixed, attached(model.hook_dict, [(leaves.hooked, leaves.hook)]):
         # 1. One forward, whose graph begins at the sites.
-        there = logits_read(fixed, pairs, metric, base)
+        there = logits_read(fixed, pairs, metric, base, start)
         value = evaluate(metric, read_there(metric, there, pairs), pairs, reference, side=base)  # [prompt]
         if not value.requires_grad:
             raise HookError(
@@ -240,11 +245,12 @@ def path_slopes(
     base: str = "clean",
     source: str | None = None,
     stop: Iterable[str] = (),
+    start: SharedStart = NOTHING,
 ) -> dict[str, Tensor]:
     """The mean of the gradients at `steps` points of a straight path, which ends in the base run.
 
     Args:
-        model, pairs, names, metric, base, source, stop: as in `differentiate`.
+        model, pairs, names, metric, base, source, stop, start: as in `differentiate`.
         path: full site name -> the value at the far end, and that of the base run.
         steps: points k / steps of the way, for k from 1 on; the last is the base run as it is, bit for bit, so that one
             step is the plain gradient.
@@ -255,9 +261,8 @@ def path_slopes(
     total: dict[str, Tensor] = {}
     for step in range(1, steps + 1):
         given = {name: widened(far).lerp(widened(own), step / steps) for name, (far, own) in path.items()}
-        here = differentiate(
-            model, pairs, names, metric, base=base, source=source, given=given if step < steps else {}, stop=stop
-        )
+        given = given if step < steps else {}
+        here = differentiate(model, pairs, names, metric, base=base, source=source, given=given, stop=stop, start=start)
         for name, slope in here.slopes.items():
             total[name] = total.get(name, 0) + widened(slope) / steps
     return total

@@ -8,16 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from interp.attribution.shared_start import SharedStart
 from interp.hooked.model import HookedModel
 from interp.metrics import Metric, where_read
 from interp.models.gpt import GPT
 from interp.prompts.pairs import PromptPairs
 
+NOTHING = SharedStart()
 AFTER_LAYERS = ("ln_final.", "mlm_head.")
 """How the sites between the last layer and the logits begin."""
 
 
-def logits_read(model: HookedModel, pairs: PromptPairs, metric: Metric, side: str) -> Tensor:
+def logits_read(
+    model: HookedModel, pairs: PromptPairs, metric: Metric, side: str, start: SharedStart = NOTHING
+) -> Tensor:
     """The logits of one side's run where a metric reads them [prompt, read, d_vocab_out].
 
     Args:
@@ -25,13 +29,19 @@ def logits_read(model: HookedModel, pairs: PromptPairs, metric: Metric, side: st
         pairs: the prompts.
         metric: says where.
         side: which side is run.
+        start: what both sides share, which is not run again.
     """
     rows = torch.arange(len(pairs), device=model.device)[:, None]
-    at = where_read(metric, pairs).to(model.device)  # [prompt, read]
+    at = where_read(metric, pairs).to(model.device) - start.first  # [prompt, read]
+    inputs = pairs.inputs(side)
+    if start.first:
+        inputs |= {"input": inputs["input"][:, start.first :], "past_kv_cache": start.past(model.cfg)}
+    if start.first and model.cfg.has_mamba:
+        inputs["attention_mask"] = None  # padding comes after all that is read, and a state is not continued from it
     after = (point for name, point in model.hook_dict.items() if name.startswith(AFTER_LAYERS))
     if not isinstance(model, GPT) or any(point.has_hooks for point in after):
-        whole: Tensor = model(**pairs.inputs(side))
+        whole: Tensor = model(**inputs)
         return whole[rows, at]
-    resid = model(**pairs.inputs(side), stop_at_layer=model.cfg.n_layers)
+    resid = model(**inputs, stop_at_layer=model.cfg.n_layers)
     there: Tensor = model.unembed(model.to_unembed(resid[rows, at]))
     return there

@@ -27,8 +27,9 @@ from einops import einsum
 from torch import Tensor
 
 from interp.arguments import checked, is_whole, shown
-from interp.attribution.gradients import AnyMetric, check_steps, path_slopes, values_at
+from interp.attribution.gradients import AnyMetric, check_steps, differentiable, path_slopes, values_at
 from interp.attribution.prompt_batches import batches, cut
+from interp.attribution.shared_start import SharedStart, shared_start
 from interp.circuits.graph import Graph
 from interp.edits import Edit, Variant
 from interp.errors import InterpError, PromptError, check_choice, unknown
@@ -129,10 +130,16 @@ def eap_ig(
     check_steps(steps)
     pairs, graph = pairs.to(model.device), graph or Graph.of(model)
     replaced = replacements(model, pairs, graph.sender_sites, ablation, run=other_side(base), seed=seed)
-    parts = []
+    slope_of, parts = differentiable(metric), []
     for at, part in batches(model, pairs, graph.receiver_sites, max_memory=max_memory):
-        own = values_at(model, part, graph.sender_sites, base)
-        ablated = {name: cut(value, at, part, model.hook_dict[name].site) for name, value in replaced.items()}
+        # Where the two sides are the same nothing changes, so that no slope is needed there.
+        start = shared_start(model, part, slope_of, base) if ablation == "corrupt" else SharedStart()
+        own = {
+            name: value[:, start.first :] for name, value in values_at(model, part, graph.sender_sites, base).items()
+        }
+        ablated = {
+            name: cut(value, at, part, model.hook_dict[name].site)[:, start.first :] for name, value in replaced.items()
+        }
         change = widened(graph.sent(model, ablated)) - widened(graph.sent(model, own))  # [sender, prompt, pos, d_model]
         scores = change.new_full((len(part), len(graph.senders), len(graph.receivers)), torch.nan)
         for moving, senders, receivers in _moves(graph, path, steps):
@@ -144,6 +151,7 @@ def eap_ig(
                 path={moving: (ablated[moving], own[moving])},
                 steps=steps,
                 base=base,
+                start=start,
             )
             read = graph.received(slopes, receivers)  # [receiver, prompt, pos, d_model]
             product = einsum(change[senders], read, "sender n pos d_model, receiver n pos d_model -> n sender receiver")

@@ -26,21 +26,19 @@ import torch
 from torch import Tensor
 
 from interp.arguments import byte_budget, checked
+from interp.attribution.shared_start import SharedStart, shared_start
 from interp.circuits.circuit import Circuit
 from interp.circuits.graph import Graph, head_results, written
 from interp.circuits.run_memory import circuit_chunks, prompt_blocks
-from interp.config import MAMBAS, ModelConfig
 from interp.errors import InterpError
 from interp.hooked.hooks import HookFunction, HookPoint, attached
 from interp.hooked.model import HookedModel
-from interp.hooked.past import PastKeyValues
 from interp.metrics import Metric, check_metric, evaluate, get_metric, where_read, which_read
-from interp.models.block import key_site
 from interp.precision import wide_type
 from interp.progress import counting
 from interp.prompts.pair_checks import other_side
 from interp.prompts.pairs import PromptPairs
-from interp.sweeps.machine import free_memory, packs
+from interp.sweeps.machine import free_memory
 from interp.variants.ablations import replacements
 
 
@@ -110,10 +108,8 @@ class _Prepared:
 
     Attributes:
         pairs, side, tokens: the prompts, the side that is run, and its ids.
-        first: the position from which circuits can differ from the base run.
-        past: what every layer keeps of the base run before it: keys and values, or what a convolution has last read
-            and the state; None in a layer without a mixer.
-        ablated: sender site -> what replaces its value from there on [prompt, pos, ...].
+        start: the positions before circuits can differ from the base run.
+        ablated: sender site -> what replaces its value after them [prompt, pos, ...].
         all_ablated: receiver stage -> the residual stream if all senders before it were ablated [prompt, pos, d_model].
         reference: what the metric reads of the base run's logits, if it compares with them.
     """
@@ -121,8 +117,7 @@ class _Prepared:
     pairs: PromptPairs
     side: str
     tokens: Tensor
-    first: int
-    past: list[tuple[Tensor, Tensor] | None]
+    start: SharedStart
     ablated: dict[str, Tensor]
     all_ablated: dict[int, Tensor]
     reference: Tensor | None
@@ -142,16 +137,14 @@ def _prepare(
     """Step 1 for some prompts; `shares` says that positions may be the same in every circuit (interchange)."""
     part = pairs[list(prompts)]
     tokens = getattr(part, base)
-    # What only the start of a prompt has computed may be kept: not so if keys are turned by the whole prompt's length.
-    looks_back = model.cfg.causal and not model.cfg.turns_by_length and (model.cfg.has_attention or model.cfg.has_mamba)
-    first = _shared(part, metric) if shares and packs(model) and looks_back else 0
-    past = _prefix(model, tokens[:, :first]) if first else []
+    start = shared_start(model, part, metric, base) if shares else SharedStart()
+    first = start.first
     ablated = {name: value[prompts.start : prompts.stop, first : part.mask.shape[1]] for name, value in instead.items()}
     reference = None
     if metric.needs_reference:
         resid = model(tokens, attention_mask=part.attention_mask, stop_at_layer=model.cfg.n_layers)
         reference = _read_out(model, resid, part, metric, torch.arange(len(part)))
-    return _Prepared(part, base, tokens, first, past, ablated, _all_ablated(model, graph, ablated), reference)
+    return _Prepared(part, base, tokens, start, ablated, _all_ablated(model, graph, ablated), reference)
 
 
 def _all_ablated(model: HookedModel, graph: Graph, ablated: dict[str, Tensor]) -> dict[int, Tensor]:
@@ -168,37 +161,6 @@ def _all_ablated(model: HookedModel, graph: Graph, ablated: dict[str, Tensor]) -
     return streams
 
 
-def _shared(pairs: PromptPairs, metric: Metric) -> int:
-    """How many positions at the start are the same on both sides of every pair, and not read by the metric."""
-    differs = ((pairs.clean != pairs.corrupt) & pairs.mask).any(0).nonzero()
-    first = int(differs[0]) if len(differs) else pairs.mask.shape[1]
-    return min(first, int(where_read(metric, pairs).min()))
-
-
-def _prefix(model: HookedModel, tokens: Tensor) -> list[tuple[Tensor, Tensor] | None]:
-    """What every layer keeps of the first positions: keys and values [prompt, pos, kv_head, d_head], or the last inputs
-    of its convolution and its state.
-    """
-    cfg, past = model.cfg, PastKeyValues(model.cfg.n_layers)
-    names = [name for layer in cfg.layers_with("attn") for name in _keys_values(cfg, layer)]
-    keep = past if cfg.has_mamba else None
-    _, cache = model.run_with_cache(tokens, names_filter=names, return_type=None, past_kv_cache=keep)
-    found: list[tuple[Tensor, Tensor] | None] = []
-    for layer in range(cfg.n_layers):
-        tail, state = past.stored_state(layer) if cfg.mixer(layer) in MAMBAS else (None, None)
-        kept = None if tail is None or state is None else (tail, state)
-        if cfg.mixer(layer) == "attn":
-            key, value = _keys_values(cfg, layer)
-            kept = cache[key], cache[value]
-        found.append(kept)
-    return found
-
-
-def _keys_values(cfg: ModelConfig, layer: int) -> tuple[str, str]:
-    """The sites of a layer's keys, as its scores compare them, and of its values."""
-    return key_site(cfg, layer), f"blocks.{layer}.attn.hook_v"
-
-
 def _run(model: HookedModel, graph: Graph, prepared: _Prepared, masks: Tensor, metric: Metric) -> Tensor:
     """The metric [circuit, prompt] of some circuits on the prompts of a block."""
     n_circuits, n_prompts = len(masks), len(prepared.pairs)
@@ -207,35 +169,22 @@ def _run(model: HookedModel, graph: Graph, prepared: _Prepared, masks: Tensor, m
     circuit = torch.arange(n_circuits).repeat_interleave(n_prompts)  # [row]
     run = _CircuitRun(model, graph, prepared, masks, circuit, prompt)
     mask = prepared.pairs.attention_mask
-    past = PastKeyValues(model.cfg.n_layers) if prepared.past else None
+    past = prepared.start.past(model.cfg, prompt)
     if past is not None:
-        _fill_past(past, prepared, prompt, model.cfg)
         # Padding comes after all that is read, and a state is not continued from it.
         mask = None if model.cfg.has_mamba else mask
     with attached(model.hook_dict, list(run.writes()), readers=list(run.reads())):
         resid = model(
-            prepared.tokens[prompt, prepared.first :],
+            prepared.tokens[prompt, prepared.start.first :],
             attention_mask=None if mask is None else mask[prompt],
             stop_at_layer=model.cfg.n_layers,
             past_kv_cache=past,
         )
     final = run.inputs([len(graph.receivers) - 1])  # of the logits [row, 1, pos, d_model]
     resid = resid if final is None else final[:, 0].to(resid.dtype)
-    seen = _read_out(model, resid, prepared.pairs, metric, prompt, first=prepared.first)
+    seen = _read_out(model, resid, prepared.pairs, metric, prompt, first=prepared.start.first)
     seen = seen.unflatten(0, (n_circuits, n_prompts))
     return torch.stack([evaluate(metric, one, prepared.pairs, prepared.reference, side=prepared.side) for one in seen])
-
-
-def _fill_past(past: PastKeyValues, prepared: _Prepared, prompt: Tensor, cfg: ModelConfig) -> None:
-    """Let `past` hold what rows of these prompts [row] have in common with the base run."""
-    for layer, kept in enumerate(prepared.past):
-        if kept is None:
-            continue
-        one, other = (value[prompt] for value in kept)
-        if cfg.mixer(layer) == "attn":
-            past.extend(layer, one, other)
-        else:
-            past.store_state(layer, one, other, prepared.first)
 
 
 class _CircuitRun:
@@ -261,7 +210,8 @@ class _CircuitRun:
         self.sites: dict[str, list[int]] = {}
         for at in self.senders:
             self.sites.setdefault(graph.senders[at].site, []).append(at)
-        shape = (len(circuit), len(self.senders), prepared.pairs.mask.shape[1] - prepared.first, model.cfg.d_model)
+        n_pos = prepared.pairs.mask.shape[1] - prepared.start.first
+        shape = (len(circuit), len(self.senders), n_pos, model.cfg.d_model)
         self.changes = torch.empty(shape, device=model.device, dtype=wide_type(model.dtype))
         self.edges = masks[:, self.senders].to(self.changes)[circuit.to(model.device)]
         self.latest: tuple[list[int], Tensor | None] = ([], None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,16 +143,19 @@ def read(
     place["role"] = [_role(pairs, p, i) for p, i in zip(place["prompt"], place["pos"], strict=True)]
 
     # 2. and 3. Translate each stream, turn it into logits, and measure these.
-    frames = []
+    columns: dict[str, list[Any]] = {name: [] for name in COLUMNS if name not in place}
     for lens, translate in lenses.items():
         for name in names:
             stream = cache[name][prompt, at]  # [place, d_model]
             read_logits = read_out(model, stream if translate is None else translate(name, stream))
             point = output_stack(model).hook_dict[name]
-            measured = _measure(model, read_logits, output, right, wrong, is_last, top)
-            depth_columns = {"lens": lens, "layer": point.layer(), "site": point.site.short_in_stack}
-            frames += [place.assign(**depth_columns, **columns) for columns in measured]
-    frame = pd.concat(frames, ignore_index=True)[COLUMNS]
+            depth = {"lens": lens, "layer": point.layer(), "site": point.site.short_in_stack}
+            for measured in _measure(model, read_logits, output, right, wrong, is_last, top):
+                for column, value in (depth | measured).items():
+                    columns[column] += value if isinstance(value, list) else [value] * len(place)
+    again = np.tile(np.arange(len(place)), len(columns["value"]) // len(place))
+    tokens = pd.Series(columns.pop("top_token"), dtype=object)
+    frame = place.iloc[again].reset_index(drop=True).assign(**columns, top_token=tokens)[COLUMNS]
 
     # 4. Compare the last reading with the model's output.
     _check(model, frame)

@@ -30,6 +30,7 @@ from interp.sites import stream_after
 from interp.sweeps.edit_reach import Numbers, Placed
 from interp.sweeps.encoder_decoder.reach import start_of
 from interp.sweeps.encoder_decoder.run import kept_sites
+from interp.sweeps.machine import watched
 from interp.sweeps.plan import Plan
 from interp.sweeps.source_values import Sources, copied_sites
 
@@ -108,8 +109,12 @@ class BaseRunCache:
         def keep(value: Tensor, hook: HookPoint) -> None:
             states[hook.name] = value.index_select(1, before)
 
-        # 1. and 2. What each run is asked for later is kept.
+        # 1. and 2. What each run is asked for later is kept; of one side, the base run has it all.
+        same = self.sides["base"] == self.sides["source"] and not watched(self.model)  # hooks see every run
         for run in RUNS:
+            if run == "source" and same:
+                stored[run], seen[run], largest[run] = stored["base"], seen["base"], largest["base"]
+                continue
             readers = [(self._state_names(), keep)] if run == "base" and len(before) else []
             with attached(self.model.hook_dict, readers=readers):
                 stored[run], seen[run], largest[run] = self._run_side(pairs, self.sides[run], self._names[run])

@@ -4,7 +4,7 @@ Depth is counted in steps, two for each layer: before positions look at one anot
 the unembedding is the last. Every prompt of a variant has its own rows:
 
 1. An edit changes a value at some positions. One that copies from a run changes it only where the runs differ: from
-   the first token in which they do, if the model is causal.
+   the first token in which they do, if the model is causal. One that adds a tensor changes it where that is not 0.
 2. Within a step each position is by itself. When positions look at one another, a change at one reaches all that look
    at it: later ones in a causal model, all of them in a bidirectional one. A changed query reaches itself alone. In a
    layer that calls a shared transformer block all of the block comes before the mixer, which takes its queries further.
@@ -134,7 +134,7 @@ class Placer:
             name,
             site,
             step,
-            self._named_rows(edit.where.get(row_axis), late),
+            self._added_rows(edit, site, self._named_rows(edit.where.get(row_axis), late)),
             tuple(self._named(axis, edit.where.get(axis)) for axis in axes),
             query,
         )
@@ -149,6 +149,18 @@ class Placer:
                 rows = np.zeros_like(self.real)
                 np.put_along_axis(rows, self.pairs.positions(index).cpu().numpy(), True, axis=1)
             self._rows[key] = rows & self.read if late else rows
+        return self._rows[key]
+
+    def _added_rows(self, edit: Edit, site: Site, rows: Mask) -> Mask:
+        """Those of the rows that an edit names at which it adds anything: all of them, unless it adds a tensor."""
+        source = edit.source
+        if edit.op != "add" or not isinstance(source, Tensor) or tuple(site.axes[:2]) != ("batch", "pos"):
+            return rows
+        if source.ndim != len(site.axes) or source.shape[:2] != rows.shape:
+            return rows
+        key = ("added", id(source), id(rows))
+        if key not in self._rows:
+            self._rows[key] = rows & (source != 0).flatten(2).any(2).cpu().numpy()
         return self._rows[key]
 
     def _sliced(self, index: slice) -> Mask:

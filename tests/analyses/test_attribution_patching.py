@@ -13,6 +13,7 @@ from makers import KINDS, RECURRENT, make, pairs_of
 
 import interp
 from analyses import activation_patching
+from analyses import attribution_patching as study
 from analyses.attribution_patching import METHODS, Asked, compared, plot, plot_agreement, run, run_several, summary
 from analyses.cli import main
 from analyses.sections.attribution_patching import report
@@ -126,6 +127,29 @@ def test_tables_that_share_their_runs_are_those_made_alone() -> None:
             np.testing.assert_allclose(found[column], alone[column], rtol=1e-4, atol=1e-5)
     with pytest.raises(InterpError, match="share their gradients, and these methods do not: atp, drop"):
         run_several(model, pairs, [Asked("z"), Asked("z", method="drop")], progress=False)
+
+
+def test_cells_that_activation_patching_has_measured_are_not_patched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = make("llama_gqa"), pairs_of(5, 4, 5)
+    frames = [activation_patching.run(model, pairs, site=site, by=by) for site, by in (("z", "head"), ("k", "head"))]
+    frames.append(activation_patching.run(model, pairs, site="z", by="head", direction="noise"))
+    asked = [Asked("z", "head"), Asked(["q", "k"], "head")]
+    alone = run_several(model, pairs, asked, sample=8, progress=False)
+    seen = []
+
+    def sweep_values(model: Any, pairs: Any, variants: Any, *args: Any, **options: Any) -> Any:
+        seen.extend(variants)
+        return measured(model, pairs, variants, *args, **options)
+
+    measured = study.sweep_values
+    monkeypatch.setattr(study, "sweep_values", sweep_values)
+    found = run_several(model, pairs, asked, sample=8, patched=pd.concat(frames), progress=False)
+    assert {cell.labels["site"] for cell in seen} == {"q"}
+    for one, other in zip(found, alone, strict=True):
+        for column in ("value", "exact", "base_value", "source_value"):
+            np.testing.assert_allclose(one[column], other[column], rtol=1e-4, atol=1e-5)
+    few = run_several(model, pairs[:2], asked[:1], sample=8, patched=frames[0], progress=False)[0]  # other prompts
+    pd.testing.assert_frame_equal(few, run(model, pairs[:2], site="z", by="head", sample=8), check_exact=False)
 
 
 def test_directions_are_those_of_activation_patching() -> None:

@@ -15,14 +15,17 @@ from torch import Tensor
 
 from interp.edits import Edit, Variant
 from interp.errors import ConfigError, HookError
-from interp.metrics import Metric
+from interp.metrics import Metric, measure
 from interp.models.gpt import GPT
 from interp.prompts.pairs import PromptPairs
 from interp.sites import axis_sizes, site_names
 from interp.sweeps import plan as plans
 from interp.sweeps import run_chunk as passes
+from interp.sweeps.base_runs import BaseRunCache
 from interp.sweeps.edit_reach import Placed, Placer
 from interp.sweeps.sweep import plan_sweep, sweep, sweep_values
+
+RESID = "blocks.1.hook_resid_pre"
 
 
 @st.composite
@@ -447,6 +450,36 @@ def test_what_is_equal_in_both_runs_is_not_run(monkeypatch: pytest.MonkeyPatch) 
         assert table.loc[(prompt, n), "value"] == table.loc[(prompt, n), "base_value"]
     for prompt, n in differs.nonzero().tolist():
         assert table.loc[(prompt, n), "value"] != table.loc[(prompt, n), "base_value"]
+
+
+@pytest.mark.parametrize("kind", ["llama_gqa", "mamba2"])
+def test_where_a_tensor_adds_nothing_no_row_is_run(kind: str) -> None:
+    model, pairs = make(kind), make_pairs((6, 4))
+    added = torch.zeros(2, 6, model.cfg.d_model)
+    added[0, 4], added[1, 2] = 1.0, -1.0
+    late = Variant([Edit("resid_pre", {"layer": 1}, "add", added)])
+    whole = Variant([Edit("resid_pre", {"layer": 1}, "add", torch.ones_like(added))])
+    rows = [sum(chunk.rows for chunk in plan_sweep(model, pairs, [one]).chunks[1:]) for one in (late, whole)]
+    assert rows == [2 + 2, 6 + 4]
+    expected = model.run_with_hooks(
+        pairs.corrupt, attention_mask=pairs.mask, fwd_hooks=[(RESID, lambda x, _: x + added)]
+    )
+    found = sweep(model, pairs, [late], progress=False)["value"]
+    assert found.tolist() == pytest.approx(measure("logit_diff", expected, pairs).tolist(), abs=1e-5)
+
+
+def test_a_sweep_of_one_side_runs_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, pairs = make("llama_gqa"), make_pairs((6, 4))
+    ran = []
+    run_side = BaseRunCache._run_side
+    monkeypatch.setattr(BaseRunCache, "_run_side", lambda self, *of: ran.append(of[1]) or run_side(self, *of))
+    cells = [Variant([Edit("z", {"layer": 1, "head": 0}, "zero")]), Variant([Edit("z", {"layer": 0}, "mean")])]
+    alone = sweep(model, pairs, cells, base="clean", source="clean", progress=False)
+    assert ran == ["clean"]
+    both = sweep(model, pairs, cells[:1], base="clean", source="corrupt", progress=False)
+    assert ran == ["clean", "clean", "corrupt"]
+    assert alone["value"][: len(both)].tolist() == pytest.approx(both["value"].tolist(), abs=1e-5)
+    assert alone["source_value"].tolist() == alone["base_value"].tolist()
 
 
 def test_edits_are_placed_once(monkeypatch: pytest.MonkeyPatch) -> None:
