@@ -47,8 +47,8 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         frame = by_kind[word]
         table, agreed = summary(frame), compared(frame)
         findings.append(_strongest(table, agreed, word))
-        items.append(_map(word, frame, table, len(pairs)))
-        more += [_agreement(word, frame, table), (f"How far the estimates for {word}s agree", agreed)]
+        more += [_map(word, frame, table, len(pairs)), _agreement(word, frame, table)]
+        more.append((f"How far the estimates for {word}s agree", agreed))
     text = [
         "Each estimate is the difference of an activation between the clean and the corrupt run, times the gradient of "
         "the metric there in the corrupt run. Where patching runs each cell, this takes one backward for all of them; "
