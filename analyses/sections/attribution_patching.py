@@ -41,7 +41,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     by_kind = dict(zip(asked, run_several(model, pairs, list(asked.values()), progress=progress), strict=True))
 
     # 2. Heads and mixers, one by one.
-    items, tables, findings = [], [], []
+    items, findings = [], []
     more: list[FigureItem | tuple[str, pd.DataFrame]] = []
     for word in _parts(model):
         frame = by_kind[word]
@@ -67,7 +67,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         cells = by_kind[word]
         total = int(cells["cells"].iloc[0])
         text.append(f"Of {total:,} {word}: {how_estimates_agree(compared(cells), word)}")
-        tables.append(first_rows(f"The {word} with the largest estimates", summary(cells), 10, of=total))
+        more.append(first_rows(f"The {word} with the largest estimates", summary(cells), 10, of=total))
     # 5. Queries and keys, which act through a softmax.
     errors = {}
     for method in ("atp", "qk-fix"):
@@ -86,7 +86,6 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         anchor="attribution-patching",
         text=text,
         figures=items,
-        tables=tables,
         appendix=more,
     )
     return StudyReport(pd.concat(by_kind.values(), ignore_index=True), section, findings)

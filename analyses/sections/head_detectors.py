@@ -60,19 +60,16 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     ]
     caption = f"The first {NAMED} heads of each kind, with 95% bootstrap intervals over sequences"
     more: list[FigureItem | tuple[str, pd.DataFrame]] = [(caption, best)]
-    tables = []
     if len(agreed):
         more.append(("Agreement of two sources over heads", agreed))
     if lost is not None:
         caption = f"How much worse the model repeats random tokens without each head, over {REPEATED} sequences"
-        tables.append(first_rows(caption, lost, CAUSES))
+        more.append(first_rows(caption, lost, CAUSES))
     if isinstance(model, GPT) and "weights" in set(frame["source"]):
         more += list(_of_weights(model, table))
     items, on_task = _figures(table, len(pairs))
     more = [*on_task, *more]
-    section = Section(
-        title="Kinds of heads", anchor="head-detectors", text=text, figures=items, tables=tables, appendix=more
-    )
+    section = Section(title="Kinds of heads", anchor="head-detectors", text=text, figures=items, appendix=more)
     frame.attrs["parts"] = _kinds(table)
     return StudyReport(frame, section, list(in_short(table, agreed)))
 

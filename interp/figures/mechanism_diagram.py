@@ -274,8 +274,8 @@ def _paths(axes: Axes, paths: pd.DataFrame, boxes: Mapping[str, list[_Box]]) -> 
         place = inner - TICK - at * LANE
         _path(axes, lane, place)
         labels.setdefault((lane.row.component, lane.start.across == across), []).append((lane, place))
-    for (_, beside), own in labels.items():
-        _label(axes, own, beside)
+    for (_, beside), labelled in labels.items():
+        _label(axes, labelled, beside)
 
 
 def _path(axes: Axes, lane: _Lane, at: float) -> None:
@@ -311,7 +311,7 @@ def _label(axes: Axes, lanes: Sequence[tuple[_Lane, float]], beside: bool) -> No
         side = -1 if start.across >= min(places) else 1
         across = start.across + side * (start.half + 3) - (wide if side < 0 else 0)
         down = start.down - 2
-    back = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    back = {"facecolor": "white", "edgecolor": "none", "pad": 0.2}
     for text, colour in parts:
         axes.text(across, down, text, ha="left", va="center", size=TINY, color=colour, zorder=7, bbox=back)
         across += width(text, TINY) + 4
