@@ -251,7 +251,7 @@ def test_what_cannot_be_shown_is_refused_by_name() -> None:
         (
             lambda: interp.show(model, ["a b", "c d"]),
             PromptError,
-            "takes one prompt: a text, token ids, or PromptPairs",
+            "takes one prompt: text, token ids",
         ),
         (lambda: interp.show(model, {"a": 1}), PromptError, "takes one prompt"),
         (lambda: interp.show(model, torch.tensor([[1, 2], [3, 4]])), PromptError, r"of shape \[2, 2\]: give a row"),
