@@ -43,12 +43,12 @@ from interp.study import behaviour as doing
 from interp.study.mechanism.conclusion import Made, conclusion
 from interp.study.mechanism.drawn import mechanism
 from interp.study.mechanism.evidence import LEAST, Layout
-from interp.study.mechanism.methods import by_method
+from interp.study.mechanism.methods import MEASURED, by_method
 from interp.study.mechanism.told import HOW, description, in_short, sentences
 from interp.study.prompts import check_masked
 from interp.study.provenance import provenance
 from interp.study.sections import ReportResults
-from interp.study.sentences import answered_at, counted_of
+from interp.study.sentences import answered_at, counted_of, listed
 from interp.sweeps.sweep import sweep
 from interp.tasks import get_task
 from interp.text.characters import visible_token
@@ -366,7 +366,10 @@ def conclude(model: GPT, pairs: PromptPairs, story: Story, held: pd.DataFrame, t
     first = [Section(title="How the model does it", anchor="mechanism", figures=[picture])]
     steps = sentences(found)
     steps = [HOW, *steps] if found.parts else steps
-    rows = first_rows("Parts that any method finds, and what each finds", methods, MOST_PARTS)
+    nothing = [title for title in MEASURED.values() if title in methods and methods[title].isna().all()]
+    caption = "Parts that any method finds, and what each finds"
+    caption += f"; nothing for sure: {listed(nothing)}" if nothing else ""
+    rows = first_rows(caption, methods, MOST_PARTS)
     first.append(Section("Step by step", "steps", text=steps, tables=[rows] if len(methods) else []))
     where = story.told.get("activation_patching", [])[:1] if found.parts else []
     story.findings += [*in_short(found), *where, *story.told["checks"]]

@@ -64,7 +64,10 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     # 3. Figures and tables.
     items = _figures(layers, by_layer, wholes, maps, single, curves, what, f"Mean over {counted_of(few, len(pairs))}.")
     tables = [first_rows(f"The {what} with the largest effect", single, 10)]
-    more = [] if again is None else [(f"The strongest {what} on other prompts, by kind of ablation", again)]
+    *items, of_curves = items
+    more: list[FigureItem | tuple[str, pd.DataFrame]] = [of_curves]
+    if again is not None:
+        more.append((f"The strongest {what} on other prompts, by kind of ablation", again))
     text = [intro, of_layers, found, halved]
     section = Section(title="Ablation", anchor="ablation", text=text, figures=items, tables=tables, appendix=more)
     return StudyReport(pd.concat([maps, layers], ignore_index=True), section, [found, halved])

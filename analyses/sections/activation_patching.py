@@ -59,7 +59,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     figure_of_roles = FigureItem(
         "patching_roles",
         f"Effect of patching {_in_words(sites)} by role",
-        f"Denoising, mean over {counted(len(pairs))}." + (f" {STATES}" if "state" in sites else ""),
+        f"Mean over {counted(len(pairs))}." + (f" {STATES}" if "state" in sites else ""),
         plot(by_role),
         of_roles,
         view="cells",
@@ -100,22 +100,30 @@ def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _where(resid: pd.DataFrame, roles: Sequence[str]) -> str:
-    """At which roles, and before which layers, the residual stream carries what decides the answer."""
-    carried = []
+    """At which roles, and in which layers, the residual stream carries what decides the answer."""
+    carried, ends = [], int(resid["layer"].max())
     for role in roles:
         strong = resid[(resid["role"] == role) & (resid["value"] >= 0.5)]["layer"]
         if len(strong):
-            first, last = strong.min(), strong.max()
-            layers = f"layer {first}" if first == last else f"layers {first} to {last}"
-            carried.append(f"at `{role}` before {layers}")
+            carried.append(f"at `{role}` {_layers(int(strong.min()), int(strong.max()), ends)}")
     if not carried:
         return no_effect(resid) or (
             "No single role's residual stream gives back half of the clean logit difference ({figure:patching_roles})."
         )
     return (
-        f"What decides the answer is in the residual stream {', '.join(carried)}: there the clean prompt's stream, put "
-        "into the corrupt prompt, gives back at least half of the clean logit difference ({figure:patching_roles})."
+        f"What decides the answer is {listed(carried)}: the clean prompt's residual stream there, at the input "
+        "of the layer, put into the corrupt prompt, gives back at least half of the clean logit difference "
+        "({figure:patching_roles})."
     )
+
+
+def _layers(first: int, last: int, ends: int) -> str:
+    """Layers from a first to a last one, of which `ends` is the model's last."""
+    if first == 0:
+        return "in every layer" if last == ends else f"up to layer {last}" if last else "in layer 0"
+    if last == ends:
+        return f"from layer {first} on" if first < last else f"in layer {last}"
+    return f"in layer {first}" if first == last else f"from layer {first} to {last}"
 
 
 def _strongest(ranked: pd.DataFrame, what: str) -> str:
@@ -135,7 +143,7 @@ def _figure(kind: str, frame: pd.DataFrame, table: pd.DataFrame, n: int) -> Figu
     return FigureItem(
         FIGURES[kind],
         f"Effect of patching the output of every {part.word}",
-        f"Denoising of {part.site} at all positions, mean over {counted(n)}.",
+        f"The clean output is put into the corrupt prompt at all positions; mean over {counted(n)}.",
         plot(frame) if curve is None else curve,
         table,
         view="" if whole else "cells",

@@ -42,14 +42,14 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     by_kind = dict(zip(asked, frames, strict=True))
 
     # 2. Heads and mixers, one by one.
-    items, tables, findings = [], [], []
+    items, findings = [], []
     more: list[FigureItem | tuple[str, pd.DataFrame]] = []
     for word in _parts(model):
         frame = by_kind[word]
         table, agreed = summary(frame), compared(frame)
         findings.append(_strongest(table, agreed, word))
-        items.append(_map(word, frame, table, len(pairs)))
-        more += [_agreement(word, frame, table), (f"How far the estimates for {word}s agree", agreed)]
+        more += [_map(word, frame, table, len(pairs)), _agreement(word, frame, table)]
+        more.append((f"How far the estimates for {word}s agree", agreed))
     text = [
         "Each estimate is the difference of an activation between the clean and the corrupt run, times the gradient of "
         "the metric there in the corrupt run. Where patching runs each cell, this takes one backward for all of them; "
@@ -68,7 +68,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         cells = by_kind[word]
         total = int(cells["cells"].iloc[0])
         text.append(f"Of {total:,} {word}: {how_estimates_agree(compared(cells), word)}")
-        tables.append(first_rows(f"The {word} with the largest estimates", summary(cells), 10, of=total))
+        more.append(first_rows(f"The {word} with the largest estimates", summary(cells), 10, of=total))
     # 5. Queries and keys, which act through a softmax.
     errors = {}
     for method in ("atp", "qk-fix"):
@@ -87,7 +87,6 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         anchor="attribution-patching",
         text=text,
         figures=items,
-        tables=tables,
         appendix=more,
     )
     return StudyReport(pd.concat(by_kind.values(), ignore_index=True), section, findings)

@@ -55,7 +55,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     section = Section("Circuit", "circuit", [*text, *findings], items, appendix=more)
     inside = circuit.edges.any(1).nonzero()[:, 0].tolist()
     nodes = [circuit.graph.senders[at].label for at in inside if circuit.graph.senders[at].kind != "input"]
-    frame.attrs["parts"] = dict.fromkeys(nodes, "in it")
+    frame.attrs["parts"] = dict.fromkeys(nodes, "yes")
     return StudyReport(frame, section, findings)
 
 
@@ -88,8 +88,12 @@ def _smallest(best: Any, table: pd.DataFrame, both: pd.DataFrame, graph: Graph) 
     chance = table[(table["method"] == "random") & (table["n_edges"] == best["n_edges"])]["value"]
     random = f"; random circuits of its size reach {two_decimals(chance.iloc[0])}" if len(chance) else ""
     known = both[both["method"] == best["method"]].set_index("metric")["value"]
-    ends = [f"{name} {known[name]:.2f}" for name in ("CPR", "CMD") if name in known]
-    area = f" Over all sizes: {', '.join(ends)}." if ends else ""
+    area = ""
+    if {"CPR", "CMD"} <= set(known.index):
+        area = (
+            f" On average over all sizes, circuits reach {known['CPR']:.2f} (CPR), and are {known['CMD']:.2f} away "
+            "from 1 (CMD)."
+        )
     share = best["n_edges"] / graph.n_edges
     return (
         f"The smallest circuit of faithfulness {ENOUGH} or more that was found has {best['n_edges']:,} of "

@@ -42,8 +42,9 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         title="Direct logit attribution",
         anchor="attribution",
         text=[_sum(frame, table), _strongest(parts)],
-        figures=items,
+        figures=items[1:],
         tables=[first_rows("The largest direct contributions", shown, 10)],
+        appendix=items[:1],
     )
     return StudyReport(frame, section, [finding])
 

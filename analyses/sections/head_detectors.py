@@ -27,7 +27,6 @@ from interp.models.gpt import GPT
 from interp.names import Part
 from interp.prompts.pairs import PromptPairs
 from interp.study.sections import Results, StudyReport
-from interp.study.sentences import interval
 from interp.ui.page import FigureItem, Section, first_rows
 from interp.variants.repetition import Repeating, repeating
 
@@ -53,25 +52,24 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         "Heads are scored by their patterns on random tokens, where no meaning can help, and on ordered lists, by "
         "their weights alone, and on the prompts of the task. An effect is what a score has beyond its control: the "
         "same places without a repetition, an even look, or chance.",
-        *sentences(table, agreed),
+        *sentences(table),
+        *_by_weights(agreed),
         *_causes(table, lost),
         *_left_out(missing),
         *([HIDDEN] if "ssm_head" in table else []),
     ]
-    more: list[FigureItem | tuple[str, pd.DataFrame]] = []
-    tables = [(f"The first {NAMED} heads of each kind, with 95% bootstrap intervals over sequences", best)]
+    caption = f"The first {NAMED} heads of each kind, with 95% bootstrap intervals over sequences"
+    more: list[FigureItem | tuple[str, pd.DataFrame]] = [(caption, best)]
     if len(agreed):
         more.append(("Agreement of two sources over heads", agreed))
     if lost is not None:
         caption = f"How much worse the model repeats random tokens without each head, over {REPEATED} sequences"
-        tables.append(first_rows(caption, lost, CAUSES))
+        more.append(first_rows(caption, lost, CAUSES))
     if isinstance(model, GPT) and "weights" in set(frame["source"]):
         more += list(_of_weights(model, table))
     items, on_task = _figures(table, len(pairs))
     more = [*on_task, *more]
-    section = Section(
-        title="Kinds of heads", anchor="head-detectors", text=text, figures=items, tables=tables, appendix=more
-    )
+    section = Section(title="Kinds of heads", anchor="head-detectors", text=text, figures=items, appendix=more)
     frame.attrs["parts"] = _kinds(table)
     return StudyReport(frame, section, list(in_short(table, agreed)))
 
@@ -138,8 +136,8 @@ def _figures(table: pd.DataFrame, n: int) -> tuple[list[FigureItem], list[Figure
     return items, [same]
 
 
-def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
-    """What the numbers say of each kind of head: who they are, how sure that is, whether weights agree."""
+def sentences(table: pd.DataFrame) -> Iterator[str]:
+    """What the numbers say of each kind of head: who they are, and how sure that is."""
     for detector, does in DETECTORS.items():
         own = table[(table["detector"] == detector) & table["effect"].notna()]
         if own.empty:
@@ -157,13 +155,6 @@ def sentences(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
             text += (
                 f"; {sure or 'none'} of {len(own)} heads {'score' if sure != 1 else 'scores'} at least {LEAST} above "
                 f"their control with a corrected p below {stats.SURE}"
-            )
-        compared = agreed[(agreed["detector"] == detector) & (agreed["sources"] == "patterns and weights")]
-        for _, row in compared[compared["spearman"].notna()].iterrows():
-            rho = f"{row['spearman']:.2f}{interval(row, before=', ')}"
-            text += (
-                f". Weights rank heads {_alike(row['spearman'], row['p_adjusted'])} (rank correlation {rho}), and "
-                f"{row['shared']} of the first {row['top']} are the same ({row['by_chance']:.1f} by chance)"
             )
         against = own[(own["p_adjusted"] < stats.SURE) & (own["effect"] <= -LEAST)].tail(NAMED)[::-1]
         if detector == "copying" and len(against):
@@ -186,6 +177,11 @@ def in_short(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
         yield f"By their patterns, the first heads of each kind are {'; '.join(first)}."
     if none:
         yield f"No head stands out by its patterns for: {', '.join(none)}."
+    yield from _by_weights(agreed)
+
+
+def _by_weights(agreed: pd.DataFrame) -> Iterator[str]:
+    """How far weights alone rank the heads as patterns do."""
     known = agreed[(agreed["sources"] == "patterns and weights") & agreed["spearman"].notna()]
     if len(known):
         told = ", ".join(f"{SHORT[row.detector]} {row.spearman:.2f}" for row in known.itertuples())
@@ -195,14 +191,6 @@ def in_short(table: pd.DataFrame, agreed: pd.DataFrame) -> Iterator[str]:
 def _head(row: Any) -> str:
     axis = "head" if hasattr(row, "head") else "ssm_head"
     return Part(axis, row.layer, getattr(row, axis)).name
-
-
-def _alike(correlation: float, p: float) -> str:
-    if p >= stats.SURE:
-        return "in an order that cannot be told from chance"
-    if correlation < 0:
-        return "the other way round"
-    return "much alike" if correlation >= 0.5 else "somewhat alike"
 
 
 def _left_out(missing: Mapping[tuple[str, str], str]) -> Iterator[str]:

@@ -43,7 +43,8 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
     items = [_figure("paths_logits", title, frame, table, len(pairs))]
 
     # 2. What those read.
-    intos, more = [], []
+    intos: list[pd.DataFrame] = []
+    more: list[FigureItem | tuple[str, pd.DataFrame]] = []
     for kind, names in _kinds(writers).items():
         if max(map(_layer, names)) <= first_layer:
             continue
@@ -79,9 +80,9 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         "writes in the corrupt prompt. The effect is 0 where that changes nothing and 1 where it gives the corrupt "
         "prompt's answer. Receivers that do the same stand in for one another, so those are patched together."
     )
-    tables = [first_rows("The direct paths to the logits with the largest effect", table, 10)]
+    more.insert(0, first_rows("The direct paths to the logits with the largest effect", table, 10))
     text = [intro, *findings]
-    section = Section(title="Path patching", anchor="paths", text=text, figures=items, tables=tables, appendix=more)
+    section = Section(title="Path patching", anchor="paths", text=text, figures=items, appendix=more)
     return StudyReport(pd.concat(frames, ignore_index=True), section, findings)
 
 

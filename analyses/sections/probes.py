@@ -50,8 +50,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         )
     ]
     caption = "The cells of the residual stream whose probes are furthest beyond shuffled labels"
-    tables = [first_rows(caption, _accuracies(table), 10)]
-    more: list[FigureItem | tuple[str, pd.DataFrame]] = []
+    more: list[FigureItem | tuple[str, pd.DataFrame]] = [first_rows(caption, _accuracies(table), 10)]
     for mixer, own in MIXER_PARTS.items():
         part = PART_KINDS[own.usual]
         if not own.heads or mixer not in model.cfg.mixers or not having(model, [part.site]):
@@ -74,7 +73,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
         caption = f"The {part.plural} whose probes are furthest beyond shuffled labels"
         more.append(first_rows(caption, _accuracies(by_head), 10))
     text = [METHOD, *findings]
-    section = Section(title="Linear probes", anchor="probes", text=text, figures=items, tables=tables, appendix=more)
+    section = Section(title="Linear probes", anchor="probes", text=text, figures=items, appendix=more)
     return StudyReport(pd.concat(frames, ignore_index=True), section, findings[:1])
 
 

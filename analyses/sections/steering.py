@@ -58,7 +58,11 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
                 table,
             )
         ],
-        tables=[first_rows("The strongest cells", held.drop(columns=["vector", "prompts"]), 10)],
+        appendix=[
+            first_rows(
+                "The layers and strengths with the largest effects", held.drop(columns=["vector", "prompts"]), 10
+            )
+        ],
         preformatted=_continued(model, pairs, classes, best),
     )
     return StudyReport(frame, section, [finding])

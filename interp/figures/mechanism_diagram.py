@@ -262,7 +262,7 @@ def _paths(axes: Axes, paths: pd.DataFrame, boxes: Mapping[str, list[_Box]]) -> 
             own = sorted((end for end in ends if end.across == across), key=lambda end: end.down)
             lanes.append(_Lane(row, tuple(own), boxes[row.component][0]))
     used: dict[float, int] = {}
-    labels: dict[tuple[str, bool], list[str]] = {}
+    labels: dict[tuple[str, bool], list[tuple[_Lane, float]]] = {}
     # Those that begin highest are furthest to the left, so that few lanes cross.
     for lane in sorted(lanes, key=lambda one: (one.start.down, -one.ends[-1].down), reverse=True):
         across = lane.ends[0].across
@@ -271,17 +271,17 @@ def _paths(axes: Axes, paths: pd.DataFrame, boxes: Mapping[str, list[_Box]]) -> 
         inner = min(end.across - end.half for end in lane.ends)
         if lane.start.across == across:
             inner = min(inner, lane.start.across - lane.start.half)
-        reads = READS.get(lane.row.reads, "")
-        said = labels.setdefault((lane.row.component, lane.start.across == across), [])
-        said.append(f"{_percent(lane.row.share)} {reads}".rstrip())
-        _path(axes, lane, inner - TICK - at * LANE, ", ".join(said))
+        place = inner - TICK - at * LANE
+        _path(axes, lane, place)
+        labels.setdefault((lane.row.component, lane.start.across == across), []).append((lane, place))
+    for (_, beside), labelled in labels.items():
+        _label(axes, labelled, beside)
 
 
-def _path(axes: Axes, lane: _Lane, at: float, label: str) -> None:
-    """One lane at a distance from the left; its label covers those of earlier lanes from the same part."""
+def _path(axes: Axes, lane: _Lane, at: float) -> None:
+    """One lane at a distance from the left."""
     start, colour, thick = lane.start, _colour(lane.row.share), _thick(lane.row.share)
     low = lane.ends[-1].down + 2.5
-    beside = start.across == lane.ends[0].across
     turn, side = 4.0, -1 if start.across >= at else 1
     out = start.down + 2.5
     points = [(start.across + side * start.half, out), (at - side * turn, out), (at, out), (at, out + turn)]
@@ -297,13 +297,24 @@ def _path(axes: Axes, lane: _Lane, at: float, label: str) -> None:
         corner = PathPatch(bend, facecolor="none", edgecolor=colour, linewidth=thick, zorder=3.5)
         axes.add_patch(corner)
         _arrow(axes, (at + turn - 0.5, down), (end.across - end.half, down), colour, min(thick, 1.6))
-    style: dict[str, Any] = {"va": "center", "size": TINY, "color": colour, "zorder": 7}
-    back = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-    if beside:
-        axes.text(at - 2, start.down + ROW / 2, label, ha="right", bbox=back, **style)
+
+
+def _label(axes: Axes, lanes: Sequence[tuple[_Lane, float]], beside: bool) -> None:
+    """What the lanes from one part carry, the strongest first: left of them, or above the line beside its box."""
+    own = sorted((lane.row for lane, _ in lanes), key=lambda row: -abs(row.share))
+    parts = [(f"{_percent(row.share)} {READS.get(row.reads, '')}".rstrip(), _colour(row.share)) for row in own]
+    start, places = lanes[0][0].start, [at for _, at in lanes]
+    wide = sum(width(text, TINY) for text, _ in parts) + 4 * (len(parts) - 1)
+    if beside:  # left of all lanes, so that none crosses it
+        across, down = min(places) - 3 - wide, start.down + 7
     else:
-        where, outwards = start.across + side * (start.half + 3), "left" if side > 0 else "right"
-        axes.text(where, out - 4.5, label, ha=outwards, bbox=back, **style)
+        side = -1 if start.across >= min(places) else 1
+        across = start.across + side * (start.half + 3) - (wide if side < 0 else 0)
+        down = start.down - 2
+    back = {"facecolor": "white", "edgecolor": "none", "pad": 0.2}
+    for text, colour in parts:
+        axes.text(across, down, text, ha="left", va="center", size=TINY, color=colour, zorder=7, bbox=back)
+        across += width(text, TINY) + 4
 
 
 def _answer(

@@ -108,7 +108,7 @@ def test_curves_of_mixers_end_with_all_of_them_gone(name: str) -> None:
 def test_a_report_on_mixers_names_them(name: str) -> None:
     model, pairs = make(name), pairs_of(6, 4, 6, 6)
     frame, section, findings = report(model, pairs, {}, progress=False)
-    there = [item.name for item in section.figures]
+    there = [item.name for item in (*section.figures, *section.appended_figures)]
     kinds = [kind for kind, mixer in (("heads", "attn"), ("ssm_heads", "mamba2")) if mixer in model.cfg.mixers]
     assert there == ["ablation_layers", *(f"ablation_{kind}" for kind in kinds), "ablation_curves"]
     single = frame[(frame["stage"] == "single") & frame["component"].isin([part.name for part in components(model)])]

@@ -181,7 +181,7 @@ def test_a_report_says_what_was_found(kind: str, changes: dict[str, int], length
     frame, section, findings = report(make(kind, **changes), pairs_of(*lengths), {}, progress=False)
     best = summary(frame[(frame["site"] == "z")].drop(columns=["kv_head", "neuron"], errors="ignore")).iloc[0]
     assert f"L{best['layer']}H{best['head']} ({best['value']:+.2f}" in findings[0]
-    assert "nan" not in " ".join(section.text) and len(section.figures) == len(section.appended_figures) == 1
+    assert "nan" not in " ".join(section.text) and len(section.appended_figures) == 2
     assert isinstance(section.appended_tables[0][1], pd.DataFrame)
 
 

@@ -46,7 +46,7 @@ def test_the_toy_model_has_its_previous_token_head_and_induction_heads(toy: pd.D
         assert first.loc[("induction", source), "layer"] == first.loc[("copying", source), "layer"] == 1
     best = first.loc[("induction", "patterns")]
     assert best["value"] > 0.9 > 0.1 > best["control"] and best["p_adjusted"] < 1e-4
-    text = " ".join(told.sentences(head_detectors.summary(toy), head_detectors.agreement(toy)))
+    text = " ".join(told.sentences(head_detectors.summary(toy)))
     assert re.search(r"token before, by their patterns, \w+ (L\d+H\d+)", text)[1] == "L0H0"
 
 
@@ -76,7 +76,7 @@ def test_agreement_is_the_rank_correlation_over_heads(toy: pd.DataFrame) -> None
     turned = pd.concat([same, same.assign(source="weights", effect=-same["effect"])])
     again = head_detectors.agreement(turned)
     assert again["spearman"].tolist() == pytest.approx([-1] * 4)
-    assert "the other way round" in " ".join(told.sentences(head_detectors.summary(turned), again))
+    assert "induction -1.00" in " ".join(told.in_short(head_detectors.summary(turned), again))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +104,7 @@ def test_one_sequence_and_one_layer_are_told_without_tests() -> None:
         frame = head_detectors.run(model, repeating(1), n=1)
         table, agreed = head_detectors.summary(frame), head_detectors.agreement(frame)
     assert table["p"].isna().all() and table["ci_low"].isna().all()
-    text = " ".join(told.sentences(table, agreed))
+    text = " ".join(told.sentences(table))
     assert "corrected p" not in text and "L0H" in text
     induction = agreed[(agreed["detector"] == "induction") & (agreed["sources"] == "patterns and weights")]
     assert induction["spearman"].isna().all()  # weights give no head of the only layer anything
@@ -249,7 +249,7 @@ def test_a_model_that_repeats_without_a_stripe_is_told(toy: pd.DataFrame, monkey
     _, section, _ = told.report(model, repeating(), {}, progress=False)
     text = " ".join(section.text)
     assert "repeats random tokens" in text and re.search(r"raise this loss most do so by [\d.]+ without L0H0", text)
-    assert any("without each head" in caption for caption, _ in section.tables)
+    assert any("without each head" in caption for caption, _ in section.appended_tables)
 
 
 @pytest.mark.parametrize("kind", ["hybrid", "mamba2", "neox"])

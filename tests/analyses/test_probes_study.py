@@ -101,7 +101,7 @@ def test_states_and_heads_of_mixers_can_be_probed(kind: str) -> None:
     mixers = [layer for layer in range(model.cfg.n_layers) if model.cfg.mixer(layer) in ("mamba", "mamba2")]
     assert sorted(set(state["layer"])) == mixers
     frame, section, _ = report(model, marked_pairs(), {}, progress=False)
-    figures = [item.name for item in section.figures]
+    figures = [item.name for item in (*section.figures, *section.appended_figures)]
     assert ("probes_heads" in figures) == model.cfg.has_attention
     assert ("probes_ssm_heads" in figures) == ("mamba2" in model.cfg.mixers) == ("ssm_head" in frame)
 
@@ -136,7 +136,7 @@ def test_one_pair_is_refused_with_what_is_needed() -> None:
 def test_the_sentences_of_a_report_are_those_of_its_numbers(talker: Path, n: int) -> None:
     model = interp.load(talker, device="cpu")
     frame, section, findings = report(model, ioi(model, n=n), {}, progress=False)
-    assert len(section.figures) == 2 and len(findings) == 1 and findings[0] in section.text
+    assert len(section.figures) == len(section.appended_figures) == len(findings) == 1 and findings[0] in section.text
     stream = frame[(frame["site"] == "resid_pre") & (frame["metric"] == "accuracy")]
     table = probes.summary(stream.drop(columns="head"))
     best = table.iloc[0]

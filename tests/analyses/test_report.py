@@ -38,7 +38,9 @@ def test_only_the_chosen_studies_are_made_in_the_order_of_the_story(talker: Path
     assert list(manifest["seconds"]) == ["load", "behaviour", "logit_lens", "head_attribution", "checks", "mechanism"]
     places = ["mechanism", "steps", "prompts", "logit-lens", "attribution", "checks", "conclusion"]
     assert sorted(places, key=lambda place: page.index(f'<h2 id="{place}"')) == places
-    assert page.index('id="figure-mechanism"') < page.index("<nav") and "too few" in page
+    # The answer to the question, the picture, what it shows, and only then the contents.
+    marks = ["<b>Answer.</b>", 'id="figure-mechanism"', "numerical checks", "<nav", '<h2 id="steps"', 'id="one-part"']
+    assert sorted(marks, key=page.index) == marks and "too few" in page
     assert page.index('<h2 id="logit-lens"') < page.index('<h2 id="attribution"') and "patching_heads" not in page
     assert manifest["not_made"] == {} and manifest["stopped_in"] is None
 

@@ -213,8 +213,9 @@ def test_a_study_trains_saves_and_loads(tmp_path: Path) -> None:
 def test_the_section_says_what_was_measured(kind: str) -> None:
     model, pairs = make(kind, n_layers=1), pairs_of(5)
     frame, section, findings = report(model, pairs, {}, progress=False)
-    assert len(section.figures) == 3 and len(findings) == 1 and "in 1 of 1 layers" in section.text[0]
-    nearer = section.tables[0][1]
+    assert [len(section.figures), len(section.appended_figures), len(findings)] == [1, 2, 1]
+    assert "in 1 of 1 layers" in section.text[0]
+    nearer = section.appended_tables[0][1]
     lens = tuned_lens.trained(model, None, None, progress=False)
     means = lens.held_out.groupby("lens")["value"].mean()
     assert nearer["value"].item() == pytest.approx(means["logit"] - means["tuned"])

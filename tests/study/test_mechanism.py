@@ -16,6 +16,7 @@ from interp.ground_truth.known_circuits import BUILDS, KNOWN, KnownModel
 from interp.names import Part
 from interp.prompts.pairs import PromptPairs
 from interp.study import behaviour as doing
+from interp.study.mechanism import evidence
 from interp.study.mechanism.conclusion import Made, conclusion
 from interp.study.mechanism.drawn import Mechanism, mechanism
 from interp.study.mechanism.evidence import MOST_PARTS, Layout
@@ -95,9 +96,34 @@ def test_sentences_have_the_numbers_of_the_tables() -> None:
     assert step[previous] == "previous" and first.startswith(f"{previous} (")
     assert f"feeds the keys of {inducing} ({path.value:+.0%} [{path.ci_low:.0%}, {path.ci_high:.0%}])" in first
     assert f"adds {direct.value:+.2f} [{direct.ci_low:.2f}, {direct.ci_high:.2f}] to the logit difference" in second
-    written, fed = in_short(found)
-    assert inducing in written and "{figure:mechanism}" in written and previous in fed
+    written, looks, fed = in_short(found)
+    assert f"{inducing} (" in written and "writes for the right answer" in written and "{figure:mechanism}" in written
+    assert f"{inducing} looks from `END` at `B`" in looks and f"{previous} looks from `B` at `A`" in looks
+    assert fed.startswith(f"{previous} (") and f"feeds the keys of {inducing}." in fed
     assert "`" not in description(found) and "Percentages" not in description(found)
+
+
+def test_a_summary_says_who_writes_against_the_answer_and_joins_what_feeds_the_same_parts() -> None:
+    ends = {"role": "END", "ci_low": 0.1, "ci_high": 0.4, "share": 0.2}
+    rows_of = [("direct", "L2H0", "answer", "", 2.0), ("direct", "L2H1", "answer", "", -1.0)]
+    rows_of += [("path", "MLP 0", "L2H0 + L2H1", "v", 0.3), ("path", "L1H0", "L2H0 + L2H1", "v", 0.2)]
+    frame = pd.DataFrame(rows_of, columns=["kind", "component", "to", "reads", "value"]).assign(**ends)
+    written, fed = in_short(Mechanism(Layout(("END",), ("to",), "END"), frame, 4))
+    assert (
+        "L2H0 (+2.00 [0.10, 0.40]) writes for the right answer; L2H1 (-1.00" in written
+        and "writes against it" in written
+    )
+    assert fed.startswith("MLP 0 (+30% [10%, 40%]) and L1H0 (+20% [10%, 40%]) feed the values of L2H0 and L2H1.")
+
+
+def test_of_nested_sets_of_receivers_the_smaller_is_drawn_where_it_is_as_strong() -> None:
+    columns = ["sender", "receiver", "reads", "value", "ci_low", "ci_high"]
+    wide, narrow = ("L0H0", "L1H0 + L2H0", "v", 0.11, 0.08, 0.14), ("L0H0", "L2H0", "v", 0.10, 0.08, 0.12)
+    other = ("L0H0", "L2H0", "q", 0.5, 0.4, 0.6)
+    kept = evidence._narrowest(pd.DataFrame([other, wide, narrow], columns=columns))
+    assert list(kept["receiver"]) == ["L2H0", "L2H0"] and list(kept["reads"]) == ["q", "v"]
+    weak = (*narrow[:3], 0.05, 0.03, 0.07)
+    assert len(evidence._narrowest(pd.DataFrame([wide, weak], columns=columns))) == 2
 
 
 def test_a_study_that_was_not_made_leaves_its_arrows_out_and_is_named() -> None:

@@ -18,7 +18,7 @@ from makers import encoder_decoder, make, named_pairs, pairs_of, stack_pairs
 
 import interp
 from interp.circuits.edge_scores import eap
-from interp.errors import InterpError, PromptError
+from interp.errors import ConfigError, InterpError, PromptError
 from interp.figures.circuit_diagram import edge_table
 from interp.lenses.read import depths, read_out
 from interp.sites import get_act_name
@@ -246,6 +246,16 @@ def test_what_cannot_be_shown_is_refused_by_name() -> None:
         (lambda: interp.show(cache, "z", 0, tokens=["a"]), PromptError, "1 tokens were given, and .* has 3 positions"),
         (lambda: interp.show(frame), InterpError, "a column 'effect' or 'value'"),
         (lambda: interp.show(["a", "b"], [1.0]), InterpError, "1 values for 2 tokens"),
+        (lambda: interp.show(["a", "b"], ["x", "y"]), InterpError, "a number for each token, not 'x'"),
+        (lambda: interp.show(["a", "b"], [1.0, None]), InterpError, "a number for each token, not None"),
+        (
+            lambda: interp.show(model, ["a b", "c d"]),
+            PromptError,
+            "takes one prompt: text, token ids",
+        ),
+        (lambda: interp.show(model, {"a": 1}), PromptError, "takes one prompt"),
+        (lambda: interp.show(model, torch.tensor([[1, 2], [3, 4]])), PromptError, r"of shape \[2, 2\]: give a row"),
+        (lambda: interp.show(model, [1, 2], 0), ConfigError, "does not take layer"),
     ):
         with pytest.raises(kind, match=says):
             call()

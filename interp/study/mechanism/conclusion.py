@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from interp import stats
 from interp.names import Part
 from interp.study.mechanism.evidence import LEAST
+from interp.study.mechanism.methods import MEASURED, NAMED
 from interp.study.sentences import counted, listed
 
 if TYPE_CHECKING:
@@ -96,14 +97,16 @@ def _open(names: Sequence[str]) -> str:
 
 def _disagreement(methods: pd.DataFrame) -> str:
     """Parts that one of several methods finds alone."""
-    measured = [name for name in methods if name not in ("part", "methods", "kind of head")]
-    if len(measured) < 2 or methods.empty:
+    measured = [name for name in MEASURED.values() if name in methods]
+    used = [name for name in (*measured, NAMED["circuit"]) if name in methods]
+    if len(used) < 2 or methods.empty:
         return ""
-    alone = methods[methods[measured].notna().sum(axis=1) == 1]["part"]
+    # A circuit has many nodes that matter little: those that it alone has are no disagreement.
+    alone = methods[(methods["methods"] == 1) & methods[measured].notna().any(axis=1)]["part"]
     if alone.empty:
         return ""
     each = "it" if len(alone) == 1 else "each"
-    return f"Methods disagree on {_some(list(alone))}: only one of {len(measured)} finds {each}."
+    return f"Methods disagree on {_some(list(alone))}: only one of {len(used)} finds {each}."
 
 
 def _of_checks(checks: pd.DataFrame) -> str:

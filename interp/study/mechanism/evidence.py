@@ -15,7 +15,8 @@ tested, is below `stats.SURE`, it is more than rounding, and its magnitude is at
    with at least `LEAST_LINK` on average (attention patterns; the share of hidden attention of a state-space layer).
 5. `feeding`: it feeds another part if the direct path from it to what that part reads counts, among all paths between
    parts that matter (path patching). Parts that do the same (`alike`) are patched together: such a path is to all of
-   them. A head that shares keys and values with others reads what they read by.
+   them. A head that shares keys and values with others reads what they read by. Where the path to some of such parts
+   alone is as strong, within the interval, it stands for both.
 """
 
 from __future__ import annotations
@@ -231,7 +232,28 @@ def feeding(results: Results, names: Sequence[str], layout: Layout) -> pd.DataFr
         later = [name for name in readers[row["receiver"]] if sender < Part.parse(name)]
         rows.append({**row, "receiver": " + ".join(later), "reads": reads or ""})
     found = stats.strongest_first(pd.DataFrame(rows, columns=columns).astype({"value": float}))
-    return found.drop_duplicates(["sender", "receiver", "reads"]).reset_index(drop=True)
+    return _narrowest(found.drop_duplicates(["sender", "receiver", "reads"]).reset_index(drop=True))
+
+
+def _narrowest(paths: pd.DataFrame) -> pd.DataFrame:
+    """Of two paths from one part, by one input, of which one is to more parts than the other: the one to fewer, if its
+    effect can be that of both.
+    """
+    rows = [(row.sender, row.reads, frozenset(row.receiver.split(" + ")), row) for row in paths.itertuples()]
+    explained = [
+        any(
+            (sender, reads) == (other, by) and fewer < ends and not abs(row.value) - abs(one.value) > _half(row)
+            for other, by, fewer, one in rows
+        )
+        for sender, reads, ends, row in rows
+    ]
+    return _rows(paths, (not one for one in explained)).reset_index(drop=True)
+
+
+def _half(row: Any) -> float:
+    """Half the width of an interval, 0 where there is none."""
+    width = (row.ci_high - row.ci_low) / 2
+    return float(width) if width == width else 0.0
 
 
 def alike(results: Results, names: Sequence[str], layout: Layout) -> list[list[str]]:

@@ -2,7 +2,8 @@
 
 1. A part has a row if it counts by direct logit attribution, ablation or activation patching (the rules of
    `interp.study.mechanism.evidence`), or if a study names it: a node of the circuit, a head of a known kind.
-2. Those that most methods find are first; among equals, those with the largest effects.
+2. Those that most methods find are first; among equals, those with the largest effects. To be of a known kind is no
+   finding about the task, and is not counted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ MEASURED = {
     "ablation": "lost when ablated",
     "activation_patching": "given back when patched",
 }
-NAMED = {"circuit": "circuit", "head_detectors": "kind of head"}
+KIND = "kind of head"
+NAMED = {"circuit": "in the circuit", "head_detectors": KIND}
 
 
 def by_method(results: Results, named: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
@@ -47,7 +49,8 @@ def by_method(results: Results, named: Mapping[str, Mapping[str, str]]) -> pd.Da
     table = pd.DataFrame({title: [column.get(part) for part in parts] for title, column in columns.items()})
     table = table.astype({title: float for title in MEASURED.values() if title in table})
     table.insert(0, "part", parts)
-    table.insert(1, "methods", [sum(part in column for column in columns.values()) for part in parts])
+    finding = [column for title, column in columns.items() if title != KIND]
+    table.insert(1, "methods", [sum(part in column for column in finding) for part in parts])
     largest = table[[title for title in MEASURED.values() if title in table]].abs().max(axis=1)
     order = table.assign(largest=largest).sort_values(["methods", "largest"], ascending=False, kind="stable").index
     return table.loc[order].reset_index(drop=True)

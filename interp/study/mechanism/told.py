@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 INPUTS = {"q": "the queries of ", "k": "the keys of ", "v": "the values of ", "": ""}
 NAMED = 3  # parts that one sentence of the summary names
+PERCENT = "Percentages are parts of the difference between the clean and the corrupt prompts."
 HOW = (
-    "Percentages are parts of the difference between the clean and the corrupt prompts, with 95% intervals over "
-    "prompts in brackets. A part's own is what patching its clean output into the corrupt prompts gives back."
+    f"{PERCENT[:-1]}, with 95% intervals over prompts in brackets. A part's own is what patching its clean output into "
+    "the corrupt prompts gives back. Heads read by their queries and keys (where they look) and their values (what "
+    "they take from there)."
 )
 
 
@@ -62,32 +64,59 @@ def _of_part(found: Mechanism, name: str) -> str:
 
 
 def in_short(found: Mechanism) -> list[str]:
-    """What a summary says: who writes the answer, and what tells them."""
+    """What a summary says: who writes the answer, where the parts look, and what tells them."""
     if found.says:
         return [found.says]
-    direct, paths = (found.frame[found.frame["kind"] == kind] for kind in ("direct", "path"))
-    direct = direct.sort_values("share", key=abs, ascending=False)
-    where = "the last position" if found.layout.answer == LAST else f"`{found.layout.answer}`"
-    told = []
-    if len(direct):
-        named = listed([f"{row.component} ({_number(row, '+.2f')})" for row in direct.head(NAMED).itertuples()])
-        told.append(
-            f"{_most(direct, 'The answer is written at ' + where)} by {named}, in logits ({{figure:mechanism}})."
-        )
-    if len(paths):
-        steps = [
-            f"{row.component} feeds {_readers(row)} ({_number(row, '+.0%')})" for row in paths.head(2).itertuples()
-        ]
-        told.append(f"Before that, {listed(steps)}, of the difference to explain ({{figure:mechanism}}).")
+    direct, looks, paths = (found.frame[found.frame["kind"] == kind] for kind in ("direct", "look", "path"))
+    told = [*_written(found, direct), *_looked(looks), *_fed(paths)]
     if not told:
         parts = found.frame[found.frame["kind"] == "part"].drop_duplicates("component").head(NAMED)
-        named = listed([f"{row.component} ({_number(row, '+.0%')})" for row in parts.itertuples()])
-        told.append(f"The parts that move the answer most are {named} ({{figure:mechanism}}).")
-    return told
+        told.append(f"The parts that move the answer most are {_named(parts, '+.0%')}.")
+    return [f"{one[:-1]} ({{figure:mechanism}})." if at == 0 else one for at, one in enumerate(told)]
 
 
-def _most(direct: pd.DataFrame, text: str) -> str:
-    return f"{text} mainly" if len(direct) > NAMED else text
+def _written(found: Mechanism, direct: pd.DataFrame) -> list[str]:
+    """Who writes for the right answer, and who against it."""
+    where = "the last position" if found.layout.answer == LAST else f"`{found.layout.answer}`"
+    sides = []
+    for does, rows in (("for the right answer", direct["value"] > 0), ("against it", direct["value"] < 0)):
+        own = direct[rows].sort_values("value", key=abs, ascending=False).head(NAMED)
+        if len(own):
+            sides.append(f"{_named(own, '+.2f')} {_verb('write', len(own))} {does}")
+    if not sides:
+        return []
+    said = "; ".join(sides)
+    said = said if len(sides) == 2 else said.replace("against it", "against the right answer")
+    return [f"At {where}, where the answer is read, {said}. Numbers are what each adds to the logit difference."]
+
+
+def _looked(looks: pd.DataFrame) -> list[str]:
+    """Which parts look from where at what: those of the strongest parts first."""
+    strongest = looks.sort_values("share", key=abs, ascending=False)
+    told = [
+        f"{listed(sorted(own['component'], key=Part.parse))} {_verb('look', len(own))} from `{role}` at `{to}`"
+        for (role, to), own in strongest.groupby(["role", "to"], sort=False)
+    ]
+    return [f"{'; '.join(told[:NAMED])}."] if told else []
+
+
+def _fed(paths: pd.DataFrame) -> list[str]:
+    """What the strongest paths feed, those to the same parts in one clause."""
+    if paths.empty:
+        return []
+    clauses = [
+        f"{_named(own, '+.0%')} {_verb('feed', len(own))} {_readers(next(own.itertuples()))}"
+        for _, own in paths.head(NAMED).groupby(["to", "reads"], sort=False)
+    ]
+    return [f"{'; '.join(clauses)}. {PERCENT}"]
+
+
+def _named(rows: pd.DataFrame, form: str) -> str:
+    return listed([f"{row.component} ({_number(row, form)})" for row in rows.itertuples()])
+
+
+def _verb(word: str, number: int) -> str:
+    return f"{word}s" if number == 1 else word
 
 
 def description(found: Mechanism) -> str:

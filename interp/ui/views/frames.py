@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interp import stats
+from interp.arguments import shown
 from interp.errors import InterpError
 from interp.frames import restored
 from interp.ui.views.arrays import exact
@@ -54,6 +55,9 @@ def coloured_tokens(tokens: Sequence[str], series: Mapping[str, Sequence[float]]
     for what, values in series.items():
         if len(values) != len(tokens):
             raise InterpError(f"{what!r} has {len(values)} values for {len(tokens)} tokens")
+        for value in values:
+            if isinstance(value, str) or not hasattr(value, "__float__"):
+                raise InterpError(f"{what!r} needs a number for each token, not {shown(value)}")
     made = [
         {"what": what, "signed": any(v < 0 for v in listed), "values": [v if np.isfinite(v) else None for v in listed]}
         for what, listed in ((what, [float(v) for v in values]) for what, values in series.items())

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from interp.arguments import shown
 from interp.encoder_decoder.model import EncoderDecoder
 from interp.errors import InterpError, PromptError
 from interp.hooked.model import HookedModel
@@ -34,7 +36,7 @@ def of_model(
     elif given is None:
         raise PromptError("show(model, prompt) needs a prompt: a text, token ids, or PromptPairs")
     else:
-        ids = torch.as_tensor(given).reshape(-1) if not isinstance(given, str) else model.to_tokens(given)[0]
+        ids = model.to_tokens(given)[0] if isinstance(given, str) else _one_prompt(given)
     if not len(ids):
         raise PromptError("the prompt is empty: it has no token")
     if effects is not None and pairs is None:
@@ -58,3 +60,20 @@ def of_model(
     if model.cfg.has_mamba:
         parts += prompts.state_space(model, ids, labels=labels)
     return View(title or f"{model.cfg.model_name or 'A model'} on one prompt", parts, height=900)
+
+
+def _one_prompt(given: Any) -> Tensor:
+    """Token ids [pos] of one prompt, however they were given.
+
+    Raises:
+        PromptError: several prompts, or no token ids.
+    """
+    try:
+        ids = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        ids = None
+    if ids is None:
+        raise PromptError(f"show(model, prompt) takes one prompt: text, token ids, or PromptPairs, not {shown(given)}")
+    if ids.ndim > 2 or (ids.ndim == 2 and len(ids) != 1):
+        raise PromptError(f"show(model, prompt) takes one prompt, not token ids of shape {list(ids.shape)}: give a row")
+    return ids.reshape(-1)

@@ -69,12 +69,14 @@ def show(
 
     Raises:
         InterpError: anything else.
-        ConfigError: `live` without anywidget, or with arguments that only views take.
-        PromptError: an empty prompt; `effects` without pairs.
+        ConfigError: `live` without anywidget, or with arguments that only views take; a model with those of a cache.
+        PromptError: an empty prompt, or several; `effects` without pairs.
     """
     if isinstance(what, HookedModel):
         if live:
             return _live(what, given, layer, tokens, effects, lens, title)
+        if odd := [name for name, value in {"layer": layer, "tokens": tokens}.items() if value is not None]:
+            raise ConfigError(f"show(model, prompt) does not take {' and '.join(odd)}, of a cache: show(cache, site)")
         return of_model(what, given, effects=effects, metric=metric, lens=lens, title=title)
     if live:
         raise InterpError(f"live=True is of a model and a prompt, not of {shown(what)}")

@@ -101,7 +101,8 @@ class View:
         )
 
     def __repr__(self) -> str:
-        return f"View of {len(self.parts)} parts: {', '.join(part.title for part in self.parts)}"
+        parts = "1 part" if len(self.parts) == 1 else f"{len(self.parts)} parts"
+        return f"View of {parts}: {', '.join(part.title for part in self.parts)}"
 
 
 def csp_hash(content: str) -> str:
