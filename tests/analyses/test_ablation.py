@@ -275,7 +275,7 @@ def test_a_report_tells_what_was_measured(kind: str, lengths: tuple[int, ...]) -
     assert f"{best} has the largest effect" in findings[0] and f"changes by {-loss[best]:+.2f}" in findings[0]
     clean = heads.drop_duplicates("prompt")["base_value"].mean()
     assert f"{clean:.2f}" in findings[1]
-    assert len(section.figures) == 3 and not any("nan" in text for text in section.text)
+    assert len(section.figures) + len(section.appended_figures) == 3 and not any("nan" in text for text in section.text)
 
 
 def test_a_share_needs_a_metric_above_zero() -> None:

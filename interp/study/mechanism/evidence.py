@@ -316,11 +316,13 @@ def _components(frame: pd.DataFrame) -> pd.Series[str]:
 
 def _patched(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What counts of activation patching: of whole parts, and of parts at single roles."""
+    import pandas as pd
+
     frame = frame[(frame["direction"] == "denoise") & (frame["metric"] == "logit_diff")]
     frame = frame.assign(component=_components(frame))
     places = [name for name in ("pos", "query", "key") if name in frame]
     frame = frame[(frame["component"] != "") & frame[places].isna().all(axis=1)]
-    role = frame["role"] if "role" in frame else frame["component"].where(frame["component"].isna())
+    role = frame["role"] if "role" in frame else pd.Series(None, frame.index, dtype=object)
     named = role.notna() & (role != "")
     whole, at_role = frame[~named], frame[named]
     return (
