@@ -256,7 +256,7 @@ def test_the_sections_of_a_report_are_made_of_the_numbers_which_are_drawn_again_
         frame, section, findings = module.report(speaking, pairs, results)
         assert len(drawn) == len(set(drawn)), module.__name__
         results[module.__name__.rpartition(".")[2]] = frame
-        assert len(frame) and section.figures and findings
+        assert len(frame) and (section.figures or section.appended_figures) and findings
     story.results |= results
     report.checks(speaking, pairs, story, compare=True)
     checks = story.sections[-1].tables[0][1]
