@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from browser import chromium, opened
+from browser import opened
 from makers import encoder_decoder, make
 from served import TOKEN, served
 from starlette.testclient import TestClient
@@ -30,7 +30,7 @@ import interp
 from interp.errors import ConfigError, OutputError
 from interp.heads.detectors import Material, measured
 from interp.hooked.model import HookedModel
-from interp.ui.explorer import finder, pictures, worker
+from interp.ui.explorer import finder, sight, worker
 from interp.ui.explorer.answers import answers
 from interp.ui.explorer.pace import Pace
 from interp.ui.explorer.serve import serve
@@ -45,20 +45,9 @@ SCENE = {"prompt": PROMPT, "second": SECOND, "edits": ["L1H0:zero", "L0H1:patch"
 
 
 @pytest.fixture(scope="module")
-def toy() -> HookedModel:
-    return interp.load("toy")
-
-
-@pytest.fixture(scope="module")
 def client(toy: HookedModel) -> Iterator[TestClient]:
     app = make_app(toy, loaded='interp.load("toy")', token=TOKEN, port=PORT)
     with TestClient(app, base_url=f"http://{HOST}") as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as made:
         yield made
 
 
@@ -368,17 +357,17 @@ def test_what_is_not_there_is_named_and_files_need_the_host_alone(client: TestCl
 def test_a_request_that_is_closed_stops_between_layers(toy: HookedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     began, ended = threading.Event(), []
 
-    def endless(model: HookedModel, *_: Any) -> None:
+    def endless(of: sight.Sight) -> None:
         began.set()
         try:
             while True:
-                model(torch.tensor([[1, 2, 3]]))
+                of.model(torch.tensor([[1, 2, 3]]))
                 time.sleep(0.001)
         except worker.CancelledRequest:
             ended.append("stopped")
             raise
 
-    monkeypatch.setitem(pictures.PARTS, "lens", endless)
+    monkeypatch.setitem(sight.PARTS, "lens", endless)
     with served(toy) as address:
         headers = HEADERS | {"host": address.removeprefix("http://"), "origin": address}
         scene = {"prompt": PROMPT}

@@ -13,10 +13,10 @@ from interp.circuits.graph import Graph
 from interp.circuits.paths import arriving, edge_edits, parse_receivers, point, routes
 from interp.errors import InterpError
 from interp.hooked.model import HookedModel
-from interp.ui.explorer import pictures
 from interp.ui.explorer.changes import change_of, examples
 from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, pairs_of, resolved
 from interp.ui.explorer.script import script_of
+from interp.ui.explorer.sight import look, run_of
 
 PROMPT, SECOND = "3 4 5 6 3 4", "3 4 9 6 3 4"
 IDS, OTHER = (torch.tensor([[int(one) for one in text.split()]]) for text in (PROMPT, SECOND))
@@ -25,7 +25,7 @@ IDS, OTHER = (torch.tensor([[int(one) for one in text.split()]]) for text in (PR
 def edited(model: HookedModel, *edits: str) -> torch.Tensor:
     """The logits of a scene's run [pos, d_vocab_out]."""
     variant, pairs = resolved(model, Scene(PROMPT, SECOND, edits))
-    with torch.no_grad(), pictures.run_of(model, pairs, variant):
+    with torch.no_grad(), run_of(model, pairs, variant):
         return model(pairs.clean)[0]
 
 
@@ -179,7 +179,7 @@ def test_the_script_compares_as_the_page_does(
     names: dict[str, Any] = {"model": model}
     monkeypatch.chdir(tmp_path)
     exec(script_of(model, "model", scene).replace("model = model\n", ""), names)
-    (part,) = pictures.look(model, scene, ["compare"])["parts"]
+    (part,) = look(model, scene, ["compare"])["parts"]
     for row in part["rows"]:
         found = [float(names[name][int(row["token"])].exp()) for name in ("before", "after")]
         assert found == pytest.approx([row["before"], row["after"]], rel=1e-4)

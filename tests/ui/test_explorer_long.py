@@ -16,8 +16,9 @@ from served import TOKEN, served
 
 from interp.errors import ConfigError
 from interp.hooked.model import HookedModel
-from interp.ui.explorer import pictures
+from interp.ui.explorer import sight
 from interp.ui.explorer.answers import answers
+from interp.ui.explorer.sight import LENS_WINDOW
 
 N = 300
 PROMPT = " ".join(str(at * at % 29) for at in range(N))
@@ -50,7 +51,7 @@ def test_one_layer_of_patterns_is_shown(model: HookedModel, monkeypatch: pytest.
     assert told["layers"] == [2] and told["long"] == {"first": 0, "last": N - 1, "tokens": N, "layers": [0, 1, 2]}
     np.testing.assert_allclose(unpacked(told["pattern"])[0], cache["pattern", 2][0].detach(), atol=5e-3)
     assert look(model, "attention", layer=99)["layers"] == [2]  # the nearest
-    monkeypatch.setattr(pictures, "MOST_WEIGHTS", 4 * 50 * 50 // 2)  # of four heads, windows of 50 positions
+    monkeypatch.setattr(sight, "MOST_WEIGHTS", 4 * 50 * 50 // 2)  # of four heads, windows of 50 positions
     told = look(model, "attention", layer=1, position=120)
     assert (told["start"], told["tokens"]) == (71, PROMPT.split()[71:121])
     found = unpacked(told["pattern"])[0]
@@ -60,12 +61,12 @@ def test_one_layer_of_patterns_is_shown(model: HookedModel, monkeypatch: pytest.
 
 def test_the_lens_shows_a_window(model: HookedModel) -> None:
     told = look(model, "lens", position=199)
-    first = 200 - pictures.LENS_WINDOW
+    first = 200 - LENS_WINDOW
     assert told["start"] == first and told["tokens"] == PROMPT.split()[first:200]
     best = model(IDS)[0].argmax(-1)[first:200].tolist()  # what the output says is what the model predicts
     words = told["lenses"]["logit lens"]["words"]
     assert [int(words[row[0]]) for row in told["lenses"]["logit lens"]["tops"][-1]] == best
-    assert look(model, "lens")["start"] == N - pictures.LENS_WINDOW
+    assert look(model, "lens")["start"] == N - LENS_WINDOW
 
 
 @pytest.mark.parametrize("focus", [{"layer": -1}, {"layer": "1"}, {"head": 1}, {"position": 0.5}])
@@ -90,8 +91,8 @@ def test_a_long_prompt_is_turned_through_on_the_page(model: HookedModel) -> None
         canvas.click(position={"x": 2, "y": 250})
         assert page.input_value("#part").startswith("L2H") and int(page.input_value("#place")) > 200
         page.get_by_role("button", name="earlier window").click()
-        first = N - 2 * pictures.LENS_WINDOW
-        page.wait_for_selector(f"#at-lens >> text=positions {first} to {first + pictures.LENS_WINDOW - 1} of {N}")
+        first = N - 2 * LENS_WINDOW
+        page.wait_for_selector(f"#at-lens >> text=positions {first} to {first + LENS_WINDOW - 1} of {N}")
         page.locator("#at-walk").get_by_label("layer: one more").click()  # the walk's layer is shown
         page.wait_for_selector("#at-attention .head-name >> text=L1H")
         assert shown.violations() == [] and shown.sideways() == 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import threading
 import urllib.parse
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from browser import chromium, opened
+from browser import opened
 from served import TOKEN, served
 
 import interp
@@ -25,17 +24,6 @@ from interp.ui.explorer.pace import Pace
 from interp.ui.explorer.worker import CancelledRequest, stoppable
 
 PROMPT, SECOND = "3 4 5 6 3 4", "3 4 9 6 3 4"
-
-
-@pytest.fixture(scope="module")
-def toy() -> HookedModel:
-    return interp.load("toy")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as made:
-        yield made
 
 
 def ask(model: HookedModel, what: str, task: Any = "induction", **fields: Any) -> Any:

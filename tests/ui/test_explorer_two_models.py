@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 import torch
-from browser import chromium, opened
+from browser import opened
 from makers import make
 from served import TOKEN, served
 from vocabularies import names_tokenizer, reader
@@ -18,11 +17,11 @@ from vocabularies import names_tokenizer, reader
 import interp
 from interp.errors import ConfigError, InterpError
 from interp.hooked.model import HookedModel
-from interp.ui.explorer import pictures
 from interp.ui.explorer.answers import answers
 from interp.ui.explorer.scene import Other, Scene, check_other
 from interp.ui.explorer.script import script_of
 from interp.ui.explorer.serve import serve
+from interp.ui.explorer.sight import look
 
 PROMPT, SECOND = "3 4 5 6 3 4", "3 4 9 6 3 4"
 IDS = torch.tensor([[int(one) for one in PROMPT.split()]])
@@ -39,7 +38,7 @@ def models() -> tuple[HookedModel, Other]:
 
 
 def compared(model: HookedModel, other: Other, **fields: Any) -> Any:
-    (part,) = pictures.look(model, Scene(PROMPT, beside="other", **fields), ["compare"], other)["parts"]
+    (part,) = look(model, Scene(PROMPT, beside="other", **fields), ["compare"], other)["parts"]
     return part
 
 
@@ -109,9 +108,9 @@ def test_a_model_of_other_tokens_is_refused_before_anything_is_served() -> None:
 def test_what_cannot_be_compared_is_refused_in_words(models: tuple[HookedModel, Other]) -> None:
     model, other = models
     with pytest.raises(ConfigError, match="no other model to compare with: start with `interp explore --against"):
-        pictures.look(model, Scene(PROMPT, beside="other"), ["compare"])
+        look(model, Scene(PROMPT, beside="other"), ["compare"])
     with pytest.raises(InterpError, match="the prompt has 9 tokens, more than the context of the deep one, 8"):
-        pictures.look(model, Scene("1 2 3 4 5 6 7 8 9", beside="other"), ["compare"], other)
+        look(model, Scene("1 2 3 4 5 6 7 8 9", beside="other"), ["compare"], other)
     assert answers(model, "model", other)["about"]({}, None)["against"] == "the deep one"  # type: ignore[arg-type]
 
 
@@ -137,12 +136,6 @@ def test_two_readers_at_once_with_two_models(models: tuple[HookedModel, Other]) 
     assert alone[0] != alone[1]
     assert told == [[one] * 10 for one in alone]
     assert not any(point.has_hooks for one in (model, other.model) for point in one.hook_dict.values())
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as made:
-        yield made
 
 
 def test_the_page_compares_two_models(browser: Any, models: tuple[HookedModel, Other]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 import pytest
 import torch
-from browser import chromium, opened
+from browser import opened
 from nbclient import NotebookClient
 
 import interp
@@ -26,17 +26,6 @@ pytest.importorskip("anywidget", reason="anywidget is not installed: pip install
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT, SECOND = "3 4 5 6 3 4", "3 4 9 6 3 4"
 PATIENCE = 30  # seconds
-
-
-@pytest.fixture(scope="module")
-def toy() -> HookedModel:
-    return interp.load("toy")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as made:
-        yield made
 
 
 class Heard:

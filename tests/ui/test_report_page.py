@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from browser import chromium, opened
+from browser import opened
 
 from interp import figures
 from interp.ui.page import FigureItem, Section, write_report
@@ -20,12 +19,6 @@ from interp.ui.views.frames import layout
 
 HOSTILE = ["<script>document.title='owned'</script>", '"quoted", with a comma', "\u202eabc", "שלום", "🙂\x00", "a\nb"]
 LAYERS, HEADS = 4, 3
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as made:
-        yield made
 
 
 def of_heads(seed: int, **columns: Any) -> pd.DataFrame:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from browser import Shown, chromium, opened
+from browser import Shown, opened
 from makers import make
 from served import TOKEN, served
 from vocabularies import names_tokenizer, reader
 
 PROMPT = "3 4 5 6 3 4"
 STEPS = 22
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as made:
-        yield made
 
 
 def link(address: str, **fields: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from browser import chromium, opened
+from browser import opened
 from makers import encoder_decoder, make, named_pairs, pairs_of, stack_pairs
 
 import interp
@@ -30,12 +30,6 @@ HOSTILE = [
     "<script>document.title='owned'</script>", "</script>", '"quoted"', "'", "<!--", "\x00", "🙂", "שלום", "\u202eabc",
     "a\nb", "  ", "&lt;", "x" * 300,
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture

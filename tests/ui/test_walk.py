@@ -6,13 +6,12 @@ import base64
 import json
 import math
 import urllib.parse
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from browser import chromium, opened
+from browser import opened
 from makers import CAUSAL, RECURRENT, make
 from served import TOKEN, served
 from torch import Tensor
@@ -22,8 +21,8 @@ import interp
 from interp.errors import InterpError
 from interp.hooked.cache import ActivationCache
 from interp.hooked.model import HookedModel
-from interp.ui.explorer.pictures import walked
 from interp.ui.explorer.scene import Scene
+from interp.ui.explorer.sight import walked
 from interp.ui.walk.walk import walk
 
 TOKENS = torch.tensor([3, 4, 5, 6, 3, 4, 1])
@@ -264,12 +263,6 @@ def test_a_long_prompt_stays_small() -> None:
 
 
 # The page
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as made:
-        yield made
 
 
 def link(address: str, **fields: str) -> str:

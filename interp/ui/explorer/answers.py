@@ -11,7 +11,7 @@ from interp.arguments import shown, whole_number
 from interp.errors import ConfigError, check_choice
 from interp.hooked.model import HookedModel
 from interp.tasks import TASKS
-from interp.ui.explorer import pictures
+from interp.ui.explorer import sight
 from interp.ui.explorer.changes import examples
 from interp.ui.explorer.finder import Detected, plan_heads, table_of_heads
 from interp.ui.explorer.pace import Pace
@@ -46,19 +46,17 @@ def answers(model: HookedModel, loaded: str, other: Other | None = None) -> dict
 
     return {
         "about": lambda given, stop: _about(model, tasks, other),
-        "look": by_layer(lambda given: pictures.look(model, _scene(given), _wanted(given), other, _focus(given))),
-        "walk": by_layer(lambda given: pictures.walked(model, _scene(given), _walked_to(given))),
-        "continue": by_layer(lambda given: pictures.continued(model, _scene(given), _place(given))),
-        "plan": lambda given, stop: pictures.plan_map(model, _scene(given), _cut(given), pace, stoppable(stop)),
-        "map": lambda given, stop: pictures.patching_map(
-            model, _scene(given), loaded, stoppable(stop), _cut(given), pace
-        ),
+        "look": by_layer(lambda given: sight.look(model, _scene(given), _wanted(given), other, _focus(given))),
+        "walk": by_layer(lambda given: sight.walked(model, _scene(given), _walked_to(given))),
+        "continue": by_layer(lambda given: sight.continued(model, _scene(given), _place(given))),
+        "plan": lambda given, stop: sight.plan_map(model, _scene(given), _cut(given), pace, stoppable(stop)),
+        "map": lambda given, stop: sight.patching_map(model, _scene(given), loaded, stoppable(stop), _cut(given), pace),
         "plan_heads": lambda given, stop: plan_heads(model, _scene(given), pace, detected),
         "heads": lambda given, stop: table_of_heads(model, _scene(given), pace, stop, detected),
         "plan_task": lambda given, stop: plan_task(model, _scene(given), _task(given), tasks, pace),
         "task": lambda given, stop: whole_task(model, _scene(given), _task(given), tasks, pace, stop),
         "script": lambda given, stop: {"script": script_of(model, loaded, _scene(given), other)},
-        "save": by_layer(lambda given: {"page": pictures.saved(model, _scene(given))}),
+        "save": by_layer(lambda given: {"page": sight.saved(model, _scene(given))}),
     }
 
 
@@ -68,19 +66,19 @@ def _scene(given: Any) -> Scene:
 
 def _wanted(given: Any) -> list[str]:
     wanted = _field(given, "parts")
-    if not isinstance(wanted, list) or len(wanted) > len(pictures.PARTS):
-        raise ConfigError(f"parts must be a list of {', '.join(pictures.PARTS)}, not {shown(wanted)}")
+    if not isinstance(wanted, list) or len(wanted) > len(sight.PARTS):
+        raise ConfigError(f"parts must be a list of {', '.join(sight.PARTS)}, not {shown(wanted)}")
     return wanted
 
 
-def _focus(given: Any) -> pictures.Focus:
+def _focus(given: Any) -> sight.Focus:
     """What is shown of a long prompt."""
     focus = given.get("focus", {})
     fields = ("layer", "position")
     if not isinstance(focus, dict) or any(name not in fields for name in focus):
         raise ConfigError(f"focus is an object with {' and '.join(fields)}, not {shown(focus)}")
     found = {name: whole_number(name, value, least=0) for name, value in focus.items() if value is not None}
-    return pictures.Focus(**found)
+    return sight.Focus(**found)
 
 
 def _place(given: Any) -> int:
@@ -93,7 +91,7 @@ def _place(given: Any) -> int:
 def _cut(given: Any) -> str:
     cut = given.get("cut", "head")
     if not isinstance(cut, str):
-        raise ConfigError(f"cut must be one of {', '.join(pictures.CUTS)}, not {shown(cut)}")
+        raise ConfigError(f"cut must be one of {', '.join(sight.CUTS)}, not {shown(cut)}")
     return cut
 
 
@@ -129,5 +127,5 @@ def _about(model: HookedModel, tasks: Tasks, other: Other | None) -> dict[str, A
         "against": None if other is None else other.name,
         "parts": examples(model),
         "tasks": tasks.offered(),
-        "maps": {name: cut.title for name, cut in pictures.cuts_of(model).items()},
+        "maps": {name: cut.title for name, cut in sight.cuts_of(model).items()},
     }

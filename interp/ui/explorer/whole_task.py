@@ -29,8 +29,8 @@ from interp.tasks import TASKS, get_task
 from interp.text.characters import visible_token
 from interp.ui.explorer.changes import LAST, Change, changes_of, check, variant_of
 from interp.ui.explorer.pace import Pace
-from interp.ui.explorer.pictures import run_of
 from interp.ui.explorer.scene import CLEAN, CORRUPT, Scene, answer_id, pairs_of, patched
+from interp.ui.explorer.sight import run_of
 from interp.ui.explorer.worker import stopping
 
 N, SEED = 16, 0  # prompts of a task, and how they are drawn

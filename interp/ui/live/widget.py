@@ -27,8 +27,8 @@ from interp.hooked.model import HookedModel
 from interp.prompts.pairs import PromptPairs
 from interp.ui.explorer.answers import answers
 from interp.ui.explorer.page_files import whole
-from interp.ui.explorer.pictures import saved_view
 from interp.ui.explorer.scene import Scene, answer_id, pairs_of, patched, resolved, scene_of, token_ids
+from interp.ui.explorer.sight import saved_view
 from interp.ui.explorer.worker import CancelledRequest
 from interp.ui.views.view import View
 

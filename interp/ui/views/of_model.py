@@ -42,8 +42,7 @@ def of_model(
     if effects is not None and pairs is None:
         raise PromptError("effects are of an answer: give PromptPairs in place of the prompt")
     ids = ids.to(model.device)
-    named = model.to_str_tokens(ids) if model.tokenizer is not None else [str(one) for one in ids.tolist()]
-    labels = [visible_token(one) for one in named]
+    labels = labels_of(model, ids)
     answer = int(pairs.answers[0, 0]) if pairs is not None and pairs.has_answers else None
     lenses = {"logit lens": None} | ({} if lens is None else {"tuned lens": lens.translate})
     parts: list[Part] = []
@@ -60,6 +59,12 @@ def of_model(
     if model.cfg.has_mamba:
         parts += prompts.state_space(model, ids, labels=labels)
     return View(title or f"{model.cfg.model_name or 'A model'} on one prompt", parts, height=900)
+
+
+def labels_of(model: HookedModel, ids: Tensor) -> list[str]:
+    """The tokens of a prompt [pos] as pages show them; their ids, of a model without a tokenizer."""
+    named = model.to_str_tokens(ids) if model.tokenizer is not None else [str(one) for one in ids.tolist()]
+    return [visible_token(one) for one in named]
 
 
 def _one_prompt(given: Any) -> Tensor:

@@ -8,6 +8,7 @@ import * as walk from "./views/walk.js";
 import { ask, download, keep, Refused, started, whenGiven } from "./ask.js";
 import * as compare from "./compare.js";
 import * as finder from "./finder.js";
+import { duration, inWords, job } from "./job.js";
 import { longPrompt } from "./long.js";
 import { alike, History, read, said } from "./scene.js";
 import { tour } from "./tour.js";
@@ -21,7 +22,7 @@ const by = (id) => document.getElementById(id);
 
 const start = started();
 const token = start.token, steps = new History(start.scene);
-let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapping = null, mapScript = "", mappedOf = "", typing = 0;
+let about = null, head = 0, next = { at: 0, label: "" }, running = new AbortController(), mapScript = "", mappedOf = "", typing = 0;
 let walked = null, walkedOf = "", walkIs = null, walking = new AbortController();
 let spot = spotOf(start.also.get("walk"));
 const toured = Number(start.also.get("tour"));
@@ -34,7 +35,7 @@ async function refresh(problem = "") {
   address();
   drawState();
   const of = JSON.stringify([scene.prompt, scene.second, scene.answers]);
-  if (of !== mappedOf) { mappedOf = of; stopMap(""); }
+  if (of !== mappedOf) { mappedOf = of; stopMap(); }
   by("views").setAttribute("aria-busy", "true");
   long.follow(scene.prompt);
   let took = "", slow = later("The model is computing …");
@@ -250,76 +251,56 @@ by("start-tour").addEventListener("click", () => guide.go(0));
 
 // 5. The patching map: what it costs is said before it is run; a quick one runs by itself.
 const QUICK = 1.5; // seconds
+const mapping = job("map");
 async function forecast(scene, signal) {
   by("run-map").disabled = true;
   if (!scene.second || !by("cut").value) return;
   try {
     const { cells, seconds, answers } = await ask(token, "plan", { scene, cut: by("cut").value }, signal);
-    by("forecast").textContent = `Each of ${cells.toLocaleString("en")} cells alone is given what it has on the second prompt. 0: as the prompt, 1: as the second. Answers: ${answers[0]} and ${answers[1]}. About ${seconds < 1 ? "a second at most" : `${Math.ceil(seconds)} seconds`}.`;
+    by("forecast").textContent = `Each of ${cells.toLocaleString("en")} cells alone is given what it has on the second prompt. 0: as the prompt, 1: as the second. Answers: ${answers[0]} and ${answers[1]}. About ${duration(seconds)}.`;
     by("run-map").disabled = false;
-    if (seconds < QUICK && !mapping && !by("map-place").children.length) drawMap();
-  } catch (error) { if (error instanceof Refused) by("forecast").textContent = error.message; else if (error.name !== "AbortError") throw error; }
+    if (seconds < QUICK && !mapping.running && !by("map-place").children.length) drawMap();
+  } catch (error) { inWords(error, (words) => { by("forecast").textContent = words; }); }
 }
-function stopMap(words) {
-  mapping?.abort();
-  mapping = null;
-  by("map-told").textContent = words;
-  by("map-place").replaceChildren();
-  by("cancel-map").hidden = true;
+function stopMap() {
+  mapping.stop("");
   by("map-python").hidden = true;
 }
-async function drawMap() {
-  stopMap("computing …");
-  const own = (mapping = new AbortController());
-  by("cancel-map").hidden = false;
-  try {
-    const { part, name, by: axis, script } = await ask(token, "map", { scene: steps.scene, cut: by("cut").value }, own.signal);
-    stopMap("");
-    const body = make("div");
+function drawMap() {
+  by("map-python").hidden = true;
+  const { scene } = steps, cut = by("cut").value;
+  mapping.run((signal) => ask(token, "map", { scene, cut }, signal), (body, { part, name, by: axis, script }) => {
     body.addEventListener("chosen", ({ detail: { row, column } }) => {
       by("part").value = name.replace("{row}", part.rows[row]).replace("{column}", part.columns[column]);
       if (axis === "pos") { by("place").value = `${column}`; choosePlace(); }
     });
     heatmap.render(body, part);
-    by("map-place").replaceChildren(body);
     mapScript = script;
     by("map-python").hidden = false;
-  } catch (error) { if (error instanceof Refused) stopMap(error.message); else if (error.name !== "AbortError") throw error; }
+  });
 }
 by("run-map").addEventListener("click", drawMap);
-by("cancel-map").addEventListener("click", () => { stopMap("cancelled"); by("run-map").focus(); });
-by("cut").addEventListener("change", () => { stopMap(""); forecast(steps.scene, running.signal); });
+by("cut").addEventListener("change", () => { stopMap(); forecast(steps.scene, running.signal); });
 by("map-python").addEventListener("click", () => keepScript(mapScript));
 
 // 6. The table of all heads, on a button.
-let finding = null, foundIn = "";
+const finding = job("finder");
+let foundIn = "";
 async function forecastFinder(scene, signal) {
-  if (scene.prompt !== foundIn) { foundIn = scene.prompt; stopFinder(""); }
+  if (scene.prompt !== foundIn) { foundIn = scene.prompt; finding.stop(""); }
   by("run-finder").disabled = !about.heads;
   if (!about.heads) return;
   try {
     const { heads, seconds } = await ask(token, "plan_heads", { scene }, signal);
-    by("finder-forecast").textContent = `Scores of ${heads} heads, and what the next token of the model’s own run loses without each. About ${seconds < 1 ? "a second at most" : `${Math.ceil(seconds)} seconds`}.`;
-  } catch (error) { if (error instanceof Refused) by("finder-forecast").textContent = error.message; else if (error.name !== "AbortError") throw error; }
+    by("finder-forecast").textContent = `Scores of ${heads} heads, and what the next token of the model’s own run loses without each. About ${duration(seconds)}.`;
+  } catch (error) { inWords(error, (words) => { by("finder-forecast").textContent = words; }); }
 }
-function stopFinder(words) {
-  finding?.abort();
-  finding = null;
-  by("finder-told").textContent = words;
-  by("finder-place").replaceChildren();
-  by("cancel-finder").hidden = true;
-}
-by("run-finder").addEventListener("click", async () => {
-  stopFinder("computing …");
-  const own = (finding = new AbortController());
-  by("cancel-finder").hidden = false;
-  try {
-    const told = await ask(token, "heads", { scene: steps.scene }, own.signal), body = make("div");
-    stopFinder("");
+by("run-finder").addEventListener("click", () => {
+  const { scene } = steps;
+  finding.run((signal) => ask(token, "heads", { scene }, signal), (body, told) => {
     body.addEventListener("chosen", ({ detail }) => { by("part").value = detail.name; pickHead(detail); });
     finder.render(body, told);
-    by("finder-place").replaceChildren(body);
-  } catch (error) { if (error instanceof Refused) stopFinder(error.message); else if (error.name !== "AbortError") throw error; }
+  });
 });
 /** Show a head of the table; of a long prompt its layer is asked for first. */
 function pickHead({ at, name }) {
@@ -327,7 +308,6 @@ function pickHead({ at, name }) {
   if (long.shown) { head = own; long.layer(layer, true); }
   else by("at-attention").querySelector(`[data-at="${at}"]`)?.click();
 }
-by("cancel-finder").addEventListener("click", () => { stopFinder("cancelled"); by("run-finder").focus(); });
 
 const onTask = wholeTask(token, () => steps.scene);
 

@@ -1,9 +1,9 @@
 // The edits on a whole task: its forecast, a button that can be cancelled, and a table of means with their intervals.
-import { ask, Refused } from "./ask.js";
+import { ask } from "./ask.js";
+import { duration, inWords, job } from "./job.js";
 import { make, shown } from "./views/base.js";
 
 const by = (id) => document.getElementById(id);
-const duration = (seconds) => (seconds < 1 ? "a second at most" : `${Math.ceil(seconds)} seconds`);
 
 function table({ n, answers, rows }, name) {
   const caption = `${name}: logit of the right answer minus that of the wrong one, mean of ${n} prompts with its 95% interval; and of this page’s prompt, for ${answers[0]} minus ${answers[1]}.`;
@@ -17,37 +17,24 @@ function table({ n, answers, rows }, name) {
 
 /** Wire the section up; `now()` is the scene. What it gives has `offer(names)` and `forecast(signal)`. */
 export function wholeTask(token, now) {
-  let computing = null, shownOf = "";
+  const computing = job("task");
+  let shownOf = "";
   const of = () => JSON.stringify([now(), by("task").value]);
-  function stop(words) {
-    computing?.abort();
-    computing = null;
-    by("task-told").textContent = words;
-    by("task-place").replaceChildren();
-    by("cancel-task").hidden = true;
-  }
   async function forecast(signal) {
-    if (of() !== shownOf) { shownOf = of(); stop(""); }
+    if (of() !== shownOf) { shownOf = of(); computing.stop(""); }
     by("run-task").disabled = true;
     if (!by("task").value) { by("task-forecast").textContent = "No task writes prompts for this model."; return; }
     try {
       const { prompts, seconds } = await ask(token, "plan_task", { scene: now(), task: by("task").value }, signal);
       by("task-forecast").textContent = `The edits in ${prompts} prompts of the task, each patched from its own second prompt, beside this one. About ${duration(seconds)}.`;
       by("run-task").disabled = false;
-    } catch (error) { if (error instanceof Refused) by("task-forecast").textContent = error.message; else if (error.name !== "AbortError") throw error; }
+    } catch (error) { inWords(error, (words) => { by("task-forecast").textContent = words; }); }
   }
-  by("whole-task").addEventListener("submit", async (event) => {
+  by("whole-task").addEventListener("submit", (event) => {
     event.preventDefault();
-    stop("computing …");
-    const own = (computing = new AbortController()), name = by("task").selectedOptions[0].text;
-    by("cancel-task").hidden = false;
-    try {
-      const told = await ask(token, "task", { scene: now(), task: by("task").value }, own.signal);
-      stop("");
-      by("task-place").replaceChildren(table(told, name));
-    } catch (error) { if (error instanceof Refused) stop(error.message); else if (error.name !== "AbortError") throw error; }
+    const scene = now(), task = by("task").value, name = by("task").selectedOptions[0].text;
+    computing.run((signal) => ask(token, "task", { scene, task }, signal), (body, told) => body.append(table(told, name)));
   });
-  by("cancel-task").addEventListener("click", () => { stop("cancelled"); by("run-task").focus(); });
   by("task").addEventListener("change", () => forecast());
   return {
     forecast,

@@ -1,14 +1,15 @@
 """What a scene looks like: the parts that the page draws, before and after its edits.
 
-1. `Look` has the run that is looked at: the model's own where nothing is edited, else the edited one.
-2. Its views are those of `interp.show`; beside them stands what the edits change (`compare`).
+1. `run_of` is the run that is looked at: the model's own where nothing is edited, else the edited one.
+2. `look` draws the parts that are asked for, each a function of a `Sight`. Their views are those of `interp.show`;
+   beside them stands what the edits change (`compare`).
 3. A patching map, by head or by position, is one sweep; what it will cost is known before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
@@ -40,7 +41,7 @@ from interp.ui.explorer.scene import (
 )
 from interp.ui.explorer.script import map_script_of
 from interp.ui.views import frames, prompts
-from interp.ui.views.of_model import of_model
+from interp.ui.views.of_model import labels_of, of_model
 from interp.ui.views.view import Part, View
 from interp.ui.walk.walk import walk
 from interp.variants.edited import edited
@@ -74,6 +75,31 @@ class Focus:
         return range(first, min(n, first + most))
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What parts are drawn of.
+
+    Attributes:
+        model, pairs, variant: the run that is looked at; `pairs` has its prompt on the clean side.
+        labels: the prompt's tokens.
+        scene: what the page asks for.
+        other: a second model to compare with.
+        at: what is shown of a long prompt.
+    """
+
+    model: HookedModel
+    pairs: PromptPairs
+    variant: Variant
+    labels: Sequence[str]
+    scene: Scene
+    other: Other | None
+    at: Focus
+
+    def run(self) -> AbstractContextManager[None]:
+        """The run: every forward of its prompt in a `with` block is edited."""
+        return run_of(self.model, self.pairs, self.variant)
+
+
 def look(
     model: HookedModel, scene: Scene, wanted: Sequence[str], other: Other | None = None, at: Focus = Focus()
 ) -> dict[str, Any]:
@@ -93,20 +119,10 @@ def look(
         check_choice("part", name, PARTS)
     variant, pairs = resolved(model, scene)
     labels = labels_of(model, pairs.clean[0])
-    parts = [
-        compare(model, pairs, variant, compared_with(model, scene, other))
-        if name == "compare"
-        else PARTS[name](model, pairs, variant, labels, at)
-        for name in wanted
-    ]
+    sight = Sight(model, pairs, variant, labels, scene, other, at)
+    parts = [PARTS[name](sight) for name in wanted]
     shown = [{"view": part.name, "title": part.title, **part.payload} for part in parts if part is not None]
     return {"ids": pairs.clean[0].tolist(), "labels": labels, "parts": shown}
-
-
-def labels_of(model: HookedModel, ids: Tensor) -> list[str]:
-    """The tokens of a prompt as the page shows them."""
-    named = model.to_str_tokens(ids) if model.tokenizer is not None else [str(one) for one in ids.tolist()]
-    return [visible_token(one) for one in named]
 
 
 @contextmanager
@@ -116,31 +132,31 @@ def run_of(model: HookedModel, pairs: PromptPairs, variant: Variant) -> Iterator
         yield
 
 
-def _next_token(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str], at: Focus) -> Part:
-    with run_of(model, pairs, variant):
-        return prompts.next_token(model, pairs.clean[0], after=f"“{labels[-1]}”, at position {len(labels) - 1}")
+def _next_token(of: Sight) -> Part:
+    with of.run():
+        after = f"“{of.labels[-1]}”, at position {len(of.labels) - 1}"
+        return prompts.next_token(of.model, of.pairs.clean[0], after=after)
 
 
-def _lens(model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str], at: Focus) -> Part:
-    window = at.window(len(labels), LENS_WINDOW) if len(labels) > MOST_TOKENS else None
-    with run_of(model, pairs, variant):
-        part = prompts.lens(model, pairs.clean[0], labels=labels, lenses={"logit lens": None}, window=window)
-    return part if window is None else _of_long(part, window, labels)
+def _lens(of: Sight) -> Part:
+    n = len(of.labels)
+    window = of.at.window(n, LENS_WINDOW) if n > MOST_TOKENS else None
+    with of.run():
+        part = prompts.lens(of.model, of.pairs.clean[0], labels=of.labels, lenses={"logit lens": None}, window=window)
+    return part if window is None else _of_long(part, window, of.labels)
 
 
-def _attention(
-    model: HookedModel, pairs: PromptPairs, variant: Variant, labels: Sequence[str], at: Focus
-) -> Part | None:
-    layers, n = prompts.attention_layers(model), len(labels)
-    if not model.cfg.has_attention or not layers:
+def _attention(of: Sight) -> Part | None:
+    layers, n = prompts.attention_layers(of.model), len(of.labels)
+    if not of.model.cfg.has_attention or not layers:
         return None
     layer, window = None, None
     if n > MOST_TOKENS:
-        layer = min(layers, key=lambda one: abs(one - at.layer))  # the nearest that has attention
-        window = at.window(n, isqrt(2 * MOST_WEIGHTS // model.cfg.n_heads))
-    with run_of(model, pairs, variant):
-        part = prompts.attention(model, pairs.clean[0], labels=labels, layer=layer, window=window)
-    return part if window is None else _of_long(part, window, labels, layers)
+        layer = min(layers, key=lambda one: abs(one - of.at.layer))  # the nearest that has attention
+        window = of.at.window(n, isqrt(2 * MOST_WEIGHTS // of.model.cfg.n_heads))
+    with of.run():
+        part = prompts.attention(of.model, of.pairs.clean[0], labels=of.labels, layer=layer, window=window)
+    return part if window is None else _of_long(part, window, of.labels, layers)
 
 
 def _of_long(part: Part, window: range, labels: Sequence[str], layers: Sequence[int] = ()) -> Part:
@@ -220,11 +236,12 @@ def _depth_name(places: Sequence[int], depth: Sequence[int]) -> str:
     return told[1] if told[0] == told[1] else f"{told[1]} (before: {told[0]})"
 
 
-Picture = Callable[[HookedModel, PromptPairs, Variant, Sequence[str], Focus], Part | None]
-PARTS: dict[str, Picture] = {
-    "compare": lambda model, pairs, variant, labels, at: compare(
-        model, pairs, variant, Run(model, Variant([]), pairs, "the model’s own run")
-    ),
+def _compare(of: Sight) -> Part | None:
+    return compare(of.model, of.pairs, of.variant, compared_with(of.model, of.scene, of.other))
+
+
+PARTS: dict[str, Callable[[Sight], Part | None]] = {
+    "compare": _compare,
     "next_token": _next_token,
     "attention": _attention,
     "lens": _lens,
