@@ -17,7 +17,7 @@ import importlib
 import pkgutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -71,7 +71,6 @@ class Story:
     sections: list[Section] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     told: dict[str, list[str]] = field(default_factory=dict)
-    parts: dict[str, Mapping[str, str]] = field(default_factory=dict)
     results: ReportResults = field(default_factory=ReportResults)
     seconds: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
@@ -97,7 +96,6 @@ class Story:
         self.results[name] = made.frame
         self.sections.append(made.section)
         self.told[name] = made.findings
-        self.parts[name] = made.frame.attrs.get("parts", {})
 
 
 @dataclass
@@ -349,7 +347,7 @@ def checks(model: GPT, pairs: PromptPairs, story: Story, *, compare: bool) -> pd
 def conclude(model: GPT, pairs: PromptPairs, story: Story, held: pd.DataFrame, task: str) -> None:
     """Draw the mechanism in front of the other sections, say it step by step, and end with what is established."""
     layout = Layout.of(pairs, model)
-    found, methods = mechanism(story.results, layout), by_method(story.results, story.parts)
+    found, methods = mechanism(story.results, layout), by_method(story.results)
     roles = dict(zip(layout.roles, layout.tokens, strict=True))
     figure = figures.mechanism(
         found.frame, roles=roles, answer=layout.answer, right=layout.right, says=found.says.replace("`", "")

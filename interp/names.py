@@ -26,6 +26,9 @@ ARROW = "->"
 READS = {"q": "head", "k": "kv_head", "v": "kv_head"}
 """What a head reads by (query, key and value), and the axis that tells these inputs of a layer apart."""
 
+READ_WORDS = {"q": "queries", "k": "keys", "v": "values"}
+"""The same in words."""
+
 
 @dataclass(frozen=True)
 class PartKind:

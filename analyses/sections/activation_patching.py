@@ -10,10 +10,10 @@ from analyses.activation_patching import plot, run, summary
 from interp import figures, stats
 from interp.edits import Edit, Variant
 from interp.hooked.model import HookedModel
-from interp.names import MIXER_PARTS, PART_KINDS, WHOLES, Part, part_of
+from interp.names import MIXER_PARTS, PART_KINDS, WHOLES, part_of
 from interp.prompts.pairs import PromptPairs
 from interp.rounding import no_effect
-from interp.study.mechanism.evidence import MOST_PARTS, carriers
+from interp.study.mechanism.evidence import main_parts
 from interp.study.sections import Results, StudyReport
 from interp.study.sentences import counted, interval, listed
 from interp.sweeps.sweep import sweep
@@ -76,8 +76,7 @@ def report(model: HookedModel, pairs: PromptPairs, results: Results, *, progress
 
 def _at_roles(model: HookedModel, pairs: PromptPairs, results: Results, progress: bool | None) -> pd.DataFrame | None:
     """The heads that matter, each patched at one role at a time; None without such heads, or without roles."""
-    names = carriers(results)["component"].head(MOST_PARTS)
-    heads = [part for part in map(Part.parse, names) if part.row.axis is not None]
+    heads = [part for part in main_parts(results) if part.row.axis is not None]
     cells = []
     for part, role in itertools.product(heads, pairs.role_names):
         own = {"layer": part.layer, part.kind: part.index}

@@ -10,7 +10,7 @@ from interp.hooked.model import HookedModel
 from interp.names import Part
 from interp.prompts.pair_checks import MASK
 from interp.prompts.pairs import PromptPairs
-from interp.study.mechanism.evidence import MOST_PARTS, carriers
+from interp.study.mechanism.evidence import main_parts
 from interp.study.sections import Results, StudyReport
 from interp.ui.page import FigureItem, Section, first_rows
 
@@ -69,8 +69,7 @@ def describe(table: pd.DataFrame, names: Iterable[str], last: str) -> str:
 
 def _carrying(results: Results) -> list[str]:
     """The parts with a pattern that carry the answer, whose reading the drawing of the mechanism shows."""
-    names = carriers(results)["component"].head(MOST_PARTS)
-    return [part.name for part in map(Part.parse, names) if part.kind != "mlp"]
+    return [part.name for part in main_parts(results) if part.kind != "mlp"]
 
 
 def _strongest(model: HookedModel, results: Results) -> list[str] | None:

@@ -12,7 +12,7 @@ from interp.hooked.model import HookedModel
 from interp.names import READS, Part, part_of
 from interp.prompts.pairs import PromptPairs
 from interp.study.fewer_prompts import affordable, evenly
-from interp.study.mechanism.evidence import MOST_PARTS, Layout, alike, carriers
+from interp.study.mechanism.evidence import Layout, alike, main_parts
 from interp.study.sections import Results, StudyReport
 from interp.study.sentences import answered_at, counted, interval
 from interp.ui.page import FigureItem, Section, first_rows
@@ -103,7 +103,7 @@ def _into(
 
 def _among(model: HookedModel, pairs: PromptPairs, results: Results, progress: bool | None) -> pd.DataFrame | None:
     """The paths from each part that carries the answer to what the others read; those that do the same together."""
-    names = list(carriers(results)["component"].head(MOST_PARTS))
+    names = [part.name for part in main_parts(results)]
     receivers = []
     for group in alike(results, names, Layout.of(pairs, model)):
         parts = [Part.parse(name) for name in group]

@@ -24,7 +24,7 @@ from interp.arguments import checked, column_of
 from interp.figures.axes import numbers
 from interp.figures.glyphs import drawable, width, written
 from interp.figures.style import INK, MUTED, POINTS, RULE, SMALL, TEXT_WIDTH, TINY, Figure, blank, styled
-from interp.names import Part
+from interp.names import READ_WORDS, Part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,6 @@ LEGEND = (
     "box: what patching it gives back, or ablating it takes away \N{MIDDLE DOT} grey arrow: looks at (attention)",
     "wide arrow: feeds, or adds to the logit difference \N{MIDDLE DOT} blue helps the answer, red works against it",
 )
-READS = {"q": "queries", "k": "keys", "v": "values"}
 
 
 @dataclass(frozen=True)
@@ -302,7 +301,7 @@ def _path(axes: Axes, lane: _Lane, at: float) -> None:
 def _label(axes: Axes, lanes: Sequence[tuple[_Lane, float]], beside: bool) -> None:
     """What the lanes from one part carry, the strongest first: left of them, or above the line beside its box."""
     own = sorted((lane.row for lane, _ in lanes), key=lambda row: -abs(row.share))
-    parts = [(f"{_percent(row.share)} {READS.get(row.reads, '')}".rstrip(), _colour(row.share)) for row in own]
+    parts = [(f"{_percent(row.share)} {READ_WORDS.get(row.reads, '')}".rstrip(), _colour(row.share)) for row in own]
     start, places = lanes[0][0].start, [at for _, at in lanes]
     wide = sum(width(text, TINY) for text, _ in parts) + 4 * (len(parts) - 1)
     if beside:  # left of all lanes, so that none crosses it

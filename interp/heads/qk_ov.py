@@ -27,13 +27,12 @@ from interp.hooked.decompositions import check_linear_output
 from interp.hooked.model import HookedModel
 from interp.models.gpt import GPT
 from interp.models.layers import Norm
-from interp.names import Part
+from interp.names import READ_WORDS, Part
 from interp.precision import widened
 
 if TYPE_CHECKING:
     import pandas as pd
 
-READERS = {"q": "queries", "k": "keys", "v": "values"}
 TINY = 1e-30  # avoids division by zero
 
 
@@ -148,7 +147,7 @@ def composition(model: HookedModel, reader: str) -> Tensor:
 
     Source: Elhage et al. 2021, on Q-, K- and V-composition.
     """
-    check_choice("reader", reader, READERS)
+    check_choice("reader", reader, READ_WORDS)
     layers, heads = readable(model).cfg.n_layers, model.cfg.n_heads
     reads = []
     for layer in range(layers):

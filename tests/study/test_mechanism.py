@@ -193,7 +193,9 @@ def test_too_few_prompts_are_said_and_nothing_is_drawn() -> None:
 def test_the_table_of_methods_has_what_each_finds_and_the_conclusion_what_is_open() -> None:
     _, _, results = known("induction")
     found, step = drawn("induction")
-    table = by_method(results, {"circuit": dict.fromkeys(found.parts, "in it")})
+    named = pd.DataFrame()
+    named.attrs["parts"] = dict.fromkeys(found.parts, "in it")
+    table = by_method({**results, "circuit": named})
     assert set(table["part"]) == set(step)
     first = table.iloc[0]
     assert step[first["part"]] == "induction" and first["methods"] == 4

@@ -2,7 +2,8 @@
 
 1. Nothing is drawn of a model that does not do the task better than by guessing, or of prompts whose two sides do not
    differ: there is nothing to explain, and `says` tells it.
-2. The parts that matter are drawn (`carriers`), at most `MOST_PARTS`, the strongest; how many more passed is said.
+2. The parts that matter are drawn (`parts_that_matter`), at most `MOST_PARTS`, the strongest; how many more passed is
+   said.
 3. Each stands at the roles where it acts; one that acts at no single role, where the answer is read if it writes the
    answer, else in a column for other places.
 4. What it looks at, what it feeds and what it writes is drawn where the tables support it (`interp.study.mechanism.
@@ -21,10 +22,10 @@ from interp.study.mechanism.evidence import (
     MOST_PARTS,
     Layout,
     acting,
-    carriers,
     difference,
     feeding,
     looking,
+    parts_that_matter,
     writing,
 )
 from interp.study.sentences import counted
@@ -88,7 +89,7 @@ def mechanism(results: Results, layout: Layout) -> Mechanism:
     if why:
         return Mechanism(layout, nothing, 0, why)
     # 2. The parts that matter.
-    every = carriers(results)
+    every = parts_that_matter(results)
     chosen = every.head(MOST_PARTS)
     if chosen.empty:
         what = "no part of the model moves the answer" + f" by {LEAST:.0%} or more for sure"

@@ -5,8 +5,9 @@ difference between the logit differences of the clean and the corrupt prompt: 1 
 Every number is a mean over prompts. It counts only if it is `sure`: its p, corrected for all that the same study
 tested, is below `stats.SURE`, it is more than rounding, and its magnitude is at least `LEAST`.
 
-1. `carriers`: a part matters if patching its clean output into the corrupt prompts moves the answer (activation
-   patching; an MLP is patched at one role at a time), or if the clean prompts lose the answer without it (ablation).
+1. `parts_that_matter`: a part matters if patching its clean output into the corrupt prompts moves the answer
+   (activation patching; an MLP is patched at one role at a time), or if the clean prompts lose the answer without it
+   (ablation).
 2. `acting`: it acts at the roles where patching its output there alone counts, and does at least half as much as at the
    strongest of them.
 3. `writing`: it writes the answer if its direct contribution to the logit difference counts (direct logit attribution)
@@ -99,7 +100,7 @@ def difference(results: Results) -> float:
 
 
 # 1. Which parts matter.
-def carriers(results: Results) -> pd.DataFrame:
+def parts_that_matter(results: Results) -> pd.DataFrame:
     """The parts that matter, the strongest first.
 
     Returns:
@@ -126,13 +127,18 @@ def carriers(results: Results) -> pd.DataFrame:
     return kept[columns].reset_index(drop=True)
 
 
+def main_parts(results: Results) -> list[Part]:
+    """The strongest of the parts that matter, as many as are drawn."""
+    return [Part.parse(name) for name in parts_that_matter(results)["component"].head(MOST_PARTS)]
+
+
 def found_by(results: Results, study: str) -> dict[str, float]:
     """The parts that count by one study alone, and their effects: in logits of direct logit attribution, else in parts
     of the difference.
     """
     gap = difference(results)
     if study == "activation_patching":
-        return _values(carriers({study: results[study]}))
+        return _values(parts_that_matter({study: results[study]}))
     if gap <= 0:
         return {}
     if study == "ablation":
@@ -262,7 +268,7 @@ def alike(results: Results, names: Sequence[str], layout: Layout) -> list[list[s
     Each stands in for the others where one is patched, so that paths to them are patched together.
     """
     acts, looks = acting(results, names), looking(results, names, layout)
-    value = carriers(results).set_index("component")["value"]
+    value = parts_that_matter(results).set_index("component")["value"]
     role = acts.drop_duplicates("component").set_index("component")["role"]
     target = {(row.component, row.role): row.looks_at for row in looks.itertuples()}
     groups: dict[object, list[str]] = {}

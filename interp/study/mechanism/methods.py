@@ -28,12 +28,12 @@ KIND = "kind of head"
 NAMED = {"circuit": "in the circuit", "head_detectors": KIND}
 
 
-def by_method(results: Results, named: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
+def by_method(results: Results) -> pd.DataFrame:
     """One row for each part that some method finds.
 
     Args:
-        results: the measurements of the studies by their names.
-        named: study -> part -> what the study says of it, for studies that name parts.
+        results: the measurements of the studies by their names; a study that names parts has them in `attrs`, as
+            `StudyReport` says.
 
     Returns:
         `part`, `methods` (how many find it), and a column for each method that was used: its effect, empty where it
@@ -44,7 +44,7 @@ def by_method(results: Results, named: Mapping[str, Mapping[str, str]]) -> pd.Da
     columns: dict[str, Mapping[str, object]] = {
         title: found_by(results, study) for study, title in MEASURED.items() if study in results
     }
-    columns |= {title: named[study] for study, title in NAMED.items() if study in named}
+    columns |= {title: results[study].attrs.get("parts", {}) for study, title in NAMED.items() if study in results}
     parts = sorted({part for column in columns.values() for part in column}, key=Part.parse)
     table = pd.DataFrame({title: [column.get(part) for part in parts] for title, column in columns.items()})
     table = table.astype({title: float for title in MEASURED.values() if title in table})
